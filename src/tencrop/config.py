@@ -1,0 +1,193 @@
+"""The configuration as types, and every rule that joins two of its keys.
+
+Read by the four verbs at the root, before torch and timm are imported: a mistake in the
+configuration is answered in under a second. Values stand in conf/; here are only names,
+types and rules. Nothing is corrected silently: a wrong value is refused with its mend.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class UserError(ValueError):
+    """What a user wrote cannot be done; the message names the value and the mend (exit code 2)."""
+
+
+# ---------------------------------------------------------------- the groups, as in conf/
+
+
+@dataclass
+class Splits:
+    """Folder names of the two splits within `data.source` ("." is the source itself)."""
+
+    train: str
+    val: str
+
+
+@dataclass
+class StoreOptions:
+    """How the training split is written; the evaluation split keeps its original bytes.
+
+    mode: jpeg (original bytes where no resize is needed, else JPEG of `quality`) | raw.
+    short_side / max_side: pixels the shorter / longer side is reduced to, never enlarged; null keeps the size.
+    """
+
+    mode: str
+    short_side: int | None
+    max_side: int | None
+    quality: int
+
+
+@dataclass
+class Data:
+    name: str  # imagenet | imagefolder | digits
+    root: str  # the prepared folder
+    source: str | None  # the user's files
+    splits: Splits
+    num_classes: int | None  # null: as many as the prepared data have
+    loader: str  # ffcv | torch
+    store: StoreOptions
+    undecodable: str  # stop | skip (skipped files are listed in the manifest)
+
+
+@dataclass
+class Model:
+    name: str  # a timm name, one of ours, or torchvision/NAME
+    kwargs: dict[str, Any]  # passed to the model's constructor
+    channels_last: bool
+    bn_group: int | None  # samples normalised together; null only for a model without BatchNorm
+
+
+@dataclass
+class Pca:
+    """RGB noise along the principal components (Krizhevsky et al. 2012, section 4.1)."""
+
+    std: float  # of the normal draw, one per image, epoch and component; 0 switches it off
+    source: str  # dataset | torch | cuda_convnet
+
+
+@dataclass
+class Augmentation:
+    crop: str  # random_resized | random | none
+    size: int  # pixels: output height and width
+    area: list[float]  # random_resized: range of the crop's share of the image area
+    aspect: list[float]  # random_resized: range of width / height
+    side: list[int] | None  # random: range of the shorter side that the image is rescaled to
+    region: str  # random: whole | square (the central square of the rescaled image)
+    filter: str  # bilinear | bicubic | box | nearest, as in Pillow
+    flip: float  # probability of the mirror image
+    pca: Pca
+
+
+@dataclass
+class Normalization:
+    """Per channel, on pixels of [0, 255]: (pixel - mean) / std."""
+
+    mean: Any  # imagenet | dataset | [r, g, b]
+    std: Any  # imagenet | dataset | [r, g, b]
+
+
+@dataclass
+class Optimizer:
+    name: str  # sgd | sgd_alexnet | adamw
+    lr: float  # at the global batch
+    momentum: float | None  # sgd, sgd_alexnet
+    nesterov: bool | None  # sgd
+    betas: list[float] | None  # adamw
+    eps: float | None  # adamw
+    weight_decay: float
+    decay: str  # all | weights (only tensors of two or more dimensions)
+
+
+@dataclass
+class Schedule:
+    name: str  # step | cosine | plateau | constant
+    warmup_epochs: float
+    milestones: list[float] | None  # step: epochs at which lr is multiplied by gamma
+    gamma: float | None  # step, plateau
+    min_lr: float | None  # cosine: lr at the end
+    patience: int | None  # plateau: evaluations without improvement
+    max_drops: int | None  # plateau: drops before the end
+
+
+@dataclass
+class Protocol:
+    name: str  # center | five_crop | ten_crop | flip_pair
+    side: int | None  # the shorter side is rescaled to this; null keeps the size
+    size: int  # pixels: the crop's height and width
+    region: str  # whole | square: what the corners are corners of
+    filter: str  # bilinear | bicubic | box | nearest, as in Pillow
+    average: str  # softmax | logits: what is averaged over the views
+
+
+@dataclass
+class Hardware:
+    accelerator: str  # auto | cpu | gpu
+    devices: int
+    nodes: int
+    workers: Any  # loader threads a process; auto: the cores granted, shared by the processes of a node
+    max_micro_batch: int | None  # samples a device can hold; more are accumulated
+
+
+@dataclass
+class Tracker:
+    name: str  # wandb | tensorboard | csv | none
+    project: str | None
+
+
+@dataclass
+class Training:
+    epochs: int
+    max_steps: int | None  # stop after so many optimizer steps (to try a recipe)
+    global_batch: int
+    precision: str  # fp32 | bf16
+    label_smoothing: float
+    clip_grad_norm: float | None
+    ema_decay: float | None
+    minival_fraction: float  # share of the training split held out for selection
+    evaluate_every_epochs: int
+
+
+@dataclass
+class Claim:
+    """The published result that an experiment is to reproduce."""
+
+    top1_error: float | None  # percent, as printed or 100 - accuracy
+    top5_error: float | None
+    split: str
+    protocol: str
+    source: str
+
+
+@dataclass
+class Config:
+    """All that train.py knows. Learning keys: all but data.root/source/loader, hardware, tracker and the last block."""
+
+    seed: int
+    image_size: int  # pixels the network sees
+    short_side: int | None  # pixels the shorter side is rescaled to before fixed-size crops
+    data: Data
+    model: Model
+    augmentation: Augmentation
+    normalization: Normalization
+    optimizer: Optimizer
+    schedule: Schedule
+    training: Training
+    protocol: Protocol
+    hardware: Hardware
+    tracker: Tracker
+    claim: Claim | None
+    # what follows changes nothing that is learned
+    name: str | None  # of the experiment; null: model-data
+    runs: str  # folder of all run folders
+    deterministic: bool | None  # null: true on CPU
+    log_every_steps: int
+    checkpoint_every_steps: int | None  # null: at the end of every epoch only
+    allow_other_code: bool  # continue a run that another version of the code began
+    # evaluate.py only
+    checkpoint: Any = None  # path, or list of paths (an ensemble)
+    weights: str | None = None  # a plain state dict, .safetensors or .pth
+    save_views: bool = False
+    output: str | None = None
