@@ -72,13 +72,13 @@ class Pca:
 class Augmentation:
     crop: str  # random_resized | random | none
     size: int  # pixels: output height and width
-    area: list[float]  # random_resized: range of the crop's share of the image area
-    aspect: list[float]  # random_resized: range of width / height
-    side: list[int] | None  # random: range of the shorter side that the image is rescaled to
-    region: str  # random: whole | square (the central square of the rescaled image)
     filter: str  # bilinear | bicubic | box | nearest, as in Pillow
     flip: float  # probability of the mirror image
     pca: Pca
+    area: list[float] | None = None  # random_resized: range of the crop's share of the image area
+    aspect: list[float] | None = None  # random_resized: range of width / height
+    side: list[int] | None = None  # random: range of the shorter side that the image is rescaled to
+    region: str | None = None  # random: whole | square (the central square of the rescaled image)
 
 
 @dataclass
@@ -93,23 +93,23 @@ class Normalization:
 class Optimizer:
     name: str  # sgd | sgd_alexnet | adamw
     lr: float  # at the global batch
-    momentum: float | None  # sgd, sgd_alexnet
-    nesterov: bool | None  # sgd
-    betas: list[float] | None  # adamw
-    eps: float | None  # adamw
     weight_decay: float
     decay: str  # all | weights (only tensors of two or more dimensions)
+    momentum: float | None = None  # sgd, sgd_alexnet
+    nesterov: bool | None = None  # sgd
+    betas: list[float] | None = None  # adamw
+    eps: float | None = None  # adamw
 
 
 @dataclass
 class Schedule:
     name: str  # step | cosine | plateau | constant
     warmup_epochs: float
-    milestones: list[float] | None  # step: epochs at which lr is multiplied by gamma
-    gamma: float | None  # step, plateau
-    min_lr: float | None  # cosine: lr at the end
-    patience: int | None  # plateau: evaluations without improvement
-    max_drops: int | None  # plateau: drops before the end
+    milestones: list[float] | None = None  # step: epochs at which lr is multiplied by gamma
+    gamma: float | None = None  # step, plateau
+    min_lr: float | None = None  # cosine: lr at the end
+    patience: int | None = None  # plateau: evaluations without improvement before lr drops
+    max_drops: int | None = None  # plateau: drops, after which lr stays
 
 
 @dataclass
