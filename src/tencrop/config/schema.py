@@ -1,21 +1,17 @@
-"""The configuration as types, and every rule that joins two of its keys.
+"""The configuration as types; a group's folder in conf/ has the name of its field here.
 
-Read by the four verbs at the root, before torch and timm are imported: a mistake in the
-configuration is answered in under a second. Values stand in conf/; here are only names,
-types and rules. Nothing is corrected silently: a wrong value is refused with its mend.
+Values stand in conf/, rules in rules.py. Imported before torch and timm, so that a mistake in
+the configuration is answered in under a second.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
 class UserError(ValueError):
     """What a user wrote cannot be done; the message names the value and the mend (exit code 2)."""
-
-
-# ---------------------------------------------------------------- the groups, as in conf/
 
 
 @dataclass
@@ -163,7 +159,7 @@ class Claim:
 
 @dataclass
 class Config:
-    """All that train.py knows. Learning keys: all but data.root/source/loader, hardware, tracker and the last block."""
+    """All that train.py and evaluate.py know; which keys change what is learned says `learning_keys`."""
 
     seed: int
     image_size: int  # pixels the network sees
@@ -179,7 +175,6 @@ class Config:
     hardware: Hardware
     tracker: Tracker
     claim: Claim | None
-    # what follows changes nothing that is learned
     name: str | None  # of the experiment; null: model-data
     runs: str  # folder of all run folders
     deterministic: bool | None  # null: true on CPU
@@ -189,5 +184,22 @@ class Config:
     # evaluate.py only
     checkpoint: Any = None  # path, or list of paths (an ensemble)
     weights: str | None = None  # a plain state dict, .safetensors or .pth
-    save_views: bool = False
-    output: str | None = None
+    ema: bool | None = None  # null: EMA weights where the checkpoint has them
+    save_views: bool = False  # save the scores of every view too
+    output: str | None = None  # folder of score files; null: the run's own, or evaluations/
+
+
+@dataclass
+class PrepareConfig:
+    """All that prepare.py knows."""
+
+    data: Data
+    workers: Any  # auto: the cores granted
+
+
+@dataclass
+class ReportConfig:
+    """All that report.py knows."""
+
+    runs: list[str]  # run folders, or folders that hold some
+    output: str  # folder of the page and the Markdown

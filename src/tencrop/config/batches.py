@@ -1,0 +1,81 @@
+"""How the recipe's global batch is laid out on the hardware, decided before torch is imported."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from tencrop.config.schema import Config, Hardware, UserError
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How a global batch is laid out on the devices."""
+
+    num_devices: int
+    per_device: int  # samples of a global batch that a device takes
+    micro_batch: int  # samples in one forward pass
+    accumulate: int  # forward passes an optimizer step
+    bn: str  # none | ghost (groups within a micro-batch) | sync (a group spans devices)
+    bn_groups: int  # groups within a micro-batch; 1 where bn is none or sync
+
+
+def derive_batches(config: Config) -> Batches:
+    """The layout of the recipe's global batch on the hardware, or UserError with the arithmetic.
+
+    Groups of `model.bn_group` samples are consecutive slices of the global batch; no layout may change them.
+    """
+    hardware, batch, group = config.hardware, config.training.global_batch, config.model.bn_group
+    num_devices = hardware.devices * hardware.nodes
+    if batch % num_devices:
+        lower, upper = batch - batch % num_devices, batch - batch % num_devices + num_devices
+        raise UserError(
+            f"training.global_batch={batch}: {num_devices} devices ({hardware.nodes} nodes of {hardware.devices})"
+            f" cannot share it evenly ({batch} / {num_devices} = {batch / num_devices:.2f});"
+            f" choose hardware.devices among {_divisors(batch)} or a batch of {lower or upper} or {upper}"
+        )
+    per_device = batch // num_devices
+    limit = hardware.max_micro_batch or per_device
+    unit = group if group is not None and per_device % group == 0 else 1
+    micro_batch = max((size for size in _divisors(per_device) if size <= limit and size % unit == 0), default=0)
+    if not micro_batch:
+        raise UserError(
+            f"hardware.max_micro_batch={limit}: a group of model.bn_group={group} samples is normalised together"
+            f" and does not fit; raise it to at least {group}"
+        )
+    if group is None:
+        return Batches(num_devices, per_device, micro_batch, per_device // micro_batch, "none", 1)
+    if micro_batch % group == 0:
+        return Batches(num_devices, per_device, micro_batch, per_device // micro_batch, "ghost", micro_batch // group)
+    arithmetic = f"{batch} / {num_devices} devices = {per_device} samples a device, groups of model.bn_group={group}"
+    if micro_batch != per_device:
+        raise UserError(f"hardware.max_micro_batch={limit}: {arithmetic}; accumulation cannot enlarge a group")
+    if group % per_device or group != batch:
+        raise UserError(f"model.bn_group={group}: {arithmetic}; use fewer devices, or a bn_group that divides the part")
+    if accelerator_of(hardware) == "cpu":
+        raise UserError(
+            f"model.bn_group={group}: {arithmetic}; a group over several devices needs synchronised BatchNorm,"
+            " which is for GPUs only; use fewer processes"
+        )
+    return Batches(num_devices, per_device, micro_batch, 1, "sync", 1)
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def accelerator_of(hardware: Hardware) -> str:
+    """cpu or gpu; looks for a device file, so that torch need not be imported."""
+    if hardware.accelerator != "auto":
+        return hardware.accelerator
+    return "gpu" if Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else "cpu"
+
+
+def num_workers(hardware: Hardware) -> int:
+    """Loader threads of one process: as asked, or its share of the cores that SLURM or the system granted."""
+    if isinstance(hardware.workers, int):
+        return hardware.workers
+    if granted := os.environ.get("SLURM_CPUS_PER_TASK"):
+        return int(granted)
+    return max(1, len(os.sched_getaffinity(0)) // hardware.devices)

@@ -1,0 +1,103 @@
+"""Turns a function of a typed configuration into a verb: Hydra, sentences for mistakes, exit codes.
+
+Called by the four scripts at the root. Exit codes: 0 done, 2 the user's input (one sentence on
+stderr), 75 interrupted and resumable, 1 our fault (with its traceback).
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from tencrop.config.rules import keys_of, typed
+from tencrop.config.schema import Config, UserError
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "the file system is read-only",
+}
+
+
+def command(config_name: str, schema: type) -> Callable[[Callable[[Any], int | None]], Callable[[], None]]:
+    """Decorator: `run(config: schema) -> exit code` becomes a script's main, configured by conf/<config_name>.yaml."""
+
+    def decorate(run: Callable[[Any], int | None]) -> Callable[[], None]:
+        def main() -> None:
+            sys.exit(_exit_code(run, config_name, schema))
+
+        return main
+
+    return decorate
+
+
+def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type) -> int:
+    exit_codes: list[int] = []
+
+    def job(node: DictConfig) -> None:
+        exit_codes.append(run(typed(node, schema)) or 0)
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, for the sentences below
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+    except UserError as error:
+        return _refuse(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        return _refuse(sentence(error))
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        return _refuse(f"cannot write: {DISK_ERRORS[error.errno]}{place}; free some space or name another folder")
+    return max(exit_codes, default=0)
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def sentence(error: Exception) -> str:
+    """One sentence for an error of Hydra's or OmegaConf's: the key, the value and the nearest names."""
+    text = str(error)
+    if found := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+        group, option = found.groups()
+        options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        hint = "; any timm model is model=timm model.name=NAME" if group == "model" else ""
+        return f"{group}={option}: there is no conf/{group}/{option}.yaml{nearest(option, options)}{hint}"
+    if found := re.search(r"Could not override '([^']+)'", text):
+        key = found[1]
+        cause = str(error.__cause__ or "")
+        parent = re.search(r"full_key: (\S+)", cause)
+        return f"{parent[1] if parent else key}: there is no such key{nearest(key, _known_keys())}"
+    return text.splitlines()[0] + "".join(f" ({key})" for key in re.findall(r"full_key: (\S+)", text)[:1])
+
+
+def nearest(name: str, names: list[str]) -> str:
+    """The nearest of `names` as a clause of a sentence, empty where none is near."""
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return (
+        f"; did you mean {' or '.join(close)}?"
+        if close
+        else f"; there are {', '.join(names)}"
+        if len(names) < 30
+        else ""
+    )
+
+
+def _known_keys() -> list[str]:
+    return keys_of(Config)

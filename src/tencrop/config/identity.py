@@ -1,0 +1,49 @@
+"""Which run a configuration means: its learning keys, their hash, its folder; and whether data fit it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tencrop.config.schema import Config, UserError
+
+NOT_LEARNED = {
+    "seed", "hardware", "tracker", "claim", "name", "runs", "deterministic", "log_every_steps", "protocol",
+    "checkpoint_every_steps", "allow_other_code", "checkpoint", "weights", "ema", "save_views", "output",
+}  # fmt: skip
+NOT_LEARNED_DATA = {"root", "source", "loader", "splits", "undecodable", "num_classes"}
+
+
+def learning_keys(config: Config) -> dict[str, Any]:
+    """The part of the configuration that changes what is learned (the seed stands in the folder's name)."""
+    values = dataclasses.asdict(config)
+    values["data"] = {key: value for key, value in values["data"].items() if key not in NOT_LEARNED_DATA}
+    return {key: value for key, value in values.items() if key not in NOT_LEARNED}
+
+
+def learning_hash(config: Config) -> str:
+    """8 hex digits of the learning keys."""
+    canonical = json.dumps(learning_keys(config), sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+def run_path(config: Config) -> Path:
+    """runs/<experiment or model-data>/seed<k>-<hash>; nothing is created."""
+    name = config.name or f"{config.model.name}-{config.data.name}"
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", name)
+    return Path(config.runs) / name / f"seed{config.seed}-{learning_hash(config)}"
+
+
+def check_data(config: Config, manifest: dict[str, Any]) -> int:
+    """The number of classes, after comparing the configuration with the prepared data; UserError where they differ."""
+    prepared = len(manifest["classes"])
+    if config.data.num_classes not in (None, prepared):
+        raise UserError(
+            f"data.num_classes={config.data.num_classes}: {config.data.root} holds {prepared} classes;"
+            f" set data.num_classes={prepared} or name another data.root"
+        )
+    return prepared

@@ -1,0 +1,178 @@
+"""From composed YAML to a checked, typed configuration.
+
+Every rule about one key or several stands here once. A wrong value is refused with its mend;
+nothing is corrected silently.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tencrop.config.schema import Config, UserError
+
+Schema = TypeVar("Schema")
+
+
+def typed(node: DictConfig, schema: type[Schema]) -> Schema:
+    """The composed YAML as an instance of `schema`, all rules checked.
+
+    Raises UserError for an unknown key, a missing one, a value of the wrong type or a broken rule.
+    """
+    try:
+        values = OmegaConf.to_container(node, resolve=True)
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    except OmegaConfBaseException as error:
+        raise UserError(_sentence(error, schema)) from error
+    check(config)
+    return config  # type: ignore[return-value]
+
+
+def keys_of(schema: Any, prefix: str = "") -> list[str]:
+    """All dotted keys of a dataclass."""
+    keys = []
+    for name, kind in get_type_hints(schema).items():
+        inner = next((kind for kind in (kind, *get_args(kind)) if dataclasses.is_dataclass(kind)), None)
+        keys += keys_of(inner, f"{prefix}{name}.") if inner else [prefix + name]
+    return keys
+
+
+def _sentence(error: OmegaConfBaseException, schema: type) -> str:
+    key = error.full_key or error.key or ""
+    text = str(error).splitlines()[0]
+    if "not in '" in text or "is not in struct" in text:
+        close = difflib.get_close_matches(str(key), keys_of(schema), n=2, cutoff=0.5)
+        return f"{key}: there is no such key" + (f"; did you mean {' or '.join(close)}?" if close else "")
+    if "Missing mandatory value" in text:
+        return f"{key}: needs a value; give {key}=..."
+    return f"{key}: {text}"
+
+
+FILTERS = ("bilinear", "bicubic", "box", "nearest")
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "data.loader": ("ffcv", "torch"),
+    "data.undecodable": ("stop", "skip"),
+    "data.store.mode": ("jpeg", "raw"),
+    "augmentation.crop": ("random_resized", "random", "none"),
+    "augmentation.region": ("whole", "square", None),
+    "augmentation.filter": FILTERS,
+    "augmentation.pca.source": ("dataset", "torch", "cuda_convnet"),
+    "optimizer.name": ("sgd", "sgd_alexnet", "adamw"),
+    "optimizer.decay": ("all", "weights"),
+    "schedule.name": ("step", "cosine", "plateau", "constant"),
+    "protocol.name": ("center", "five_crop", "ten_crop", "flip_pair"),
+    "protocol.region": ("whole", "square"),
+    "protocol.filter": FILTERS,
+    "protocol.average": ("softmax", "logits"),
+    "hardware.accelerator": ("auto", "cpu", "gpu"),
+    "tracker.name": ("wandb", "tensorboard", "csv", "none"),
+    "training.precision": ("fp32", "bf16"),
+}
+POSITIVE = (
+    "image_size", "training.epochs", "training.max_steps", "training.global_batch", "training.evaluate_every_epochs",
+    "training.clip_grad_norm", "model.bn_group", "augmentation.size", "protocol.size", "protocol.side", "short_side",
+    "optimizer.lr", "hardware.devices", "hardware.nodes", "hardware.max_micro_batch", "log_every_steps",
+    "checkpoint_every_steps", "data.store.short_side", "data.store.max_side", "schedule.patience", "data.num_classes",
+)  # fmt: skip
+FRACTIONS = ("augmentation.flip", "training.label_smoothing", "training.minival_fraction", "training.ema_decay")
+# the keys that a named choice uses: it needs these, and its neighbours must be null
+VARIANTS = {
+    "optimizer.name": {
+        "sgd": {"momentum", "nesterov"},
+        "sgd_alexnet": {"momentum"},
+        "adamw": {"betas", "eps"},
+    },
+    "schedule.name": {
+        "step": {"milestones", "gamma"},
+        "cosine": {"min_lr"},
+        "plateau": {"gamma", "patience", "max_drops"},
+        "constant": set(),
+    },
+    "augmentation.crop": {
+        "random_resized": {"area", "aspect"},
+        "random": {"side", "region"},
+        "none": set(),
+    },
+}
+
+
+def check(config: Any) -> None:
+    """Raise UserError for the first rule that `config` (Config, PrepareConfig or ReportConfig) breaks."""
+    for key, allowed in CHOICES.items():
+        value = _get(config, key, allowed[0])
+        if value not in allowed:
+            close = difflib.get_close_matches(str(value), [str(name) for name in allowed], n=1)
+            names = close[0] if close else ", ".join(str(name) for name in allowed)
+            raise UserError(f"{key}={value}: must be {'one of ' if not close else ''}{names}")
+    for key in POSITIVE:
+        value = _get(config, key)
+        if value is not None and value <= 0:
+            raise UserError(f"{key}={value}: must be above 0")
+    for key in FRACTIONS:
+        value = _get(config, key)
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(f"{key}={value}: must lie in [0, 1]")
+    for key, variants in VARIANTS.items():
+        _check_variant(config, key, variants)
+    workers = _get(config, "hardware.workers", _get(config, "workers"))
+    if not (workers in (None, "auto") or (isinstance(workers, int) and workers > 0)):
+        raise UserError(f"workers={workers}: must be auto or a number above 0")
+    if isinstance(config, Config):
+        _check_training(config)
+
+
+def _get(config: Any, key: str, default: Any = None) -> Any:
+    for name in key.split("."):
+        config = getattr(config, name, None)
+        if config is None:
+            return default
+    return config
+
+
+def _check_variant(config: Any, key: str, variants: dict[str, set[str]]) -> None:
+    group, choice = key.split(".")[0], _get(config, key)
+    if choice is None:
+        return
+    for name in set().union(*variants.values()):
+        value = _get(config, f"{group}.{name}")
+        if name in variants[choice] and value is None:
+            raise UserError(f"{group}.{name}: {key}={choice} needs a value for it")
+        if name not in variants[choice] and value is not None:
+            raise UserError(f"{group}.{name}={value}: {key}={choice} does not use it; set {group}.{name}=null")
+
+
+def _check_training(config: Config) -> None:
+    augmentation, protocol, training = config.augmentation, config.protocol, config.training
+    for key, pair in (("area", augmentation.area), ("aspect", augmentation.aspect), ("side", augmentation.side)):
+        if pair is not None and not (len(pair) == 2 and 0 < pair[0] <= pair[1]):
+            raise UserError(f"augmentation.{key}={pair}: must be [low, high] with 0 < low <= high")
+    if augmentation.area is not None and augmentation.area[1] > 1:
+        raise UserError(f"augmentation.area={augmentation.area}: a crop cannot cover more than 1 of the image")
+    if augmentation.side is not None and augmentation.side[0] < augmentation.size:
+        raise UserError(
+            f"augmentation.side={augmentation.side}: a crop of {augmentation.size} pixels does not fit"
+            f" into a shorter side of {augmentation.side[0]}; lower image_size or raise augmentation.side"
+        )
+    if protocol.side is not None and protocol.side < protocol.size:
+        raise UserError(
+            f"protocol.side={protocol.side}: a crop of {protocol.size} pixels does not fit; lower protocol.size"
+        )
+    if config.schedule.name == "plateau" and training.minival_fraction == 0:
+        raise UserError(
+            "schedule=plateau: the learning rate follows a minival, so that the test images are not looked at;"
+            " set training.minival_fraction (0.02, say)"
+        )
+    if training.minival_fraction == 1:
+        raise UserError("training.minival_fraction=1.0: leaves nothing to train on; 0.02 is usual")
+    if not 0 <= config.seed < 2**63:
+        raise UserError(f"seed={config.seed}: must be a number from 0 to 2**63 - 1")
+    for key in ("mean", "std"):
+        value = getattr(config.normalization, key)
+        if not (value in ("imagenet", "dataset") or (isinstance(value, list) and len(value) == 3)):
+            raise UserError(f"normalization.{key}={value}: must be imagenet, dataset or three numbers on [0, 255]")
+    if config.checkpoint is not None and config.weights is not None:
+        raise UserError("checkpoint and weights: give one of the two")
