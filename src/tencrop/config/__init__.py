@@ -1,8 +1,7 @@
 """The configuration: typed, checked, and turned into a verb's argument. Imports neither torch nor timm."""
 
 from tencrop.config.batches import Batches, accelerator_of, derive_batches, num_workers
-from tencrop.config.verbs import command
-from tencrop.config.identity import check_data, learning_hash, learning_keys, run_path
+from tencrop.config.identity import check_data, config_of_run, learning_hash, learning_keys, run_path
 from tencrop.config.rules import check, typed
 from tencrop.config.schema import (
     Augmentation,
@@ -24,5 +23,38 @@ from tencrop.config.schema import (
     Training,
     UserError,
 )
+from tencrop.config.verbs import command, overrides
 
-__all__ = [name for name in dir() if not name.startswith("_")]
+__all__ = [
+    "Augmentation",
+    "Batches",
+    "Claim",
+    "Config",
+    "Data",
+    "Hardware",
+    "Model",
+    "Normalization",
+    "Optimizer",
+    "Pca",
+    "PrepareConfig",
+    "Protocol",
+    "ReportConfig",
+    "Schedule",
+    "Splits",
+    "StoreOptions",
+    "Tracker",
+    "Training",
+    "UserError",
+    "accelerator_of",
+    "check",
+    "check_data",
+    "command",
+    "config_of_run",
+    "derive_batches",
+    "learning_hash",
+    "learning_keys",
+    "num_workers",
+    "overrides",
+    "run_path",
+    "typed",
+]

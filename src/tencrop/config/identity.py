@@ -9,6 +9,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from tencrop.config.rules import typed
 from tencrop.config.schema import Config, UserError
 
 NOT_LEARNED = {
@@ -47,3 +50,29 @@ def check_data(config: Config, manifest: dict[str, Any]) -> int:
             f" set data.num_classes={prepared} or name another data.root"
         )
     return prepared
+
+
+# what evaluation may choose anew; all else is the run's own
+EVALUATION_KEYS = (
+    "protocol", "hardware", "tracker", "data", "normalization", "training.precision",
+    "checkpoint", "ema", "save_views", "output", "deterministic",
+)  # fmt: skip
+
+
+def config_of_run(run_dir: Path, overrides: list[str], *, conf: Path) -> Config:
+    """The configuration that `run_dir` was trained with, changed by what the user typed for evaluation.
+
+    `overrides` are KEY=VALUE or GROUP=NAME; a group is read from `conf` and sees the run's image_size
+    and short_side. Raises UserError for a key that would make it another network.
+    """
+    node = OmegaConf.load(run_dir / "config.yaml")
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if not any(key == name or key.startswith(f"{name}.") for name in EVALUATION_KEYS):
+            raise UserError(f"{override}: the checkpoint's own run fixes it; leave it out")
+        group_file = conf / key / f"{value}.yaml"
+        if group_file.exists():
+            OmegaConf.update(node, key, OmegaConf.load(group_file), merge=False)
+        else:
+            OmegaConf.update(node, key, OmegaConf.create(f"value: {value}").value, force_add=True)
+    return typed(node, Config)

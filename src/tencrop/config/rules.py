@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tencrop.config.schema import Config, UserError
+from tencrop.models.names import known_names
 
 Schema = TypeVar("Schema")
 
@@ -47,7 +48,7 @@ def _sentence(error: OmegaConfBaseException, schema: type) -> str:
     if "not in '" in text or "is not in struct" in text:
         close = difflib.get_close_matches(str(key), keys_of(schema), n=2, cutoff=0.5)
         return f"{key}: there is no such key" + (f"; did you mean {' or '.join(close)}?" if close else "")
-    if "Missing mandatory value" in text:
+    if "missing mandatory value" in text.lower():
         return f"{key}: needs a value; give {key}=..."
     return f"{key}: {text}"
 
@@ -122,6 +123,7 @@ def check(config: Any) -> None:
     if not (workers in (None, "auto") or (isinstance(workers, int) and workers > 0)):
         raise UserError(f"workers={workers}: must be auto or a number above 0")
     if isinstance(config, Config):
+        _check_model(config.model.name)
         _check_training(config)
 
 
@@ -143,6 +145,16 @@ def _check_variant(config: Any, key: str, variants: dict[str, set[str]]) -> None
             raise UserError(f"{group}.{name}: {key}={choice} needs a value for it")
         if name not in variants[choice] and value is not None:
             raise UserError(f"{group}.{name}={value}: {key}={choice} does not use it; set {group}.{name}=null")
+
+
+def _check_model(name: str) -> None:
+    names = known_names()
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+        hint = (
+            f"did you mean {' or '.join(close)}?" if close else "timm.list_models() and torchvision/NAME are the names"
+        )
+        raise UserError(f"model.name={name}: there is no such model; {hint}")
 
 
 def _check_training(config: Config) -> None:

@@ -152,6 +152,7 @@ class Claim:
 
     top1_error: float | None  # percent, as printed or 100 - accuracy
     top5_error: float | None
+    data: str  # the data.name it speaks of
     split: str
     protocol: str
     source: str

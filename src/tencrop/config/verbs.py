@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from tencrop.config.rules import keys_of, typed
 from tencrop.config.schema import Config, UserError
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+CONF = Path(__file__).resolve().parents[3] / "conf"
 DISK_ERRORS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -49,21 +51,44 @@ def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type)
     exit_codes: list[int] = []
 
     def job(node: DictConfig) -> None:
-        exit_codes.append(run(typed(node, schema)) or 0)
+        exit_codes.append(_run_once(run, node, schema))
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, for the sentences below
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
-    except UserError as error:
-        return _refuse(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         return _refuse(sentence(error))
+    return max(exit_codes, default=0)
+
+
+def _run_once(run: Callable[[Any], int | None], node: DictConfig, schema: type) -> int:
+    try:
+        config = typed(node, schema)
+        _check_sweep(config)
+        return run(config) or 0
+    except UserError as error:
+        return _refuse(str(error))
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
         place = f" ({error.filename})" if error.filename else ""
         return _refuse(f"cannot write: {DISK_ERRORS[error.errno]}{place}; free some space or name another folder")
-    return max(exit_codes, default=0)
+
+
+def _check_sweep(config: Any) -> None:
+    """Several processes in a sweep need a launcher: Lightning would hand `-m` on to the processes it starts."""
+    launched = {"SLURM_PROCID", "TORCHELASTIC_RUN_ID"} & os.environ.keys()
+    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+    if sweeping and not launched and isinstance(config, Config) and config.hardware.devices > 1:
+        raise UserError(
+            f"hardware.devices={config.hardware.devices} in a sweep (-m): start it under srun or torchrun,"
+            " or give each run its own command"
+        )
+
+
+def overrides() -> list[str]:
+    """What the user typed behind the verb, as KEY=VALUE."""
+    return list(HydraConfig.get().overrides.task)
 
 
 def _refuse(message: str) -> int:
@@ -83,7 +108,10 @@ def sentence(error: Exception) -> str:
         key = found[1]
         cause = str(error.__cause__ or "")
         parent = re.search(r"full_key: (\S+)", cause)
-        return f"{parent[1] if parent else key}: there is no such key{nearest(key, _known_keys())}"
+        key, known = parent[1] if parent else key, keys_of(Config)
+        if key in known:
+            return f"{key}: neither this command nor the groups chosen use it; --help shows the keys"
+        return f"{key}: there is no such key{nearest(key, known)}"
     return text.splitlines()[0] + "".join(f" ({key})" for key in re.findall(r"full_key: (\S+)", text)[:1])
 
 
@@ -97,7 +125,3 @@ def nearest(name: str, names: list[str]) -> str:
         if len(names) < 30
         else ""
     )
-
-
-def _known_keys() -> list[str]:
-    return keys_of(Config)

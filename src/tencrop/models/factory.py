@@ -1,0 +1,38 @@
+"""Builds the network that a configuration names: timm's, torchvision's, or one of ours (registered with timm).
+
+Called by train.py and evaluate.py.
+"""
+
+from __future__ import annotations
+
+import timm
+import torchvision
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import tencrop.models.lenet  # noqa: F401  registers its names with timm
+from tencrop.config import Model, UserError
+
+
+def build_model(model: Model, *, num_classes: int) -> nn.Module:
+    """The network with freshly drawn weights from torch's global generator, [N, 3, H, W] -> logits [N, num_classes].
+
+    Raises UserError for an unknown name, arguments that its constructor does not take, and a bn_group
+    that the network does not need or lacks.
+    """
+    try:
+        if model.name.startswith("torchvision/"):
+            name = model.name.removeprefix("torchvision/")
+            network = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **model.kwargs)
+        else:
+            network = timm.create_model(model.name, pretrained=False, num_classes=num_classes, **model.kwargs)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"model.name={model.name} with model.kwargs={model.kwargs}: {error}") from error
+    has_batch_norm = any(isinstance(module, _BatchNorm) for module in network.modules())
+    if has_batch_norm and model.bn_group is None:
+        raise UserError(
+            f"model.bn_group=null: {model.name} has BatchNorm; say how many samples it normalises together, 32 is usual"
+        )
+    if not has_batch_norm and model.bn_group is not None:
+        raise UserError(f"model.bn_group={model.bn_group}: {model.name} has no BatchNorm; set model.bn_group=null")
+    return network
