@@ -1,0 +1,161 @@
+"""A prepared folder as its readers see it: manifest.json, and per split a .beton file and a table of its files.
+
+Written by prepare, opened by train, evaluate and report. What is small stands in the JSON; what grows with the
+number of images stands in a memory-mapped table, which costs a process nothing until it looks.
+
+    manifest.json     options, classes, counts, statistics, fingerprints; written last, so it vouches for the rest
+    mean_image.npy    float32 [256, 256, 3], the training split's mean at every pixel
+    train.beton       images and labels of the training split (val.beton of the evaluation split)
+    train.files.npy   one row a sample: name, label, sizes, bytes, SHA-256 of the original file
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tencrop.config import UserError
+from tencrop.data.beton import Beton, sync_folder
+from tencrop.data.digits import DigitsSource
+from tencrop.data.folder import read_file
+
+FORMAT = "tencrop-data-1"
+SPLITS = ("train", "val")
+
+
+def read_manifest(root: str | Path, data: str = "imagefolder") -> dict[str, Any]:
+    """manifest.json of a prepared folder; UserError with the command that prepares one where there is none.
+
+    `data` is the name of the data group (conf/data), for that command.
+    """
+    path = Path(root) / "manifest.json"
+    source = "" if data == "digits" else " data.source=FOLDER_OF_IMAGES"
+    prepare = f"python prepare.py data={data}{source} data.root={root}"
+    if not path.is_file():
+        raise UserError(f"data.root={root}: holds no prepared data (no manifest.json); prepare it with: {prepare}")
+    try:
+        manifest = json.loads(path.read_text())
+        found = manifest["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a manifest of prepared data; delete {root} and run: {prepare}") from error
+    if found != FORMAT:
+        raise UserError(f"{path}: format {found}, and this code reads {FORMAT}; prepare again elsewhere: {prepare}")
+    return manifest
+
+
+def write_manifest(root: Path, manifest: dict[str, Any]) -> None:
+    """Write manifest.json in one piece: it is there wholly, or not at all."""
+    write_whole(root / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name in the same folder, bring it to disk, rename it."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def file_table(num_files: int, name_bytes: int) -> np.ndarray:
+    """An empty table of files, one row a sample; names are UTF-8 (os.fsencode) of at most `name_bytes`."""
+    row = [
+        ("name", "S", name_bytes),  # class/file
+        ("label", "<i4"),
+        ("bytes", "<u8"),  # of the original file
+        ("sha256", "<u1", 32),  # of the original file
+        ("height", "<i4"),  # original, pixels
+        ("width", "<i4"),
+        ("stored_height", "<i4"),
+        ("stored_width", "<i4"),
+    ]
+    return np.zeros(
+        num_files, np.dtype([(name, (kind, *shape)) if shape else (name, kind) for name, kind, *shape in row])
+    )
+
+
+def source_fingerprint(table: np.ndarray) -> str:
+    """SHA-256, hexadecimal, over name, label and content hash of every file of a split, in index order."""
+    digest = hashlib.sha256()
+    for name, label, sha256 in zip(table["name"], table["label"], table["sha256"], strict=True):
+        digest.update(name + b"\0%d\0" % label + sha256.tobytes())
+    return digest.hexdigest()
+
+
+def open_split(root: str | Path, name: str, *, source: str | None = None, data: str = "imagefolder") -> Split:
+    """Open the split "train" or "val" of a prepared folder.
+
+    `source` says where the original files lie now, if not where they were at preparation. Raises UserError where the
+    folder is not prepared, or a file of it is missing, truncated or of another preparation.
+    """
+    manifest = read_manifest(root, data)
+    if name not in manifest["splits"]:
+        raise UserError(f"{root}: prepared without a split {name}; it has {', '.join(manifest['splits'])}")
+    return Split(Path(root), name, manifest, source)
+
+
+class Split:
+    """The samples of a split: where their stored bytes lie, how large they are, what they are called.
+
+    A sample's index is its rank among the (class folder, file name) of the split, sorted bytewise [1].
+    """
+
+    num_samples: int
+    labels: np.ndarray  # int64 [N]
+    stored_sizes: np.ndarray  # int32 [N, 2], height and width in the store
+    original_sizes: np.ndarray  # int32 [N, 2], height and width of the original file
+
+    def __init__(self, root: Path, name: str, manifest: dict[str, Any], source: str | None = None) -> None:
+        self.root, self.name, self.manifest = root, name, manifest
+        facts = manifest["splits"][name]
+        self.num_samples = facts["num_samples"]
+        self.source_fingerprint: str = facts["source_fingerprint"]
+        self.store_fingerprint: str = facts["store_fingerprint"]
+        for file, num_bytes in ((facts["beton"], facts["beton_bytes"]), (facts["files"], facts["files_bytes"])):
+            self._check_size(root / file, num_bytes)
+        self.beton = Beton(root / facts["beton"])
+        self.files = np.load(root / facts["files"], mmap_mode="r", allow_pickle=False)
+        assert self.beton.num_samples == len(self.files) == self.num_samples, f"{root}: counts differ"
+        self.labels = self.beton.labels
+        self.stored_sizes = np.stack([self.beton.heights, self.beton.widths], axis=1).astype(np.int32)
+        self._source = source or manifest["source"]["path"]
+
+    def names(self, index: int) -> str:
+        """The name of a sample: class folder and file name."""
+        return os.fsdecode(self.files["name"][index])
+
+    @cached_property
+    def original_sizes(self) -> np.ndarray:
+        return np.stack([self.files["height"], self.files["width"]], axis=1).astype(np.int32)
+
+    def read_original(self, index: int) -> bytes:
+        """The bytes of the original file; UserError where it is gone or no longer the one that was prepared."""
+        name = self.names(index)
+        if self._source is None:
+            content = self._digits.read(self.name, name)
+        else:
+            content = read_file(Path(self._source) / self.manifest["source"]["splits"][self.name] / name)
+        if len(content) != self.files["bytes"][index]:
+            raise UserError(f"{self._source}: {name} is no longer the file that was prepared; prepare the data again")
+        return content
+
+    @cached_property
+    def _digits(self) -> DigitsSource:
+        return DigitsSource()
+
+    def _check_size(self, path: Path, num_bytes: int) -> None:
+        found = path.stat().st_size if path.is_file() else None
+        if found != num_bytes:
+            state = "is missing" if found is None else f"has {found} bytes and not the {num_bytes} that were written"
+            raise UserError(f"{path}: {state}; delete {self.root} and prepare the data again (prepare.py)")
