@@ -1,0 +1,65 @@
+"""Sizes and boxes in whole pixels: pure functions of image sizes. Called by prepare.py, `plan` and the protocols.
+
+Heights and widths are ints or integer arrays (then so are the results). A box is (top, left, height, width) [5].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Size = Any  # an int, or an integer array; what goes in comes out
+
+
+def rescaled_size(height: Size, width: Size, side: Size) -> tuple[Size, Size]:
+    """(height, width) after the shorter side became `side`: the longer is floor(side * long / short).
+
+    torchvision's Resize rounds so. The longer side is never shorter than `side`.
+    """
+    short, long = np.minimum(height, width), np.maximum(height, width)
+    longer = side * long // short
+    is_wide = np.less_equal(height, width)
+    return _like(height, np.where(is_wide, side, longer)), _like(height, np.where(is_wide, longer, side))
+
+
+def stored_size(height: Size, width: Size, *, short_side: int | None, max_side: int | None) -> tuple[Size, Size]:
+    """(height, width) of an image in a store: first the shorter side is reduced to `short_side`, then the longer
+    to `max_side` (the shorter becomes floor(max_side * short / long), at least 1). Never enlarges; null: no limit.
+    """
+    if short_side is not None:
+        reduced = rescaled_size(height, width, short_side)
+        is_large = np.greater(np.minimum(height, width), short_side)
+        height, width = (
+            _like(old, np.where(is_large, new, old)) for old, new in zip((height, width), reduced, strict=True)
+        )
+    if max_side is not None:
+        longest = np.maximum(height, width)
+        is_large = np.greater(longest, max_side)
+        height, width = (
+            _like(old, np.where(is_large, np.maximum(1, max_side * old // longest), old)) for old in (height, width)
+        )
+    return height, width
+
+
+def center_box(height: Size, width: Size, box_height: Size, box_width: Size) -> tuple[Size, Size, Size, Size]:
+    """The central box of the given size within the image, placed as torchvision's CenterCrop places it:
+    round((image - box) / 2), halves to the even number. The box must fit.
+    """
+    assert np.all(np.less_equal(box_height, height)) and np.all(np.less_equal(box_width, width)), "the box must fit"
+    return _half(height, box_height), _half(width, box_width), box_height, box_width
+
+
+def central_square(height: Size, width: Size) -> tuple[Size, Size, Size, Size]:
+    """The largest central square (AlexNet crops from it after rescaling)."""
+    side = _like(height, np.minimum(height, width))
+    return center_box(height, width, side, side)
+
+
+def _half(outer: Size, inner: Size) -> Size:
+    return _like(outer, np.rint(np.subtract(outer, inner) / 2.0))
+
+
+def _like(example: Size, value: Any) -> Size:
+    """An int where the example is a number, else an int64 array."""
+    return int(value) if np.ndim(example) == 0 and np.ndim(value) == 0 else np.asarray(value).astype(np.int64)

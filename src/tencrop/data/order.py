@@ -1,0 +1,72 @@
+"""Which sample when: the order of an epoch, its batches on every rank, the parts of an evaluation, the minival.
+
+Called by the data module and the loaders. An epoch's order is a function of (seed, epoch) and the set of samples;
+ranks and micro-batches only cut it, so every layout sees the same global batches [4].
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from tencrop.config import UserError
+from tencrop.data.draws import Purpose, hashes
+
+Index = npt.NDArray[np.int64]
+
+
+def training_batches(
+    index: Index, *, seed: int, epoch: int, global_batch: int, micro_batch: int, rank: int, num_ranks: int
+) -> Index:
+    """This rank's micro-batches of the epoch in order, int64 [num_micro_batches, micro_batch].
+
+    Global batch b is the slice [b * B, (b + 1) * B) of the epoch's order; rank r holds the r-th of `num_ranks` equal
+    contiguous parts of it, cut into micro-batches. The last partial global batch is dropped.
+    Raises UserError where there is no full one.
+    """
+    per_rank, remainder = divmod(global_batch, num_ranks)
+    assert remainder == 0 and per_rank % micro_batch == 0 and 0 <= rank < num_ranks
+    num_batches = len(index) // global_batch
+    if num_batches == 0:
+        raise UserError(
+            f"training.global_batch={global_batch}: the training split has only {len(index)} images;"
+            f" choose a batch of at most {len(index)}"
+        )
+    order = epoch_order(index, seed=seed, epoch=epoch)[: num_batches * global_batch]
+    return order.reshape(num_batches, num_ranks, per_rank // micro_batch, micro_batch)[:, rank].reshape(-1, micro_batch)
+
+
+def epoch_order(index: Index, *, seed: int, epoch: int) -> Index:
+    """The samples `index` in the order of the epoch: by the 64-bit hash of (seed, epoch, index), ties by index."""
+    index = np.sort(np.asarray(index, np.int64))
+    return index[np.argsort(hashes(seed=seed, index=index, epoch=epoch, purpose=Purpose.ORDER), kind="stable")]
+
+
+def evaluation_batches(index: Index, *, micro_batch: int, rank: int, num_ranks: int) -> list[Index]:
+    """This rank's part of an evaluation in batches of `micro_batch`, the last one smaller; every sample once."""
+    part = evaluation_part(index, rank=rank, num_ranks=num_ranks)
+    return [part[start : start + micro_batch] for start in range(0, len(part), micro_batch)]
+
+
+def evaluation_part(index: Index, *, rank: int, num_ranks: int) -> Index:
+    """The contiguous part of `index` that a rank evaluates; parts differ by at most one and may be empty."""
+    assert 0 <= rank < num_ranks
+    return index[len(index) * rank // num_ranks : len(index) * (rank + 1) // num_ranks]
+
+
+def minival_split(num_samples: int, *, fraction: float) -> tuple[Index, Index]:
+    """(training index, minival index), each ascending: the round(num_samples * fraction) samples of least hash.
+
+    The hash is of the sample index alone (seed 0), so that all seeds of a recipe select on the same images [13].
+    A fraction above 0 takes at least one image; raises UserError where it leaves none to train on.
+    """
+    assert 0 <= fraction <= 1
+    index = np.arange(num_samples, dtype=np.int64)
+    num_minival = max(1, round(num_samples * fraction)) if fraction > 0 else 0
+    if num_minival >= num_samples:
+        raise UserError(
+            f"training.minival_fraction={fraction}: takes {num_minival} of {num_samples} images and leaves none"
+            " to train on; lower it"
+        )
+    by_hash = np.argsort(hashes(seed=0, index=index, epoch=0, purpose=Purpose.MINIVAL), kind="stable")
+    return np.sort(by_hash[num_minival:]), np.sort(by_hash[:num_minival])

@@ -1,0 +1,104 @@
+"""One global order for every layout: ranks, micro-batches and interruptions only cut it."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tencrop.config import UserError
+from tencrop.data.draws import Purpose, hashes
+from tencrop.data.order import epoch_order, evaluation_batches, evaluation_part, minival_split, training_batches
+
+
+def global_batches(index, num_ranks, micro_batch, **key):
+    """What all ranks together see, as [global batches, B]."""
+    parts = [
+        training_batches(index, micro_batch=micro_batch, rank=rank, num_ranks=num_ranks, **key)
+        for rank in range(num_ranks)
+    ]
+    per_rank = key["global_batch"] // num_ranks
+    return np.concatenate([part.reshape(-1, per_rank) for part in parts], axis=1)
+
+
+def test_golden_order():
+    assert epoch_order(np.arange(10), seed=0, epoch=0).tolist() == [2, 8, 0, 5, 9, 7, 6, 3, 4, 1]
+    assert epoch_order(np.arange(10), seed=0, epoch=1).tolist() == [9, 2, 8, 7, 6, 0, 1, 3, 5, 4]
+
+
+def test_order_is_by_hash_and_holds_every_sample_once():
+    index = np.arange(1000)
+    order = epoch_order(index, seed=3, epoch=7)
+    assert np.array_equal(np.sort(order), index)
+    assert np.all(np.diff(hashes(seed=3, index=order, epoch=7, purpose=Purpose.ORDER).astype(object)) > 0)
+
+
+def test_order_depends_on_the_set_of_samples_only():
+    index = np.arange(50)
+    assert np.array_equal(epoch_order(index[::-1], seed=1, epoch=0), epoch_order(index, seed=1, epoch=0))
+    subset = epoch_order(index[::3], seed=1, epoch=0)
+    whole = epoch_order(index, seed=1, epoch=0)
+    assert np.array_equal(subset, whole[np.isin(whole, index[::3])])
+
+
+def test_ties_go_by_index(monkeypatch):
+    monkeypatch.setattr("tencrop.data.order.hashes", lambda *, index, **_: np.zeros(len(index), np.uint64))
+    assert epoch_order(np.array([5, 2, 9]), seed=0, epoch=0).tolist() == [2, 5, 9]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+def test_every_layout_sees_the_same_global_batches(num_ranks, micro_batch):
+    key = {"seed": 0, "epoch": 2, "global_batch": 16}
+    whole = epoch_order(np.arange(100), seed=0, epoch=2)
+    batches = global_batches(np.arange(100), num_ranks, micro_batch, **key)
+    assert np.array_equal(batches, whole[:96].reshape(6, 16))  # 100 = 6 * 16 + 4: the last 4 are dropped
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 8), st.integers(1, 4), st.integers(1, 4), st.integers(0, 2**64 - 1))
+def test_layouts_never_change_the_global_batches(num_samples, micro_batch, accumulate, num_ranks, seed):
+    global_batch = micro_batch * accumulate * num_ranks
+    key = {"seed": seed, "epoch": 0, "global_batch": global_batch}
+    if num_samples < global_batch:
+        with pytest.raises(UserError, match=r"training\.global_batch"):
+            global_batches(np.arange(num_samples), num_ranks, micro_batch, **key)
+        return
+    batches = global_batches(np.arange(num_samples), num_ranks, micro_batch, **key)
+    assert batches.size == num_samples - num_samples % global_batch
+    assert np.array_equal(batches, global_batches(np.arange(num_samples), 1, global_batch, **key))
+
+
+@given(st.integers(0, 60), st.integers(1, 7), st.integers(1, 9))
+def test_evaluation_counts_every_sample_once(num_samples, num_ranks, micro_batch):
+    index = np.arange(num_samples)
+    parts = [evaluation_part(index, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
+    assert np.array_equal(np.concatenate(parts), index)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    batches = [
+        evaluation_batches(index, micro_batch=micro_batch, rank=r, num_ranks=num_ranks) for r in range(num_ranks)
+    ]
+    flat = [batch for part in batches for batch in part]
+    assert all(0 < len(batch) <= micro_batch for batch in flat)
+    assert np.array_equal(np.concatenate([index[:0], *flat]), index)
+
+
+def test_uneven_parts_of_500_images_on_3_processes():
+    sizes = [len(evaluation_part(np.arange(500), rank=rank, num_ranks=3)) for rank in range(3)]
+    assert sizes == [166, 167, 167]
+
+
+def test_minival_is_the_least_hashes():
+    train, minival = minival_split(1000, fraction=0.02)
+    assert len(minival) == 20
+    assert np.array_equal(np.sort(np.concatenate([train, minival])), np.arange(1000))
+    key = {"seed": 0, "epoch": 0, "purpose": Purpose.MINIVAL}
+    assert hashes(index=minival, **key).max() < hashes(index=train, **key).min()
+    assert minival.tolist()[:5] == [39, 59, 65, 122, 303]
+
+
+def test_minival_of_nothing_and_of_all():
+    train, minival = minival_split(10, fraction=0.0)
+    assert len(minival) == 0 and train.tolist() == list(range(10))
+    assert len(minival_split(10, fraction=0.01)[1]) == 1
+    with pytest.raises(UserError, match=r"training\.minival_fraction=0\.99"):
+        minival_split(10, fraction=0.99)
