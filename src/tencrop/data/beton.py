@@ -1,4 +1,4 @@
-"""ffcv's file format (.beton, version 2): an image and an integer label a sample. Stock ffcv reads what is written here.
+"""ffcv's file format (.beton, version 2): an image and an integer label a sample; stock ffcv reads these files.
 
 Called by prepare (writes) and by the loader (reads). ffcv's own writer places samples by worker timing, so its
 files differ from run to run; this one writes them in index order, so the same samples give the same bytes.

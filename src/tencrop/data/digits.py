@@ -41,14 +41,12 @@ def digit_image(values: np.ndarray) -> Image.Image:
 class DigitsSource:
     """The digits as PNG files made in memory; a name is digit/number, the number being scikit-learn's."""
 
-    path = None
-    splits = {"train": "train", "val": "val"}
-    classes = [str(digit) for digit in range(10)]
-
-    @cached_property
-    def files(self) -> dict[str, list[SourceFile]]:
+    def __init__(self) -> None:
         order = permutation()
-        return {"train": self._files(order[:NUM_TRAIN]), "val": self._files(order[NUM_TRAIN:])}
+        self.path = None
+        self.splits = {"train": "train", "val": "val"}
+        self.classes = [str(digit) for digit in range(10)]
+        self.files = {"train": self._files(order[:NUM_TRAIN]), "val": self._files(order[NUM_TRAIN:])}
 
     def read(self, split: str, name: str) -> bytes:
         number = int(name.split("/")[1].removesuffix(".png"))

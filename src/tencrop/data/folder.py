@@ -22,7 +22,7 @@ class SourceFile(NamedTuple):
 
 
 class Source(Protocol):
-    """Where images come from. A file's rank in `files[split]` is its sample index: sorted bytewise by class, file [1]."""
+    """Where images come from; a file's rank in `files[split]`, sorted bytewise by class and name, is its index [1]."""
 
     path: str | None  # of the user's folder
     splits: dict[str, str]  # folder of each split within `path`

@@ -22,8 +22,7 @@ import numpy as np
 
 from tencrop.config import UserError
 from tencrop.data.beton import Beton, sync_folder
-from tencrop.data.digits import DigitsSource
-from tencrop.data.folder import read_file
+from tencrop.data.folder import Source, read_file
 
 FORMAT = "tencrop-data-1"
 SPLITS = ("train", "val")
@@ -69,20 +68,19 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def file_table(num_files: int, name_bytes: int) -> np.ndarray:
-    """An empty table of files, one row a sample; names are UTF-8 (os.fsencode) of at most `name_bytes`."""
+    """An empty table of files, one row a sample; a name is class/file in at most `name_bytes` bytes (os.fsencode)."""
     row = [
-        ("name", "S", name_bytes),  # class/file
+        ("name", f"S{name_bytes}"),
         ("label", "<i4"),
+        ("kind", "u1"),  # index into encode.KINDS
         ("bytes", "<u8"),  # of the original file
-        ("sha256", "<u1", 32),  # of the original file
-        ("height", "<i4"),  # original, pixels
+        ("sha256", "u1", 32),  # of the original file
+        ("height", "<i4"),  # of the original, pixels
         ("width", "<i4"),
         ("stored_height", "<i4"),
         ("stored_width", "<i4"),
     ]
-    return np.zeros(
-        num_files, np.dtype([(name, (kind, *shape)) if shape else (name, kind) for name, kind, *shape in row])
-    )
+    return np.zeros(num_files, np.dtype(row))
 
 
 def source_fingerprint(table: np.ndarray) -> str:
@@ -114,7 +112,6 @@ class Split:
     num_samples: int
     labels: np.ndarray  # int64 [N]
     stored_sizes: np.ndarray  # int32 [N, 2], height and width in the store
-    original_sizes: np.ndarray  # int32 [N, 2], height and width of the original file
 
     def __init__(self, root: Path, name: str, manifest: dict[str, Any], source: str | None = None) -> None:
         self.root, self.name, self.manifest = root, name, manifest
@@ -137,6 +134,7 @@ class Split:
 
     @cached_property
     def original_sizes(self) -> np.ndarray:
+        """int32 [N, 2], height and width of the original files."""
         return np.stack([self.files["height"], self.files["width"]], axis=1).astype(np.int32)
 
     def read_original(self, index: int) -> bytes:
@@ -151,7 +149,9 @@ class Split:
         return content
 
     @cached_property
-    def _digits(self) -> DigitsSource:
+    def _digits(self) -> Source:
+        from tencrop.data.digits import DigitsSource  # with scikit-learn; most data do without
+
         return DigitsSource()
 
     def _check_size(self, path: Path, num_bytes: int) -> None:
