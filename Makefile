@@ -1,0 +1,100 @@
+# make quickstart and make test install whatever is missing first, then do what they say; so does every target below.
+# Installed means: Debian's packages in NEEDS, then .venv filled from requirements.lock (exact versions, hashes
+# checked), then this project in place. Stamp files in .venv remember it: the second time costs nothing.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3 python,$(shell command -v $(name))))
+
+.PHONY: help quickstart test lint format lock install clean
+
+help: ## show this list
+	@echo "tencrop: from a configuration to an error table"
+	@sed -nE 's/^([a-z]+):.*## (.*)/\1 \2/p' $(MAKEFILE_LIST) | while read -r name text; do \
+	    printf '  make %-12s%s\n' "$$name" "$$text"; \
+	done
+
+quickstart: install ## LeNet-5 on handwritten digits: prepare, train, evaluate, report (2 minutes after installation)
+	$(BIN)/python prepare.py data=digits
+	$(BIN)/python train.py experiment=lenet5_digits
+	$(BIN)/python evaluate.py experiment=lenet5_digits protocol=center
+	$(BIN)/python evaluate.py experiment=lenet5_digits protocol=five_crop
+	$(BIN)/python report.py 'runs=[runs/lenet5_digits]' output=report
+	@echo "The page: $(CURDIR)/report/index.html"
+
+test: lint ## ruff, mypy and all tests
+	$(BIN)/python -m pytest -q
+
+lint: install ## ruff and mypy alone
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy src tests $(wildcard *.py)
+
+format: install ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: install ## renew requirements.lock from pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --all-extras \
+	    --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
+	    --custom-compile-command 'make lock' --output-file requirements.lock
+
+clean: ## remove .venv and what was built, keep runs and prepared data
+	rm -rf $(VENV) build src/*.egg-info src/tencrop/data/*.so
+
+install: $(VENV)/installed ## install only
+
+$(VENV)/installed: pyproject.toml src/tencrop/data/_decode.c $(VENV)/locked
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# In two passes: what comes as source (ffcv) is built with the locked setuptools, which must be there before.
+$(VENV)/locked: requirements.lock $(BIN)/python
+	@echo "Installing requirements.lock (3 GB of downloads the first time) ..."
+	@sed -nE '/^(pip|setuptools)==/,/[^\\]$$/p' requirements.lock > $(VENV)/build.lock
+	$(BIN)/python -m pip install --quiet --require-hashes -r $(VENV)/build.lock
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --no-build-isolation -r requirements.lock
+	@touch $@
+
+$(BIN)/python: | $(VENV)/system
+	$(PYTHON) -m venv $(VENV)
+
+# What the C compilers must find, each line: the package of Debian that brings it, the command that shows it is there.
+define NEEDS
+gcc              command -v gcc
+g++              command -v g++
+pkg-config       command -v pkg-config
+libopencv-dev    pkg-config --exists opencv4
+libturbojpeg0-dev pkg-config --exists libturbojpeg
+libjpeg-dev      pkg-config --exists libjpeg
+$(notdir $(PYTHON))-dev  test -e "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"
+$(notdir $(PYTHON))-venv $(PYTHON) -c 'import ensurepip, venv'
+endef
+export NEEDS
+
+$(VENV)/system:
+	@[[ "$$(uname -sm)" == "Linux x86_64" ]] || { echo "error: $$(uname -sm): requirements.lock is for Linux x86_64;" \
+	    "elsewhere, install with: pip install -e .[dev]" >&2; exit 1; }
+	@[[ -n "$(PYTHON)" ]] && $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+	    echo "error: PYTHON=$(PYTHON): Python 3.11 to 3.13 is needed; apt-get install python3.11, or make PYTHON=PATH" >&2; \
+	    exit 1; }
+	@missing=(); while read -r package check; do \
+	    eval "$$check" >/dev/null 2>&1 || missing+=("$$package"); \
+	done <<< "$$NEEDS"; \
+	if [[ $${#missing[@]} != 0 ]]; then \
+	    sudo=; [[ $$(id -u) == 0 ]] || { [[ -t 0 ]] && sudo=sudo || sudo="sudo -n"; }; \
+	    if ! command -v apt-get >/dev/null || ! $$sudo true; then \
+	        echo "error: packages are missing that cannot be installed from here; run 'apt-get install $${missing[*]}'" \
+	            "as root, or without root 'conda env create -f environment.yml' and 'conda activate tencrop'," \
+	            "then make again" >&2; exit 1; \
+	    fi; \
+	    echo "Installing $${missing[*]} ..."; \
+	    $$sudo apt-get update -qq; \
+	    $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null; \
+	fi; \
+	mkdir -p $(VENV); touch $@
