@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tencrop.config.schema import Config, UserError
-from tencrop.models.names import known_names
 
 Schema = TypeVar("Schema")
+
+MODEL_NAMES = Path(__file__).with_name("model_names.txt")  # written by python -m tencrop.models.names
 
 
 def typed(node: DictConfig, schema: type[Schema]) -> Schema:
@@ -148,7 +150,7 @@ def _check_variant(config: Any, key: str, variants: dict[str, set[str]]) -> None
 
 
 def _check_model(name: str) -> None:
-    names = known_names()
+    names = MODEL_NAMES.read_text().split()
     if name not in names:
         close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
         hint = (

@@ -6,8 +6,9 @@ Registered with timm: `lenet5` (60,000 trainable parameters) and `lenet5_dense`.
 from __future__ import annotations
 
 import torch
-from timm.models import register_model
 from torch import Tensor, nn
+
+from tencrop.models.registry import register
 
 # Table I: the maps of S2 that each of the 16 maps of C3 reads
 C3_INPUTS = (
@@ -146,11 +147,13 @@ def init_fan_in(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-@register_model
-def lenet5(pretrained: bool = False, num_classes: int = 10) -> LeNet5:
+@register
+def lenet5(num_classes: int = 10) -> LeNet5:
+    """As published: 60,000 parameters."""
     return LeNet5(num_classes)
 
 
-@register_model
-def lenet5_dense(pretrained: bool = False, num_classes: int = 10) -> LeNet5Dense:
+@register
+def lenet5_dense(num_classes: int = 10) -> LeNet5Dense:
+    """Today's form: 61,706 parameters for ten classes."""
     return LeNet5Dense(num_classes)

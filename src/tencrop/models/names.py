@@ -1,27 +1,18 @@
-"""All model names, kept in names.txt so that a misspelt one is answered before timm is imported.
+"""Prints all model names for the committed list config/model_names.txt: `python -m tencrop.models.names`.
 
-`python -m tencrop.models.names` prints the list of the installed timm and torchvision.
+The list lets a misspelt name be answered before timm is imported, which takes seconds.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import timm
+import torchvision
 
-NAMES_FILE = Path(__file__).with_name("names.txt")
-
-
-def known_names() -> list[str]:
-    """The committed list."""
-    return NAMES_FILE.read_text().split()
+import tencrop.models.factory  # noqa: F401  registers our names
 
 
 def installed_names() -> list[str]:
-    """What the installed libraries and our own modules offer, sorted."""
-    import timm
-    import torchvision
-
-    import tencrop.models.factory  # noqa: F401  registers our names
-
+    """What timm, torchvision (as torchvision/NAME) and our own modules offer, sorted."""
     classifiers = torchvision.models.list_models(module=torchvision.models)
     return sorted({*timm.list_models(), *(f"torchvision/{name}" for name in classifiers)})
 

@@ -1,0 +1,46 @@
+"""The recipe's batch on every hardware, or a refusal with the arithmetic."""
+
+import pytest
+
+from tencrop.config import Batches, UserError, derive_batches
+
+
+def layout(composed, *overrides):
+    return derive_batches(composed(*overrides))
+
+
+def test_one_device_takes_the_whole_batch_in_ghost_groups(composed):
+    assert layout(composed, "hardware=gpu1") == Batches(1, 256, 256, 1, "ghost", 8)
+
+
+def test_eight_devices_take_one_group_each(composed):
+    assert layout(composed, "hardware=gpu8") == Batches(8, 32, 32, 1, "ghost", 1)
+
+
+def test_a_small_device_accumulates_whole_groups(composed):
+    assert layout(composed, "hardware=gpu1", "hardware.max_micro_batch=100") == Batches(1, 256, 64, 4, "ghost", 2)
+
+
+def test_without_batch_norm_any_part_will_do(composed):
+    overrides = ("experiment=lenet5_digits", "hardware=ddp_cpu2", "hardware.max_micro_batch=5")
+    assert layout(composed, *overrides) == Batches(2, 16, 4, 4, "none", 1)
+
+
+def test_a_group_over_several_gpus_is_synchronised(composed):
+    assert layout(composed, "hardware=gpu8", "model.bn_group=256") == Batches(8, 32, 32, 1, "sync", 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["training.global_batch=250", "hardware=gpu8"], r"250 / 8 = 31.25.*a batch of 248 or 256"),
+        (["hardware=ddp_cpu2", "model.bn_group=256"], "for GPUs only"),
+        (["hardware.max_micro_batch=20"], "raise it to at least 32"),
+        (["hardware=gpu8", "model.bn_group=64", "hardware.max_micro_batch=16"], "accumulation cannot enlarge a group"),
+        (["hardware=gpu1", "model.bn_group=48"], "use fewer devices, or a bn_group that divides"),
+        (["hardware=gpu1", "model.bn_group=512"], "model.bn_group=512"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_arithmetic(composed, overrides, words):
+    with pytest.raises(UserError, match=words):
+        layout(composed, *overrides)

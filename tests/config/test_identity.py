@@ -1,0 +1,62 @@
+"""A run's folder depends on what is learned and on nothing else."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from tencrop.config import UserError, check_data, config_of_run, learning_hash, run_path
+from tencrop.config.verbs import CONF
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "hardware=cpu",
+        "tracker=none",
+        "data.root=/elsewhere",
+        "data.loader=torch",
+        "seed=7",
+        "runs=/tmp/x",
+        "protocol=ten_crop",
+    ],
+)
+def test_what_is_not_learned_keeps_the_hash(composed, override):
+    assert learning_hash(composed(override)) == learning_hash(composed())
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.epochs=91",
+        "training.precision=fp32",
+        "model.bn_group=64",
+        "augmentation.flip=0",
+        "data.store.short_side=300",
+    ],
+)
+def test_what_is_learned_changes_the_hash(composed, override):
+    assert learning_hash(composed(override)) != learning_hash(composed())
+
+
+def test_the_folder_names_experiment_seed_and_hash(composed):
+    config = composed("experiment=lenet5_digits", "seed=3")
+    assert str(run_path(config)) == f"runs/lenet5_digits/seed3-{learning_hash(config)}"
+    config = composed("model=timm", "model.name=torchvision/resnet18", "model.bn_group=32")
+    assert run_path(config).parent.name == "torchvision_resnet18-imagenet"
+
+
+def test_a_class_count_that_does_not_match_is_refused(composed):
+    with pytest.raises(UserError, match=r"data.num_classes=1000: .* holds 3 classes"):
+        check_data(composed(), {"classes": ["a", "b", "c"]})
+    assert check_data(composed("data=imagefolder"), {"classes": ["a", "b", "c"]}) == 3
+
+
+def test_a_protocol_chosen_for_a_run_sees_the_runs_sizes(composed, tmp_path):
+    trained = composed("experiment=lenet5_digits")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(trained)))
+    config = config_of_run(tmp_path, ["protocol=five_crop", "protocol.average=logits", "checkpoint=x"], conf=CONF)
+    assert (config.protocol.name, config.protocol.size, config.protocol.side) == ("five_crop", 32, 36)
+    assert config.protocol.average == "logits" and config.model.name == "lenet5"
+    with pytest.raises(UserError, match="model=resnet50: the checkpoint's own run fixes it"):
+        config_of_run(tmp_path, ["model=resnet50"], conf=CONF)

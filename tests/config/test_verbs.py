@@ -1,0 +1,61 @@
+"""Mistakes in a command get one sentence and exit code 2, fast, before torch is imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+MISTAKES = {
+    "unknown key": (["training.epoch=3"], "training.epoch: there is no such key; did you mean training.epochs"),
+    "unknown key, added": (["+training.foo=1"], "training.foo: there is no such key"),
+    "key of another variant": (["optimizer.betas=[0.9,0.99]"], "optimizer.betas: neither this command nor the groups"),
+    "wrong type": (["training.epochs=many"], "training.epochs: Value 'many'"),
+    "misspelt option": (["model=resnet5O"], "did you mean resnet50"),
+    "misspelt name": (["model=timm", "model.name=resnet5O"], "did you mean resnet50"),
+    "no name": (["model=timm"], "model.name: needs a value"),
+    "negative": (["optimizer.lr=-1"], "optimizer.lr=-1.0: must be above 0"),
+    "batch that no device count divides": (["training.global_batch=257", "hardware=gpu8"], "257 / 8 = 32.12"),
+    "group that does not fit": (["model.bn_group=48"], "model.bn_group=48: 256 / 1 devices"),
+    "unprepared data": (["data.root=/nowhere"], "python prepare.py data=imagenet"),
+    "sweep of several processes": (["-m", "seed=0,1", "hardware=ddp_cpu2"], "under srun or torchrun"),
+    "no KEY=VALUE": (["resnet50"], "resnet50"),
+}
+
+
+def run(*arguments: str, verb: str = "train.py") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, verb, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_sentence_and_exit_code_2(mistake):
+    arguments, words = MISTAKES[mistake]
+    result = run(*arguments)
+    assert result.returncode == 2, result.stderr
+    lines = set(result.stderr.strip().splitlines())
+    assert len(lines) == 1 and words in lines.pop(), result.stderr
+
+
+def test_a_mistake_is_answered_before_torch_is_imported():
+    program = (
+        "import sys; sys.argv = ['train.py', 'training.epoch=3']\n"
+        "import runpy\n"
+        "try: runpy.run_path('train.py', run_name='__main__')\n"
+        "except SystemExit as stop: assert stop.code == 2, stop.code\n"
+        "assert not {'torch', 'timm'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("verb", ["prepare.py", "train.py", "evaluate.py", "report.py"])
+def test_help_shows_examples_and_keys(verb):
+    result = run("--help", verb=verb)
+    assert result.returncode == 0, result.stderr
+    assert f"python {verb}" in result.stdout and "Exit codes" in result.stdout
+
+
+def test_cfg_job_prints_the_composed_configuration():
+    result = run("model=resnet50", "--cfg", "job")
+    assert result.returncode == 0 and "top1_error: 24.01" in result.stdout
