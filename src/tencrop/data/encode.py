@@ -75,7 +75,7 @@ def decode_rgb(content: bytes) -> tuple[Image.Image, str]:
     kind = _kind(image)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB"), kind
+    return image if image.mode == "RGB" else image.convert("RGB"), kind
 
 
 def _kind(image: Image.Image) -> str:
