@@ -12,14 +12,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sklearn.datasets
+from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from tencrop.config import Data, Splits, StoreOptions
+from tencrop.config import Config, Data, Splits, StoreOptions, typed
+from tencrop.config.verbs import CONF
 from tencrop.data.prepare import prepare
 
 CLASSES = ("china", "flower", "mirrored")
 NUM_IMAGES = {"train": 8, "val": 4}  # of a class
 SIZES = ((96, 128), (128, 96), (64, 64), (120, 161), (75, 50), (240, 320), (33, 97), (100, 100))  # height, width
+
+
+@pytest.fixture
+def composed() -> Callable[..., Config]:
+    """conf/ composed with overrides, as train.py does it: composed("model=resnet50", "seed=1")."""
+
+    def compose_typed(*overrides: str) -> Config:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return typed(compose("train", list(overrides)), Config)
+
+    return compose_typed
 
 
 @pytest.fixture(scope="session")
