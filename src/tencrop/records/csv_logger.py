@@ -1,0 +1,56 @@
+"""A CSV file of metrics, one number a row, that can be continued (Lightning's own begins again on resuming)."""
+
+from __future__ import annotations
+
+import csv
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+COLUMNS = ("step", "name", "value")
+
+
+class CsvLogger(Logger):
+    """Rows (step, name, value). The first step logged removes what an earlier process wrote from that step on:
+    a run that was killed continues from its last checkpoint and takes those steps again."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+        self._is_open = False
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The run folder's config.yaml has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        step = 0 if step is None else step
+        if not self._is_open:
+            self._keep_rows_before(step)
+            self._is_open = True
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerows([step, name, float(value)] for name, value in sorted(metrics.items()))
+
+    def _keep_rows_before(self, step: int) -> None:
+        rows: list[list[str]] = []
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                rows = [row for row in csv.reader(file) if len(row) == 3 and row[0].isdigit() and int(row[0]) < step]
+        with self.path.open("w", newline="") as file:
+            csv.writer(file).writerows([COLUMNS, *rows])

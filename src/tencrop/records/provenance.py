@@ -1,0 +1,157 @@
+"""Where a run came from: code, packages, hardware, data, seed, command line; never environment variables.
+
+Called by run_folder, which writes it to manifest.json. Credentials are masked (masking.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import tencrop
+from tencrop.config import Config
+from tencrop.records.masking import mask_arguments, mask_text
+
+PACKAGE = Path(tencrop.__file__).resolve().parent
+LEARNING_STAGES = ("config", "data", "models", "training")  # a change to these may change what is learned
+CODE_PATHS = ("src", "conf", ":(glob)*.py", "pyproject.toml")
+
+
+def provenance(config: Config, data_manifest: dict[str, Any]) -> dict[str, Any]:
+    """All that is known at the start of a run, in JSON's types.
+
+    `data_manifest` is the prepared data's (tencrop.data.manifest); its class names and fingerprints are kept, so
+    that the run folder stands alone.
+    """
+    return {
+        "tencrop": tencrop.__version__,
+        "name": config.name or f"{config.model.name}-{config.data.name}",
+        "seeds": {"seed": config.seed},
+        "session": session(),
+        "data": _data(config, data_manifest),
+        "packages": installed_packages(),
+    }
+
+
+def session() -> dict[str, Any]:
+    """What may differ each time the same run is continued: when, by which command, with which code, on what."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command_line(),
+        "code": code_version(),
+        "hardware": _hardware(),
+    }
+
+
+def command_line() -> str:
+    """This process's command, fit to be pasted into a shell; credentials masked."""
+    program = os.path.basename(sys.argv[0]) or "-c"
+    return shlex.join(["python", program, *mask_arguments(sys.argv[1:])])
+
+
+def code_version() -> dict[str, Any]:
+    """Revision and state of the git checkout that the package runs from (None outside one), and hashes of the code.
+
+    `learning_sha256` covers the stages that decide what is learned, git or not: a report that was reworded does not
+    make it another code.
+    """
+    repository = _repository()
+    diff = code_diff()
+    return {
+        "revision": _git(repository, "rev-parse", "HEAD") or None,
+        "remote": mask_text(_git(repository, "remote", "get-url", "origin")) or None,
+        "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
+        "learning_sha256": _learning_sha256(),
+    }
+
+
+def code_diff() -> str:
+    """The checkout's code against its last commit, new files included, as a patch; empty without git or changes."""
+    repository = _repository()
+    diff = _git(repository, "diff", "HEAD", "--no-color", "--no-ext-diff", "--", *CODE_PATHS)
+    untracked = _git(repository, "ls-files", "-z", "--others", "--exclude-standard", "--", *CODE_PATHS)
+    for name in filter(None, untracked.split("\0")):
+        diff += _git(repository, "diff", "--no-color", "--no-ext-diff", "--no-index", "--", os.devnull, name)
+    return mask_text(diff)
+
+
+def _repository() -> Path | None:
+    """The checkout's root, only where the package in use is that checkout's (not one installed below it)."""
+    root = _git(PACKAGE, "rev-parse", "--show-toplevel").strip()
+    return Path(root) if root and Path(root, "src", "tencrop").resolve() == PACKAGE else None
+
+
+def _git(folder: Path | None, *arguments: str) -> str:
+    """The output of a git command, without the newline of one line; empty where git or the checkout is missing."""
+    if folder is None:
+        return ""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    text = done.stdout.decode("utf-8", "replace")
+    return text.strip() if arguments[0] in ("rev-parse", "remote") else text
+
+
+def _learning_sha256() -> str:
+    digest = hashlib.sha256()
+    files = [path for stage in LEARNING_STAGES for path in (PACKAGE / stage).rglob("*") if path.suffix in (".py", ".c")]
+    for path in sorted(files):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(PACKAGE).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def installed_packages() -> dict[str, str]:
+    installed = {
+        (distribution.metadata["Name"] or "").lower(): distribution.version for distribution in metadata.distributions()
+    }
+    return {"python": platform.python_version(), **{name: installed[name] for name in sorted(installed) if name}}
+
+
+def _hardware() -> dict[str, Any]:
+    import torch  # seconds; the caller is about to need it
+
+    properties = [torch.cuda.get_device_properties(device) for device in range(torch.cuda.device_count())]
+    return {
+        "host": socket.gethostname(),
+        "system": platform.platform(),
+        "cpu": _cpu_name(),
+        "num_cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": [gpu.name for gpu in properties],
+        "gpu_memory_bytes": [gpu.total_memory for gpu in properties],
+        "cuda": torch.version.cuda if properties else None,
+        "cudnn": torch.backends.cudnn.version() if properties else None,
+        "num_torch_threads": torch.get_num_threads(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _data(config: Config, manifest: dict[str, Any]) -> dict[str, Any]:
+    kept = ("num_samples", "source_fingerprint", "store_fingerprint")
+    return {
+        "name": manifest.get("name", config.data.name),
+        "root": mask_text(str(Path(config.data.root).absolute())),
+        "splits": {
+            split: {key: facts[key] for key in kept if key in facts} for split, facts in manifest["splits"].items()
+        },
+        "classes": list(manifest["classes"]),
+    }

@@ -1,0 +1,110 @@
+"""Runs a finished run again from its folder alone and compares the final weights bit for bit.
+
+    python -m tencrop.records.reproduce RUN_DIR [--into DIR]
+
+Exit codes: 0 the same weights, 1 other weights, 2 wrong input, and those of train.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from tencrop.config import UserError
+from tencrop.data.manifest import read_manifest as read_data_manifest
+from tencrop.records.provenance import PACKAGE, installed_packages, session
+from tencrop.records.run_folder import read_manifest
+
+EXACT = ("torch", "numpy", "timm", "pytorch-lightning")  # packages whose version may change the last bit
+
+
+def reproduce(run_dir: Path, into: Path) -> bool:
+    """Train again what lies in `run_dir`, in a fresh folder below `into`; True if the weights are the same bits.
+
+    Prints what differs beforehand in code, packages, hardware and data. Raises UserError where the run is not
+    complete, the data are others, `into` holds something, or training ends otherwise than complete.
+    """
+    before = read_manifest(run_dir)
+    if before["result"]["status"] != "complete":
+        raise UserError(f"{run_dir}: not complete ({before['result']['status']}); run train.py to its end first")
+    if into.exists() and any(into.iterdir()):
+        raise UserError(f"{into}: not empty; name a fresh folder with --into DIR")
+    _check_data(run_dir, before)
+    for line in differences(before):
+        print(f"differs: {line}")
+    train_again(run_dir, into)
+    (again,) = into.glob("*/*/manifest.json")
+    after = read_manifest(again.parent)
+    if after["result"]["status"] != "complete":
+        raise UserError(f"{again.parent}: training ended {after['result']['status']}")
+    print(f"{run_dir}: {before['result']['weights_sha256']}")
+    print(f"{again.parent}: {after['result']['weights_sha256']}")
+    return before["result"]["weights_sha256"] == after["result"]["weights_sha256"]
+
+
+def train_again(run_dir: Path, into: Path) -> None:
+    """Run train.py, untracked, with the resolved configuration of `run_dir`; its exit code other than 0 ends this."""
+    script = PACKAGE.parents[1] / "train.py"
+    if not script.exists():
+        raise UserError(f"{script}: not there; reproduce needs the checkout, not only the installed package")
+    command = [sys.executable, str(script), "--config-path", str(run_dir.resolve()), "--config-name", "config"]
+    overrides = [f"runs={into.resolve()}", "tracker.name=none", "hydra.run.dir=.", "hydra.output_subdir=null"]
+    quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
+    exit_code = subprocess.run([*command, *overrides, *quiet], check=False).returncode
+    if exit_code:
+        raise SystemExit(exit_code)
+
+
+def differences(before: dict[str, Any]) -> list[str]:
+    """What is not as it was in the run's first session, one sentence each; any may explain other weights."""
+    then, now = before["sessions"][0], session()
+    lines = [
+        f"{name} was {then[part][name]}, is {now[part][name]}"
+        for part, names in (
+            ("code", ("revision", "learning_sha256")),
+            ("hardware", ("cpu", "num_torch_threads", "gpus")),
+        )
+        for name in names
+        if then[part][name] != now[part][name]
+    ]
+    packages = installed_packages()
+    lines += [
+        f"{name} was {before['packages'].get(name)}, is {packages.get(name)}"
+        for name in ("python", *EXACT)
+        if before["packages"].get(name) != packages.get(name)
+    ]
+    if len(before["sessions"]) > 1:
+        lines.append(f"the run was continued {len(before['sessions']) - 1} times")
+    return lines
+
+
+def _check_data(run_dir: Path, before: dict[str, Any]) -> None:
+    config = OmegaConf.load(run_dir / "config.yaml")
+    splits = read_data_manifest(config.data.root, config.data.name)["splits"]
+    for split, facts in before["data"]["splits"].items():
+        if facts["source_fingerprint"] != splits[split]["source_fingerprint"]:
+            raise UserError(f"data.root={config.data.root}: its {split} images are not those of {run_dir}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tencrop.records.reproduce", description=__doc__.splitlines()[0])
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--into", type=Path, help="fresh folder (default: RUN_DIR/reproduced)")
+    options = parser.parse_args(arguments)
+    try:
+        is_same = reproduce(options.run_dir, options.into or options.run_dir / "reproduced")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("the same weights, bit for bit" if is_same else "other weights")
+    return 0 if is_same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""The folder of a run: made, or found again by the same configuration, before anything is trained.
+
+Called by train.py. Holds config.yaml, manifest.json, code.diff, metrics.jsonl, checkpoints/, predictions/, tracking/.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from tencrop.config import Config, UserError, run_path
+from tencrop.data.manifest import write_whole
+from tencrop.records.masking import mask_values
+from tencrop.records.provenance import code_diff, provenance
+
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+
+
+def run_folder(config: Config, data_manifest: dict[str, Any]) -> Path:
+    """The run's folder, with its configuration and manifest in it; only the first process of several writes.
+
+    A folder that another version of the code began is continued only with `allow_other_code`, unless it is complete;
+    one that another process is writing to is refused. Raises UserError, also where the folder cannot be written.
+    """
+    folder = run_path(config)
+    if not is_first_process():
+        return folder
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (folder / "predictions").mkdir(exist_ok=True)
+        _lock(folder)
+        if not is_complete(folder):
+            _write_records(folder, config, provenance(config, data_manifest))
+    except OSError as error:
+        raise UserError(
+            f"runs={config.runs}: cannot write {error.filename or folder} ({os.strerror(error.errno or 0)});"
+            " make room, or name another folder with runs=DIR"
+        ) from error
+    return folder
+
+
+def finish(folder: Path, *, status: str, weights_sha256: str | None) -> None:
+    """Record how training ended: status complete | interrupted, and the hash of the final weights."""
+    if is_first_process():
+        manifest = read_manifest(folder)
+        manifest["result"] = {"status": status, "weights_sha256": weights_sha256}
+        _write_manifest(folder, manifest)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether training has ended in this folder."""
+    return (folder / "manifest.json").exists() and read_manifest(folder)["result"]["status"] == "complete"
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The run's manifest; UserError where there is none."""
+    try:
+        return json.loads((folder / "manifest.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{folder}: not a run folder; its manifest.json is missing or broken") from error
+
+
+def is_first_process() -> bool:
+    """Whether this is rank 0, judged from the launcher's variables as Lightning does; torch need not be imported."""
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
+
+
+def _write_records(folder: Path, config: Config, origin: dict[str, Any]) -> None:
+    if not (folder / "manifest.json").exists():
+        values = OmegaConf.to_yaml(OmegaConf.create(mask_values(dataclasses.asdict(config))))
+        write_whole(folder / "config.yaml", values.encode())
+        write_whole(folder / "code.diff", code_diff().encode())
+        first = origin.pop("session")
+        manifest = {**origin, "sessions": [first], "result": {"status": "running", "weights_sha256": None}}
+    else:
+        manifest = read_manifest(folder)
+        _refuse_other_code(folder, config, manifest["sessions"][-1], origin["session"])
+        _refuse_other_data(folder, config, manifest["data"], origin["data"])
+        manifest["sessions"].append(origin["session"])
+        manifest["result"] = {"status": "running", "weights_sha256": None}
+    _write_manifest(folder, manifest)
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    write_whole(folder / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+
+
+def _refuse_other_code(folder: Path, config: Config, before: dict[str, Any], now: dict[str, Any]) -> None:
+    if before["code"]["learning_sha256"] != now["code"]["learning_sha256"] and not config.allow_other_code:
+        revision = (before["code"]["revision"] or "outside git")[:12]
+        raise UserError(
+            f"{folder}: begun by another version of the code ({revision}, {before['started']});"
+            " check that version out, or continue with allow_other_code=true, or delete the folder"
+        )
+
+
+def _refuse_other_data(folder: Path, config: Config, before: dict[str, Any], now: dict[str, Any]) -> None:
+    for split, facts in before["splits"].items():
+        if facts.get("source_fingerprint") != now["splits"].get(split, {}).get("source_fingerprint"):
+            raise UserError(
+                f"data.root={config.data.root}: its {split} images are not those that {folder} was begun with;"
+                " name the former data.root, or delete the run folder"
+            )
+
+
+def _lock(folder: Path) -> None:
+    """Hold the folder until this process ends; UserError when another process holds it.
+
+    The descriptor is left open on purpose: the kernel releases the lock with the process, however it dies.
+    """
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise UserError(f"{folder}: another process is writing to this run; wait for it, or stop it") from error
+        # a file system without locks (some Lustre mounts): go on without

@@ -1,0 +1,215 @@
+"""The experiment tracker: wandb (the default), TensorBoard, a CSV file, or none.
+
+Called by train.py and evaluate.py. All files of a tracker lie in the run folder's tracking/; a run
+that is continued goes on in the same tracked run, whose id is kept there. Credentials never get
+into what is tracked (masking.py), nor does wandb collect anything by itself here: no console, no
+code, no git remote, no command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import netrc
+import os
+import shlex
+import threading
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from tencrop.config import Config, UserError
+from tencrop.data.manifest import write_whole
+from tencrop.records.csv_logger import CsvLogger
+from tencrop.records.masking import mask_text, mask_values
+from tencrop.records.run_folder import is_first_process, read_manifest
+
+if TYPE_CHECKING:
+    import wandb
+
+ANSWER_SECONDS = 3.0  # that a server may take to answer before the run is tracked offline
+INIT_SECONDS = 10.0  # that opening the run on a server that answers may take
+UPLOAD_SECONDS = 120.0  # that the end of a job waits for uploads; the rest stays on disk for `wandb sync`
+
+
+def build_logger(config: Config, run_dir: Path, say: Callable[[str], None] = print) -> Logger | None:
+    """The logger that `config.tracker` names, with the run's configuration logged; None for `none`.
+
+    wandb is online when an API key is there and the server answers within ANSWER_SECONDS, otherwise offline;
+    `say` gets one line: where to look, and how to upload. WANDB_MODE and wandb's own settings are obeyed.
+    """
+    folder = run_dir / "tracking"
+    if config.tracker.name == "none":
+        return None
+    logger: Logger | None
+    if not is_first_process():
+        return WandbLogger(save_dir=folder, offline=True)  # never opened: Lightning logs on rank 0 only
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.tracker.name == "wandb":
+        logger = _wandb_logger(config, run_dir, say)
+    elif config.tracker.name == "tensorboard":
+        logger = TensorBoardLogger(save_dir=run_dir, name="tracking", version="")
+        say(f"tensorboard: tensorboard --logdir {folder}")
+    else:
+        logger = CsvLogger(folder / "metrics.csv")
+        say(f"csv: {folder / 'metrics.csv'}")
+    if logger is not None:
+        logger.log_hyperparams(_facts(config, run_dir))
+    return logger
+
+
+def log_images(logger: Logger | None, images: Any, captions: Sequence[str], *, key: str, step: int = 0) -> None:
+    """Images as the network sees them: float [N, C, H, W] of any range, stretched together to 0..255.
+
+    One stretch for all of them, so that a wrong normalisation shows as a difference between images or channels.
+    """
+    if logger is None:
+        return
+    low, high = images.amin(), images.amax()
+    pixels = ((images - low) * (255 / (high - low).clamp(min=1e-12))).byte().cpu()
+    if isinstance(logger, WandbLogger):
+        pictures = [image.permute(1, 2, 0).numpy() for image in pixels]
+        logger.log_image(key, pictures, step=step, caption=list(captions))
+    elif isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_images(key, pixels, global_step=step)
+
+
+def log_error_table(logger: Logger | None, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """The final error table, as printed (tencrop.report.tables gives columns and rows)."""
+    if isinstance(logger, WandbLogger):
+        logger.log_table("error_table", columns=list(columns), data=[list(row) for row in rows])
+    elif isinstance(logger, TensorBoardLogger):
+        lines = [columns, ["---"] * len(columns), *rows]
+        logger.experiment.add_text("error_table", "\n".join("| " + " | ".join(line) + " |" for line in lines))
+
+
+def close_logger(logger: Logger | None) -> None:
+    """Write what is pending; with wandb, end the run (it may be opened again)."""
+    if isinstance(logger, WandbLogger):
+        if is_first_process():
+            logger.experiment.finish()
+    elif logger is not None:
+        logger.finalize("success")
+
+
+def _facts(config: Config, run_dir: Path) -> dict[str, Any]:
+    """The configuration and, where the run folder has one, the manifest without its long lists."""
+    facts = mask_values(dataclasses.asdict(config))
+    if (run_dir / "manifest.json").exists():
+        manifest = read_manifest(run_dir)
+        facts["code"] = manifest["sessions"][-1]["code"]
+        facts["machine"] = manifest["sessions"][-1]["hardware"]
+        facts["data_splits"] = manifest["data"]["splits"]
+    return facts
+
+
+def _wandb_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -> WandbLogger | None:
+    import wandb
+
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # wandb's telemetry reports its failures there
+    settings = wandb.setup(settings=wandb.Settings(silent=True)).settings
+    if settings.mode == "disabled":
+        say("wandb: disabled (WANDB_MODE)")
+        return None
+    reason = _why_offline(settings)
+    run = None
+    if reason is None:
+        try:
+            run = _open_run(config, run_dir, mode="online")
+            say(f"wandb: {run.url}")
+        except Exception as error:  # wandb has several bases of errors, and none may stop a run
+            wandb.teardown()  # or the id stays in use
+            reason = f"the server did not take the run: {mask_text(str(error)).splitlines()[0]}"
+    if run is None:
+        run = _open_run(config, run_dir, mode="offline")
+        folder = shlex.quote(os.path.relpath(Path(run.dir).parent))
+        say(f"wandb: offline ({reason}); upload with: wandb sync {folder}; or look: wandb leet {folder}")
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return WandbLogger(experiment=run, save_dir=run_dir / "tracking", project=config.tracker.project)
+
+
+def _open_run(config: Config, run_dir: Path, *, mode: Literal["online", "offline"]) -> wandb.Run:
+    import wandb
+
+    settings = wandb.Settings(
+        silent=True,
+        console="off",
+        disable_git=True,
+        disable_code=True,
+        save_code=False,
+        x_disable_meta=True,
+        x_save_requirements=False,
+        init_timeout=INIT_SECONDS,
+        finish_timeout=UPLOAD_SECONDS,
+    )
+    return wandb.init(
+        dir=run_dir / "tracking",
+        id=_tracked_id(run_dir),
+        project=config.tracker.project,
+        name=f"{run_dir.parent.name}-{run_dir.name}",
+        group=run_dir.parent.name,
+        mode=mode,
+        resume="allow" if mode == "online" else None,
+        settings=settings,
+    )
+
+
+def _tracked_id(run_dir: Path) -> str:
+    """The id under which the tracker knows this run: drawn once, then read from the run folder."""
+    path = run_dir / "tracking" / "run.json"
+    if not path.exists():
+        write_whole(path, (json.dumps({"id": uuid.uuid4().hex[:12]}) + "\n").encode())
+    identity = json.loads(path.read_text())["id"]
+    if not (isinstance(identity, str) and identity.isalnum()):
+        raise UserError(f"{path}: holds no run id; delete it to begin another tracked run")
+    return identity
+
+
+def _why_offline(settings: wandb.Settings) -> str | None:
+    """None when the run can be online, otherwise the reason in a few words."""
+    if settings.mode in ("offline", "dryrun"):
+        return "as wandb is set"
+    if not _is_logged_in(settings):
+        return "not logged in"
+    if not _answers(settings.base_url):
+        return f"{settings.base_url} does not answer"
+    return None
+
+
+def _is_logged_in(settings: wandb.Settings) -> bool:
+    if settings.api_key or settings.identity_token_file:
+        return True
+    host = settings.base_url.split("://")[-1].split("/")[0]
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _answers(url: str, seconds: float = ANSWER_SECONDS) -> bool:
+    """Whether an HTTP server answers, through the proxy if one is set; any status is an answer.
+
+    In a thread, since looking up a host name has no time limit of its own.
+    """
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(url, timeout=seconds).close()
+            answered.set()
+        except urllib.error.HTTPError:
+            answered.set()
+        except (OSError, ValueError):
+            pass
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answered.is_set()

@@ -1,0 +1,25 @@
+"""The CSV tracker continues where a killed run went on from."""
+
+from tencrop.records.csv_logger import CsvLogger
+
+
+def test_rows_and_resuming(tmp_path):
+    path = tmp_path / "metrics.csv"
+    logger = CsvLogger(path)
+    for step in (20, 40, 60):
+        logger.log_metrics({"train/loss": 1 / step, "lr": 0.1}, step=step)
+    resumed = CsvLogger(path)  # from a checkpoint at step 30: steps 40 and 60 are taken again
+    resumed.log_metrics({"train/loss": 0.5}, step=40)
+    assert path.read_text().splitlines() == [
+        "step,name,value",
+        "20,lr,0.1",
+        "20,train/loss,0.05",
+        "40,train/loss,0.5",
+    ]
+
+
+def test_line_cut_by_a_kill_is_dropped(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,name,value\n20,lr,0.1\n40,train/l")
+    CsvLogger(path).log_metrics({"lr": 0.2}, step=60)
+    assert path.read_text().splitlines() == ["step,name,value", "20,lr,0.1", "60,lr,0.2"]

@@ -1,0 +1,65 @@
+"""Reproducing compares the final weights, and refuses what cannot be compared."""
+
+import json
+
+import pytest
+
+from tencrop.config import UserError
+from tencrop.records import reproduce as module
+from tencrop.records.reproduce import differences, main, reproduce
+from tencrop.records.run_folder import finish, read_manifest, run_folder
+
+
+@pytest.fixture
+def complete_run(make_config, data_manifest, tmp_path):
+    """A complete run whose weights have the hash "a", and its prepared data."""
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "manifest.json").write_text(json.dumps({"format": "tencrop-data-1", **data_manifest}))
+    folder = run_folder(make_config(f"data.root={root}"), data_manifest)
+    finish(folder, status="complete", weights_sha256="a" * 64)
+    return folder
+
+
+@pytest.fixture
+def trains_to(monkeypatch, make_config, data_manifest):
+    """trains_to(hash): stands for train.py."""
+
+    def stand_in(weights_sha256):
+        def train_again(run_dir, into):
+            again = run_folder(make_config(f"runs={into}"), data_manifest)
+            finish(again, status="complete", weights_sha256=weights_sha256)
+
+        monkeypatch.setattr(module, "train_again", train_again)
+
+    return stand_in
+
+
+@pytest.mark.parametrize(("weights_sha256", "exit_code"), [("a" * 64, 0), ("b" * 64, 1)])
+def test_compares_the_weights(complete_run, trains_to, capsys, weights_sha256, exit_code):
+    trains_to(weights_sha256)
+    assert main([str(complete_run)]) == exit_code
+    assert weights_sha256 in capsys.readouterr().out
+
+
+def test_refusals(complete_run, trains_to, tmp_path, capsys):
+    trains_to("a" * 64)
+    with pytest.raises(UserError, match="not empty"):
+        reproduce(complete_run, tmp_path)
+    manifest = (tmp_path / "data" / "manifest.json").read_text()
+    (tmp_path / "data" / "manifest.json").write_text(manifest.replace("train" * 8, "other"))
+    with pytest.raises(UserError, match="train images are not those"):
+        reproduce(complete_run, tmp_path / "again")
+    finish(complete_run, status="interrupted", weights_sha256=None)
+    assert main([str(complete_run)]) == 2
+    assert "not complete (interrupted)" in capsys.readouterr().err
+
+
+def test_says_what_differs(complete_run):
+    manifest = read_manifest(complete_run)
+    assert differences(manifest) == []
+    manifest["packages"]["torch"] = "1.0"
+    manifest["sessions"][0]["hardware"]["cpu"] = "abacus"
+    manifest["sessions"].append(manifest["sessions"][0])
+    text = "\n".join(differences(manifest))
+    assert "torch was 1.0" in text and "cpu was abacus" in text and "continued 1 times" in text

@@ -1,0 +1,124 @@
+"""Each tracker is opened, closed and continued; wandb falls back to offline, in time and in one line."""
+
+import http.server
+import json
+import threading
+import time
+
+import pytest
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from tencrop.records.run_folder import run_folder
+from tencrop.records.tracking import build_logger, close_logger, log_error_table, log_images
+
+KEY = "0123456789" * 4
+
+
+@pytest.fixture(autouse=True)
+def private_wandb(monkeypatch, tmp_path):
+    """No account, settings or server of the machine's; the service ends with the test."""
+    import wandb
+
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (("HOME", "home"), ("NETRC", "netrc"), ("WANDB_CONFIG_DIR", "config"), ("TMPDIR", "tmp")):
+        monkeypatch.setenv(name, str(tmp_path / value))
+    (tmp_path / "tmp").mkdir()
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture
+def refusing_server():
+    """An HTTP server on this machine that answers everything with 401."""
+
+    class Refuse(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(401)
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def track(config, run_dir, said):
+    """One short session with everything that is tracked."""
+    logger = build_logger(config, run_dir, say=said.append)
+    if logger is not None:
+        logger.log_metrics({"train/loss": 2.0, "lr": 0.1}, step=20)
+    log_images(logger, torch.randn(2, 3, 8, 8), ["cat", "dog"], key="images")
+    log_error_table(logger, ["protocol", "ours"], [["center", "1.2"]])
+    close_logger(logger)
+
+
+def test_wandb_offline_without_account(make_config, data_manifest, capfd):
+    config = make_config("tracker=wandb")
+    run_dir, said = run_folder(config, data_manifest), []
+    track(config, run_dir, said)
+    identity = json.loads((run_dir / "tracking" / "run.json").read_text())["id"]
+    assert len(said) == 1 and "offline (not logged in)" in said[0]
+    assert "wandb sync" in said[0] and "wandb leet" in said[0] and identity in said[0]
+    track(config, run_dir, said)
+    assert identity in said[1]  # the same tracked run
+    printed = capfd.readouterr()
+    assert printed.out == "" and printed.err == ""
+    assert {path.name for path in run_dir.parent.parent.parent.glob("*")} <= {"runs", "tmp", "home", "config"}
+
+
+def test_wandb_server_that_does_not_answer(make_config, data_manifest, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    config, said = make_config("tracker=wandb"), []
+    run_dir = run_folder(config, data_manifest)
+    start = time.monotonic()
+    track(config, run_dir, said)
+    assert time.monotonic() - start < 20
+    assert "does not answer" in said[0]
+    for path in run_dir.rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
+
+
+def test_wandb_server_that_refuses_the_account(make_config, data_manifest, monkeypatch, refusing_server):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", refusing_server)
+    config, said = make_config("tracker=wandb"), []
+    track(config, run_folder(config, data_manifest), said)
+    assert len(said) == 1 and "did not take the run" in said[0] and "wandb sync" in said[0]
+
+
+def test_wandb_switched_off_by_its_own_setting(make_config, data_manifest, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    config = make_config("tracker=wandb")
+    assert build_logger(config, run_folder(config, data_manifest)) is None
+
+
+def test_tensorboard(make_config, data_manifest):
+    config = make_config("tracker=tensorboard")
+    run_dir = run_folder(config, data_manifest)
+    track(config, run_dir, [])
+    assert list((run_dir / "tracking").glob("events.*"))
+    assert isinstance(build_logger(config, run_dir, say=str), TensorBoardLogger)
+
+
+def test_csv_and_none(make_config, data_manifest):
+    config = make_config("tracker=csv")
+    run_dir = run_folder(config, data_manifest)
+    track(config, run_dir, [])
+    assert "20,train/loss,2.0" in (run_dir / "tracking" / "metrics.csv").read_text()
+    assert build_logger(make_config("tracker=none"), run_dir) is None
+
+
+def test_only_the_first_process_opens_a_run(make_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    build_logger(make_config("tracker=wandb"), tmp_path / "run", say=pytest.fail)
+    assert not (tmp_path / "run").exists()
