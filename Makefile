@@ -33,7 +33,7 @@ test: lint ## ruff, mypy and all tests
 lint: install ## ruff and mypy alone
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy src tests $(wildcard *.py)
+	$(BIN)/mypy src $(wildcard *.py)
 
 format: install ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
@@ -49,7 +49,7 @@ clean: ## remove .venv and what was built, keep runs and prepared data
 
 install: $(VENV)/installed ## install only
 
-$(VENV)/installed: pyproject.toml src/tencrop/data/_decode.c $(VENV)/locked
+$(VENV)/installed: pyproject.toml $(wildcard src/tencrop/data/*.[ch]) $(VENV)/locked
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
