@@ -1,0 +1,1 @@
+"""Evaluation: views of an image, scores of every image exactly once, errors with intervals, ensembles."""

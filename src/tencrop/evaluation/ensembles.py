@@ -1,0 +1,52 @@
+"""Ensembles: the mean of several members' saved scores. Called by evaluate.py; never needs a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tencrop.config import UserError
+from tencrop.evaluation.predictions import Scores, from_averages
+
+
+def ensemble(members: Sequence[Scores], names: Sequence[str]) -> Scores:
+    """The scores of an ensemble: float32 means over its members, whose averages over views are kept apart.
+
+    Members may differ in weights, network and protocol (VGG fuses scales, Simonyan and Zisserman 2015, Table 6),
+    but not in their images: UserError names the first member that does.
+    """
+    first = members[0]
+    for member, name in zip(members[1:], names[1:], strict=True):
+        for what, differ in _differences(first, member):
+            if differ:
+                raise UserError(f"{name} and {names[0]} cannot be averaged: their {what} differ; evaluate both anew")
+    return from_averages(
+        first.index,
+        first.labels,
+        _mean([member.softmax for member in members]),
+        _mean([member.logits for member in members]),
+        {key: _joined([member.metadata[key] for member in members]) for key in first.metadata},
+    )
+
+
+def _differences(first: Scores, other: Scores) -> list[tuple[str, bool]]:
+    fingerprints = [scores.metadata.get("source_fingerprint") for scores in (first, other)]
+    return [
+        ("data (source_fingerprint)", fingerprints[0] != fingerprints[1]),
+        ("images", not torch.equal(first.index, other.index)),
+        ("labels", not torch.equal(first.labels, other.labels)),
+        ("numbers of classes", first.softmax.shape != other.softmax.shape),
+    ]
+
+
+def _mean(scores: list[Tensor]) -> Tensor:
+    total = scores[0].float()
+    for member in scores[1:]:
+        total = total + member.float()
+    return total / len(scores)
+
+
+def _joined(values: list[str]) -> str:
+    return values[0] if len(set(values)) == 1 else " + ".join(values)

@@ -1,0 +1,125 @@
+"""Weights from files, ours or anyone's, read without executing anything, and applied only where they fit.
+
+Called by evaluate.py and its processes.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tencrop.config import UserError
+
+# under which keys a checkpoint keeps its weights: ours, timm's, torchvision's references', and usual ones
+RAW_KEYS = ("state_dict", "model", "model_state_dict", "net", "module")
+EMA_KEYS = ("ema_state_dict", "state_dict_ema", "model_ema", "ema")
+# what DistributedDataParallel, Lightning and torch.compile put before every name
+PREFIXES = ("module.", "model.", "_orig_mod.", "network.")
+NUM_NAMED = 3  # differences that a message names
+
+
+class Weights(NamedTuple):
+    """A state dict as a file has it."""
+
+    state: dict[str, Tensor]
+    kind: str  # raw | ema: as trained, or their exponential moving average
+
+
+def load_weights(path: Path, *, ema: bool | None = None) -> Weights:
+    """The weights in a .safetensors file, a plain state dict (.pth) or a checkpoint, on the CPU.
+
+    ema: whether the moving average is wanted; None takes it where there is one. Raises UserError where the file is
+    missing, broken, holds objects other than tensors and plain values (they are never built), or not the weights asked.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file of weights")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    raw = content if _is_state(content) else _first_state(content, RAW_KEYS)
+    average = _first_state(content, EMA_KEYS)
+    if ema and average is None:
+        raise UserError(f"{path}: holds no EMA weights; leave out ema=true")
+    if average is not None and ema is not False:
+        return Weights(average, "ema")
+    if raw is None:
+        keys = ", ".join(str(key) for key in content) if isinstance(content, Mapping) else type(content).__name__
+        raise UserError(f"{path}: no state dict found in it (it has {keys}); save one: torch.save(model.state_dict())")
+    return Weights(raw, "raw")
+
+
+def apply_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str, name: str) -> None:
+    """Copy `state` into `network`; every tensor must find its place, and every place its tensor.
+
+    Prefixes of wrappers are dropped. Raises UserError naming the first differences: `source` is the file and `name`
+    the network in that message.
+    """
+    own = network.state_dict()
+    state = _without_prefixes(state, own)
+    # BatchNorm counts its batches since torch 0.4.1; nothing is computed from the count
+    lacking = [key for key in own if key not in state and not key.endswith(".num_batches_tracked")]
+    unknown = [key for key in state if key not in own]
+    reshaped = [
+        f"{key} is {list(state[key].shape)} and not {list(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    differences = [
+        f"{verb}{', '.join(keys[:NUM_NAMED])}" + (f" and {len(keys) - NUM_NAMED} more" if len(keys) > NUM_NAMED else "")
+        for verb, keys in (("it lacks ", lacking), ("has, unknown there, ", unknown), ("", reshaped))
+        if keys
+    ]
+    if differences:
+        raise UserError(
+            f"{source}: its weights are not those of {name}: {'; '.join(differences)};"
+            " name the model (and data with as many classes) that they were trained as"
+        )
+    network.load_state_dict(state, strict=False)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: is a broken .safetensors file ({error})") from error
+
+
+def _read_torch(path: Path) -> Any:
+    with path.open("rb") as file, warnings.catch_warnings(action="ignore", category=UserWarning):
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a broken file raises whatever its bytes lead torch's unpickler to
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            raise UserError(
+                f"{path}: cannot be read as weights: "
+                + (
+                    f"it holds {found[1]}, which could run code when read"
+                    if found
+                    else "it is broken, or another kind of file"
+                )
+                + "; save the tensors alone, best as .safetensors"
+            ) from error
+
+
+def _first_state(content: Any, keys: tuple[str, ...]) -> dict[str, Tensor] | None:
+    found = [content[key] for key in keys if key in content] if isinstance(content, Mapping) else []
+    return next((state for state in found if _is_state(state)), None)
+
+
+def _is_state(content: Any) -> bool:
+    return (
+        isinstance(content, Mapping) and bool(content) and all(isinstance(value, Tensor) for value in content.values())
+    )
+
+
+def _without_prefixes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    state = dict(state)
+    while prefix := next((p for p in PREFIXES if all(key.startswith(p) and key not in own for key in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
