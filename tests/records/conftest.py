@@ -1,26 +1,19 @@
-"""What the tests of records share: a small configuration whose runs lie in a temporary folder, and its data's manifest."""
+"""What the tests of records share: a small configuration whose runs lie in a temporary folder, its data's manifest."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from tencrop.config import Config, typed
-from tencrop.config.verbs import CONF
+from tencrop.config import Config
 
 
 @pytest.fixture
-def make_config(tmp_path: Path) -> Callable[..., Config]:
+def make_config(composed: Callable[..., Config], tmp_path: Path) -> Callable[..., Config]:
     """make_config("seed=1", ...): LeNet-5 on the digits with overrides."""
-
-    def make(*overrides: str) -> Config:
-        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-            node = compose("train", ["experiment=lenet5_digits", "tracker=none", f"runs={tmp_path}/runs", *overrides])
-        return typed(node, Config)
-
-    return make
+    return partial(composed, "experiment=lenet5_digits", "tracker=none", f"runs={tmp_path}/runs")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from tencrop.config import Config, UserError, run_path, typed
 from tencrop.records import run_folder as module
@@ -17,8 +18,6 @@ def test_stands_alone(make_config, data_manifest):
     folder = run_folder(config, data_manifest)
     assert folder == run_path(config) and folder.name.startswith("seed2-")
     assert {path.name for path in folder.iterdir()} >= {"config.yaml", "manifest.json", "code.diff", "checkpoints"}
-    from omegaconf import OmegaConf
-
     assert typed(OmegaConf.load(folder / "config.yaml"), Config) == config
     manifest = read_manifest(folder)
     assert manifest["result"]["status"] == "running" and len(manifest["sessions"]) == 1
@@ -43,7 +42,7 @@ def test_other_code_is_refused_unless_told(make_config, data_manifest):
     manifest = read_manifest(folder)
     manifest["sessions"][0]["code"]["learning_sha256"] = "0" * 64
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="another version of the code.*allow_other_code=true"):
+    with pytest.raises(UserError, match=r"another version of the code.*allow_other_code=true"):
         run_folder(make_config(), data_manifest)
     run_folder(make_config("allow_other_code=true"), data_manifest)
     finish(folder, status="complete", weights_sha256="ab" * 32)
@@ -77,7 +76,7 @@ def test_other_ranks_write_nothing(make_config, data_manifest, monkeypatch, name
 
 def test_place_that_cannot_be_written(make_config, data_manifest, tmp_path):
     (tmp_path / "runs").write_text("a file where the folder should be")
-    with pytest.raises(UserError, match="cannot write .*runs=DIR"):
+    with pytest.raises(UserError, match=r"cannot write .*runs=DIR"):
         run_folder(make_config(), data_manifest)
 
 
