@@ -1,0 +1,73 @@
+"""Optimizers: torch's SGD and AdamW, and the SGD of Krizhevsky et al. [23]. Called by the classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tencrop import config
+
+
+def build_optimizer(
+    optimizer: config.Optimizer, named_parameters: Iterable[tuple[str, nn.Parameter]]
+) -> torch.optim.Optimizer:
+    """The optimizer that the recipe names, over the parameters that need a gradient.
+
+    With `decay: weights` only tensors of two or more dimensions decay: neither biases nor the scales and shifts
+    of normalisation layers.
+    """
+    parameters = [parameter for _, parameter in named_parameters if parameter.requires_grad]
+    decayed = [parameter for parameter in parameters if optimizer.decay == "all" or parameter.ndim >= 2]
+    others = [parameter for parameter in parameters if optimizer.decay != "all" and parameter.ndim < 2]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": optimizer.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if optimizer.name == "sgd":
+        assert optimizer.momentum is not None and optimizer.nesterov is not None
+        return torch.optim.SGD(groups, lr=optimizer.lr, momentum=optimizer.momentum, nesterov=optimizer.nesterov)
+    if optimizer.name == "sgd_alexnet":
+        assert optimizer.momentum is not None
+        return SGDAlexNet(groups, lr=optimizer.lr, momentum=optimizer.momentum)
+    assert optimizer.name == "adamw" and optimizer.betas is not None and optimizer.eps is not None, optimizer.name
+    return torch.optim.AdamW(groups, lr=optimizer.lr, betas=tuple(optimizer.betas), eps=optimizer.eps)
+
+
+class SGDAlexNet(torch.optim.Optimizer):
+    """SGD with momentum as Krizhevsky et al. 2012 (section 5) and Caffe write it:
+
+        v <- momentum * v - weight_decay * lr * w - lr * gradient
+        w <- w + v
+
+    The learning rate stands inside the velocity: after lr drops, the steps taken before it still count in full.
+    torch.optim.SGD keeps lr outside (v <- momentum * v + gradient + weight_decay * w; w <- w - lr * v). The two
+    walk the same path as long as lr stays the same, and part at the first step after it changes.
+    """
+
+    def __init__(self, params: Any, lr: float, momentum: float, weight_decay: float = 0.0):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
+            gradients: list[Tensor] = [weight.grad for weight in weights]
+            for weight in weights:
+                if not self.state[weight]:
+                    self.state[weight]["velocity"] = torch.zeros_like(weight)
+            velocities = [self.state[weight]["velocity"] for weight in weights]
+            torch._foreach_mul_(velocities, group["momentum"])
+            torch._foreach_add_(velocities, weights, alpha=-group["weight_decay"] * group["lr"])
+            torch._foreach_add_(velocities, gradients, alpha=-group["lr"])
+            torch._foreach_add_(weights, velocities)
+        return loss
