@@ -50,7 +50,7 @@ clean: ## remove .venv and what was built, keep runs and prepared data
 install: $(VENV)/installed ## install only
 
 $(VENV)/installed: pyproject.toml $(wildcard src/tencrop/data/*.[ch]) $(VENV)/locked
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # In two passes: what comes as source (ffcv) is built with the locked setuptools, which must be there before.
