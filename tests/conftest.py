@@ -6,7 +6,10 @@ The photographs are crops of scikit-learn's two bundled JPEGs, so no test needs 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -161,3 +164,15 @@ def coordinate_store(coordinate_image, data_config, tmp_path_factory: pytest.Tem
         return prepare(data, workers=1, progress=False)
 
     return build
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """An empty file system of 1 MB (mode bits do not stop root, so a full disk has to be a real one)."""
+    folder = tmp_path / "small_disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs is not permitted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

@@ -43,7 +43,7 @@ class DigitsSource:
 
     def __init__(self) -> None:
         order = permutation()
-        self.path = None
+        self.path: str | None = None
         self.splits = {"train": "train", "val": "val"}
         self.classes = [str(digit) for digit in range(10)]
         self.files = {"train": self._files(order[:NUM_TRAIN]), "val": self._files(order[NUM_TRAIN:])}

@@ -66,7 +66,7 @@ def decode_rgb(content: bytes) -> tuple[Image.Image, str]:
     16-bit grayscale keeps its upper 8 bits. Raises Undecodable for anything but a whole image.
     """
     try:
-        image = Image.open(io.BytesIO(content))
+        image: Image.Image = Image.open(io.BytesIO(content))
         image.load()
     except MemoryError:
         raise

@@ -26,6 +26,7 @@ from tencrop.data.folder import Source, read_file
 
 FORMAT = "tencrop-data-1"
 SPLITS = ("train", "val")
+_MEND = "delete {root} and prepare the data again (prepare.py)"
 
 
 def read_manifest(root: str | Path, data: str = "imagefolder") -> dict[str, Any]:
@@ -122,7 +123,10 @@ class Split:
         for file, num_bytes in ((facts["beton"], facts["beton_bytes"]), (facts["files"], facts["files_bytes"])):
             self._check_size(root / file, num_bytes)
         self.beton = Beton(root / facts["beton"])
-        self.files = np.load(root / facts["files"], mmap_mode="r", allow_pickle=False)
+        try:
+            self.files = np.load(root / facts["files"], mmap_mode="r", allow_pickle=False)
+        except ValueError as error:
+            raise UserError(f"{root / facts['files']}: not a table of files; {_MEND.format(root=root)}") from error
         assert self.beton.num_samples == len(self.files) == self.num_samples, f"{root}: counts differ"
         self.labels = self.beton.labels
         self.stored_sizes = np.stack([self.beton.heights, self.beton.widths], axis=1).astype(np.int32)
@@ -158,4 +162,4 @@ class Split:
         found = path.stat().st_size if path.is_file() else None
         if found != num_bytes:
             state = "is missing" if found is None else f"has {found} bytes and not the {num_bytes} that were written"
-            raise UserError(f"{path}: {state}; delete {self.root} and prepare the data again (prepare.py)")
+            raise UserError(f"{path}: {state}; {_MEND.format(root=self.root)}")

@@ -37,15 +37,15 @@ class ColourSums:
     def add(self, image: Image.Image) -> None:
         """Count an RGB image of any size; may be called from several threads at once."""
         top, left, side, _ = central_square(image.height, image.width)
-        box = (left, top, left + side, top + side)
-        small = min(side, SIDE)
-        square = np.asarray(image.resize((small, small), Image.Resampling.BILINEAR, box=box))
-        filled = square if small == SIDE else np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box))
+        # not resize(box=...), which lets pixels outside the box into its border
+        whole = image.crop((left, top, left + side, top + side))
+        filled = np.asarray(whole.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+        square = filled if side >= SIDE else np.asarray(whole)
         channels = np.ascontiguousarray(square.reshape(-1, 3).T, dtype=np.int64)
         products = channels @ channels.T  # in integers: no BLAS, no rounding
         with self._lock:
             self.num_images += 1
-            self.num_pixels += small * small
+            self.num_pixels += channels.shape[1]
             self.colour += channels.sum(axis=1)
             self.products += products
             self.image += filled
