@@ -7,9 +7,11 @@ rank of the label, counted in float32 before rounding, stands beside them: error
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -18,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from tencrop.config import UserError
+from tencrop.config import Protocol, UserError
+from tencrop.data.manifest import write_whole
 from tencrop.evaluation.errors import label_ranks
 
 FORMAT = "tencrop scores 1"
@@ -82,21 +85,8 @@ def save_scores(path: Path, scores: Scores) -> None:
     """Write the file whole or not at all: a temporary name in its folder, fsync, rename."""
     metadata = {"format": FORMAT, **scores.metadata}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in scores.tensors().items()}
-    write_whole(path, save(tensors, metadata))
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """`content` at `path`, or the old file and an OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, save(tensors, metadata))
 
 
 def load_scores(path: Path) -> Scores:
@@ -108,7 +98,7 @@ def load_scores(path: Path) -> Scores:
             metadata = file.metadata() or {}
             if metadata.pop("format", None) != FORMAT:
                 raise UserError(f"{path}: is no score file of this version ({FORMAT}); run evaluate.py again")
-            scores = Scores(metadata=metadata, **{name: file.get_tensor(name) for name in file.keys()})
+            scores = Scores(metadata=metadata, **{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  not iterable itself
         _check(scores)
     except (SafetensorError, TypeError, AssertionError) as error:
         raise UserError(f"{path}: is a broken score file ({error}); remove it and run evaluate.py again") from error
@@ -136,12 +126,10 @@ def saved_scores(path: Path, identity: dict[str, str], *, with_views: bool = Fal
     return scores if found else None
 
 
-def identity_of(protocol: dict, **of: str) -> dict[str, str]:
-    """What scores are scores of, as a score file's metadata.
-
-    The average is left out of the protocol: a file holds both.
-    """
-    return {"protocol": json.dumps({key: protocol[key] for key in sorted(protocol) if key != "average"}), **of}
+def protocol_text(protocol: Protocol) -> str:
+    """The protocol as a score file's metadata has it: JSON without the average, as a file holds both averages."""
+    values = dataclasses.asdict(protocol)
+    return json.dumps({key: values[key] for key in sorted(values) if key != "average"})
 
 
 def gather(part: Scores) -> Scores | None:
@@ -149,22 +137,34 @@ def gather(part: Scores) -> Scores | None:
 
     Parts may differ in length, and be empty. Without a process group the part is the whole.
     """
+    tensors = {name: tensor.cpu() for name, tensor in part.tensors().items()}
     if dist.is_initialized() and dist.get_world_size() > 1:
-        group = dist.new_group(backend="gloo")  # CPU tensors, whatever the devices are joined by
-        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
-        dist.all_gather(lengths, torch.tensor([len(part.index)]), group=group)
-        tensors = {name: _gather(tensor, [int(n) for n in lengths], group) for name, tensor in part.tensors().items()}
-        dist.destroy_process_group(group)
+        with cpu_group() as group:
+            lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
+            dist.all_gather(lengths, torch.tensor([len(part.index)]), group=group)
+            tensors = {
+                name: _gather(tensor, [int(length) for length in lengths], group) for name, tensor in tensors.items()
+            }
         if dist.get_rank() > 0:
             return None
-        part = replace(part, **tensors)
-    order = part.index.argsort()
-    return replace(part, **{name: tensor.cpu()[order.cpu()] for name, tensor in part.tensors().items()})
+    order = tensors["index"].argsort()
+    return Scores(metadata=part.metadata, **{name: tensor[order] for name, tensor in tensors.items()})
+
+
+@contextmanager
+def cpu_group() -> Iterator[dist.ProcessGroup]:
+    """All processes, joined for tensors on the CPU, whatever their devices are joined by."""
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)
+    try:
+        yield group
+    finally:
+        dist.destroy_process_group(group)
 
 
 def _gather(tensor: Tensor, lengths: list[int], group: dist.ProcessGroup) -> Tensor:
     padded = torch.zeros(max(lengths), *tensor.shape[1:], dtype=tensor.dtype)
-    padded[: len(tensor)] = tensor.cpu()
+    padded[: len(tensor)] = tensor
     parts = [torch.empty_like(padded) for _ in lengths] if dist.get_rank() == 0 else None
     dist.gather(padded, parts, dst=0, group=group)
-    return torch.cat([part[:length] for part, length in zip(parts, lengths)]) if parts else padded
+    return padded if parts is None else torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)])

@@ -31,6 +31,7 @@ class Weights(NamedTuple):
 
     state: dict[str, Tensor]
     kind: str  # raw | ema: as trained, or their exponential moving average
+    facts: dict[str, Any]  # what our checkpoints say of themselves (training/classifier.py); empty for other files
 
 
 def load_weights(path: Path, *, ema: bool | None = None) -> Weights:
@@ -41,17 +42,22 @@ def load_weights(path: Path, *, ema: bool | None = None) -> Weights:
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such file of weights")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    raw = content if _is_state(content) else _first_state(content, RAW_KEYS)
-    average = _first_state(content, EMA_KEYS)
+    content: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    content = content if isinstance(content, Mapping) else {}
+    facts = content.get("tencrop", {})
+    if facts:  # ours: both stand in one state dict, beside counters
+        raw, average = (_with_prefix(content["state_dict"], prefix) for prefix in ("model.", "ema."))
+    else:
+        raw = content if _is_state(content) else _first_state(content, RAW_KEYS)
+        average = _first_state(content, EMA_KEYS)
     if ema and average is None:
         raise UserError(f"{path}: holds no EMA weights; leave out ema=true")
     if average is not None and ema is not False:
-        return Weights(average, "ema")
+        return Weights(average, "ema", facts)
     if raw is None:
-        keys = ", ".join(str(key) for key in content) if isinstance(content, Mapping) else type(content).__name__
-        raise UserError(f"{path}: no state dict found in it (it has {keys}); save one: torch.save(model.state_dict())")
-    return Weights(raw, "raw")
+        keys = ", ".join(str(key) for key in content) or "nothing"
+        raise UserError(f"{path}: no state dict was found in it (but {keys}); save model.state_dict()")
+    return Weights(raw, "raw", facts)
 
 
 def apply_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str, name: str) -> None:
@@ -107,8 +113,12 @@ def _read_torch(path: Path) -> Any:
             ) from error
 
 
-def _first_state(content: Any, keys: tuple[str, ...]) -> dict[str, Tensor] | None:
-    found = [content[key] for key in keys if key in content] if isinstance(content, Mapping) else []
+def _with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor] | None:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)} or None
+
+
+def _first_state(content: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Tensor] | None:
+    found = [content[key] for key in keys if key in content]
     return next((state for state in found if _is_state(state)), None)
 
 

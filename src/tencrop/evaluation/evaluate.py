@@ -1,0 +1,161 @@
+"""From weights to a result: scores saved before are used again, missing ones are computed, errors are counted.
+
+Called by evaluate.py, and by train.py when a training has ended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from tencrop.config import Config, UserError
+from tencrop.data.colour import mean_and_std
+from tencrop.evaluation.ensembles import ensemble
+from tencrop.evaluation.members import Member, source_fingerprint
+from tencrop.evaluation.predictions import Scores, cpu_group, protocol_text, save_scores, saved_scores
+from tencrop.evaluation.results import result_of, save_result
+from tencrop.evaluation.scoring import Task, score_split
+from tencrop.models.factory import build_model
+from tencrop.models.weights import apply_weights, load_weights
+from tencrop.training.checkpoints import weights_sha256
+
+EVALUATIONS = Path("evaluations")  # of weights that no run folder here has trained
+
+
+class Evaluated(NamedTuple):
+    """One evaluation: its scores, the content of its result.json, and the folder that holds both."""
+
+    scores: Scores
+    result: dict[str, Any]
+    out: Path
+
+
+def evaluate_run(config: Config, *, manifest: dict[str, Any], checkpoint: Path, out: Path) -> dict[str, Any] | None:
+    """Evaluate a checkpoint under the configuration's protocol; scores and result.json go to the folder `out`.
+
+    manifest: of the prepared data. Every process of a group calls it, and all but the first get None; without a group
+    it starts as many processes as the hardware says. Raises UserError where weights do not fit, scores are not
+    finite, or the data are not as prepared.
+    """
+    found = evaluate_members([Member(config, checkpoint, manifest, out)])
+    return found[0].result if found else None
+
+
+def evaluate_members(members: Sequence[Member]) -> list[Evaluated]:
+    """All members and, where they are several, their ensemble, last; empty but on the first process of a group."""
+    averages = {member.config.protocol.average for member in members}
+    if len(averages) > 1:
+        raise UserError(f"protocol.average: the members differ ({', '.join(sorted(averages))}); choose one of them")
+    found = [evaluated for member in members if (evaluated := _evaluate(member)) is not None]
+    return [*found, _evaluate_ensemble(members, found)] if len(found) > 1 else found
+
+
+def _evaluate(member: Member) -> Evaluated | None:
+    config, path = member.config, member.path
+    weights = load_weights(path, ema=config.ema)
+    network = build_model(config.model, num_classes=member.num_classes)
+    apply_weights(network, weights.state, source=str(path), name=f"{config.model.name} ({member.num_classes} classes)")
+    # normalization=dataset means the data that the network was trained on
+    mean, std = mean_and_std(config.normalization, weights.facts or member.manifest["statistics"])
+    identity = {
+        "protocol": protocol_text(config.protocol),
+        "model": config.model.name,
+        "model_kwargs": json.dumps(config.model.kwargs, sort_keys=True),
+        "weights": weights.kind,
+        "weights_sha256": weights_sha256(network.state_dict()),
+        "data": config.data.name,
+        "source_fingerprint": source_fingerprint(member.manifest),
+        "normalization": json.dumps({"mean": mean, "std": std}),
+        "precision": config.training.precision,
+    }
+    digest = _short_hash(identity["weights_sha256"], identity["source_fingerprint"])
+    out = member.out or EVALUATIONS / f"{config.model.name.replace('/', '-')}-{digest}"
+    stem = file_stem(config, weights.kind, path.stem if weights.facts else "last")
+    scores = saved_scores(out / f"{stem}.safetensors", identity, with_views=config.save_views) if _is_first() else None
+    is_saved = _agreed(scores is not None)
+    if not is_saved:
+        task = Task(config, path, weights.kind, member.num_classes, mean, std, identity)
+        scores = score_split(task, network)
+    if scores is None:
+        return None
+    origin: dict[str, Any] = {"checkpoint": str(path), "label": path.name, "seed": None, "claim": None}
+    if facts := weights.facts:  # trained here: the configuration is the recipe's, and so is its claim
+        origin = {
+            "checkpoint": str(path),
+            "label": f"{config.name or config.model.name} seed {facts['seed']}",
+            "seed": facts["seed"],
+            "step": facts["step"],
+            "total_steps": facts["total_steps"],
+            "selection": "best" if path.stem == "best" else "last",
+        }
+    return _save(scores, config, out, stem, is_saved=is_saved, **origin)
+
+
+def _evaluate_ensemble(members: Sequence[Member], found: Sequence[Evaluated]) -> Evaluated:
+    config = members[0].config
+    joint = ensemble([one.scores for one in found], names=[str(member.path) for member in members])
+    hashes = [one.scores.metadata[key] for one in found for key in ("weights_sha256", "protocol")]
+    name = f"ensemble-{_short_hash(*hashes, joint.metadata['source_fingerprint'])}"
+    origin: dict[str, Any] = {
+        "checkpoint": [str(member.path) for member in members],
+        "label": f"ensemble of {len(members)}",
+        "seed": [one.result["seed"] for one in found],
+        "claim": None,  # a member's is not the ensemble's
+    }
+    for key in ("protocol", "side", "size", "region", "filter"):
+        values = list(dict.fromkeys(one.result[key] for one in found))
+        origin[key] = values[0] if len(values) == 1 else " + ".join(str(value) for value in values)
+    out = Path(config.output) if config.output is not None else EVALUATIONS / name
+    return _save(joint, config, out, file_stem(config), **origin)
+
+
+def file_stem(config: Config, kind: str = "raw", checkpoint: str = "last") -> str:
+    """Name of a score file without its suffix: the protocol's, and what differs from the usual.
+
+    Usual are the recipe's own sizes, the whole image, bicubic, raw weights and the last checkpoint.
+    """
+    protocol = config.protocol
+    parts = {
+        protocol.name: True,
+        protocol.region: protocol.region != "whole",
+        f"side{protocol.side or 'kept'}": protocol.side != config.short_side,
+        f"size{protocol.size}": protocol.size != config.image_size,
+        protocol.filter: protocol.filter != "bicubic",
+        checkpoint: checkpoint != "last",
+        kind: kind != "raw",
+    }
+    return "-".join(part for part, differs in parts.items() if differs)
+
+
+def _save(scores: Scores, config: Config, out: Path, stem: str, *, is_saved: bool = False, **origin: Any) -> Evaluated:
+    """Write scores and result; nothing where the scores are not finite (UserError)."""
+    result = result_of(scores, config, score_file=f"{stem}.safetensors", **origin)
+    if not is_saved:
+        save_scores(out / f"{stem}.safetensors", scores)
+    suffix = "-logits" if config.protocol.average == "logits" else ""
+    save_result(out / f"{stem}{suffix}.result.json", result)
+    return Evaluated(scores, result, out)
+
+
+def _is_first() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _agreed(decision: bool) -> bool:
+    """The first process's decision, on all."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return decision
+    flag = torch.tensor([decision])
+    with cpu_group() as group:
+        dist.broadcast(flag, src=0, group=group)
+    return bool(flag)
+
+
+def _short_hash(*texts: str) -> str:
+    return hashlib.sha256(" ".join(texts).encode()).hexdigest()[:8]

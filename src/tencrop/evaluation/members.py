@@ -1,0 +1,91 @@
+"""Which weights are to be evaluated, under which configuration: what evaluate.py's command line means.
+
+Imports no torch, so that a mistake is answered at once. An ensemble has several members, all else one.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tencrop.config import Config, UserError, check_data, config_of_run, run_path
+from tencrop.config.verbs import CONF
+from tencrop.data.manifest import read_manifest
+
+CHOSEN_HERE = ("protocol", "checkpoint", "weights", "ema", "save_views", "output")  # no training knows these keys
+
+
+@dataclass(frozen=True)
+class Member:
+    """Weights, and how to evaluate them."""
+
+    config: Config
+    path: Path  # a checkpoint, or a plain state dict
+    manifest: dict[str, Any]  # of the prepared data
+    out: Path | None  # folder of its score files; null: evaluations/<model>-<hash of weights and data>
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.manifest["classes"])
+
+
+def members_of(config: Config, typed: list[str]) -> list[Member]:
+    """The members that a command names; `typed` is what stood behind evaluate.py, as KEY=VALUE.
+
+    A checkpoint in a run folder brings the run's configuration, changed by `typed`. Raises UserError where a file or
+    the prepared data are missing, or other data than the run's have another number of classes.
+    """
+    if config.weights is not None:
+        return [_member(config, Path(config.weights), _given_output(config))]
+    if config.checkpoint is None:
+        path = run_path(config) / "checkpoints" / "last.ckpt"
+        if not path.exists():
+            train = " ".join(word for word in typed if word.lstrip("+").split("=")[0].split(".")[0] not in CHOSEN_HERE)
+            raise UserError(f"{path}: there is no such checkpoint; train it with: python train.py {train}".rstrip())
+        return [_of_run(config, path, alone=True)]
+    paths = [Path(path) for path in (config.checkpoint if isinstance(config.checkpoint, list) else [config.checkpoint])]
+    if not paths:
+        raise UserError("checkpoint=[]: names no checkpoint; give checkpoint=PATH or checkpoint=[PATH,PATH]")
+    members = []
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"checkpoint={path}: there is no such file")
+        run_dir = path.absolute().parent.parent
+        is_of_run = (run_dir / "config.yaml").exists()
+        own = config_of_run(run_dir, typed, conf=CONF) if is_of_run else config
+        alone = len(paths) == 1
+        members.append(_of_run(own, path, alone=alone) if is_of_run else _member(own, path, _given_output(own, alone)))
+    return members
+
+
+def _of_run(config: Config, path: Path, *, alone: bool) -> Member:
+    """Score files lie in the run's folder unless the data are not those it was trained beside."""
+    run_dir = path.parent.parent
+    member = _member(config, path, _given_output(config, alone))
+    if member.out is None and _val_fingerprint(run_dir) in (None, source_fingerprint(member.manifest)):
+        member = Member(config, path, member.manifest, run_dir / "predictions")
+    return member
+
+
+def _member(config: Config, path: Path, out: Path | None) -> Member:
+    manifest = read_manifest(config.data.root, config.data.name)
+    check_data(config, manifest)
+    return Member(config, path, manifest, out)
+
+
+def _given_output(config: Config, alone: bool = True) -> Path | None:
+    return Path(config.output) if config.output is not None and alone else None
+
+
+def _val_fingerprint(run_dir: Path) -> str | None:
+    try:
+        return json.loads((run_dir / "manifest.json").read_text())["data"]["splits"]["val"]["source_fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # an unfinished or foreign folder says nothing of its data
+
+
+def source_fingerprint(manifest: dict[str, Any]) -> str:
+    """Of the evaluated images and labels."""
+    return manifest["splits"]["val"]["source_fingerprint"]

@@ -1,0 +1,244 @@
+"""The forward passes: every image of the evaluation split once through a network, on any number of processes.
+
+Called by evaluate.py. Each process scores a contiguous part; the parts are gathered on the first one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from tencrop.config import Config, Hardware, UserError, accelerator_of, num_workers
+from tencrop.data.colour import normalize
+from tencrop.data.decoder import DecodeError
+from tencrop.data.loader import Batch, Loader
+from tencrop.data.manifest import Split, open_split
+from tencrop.data.order import evaluation_batches
+from tencrop.data.plan import evaluation_plan
+from tencrop.data.reference import TorchLoader
+from tencrop.evaluation.predictions import Scores, from_averages, gather, load_scores, save_scores
+from tencrop.evaluation.protocols import merge, num_views, views
+from tencrop.models.factory import build_model
+from tencrop.models.weights import apply_weights, load_weights
+from tencrop.training.checkpoints import weights_sha256
+
+IMAGES_AT_ONCE = {"cpu": 32, "gpu": 256}  # where hardware.max_micro_batch is null
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a process must know to score its part; small, because it travels to other processes."""
+
+    config: Config
+    path: Path  # of the weights
+    kind: str  # raw | ema
+    num_classes: int
+    mean: list[float]  # on [0, 255], as `std`
+    std: list[float]
+    identity: dict[str, str]  # becomes the metadata of the scores
+
+
+def build_network(task: Task) -> nn.Module:
+    """The network with the task's weights, on the CPU."""
+    network = build_model(task.config.model, num_classes=task.num_classes)
+    state = load_weights(task.path, ema=task.kind == "ema").state
+    apply_weights(network, state, source=str(task.path), name=f"{task.config.model.name} ({task.num_classes} classes)")
+    return network
+
+
+def score_split(task: Task, network: nn.Module) -> Scores | None:
+    """Scores of every image, in index order; None on all processes of a group but the first.
+
+    Processes: those of the process group where there is one (after training, or under srun or torchrun), else as
+    many as hardware.devices says, started here. Raises UserError where the hardware is not as configured.
+    """
+    config = task.config
+    split = open_val_split(config)
+    _refuse_small_images(config, split)
+    num_processes = config.hardware.devices * config.hardware.nodes
+    if not dist.is_initialized() and not _join(num_processes) and num_processes > 1:
+        scores: Scores | None = _score_in_new_processes(task, num_processes)
+    else:
+        rank, num_ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        scores = gather(score_part(task, network, split, rank=rank, num_ranks=num_ranks))
+    if scores is not None:
+        assert torch.equal(scores.index, torch.arange(split.num_samples)), "an image was left out or counted twice"
+        assert np.array_equal(scores.labels, split.labels)
+    return scores
+
+
+def open_val_split(config: Config) -> Split:
+    """The split that is evaluated."""
+    return open_split(config.data.root, "val", source=config.data.source, data=config.data.name)
+
+
+def score_part(task: Task, network: nn.Module, split: Split, *, rank: int, num_ranks: int) -> Scores:
+    """Scores of this rank's part of the split, on its device; the part may be empty."""
+    config, num_classes = task.config, task.num_classes
+    device = _device(config.hardware, rank)
+    layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
+    network = network.to(device, memory_format=layout).eval()  # type: ignore[call-overload]
+    num_at_once = config.hardware.max_micro_batch or IMAGES_AT_ONCE[accelerator_of(config.hardware)]
+    index = np.arange(split.num_samples)
+    batches = evaluation_batches(index, micro_batch=num_at_once, rank=rank, num_ranks=num_ranks)
+
+    nothing = torch.empty(0, dtype=torch.int64, device=device)
+    no_scores = torch.empty(0, num_classes, device=device)
+    no_views = torch.empty(0, num_views(config.protocol), num_classes, device=device) if config.save_views else None
+    parts = [from_averages(nothing, nothing, no_scores, no_scores, task.identity, no_views)]
+    mean, std = torch.tensor(task.mean, device=device), torch.tensor(task.std, device=device)
+    with torch.inference_mode(), _loader(config, split, batches, device) as loader:
+        for batch in _with_progress(loader, split.num_samples, rank=rank, num_ranks=num_ranks):
+            images = batch.images.to(device, non_blocking=True)
+            logits = torch.stack(
+                [
+                    forward(network, normalize(view, mean, std, channels_last=config.model.channels_last), config)
+                    for view in views(images, batch.sizes, config.protocol)
+                ]
+            )
+            assert logits.shape[2] == num_classes, f"the network gives {logits.shape[2]} scores an image"
+            softmax, mean_logits = merge(logits)
+            # clones: the loader will write the next batch where this one lies
+            index_here, labels = (part.clone().to(device) for part in (batch.index, batch.labels))
+            view_logits = logits.transpose(0, 1) if config.save_views else None
+            parts.append(from_averages(index_here, labels, softmax, mean_logits, task.identity, view_logits))
+    tensors = [part.tensors() for part in parts]
+    return Scores(metadata=task.identity, **{name: torch.cat([part[name] for part in tensors]) for name in tensors[0]})
+
+
+def forward(network: nn.Module, inputs: Tensor, config: Config) -> Tensor:
+    """Logits float32 [B, K] of normalised images [B, 3, H, W], in the precision of the recipe."""
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.training.precision == "bf16"):
+        return network(inputs).float()
+
+
+@contextmanager
+def _loader(config: Config, split: Split, batches: list[np.ndarray], device: torch.device) -> Iterator[Iterator[Batch]]:
+    if not batches:
+        yield iter(())
+        return
+    kind = {"ffcv": Loader, "torch": TorchLoader}[config.data.loader]
+    plan = partial(evaluation_plan, stored_sizes=split.stored_sizes, protocol=config.protocol)
+    loader = kind(
+        split,
+        lambda epoch: batches,
+        lambda index, epoch: plan(index),
+        filter=config.protocol.filter,
+        num_threads=num_workers(config.hardware),
+        pin_memory=device.type == "cuda",
+    )
+    try:
+        yield iter(loader)
+    except DecodeError as error:
+        raise UserError(f"data.root={config.data.root}: {error}; prepare the data again") from error
+    finally:
+        loader.close()
+
+
+def _with_progress(batches: Iterator[Batch], num_images: int, *, rank: int, num_ranks: int) -> Iterator[Batch]:
+    """The batches, with a bar on the first rank that takes the others to be as far as itself."""
+    columns = (
+        TextColumn("evaluating"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, transient=True, disable=rank > 0) as progress:
+        bar = progress.add_task("", total=num_images, rate="")
+        done = 0
+        for batch in batches:
+            num_here = len(batch.index)
+            yield batch
+            done = min(num_images, done + num_here * num_ranks)
+            speed = progress.tasks[0].speed
+            progress.update(bar, completed=done, rate=f"{speed:,.0f} images/s" if speed else "")
+
+
+def _refuse_small_images(config: Config, split: Split) -> None:
+    plan = evaluation_plan(np.arange(split.num_samples), split.stored_sizes, protocol=config.protocol)
+    sides = plan.sizes.min(1)
+    smallest = int(sides.argmin())
+    if sides[smallest] < config.protocol.size:
+        raise UserError(
+            f"protocol.side={config.protocol.side}: {split.names(smallest)} has a shorter side of {sides[smallest]}"
+            f" pixels, less than the crop's {config.protocol.size}; set protocol.side={config.protocol.size} or more"
+        )
+
+
+def _device(hardware: Hardware, rank: int) -> torch.device:
+    if accelerator_of(hardware) == "cpu":
+        return torch.device("cpu")
+    number = rank % hardware.devices
+    if number >= torch.cuda.device_count():
+        raise UserError(
+            f"hardware.devices={hardware.devices}: torch sees {torch.cuda.device_count()} GPUs here;"
+            " choose fewer, or hardware=cpu"
+        )
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+def _join(num_processes: int) -> bool:
+    """Join the processes that srun or torchrun started; False where nobody did."""
+    kinds: tuple[type[ClusterEnvironment], ...] = (TorchElasticEnvironment, SLURMEnvironment)
+    environment = next((kind() for kind in kinds if kind.detect()), None)
+    world_size = environment.world_size() if environment else 1
+    if environment is None or world_size == 1:
+        return False
+    if world_size != num_processes:
+        raise UserError(
+            f"hardware.devices x hardware.nodes = {num_processes}: {world_size} processes were started;"
+            " start as many, or choose the hardware that fits"
+        )
+    address = f"tcp://{environment.main_address}:{environment.main_port}"
+    dist.init_process_group("gloo", address, rank=environment.global_rank(), world_size=world_size)
+    atexit.register(dist.destroy_process_group)
+    return True
+
+
+def _score_in_new_processes(task: Task, num_processes: int) -> Scores:
+    if task.config.hardware.nodes > 1:
+        raise UserError(f"hardware.nodes={task.config.hardware.nodes}: start it under srun or torchrun")
+    with tempfile.TemporaryDirectory(prefix="tencrop-") as folder:
+        try:
+            mp.spawn(_process, (task, num_processes, Path(folder)), nprocs=num_processes)
+        except mp.ProcessRaisedException as error:
+            message = Path(folder, "error.txt")
+            if message.exists():
+                raise UserError(message.read_text()) from error
+            raise
+        return load_scores(Path(folder, "scores.safetensors"))
+
+
+def _process(rank: int, task: Task, num_ranks: int, folder: Path) -> None:
+    """The life of a started process; the first one leaves the scores in `folder`."""
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_ranks))
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=num_ranks)
+    try:
+        network = build_network(task)
+        if weights_sha256(network.state_dict()) != task.identity["weights_sha256"]:
+            raise UserError(f"{task.path}: was written anew while it was evaluated; evaluate it again")
+        part = score_part(task, network, open_val_split(task.config), rank=rank, num_ranks=num_ranks)
+        scores = gather(part)
+        if scores is not None:
+            save_scores(folder / "scores.safetensors", scores)
+    except UserError as error:
+        (folder / "error.txt").write_text(str(error))
+        raise
+    finally:
+        dist.destroy_process_group()
