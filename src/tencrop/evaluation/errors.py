@@ -67,7 +67,7 @@ def label_ranks(scores: Tensor, labels: Tensor) -> Tensor:
     return torch.where(scores.isfinite().all(1), ranks, NOT_FINITE)
 
 
-def wilson_interval(num_errors: int, num_images: int, z: float = Z_95) -> tuple[float, float]:
+def wilson_interval(num_errors: float, num_images: int, z: float = Z_95) -> tuple[float, float]:
     """Score interval of a binomial fraction (Wilson 1927): (low, high) on [0, 1], 95% by default."""
     fraction, spread = num_errors / num_images, z * z / num_images
     centre = fraction + spread / 2

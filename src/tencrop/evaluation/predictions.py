@@ -83,7 +83,8 @@ def _half(scores: Tensor) -> Tensor:
 
 def save_scores(path: Path, scores: Scores) -> None:
     """Write the file whole or not at all: a temporary name in its folder, fsync, rename."""
-    metadata = {"format": FORMAT, **scores.metadata}
+    # one entry, because safetensors writes several in random order
+    metadata = {"scores": json.dumps({"format": FORMAT, **scores.metadata}, sort_keys=True)}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in scores.tensors().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, save(tensors, metadata))
@@ -95,12 +96,14 @@ def load_scores(path: Path) -> Scores:
         raise UserError(f"{path}: there is no such score file; evaluate.py writes it")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {}).get("scores", "{}"))
             if metadata.pop("format", None) != FORMAT:
                 raise UserError(f"{path}: is no score file of this version ({FORMAT}); run evaluate.py again")
             scores = Scores(metadata=metadata, **{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  not iterable itself
         _check(scores)
-    except (SafetensorError, TypeError, AssertionError) as error:
+    except UserError:
+        raise
+    except (SafetensorError, TypeError, KeyError, ValueError, AssertionError) as error:
         raise UserError(f"{path}: is a broken score file ({error}); remove it and run evaluate.py again") from error
     return scores
 

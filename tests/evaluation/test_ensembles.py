@@ -1,0 +1,49 @@
+"""Ensembles are means of saved scores over the same images."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tencrop.config import UserError
+from tencrop.evaluation.ensembles import ensemble
+from tencrop.evaluation.errors import error_rate
+from tencrop.evaluation.predictions import Scores, from_averages
+
+IDENTITY = {"protocol": "{}", "weights_sha256": "a", "source_fingerprint": "photographs", "weights": "raw"}
+
+
+def member(softmax: list[list[float]], **metadata: str) -> Scores:
+    scores = torch.tensor(softmax)
+    return from_averages(torch.arange(2), torch.tensor([0, 1]), scores, scores.log(), {**IDENTITY, **metadata})
+
+
+def test_an_ensemble_averages_softmax_and_logits_apart() -> None:
+    first, second = member([[0.75, 0.25], [0.75, 0.25]]), member([[0.25, 0.75], [0.125, 0.875]], weights_sha256="b")
+    joint = ensemble([first, second], ["a.ckpt", "b.ckpt"])
+    assert joint.softmax.tolist() == [[0.5, 0.5], [0.4375, 0.5625]]
+    expected = (first.logits.float() + second.logits.float()) / 2
+    torch.testing.assert_close(joint.logits.float(), expected, rtol=1e-3, atol=1e-3)
+    assert error_rate(joint.ranks("softmax"), 1).num_errors == 1, "the tie of the first image counts against it"
+    assert joint.metadata == {**IDENTITY, "weights_sha256": "a + b"}
+
+
+def test_an_ensemble_of_one_network_twice_is_that_network() -> None:
+    alone = member([[0.6, 0.4], [0.3, 0.7]])
+    joint = ensemble([alone, alone, alone], ["a", "a", "a"])
+    assert torch.equal(joint.ranks("softmax"), alone.ranks("softmax")) and torch.equal(joint.softmax, alone.softmax)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"index": torch.tensor([0, 2])}, "images"),
+        ({"labels": torch.tensor([1, 1])}, "labels"),
+        ({"softmax": torch.zeros(2, 3)}, "numbers of classes"),
+        ({"metadata": {**IDENTITY, "source_fingerprint": "drawings"}}, "data"),
+    ],
+)
+def test_members_of_other_images_are_refused(change: dict, named: str) -> None:
+    first = member([[0.6, 0.4], [0.3, 0.7]])
+    with pytest.raises(UserError, match=f"b.ckpt and a.ckpt cannot be averaged: their {named}"):
+        ensemble([first, replace(first, **change)], ["a.ckpt", "b.ckpt"])

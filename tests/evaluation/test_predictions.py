@@ -1,0 +1,136 @@
+"""Score files: what is saved comes back, what is broken is refused, parts become one."""
+
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from tencrop.config import Protocol, UserError
+from tencrop.evaluation.predictions import (
+    Scores,
+    from_averages,
+    gather,
+    load_scores,
+    protocol_text,
+    save_scores,
+    saved_scores,
+)
+
+IDENTITY = {"protocol": "{}", "weights_sha256": "ab", "source_fingerprint": "cd", "weights": "raw"}
+
+
+def scores_of(index: torch.Tensor, num_classes: int = 7) -> Scores:
+    """Scores that are a function of the image's index."""
+    logits = torch.sin(index[:, None] * 3.7 + torch.arange(num_classes) ** 2).float()
+    return from_averages(index, index % num_classes, logits.softmax(1), logits, IDENTITY, logits[:, None])
+
+
+def assert_same(found: Scores, expected: Scores) -> None:
+    assert found.metadata == expected.metadata and found.tensors().keys() == expected.tensors().keys()
+    for name, tensor in expected.tensors().items():
+        assert torch.equal(found.tensors()[name], tensor) and found.tensors()[name].dtype == tensor.dtype, name
+
+
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+    scores, path = scores_of(torch.arange(10)), tmp_path / "new folder" / "center.safetensors"
+    save_scores(path, scores)
+    assert_same(load_scores(path), scores)
+    assert [file.name for file in path.parent.iterdir()] == ["center.safetensors"], "nothing temporary is left"
+    assert scores.softmax.dtype == scores.logits.dtype == torch.float16
+    assert_same(load_scores(path), load_scores(path))
+    again = tmp_path / "again.safetensors"
+    save_scores(again, scores)
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_ranks_are_counted_before_rounding() -> None:
+    """0.30001 and 0.30002 are one number in float16; the label is still the best."""
+    softmax = torch.tensor([[0.30001, 0.30002, 0.39997 - 0.3]])
+    scores = from_averages(torch.tensor([0]), torch.tensor([1]), softmax, softmax.log(), IDENTITY)
+    assert scores.softmax[0, 0] == scores.softmax[0, 1]
+    assert scores.ranks("softmax").tolist() == scores.ranks("logits").tolist() == [0]
+
+
+def test_large_logits_stay_finite_and_nan_stays_nan() -> None:
+    logits = torch.tensor([[1e6, -1e6], [float("nan"), 0.0]])
+    scores = from_averages(torch.arange(2), torch.zeros(2, dtype=torch.int64), logits, logits, IDENTITY)
+    assert scores.logits[0].isfinite().all() and scores.logits[1, 0].isnan()
+    assert scores.ranks("logits").tolist() == [0, -1]
+
+
+def test_saved_scores_are_used_only_for_the_same_weights_data_and_protocol(tmp_path: Path) -> None:
+    path = tmp_path / "center.safetensors"
+    assert saved_scores(path, IDENTITY) is None
+    save_scores(path, replace(scores_of(torch.arange(10)), view_logits=None))
+    assert saved_scores(path, IDENTITY) is not None
+    for key in IDENTITY:
+        assert saved_scores(path, {**IDENTITY, key: "another"}) is None
+    assert saved_scores(path, IDENTITY, with_views=True) is None
+    path.write_bytes(path.read_bytes()[:-7])
+    assert saved_scores(path, IDENTITY) is None, "a broken file is computed again"
+
+
+def test_protocol_text_is_of_the_views_alone() -> None:
+    rule = Protocol(name="center", side=256, size=224, region="whole", filter="bicubic", average="softmax")
+    assert protocol_text(rule) == protocol_text(replace(rule, average="logits"))
+    assert len({protocol_text(replace(rule, **{key: 1})) for key in ("name", "side", "size", "region", "filter")}) == 5
+
+
+def test_broken_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "scores.safetensors"
+    with pytest.raises(UserError, match="no such score file"):
+        load_scores(path)
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match="no score file of this version"):
+        load_scores(path)
+    path.write_bytes(pickle.dumps(os.system))
+    with pytest.raises(UserError, match="broken score file"):
+        load_scores(path)
+
+
+@pytest.mark.parametrize(
+    "name, bad",
+    [
+        ("index", torch.tensor([0, 1, 1])),  # an image twice
+        ("labels", torch.tensor([0, 1, 7])),  # a label beyond the classes
+        ("labels", torch.tensor([0, 1])),
+        ("softmax", torch.zeros(3, 6, dtype=torch.float16)),
+    ],
+)
+def test_score_files_that_contradict_themselves_are_refused(name: str, bad: torch.Tensor, tmp_path: Path) -> None:
+    path = tmp_path / "scores.safetensors"
+    save_scores(path, scores_of(torch.arange(3)))
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file({**load_file(path), name: bad}, path, metadata)
+    with pytest.raises(UserError, match="broken score file"):
+        load_scores(path)
+
+
+def test_gather_without_a_group_sorts_by_index() -> None:
+    index = torch.tensor([4, 0, 3, 1, 2])
+    whole = gather(scores_of(index))
+    assert whole is not None
+    assert_same(whole, scores_of(torch.arange(5)))
+
+
+def _gather_parts(rank: int, parts: list[list[int]], folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=len(parts))
+    whole = gather(scores_of(torch.tensor(parts[rank], dtype=torch.int64)))
+    assert (whole is None) == (rank > 0)
+    if whole is not None:
+        save_scores(folder / "whole.safetensors", whole)
+    dist.destroy_process_group()
+
+
+def test_gather_joins_uneven_and_empty_parts_of_processes(tmp_path: Path) -> None:
+    mp.spawn(_gather_parts, ([[3, 4, 5, 6], [], [0, 1, 2]], tmp_path), nprocs=3)
+    assert_same(load_scores(tmp_path / "whole.safetensors"), scores_of(torch.arange(7)))

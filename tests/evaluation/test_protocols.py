@@ -1,0 +1,110 @@
+"""Views against torchvision's crops, one image at a time, and the two ways of merging."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torchvision.transforms import functional as tv
+
+from tencrop.config import Protocol
+from tencrop.evaluation.protocols import merge, num_views, views
+
+NAMES = ("center", "flip_pair", "five_crop", "ten_crop")
+
+
+def protocol(name: str, *, size: int = 5, region: str = "whole") -> Protocol:
+    return Protocol(name=name, side=None, size=size, region=region, filter="bicubic", average="softmax")
+
+
+def batch(sizes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """Images of these sizes with random pixels, padded with other random pixels to the largest."""
+    height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
+    generator = torch.Generator().manual_seed(height * 1000 + width)
+    images = torch.randint(0, 256, (len(sizes), height, width, 3), dtype=torch.uint8, generator=generator)
+    return images, torch.tensor(sizes, dtype=torch.int32)
+
+
+def views_by_torchvision(image: Tensor, protocol: Protocol) -> list[Tensor]:
+    """Slow reference: the views of one image [H, W, 3]."""
+    image = image.permute(2, 0, 1)
+    if protocol.region == "square":
+        image = tv.center_crop(image, [min(image.shape[1:])] * 2)
+    size = [protocol.size, protocol.size]
+    crops = {
+        "center": lambda: [tv.center_crop(image, size)],
+        "flip_pair": lambda: [tv.center_crop(image, size), tv.hflip(tv.center_crop(image, size))],
+        "five_crop": lambda: list(tv.five_crop(image, size)),
+        # torchvision's ten_crop crops the mirror image; its five crops are these, left and right exchanged
+        "ten_crop": lambda: [*tv.five_crop(image, size), *(tv.hflip(crop) for crop in tv.five_crop(image, size))],
+    }
+    return [crop.permute(1, 2, 0) for crop in crops[protocol.name]()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("region", ["whole", "square"])
+@settings(max_examples=30, deadline=None)
+@given(sizes=st.lists(st.tuples(st.integers(5, 14), st.integers(5, 14)), min_size=1, max_size=4))
+def test_views_are_torchvisions_crops(name: str, region: str, sizes: list[tuple[int, int]]) -> None:
+    images, extents = batch(sizes)
+    rule = protocol(name, region=region)
+    found = views(images, extents, rule)
+    assert found.shape == (num_views(rule), len(sizes), 5, 5, 3) and found.dtype == torch.uint8
+    for slot, (height, width) in enumerate(sizes):
+        expected = torch.stack(views_by_torchvision(images[slot, :height, :width], rule))
+        assert torch.equal(found[:, slot], expected)
+
+
+@pytest.mark.parametrize("height, width", [(8, 8), (8, 11), (9, 6)])
+def test_ten_views_are_torchvisions_ten_crop_as_a_set(height: int, width: int) -> None:
+    """Where the room around the centre is even; else torchvision's mirrored centre lies half a pixel elsewhere."""
+    size = 6 if height % 2 == width % 2 == 0 else 5
+    images, extents = batch([(height, width)])
+    expected = tv.ten_crop(images[0].permute(2, 0, 1), [size, size])
+    if (width - size) % 2:
+        expected = tuple(crop for number, crop in enumerate(expected) if number not in (4, 9))
+    found = {tuple(view[0].flatten().tolist()) for view in views(images, extents, protocol("ten_crop", size=size))}
+    assert {tuple(crop.permute(1, 2, 0).flatten().tolist()) for crop in expected} <= found
+
+
+def test_order_of_the_ten_views() -> None:
+    """Pixel (row, column) of an 8 x 10 image holds its own coordinates, so that a view shows where it lies."""
+    rows, columns = torch.meshgrid(torch.arange(8), torch.arange(10), indexing="ij")
+    image = torch.stack([rows, columns, rows], dim=2).to(torch.uint8)[None]
+    found = views(image, torch.tensor([[8, 10]]), protocol("ten_crop", size=4))
+    first_pixels = [tuple(view[0, 0, 0, :2].tolist()) for view in found]
+    assert first_pixels == [(0, 0), (0, 6), (4, 0), (4, 6), (2, 3), (0, 3), (0, 9), (4, 3), (4, 9), (2, 6)]
+    square = views(image, torch.tensor([[8, 10]]), protocol("five_crop", size=4, region="square"))
+    assert [tuple(view[0, 0, 0, :2].tolist()) for view in square] == [(0, 1), (0, 5), (4, 1), (4, 5), (2, 3)]
+
+
+def test_an_image_of_the_crops_size_is_its_own_view() -> None:
+    images, sizes = batch([(5, 5)])
+    for name in NAMES:
+        assert torch.equal(views(images, sizes, protocol(name))[0], images)
+
+
+def test_too_small_an_image_is_not_cropped() -> None:
+    images, sizes = batch([(5, 5), (4, 9)])
+    with pytest.raises(AssertionError, match="smaller than 5"):
+        views(images, sizes, protocol("center"))
+
+
+def test_merge_averages_softmax_and_logits_in_float32() -> None:
+    logits = torch.tensor([[[10.0, 0.0, -5.0]], [[0.0, 11.0, 7.0]], [[8.0, 7.9, 7.9]]])
+    softmax, mean = merge(logits)
+    expected = sum(torch.softmax(view.double(), 1) for view in logits) / 3
+    torch.testing.assert_close(softmax, expected.float())
+    torch.testing.assert_close(mean, torch.tensor([[6.0, 6.3, 3.3]]))
+    assert softmax.argmax() == 0 and mean.argmax() == 1, "the two averages can disagree, so the choice matters"
+    assert merge(logits.bfloat16())[0].dtype == torch.float32
+
+
+def test_every_protocol_of_conf_has_views(composed) -> None:  # type: ignore[no-untyped-def]
+    for name in NAMES:
+        rule = composed(f"protocol={name}").protocol
+        assert rule.name == name
+        image, sizes = batch([(rule.size, rule.size + 3)])
+        assert len(views(image, sizes, replace(rule, side=None))) == num_views(rule)
