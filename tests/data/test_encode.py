@@ -79,8 +79,7 @@ def test_reduced_store(image):
 
 def test_sixteen_bits_keep_the_upper_eight():
     values = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
-    decoded, kind = decode_rgb(saved(Image.fromarray(values), "PNG"))
-    assert kind == "png"
+    decoded = decode_rgb(saved(Image.fromarray(values), "PNG"))
     assert np.array_equal(np.asarray(decoded)[..., 0], values >> 8)
 
 
@@ -89,6 +88,16 @@ def test_orientation_is_ignored(image):
     exif[0x0112] = 6  # turned by 90 degrees
     encoded = encode(saved(image, "JPEG", exif=exif.tobytes()), 0, ORIGINAL)
     assert (encoded.sample.height, encoded.sample.width) == (100, 150)
+
+
+def test_damage_that_pillow_passes_over_is_stored_as_pixels(image):
+    """The end of the image's data is cut out and the end-of-image marker put back: the loader's decoder refuses it."""
+    content = saved(image, "JPEG")
+    content = content[: len(content) * 3 // 4] + b"\xff\xd9"
+    encoded = encode(content, 0, ORIGINAL)
+    assert encoded.kind == "damaged jpeg"
+    assert encoded.sample.mode == RAW
+    assert encoded.sample.payload == Image.open(io.BytesIO(content)).tobytes()
 
 
 @pytest.mark.parametrize("damage", ["cut", "half", "empty", "text", "cut png", "header only"])
