@@ -7,10 +7,11 @@ import time
 
 import pytest
 import torch
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from tencrop.records.run_folder import run_folder
-from tencrop.records.tracking import build_logger, close_logger, log_error_table, log_images
+from tencrop.records.tracking import InputImages, build_logger, close_logger, log_error_table, log_images
 
 KEY = "0123456789" * 4
 
@@ -56,7 +57,7 @@ def track(config, run_dir, said):
     logger = build_logger(config, run_dir, say=said.append)
     if logger is not None:
         logger.log_metrics({"train/loss": 2.0, "lr": 0.1}, step=20)
-    log_images(logger, torch.randn(2, 3, 8, 8), ["cat", "dog"], key="images")
+    log_images(logger, torch.randn(2, 3, 8, 8), key="images")
     log_error_table(logger, ["protocol", "ours"], [["center", "1.2"]])
     close_logger(logger)
 
@@ -116,6 +117,50 @@ def test_csv_and_none(make_config, data_manifest):
     track(config, run_dir, [])
     assert "20,train/loss,2.0" in (run_dir / "tracking" / "metrics.csv").read_text()
     assert build_logger(make_config("tracker=none"), run_dir) is None
+
+
+def test_input_images_are_those_that_enter_the_network(tmp_path):
+    """Recorded at the first forward pass of a training, whatever stands before the network."""
+
+    class Module(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = torch.nn.Linear(4, 2)
+
+        def training_step(self, batch, _):
+            return self.model((batch[0] * 2 - 1)[:, 0, 0]).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    class Spy(TensorBoardLogger):
+        seen = None
+
+        @property
+        def experiment(self):
+            return self
+
+        def add_images(self, key, pixels, global_step):
+            assert self.seen is None, "logged once"
+            self.seen = pixels
+
+        log_metrics = log_hyperparams = log_graph = save = finalize = lambda *_, **__: None
+
+    images = torch.rand(6, 3, 2, 4)
+    logger = Spy(tmp_path)
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=logger,
+        callbacks=[InputImages(num_images=5)],
+        max_epochs=2,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Module(), torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images), batch_size=6))
+    entered = (images * 2 - 1)[:, 0, 0][:5]
+    stretched = (entered - entered.min()) / (entered.max() - entered.min()) * 255
+    assert torch.equal(logger.seen, stretched.byte())
 
 
 def test_only_the_first_process_opens_a_run(make_config, tmp_path, monkeypatch):

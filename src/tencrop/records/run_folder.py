@@ -20,6 +20,7 @@ from tencrop.data.manifest import write_whole
 from tencrop.records.masking import mask_values
 from tencrop.records.provenance import code_diff, provenance
 
+RUNNING = {"status": "running", "weights_sha256": None, "ema_sha256": None}
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
 
@@ -46,11 +47,11 @@ def run_folder(config: Config, data_manifest: dict[str, Any]) -> Path:
     return folder
 
 
-def finish(folder: Path, *, status: str, weights_sha256: str | None) -> None:
-    """Record how training ended: status complete | interrupted, and the hash of the final weights."""
+def finish(folder: Path, *, status: str, weights_sha256: str | None, ema_sha256: str | None = None) -> None:
+    """Record how training ended: status complete | interrupted | diverged, and the hashes of its weights."""
     if is_first_process():
         manifest = read_manifest(folder)
-        manifest["result"] = {"status": status, "weights_sha256": weights_sha256}
+        manifest["result"] = {"status": status, "weights_sha256": weights_sha256, "ema_sha256": ema_sha256}
         _write_manifest(folder, manifest)
 
 
@@ -78,13 +79,13 @@ def _write_records(folder: Path, config: Config, origin: dict[str, Any]) -> None
         write_whole(folder / "config.yaml", values.encode())
         write_whole(folder / "code.diff", code_diff().encode())
         first = origin.pop("session")
-        manifest = {**origin, "sessions": [first], "result": {"status": "running", "weights_sha256": None}}
+        manifest = {**origin, "sessions": [first], "result": dict(RUNNING)}
     else:
         manifest = read_manifest(folder)
         _refuse_other_code(folder, config, manifest["sessions"][-1], origin["session"])
         _refuse_other_data(folder, config, manifest["data"], origin["data"])
         manifest["sessions"].append(origin["session"])
-        manifest["result"] = {"status": "running", "weights_sha256": None}
+        manifest["result"] = dict(RUNNING)
     _write_manifest(folder, manifest)
 
 

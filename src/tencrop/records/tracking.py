@@ -22,7 +22,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from torch import Tensor, nn
 
 from tencrop.config import Config, UserError
 from tencrop.data.manifest import write_whole
@@ -64,18 +66,34 @@ def build_logger(config: Config, run_dir: Path, say: Callable[[str], None] = pri
     return logger
 
 
-def log_images(logger: Logger | None, images: Any, captions: Sequence[str], *, key: str, step: int = 0) -> None:
-    """Images as the network sees them: float [N, C, H, W] of any range, stretched together to 0..255.
+class InputImages(Callback):
+    """Logs the first images of a run as the network sees them: after augmentation and normalisation, in its input.
 
-    One stretch for all of them, so that a wrong normalisation shows as a difference between images or channels.
+    Watches the first forward pass of the training and changes nothing.
     """
-    if logger is None:
-        return
+
+    def __init__(self, num_images: int = 16):
+        self.num_images = num_images
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and trainer.logger is not None and trainer.global_step == 0:
+            assert isinstance(pl_module.model, nn.Module)
+            handle = pl_module.model.register_forward_pre_hook(lambda _, inputs: see(inputs[0]))
+
+            def see(images: Tensor) -> None:
+                handle.remove()
+                log_images(trainer.logger, images[: self.num_images].detach().float(), key="input")
+
+
+def log_images(logger: Logger | None, images: Tensor, *, key: str, step: int = 0) -> None:
+    """Images float [N, C, H, W] of any range, stretched to 0..255 by one stretch for all.
+
+    So a wrong normalisation shows as a difference between images or channels.
+    """
     low, high = images.amin(), images.amax()
     pixels = ((images - low) * (255 / (high - low).clamp(min=1e-12))).byte().cpu()
     if isinstance(logger, WandbLogger):
-        pictures = [image.permute(1, 2, 0).numpy() for image in pixels]
-        logger.log_image(key, pictures, step=step, caption=list(captions))
+        logger.log_image(key, [image.permute(1, 2, 0).numpy() for image in pixels], step=step)
     elif isinstance(logger, TensorBoardLogger):
         logger.experiment.add_images(key, pixels, global_step=step)
 

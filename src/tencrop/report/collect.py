@@ -1,0 +1,171 @@
+"""Finds run folders and reads what the report needs of them. Called by report.py; touches neither data nor weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tencrop.config import UserError
+from tencrop.evaluation.results import load_result, protocol_label
+from tencrop.records.run_folder import read_manifest
+
+TOP = (1, 5)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The errors of one run under one protocol (predictions/*.result.json, written by evaluate.py)."""
+
+    protocol: str  # its name
+    label: str  # protocol, sizes and average in words
+    average: str  # softmax | logits
+    is_ema: bool  # of the averaged weights
+    is_best: bool  # of the checkpoint that was best on the minival, not of the last one
+    is_usual: bool  # at the recipe's own sizes
+    errors: dict[int, float]  # k -> top-k error, a fraction
+    num_images: int
+    weights_sha256: str
+    source_fingerprint: str
+    scores: Path  # the class scores of every image
+
+    @property
+    def title(self) -> str:
+        """The label, marked where the weights are not the last epoch's own."""
+        marks = [*(["EMA"] if self.is_ema else []), *(["best on minival"] if self.is_best else [])]
+        return f"{self.label} ({', '.join(marks)})" if marks else self.label
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder says of itself."""
+
+    folder: Path
+    config: dict[str, Any]
+    manifest: dict[str, Any]
+    results: tuple[Result, ...]
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    @property
+    def is_complete(self) -> bool:
+        return self.manifest["result"]["status"] == "complete"
+
+    @property
+    def valid_results(self) -> list[Result]:
+        """Results of the final weights and of the best; those of weights since trained further are left out."""
+        final = {self.manifest["result"][key] for key in ("weights_sha256", "ema_sha256")}
+        return [
+            result
+            for result in self.results
+            if not self.is_complete or result.is_best or result.weights_sha256 in final
+        ]
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl; a last line that a kill cut short is left out."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return list(_parsed(lines))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Runs that differ in nothing learned but the seed."""
+
+    name: str
+    runs: tuple[Run, ...]  # by seed
+
+    @property
+    def claim(self) -> dict[str, Any] | None:
+        """The published result (percent), where it speaks of these data."""
+        config = self.runs[0].config
+        claim = config.get("claim")
+        return claim if claim and claim["data"] == config["data"]["name"] else None
+
+
+def collect(paths: Iterable[Path]) -> list[Experiment]:
+    """All runs in or below `paths`, grouped into experiments, sorted by name.
+
+    Raises UserError for a path that is not there or holds no run.
+    """
+    groups: dict[tuple[str, str], dict[Path, Run]] = {}
+    for path in paths:
+        for folder in _run_folders(path):
+            run = read_run(folder)
+            learning_hash = folder.name.rpartition("-")[2]
+            groups.setdefault((run.manifest["name"], learning_hash), {})[folder] = run
+    names = [name for name, _ in groups]
+    return [
+        Experiment(
+            name=name if names.count(name) == 1 else f"{name} ({learning_hash})",
+            runs=tuple(sorted(group.values(), key=lambda run: (run.seed, str(run.folder)))),
+        )
+        for (name, learning_hash), group in sorted(groups.items())
+    ]
+
+
+def read_run(folder: Path) -> Run:
+    """The run of a folder; UserError where config.yaml, manifest.json or a result is missing or broken."""
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{folder}: not a run folder; its config.yaml is missing or broken") from error
+    results = [_read_result(path, config) for path in sorted((folder / "predictions").glob("*.result.json"))]
+    return Run(folder=folder, config=config, manifest=read_manifest(folder), results=tuple(results))
+
+
+def _run_folders(path: Path) -> list[Path]:
+    """Run folders in or below `path`, resolved; not those within a run folder (its own reproductions)."""
+    if not path.is_dir():
+        raise UserError(f"runs={path}: there is no such folder; train.py makes one below runs/")
+    if _is_run(path):
+        return [path.resolve()]
+    found: list[Path] = []
+    for manifest in sorted(path.resolve().rglob("manifest.json")):
+        folder = manifest.parent
+        if _is_run(folder) and not any(parent in found for parent in folder.parents):
+            found.append(folder)
+    if not found:
+        raise UserError(f"runs={path}: holds no run folder (config.yaml and manifest.json); train.py makes them")
+    return found
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").exists() and (folder / "manifest.json").exists()
+
+
+def _read_result(path: Path, config: dict[str, Any]) -> Result:
+    facts = load_result(path)
+    try:
+        return Result(
+            protocol=facts["protocol"],
+            label=protocol_label(facts),
+            average=facts["averaging"],
+            is_ema=facts["weights"] == "ema",
+            is_best=facts["selection"] == "best",
+            is_usual=(facts["side"], facts["size"]) == (config["short_side"], config["image_size"]),
+            errors={k: float(facts[f"top{k}_error"]) for k in TOP},
+            num_images=int(facts["num_images"]),
+            weights_sha256=facts["weights_sha256"],
+            source_fingerprint=facts["source_fingerprint"],
+            scores=path.with_name(facts["scores"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a result of this version ({error!r}); evaluate again") from error
+
+
+def _parsed(lines: list[str]) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            if number < len(lines) - 1:
+                raise

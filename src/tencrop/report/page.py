@@ -1,0 +1,172 @@
+"""One self-contained HTML page, and Markdown, for one run or many. Called by report.py and the quickstart.
+
+Nothing is fetched from anywhere: style, pictures and charts are in the file; all text is escaped. The same runs
+give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tencrop.data.manifest import write_whole
+from tencrop.report.collect import Experiment, Result, Run
+from tencrop.report.curves import curves
+from tencrop.report.figures import kernel_figure, panel_figure
+from tencrop.report.tables import Row, error_rows, html_table, markdown_table, markdown_text
+
+PACKAGES = ("python", "torch", "pytorch-lightning", "timm", "torchvision", "ffcv", "numpy")
+INTERVAL = (
+    "Errors in percent. The interval is Wilson’s, 95%, for the number of test images; over seeds it is taken at the"
+    " mean, and ± is the sample standard deviation. The last epoch’s weights unless marked."
+)
+
+
+def write_report(experiments: Sequence[Experiment], folder: Path) -> tuple[Path, Path]:
+    """Write report.html and report.md into `folder`; returns both paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = error_rows(experiments)
+    html, markdown = folder / "report.html", folder / "report.md"
+    write_whole(html, html_page(experiments, rows).encode())
+    write_whole(markdown, markdown_page(experiments, rows).encode())
+    return html, markdown
+
+
+def html_page(experiments: Sequence[Experiment], rows: Sequence[Row]) -> str:
+    """The page as text."""
+    title = experiments[0].name if len(experiments) == 1 else f"{len(experiments)} experiments"
+    versions = sorted({run.manifest["tencrop"] for experiment in experiments for run in experiment.runs})
+    num_runs = sum(len(experiment.runs) for experiment in experiments)
+    about = f"{_counted(num_runs, 'run')} · tencrop {', '.join(versions)}"
+    style = resources.files("tencrop.report").joinpath("page.css").read_text()
+    sections = "".join(_section(experiment) for experiment in experiments)
+    return (
+        "<!doctype html>\n<html lang=en><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
+        "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; img-src data:; style-src"
+        " 'unsafe-inline'\">"
+        f"<title>{escape(title)} – tencrop</title>\n<style>\n{style}</style>\n"
+        f"<header><h1>{escape(title)}</h1><p>{escape(about)}</p></header>"
+        f"<main><div class=scroll>{html_table(rows)}</div><p class=caption>{INTERVAL}</p>\n{sections}</main></html>\n"
+    )
+
+
+def markdown_page(experiments: Sequence[Experiment], rows: Sequence[Row]) -> str:
+    """Table and facts in Markdown."""
+    parts = ["# Error table\n", markdown_table(rows), f"{INTERVAL}\n"]
+    for experiment in experiments:
+        facts = [f"{name}: {value}" for name, value in _facts(experiment)]
+        facts += [
+            "seed {}: {}, weights {}, sessions {}, {}".format(run.seed, *_run_facts(run)) for run in experiment.runs
+        ]
+        parts.append(f"## {markdown_text(experiment.name)}\n")
+        parts.append("".join(f"- {markdown_text(fact)}\n" for fact in facts))
+    return "\n".join(parts)
+
+
+def _section(experiment: Experiment) -> str:
+    run = experiment.runs[0]
+    drawn = curves(experiment)
+    held_out = "minival" if any(row["split"] == "minival" for row in run.metrics) else "test"
+    key = f"<span class=key>{held_out}</span><span class='key train'>training</span>"
+    result = _shown_result(run)
+    seed = f"<small>seed {run.seed}</small>" if len(experiment.runs) > 1 else ""
+    panel = panel_figure(run, result) if result else "<p>Not evaluated.</p>"
+    return (
+        f"<h2>{escape(experiment.name)}</h2>\n"
+        + (f"<h3>Training, by epoch {key}</h3><div class=charts>{drawn}</div>\n" if drawn else "<p>Not trained.</p>\n")
+        + f"<h3>First layer {seed}</h3>{kernel_figure(run)}\n"
+        + f"<h3>Test images {seed}</h3>{panel}\n"
+        + f"<h3>Record</h3>{_record(experiment)}\n"
+    )
+
+
+def _shown_result(run: Run) -> Result | None:
+    """The result whose scores the panel shows: of the protocol claimed or configured, else the first."""
+    results = run.valid_results
+    claim: dict[str, Any] = run.config.get("claim") or {}
+    wanted = (claim.get("protocol"), run.config["protocol"]["name"])
+    return min(
+        results,
+        key=lambda result: (
+            result.is_best,
+            wanted.index(result.protocol) if result.protocol in wanted else len(wanted),
+            result.title,
+        ),
+        default=None,
+    )
+
+
+def _record(experiment: Experiment) -> str:
+    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in _facts(experiment))
+    head = "".join(f"<th scope=col>{name}</th>" for name in ("Seed", "State", "Weights", "Sessions", "Folder"))
+    runs = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in (str(run.seed), *_run_facts(run))) + "</tr>"
+        for run in experiment.runs
+    )
+    config = escape(yaml.safe_dump(experiment.runs[0].config, sort_keys=False))
+    return (
+        f"<dl>{facts}</dl>"
+        f"<div class='scroll runs'><table><thead><tr>{head}</tr></thead><tbody>{runs}</tbody></table></div>"
+        f"<details><summary>Configuration</summary><pre>{config}</pre></details>"
+    )
+
+
+def _facts(experiment: Experiment) -> list[tuple[str, str]]:
+    """What the runs of an experiment share, from the first one."""
+    run = experiment.runs[0]
+    manifest, claim = run.manifest, experiment.claim
+    session = manifest["sessions"][0]
+    facts = [
+        ("Command", session["command"]),
+        ("Code", _code(session["code"])),
+        ("Data", _data(manifest["data"])),
+        ("Hardware", _hardware(session["hardware"])),
+        (
+            "Packages",
+            ", ".join(f"{name} {manifest['packages'][name]}" for name in PACKAGES if name in manifest["packages"]),
+        ),
+        ("Seeds", ", ".join(str(run.seed) for run in experiment.runs)),
+        ("Started", session["started"]),
+    ]
+    return facts + ([("Published", f"{claim['source']} ({claim['split']}, {claim['protocol']})")] if claim else [])
+
+
+def _run_facts(run: Run) -> tuple[str, str, str, str]:
+    """State, hash of the weights, number of sessions, folder."""
+    result = run.manifest["result"]
+    state = result["status"]
+    if not run.is_complete and run.metrics:
+        state += f", epoch {run.metrics[-1]['epoch'] + 1} of {run.config['training']['epochs']}"
+    folder = f"{run.folder.parent.name}/{run.folder.name}"
+    return state, (result["weights_sha256"] or "–")[:12], str(len(run.manifest["sessions"])), folder
+
+
+def _code(code: dict[str, Any]) -> str:
+    if code["revision"] is None:
+        return f"outside git, stages up to training {code['learning_sha256'][:12]}"
+    return f"{code['revision'][:12]}{', with changes (code.diff)' if code['diff_sha256'] else ''}"
+
+
+def _data(data: dict[str, Any]) -> str:
+    splits = (
+        f"{facts['num_samples']:,} {name} ({facts['source_fingerprint'][:12]})"
+        for name, facts in data["splits"].items()
+    )
+    return f"{data['name']}, {len(data['classes']):,} classes: {', '.join(splits)}"
+
+
+def _hardware(hardware: dict[str, Any]) -> str:
+    gpus = hardware["gpus"]
+    found = f"{len(gpus)} × {gpus[0]}, " if gpus else ""
+    memory = hardware["memory_bytes"] / 2**30
+    return f"{found}{hardware['cpu']}, {_counted(hardware['num_cores'], 'core')}, {memory:.0f} GiB, {hardware['host']}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

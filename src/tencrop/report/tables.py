@@ -1,0 +1,182 @@
+"""The error table: what the paper printed, what was measured, by how much they differ. Terminal, Markdown, HTML.
+
+Percent errors throughout. Called by the verbs (terminal) and by page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from tencrop.evaluation.errors import OverSeeds, over_seeds, wilson_interval
+from tencrop.report.collect import TOP, Experiment, Result, Run
+
+COLUMNS = ("experiment", "protocol", "error", "paper", "ours", "difference", "95% interval", "images", "seeds", "note")
+NOT_RUN = "not run"
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One top-k error of an experiment under a protocol; percent."""
+
+    experiment: str
+    protocol: str
+    k: int
+    published: float | None
+    measured: OverSeeds | None  # None: not run
+    interval: tuple[float, float] | None
+    num_images: int | None
+    note: str
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The row as text, one cell for each of COLUMNS."""
+        measured, paper = self.measured, self.published
+        return (
+            self.experiment,
+            self.protocol,
+            f"top-{self.k}",
+            NONE if paper is None else f"{paper:g}",
+            NOT_RUN if measured is None else _over_seeds(measured),
+            NONE if measured is None or paper is None else f"{measured.mean - paper:+.2f}".replace("-", "−"),
+            NONE if self.interval is None else f"{self.interval[0]:.2f} – {self.interval[1]:.2f}",
+            NONE if self.num_images is None else f"{self.num_images:,}",
+            NONE if measured is None else str(measured.n),
+            self.note,
+        )
+
+    @property
+    def about(self) -> str:
+        """What the rows of a protocol share: images, seeds, note."""
+        images = "" if self.num_images is None else f"{self.num_images:,} images"
+        seeds = "" if self.measured is None or self.measured.n == 1 else f"{self.measured.n} seeds, mean ± s.d."
+        return " · ".join(fact for fact in (images, seeds, self.note) if fact)
+
+
+def error_rows(experiments: Sequence[Experiment]) -> list[Row]:
+    """The rows of all experiments: the claimed protocol first, "not run" where it was not evaluated.
+
+    Over seeds: mean and sample standard deviation with n; the interval is Wilson's at the mean error for the number
+    of test images, which are the same for all seeds.
+    """
+    return [row for experiment in experiments for row in _rows(experiment)]
+
+
+def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
+    """The table on the terminal; fits 80 columns."""
+    console = console or Console()
+    lines = [("percent", *COLUMNS[3:7]), *(row.cells[2:7] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    aligned = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    before: tuple[str, str] | None = None
+    console.print(Text(f"  {aligned[0]}", "dim"), soft_wrap=True)
+    for row, line in zip(rows, aligned[1:], strict=True):
+        if before != (before := (row.experiment, row.protocol)):
+            console.print(
+                Text.assemble((row.experiment, "bold"), f"  {row.protocol}  ", (row.about, "dim")), soft_wrap=True
+            )
+        console.print(Text(f"  {line}"), soft_wrap=True)
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The table in Markdown."""
+    alignment = [":--" if column in ("experiment", "protocol", "note") else "--:" for column in COLUMNS]
+    lines = [COLUMNS, alignment, *(row.cells for row in rows)]
+    return "".join("| " + " | ".join(markdown_text(cell) for cell in line) + " |\n" for line in lines)
+
+
+def markdown_text(text: str) -> str:
+    """`text` on one line, without what Markdown would take for a cell's end or for HTML."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def html_table(rows: Sequence[Row]) -> str:
+    """The table in HTML: a group of rows for each experiment and protocol, six narrow columns."""
+    head = "".join(f"<th scope=col>{column}</th>" for column in ("", "Paper", "Ours", "Difference", "95% interval"))
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.experiment, row.protocol), []).append(row)
+    return (
+        f"<table class=errors><thead><tr>{head}</tr></thead>{''.join(_html_group(*g) for g in groups.items())}</table>"
+    )
+
+
+def _rows(experiment: Experiment) -> list[Row]:
+    claim = experiment.claim
+    groups: dict[tuple[str, str], list[tuple[Run, Result]]] = {}
+    for run in experiment.runs:
+        for result in run.valid_results:
+            groups.setdefault((result.title, result.source_fingerprint), []).append((run, result))
+    ordered = sorted(groups.values(), key=lambda members: (not _is_claimed(claim, members[0][1]), members[0][1].title))
+    if claim and not any(_is_claimed(claim, members[0][1]) for members in ordered):
+        rows = _rows_not_run(experiment, claim["protocol"])
+    else:
+        rows = [] if ordered else _rows_not_run(experiment, experiment.runs[0].config["protocol"]["name"])
+    return rows + [_row(experiment, k, members) for members in ordered for k in TOP]
+
+
+def _is_claimed(claim: dict[str, Any] | None, result: Result) -> bool:
+    return claim is not None and result.is_usual and not result.is_best and result.protocol == claim["protocol"]
+
+
+def _rows_not_run(experiment: Experiment, protocol: str) -> list[Row]:
+    note = _note(experiment, [])
+    return [Row(experiment.name, protocol, k, _published(experiment.claim, k), None, None, None, note) for k in TOP]
+
+
+def _row(experiment: Experiment, k: int, members: list[tuple[Run, Result]]) -> Row:
+    result = members[0][1]
+    measured = over_seeds([100 * result.errors[k] for _, result in members])
+    num_images = result.num_images
+    low, high = wilson_interval(measured.mean / 100 * num_images, num_images)
+    return Row(
+        experiment=experiment.name,
+        protocol=result.title,
+        k=k,
+        published=_published(experiment.claim, k) if _is_claimed(experiment.claim, result) else None,
+        measured=measured,
+        interval=(100 * low, 100 * high),
+        num_images=num_images,
+        note=_note(experiment, [run for run, _ in members]),
+    )
+
+
+def _published(claim: dict[str, Any] | None, k: int) -> float | None:
+    return claim[f"top{k}_error"] if claim else None
+
+
+def _note(experiment: Experiment, runs: list[Run]) -> str:
+    notes = []
+    if unfinished := sum(not run.is_complete for run in runs or experiment.runs):
+        notes.append("unfinished" if len(experiment.runs) == 1 else f"{unfinished} unfinished")
+    if runs and len(runs) < len(experiment.runs):
+        notes.append(f"{len(runs)} of {len(experiment.runs)} runs evaluated")
+    return ", ".join(notes)
+
+
+def _over_seeds(measured: OverSeeds) -> str:
+    if measured.std is None:
+        return f"{measured.mean:.2f}"
+    return f"{measured.mean:.2f} ± {measured.std:.2f}"
+
+
+def _html_group(key: tuple[str, str], rows: list[Row]) -> str:
+    experiment, protocol = key
+    head = f"<b>{escape(experiment)}</b> {escape(protocol)} <small>{escape(rows[0].about)}</small>"
+    body = "".join(_html_row(row) for row in rows)
+    return f"<tbody><tr><th colspan=5 scope=rowgroup>{head}</th></tr>{body}</tbody>"
+
+
+def _html_row(row: Row) -> str:
+    error, paper, ours, difference, interval = row.cells[2:7]
+    missing = " class=missing" if row.measured is None else ""
+    return (
+        f"<tr><th scope=row>{error}</th><td>{paper}</td><td{missing}><b>{escape(ours)}</b></td>"
+        f"<td>{difference}</td><td>{interval}</td></tr>"
+    )

@@ -1,0 +1,63 @@
+"""Run folders are found, grouped into experiments, and refused with a sentence where they are broken."""
+
+import json
+
+import pytest
+
+from tencrop.config import UserError
+from tencrop.report.collect import collect
+
+
+def test_runs_are_grouped_by_what_was_learned(evaluated_run, tmp_path):
+    folders = [evaluated_run("seed=1"), evaluated_run("seed=0"), evaluated_run("optimizer.lr=0.5")]
+    experiments = collect([tmp_path / "runs", folders[0]])  # named twice, counted once
+    assert sorted(len(experiment.runs) for experiment in experiments) == [1, 2]
+    assert [run.seed for run in max(experiments, key=lambda experiment: len(experiment.runs)).runs] == [0, 1]
+    assert all(experiment.name.startswith("lenet5_digits (") for experiment in experiments)  # told apart by hash
+
+
+def test_reproduction_within_a_run_is_not_another_run(evaluated_run, tmp_path):
+    folder = evaluated_run()
+    inner = folder / "reproduced" / "lenet5_digits" / folder.name
+    inner.mkdir(parents=True)
+    for name in ("config.yaml", "manifest.json"):
+        (inner / name).write_text((folder / name).read_text())
+    (experiment,) = collect([tmp_path / "runs"])
+    assert [run.folder for run in experiment.runs] == [folder]
+
+
+def test_metrics_and_results(evaluated_run):
+    folder = evaluated_run(num_wrong=10)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1')  # cut short by a kill
+    run = collect([folder])[0].runs[0]
+    assert run.metrics[-1]["split"] == "val"
+    (result,) = run.results
+    assert result.errors == {1: 10 / 500, 5: 0.0} and result.num_images == 500
+    assert result.protocol == "center" and result.is_usual and result.scores.exists()
+
+
+def test_results_of_weights_trained_further_are_left_out(evaluated_run):
+    folder = evaluated_run()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["result"]["weights_sha256"] = "f" * 64
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    run = collect([folder])[0].runs[0]
+    assert len(run.results) == 1 and run.valid_results == []
+
+
+def test_refusals(evaluated_run, tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        collect([tmp_path / "nowhere"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no run folder"):
+        collect([tmp_path / "empty"])
+    folder = evaluated_run()
+    path = folder / "predictions" / "center.result.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in facts.items() if key != "num_images"}))
+    with pytest.raises(UserError, match="evaluate again"):
+        collect([folder])
+    path.write_text("{")
+    with pytest.raises(UserError, match="no result of evaluate"):
+        collect([folder])

@@ -1,0 +1,108 @@
+"""Kernels become tiles pixel for pixel; the panel shows the images and labels that the scores say."""
+
+import base64
+import io
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tencrop.data.manifest import open_split
+from tencrop.evaluation.predictions import from_averages, load_scores
+from tencrop.report.collect import collect
+from tencrop.report.figures import (
+    choose_images,
+    first_kernels,
+    kernel_figure,
+    kernel_picture,
+    label_names,
+    panel_figure,
+)
+
+
+def pictures_in(html):
+    encoded = re.findall(r'src="data:image/\w+;base64,([^"]+)"', html)
+    return [Image.open(io.BytesIO(base64.b64decode(text))) for text in encoded]
+
+
+def test_kernels_are_stretched_and_enlarged_exactly():
+    kernels = np.zeros((2, 3, 11, 11), np.float32)
+    kernels[0, 0, 2, 3], kernels[0, 1, 0, 0] = 5.0, -5.0
+    picture = np.asarray(kernel_picture(kernels))
+    assert picture.shape == (44, 44 + 4 + 44, 4)
+    tile = picture[:, :44]
+    assert (tile[8:12, 12:16, 0] == 255).all() and (tile[0:4, 0:4, 1] == 0).all()
+    assert (tile[20:, 20:, :3] == 128).all()  # zero lies in the middle of the range
+    assert (picture[:, 44:48, 3] == 0).all() and (picture[:, 48:, :3] == 0).all()  # gap; a constant kernel
+
+
+def test_first_kernels_are_the_first_layer_over_the_image():
+    state = {
+        "pos_embed": torch.zeros(1, 197, 192),
+        "stem.weight": torch.zeros(8, 3, 1, 1),
+        "patch.weight": torch.ones(4, 3, 16, 16),
+        "later.weight": torch.zeros(4, 3, 3, 3),
+    }
+    assert first_kernels(state).shape == (4, 3, 16, 16)
+    assert first_kernels({"fc.weight": torch.zeros(4, 4)}) is None
+
+
+def test_kernel_figure(evaluated_run):
+    folder = evaluated_run()
+    run = collect([folder])[0].runs[0]
+    html = kernel_figure(run)
+    assert "6 kernels of 5 × 5 × 1" in html
+    assert pictures_in(html)[0].size == (6 * 45 + 5 * 4, 45)
+    (folder / "checkpoints" / "last.ckpt").unlink()
+    assert "not in the run folder" in kernel_figure(run)
+
+
+def scores_with(num_images, num_wrong):
+    labels = torch.zeros(num_images, dtype=torch.int64)
+    logits = torch.tensor([[2.0, 1.0]]).repeat(num_images, 1)
+    logits[:num_wrong] = torch.tensor([1.0, 2.0])
+    return from_averages(torch.arange(num_images), labels, logits.softmax(1), logits, {})
+
+
+@pytest.mark.parametrize(
+    ("num_images", "num_wrong", "shown_wrong", "shown"),
+    [(100, 50, 4, 8), (100, 1, 1, 8), (100, 100, 8, 8), (100, 0, 0, 8), (3, 1, 1, 3), (6, 5, 5, 6)],
+)
+def test_choice_of_images(num_images, num_wrong, shown_wrong, shown):
+    scores = scores_with(num_images, num_wrong)
+    chosen = choose_images(scores)
+    assert len(chosen) == len(set(chosen)) == shown
+    assert sum(position < num_wrong for position in chosen) == shown_wrong
+    assert chosen == choose_images(scores)
+
+
+def test_panel_shows_labels_and_images(evaluated_run, prepared_digits):
+    run = collect([evaluated_run(num_wrong=500)])[0].runs[0]
+    (result,) = run.results
+    html = panel_figure(run, result)
+    scores = load_scores(result.scores)
+    split = open_split(prepared_digits, "val")
+    first = choose_images(scores)[0]
+    pixels = np.asarray(Image.open(io.BytesIO(split.read_original(first))).convert("RGB"))
+    np.testing.assert_array_equal(np.asarray(pictures_in(html)[0].convert("RGB")), pixels)
+    card = html.split("</figure>")[0]
+    assert f"<figcaption>{int(split.labels[first])}</figcaption>" in card
+    bars = re.findall(r"<li( class=right)? title=\"([\d.]+)%\">.*?<span>(.*?)</span>", card)
+    assert len(bars) == 5
+    assert bars[0][2] == str((int(split.labels[first]) + 1) % 10) and not bars[0][0]
+    assert [label for right, _, label in bars if right] == [str(int(split.labels[first]))]
+    assert float(bars[0][1]) == pytest.approx(100 * scores.softmax[first].max().item(), abs=0.06)
+
+
+def test_panel_without_its_data(evaluated_run, tmp_path):
+    run = collect([evaluated_run()])[0].runs[0]
+    run.config["data"]["root"] = str(tmp_path / "<gone>")
+    html = panel_figure(run, run.results[0])
+    assert html.startswith("<p>No test images to show") and "&lt;gone&gt;" in html
+
+
+def test_wordnet_ids_become_words():
+    assert label_names(["n01440764", "n02123045"]) == ["tench", "tabby"]
+    assert label_names(["sea_snake", "7"]) == ["sea snake", "7"]

@@ -1,0 +1,70 @@
+"""The page stands alone, escapes what it is told, and is the same for the same runs."""
+
+import re
+from html.parser import HTMLParser
+
+from tencrop.records.run_folder import read_manifest
+from tencrop.report.collect import collect
+from tencrop.report.page import write_report
+
+
+class Tags(HTMLParser):
+    """Tags and attributes of a page; fails where tags that need an end have none."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.open = [], []
+        self.feed(text)
+        assert self.open == ["html"] or self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        if tag not in ("meta", "img", "line", "circle", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, (tag, self.open)
+
+
+def test_page_of_several_experiments(evaluated_run, tmp_path):
+    evaluated_run("seed=0")
+    evaluated_run("seed=1")
+    folder = evaluated_run("name=other", "optimizer.lr=0.5")
+    html, markdown = write_report(collect([tmp_path / "runs"]), tmp_path / "report")
+    text = html.read_text()
+    tags = Tags(text).found
+    assert sum(tag == "h2" for tag, _ in tags) == 2
+    assert sum(tag == "svg" for tag, _ in tags) == 6
+    assert read_manifest(folder)["sessions"][0]["code"]["revision"][:12] in text
+    assert "1.60" in text and "1.60" in markdown.read_text()
+    again = write_report(collect([tmp_path / "runs"]), tmp_path / "again")
+    assert again[0].read_bytes() == html.read_bytes() and again[1].read_bytes() == markdown.read_bytes()
+
+
+def test_nothing_is_fetched(evaluated_run, tmp_path):
+    html, _ = write_report(collect([evaluated_run()]), tmp_path / "report")
+    for _, attributes in Tags(html.read_text()).found:
+        for name in ("src", "href", "srcset", "data"):
+            assert attributes.get(name, "data:").startswith("data:")
+    assert not re.search(r"url\(|@import|<script", html.read_text())
+
+
+def test_text_is_escaped(evaluated_run, tmp_path):
+    hostile = "<script>alert(1)</script>"
+    folder = evaluated_run(f"name='{hostile}'")
+    html, markdown = write_report(collect([folder]), tmp_path / "report")
+    assert "<script" not in html.read_text() and "<script" not in markdown.read_text()
+    assert "&lt;script&gt;" in html.read_text()
+
+
+def test_run_that_has_only_begun(digits_config, run_maker, tmp_path):
+    folder = run_maker(digits_config(), is_complete=False)
+    (folder / "metrics.jsonl").unlink()
+    (folder / "checkpoints" / "last.ckpt").unlink()
+    html, _ = write_report(collect([folder]), tmp_path / "report")
+    text = html.read_text()
+    Tags(text)
+    assert "not run" in text and "Not trained" in text and "Not evaluated" in text

@@ -1,0 +1,77 @@
+"""The table's numbers: paper, ours over seeds, difference, interval; and "not run"."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from tencrop.evaluation.errors import wilson_interval
+from tencrop.report.collect import collect
+from tencrop.report.tables import error_rows, html_table, markdown_table, print_table
+
+CLAIM = (
+    "claim={top1_error: 1.5, top5_error: null, data: digits, split: val, protocol: center, source: 'A & B, Table 1'}"
+)
+
+
+def rows_of(path):
+    return error_rows(collect([path]))
+
+
+def test_one_run_beside_a_claim(evaluated_run):
+    top1, top5 = rows_of(evaluated_run(CLAIM, num_wrong=8))
+    assert top1.cells == (
+        "lenet5_digits", "center 32 of 36 px", "top-1", "1.5", "1.60", "+0.10",
+        "{:.2f} – {:.2f}".format(*(100 * bound for bound in wilson_interval(8, 500))), "500", "1", "",
+    )  # fmt: skip
+    assert top5.published is None and top5.cells[5] == "–"
+
+
+def test_over_seeds(evaluated_run, tmp_path):
+    for seed, num_wrong in ((0, 4), (1, 6), (2, 11)):
+        evaluated_run(CLAIM, f"seed={seed}", num_wrong=num_wrong)
+    top1, _ = rows_of(tmp_path / "runs")
+    assert top1.measured.mean == pytest.approx(1.4)
+    assert top1.measured.std == pytest.approx(0.7211, abs=1e-4)
+    assert top1.cells[4:6] == ("1.40 ± 0.72", "−0.10")
+    assert top1.interval == pytest.approx([100 * bound for bound in wilson_interval(7, 500)])
+    assert top1.about == "500 images · 3 seeds, mean ± s.d."
+
+
+def test_claimed_protocol_that_was_not_run_comes_first(evaluated_run):
+    rows = rows_of(evaluated_run(CLAIM.replace("center", "five_crop")))
+    assert [row.protocol for row in rows] == ["five_crop"] * 2 + ["center 32 of 36 px"] * 2
+    assert rows[0].cells[3:6] == ("1.5", "not run", "–")
+    assert rows[2].published is None
+
+
+def test_claim_about_other_data_is_not_compared(evaluated_run):
+    rows = rows_of(evaluated_run(CLAIM.replace("data: digits", "data: imagenet")))
+    assert all(row.published is None for row in rows)
+
+
+def test_other_sizes_than_the_recipes_are_not_the_claimed_protocol(evaluated_run):
+    rows = rows_of(evaluated_run(CLAIM, "protocol.side=40"))
+    assert rows[0].measured is None and rows[2].protocol == "center 32 of 40 px" and rows[2].published is None
+
+
+def test_unfinished_run_is_marked(digits_config, run_maker):
+    folder = run_maker(digits_config(), is_complete=False)
+    (top1, _) = rows_of(folder)
+    assert top1.measured is None and top1.note == "unfinished"
+
+
+def test_terminal_fits_80_columns(evaluated_run):
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_table(rows_of(evaluated_run(CLAIM)), console)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "1.60" in text and "top-5" in text
+
+
+def test_html_and_markdown_escape(evaluated_run):
+    rows = rows_of(evaluated_run("name='a<b>|c'"))
+    assert "a&lt;b&gt;|c" in html_table(rows) and "<b>|c" not in html_table(rows)
+    markdown = markdown_table(rows)
+    assert "a&lt;b>\\|c" in markdown
+    assert {line.replace("\\|", "").count("|") for line in markdown.splitlines()} == {11}
