@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 ANSWER_SECONDS = 3.0  # that a server may take to answer before the run is tracked offline
 INIT_SECONDS = 10.0  # that opening the run on a server that answers may take
-UPLOAD_SECONDS = 120.0  # that the end of a job waits for uploads; the rest stays on disk for `wandb sync`
+UPLOAD_SECONDS = 30.0  # that the end of a job waits for uploads; the rest stays on disk for `wandb sync`
 
 
 def build_logger(config: Config, run_dir: Path, say: Callable[[str], None] = print) -> Logger | None:
