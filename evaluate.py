@@ -13,7 +13,7 @@ def main(config: Config) -> int:
 
     if found := evaluate_members(members):  # empty but on the first of several processes
         print_results([evaluated.result for evaluated in found])
-        print("\n".join(f"{evaluated.out}/{evaluated.result['score_file']}" for evaluated in found))
+        print("\n".join(f"{evaluated.out}/{evaluated.result['scores']}" for evaluated in found))
     return 0
 
 

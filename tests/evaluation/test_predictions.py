@@ -4,6 +4,7 @@ import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,7 +81,14 @@ def test_saved_scores_are_used_only_for_the_same_weights_data_and_protocol(tmp_p
 def test_protocol_text_is_of_the_views_alone() -> None:
     rule = Protocol(name="center", side=256, size=224, region="whole", filter="bicubic", average="softmax")
     assert protocol_text(rule) == protocol_text(replace(rule, average="logits"))
-    assert len({protocol_text(replace(rule, **{key: 1})) for key in ("name", "side", "size", "region", "filter")}) == 5
+    others: list[dict[str, Any]] = [
+        {"name": "ten_crop"},
+        {"side": None},
+        {"size": 2},
+        {"region": "square"},
+        {"filter": "box"},
+    ]
+    assert len({protocol_text(rule), *(protocol_text(replace(rule, **other)) for other in others)}) == 6
 
 
 def test_broken_and_foreign_files_are_refused(tmp_path: Path) -> None:

@@ -95,14 +95,14 @@ def test_too_small_an_image_is_not_cropped() -> None:
 def test_merge_averages_softmax_and_logits_in_float32() -> None:
     logits = torch.tensor([[[10.0, 0.0, -5.0]], [[0.0, 11.0, 7.0]], [[8.0, 7.9, 7.9]]])
     softmax, mean = merge(logits)
-    expected = sum(torch.softmax(view.double(), 1) for view in logits) / 3
+    expected = torch.stack([torch.softmax(view.double(), 1) for view in logits]).mean(0)
     torch.testing.assert_close(softmax, expected.float())
     torch.testing.assert_close(mean, torch.tensor([[6.0, 6.3, 3.3]]))
     assert softmax.argmax() == 0 and mean.argmax() == 1, "the two averages can disagree, so the choice matters"
     assert merge(logits.bfloat16())[0].dtype == torch.float32
 
 
-def test_every_protocol_of_conf_has_views(composed) -> None:  # type: ignore[no-untyped-def]
+def test_every_protocol_of_conf_has_views(composed) -> None:
     for name in NAMES:
         rule = composed(f"protocol={name}").protocol
         assert rule.name == name

@@ -84,7 +84,13 @@ def _evaluate(member: Member) -> Evaluated | None:
         scores = score_split(task, network)
     if scores is None:
         return None
-    origin: dict[str, Any] = {"checkpoint": str(path), "label": path.name, "seed": None, "claim": None}
+    origin: dict[str, Any] = {
+        "checkpoint": str(path),
+        "label": path.name,
+        "selection": None,
+        "seed": None,
+        "claim": None,
+    }
     if facts := weights.facts:  # trained here: the configuration is the recipe's, and so is its claim
         origin = {
             "checkpoint": str(path),
@@ -105,6 +111,7 @@ def _evaluate_ensemble(members: Sequence[Member], found: Sequence[Evaluated]) ->
     origin: dict[str, Any] = {
         "checkpoint": [str(member.path) for member in members],
         "label": f"ensemble of {len(members)}",
+        "selection": None,
         "seed": [one.result["seed"] for one in found],
         "claim": None,  # a member's is not the ensemble's
     }
@@ -135,7 +142,7 @@ def file_stem(config: Config, kind: str = "raw", checkpoint: str = "last") -> st
 
 def _save(scores: Scores, config: Config, out: Path, stem: str, *, is_saved: bool = False, **origin: Any) -> Evaluated:
     """Write scores and result; nothing where the scores are not finite (UserError)."""
-    result = result_of(scores, config, score_file=f"{stem}.safetensors", **origin)
+    result = result_of(scores, config, scores=f"{stem}.safetensors", **origin)
     if not is_saved:
         save_scores(out / f"{stem}.safetensors", scores)
     suffix = "-logits" if config.protocol.average == "logits" else ""

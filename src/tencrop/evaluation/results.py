@@ -23,7 +23,7 @@ from tencrop.evaluation.protocols import num_views
 FORMAT = "tencrop result 1"
 
 
-def result_of(scores: Scores, config: Config, **origin: Any) -> dict[str, Any]:
+def result_of(scores: Scores, config: Config, /, **origin: Any) -> dict[str, Any]:
     """The content of result.json; errors and bounds of the 95% Wilson intervals are fractions.
 
     `origin` says which file or files the weights came from, and what more is known of them. Raises UserError where

@@ -195,8 +195,11 @@ def _device(hardware: Hardware, rank: int) -> torch.device:
 
 def _join(num_processes: int) -> bool:
     """Join the processes that srun or torchrun started; False where nobody did."""
-    kinds: tuple[type[ClusterEnvironment], ...] = (TorchElasticEnvironment, SLURMEnvironment)
-    environment = next((kind() for kind in kinds if kind.detect()), None)
+    environment: ClusterEnvironment | None = None
+    if TorchElasticEnvironment.detect():
+        environment = TorchElasticEnvironment()
+    elif "SLURM_STEP_ID" in os.environ and SLURMEnvironment.detect():  # within srun, not in the batch script itself
+        environment = SLURMEnvironment(auto_requeue=False)
     world_size = environment.world_size() if environment else 1
     if environment is None or world_size == 1:
         return False

@@ -1,0 +1,214 @@
+"""From weights to result.json: what is written, what is used again, what is refused."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+
+from tencrop.config import Config, UserError
+from tencrop.data.manifest import read_manifest
+from tencrop.evaluation import evaluate as module
+from tencrop.evaluation.errors import wilson_interval
+from tencrop.evaluation.evaluate import evaluate_members, file_stem
+from tencrop.evaluation.members import Member
+from tencrop.evaluation.predictions import load_scores
+from tencrop.evaluation.results import load_result
+from tencrop.training.checkpoints import weights_sha256
+
+
+@pytest.fixture(autouse=True)
+def _evaluations_in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def no_network_runs(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Call it, and any further forward pass fails the test."""
+
+    def forbid() -> None:
+        def fail(*_: Any) -> None:
+            raise AssertionError("scores were computed again")
+
+        monkeypatch.setattr(module, "score_split", fail)
+
+    return forbid
+
+
+def test_result_and_scores_are_written(make_config, new_network, save_checkpoint, evaluate, tmp_path) -> None:
+    config = make_config("protocol=five_crop", "seed=3")
+    network = new_network(config)
+    checkpoint = save_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt", config, network)
+    result = evaluate(config, checkpoint, tmp_path / "out")
+    assert result == load_result(tmp_path / "out" / "five_crop.result.json")
+    scores = load_scores(tmp_path / "out" / result["scores"])
+    assert result["num_images"] == len(scores.index) == 501
+    num_errors = int((scores.softmax_ranks >= 1).sum())
+    assert result["top1_error"] == num_errors / 501
+    assert tuple(result["top1_interval"]) == wilson_interval(num_errors, 501)
+    assert result["top5_error"] == int((scores.softmax_ranks >= 5).sum()) / 501
+    expected = {
+        "protocol": "five_crop", "averaging": "softmax", "weights": "raw", "side": 36, "size": 32, "region": "whole",
+        "seed": 3, "model": "lenet5_dense", "data": "imagefolder", "claim": None, "selection": "last", "views": 5,
+        "weights_sha256": weights_sha256(network.state_dict()), "step": 7,
+        "source_fingerprint": read_manifest(config.data.root)["splits"]["val"]["source_fingerprint"],
+    }  # fmt: skip
+    assert {key: result[key] for key in expected} == expected
+
+
+def test_saved_scores_are_used_again(
+    make_config, new_network, save_checkpoint, evaluate, no_network_runs, tmp_path
+) -> None:
+    config = make_config()
+    checkpoint = save_checkpoint(tmp_path / "last.ckpt", config, new_network(config))
+    first = evaluate(config, checkpoint, tmp_path)
+    no_network_runs()
+    assert evaluate(config, checkpoint, tmp_path) == first
+    config.protocol.average = "logits"  # the other average lies in the same file
+    assert evaluate(config, checkpoint, tmp_path)["averaging"] == "logits"
+    assert {path.name for path in tmp_path.glob("*.json")} == {"center.result.json", "center-logits.result.json"}
+    save_checkpoint(checkpoint, config, new_network(config, seed=1))
+    with pytest.raises(AssertionError, match="computed again"):
+        evaluate(config, checkpoint, tmp_path)
+
+
+def test_ema_weights_are_evaluated_where_present(make_config, new_network, save_checkpoint, evaluate, tmp_path) -> None:
+    config = make_config()
+    raw, ema = new_network(config), new_network(config, seed=1)
+    checkpoint = save_checkpoint(tmp_path / "last.ckpt", config, raw, ema)
+    result = evaluate(config, checkpoint, tmp_path)
+    assert result["weights"] == "ema" and result["weights_sha256"] == weights_sha256(ema.state_dict())
+    config.ema = False
+    result = evaluate(config, checkpoint, tmp_path)
+    assert result["weights"] == "raw" and result["weights_sha256"] == weights_sha256(raw.state_dict())
+    assert {path.name for path in tmp_path.glob("*.json")} == {"center-ema.result.json", "center.result.json"}
+
+
+def test_nan_scores_are_refused_and_leave_nothing(
+    make_config, new_network, save_checkpoint, evaluate, tmp_path
+) -> None:
+    config = make_config()
+    network = new_network(config)
+    nn.init.constant_(network.output.bias, float("nan"))
+    checkpoint = save_checkpoint(tmp_path / "last.ckpt", config, network)
+    with pytest.raises(UserError, match="scores of 501 of 501 images are NaN"):
+        evaluate(config, checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_constant_scores_are_100_percent_error(make_config, new_network, save_checkpoint, evaluate, tmp_path) -> None:
+    config = make_config()
+    network = new_network(config)
+    for parameter in network.output.parameters():
+        nn.init.zeros_(parameter)
+    result = evaluate(config, save_checkpoint(tmp_path / "last.ckpt", config, network), tmp_path)
+    assert result["top1_error"] == result["top5_error"] == 1.0 and result["top1_interval"][1] == 1.0
+
+
+def test_a_checkpoint_of_another_network_is_refused(
+    make_config, new_network, save_checkpoint, evaluate, tmp_path
+) -> None:
+    config = make_config()
+    checkpoint = save_checkpoint(tmp_path / "last.ckpt", config, new_network(config))
+    with pytest.raises(UserError, match=r"last\.ckpt: its weights are not those of resnet18 \(6 classes\): it lacks"):
+        evaluate(make_config("model=resnet18"), checkpoint, tmp_path)
+
+
+def test_dataset_normalization_is_that_of_the_training(
+    make_config, new_network, save_checkpoint, evaluate, tmp_path
+) -> None:
+    config = make_config("normalization.mean=dataset", "normalization.std=dataset")
+    checkpoint = save_checkpoint(tmp_path / "last.ckpt", config, new_network(config))
+    evaluate(config, checkpoint, tmp_path)
+    used = json.loads(load_scores(tmp_path / "center.safetensors").metadata["normalization"])
+    assert used == {"mean": [1.0, 2.0, 3.0], "std": [50.0, 51.0, 52.0]}
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_plain_weights_from_elsewhere(library: str, suffix: str, make_config, prepared_photos, tmp_path) -> None:
+    """Both libraries' ResNet-18 have the same names, so a file of one is evaluated by the other's code."""
+    torch.manual_seed(0)
+    build = {"torchvision": torchvision.models.resnet18, "timm": partial_timm}[library]
+    network, path = build(num_classes=3), tmp_path / f"weights{suffix}"
+    (torch.save if suffix == ".pth" else save_file)(network.state_dict(), path)
+    name = {"torchvision": "torchvision/resnet18", "timm": "resnet18"}[library]
+    config = make_config("model=resnet18", f"model.name={name}", f"data.root={prepared_photos}")
+    found = evaluate_members([Member(config, path, read_manifest(prepared_photos), None)])
+    assert len(found) == 1
+    folder, result = found[0].out, found[0].result
+    assert folder.parent == Path("evaluations") and folder.name.startswith(name.replace("/", "-"))
+    assert result["num_images"] == 12 and result["weights_sha256"] == weights_sha256(network.state_dict())
+    assert result["seed"] is None and result["claim"] is None and result["label"] == path.name
+    assert result["experiment"] is None
+
+
+def partial_timm(num_classes: int) -> nn.Module:
+    return timm.create_model("resnet18", num_classes=num_classes)
+
+
+def test_an_ensemble_from_saved_scores(make_config, new_network, save_checkpoint, no_network_runs, tmp_path) -> None:
+    config = make_config("protocol=flip_pair")
+    manifest = read_manifest(config.data.root)
+    members = []
+    for seed in range(3):
+        out = tmp_path / f"seed{seed}"
+        own = replace(config, seed=seed)
+        path = save_checkpoint(out / "last.ckpt", own, new_network(own, seed=seed))
+        members.append(Member(own, path, manifest, out))
+    one = evaluate_members(members[:1])
+    assert len(one) == 1
+    first = evaluate_members(members)
+    no_network_runs()
+    again = evaluate_members(members)
+    assert [found.result for found in again] == [found.result for found in first] and len(again) == 4
+    joint = again[-1]
+    mean = torch.stack([found.scores.softmax.float() for found in again[:3]]).mean(0)
+    torch.testing.assert_close(joint.scores.softmax.float(), mean, rtol=1e-3, atol=1e-4)
+    assert joint.out.name.startswith("ensemble-") and (joint.out / "flip_pair.result.json").exists()
+    assert joint.result["seed"] == [0, 1, 2] and joint.result["protocol"] == "flip_pair"
+    assert joint.result["label"] == "ensemble of 3" and joint.result["weights_sha256"].count(" + ") == 2
+    other = replace(config, protocol=replace(config.protocol, average="logits"))
+    with pytest.raises(UserError, match=r"protocol\.average: the members differ"):
+        evaluate_members([members[0], replace(members[1], config=other)])
+
+
+def _evaluate_in_group(rank: int, config: Config, checkpoint: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{out}/meeting", rank=rank, world_size=2)
+    manifest = read_manifest(config.data.root)
+    for _ in range(2):  # computed, then found saved
+        result = module.evaluate_run(config, manifest=manifest, checkpoint=checkpoint, out=out)
+        assert (result is None) == (rank > 0)
+    dist.destroy_process_group()
+
+
+def test_the_processes_of_a_training_evaluate_together(
+    make_config, new_network, save_checkpoint, evaluate, tmp_path
+) -> None:
+    """As train.py does after two processes have trained: the group is there, and the first process writes."""
+    config = make_config("hardware.devices=2")
+    checkpoint = save_checkpoint(tmp_path / "last.ckpt", config, new_network(config))
+    (tmp_path / "together").mkdir()
+    mp.spawn(_evaluate_in_group, (config, checkpoint, tmp_path / "together"), nprocs=2)
+    config.hardware.devices = 1
+    alone = evaluate(config, checkpoint, tmp_path / "alone")
+    together = load_result(tmp_path / "together" / "center.result.json")
+    assert together["top1_error"] == alone["top1_error"] and together["num_images"] == 501
+
+
+def test_file_names_say_what_differs_from_the_usual(make_config) -> None:
+    assert file_stem(make_config("protocol=ten_crop")) == "ten_crop"
+    assert file_stem(make_config("protocol.side=40", "protocol.filter=bilinear")) == "center-side40-bilinear"
+    assert file_stem(make_config("protocol.side=null", "protocol.size=30")) == "center-sidekept-size30"
+    config = make_config("protocol=ten_crop", "protocol.region=square")
+    assert file_stem(config, "ema", "best") == "ten_crop-square-best-ema"

@@ -1,0 +1,119 @@
+"""What evaluate.py's command line means: which weights, under which configuration, with score files where."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from tencrop.config import Config, UserError, run_path
+from tencrop.evaluation.members import members_of
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run_folder(make_config: Callable[..., Config], tmp_path: Path) -> Path:
+    """A run folder with a checkpoint, as train.py leaves it (the checkpoint is empty: nothing here reads it)."""
+    config = make_config("protocol=five_crop", "seed=5")
+    folder = run_path(config)
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "last.ckpt").touch()
+    OmegaConf.save(OmegaConf.create(dataclasses.asdict(config)), folder / "config.yaml")
+    fingerprint = json.loads((Path(config.data.root) / "manifest.json").read_text())["splits"]["val"][
+        "source_fingerprint"
+    ]
+    (folder / "manifest.json").write_text(
+        json.dumps({"data": {"splits": {"val": {"source_fingerprint": fingerprint}}}})
+    )
+    return folder
+
+
+def test_a_checkpoint_brings_the_configuration_of_its_run(make_config, run_folder: Path) -> None:
+    path = run_folder / "checkpoints" / "last.ckpt"
+    typed = [f"checkpoint={path}", "protocol=ten_crop", "hardware.devices=2"]
+    config = make_config("model=resnet50")  # what evaluate.py alone would compose
+    config.checkpoint = str(path)
+    (member,) = members_of(config, typed)
+    assert member.config.model.name == "lenet5_dense" and member.config.seed == 5
+    assert member.config.protocol.name == "ten_crop" and member.config.protocol.side == 36
+    assert member.config.hardware.devices == 2
+    assert member.out is not None and member.out.resolve() == run_folder.resolve() / "predictions"
+    (member,) = members_of(config, typed[:1])
+    assert member.config.protocol.name == "five_crop", "the run's own"
+    with pytest.raises(UserError, match="model=resnet50: the checkpoint's own run fixes it"):
+        members_of(config, [*typed, "model=resnet50"])
+
+
+def test_without_a_checkpoint_it_is_the_run_of_the_same_command(make_config, run_folder: Path) -> None:
+    (member,) = members_of(make_config("protocol=center", "seed=5"), ["seed=5", "protocol=center"])
+    assert member.path == run_folder / "checkpoints" / "last.ckpt" and member.out == run_folder / "predictions"
+    typed = ["seed=6", "protocol=center", "protocol.size=30", "output=x", "training.epochs=3"]
+    with pytest.raises(UserError, match=r"train it with: python train\.py seed=6 training\.epochs=3$"):
+        members_of(make_config("seed=6", "training.epochs=3"), typed)
+
+
+def test_other_data_than_the_runs_are_kept_out_of_its_folder(make_config, run_folder: Path, prepared_photos) -> None:
+    config = make_config()
+    config.checkpoint = str(run_folder / "checkpoints" / "last.ckpt")
+    (member,) = members_of(config, [f"checkpoint={config.checkpoint}", f"data.root={prepared_photos}"])
+    assert member.out is None and member.num_classes == 3
+    config.output = "here"
+    (member,) = members_of(config, [f"checkpoint={config.checkpoint}", "output=here"])
+    assert member.out == Path("here")
+
+
+def test_members_of_an_ensemble(make_config, run_folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere.ckpt"
+    elsewhere.touch()
+    config = make_config()
+    config.checkpoint = [str(run_folder / "checkpoints" / "last.ckpt"), str(elsewhere)]
+    config.output = "ensemble"
+    first, second = members_of(config, ["output=ensemble"])
+    assert first.out == run_folder / "predictions" and first.config.protocol.name == "five_crop"
+    assert second.out is None and second.config.protocol.name == "center", "output is the ensemble's"
+    config.checkpoint = []
+    with pytest.raises(UserError, match="names no checkpoint"):
+        members_of(config, [])
+
+
+def test_what_is_missing_is_refused(make_config, tmp_path: Path) -> None:
+    config = make_config()
+    config.checkpoint = "missing.ckpt"
+    with pytest.raises(UserError, match=r"checkpoint=missing\.ckpt: there is no such file"):
+        members_of(config, [])
+    config = make_config(f"data.root={tmp_path}/nothing")
+    config.weights = "weights.pth"
+    with pytest.raises(UserError, match=r"holds no prepared data .* python prepare\.py"):
+        members_of(config, [])
+
+
+def evaluate(*words: str, cwd: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "evaluate.py"), *words]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def test_the_verb_refuses_in_one_line_before_torch_is_imported(prepared_501: Path, tmp_path: Path) -> None:
+    words = ("data=imagefolder", f"data.root={prepared_501}", "model=lenet5_dense")
+    for more in (["checkpoint=missing.ckpt"], [], ["weights=a", "checkpoint=b"], ["protocol=eleven_crop"]):
+        done = evaluate(*words, *more, cwd=tmp_path)
+        assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done
+        assert done.stderr.startswith("error: ")
+    probe = "import sys, tencrop.evaluation.members; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", probe]).returncode == 0
+
+
+def test_the_verb_evaluates_a_run_and_prints_its_table(
+    make_config, run_folder, new_network, save_checkpoint, tmp_path: Path
+) -> None:
+    config = make_config("seed=5")
+    path = save_checkpoint(run_folder / "checkpoints" / "last.ckpt", config, new_network(config))
+    done = evaluate(f"checkpoint={path}", "protocol=flip_pair", "hardware=cpu", cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == "", done
+    result = json.loads((run_folder / "predictions" / "flip_pair.result.json").read_text())
+    assert f"{100 * result['top1_error']:.2f}" in done.stdout and "501" in done.stdout
+    assert f"{run_folder}/predictions/flip_pair.safetensors" in done.stdout

@@ -1,0 +1,143 @@
+"""Every image once, on one process or several, with the scores that a slow loop over files finds."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from tencrop.config import Config, UserError
+from tencrop.evaluation.errors import error_rate
+from tencrop.evaluation.predictions import Scores
+from tencrop.evaluation.scoring import Task, _score_in_new_processes, open_val_split, score_part, score_split
+from tencrop.training.checkpoints import weights_sha256
+
+MEAN, STD = [120.0, 110.0, 100.0], [60.0, 61.0, 62.0]
+PROTOCOL = ("protocol=five_crop", "protocol.side=38", "protocol.filter=bilinear")
+
+
+@pytest.fixture
+def make_task(save_checkpoint: Callable[..., Path], new_network: Callable[..., nn.Module], tmp_path: Path):
+    """make_task(config) -> the task and its network, whose weights lie on disk."""
+
+    def make(config: Config) -> tuple[Task, nn.Module]:
+        network = new_network(config)
+        path = save_checkpoint(tmp_path / "last.ckpt", config, network)
+        identity = {"weights_sha256": weights_sha256(network.state_dict()), "protocol": config.protocol.name}
+        return Task(config, path, "raw", 6, MEAN, STD, identity), network
+
+    return make
+
+
+def five_crops(image: Image.Image, side: int, size: int) -> list[Tensor]:
+    """Slow reference: rescaled by Pillow, cropped by hand."""
+    scale = side / min(image.size)
+    width, height = (side if edge == min(image.size) else int(edge * scale + 1e-9) for edge in image.size)
+    pixels = torch.from_numpy(np.array(image.resize((width, height), Image.Resampling.BILINEAR)))
+    bottom, right = height - size, width - size
+    places = [(0, 0), (0, right), (bottom, 0), (bottom, right), (round(bottom / 2), round(right / 2))]
+    return [pixels[top : top + size, left : left + size] for top, left in places]
+
+
+def scores_by_hand(config: Config, network: nn.Module, number: int) -> Tensor:
+    """Softmax [K] of one image of the split, averaged over its five crops."""
+    image = Image.open(io.BytesIO(open_val_split(config).read_original(number))).convert("RGB")
+    crops = torch.stack(five_crops(image, 38, 32)).float()
+    inputs = ((crops - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        return network.eval()(inputs).softmax(1).mean(0)
+
+
+def test_scores_are_those_of_a_slow_loop(make_config, make_task) -> None:
+    task, network = make_task(make_config(*PROTOCOL))
+    scores = score_split(task, network)
+    assert scores is not None and set(scores.index.tolist()) == set(range(501)) and len(scores.index) == 501
+    assert scores.labels.tolist() == [
+        number // 84 if number < 252 else 3 + (number - 252) // 83 for number in range(501)
+    ]
+    for number in (0, 1, 250, 499, 500):
+        expected = scores_by_hand(task.config, network, number)
+        torch.testing.assert_close(scores.softmax[number].float(), expected, rtol=2e-3, atol=2e-4)
+    assert scores.softmax.float().sum(1) == pytest.approx(torch.ones(501).tolist(), abs=2e-3)
+    assert 0 < error_rate(scores.ranks("softmax"), 1).fraction <= 1
+    assert scores.metadata == task.identity and scores.view_logits is None
+
+
+def test_501_images_on_three_processes_are_each_counted_once(make_config, make_task) -> None:
+    task, network = make_task(make_config(*PROTOCOL, "hardware.max_micro_batch=64"))
+    alone = score_split(task, network)
+    task, network = make_task(make_config(*PROTOCOL, "hardware.devices=3", "hardware.max_micro_batch=64"))
+    split = open_val_split(task.config)
+    parts = [score_part(task, network, split, rank=rank, num_ranks=4) for rank in range(4)]
+    assert [len(part.index) for part in parts] == [125, 125, 125, 126], "parts are uneven"
+    together = score_split(task, network)
+    assert alone is not None and together is not None
+    assert set(together.index.tolist()) == set(range(501)) and len(together.index) == 501
+    assert torch.equal(together.labels, alone.labels)
+    assert torch.equal(together.softmax_ranks, alone.softmax_ranks)
+    torch.testing.assert_close(together.softmax, alone.softmax, rtol=1e-3, atol=1e-3)
+
+
+def test_more_processes_than_images_leave_some_with_none(make_config, make_task, coordinate_store) -> None:
+    root = coordinate_store([(40, 40), (36, 50)], num_classes=None)
+    config = make_config(f"data.root={root}", "protocol=center", "protocol.side=null")
+    task, network = make_task(config)
+    split = open_val_split(config)
+    parts = [score_part(task, network, split, rank=rank, num_ranks=3) for rank in range(3)]
+    assert sorted(len(part.index) for part in parts) == [0, 1, 1]
+    assert {part.softmax.shape[1] for part in parts} == {6}
+
+
+@pytest.mark.parametrize("loader", ["ffcv", "torch"])
+def test_views_are_saved_on_request(loader: str, make_config, make_task) -> None:
+    config = make_config("protocol=ten_crop", f"data.loader={loader}", "training.precision=bf16")
+    config.save_views = True
+    task, network = make_task(config)
+    split = open_val_split(config)
+    part: Scores = score_part(task, network, split, rank=2, num_ranks=40)
+    assert part.view_logits is not None and part.view_logits.shape == (len(part.index), 10, 6)
+    torch.testing.assert_close(part.view_logits.float().mean(1), part.logits.float(), rtol=1e-2, atol=1e-2)
+
+
+def test_images_smaller_than_the_crop_are_refused_by_name(make_config, make_task) -> None:
+    task, network = make_task(make_config("protocol.side=null", "protocol.size=40"))
+    with pytest.raises(UserError, match=r"protocol\.side=None: class0/000\.png has a shorter side of 36 pixels"):
+        score_split(task, network)
+
+
+def test_a_damaged_image_is_named(make_config, make_task, photo_folder, data_config, tmp_path) -> None:
+    from tencrop.data.prepare import prepare
+
+    root = prepare(data_config(photo_folder, tmp_path / "data"), workers=1, progress=False)
+    config = make_config(f"data.root={root}", "protocol.side=40")
+    beton = open_val_split(config).beton
+    start = int(beton.pointers[4])
+    with open(root / "val.beton", "r+b") as file:
+        file.seek(start + 2)
+        file.write(b"\\0" * (int(beton.payload_bytes[4]) - 2))
+    task, network = make_task(config)
+    with pytest.raises(UserError, match=open_val_split(config).names(4)):
+        score_split(task, network)
+
+
+def test_a_checkpoint_that_changes_meanwhile_is_noticed(make_config, make_task, new_network, save_checkpoint) -> None:
+    """A mistake of the user's, seen in a started process, reaches this one as such."""
+    task, _ = make_task(make_config())
+    save_checkpoint(task.path, task.config, new_network(task.config, seed=1))
+    with pytest.raises(UserError, match="written anew while it was evaluated"):
+        _score_in_new_processes(task, num_processes=1)
+
+
+def test_several_machines_need_a_launcher(make_config, make_task, monkeypatch) -> None:
+    task, network = make_task(make_config("hardware.nodes=2"))
+    with pytest.raises(UserError, match="srun or torchrun"):
+        score_split(task, network)
+    for name, value in {"WORLD_SIZE": "3", "RANK": "0", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "x"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("GROUP_RANK", "0")
+    with pytest.raises(UserError, match="3 processes were started"):
+        score_split(task, network)
