@@ -15,7 +15,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from tencrop.config import Config, UserError
+from tencrop.config import Config, UserError, derive_batches
 from tencrop.data.manifest import read_manifest
 from tencrop.evaluation import evaluate as module
 from tencrop.evaluation.errors import wilson_interval
@@ -23,7 +23,8 @@ from tencrop.evaluation.evaluate import evaluate_members, file_stem
 from tencrop.evaluation.members import Member
 from tencrop.evaluation.predictions import load_scores
 from tencrop.evaluation.results import load_result
-from tencrop.training.checkpoints import weights_sha256
+from tencrop.training.checkpoints import AtomicCheckpointIO, weights_sha256
+from tencrop.training.classifier import Classifier
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +92,26 @@ def test_ema_weights_are_evaluated_where_present(make_config, new_network, save_
     result = evaluate(config, checkpoint, tmp_path)
     assert result["weights"] == "raw" and result["weights_sha256"] == weights_sha256(raw.state_dict())
     assert {path.name for path in tmp_path.glob("*.json")} == {"center-ema.result.json", "center.result.json"}
+
+
+def test_the_checkpoint_of_a_training_is_read_as_it_was_written(make_config, new_network, evaluate, tmp_path) -> None:
+    config = make_config("training.ema_decay=0.9", "training.global_batch=4")
+    statistics = read_manifest(config.data.root)["statistics"]
+    classifier = Classifier(
+        config, new_network(config), statistics=statistics, batches=derive_batches(config), steps_per_epoch=2
+    )
+    assert classifier.ema is not None
+    with torch.no_grad():
+        next(classifier.ema.parameters()).add_(1)
+    checkpoint: dict[str, Any] = {"state_dict": classifier.state_dict()}
+    classifier.on_save_checkpoint(checkpoint)
+    AtomicCheckpointIO().save_checkpoint(checkpoint, tmp_path / "best.ckpt")
+    for ema, key, stem in ((None, "ema_sha256", "center-best-ema"), (False, "weights_sha256", "center-best")):
+        config.ema = ema
+        result = evaluate(config, tmp_path / "best.ckpt", tmp_path)
+        assert result["weights_sha256"] == checkpoint["tencrop"][key]
+        assert result["scores"] == f"{stem}.safetensors" and result["selection"] == "best"
+        assert result["label"] == f"lenet5_dense seed 0, step 0 of {2 * config.training.epochs}"
 
 
 def test_nan_scores_are_refused_and_leave_nothing(

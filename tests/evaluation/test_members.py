@@ -33,7 +33,7 @@ def run_folder(make_config: Callable[..., Config], tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_checkpoint_brings_the_configuration_of_its_run(make_config, run_folder: Path) -> None:
+def test_a_checkpoint_brings_the_configuration_of_its_run(make_config, run_folder: Path, monkeypatch) -> None:
     path = run_folder / "checkpoints" / "last.ckpt"
     typed = [f"checkpoint={path}", "protocol=ten_crop", "hardware.devices=2"]
     config = make_config("model=resnet50")  # what evaluate.py alone would compose
@@ -43,7 +43,10 @@ def test_a_checkpoint_brings_the_configuration_of_its_run(make_config, run_folde
     assert member.config.protocol.name == "ten_crop" and member.config.protocol.side == 36
     assert member.config.hardware.devices == 2
     assert member.out is not None and member.out.resolve() == run_folder.resolve() / "predictions"
+    monkeypatch.chdir(run_folder / "checkpoints")
+    config.checkpoint = "last.ckpt"
     (member,) = members_of(config, typed[:1])
+    assert member.out == run_folder / "predictions"
     assert member.config.protocol.name == "five_crop", "the run's own"
     with pytest.raises(UserError, match="model=resnet50: the checkpoint's own run fixes it"):
         members_of(config, [*typed, "model=resnet50"])

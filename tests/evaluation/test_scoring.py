@@ -105,7 +105,7 @@ def test_views_are_saved_on_request(loader: str, make_config, make_task) -> None
 
 def test_images_smaller_than_the_crop_are_refused_by_name(make_config, make_task) -> None:
     task, network = make_task(make_config("protocol.side=null", "protocol.size=40"))
-    with pytest.raises(UserError, match=r"protocol\.side=None: class0/000\.png has a shorter side of 36 pixels"):
+    with pytest.raises(UserError, match=r"protocol\.side=null: class0/000\.png has a shorter side of 36 pixels"):
         score_split(task, network)
 
 

@@ -34,7 +34,8 @@ def small_network() -> nn.Module:
 def test_safetensors_and_pth_of_torchvision_are_timms_too(resnet18: nn.Module, tmp_path: Path) -> None:
     save_file(resnet18.state_dict(), tmp_path / "weights.safetensors")
     torch.save(resnet18.state_dict(), tmp_path / "weights.pth")
-    for file in ("weights.safetensors", "weights.pth"):
+    torch.save(resnet18.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    for file in ("weights.safetensors", "weights.pth", "old.pth"):
         network = timm.create_model("resnet18", num_classes=10)
         weights = load_weights(tmp_path / file)
         apply_weights(network, weights.state, source=file, name="resnet18")

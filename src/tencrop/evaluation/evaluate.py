@@ -92,9 +92,12 @@ def _evaluate(member: Member) -> Evaluated | None:
         "claim": None,
     }
     if facts := weights.facts:  # trained here: the configuration is the recipe's, and so is its claim
+        label = f"{config.name or config.model.name} seed {facts['seed']}"
+        if facts["step"] < facts["total_steps"]:
+            label += f", step {facts['step']} of {facts['total_steps']}"
         origin = {
             "checkpoint": str(path),
-            "label": f"{config.name or config.model.name} seed {facts['seed']}",
+            "label": label,
             "seed": facts["seed"],
             "step": facts["step"],
             "total_steps": facts["total_steps"],

@@ -44,7 +44,7 @@ def members_of(config: Config, typed: list[str]) -> list[Member]:
         if not path.exists():
             train = " ".join(word for word in typed if word.lstrip("+").split("=")[0].split(".")[0] not in CHOSEN_HERE)
             raise UserError(f"{path}: there is no such checkpoint; train it with: python train.py {train}".rstrip())
-        return [_of_run(config, path, alone=True)]
+        return [_of_run(config, path, path.parent.parent, alone=True)]
     paths = [Path(path) for path in (config.checkpoint if isinstance(config.checkpoint, list) else [config.checkpoint])]
     if not paths:
         raise UserError("checkpoint=[]: names no checkpoint; give checkpoint=PATH or checkpoint=[PATH,PATH]")
@@ -52,17 +52,16 @@ def members_of(config: Config, typed: list[str]) -> list[Member]:
     for path in paths:
         if not path.is_file():
             raise UserError(f"checkpoint={path}: there is no such file")
-        run_dir = path.absolute().parent.parent
-        is_of_run = (run_dir / "config.yaml").exists()
-        own = config_of_run(run_dir, typed, conf=CONF) if is_of_run else config
-        alone = len(paths) == 1
-        members.append(_of_run(own, path, alone=alone) if is_of_run else _member(own, path, _given_output(own, alone)))
+        run_dir, alone = path.absolute().parent.parent, len(paths) == 1
+        if (run_dir / "config.yaml").exists():
+            members.append(_of_run(config_of_run(run_dir, typed, conf=CONF), path, run_dir, alone=alone))
+        else:
+            members.append(_member(config, path, _given_output(config, alone)))
     return members
 
 
-def _of_run(config: Config, path: Path, *, alone: bool) -> Member:
+def _of_run(config: Config, path: Path, run_dir: Path, *, alone: bool) -> Member:
     """Score files lie in the run's folder unless the data are not those it was trained beside."""
-    run_dir = path.parent.parent
     member = _member(config, path, _given_output(config, alone))
     if member.out is None and _val_fingerprint(run_dir) in (None, source_fingerprint(member.manifest)):
         member = Member(config, path, member.manifest, run_dir / "predictions")

@@ -174,8 +174,9 @@ def _refuse_small_images(config: Config, split: Split) -> None:
     sides = plan.sizes.min(1)
     smallest = int(sides.argmin())
     if sides[smallest] < config.protocol.size:
+        side = "null" if config.protocol.side is None else config.protocol.side
         raise UserError(
-            f"protocol.side={config.protocol.side}: {split.names(smallest)} has a shorter side of {sides[smallest]}"
+            f"protocol.side={side}: {split.names(smallest)} has a shorter side of {sides[smallest]}"
             f" pixels, less than the crop's {config.protocol.size}; set protocol.side={config.protocol.size} or more"
         )
 
