@@ -66,8 +66,8 @@ $(BIN)/python: | $(VENV)/system
 
 # What the C compilers must find, each line: the package of Debian that brings it, the command that shows it is there.
 define NEEDS
-gcc              command -v gcc
-g++              command -v g++
+gcc              command -v "$${CC:-gcc}"
+g++              command -v "$${CXX:-g++}"
 pkg-config       command -v pkg-config
 libopencv-dev    pkg-config --exists opencv4
 libturbojpeg0-dev pkg-config --exists libturbojpeg
@@ -88,7 +88,7 @@ $(VENV)/system:
 	done <<< "$$NEEDS"; \
 	if [[ $${#missing[@]} != 0 ]]; then \
 	    sudo=; [[ $$(id -u) == 0 ]] || { [[ -t 0 ]] && sudo=sudo || sudo="sudo -n"; }; \
-	    if ! command -v apt-get >/dev/null || ! $$sudo true; then \
+	    if ! command -v apt-get >/dev/null || ! $$sudo true 2>/dev/null; then \
 	        echo "error: packages are missing that cannot be installed from here; run 'apt-get install $${missing[*]}'" \
 	            "as root, or without root 'conda env create -f environment.yml' and 'conda activate tencrop'," \
 	            "then make again" >&2; exit 1; \
