@@ -1,0 +1,281 @@
+/* Boxes of stored images, decoded, resized and mirrored into the slots of a batch, on several threads.
+ *
+ * Called through ctypes by decoder.py (no Python in here, so the interpreter runs on meanwhile). Of a JPEG only the
+ * rows and columns of the box are transformed to pixels, and reading stops after its last row; the pixels equal those
+ * of a full decode (accurate integer DCT, smooth chroma). Every row goes straight through the resize of _resample.h
+ * into its slot: no image is ever held whole.
+ */
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jpeglib.h>
+#include <jerror.h>
+
+#include "_resample.h"
+
+enum { JPEG, RAW }; /* modes of a payload, as in beton.py */
+enum { MESSAGE_BYTES = JMSG_LENGTH_MAX, CHROMA_MARGIN = 2, MAX_THREADS = 256 };
+
+/* One sample; decoder.py has the same fields as a NumPy type. */
+typedef struct {
+    const uint8_t *payload;
+    uint64_t payload_bytes;
+    uint8_t *slot; /* of the output */
+    int64_t slot_stride;
+    int32_t slot_height, slot_width; /* what exceeds the output size becomes 0 */
+    int32_t mode, height, width;     /* as stored */
+    int32_t top, left, box_height, box_width;
+    int32_t out_height, out_width;
+    int32_t mirrored;
+} Sample;
+
+typedef struct {
+    struct jpeg_error_mgr errors;
+    struct jpeg_decompress_struct jpeg;
+    jmp_buf escape;
+    char message[MESSAGE_BYTES];
+    Resampler resampler;
+    void *rows;
+    size_t rows_capacity;
+} Worker;
+
+typedef struct {
+    const Sample *samples;
+    int num_samples, filter;
+    atomic_int next;
+    pthread_mutex_t lock; /* guards what follows */
+    int failed;           /* the first sample that could not be decoded, or -1 */
+    char *message;
+} Batch;
+
+static void fail(Worker *worker, const char *message)
+{
+    snprintf(worker->message, MESSAGE_BYTES, "%s", message);
+    longjmp(worker->escape, 1);
+}
+
+static void on_error(j_common_ptr jpeg)
+{
+    Worker *worker = jpeg->client_data;
+    jpeg->err->format_message(jpeg, worker->message);
+    longjmp(worker->escape, 1);
+}
+
+/* libjpeg goes on after damage with a warning and gray blocks; here that is an error. Harmless ones pass. */
+static void on_warning(j_common_ptr jpeg, int level)
+{
+    switch (level < 0 ? jpeg->err->msg_code : 0) {
+    case JWRN_ARITH_BAD_CODE:
+    case JWRN_HIT_MARKER:
+    case JWRN_HUFF_BAD_CODE:
+    case JWRN_JPEG_EOF:
+    case JWRN_MUST_RESYNC:
+        on_error(jpeg);
+    }
+}
+
+static int worker_begin(Worker *worker)
+{
+    worker->jpeg.err = jpeg_std_error(&worker->errors);
+    worker->errors.error_exit = on_error;
+    worker->errors.emit_message = on_warning;
+    worker->jpeg.client_data = worker;
+    if (setjmp(worker->escape))
+        return 0;
+    jpeg_create_decompress(&worker->jpeg);
+    return 1;
+}
+
+static Worker *worker_new(void)
+{
+    Worker *worker = calloc(1, sizeof *worker);
+    if (worker && !worker_begin(worker)) {
+        free(worker);
+        return NULL;
+    }
+    return worker;
+}
+
+static void worker_free(Worker *worker)
+{
+    jpeg_destroy_decompress(&worker->jpeg);
+    resampler_free(&worker->resampler);
+    free(worker->rows);
+    free(worker);
+}
+
+static uint8_t *reserve_rows(Worker *worker, size_t bytes)
+{
+    if (!reserve(&worker->rows, &worker->rows_capacity, bytes))
+        fail(worker, "out of memory");
+    return worker->rows;
+}
+
+static void read_header(Worker *worker, const uint8_t *payload, uint64_t payload_bytes)
+{
+    struct jpeg_decompress_struct *jpeg = &worker->jpeg;
+    jpeg_mem_src(jpeg, payload, (unsigned long)payload_bytes);
+    jpeg_read_header(jpeg, TRUE);
+    if (jpeg->num_components != 1 && jpeg->num_components != 3)
+        fail(worker, "a JPEG of neither RGB nor grayscale");
+    jpeg->out_color_space = JCS_RGB; /* grayscale is repeated */
+    jpeg->dct_method = JDCT_ISLOW;
+}
+
+static void decode_jpeg(Worker *worker, const Sample *sample)
+{
+    struct jpeg_decompress_struct *jpeg = &worker->jpeg;
+
+    read_header(worker, sample->payload, sample->payload_bytes);
+    if ((int)jpeg->image_height != sample->height || (int)jpeg->image_width != sample->width)
+        fail(worker, "the JPEG has another size than the store says");
+    jpeg_start_decompress(jpeg);
+
+    /* smooth chroma looks at neighbours, so the first and last column of what is decoded may differ: cut wider */
+    JDIMENSION left = sample->left < CHROMA_MARGIN ? 0 : sample->left - CHROMA_MARGIN;
+    JDIMENSION right = sample->left + sample->box_width + CHROMA_MARGIN;
+    JDIMENSION width = (right > jpeg->output_width ? jpeg->output_width : right) - left;
+    if (width < jpeg->output_width)
+        jpeg_crop_scanline(jpeg, &left, &width);
+    if (sample->top > 0)
+        jpeg_skip_scanlines(jpeg, sample->top);
+
+    /* libjpeg-turbo writes rows that begin at a multiple of 16 or 32 past the cache, to memory; we read them at once */
+    size_t row_bytes = (3 * (size_t)width + SLACK) / 64 * 64 + 64;
+    uint8_t *decoded = reserve_rows(worker, ROWS_AT_ONCE * row_bytes + 64);
+    decoded += (64 + 8 - (uintptr_t)decoded % 64) % 64;
+    size_t offset = 3 * (size_t)(sample->left - left);
+    for (int y = 0; y < sample->box_height && !resampler_done(&worker->resampler);) {
+        int num_rows = 0, wanted = sample->box_height - y < ROWS_AT_ONCE ? sample->box_height - y : ROWS_AT_ONCE;
+        JSAMPROW targets[ROWS_AT_ONCE];
+        const uint8_t *rows[ROWS_AT_ONCE];
+        for (int i = 0; i < wanted; i++) {
+            targets[i] = decoded + i * row_bytes;
+            rows[i] = targets[i] + offset;
+        }
+        while (num_rows < wanted) {
+            int num_read = jpeg_read_scanlines(jpeg, targets + num_rows, wanted - num_rows);
+            if (num_read == 0)
+                fail(worker, "no rows come out of the JPEG");
+            num_rows += num_read;
+        }
+        resampler_push(&worker->resampler, rows, num_rows);
+        y += num_rows;
+    }
+    jpeg_abort_decompress(jpeg);
+}
+
+static void decode_raw(Worker *worker, const Sample *sample)
+{
+    uint64_t stride = 3 * (uint64_t)sample->width;
+    if (sample->payload_bytes != stride * sample->height)
+        fail(worker, "the payload has another size than height x width x 3 bytes");
+    size_t row_bytes = 3 * (size_t)sample->box_width;
+    uint8_t *copies = reserve_rows(worker, ROWS_AT_ONCE * (row_bytes + SLACK));
+    for (int y = 0; y < sample->box_height && !resampler_done(&worker->resampler); y += ROWS_AT_ONCE) {
+        int num_rows = sample->box_height - y < ROWS_AT_ONCE ? sample->box_height - y : ROWS_AT_ONCE;
+        const uint8_t *rows[ROWS_AT_ONCE];
+        for (int i = 0; i < num_rows; i++) {
+            uint64_t start = (sample->top + y + i) * stride + 3 * (uint64_t)sample->left;
+            rows[i] = sample->payload + start;
+            if (start + row_bytes + SLACK > sample->payload_bytes) /* the resize reads a little beyond a row */
+                rows[i] = memcpy(copies + i * (row_bytes + SLACK), rows[i], row_bytes);
+        }
+        resampler_push(&worker->resampler, rows, num_rows);
+    }
+}
+
+static void clear_padding(const Sample *sample)
+{
+    size_t used = 3 * (size_t)sample->out_width, row_bytes = 3 * (size_t)sample->slot_width;
+    for (int y = 0; y < sample->slot_height; y++) {
+        size_t first = y < sample->out_height ? used : 0;
+        memset(sample->slot + y * sample->slot_stride + first, 0, row_bytes - first);
+    }
+}
+
+/* 1, or 0 with the reason in worker->message. */
+static int decode_sample(Worker *worker, const Sample *sample, int filter)
+{
+    if (setjmp(worker->escape)) {
+        jpeg_abort_decompress(&worker->jpeg);
+        return 0;
+    }
+    if (!resampler_begin(&worker->resampler, sample->box_height, sample->box_width, sample->out_height,
+                         sample->out_width, filter, sample->mirrored, sample->slot, sample->slot_stride))
+        fail(worker, "out of memory");
+    if (sample->mode == JPEG)
+        decode_jpeg(worker, sample);
+    else
+        decode_raw(worker, sample);
+    clear_padding(sample);
+    return 1;
+}
+
+static void *decode_samples(void *argument)
+{
+    Batch *batch = argument;
+    Worker *worker = worker_new();
+    int i;
+    while ((i = atomic_fetch_add(&batch->next, 1)) < batch->num_samples) {
+        if (worker && decode_sample(worker, batch->samples + i, batch->filter))
+            continue;
+        pthread_mutex_lock(&batch->lock);
+        if (batch->failed < 0 || i < batch->failed) {
+            batch->failed = i;
+            snprintf(batch->message, MESSAGE_BYTES, "%s", worker ? worker->message : "out of memory");
+        }
+        pthread_mutex_unlock(&batch->lock);
+    }
+    if (worker)
+        worker_free(worker);
+    return NULL;
+}
+
+/* Decode all samples; -1, or the first that failed with the reason in `message` (MESSAGE_BYTES). The calling thread
+ * works too; threads that cannot be started are done without. */
+int32_t tencrop_decode(const Sample *samples, int32_t num_samples, int32_t filter, int32_t num_threads, char *message)
+{
+    Batch batch = {.samples = samples, .num_samples = num_samples, .filter = filter, .failed = -1, .message = message};
+    pthread_t threads[MAX_THREADS];
+    int num_started = 0;
+
+    if (num_threads > MAX_THREADS)
+        num_threads = MAX_THREADS;
+    if (num_threads > num_samples)
+        num_threads = num_samples;
+    pthread_mutex_init(&batch.lock, NULL);
+    while (num_started < num_threads - 1 &&
+           pthread_create(&threads[num_started], NULL, decode_samples, &batch) == 0)
+        num_started++;
+    decode_samples(&batch);
+    for (int i = 0; i < num_started; i++)
+        pthread_join(threads[i], NULL);
+    pthread_mutex_destroy(&batch.lock);
+    return batch.failed;
+}
+
+/* Height and width of a JPEG of RGB or grayscale from its header; 1, or 0 with the reason in `message`. */
+int32_t tencrop_jpeg_size(const uint8_t *payload, uint64_t payload_bytes, int32_t size[2], char *message)
+{
+    Worker *worker = worker_new();
+    if (!worker) {
+        snprintf(message, MESSAGE_BYTES, "out of memory");
+        return 0;
+    }
+    if (setjmp(worker->escape)) {
+        snprintf(message, MESSAGE_BYTES, "%s", worker->message);
+        worker_free(worker);
+        return 0;
+    }
+    read_header(worker, payload, payload_bytes);
+    size[0] = (int32_t)worker->jpeg.image_height;
+    size[1] = (int32_t)worker->jpeg.image_width;
+    worker_free(worker);
+    return 1;
+}

@@ -1,0 +1,252 @@
+"""The loader: batches of uint8 images out of a .beton file, decoded ahead of time by one producer thread.
+
+Called by the data module. `Batch` and `BaseLoader` are the contract that reference.py fulfils too: given the same
+batches of indices and the same plan, both yield the same samples in the same order, cut to the same boxes.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tencrop.data.decoder import DecodeError, decode_batch
+from tencrop.data.draws import Index
+from tencrop.data.manifest import Split
+from tencrop.data.plan import Plan
+
+
+class Batch(NamedTuple):
+    """A micro-batch of B samples on the host [6]."""
+
+    images: Tensor  # uint8 [B, H, W, 3], sRGB; an image smaller than H x W lies in the upper left, the rest is 0
+    labels: Tensor  # int64 [B]
+    index: Tensor  # type: ignore[assignment]  # int64 [B], sample indices; hides tuple.index
+    boxes: Tensor  # int32 [B, 4]: top, left, height, width in stored pixels
+    flips: Tensor  # bool [B]
+    colour: Tensor  # float32 [B, 3], alphas of the RGB principal components
+    sizes: Tensor  # int32 [B, 2], height and width of each image
+
+
+class BaseLoader:
+    """What both loaders are: an iterable over the micro-batches of one epoch, which knows its place.
+
+    `batches` gives, for an epoch, this rank's arrays of sample indices in order; `plan` what to do to one of them.
+    `filter` is Pillow's of that name. `num_threads` decode; `prefetch` batches wait ready.
+    A new iteration begins at the first batch of `epoch`, or after what `load_state_dict` says was consumed; the end
+    of one moves `epoch` on. One iteration at a time: a new one ends the last.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batches: Callable[[int], Sequence[Index] | Index],
+        plan: Callable[[Index, int], Plan],
+        *,
+        filter: str,
+        num_threads: int,
+        prefetch: int = 3,
+        pin_memory: bool = False,
+    ) -> None:
+        self.epoch = 0
+        self._split, self._batches, self._plan = split, batches, plan
+        self._filter, self._num_threads = filter, num_threads
+        self._prefetch, self._pin_memory = prefetch, pin_memory
+        self._position = (0, 0)  # epoch, batches of it that were consumed
+        self._resuming = False
+        self._cached: tuple[int, Sequence[Index] | Index] | None = None
+
+    def __len__(self) -> int:
+        """Micro-batches of the whole epoch on this rank, also after a resume within it."""
+        return len(self._batches_of(self.epoch))
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.close()
+        epoch, resuming, self._resuming = self.epoch, self._resuming, False
+        first = self._position[1] if resuming and self._position[0] == epoch else 0
+        self._position = (epoch, first)
+        for number, batch in enumerate(self._produce(self._batches_of(epoch)[first:], epoch), first + 1):
+            self._position = (epoch, number)
+            yield batch
+        if self._position == (epoch, len(self._batches_of(epoch))):
+            self._position = (epoch + 1, 0)
+            self.epoch = epoch + 1
+
+    def state_dict(self) -> dict[str, int]:
+        """The place in the run: an epoch, and how many of its micro-batches were handed out."""
+        epoch, batch = self._position
+        return {"epoch": epoch, "batch": batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next iteration go on behind the micro-batches that `state` counts; nothing is decoded twice."""
+        self._position = (state["epoch"], state["batch"])
+        self.epoch = state["epoch"]
+        self._resuming = True
+
+    def close(self) -> None:
+        """End an unfinished iteration and its threads or processes; the loader can be iterated again."""
+
+    def __enter__(self) -> BaseLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _produce(self, batches: Sequence[Index] | Index, epoch: int) -> Iterator[Batch]:
+        raise NotImplementedError
+
+    def _batches_of(self, epoch: int) -> Sequence[Index] | Index:
+        if self._cached is None or self._cached[0] != epoch:
+            self._cached = (epoch, self._batches(epoch))
+        return self._cached[1]
+
+
+class Loader(BaseLoader):
+    """Reads the store through the C decoder (data.loader=ffcv).
+
+    A batch's images stay valid until the next batch but one is asked for; then their memory is filled again. On a
+    GPU a copy that was begun before that, on the current stream, is waited for.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._slots = [_Slot(self._pin_memory) for _ in range(self._prefetch + 2)]
+        self._end: weakref.finalize | None = None
+
+    def close(self) -> None:
+        if self._end is not None:
+            self._end()
+
+    def _produce(self, batches: Sequence[Index] | Index, epoch: int) -> Iterator[Batch]:
+        # The thread knows nothing of this loader or its iterator, so that either can be collected, which ends it.
+        split, plan, filter, num_threads = self._split, self._plan, self._filter, self._num_threads
+        producer = _Producer(
+            batches,
+            lambda index, slot: _decoded(split, plan(index, epoch), slot, filter=filter, num_threads=num_threads),
+            self._slots,
+        )
+        self._end = weakref.finalize(self, producer.end)  # also when the interpreter ends
+        try:
+            for _ in range(len(batches)):
+                batch = producer.next()
+                if batch is None:
+                    return
+                yield batch
+        finally:
+            producer.end()
+
+
+def _decoded(split: Split, plan: Plan, slot: _Slot, *, filter: str, num_threads: int) -> Batch:
+    height, width = plan.sizes.max(axis=0)
+    images = slot.images(len(plan.index), int(height), int(width))
+    beton = split.beton
+    try:
+        decode_batch(
+            images.numpy(),
+            beton.data,
+            pointers=beton.pointers[plan.index],
+            payload_bytes=beton.payload_bytes[plan.index],
+            modes=beton.modes[plan.index],
+            stored_sizes=split.stored_sizes[plan.index],
+            boxes=plan.boxes,
+            sizes=plan.sizes,
+            flips=plan.flips,
+            filter=filter,
+            num_threads=num_threads,
+        )
+    except DecodeError as error:
+        sample = int(plan.index[error.position])
+        raise DecodeError(
+            f"{beton.path}: image {split.names(sample)} (sample {sample}) is damaged: {error};"
+            " prepare the data again (prepare.py)",
+            error.position,
+        ) from error
+    return batch_of(images, split, plan)
+
+
+def batch_of(images: Tensor, split: Split, plan: Plan) -> Batch:
+    """The images with all that belongs to them."""
+    arrays = (split.labels[plan.index], plan.index, plan.boxes, plan.flips, plan.colour.astype(np.float32), plan.sizes)
+    return Batch(images, *(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+
+
+class _Slot:
+    """Memory for the images of one batch, kept from batch to batch; grows to need."""
+
+    def __init__(self, pin_memory: bool) -> None:
+        self._pin_memory = pin_memory
+        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._copied: torch.cuda.Event | None = None
+
+    def images(self, num_images: int, height: int, width: int) -> Tensor:
+        if self._copied is not None:
+            self._copied.synchronize()
+        num_bytes = num_images * height * width * 3
+        if self._memory.numel() < num_bytes:
+            self._memory = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._pin_memory)
+        return self._memory[:num_bytes].view(num_images, height, width, 3)
+
+    def release(self) -> None:
+        """What the consumer's stream does until now with the images must be done before they are overwritten."""
+        if self._pin_memory:
+            self._copied = self._copied or torch.cuda.Event()
+            self._copied.record()
+
+
+class _Producer:
+    """A thread that makes batches ahead, in a ring of slots. SimpleQueue: its put may be called by a finalizer."""
+
+    def __init__(
+        self, batches: Sequence[Index] | Index, make: Callable[[Index, _Slot], Batch], slots: list[_Slot]
+    ) -> None:
+        self._batches, self._make = batches, make
+        self._free: SimpleQueue[_Slot | None] = SimpleQueue()
+        self._ready: SimpleQueue[tuple[Batch, _Slot] | BaseException | None] = SimpleQueue()
+        self._held: deque[_Slot] = deque()  # of the batches that the consumer may still look at
+        self._ended = False
+        for slot in slots:
+            self._free.put(slot)
+        self._thread = threading.Thread(target=self._run, name="tencrop-loader", daemon=True)
+        self._thread.start()
+
+    def next(self) -> Batch | None:
+        """The next batch, or None where `end` was called; raises what the thread raised."""
+        if len(self._held) == 2:
+            slot = self._held.popleft()
+            slot.release()
+            self._free.put(slot)
+        if self._ended:
+            return None
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            raise item
+        if item is None:
+            return None
+        batch, slot = item
+        self._held.append(slot)
+        return batch
+
+    def end(self) -> None:
+        """End the thread, at the latest when its present batch is made. May be called twice."""
+        self._ended = True
+        self._free.put(None)
+        self._ready.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            for index in self._batches:
+                slot = self._free.get()
+                if slot is None or self._ended:
+                    return
+                self._ready.put((self._make(index, slot), slot))
+        except BaseException as error:
+            self._ready.put(error)
