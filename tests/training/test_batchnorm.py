@@ -85,7 +85,7 @@ def test_timms_networks_can_be_grouped():
 
 
 def test_a_batchnorm_that_cannot_be_grouped_is_refused():
-    with pytest.raises(UserError, match="model.bn_group: layer 0 .* momentum=None"):
+    with pytest.raises(UserError, match=r"model\.bn_group: layer 0 .* momentum=None"):
         set_groups(nn.Sequential(nn.BatchNorm2d(2, momentum=None)), layout(micro_batch=4, group=2))
     with pytest.raises(UserError, match="SyncBatchNorm"):
         set_groups(nn.Sequential(nn.SyncBatchNorm(2)), layout(micro_batch=4, group=2))

@@ -92,7 +92,7 @@ def update_running_statistics(model: nn.Module) -> None:
     for momentum in running:
         torch._foreach_lerp_(running[momentum], targets[momentum], momentum)
     if layers:
-        torch._foreach_add_([layer.num_batches_tracked for layer in layers], 1)
+        torch._foreach_add_([layer.num_batches_tracked for layer in layers], 1)  # type: ignore[misc]
 
 
 @torch.no_grad()

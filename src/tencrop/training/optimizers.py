@@ -34,7 +34,7 @@ def build_optimizer(
         assert optimizer.momentum is not None
         return SGDAlexNet(groups, lr=optimizer.lr, momentum=optimizer.momentum)
     assert optimizer.name == "adamw" and optimizer.betas is not None and optimizer.eps is not None, optimizer.name
-    return torch.optim.AdamW(groups, lr=optimizer.lr, betas=tuple(optimizer.betas), eps=optimizer.eps)
+    return torch.optim.AdamW(groups, lr=optimizer.lr, betas=(optimizer.betas[0], optimizer.betas[1]), eps=optimizer.eps)
 
 
 class SGDAlexNet(torch.optim.Optimizer):
@@ -52,7 +52,7 @@ class SGDAlexNet(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():

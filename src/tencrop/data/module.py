@@ -1,0 +1,150 @@
+"""Wires splits, order, plan and loader into what Lightning trains and validates on. Built by `fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from tencrop.config import Batches, Config, Protocol, UserError, num_workers
+from tencrop.data.loader import BaseLoader, Batch, Loader
+from tencrop.data.manifest import Split, open_split
+from tencrop.data.order import Index, evaluation_batches, minival_split, training_batches
+from tencrop.data.plan import evaluation_plan, training_plan
+from tencrop.data.reference import TorchLoader
+
+
+class DataModule(pl.LightningDataModule):
+    """The training images of a recipe, and the images that its validation looks at: the minival where there is one,
+    else the val split. Every rank gets its part of the same global batches."""
+
+    def __init__(self, config: Config, batches: Batches):
+        """Raises UserError where data.root is not prepared, or training.global_batch exceeds the training images."""
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank's part of an evaluation may be empty
+        self.config, self.batches = config, batches
+        self.train_split = self._open("train")
+        fraction = config.training.minival_fraction
+        self.train_index, minival_index = minival_split(self.train_split.num_samples, fraction=fraction)
+        self.val_split = self.train_split if fraction > 0 else self._open("val")
+        self.val_index = minival_index if fraction > 0 else np.arange(self.val_split.num_samples)
+        self.steps_per_epoch = len(self.train_index) // config.training.global_batch
+        if self.steps_per_epoch == 0:
+            raise UserError(
+                f"training.global_batch={config.training.global_batch}: there are only {len(self.train_index)} images"
+                f" to train on; choose a batch of at most {len(self.train_index)}"
+            )
+        self.order = lru_cache(maxsize=2)(self._order)  # the loader and the check of its batches share it
+        self.loaders: list[BaseLoader] = []
+
+    @property
+    def num_validation_images(self) -> int:
+        return len(self.val_index)
+
+    def train_dataloader(self) -> Any:
+        config = self.config
+        sizes, augmentation = self.train_split.stored_sizes, config.augmentation
+
+        def plan(index: Index, epoch: int) -> Any:
+            return training_plan(index, sizes, augmentation=augmentation, seed=config.seed, epoch=epoch)
+
+        loader = self._loader(self.train_split, self.order, plan, filter=augmentation.filter)
+        return Positioned(loader, self._position)
+
+    def val_dataloader(self) -> Any:
+        protocol = validation_protocol(self.config)
+        rank, num_ranks = self.trainer.global_rank, self.trainer.world_size  # type: ignore[union-attr]
+        parts = evaluation_batches(self.val_index, micro_batch=self.batches.micro_batch, rank=rank, num_ranks=num_ranks)
+        plan = partial(evaluation_plan, stored_sizes=self.val_split.stored_sizes, protocol=protocol)
+        loader = self._loader(
+            self.val_split, lambda epoch: parts, lambda index, epoch: plan(index), filter=protocol.filter
+        )
+        return Positioned(loader, lambda: {"epoch": 0, "batch": 0})
+
+    def check(self, batch: Batch, epoch: int, batch_idx: int) -> None:
+        """Asserts that a training batch is the one that (epoch, micro-batch) means: none replayed, none skipped."""
+        assert np.array_equal(batch.index.numpy(), self.order(epoch)[batch_idx]), (epoch, batch_idx)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """What the step computes with crosses without waiting; the rest of the batch stays on the host."""
+        names = ("images", "labels", "colour", "sizes")
+        return batch._replace(**{name: getattr(batch, name).to(device, non_blocking=True) for name in names})
+
+    def teardown(self, stage: str) -> None:
+        self.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the loaders' threads."""
+        for loader in self.loaders:
+            loader.close()
+        self.loaders.clear()
+
+    def _open(self, name: str) -> Split:
+        return open_split(self.config.data.root, name, source=self.config.data.source, data=self.config.data.name)
+
+    def _position(self) -> dict[str, int]:
+        assert self.trainer is not None
+        epoch, step = divmod(self.trainer.global_step, self.steps_per_epoch)
+        return {"epoch": epoch, "batch": step * self.batches.accumulate}
+
+    def _order(self, epoch: int) -> Index:
+        trainer = self.trainer
+        assert trainer is not None
+        return training_batches(
+            self.train_index,
+            seed=self.config.seed,
+            epoch=epoch,
+            global_batch=self.config.training.global_batch,
+            micro_batch=self.batches.micro_batch,
+            rank=trainer.global_rank,
+            num_ranks=trainer.world_size,
+        )
+
+    def _loader(self, split: Split, batches: Any, plan: Any, *, filter: str) -> Any:
+        kind: type[BaseLoader] = {"ffcv": Loader, "torch": TorchLoader}[self.config.data.loader]
+        is_gpu = self.trainer.strategy.root_device.type == "cuda"  # type: ignore[union-attr]
+        threads = num_workers(self.config.hardware)
+        loader = kind(split, batches, plan, filter=filter, num_threads=threads, pin_memory=is_gpu)
+        self.loaders.append(loader)
+        return loader
+
+
+class Positioned:
+    """A loader whose every pass begins where `position` says. In training that is a function of the steps taken alone:
+    after a resume nothing of the epoch is read again, and Lightning's own count of batches is not relied on."""
+
+    def __init__(self, loader: Any, position: Callable[[], dict[str, int]]):
+        self.loader, self.position = loader, position
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.loader.load_state_dict(self.position())
+        return iter(self.loader)
+
+    def state_dict(self) -> dict[str, int]:
+        return self.position()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        assert state_dict == self.position()
+
+
+def validation_protocol(config: Config) -> Protocol:
+    """The central crop by which a run watches itself. A function of learning keys alone, as the plateau schedule and
+    the choice of the best checkpoint depend on it; `protocol` is free for the final evaluation."""
+    return Protocol(
+        name="center",
+        side=config.short_side,
+        size=config.image_size,
+        region="whole",
+        filter=config.augmentation.filter,
+        average="softmax",
+    )

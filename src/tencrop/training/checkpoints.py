@@ -1,0 +1,151 @@
+"""Checkpoints that are never half written and that reading cannot execute [15]; which ones a run keeps.
+
+`fit` hands AtomicCheckpointIO to Lightning and adds Checkpoints to its callbacks; evaluation and records use
+`read_checkpoint` and `weights_sha256`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
+from pytorch_lightning import Callback, Trainer
+from torch import Tensor
+
+from tencrop.config import UserError
+from tencrop.training.monitors import Interruption
+
+PLAIN = (Tensor, bool, int, float, str, type(None))
+
+
+def weights_sha256(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 in hex over (name, dtype, shape, bytes) of the tensors of a state dict, sorted by name.
+
+    Names are the network's own ("conv1.weight"), so that a checkpoint and a plain file of its weights agree.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        values = tensor.detach().cpu().contiguous().flatten()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(values.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The checkpoint as tensors on the CPU, numbers, strings, lists and dicts; nothing in the file is executed.
+
+    Raises UserError for a file that is not there, is broken, or holds anything else.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is no such checkpoint") from error
+    except OSError:
+        raise
+    except Exception as error:  # torch raises whatever the broken bytes lead to
+        raise UserError(
+            f"{path}: not a checkpoint that can be read safely (broken, or a pickle with code in it);"
+            " name another one, or delete it to train from the start"
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(f"{path}: not a training checkpoint; plain weights are evaluated with weights={path}")
+    return checkpoint
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes to a temporary file in the same folder, then renames: a killed run leaves the last good checkpoint."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Raises OSError (a full disk, say) with the former file untouched."""
+        _assert_plain(checkpoint)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()  # torch.save to a full disk would say RuntimeError
+        torch.save(checkpoint, buffer)
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read_checkpoint(path)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+class Checkpoints(Callback):
+    """Keeps `last.ckpt` at the end of every epoch, every `every_steps` steps and on interruption, and `best.ckpt`.
+
+    Best is the lowest top-1 error on the minival; without a minival there is none, as selecting on the test images
+    would bias the headline [13].
+    """
+
+    def __init__(self, folder: Path, *, every_steps: int | None, interruption: Interruption):
+        self.folder = folder
+        self.every_steps = every_steps
+        self.interruption = interruption
+
+    def on_train_batch_end(self, trainer: Trainer, classifier: Any, *_: Any) -> None:
+        step = classifier.global_step
+        if not classifier.is_at_step_boundary or classifier.is_at_epoch_end or step == classifier.total_steps:
+            return  # the end of an epoch is saved after its validation
+        is_interrupted = self.interruption.is_agreed(trainer, step)
+        if is_interrupted or (self.every_steps and step % self.every_steps == 0):
+            self._save(trainer, classifier)
+        if is_interrupted:
+            self.interruption.stop(step)
+
+    def on_validation_batch_end(self, trainer: Trainer, classifier: Any, *_: Any) -> None:
+        # several ranks have unequal numbers of batches: they agree at the end
+        if trainer.world_size == 1 and classifier.is_at_epoch_end and self.interruption.is_requested:
+            self._save(trainer, classifier)
+            self.interruption.stop(classifier.global_step)
+
+    def on_save_checkpoint(self, trainer: Trainer, classifier: Any, checkpoint: dict[str, Any]) -> None:
+        if trainer.validating:
+            # Lightning resumes a validation in its middle, and only from a checkpoint that says so: ours begins anew
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            progress["total"] |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            progress["current"] |= {"ready": 0, "started": 0, "processed": 0, "completed": 0}
+
+    def on_train_epoch_end(self, trainer: Trainer, classifier: Any) -> None:
+        if classifier.is_best:
+            self._save(trainer, classifier, "best.ckpt")
+        self._save(trainer, classifier)
+        step = classifier.global_step
+        if not classifier.is_complete and self.interruption.is_agreed(trainer, step, at_epoch_end=True):
+            self.interruption.stop(step)
+
+    def _save(self, trainer: Trainer, classifier: Any, name: str = "last.ckpt") -> None:
+        classifier.prepare_checkpoint()
+        trainer.save_checkpoint(self.folder / name)
+
+
+def _assert_plain(value: Any, place: str = "checkpoint") -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            assert isinstance(key, str | int), f"{place} has a key {key!r}"
+            _assert_plain(inner, f"{place}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            _assert_plain(inner, f"{place}[{number}]")
+    else:
+        assert isinstance(value, PLAIN), f"{place} is a {type(value).__name__}, which weights_only does not read"

@@ -1,0 +1,186 @@
+"""Trains a run in its folder, or continues it, or finds it complete. Called by train.py.
+
+Everything of Lightning that could change what is learned, or wait for the device, is switched off here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
+from pytorch_lightning.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
+
+from tencrop.config import Batches, Config, accelerator_of
+from tencrop.data.module import DataModule
+from tencrop.models.factory import build_model
+from tencrop.training.checkpoints import AtomicCheckpointIO, Checkpoints, read_checkpoint, weights_sha256
+from tencrop.training.classifier import Classifier
+from tencrop.training.monitors import Diverged, Interrupted, Interruption, Metrics, Pace
+from tencrop.training.progress import ProgressBar
+
+EXIT_CODES = {"complete": 0, "interrupted": 75, "diverged": 1}
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a training ended."""
+
+    status: str  # complete | interrupted | diverged
+    message: str
+    checkpoint: Path  # last.ckpt; not there yet where a run ended before its first
+    step: int  # optimizer steps taken
+    weights_sha256: str  # of the network as it is now
+    ema_sha256: str | None
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[self.status]
+
+
+def fit(
+    config: Config,
+    *,
+    batches: Batches,
+    manifest: dict[str, Any],
+    run_dir: Path,
+    logger: Logger | None = None,
+    callbacks: Iterable[Callback] = (),
+) -> FitResult:
+    """Train, or continue from run_dir/checkpoints/last.ckpt exactly where it stands, or return at once if complete.
+
+    manifest: of the prepared data. Raises UserError for data, model or checkpoint that do not fit the configuration.
+    A process that Lightning launched as a rank of this one ends here, with exit code 0, when the run is interrupted
+    or diverges: Lightning kills the main process when a child ends with another code.
+    """
+    last = run_dir / "checkpoints" / "last.ckpt"
+    if finished := completed(run_dir):
+        return finished
+    data = DataModule(config, batches)
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, num_classes=len(manifest["classes"]))
+    classifier = Classifier(
+        config, model, statistics=manifest["statistics"], batches=batches, steps_per_epoch=data.steps_per_epoch
+    )
+    interruption = Interruption(agree_every_steps=config.log_every_steps)
+    metrics = Metrics(run_dir / "metrics.jsonl", every_steps=config.log_every_steps)
+    checkpoints = Checkpoints(last.parent, every_steps=config.checkpoint_every_steps, interruption=interruption)
+    watchers = [Seal(interruption), metrics, Pace(metrics), ProgressBar(metrics), *callbacks, checkpoints]
+    status, message = "complete", "complete"
+    with interruption, _quiet_lightning():
+        trainer = build_trainer(config, run_dir=run_dir, logger=logger, callbacks=watchers)
+        try:
+            trainer.fit(classifier, data, ckpt_path=str(last) if last.exists() else None)
+        except Interrupted as reason:
+            status, message = "interrupted", str(reason)
+        except Diverged as reason:
+            kept = f"{last} is from before" if last.exists() else "there is no checkpoint yet"
+            mend = "a lower optimizer.lr, more warm-up or training.clip_grad_norm is the usual mend"
+            status, message = "diverged", f"{reason}; {kept}; {mend}"
+        finally:
+            data.close()
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if status != "complete" and not trainer.is_global_zero and isinstance(environment, LightningEnvironment):
+        sys.exit(0)
+    return _result(last, classifier, trainer.global_step, status, message)
+
+
+def completed(run_dir: Path) -> FitResult | None:
+    """The result of a run that has taken all its steps, None for any other."""
+    last = run_dir / "checkpoints" / "last.ckpt"
+    if not last.exists():
+        return None
+    facts = read_checkpoint(last)["tencrop"]
+    if not facts["is_complete"]:
+        return None
+    return FitResult("complete", "already complete", last, facts["step"], facts["weights_sha256"], facts["ema_sha256"])
+
+
+def _result(last: Path, classifier: Classifier, step: int, status: str, message: str) -> FitResult:
+    ema_sha256 = None if classifier.ema is None else weights_sha256(classifier.ema.state_dict())
+    return FitResult(status, message, last, step, weights_sha256(classifier.model.state_dict()), ema_sha256)
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Without Lightning's advertisements and its warnings about itself."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r".*The `srun` command is available")  # typed outside a job, say
+            warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")  # Lightning 2.6 with torch 2.15
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+class Seal(Callback):
+    """Takes Lightning out of the signals and out of the step. Of several ranks, each step would otherwise broadcast
+    a flag and wait for the device (Lightning 2.5.2 and later); ours is `Interruption`."""
+
+    def __init__(self, interruption: Interruption):
+        self.interruption = interruption
+
+    def on_train_start(self, trainer: Trainer, classifier: Any) -> None:
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        self.interruption.install()
+
+    def on_train_batch_end(self, trainer: Trainer, classifier: Any, *_: Any) -> None:
+        if classifier.global_step == classifier.total_steps:  # training.max_steps ends within an epoch, too
+            trainer.should_stop = True
+
+
+def _ddp() -> DDPStrategy:
+    # Ranks keep running statistics of their own until these are averaged. the switch has a new name in torch 2.15.
+    names = inspect.signature(DistributedDataParallel).parameters
+    switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    options: dict[str, Any] = {switch: False, "gradient_as_bucket_view": True}
+    return DDPStrategy(**options)
+
+
+def build_trainer(config: Config, *, run_dir: Path, logger: Logger | None, callbacks: Iterable[Callback]) -> Trainer:
+    """Lightning's Trainer for this hardware, without what it would add: samplers, bars, checkpoints, requeueing."""
+    hardware = config.hardware
+    accelerator = accelerator_of(hardware)
+    is_deterministic = config.deterministic if config.deterministic is not None else accelerator == "cpu"
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    distributed = hardware.devices * hardware.nodes > 1
+    return Trainer(
+        accelerator=accelerator,
+        devices=hardware.devices,
+        num_nodes=hardware.nodes,
+        strategy=_ddp() if distributed else "auto",
+        plugins=plugins,
+        deterministic=is_deterministic,
+        benchmark=not is_deterministic,
+        precision="32-true",  # autocast stands in Classifier.logits
+        max_epochs=config.training.epochs,
+        max_steps=-1,
+        check_val_every_n_epoch=config.training.evaluate_every_epochs,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=logger if logger is not None else False,
+        log_every_n_steps=1,
+        callbacks=list(callbacks),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=run_dir,
+    )

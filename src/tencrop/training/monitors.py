@@ -1,0 +1,214 @@
+"""What watches a run: signals, the finiteness of the loss, the metrics, the pace. None of it changes what is learned.
+
+`fit` adds Metrics and Pace to Lightning's callbacks and hands Interruption to Checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pytorch_lightning import Callback, Trainer
+from torch import Tensor
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has saved its checkpoint."""
+
+
+class Diverged(Exception):
+    """A loss or a weight became NaN or infinite; the last checkpoint on disk is from before."""
+
+
+class Interruption:
+    """A flag that SIGTERM, SIGUSR1 and the first Ctrl-C set; the ranks agree on it where a checkpoint can be taken.
+
+    A context manager: signal handlers are as before after it.
+    """
+
+    def __init__(self, *, agree_every_steps: int):
+        self.is_requested = False
+        self.agree_every_steps = agree_every_steps
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        self._previous = {number: signal.getsignal(number) for number in SIGNALS}
+        self.install()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
+
+    def install(self) -> None:
+        """Takes the signals; again once Lightning has, whose handler would broadcast from within the signal."""
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        self.is_requested = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
+
+    def is_agreed(self, trainer: Trainer, step: int, *, at_epoch_end: bool = False) -> bool:
+        """Whether any rank was asked to stop. Several ranks ask each other every `agree_every_steps` steps only,
+        and at the end of an epoch; all must call this at the same steps."""
+        if trainer.world_size == 1:
+            return self.is_requested
+        if step % self.agree_every_steps and not at_epoch_end:
+            return False
+        flag = torch.tensor(int(self.is_requested), device=trainer.strategy.root_device)
+        return bool(over_ranks(flag, dist.ReduceOp.MAX))
+
+    def stop(self, step: int) -> None:
+        raise Interrupted(f"interrupted after step {step}; the same command continues")
+
+
+def over_ranks(value: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+    """A new tensor, the sum (minimum, maximum) over all ranks of theirs; all must call this."""
+    value = value.clone()
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(value, operation)
+    return value
+
+
+class Metrics(Callback):
+    """Reads the counters from the device every `every_steps` steps, and writes rows to metrics.jsonl and the tracker.
+
+    Between these steps nothing waits for the device. A row holds step, epoch (epochs done, with fractions), split
+    (train | val | minival), loss (nats), top1_error and top5_error (fractions) over the num_images since the last row;
+    a training row lr and images_per_s too; a validation row the weights it used (raw | ema).
+    """
+
+    def __init__(self, path: Path, *, every_steps: int):
+        self.path = path
+        self.every_steps = every_steps
+        self.num_rows = 0
+        self.latest: dict[str, dict[str, Any]] = {}  # the last row of each split
+        self._start_clock(0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_rows": self.num_rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.num_rows = state_dict["num_rows"]
+
+    def on_train_start(self, trainer: Trainer, classifier: Any) -> None:
+        if trainer.is_global_zero:
+            keep_rows(self.path, self.num_rows)
+        self._start_clock(classifier.global_step)
+
+    def on_train_epoch_start(self, trainer: Trainer, classifier: Any) -> None:
+        self._start_clock(classifier.global_step)
+
+    def on_train_batch_end(self, trainer: Trainer, classifier: Any, *_: Any) -> None:
+        step = classifier.global_step
+        if classifier.is_at_step_boundary and (step % self.every_steps == 0 or classifier.is_at_epoch_end):
+            counts = classifier.read_counts(classifier.train_counts)
+            num_images = (step - self._since_step) * classifier.global_batch
+            images_per_s = round(num_images / (time.perf_counter() - self._since), 1)
+            row = {"lr": classifier.latest_lr, "images_per_s": images_per_s}
+            self._write(trainer, classifier, "train", counts | row)
+            self._start_clock(step)
+
+    def on_validation_end(self, trainer: Trainer, classifier: Any) -> None:
+        weights = "raw" if classifier.ema is None else "ema"
+        self._write(trainer, classifier, classifier.selection_split, classifier.validation | {"weights": weights})
+
+    def _start_clock(self, step: int) -> None:
+        self._since, self._since_step = time.perf_counter(), step
+
+    def _write(self, trainer: Trainer, classifier: Any, split: str, values: dict[str, Any]) -> None:
+        step = classifier.global_step
+        epoch = round(step / classifier.steps_per_epoch, 4)
+        self.latest[split] = {"step": step, "epoch": epoch, "split": split, **values}
+        self.num_rows += 1
+        if not trainer.is_global_zero:
+            return
+        with open(self.path, "a") as file:
+            file.write(json.dumps(self.latest[split]) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        numbers = {f"{split}/{key}": value for key, value in values.items() if isinstance(value, int | float)}
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers | {"epoch": epoch}, step)
+
+
+def keep_rows(path: Path, num_rows: int) -> None:
+    """Drops the rows of metrics.jsonl after the first `num_rows`: those that a resumed run will write again."""
+    if not path.exists():
+        return
+    lines = path.read_text().splitlines(keepends=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(lines[:num_rows]))
+    os.replace(temporary, path)
+
+
+class Pace(Callback):
+    """Says once how fast the run is and when it will end, against the job's time limit where there is one."""
+
+    def __init__(self, metrics: Metrics):
+        self.metrics = metrics
+        self.limit = job_end_time()
+        self.has_spoken = False
+
+    def on_train_batch_end(self, trainer: Trainer, classifier: Any, *_: Any) -> None:
+        row = self.metrics.latest.get("train")
+        if self.has_spoken or row is None or not trainer.is_global_zero:
+            return
+        self.has_spoken = True
+        num_images = (classifier.total_steps - classifier.global_step) * classifier.global_batch
+        print(pace_sentence(row["images_per_s"], num_images, now=time.time(), limit=self.limit), file=sys.stderr)
+
+
+def pace_sentence(images_per_s: float, num_images: int, *, now: float, limit: float | None) -> str:
+    """num_images: still to train on. now, limit (end of the job's time): seconds since 1970."""
+    end = now + num_images / images_per_s
+    sentence = (
+        f"{images_per_s:,.0f} images/s: training ends in {duration(end - now)}, {_clock(end)} (validation not counted)"
+    )
+    if limit is None:
+        return sentence
+    if end < limit:
+        return f"{sentence}; the job's time limit is {_clock(limit)}"
+    return f"{sentence}; the job's time limit comes {duration(end - limit)} before, then the same command continues"
+
+
+def duration(seconds: float) -> str:
+    """ "3 h 20 min", "4 min 10 s", "12 s"."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _clock(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds):%d %b %H:%M}"
+
+
+def job_end_time() -> float | None:
+    """When SLURM ends this job, seconds since 1970; None outside a job and where SLURM does not say."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return None
+    if end := os.environ.get("SLURM_JOB_END_TIME"):
+        return float(end)
+    command = ["squeue", "--noheader", "--format=%e", f"--jobs={os.environ['SLURM_JOB_ID']}"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return datetime.fromisoformat(answer).timestamp()
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None

@@ -1,0 +1,122 @@
+"""Trains a tiny network in a process of its own, with a fault on demand. Used by test_fit.py and, as a script whose
+ranks Lightning launches itself, by its test of two processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from pytorch_lightning import Callback
+
+import tencrop.training.checkpoints
+import tencrop.training.classifier
+from tencrop.config import Config, derive_batches, typed
+from tencrop.config.verbs import CONF
+from tencrop.data.manifest import read_manifest
+from tencrop.training.fit import fit
+
+# 18 images to train on and 6 to select by, 3 steps an epoch of 3 micro-batches each; every part that has a state
+RECIPE = [
+    "data=imagefolder", "model=timm", "model.name=test_efficientnet", "+model.kwargs.drop_rate=0.2",
+    "model.bn_group=2", "image_size=32", "short_side=32", "augmentation=random_resized_crop",
+    "schedule=plateau", "schedule.patience=1", "optimizer.lr=0.01", "training.minival_fraction=0.25",
+    "training.global_batch=6", "training.epochs=4", "training.precision=fp32", "training.ema_decay=0.9",
+    "training.label_smoothing=0.1", "training.clip_grad_norm=1.0", "log_every_steps=2", "tracker=none",
+    "hardware=cpu", "hardware.max_micro_batch=2", "hardware.workers=1",
+]  # fmt: skip
+
+
+def recipe(root: Path, *overrides: str) -> Config:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return typed(compose("train", [*RECIPE, f"data.root={root}", *overrides]), Config)
+
+
+class Fault(Callback):
+    """Sends itself `signal_number` after optimizer step `at_step`, in a validation batch, or in a checkpoint's write:
+    with half of it on disk, or before the rename. `occurrence`: at the first, the second... of these; `rank`: which."""
+
+    def __init__(
+        self,
+        signal_number: int,
+        *,
+        at_step: int | None = None,
+        place: str = "step",
+        occurrence: int = 1,
+        rank: str | None = None,
+    ):
+        if rank not in (None, os.environ.get("LOCAL_RANK")):
+            place = "nowhere"
+        self.signal_number, self.at_step, self.place, self.countdown = signal_number, at_step, place, occurrence
+        if place in ("write", "rename"):
+            replace = os.replace
+
+            def fail(source: Path, target: Path) -> None:
+                if Path(target).suffix == ".ckpt" and self._is_due():
+                    if place == "write":
+                        os.truncate(source, Path(source).stat().st_size // 2)
+                    os.kill(os.getpid(), signal_number)
+                replace(source, target)
+
+            os.replace = fail  # type: ignore[assignment]
+
+    def _is_due(self) -> bool:
+        self.countdown -= 1
+        return self.countdown == 0
+
+    def on_train_batch_end(self, trainer: Any, classifier: Any, *_: Any) -> None:
+        if self.place == "step" and classifier.is_at_step_boundary and classifier.global_step == self.at_step:
+            os.kill(os.getpid(), self.signal_number)
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        if self.place == "validation" and self._is_due():
+            os.kill(os.getpid(), self.signal_number)
+
+
+def poison(at_step: int) -> None:
+    """Makes the loss of optimizer step `at_step` NaN."""
+    original = tencrop.training.classifier.Classifier.note_bad_loss
+
+    def note_bad_loss(self: Any, loss: torch.Tensor) -> None:
+        original(self, loss * float("nan") if self.global_step == at_step else loss)
+
+    tencrop.training.classifier.Classifier.note_bad_loss = note_bad_loss  # type: ignore[method-assign]
+
+
+def train(
+    root: Path,
+    run_dir: Path,
+    overrides: tuple[str, ...] = (),
+    *,
+    fault: dict[str, Any] | None = None,
+    nan_at_step: int | None = None,
+    float64: bool = False,
+    environment: dict[str, str] | None = None,
+) -> None:
+    """Runs fit() and writes what came of it to run_dir/result<rank>.json."""
+    os.environ.update(environment or {})
+    torch.set_num_threads(1)
+    if float64:
+        torch.set_default_dtype(torch.float64)
+    if nan_at_step is not None:
+        poison(nan_at_step)
+    config = recipe(root, *overrides)
+    callbacks = [] if fault is None else [Fault(**fault)]
+    run_dir.mkdir(parents=True, exist_ok=True)
+    result = fit(
+        config, batches=derive_batches(config), manifest=read_manifest(root), run_dir=run_dir, callbacks=callbacks
+    )
+    rank = os.environ.get("LOCAL_RANK", "0")
+    (run_dir / f"result{rank}.json").write_text(json.dumps(vars(result) | {"checkpoint": str(result.checkpoint)}))
+    sys.exit(result.exit_code)
+
+
+if __name__ == "__main__":  # ROOT RUN_DIR AT_STEP OVERRIDES: interrupted after that step
+    fault = {"signal_number": signal.SIGTERM, "at_step": int(sys.argv[3])}
+    train(Path(sys.argv[1]), Path(sys.argv[2]), tuple(sys.argv[4:]), fault=fault)

@@ -1,0 +1,107 @@
+import copy
+
+import pytest
+import timm
+import torch
+import torchvision.transforms.functional as T
+from torch import nn
+
+from tencrop.config import Batches
+from tencrop.training.classifier import Classifier, central_crops, update_ema
+
+STATISTICS = {"mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0]}
+
+
+@pytest.fixture
+def classifier(composed):
+    """classifier(*overrides) of a small residual network without dropout."""
+
+    def build(*overrides: str) -> Classifier:
+        config = composed("model=resnet18", "image_size=32", "short_side=36", "training.global_batch=64", *overrides)
+        torch.manual_seed(0)
+        model = timm.create_model("test_resnet", num_classes=10)
+        return Classifier(
+            config,
+            model,
+            statistics=STATISTICS,
+            batches=Batches(1, 64, 32, 2, "ghost", 1),
+            steps_per_epoch=20,
+        )
+
+    return build
+
+
+@pytest.mark.parametrize("shape", [(36, 36), (36, 41), (37, 36), (50, 39), (32, 32)])
+def test_central_crops_are_torchvisions(shape):
+    height, width = shape
+    images = torch.zeros(2, 60, 60, 3, dtype=torch.uint8)
+    images[0, :height, :width] = torch.randint(1, 256, (height, width, 3), dtype=torch.uint8)
+    images[1, :33, :34] = torch.randint(1, 256, (33, 34, 3), dtype=torch.uint8)
+    crops = central_crops(images, torch.tensor([shape, (33, 34)], dtype=torch.int32), size=32)
+    for crop, image in zip(crops, (images[0, :height, :width], images[1, :33, :34]), strict=True):
+        assert torch.equal(crop.permute(2, 0, 1), T.center_crop(image.permute(2, 0, 1), [32, 32]))
+
+
+def test_ema_by_hand():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    ema = copy.deepcopy(model)
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+        model[1].running_mean.add_(2.0)
+        model[1].num_batches_tracked.add_(3)
+    before = copy.deepcopy(ema.state_dict())
+    update_ema(ema, model, decay=0.9)
+    torch.testing.assert_close(ema[0].weight, before["0.weight"] + 0.1)
+    torch.testing.assert_close(ema[1].running_mean, before["1.running_mean"] + 0.2)
+    assert ema[1].num_batches_tracked == 3
+
+
+def test_the_networks_own_noise_is_a_function_of_its_place(classifier):
+    one = classifier()
+    draws = {}
+    for step, part in ((0, 0), (0, 1), (1, 0), (0, 0)):
+        one.seed_network(step, part)
+        draws.setdefault((step, part), []).append(torch.rand(4))
+    assert torch.equal(*draws[0, 0])
+    assert len({tuple(values[0].tolist()) for values in draws.values()}) == 3
+    other = classifier("seed=1")
+    other.seed_network(0, 0)
+    assert not torch.equal(torch.rand(4), draws[0, 0][0])
+
+
+def test_logits_come_in_the_precision_of_the_weights(classifier):
+    images = torch.randint(256, (32, 32, 32, 3), dtype=torch.uint8)
+    exact, fast = (classifier(f"training.precision={precision}") for precision in ("fp32", "bf16"))
+    with torch.no_grad():
+        one, other = exact.eval().logits(exact.model, images), fast.eval().logits(fast.model, images)
+    assert one.dtype == other.dtype == torch.float32
+    assert 0 < (one - other).abs().max() < 0.1 * one.abs().max()
+    assert all(parameter.dtype == torch.float32 for parameter in fast.parameters())
+
+
+def test_counts_add_up(classifier):
+    one = classifier()
+    logits, labels = torch.eye(10)[:6] * 5, torch.tensor([0, 1, 2, 3, 9, 9])
+    for _ in range(2):
+        one.count(one.train_counts, torch.tensor(0.5), logits, labels)
+    assert one.train_counts.tolist() == [6.0, 4.0, 4.0, 12.0]
+
+
+def test_the_first_bad_step_is_kept(classifier):
+    one = classifier()
+    one.note_bad_loss(torch.tensor(1.0))
+    one.check_finite(weights=True)
+    one.note_bad_loss(torch.tensor(float("inf")))
+    one.note_bad_loss(torch.tensor(1.0))
+    assert one.first_bad_step == 0
+
+
+def test_channels_last_is_a_matter_of_layout(classifier):
+    images = torch.randint(256, (32, 32, 32, 3), dtype=torch.uint8)
+    last, first = (classifier("training.precision=fp32", f"model.channels_last={flag}") for flag in ("true", "false"))
+    weights = [parameter for parameter in last.model.parameters() if parameter.ndim == 4 and parameter.shape[2] > 1]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            last.eval().logits(last.model, images), first.eval().logits(first.model, images), rtol=1e-3, atol=1e-4
+        )

@@ -1,0 +1,164 @@
+"""A run that is killed, interrupted or spread over processes ends as the one that is left alone."""
+
+import copy
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import runs
+from tencrop.training.checkpoints import read_checkpoint
+
+KILL, TERM, USR1 = signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1
+
+
+def same_weights(one, other) -> bool:
+    return all(one.result()[key] == other.result()[key] for key in ("weights_sha256", "ema_sha256"))
+
+
+def best_of(run) -> list:
+    facts = read_checkpoint(run.best)["tencrop"]
+    return [facts["step"], facts["weights_sha256"], facts["ema_sha256"], facts["best"], facts["plateau"]]
+
+
+FAULTS = {
+    "before the first checkpoint": ("null", {"signal_number": KILL, "at_step": 1}),
+    "within an epoch, not having saved": ("null", {"signal_number": KILL, "at_step": 5}),
+    "within an epoch, having saved": ("2", {"signal_number": KILL, "at_step": 5}),
+    "after the last step of an epoch": ("2", {"signal_number": KILL, "at_step": 6}),
+    "in the first validation": ("null", {"signal_number": KILL, "place": "validation", "occurrence": 2}),
+    "in a later validation": ("2", {"signal_number": KILL, "place": "validation", "occurrence": 8}),
+    "writing the first checkpoint": ("2", {"signal_number": KILL, "place": "write", "occurrence": 1}),
+    "writing a later checkpoint": ("null", {"signal_number": KILL, "place": "write", "occurrence": 4}),
+    "between writing and renaming": ("2", {"signal_number": KILL, "place": "rename", "occurrence": 5}),
+    "asked within an epoch": ("null", {"signal_number": TERM, "at_step": 4}),
+    "asked by SLURM": ("2", {"signal_number": USR1, "at_step": 8}),
+    "asked after the last step of an epoch": ("null", {"signal_number": TERM, "at_step": 6}),
+    "asked in a validation": ("null", {"signal_number": TERM, "place": "validation", "occurrence": 5}),
+    "asked after the last step": ("2", {"signal_number": TERM, "at_step": 12}),
+}
+
+
+@pytest.mark.parametrize(("every", "fault"), FAULTS.values(), ids=FAULTS)
+def test_a_resumed_run_ends_as_one_that_never_stopped(train, uninterrupted, every, fault):
+    stopped = train("run", f"checkpoint_every_steps={every}", fault=fault)
+    assert stopped.exit_code == (-KILL if fault["signal_number"] == KILL else 75)
+    if stopped.last.exists():
+        read_checkpoint(stopped.last)  # never a broken one
+    run = train("run", f"checkpoint_every_steps={every}")
+    assert run.exit_code == 0
+    assert same_weights(run, uninterrupted)
+    assert run.rows() == uninterrupted.rows()
+    assert best_of(run) == best_of(uninterrupted)
+
+
+def test_a_run_may_be_stopped_again_and_again(train, uninterrupted):
+    for step in (2, 3, 5, 7, 10):
+        assert train("run", fault={"signal_number": TERM, "at_step": step}).exit_code == 75
+    assert train("run").exit_code == 0
+    run = train("run")
+    assert same_weights(run, uninterrupted) and run.rows() == uninterrupted.rows()
+
+
+def test_the_same_command_twice_gives_the_same_weights_and_then_nothing_to_do(train, uninterrupted):
+    run = train("run")
+    assert run.result()["message"] == "complete" and same_weights(run, uninterrupted)
+    written = run.last.stat().st_mtime_ns
+    run = train("run")
+    assert run.result()["message"] == "already complete" and same_weights(run, uninterrupted)
+    assert run.exit_code == 0 and run.last.stat().st_mtime_ns == written
+
+
+def test_another_seed_is_another_run(train, uninterrupted):
+    assert not same_weights(train("run", "seed=1"), uninterrupted)
+
+
+def test_an_interrupted_run_stops_at_the_next_step(train):
+    run = train("run", fault={"signal_number": TERM, "at_step": 4})
+    facts = read_checkpoint(run.last)["tencrop"]
+    assert facts["step"] == 4 and not facts["is_complete"]
+    assert run.result()["status"] == "interrupted" and run.result()["step"] == 4
+
+
+def test_a_nan_loss_stops_and_names_the_step(train):
+    run = train("run", "checkpoint_every_steps=2", nan_at_step=5)
+    assert run.exit_code == 1
+    message = run.result()["message"]
+    assert message.startswith("the loss is NaN or infinite at step 5;") and "last.ckpt is from before" in message
+    checkpoint = read_checkpoint(run.last)
+    assert checkpoint["tencrop"]["step"] == 4
+    assert all(torch.isfinite(value).all() for value in checkpoint["state_dict"].values())
+
+
+def test_weights_that_overflow_are_not_saved(train):
+    run = train("run", "optimizer.lr=1e30", "training.clip_grad_norm=null", "log_every_steps=100")
+    assert run.exit_code == 1 and not run.last.exists()
+    assert "there is no checkpoint yet" in run.result()["message"]
+
+
+def test_max_steps_ends_within_an_epoch_and_validates(train):
+    run = train("run", "training.max_steps=4")
+    assert run.result()["status"] == "complete" and run.result()["step"] == 4
+    assert [row["split"] for row in run.rows() if row["step"] == 4] == ["train", "minival"]
+    assert train("run", "training.max_steps=4").result()["message"] == "already complete"
+
+
+def test_a_row_counts_every_image_once(uninterrupted):
+    rows = uninterrupted.rows()
+    assert sum(row["num_images"] for row in rows if row["split"] == "train") == 4 * 18
+    assert all(row["num_images"] == 6 for row in rows if row["split"] == "minival")
+    assert [row["step"] for row in rows if row["split"] == "train"] == [2, 3, 4, 6, 8, 9, 10, 12]
+    assert all(0 <= row["top1_error"] <= 1 and math.isfinite(row["loss"]) for row in rows)
+
+
+def test_the_layout_on_devices_changes_nothing(train):
+    """One device with accumulation = one with a large batch = two devices, in float64, running statistics too."""
+    # no dropout: its draws belong to a rank's micro-batch
+    options = ("model.kwargs.drop_rate=0", "model.bn_group=4", "training.global_batch=16", "training.epochs=6")
+    layouts = {
+        "accumulated": (1, "hardware.max_micro_batch=4"),
+        "whole": (1, "hardware.max_micro_batch=null"),
+        "two processes": (2, "hardware.devices=2", "hardware.max_micro_batch=null"),
+        "two that accumulate": (2, "hardware.devices=2", "hardware.max_micro_batch=4"),
+    }
+    states, rows = {}, {}
+    for name, (num_ranks, *layout) in layouts.items():
+        run = train(name, *options, *layout, num_ranks=num_ranks, float64=True)
+        assert run.exit_code == 0
+        states[name], rows[name] = read_checkpoint(run.last)["state_dict"], run.rows()
+        if num_ranks == 2:
+            assert run.result(0)["weights_sha256"] == run.result(1)["weights_sha256"]
+            assert run.result(0)["ema_sha256"] == run.result(1)["ema_sha256"]
+    for name in list(layouts)[1:]:
+        for key, value in states["accumulated"].items():
+            torch.testing.assert_close(states[name][key], value, rtol=1e-9, atol=1e-11, msg=f"{name}: {key}")
+        for one, other in zip(copy.deepcopy(rows["accumulated"]), rows[name], strict=True):
+            assert (one.pop("split"), one.pop("weights", None)) == (other.pop("split"), other.pop("weights", None))
+            assert one == pytest.approx(other, rel=1e-9)
+
+
+def test_two_processes_are_interrupted_together_and_continue(train):
+    options = ("hardware.devices=2", "hardware.max_micro_batch=null", "training.global_batch=8")
+    whole = train("whole", *options, num_ranks=2)
+    # only rank 1 is told; the two agree at the next multiple of log_every_steps
+    stopped = train("run", *options, num_ranks=2, fault={"signal_number": TERM, "at_step": 3, "rank": "1"})
+    assert stopped.exit_code == 75
+    assert read_checkpoint(stopped.last)["tencrop"]["step"] == 4
+    run = train("run", *options, num_ranks=2)
+    assert run.exit_codes == [0, 0] and run.rows() == whole.rows()
+    for rank in (0, 1):
+        assert run.result(rank)["weights_sha256"] == whole.result(0)["weights_sha256"]
+
+
+def test_lightning_launches_the_second_process_and_75_comes_through(train, prepared_photos, tmp_path):
+    options = ("hardware.devices=2", "hardware.max_micro_batch=null", "training.global_batch=8", "training.epochs=2")
+    command = [sys.executable, runs.__file__, str(prepared_photos), str(tmp_path / "run"), "2", *options]
+    stopped = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert stopped.returncode == 75, stopped.stderr
+    run = train("run", *options, num_ranks=2)
+    assert run.exit_codes == [0, 0]
+    assert run.result(0)["weights_sha256"] == run.result(1)["weights_sha256"]

@@ -1,0 +1,97 @@
+import json
+import os
+import signal
+from datetime import datetime
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tencrop.training.monitors import (
+    Interrupted,
+    Interruption,
+    duration,
+    job_end_time,
+    keep_rows,
+    over_ranks,
+    pace_sentence,
+)
+
+NOW = datetime(2026, 11, 21, 12, 0).timestamp()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_only_sets_a_flag(number):
+    before = signal.getsignal(number)
+    with Interruption(agree_every_steps=10) as interruption:
+        assert not interruption.is_requested
+        os.kill(os.getpid(), number)
+        assert interruption.is_requested
+        assert interruption.is_agreed(SimpleNamespace(world_size=1), step=3)
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    with Interruption(agree_every_steps=10):
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_several_ranks_agree_at_certain_steps_only():
+    interruption = Interruption(agree_every_steps=10)
+    interruption.is_requested = True
+    trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    assert not interruption.is_agreed(trainer, step=19)
+    assert interruption.is_agreed(trainer, step=20)
+    assert interruption.is_agreed(trainer, step=19, at_epoch_end=True)
+
+
+def test_stopping_names_the_step():
+    with pytest.raises(Interrupted, match="after step 12; the same command continues"):
+        Interruption(agree_every_steps=1).stop(12)
+
+
+def test_over_ranks_copies():
+    value = torch.ones(2)
+    assert torch.equal(over_ranks(value), value) and over_ranks(value) is not value
+
+
+def test_rows_after_the_checkpoint_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = [json.dumps({"step": step}) + "\n" for step in range(5)]
+    path.write_text("".join(rows) + '{"step": 5, "lo')  # killed while it wrote
+    keep_rows(path, 3)
+    assert path.read_text() == "".join(rows[:3])
+    keep_rows(path, 0)
+    assert path.read_text() == ""
+    keep_rows(tmp_path / "none.jsonl", 3)
+    assert os.listdir(tmp_path) == ["metrics.jsonl"]
+
+
+def test_pace_against_the_time_limit():
+    alone = pace_sentence(1000.0, 3_600_000, now=NOW, limit=None)
+    assert alone == "1,000 images/s: training ends in 1 h 0 min, 21 Nov 13:00 (validation not counted)"
+    assert pace_sentence(1000.0, 3_600_000, now=NOW, limit=NOW + 7200).endswith("the job's time limit is 21 Nov 14:00")
+    late = pace_sentence(1000.0, 3_600_000, now=NOW, limit=NOW + 1800)
+    assert late.endswith("the job's time limit comes 30 min 0 s before, then the same command continues")
+
+
+def test_durations_are_readable():
+    assert [duration(seconds) for seconds in (-1, 12.4, 250, 12_000)] == ["0 s", "12 s", "4 min 10 s", "3 h 20 min"]
+
+
+def test_the_jobs_end_comes_from_slurm(monkeypatch, tmp_path):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert job_end_time() is None
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(NOW))
+    assert job_end_time() == NOW
+    monkeypatch.delenv("SLURM_JOB_END_TIME")
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\necho 2026-11-21T12:00:00\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert job_end_time() == NOW
+    squeue.write_text("#!/bin/sh\necho NONE\n")
+    assert job_end_time() is None
