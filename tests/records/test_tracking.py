@@ -1,7 +1,10 @@
 """Each tracker is opened, closed and continued; wandb falls back to offline, in time and in one line."""
 
 import http.server
+import importlib
 import json
+import multiprocessing
+import sys
 import threading
 import time
 
@@ -74,6 +77,19 @@ def test_wandb_offline_without_account(make_config, data_manifest, capfd):
     printed = capfd.readouterr()
     assert printed.out == "" and printed.err == ""
     assert {path.name for path in run_dir.parent.parent.parent.glob("*")} <= {"runs", "tmp", "home", "config"}
+
+
+def test_forked_loader_processes_may_import(make_config, data_manifest, monkeypatch):
+    """wandb's import hooks raise in a forked process; the reference loader's workers import scikit-learn there."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "sklearn"]:
+        monkeypatch.delitem(sys.modules, name)
+    config = make_config("tracker=wandb")
+    logger = build_logger(config, run_folder(config, data_manifest), say=str)
+    process = multiprocessing.get_context("fork").Process(target=importlib.import_module, args=["sklearn"])
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    close_logger(logger)
 
 
 def test_wandb_server_that_does_not_answer(make_config, data_manifest, monkeypatch):

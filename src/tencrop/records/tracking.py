@@ -155,19 +155,21 @@ def _wandb_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -> 
 
 def _open_run(config: Config, run_dir: Path, *, mode: Literal["online", "offline"]) -> wandb.Run:
     import wandb
+    from wandb.sdk.lib.import_hooks import unregister_all_post_import_hooks
 
     settings = wandb.Settings(
         silent=True,
         console="off",
         disable_git=True,
         disable_code=True,
+        label_disable=True,
         save_code=False,
         x_disable_meta=True,
         x_save_requirements=False,
         init_timeout=INIT_SECONDS,
         finish_timeout=UPLOAD_SECONDS,
     )
-    return wandb.init(
+    run = wandb.init(
         dir=run_dir / "tracking",
         id=_tracked_id(run_dir),
         project=config.tracker.project,
@@ -177,6 +179,9 @@ def _open_run(config: Config, run_dir: Path, *, mode: Literal["online", "offline
         resume="allow" if mode == "online" else None,
         settings=settings,
     )
+    # they report what is imported later, and raise in a forked loader process that imports such a module
+    unregister_all_post_import_hooks()
+    return run
 
 
 def _tracked_id(run_dir: Path) -> str:
