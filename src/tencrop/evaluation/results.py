@@ -72,12 +72,12 @@ def print_results(results: Sequence[dict[str, Any]], console: Console | None = N
     """The error table of some results, in percent."""
     table = Table("weights", "protocol", title="error in percent", title_justify="left")
     for column in ("top-1", "95%", "top-5", "95%", "n"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for result in results:
         cells = []
         for k in (1, 5):
             low, high = result[f"top{k}_interval"]
-            cells += [f"{100 * result[f'top{k}_error']:.2f}", f"{100 * low:.2f} to {100 * high:.2f}"]
+            cells += [f"{100 * result[f'top{k}_error']:.2f}", f"{100 * low:.2f}–{100 * high:.2f}"]
         name = result["label"] + (" (EMA)" if result["weights"] == "ema" else "")
         table.add_row(name, protocol_label(result), *cells, f"{result['num_images']:,}")
     (console or Console()).print(table)

@@ -112,8 +112,7 @@ def score_part(task: Task, network: nn.Module, split: Split, *, rank: int, num_r
             )
             assert logits.shape[2] == num_classes, f"the network gives {logits.shape[2]} scores an image"
             softmax, mean_logits = merge(logits)
-            # clones: the loader will write the next batch where this one lies
-            index_here, labels = (part.clone().to(device) for part in (batch.index, batch.labels))
+            index_here, labels = batch.index.to(device), batch.labels.to(device)
             view_logits = logits.transpose(0, 1) if config.save_views else None
             parts.append(from_averages(index_here, labels, softmax, mean_logits, task.identity, view_logits))
     tensors = [part.tensors() for part in parts]
@@ -128,9 +127,6 @@ def forward(network: nn.Module, inputs: Tensor, config: Config) -> Tensor:
 
 @contextmanager
 def _loader(config: Config, split: Split, batches: list[np.ndarray], device: torch.device) -> Iterator[Iterator[Batch]]:
-    if not batches:
-        yield iter(())
-        return
     kind = {"ffcv": Loader, "torch": TorchLoader}[config.data.loader]
     plan = partial(evaluation_plan, stored_sizes=split.stored_sizes, protocol=config.protocol)
     loader = kind(
@@ -144,7 +140,7 @@ def _loader(config: Config, split: Split, batches: list[np.ndarray], device: tor
     try:
         yield iter(loader)
     except DecodeError as error:
-        raise UserError(f"data.root={config.data.root}: {error}; prepare the data again") from error
+        raise UserError(str(error)) from error
     finally:
         loader.close()
 
