@@ -11,6 +11,7 @@
  * A row is RGB, 3 bytes a pixel. Source rows need SLACK readable bytes behind them.
  */
 #include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,0 +1,124 @@
+"""The two loaders give the same samples: the same bytes where the store keeps the original's pixels."""
+
+import shutil
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from tencrop.config import Augmentation, Pca, Protocol, UserError
+from tencrop.data.loader import Loader
+from tencrop.data.manifest import open_split
+from tencrop.data.order import evaluation_batches, training_batches
+from tencrop.data.plan import evaluation_plan, training_plan
+from tencrop.data.prepare import prepare
+from tencrop.data.reference import TorchLoader
+
+CROPS = {
+    "random_resized": {"area": [0.08, 1.0], "aspect": [3 / 4, 4 / 3]},
+    "random": {"side": [32, 48], "region": "square"},
+    "none": {},
+}
+
+
+def training(split, *, crop="random_resized", filter="bicubic"):
+    augmentation = Augmentation(crop=crop, size=32, filter=filter, flip=0.5, pca=Pca(0.1, "dataset"), **CROPS[crop])
+    key = {"seed": 3, "global_batch": 6, "micro_batch": 3, "rank": 0, "num_ranks": 1}
+    plan = partial(training_plan, stored_sizes=split.stored_sizes, augmentation=augmentation, seed=3)
+    return {
+        "split": split,
+        "batches": lambda epoch: training_batches(np.arange(split.num_samples), epoch=epoch, **key),
+        "plan": lambda index, epoch: plan(index, epoch=epoch),
+        "filter": filter,
+    }
+
+
+def evaluation(split):
+    protocol = Protocol("ten_crop", side=40, size=32, region="whole", filter="bilinear", average="softmax")
+    parts = evaluation_batches(np.arange(split.num_samples), micro_batch=5, rank=0, num_ranks=1)
+    plan = partial(evaluation_plan, stored_sizes=split.stored_sizes, protocol=protocol)
+    return {"split": split, "batches": lambda _: parts, "plan": lambda index, _: plan(index), "filter": "bilinear"}
+
+
+def pairs(arguments, num_threads=0):
+    """The batches of both loaders side by side; everything but the pixels must be equal."""
+    with Loader(**arguments, num_threads=1) as loader, TorchLoader(**arguments, num_threads=num_threads) as reference:
+        assert len(loader) == len(reference)
+        for ours, theirs in zip(loader, reference, strict=True):
+            for name in ours._fields[1:]:
+                assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+            assert ours.images.shape == theirs.images.shape
+            yield ours.images, theirs.images
+        assert loader.state_dict() == reference.state_dict()
+
+
+@pytest.mark.parametrize("crop", CROPS)
+@pytest.mark.parametrize("filter", ["bilinear", "bicubic", "box", "nearest"])
+def test_original_jpegs_give_the_same_bytes(prepared_photos, crop, filter):
+    """Color, grayscale, progressive, every subsampling; CMYK and PNG, which the store keeps as RGB."""
+    split = open_split(prepared_photos, "train")
+    assert sum(torch.equal(*images) for images in pairs(training(split, crop=crop, filter=filter))) == 8
+
+
+def test_evaluation_gives_the_same_bytes(prepared_photos):
+    assert all(torch.equal(*images) for images in pairs(evaluation(open_split(prepared_photos, "val"))))
+
+
+def test_raw_stores_give_the_same_bytes_even_when_resized(photo_folder, data_config, tmp_path):
+    root = prepare(data_config(photo_folder, tmp_path / "raw", mode="raw", short_side=48), workers=1, progress=False)
+    split = open_split(root, "train")
+    assert split.stored_sizes.min() <= 48
+    assert all(torch.equal(*images) for images in pairs(training(split)))
+
+
+def test_the_digits_give_the_same_bytes(prepared_digits):
+    """What the store keeps raw is what the source makes in memory."""
+    split = open_split(prepared_digits, "val")
+    assert all(torch.equal(*images) for images in pairs(evaluation(split)))
+
+
+def test_a_store_encoded_anew_is_near(photo_folder, data_config, tmp_path):
+    """Resized stores hold JPEGs of quality 95 with halved chroma, so pixels differ by that encoding: by 1.8 gray
+    levels on average over these small photographs (measured here), where unrelated crops differ by 92."""
+    root = prepare(data_config(photo_folder, tmp_path / "small", short_side=48), workers=1, progress=False)
+    differences = [
+        (ours.float() - theirs.float()).abs().mean() for ours, theirs in pairs(training(open_split(root, "train")))
+    ]
+    assert 0 < np.mean(differences) < 3
+
+
+def test_worker_processes_change_nothing(prepared_photos):
+    state = torch.get_rng_state()
+    split = open_split(prepared_photos, "train")
+    assert all(torch.equal(*images) for images in pairs(training(split), num_threads=2))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_resuming_equals_not_stopping(prepared_photos):
+    arguments = training(open_split(prepared_photos, "train"))
+    whole = [batch.images for batch in TorchLoader(**arguments, num_threads=0)]
+    resumed = TorchLoader(**arguments, num_threads=0)
+    resumed.load_state_dict({"epoch": 0, "batch": 3})
+    rest = [batch.images for batch in resumed]
+    assert len(rest) == len(whole) - 3 and all(map(torch.equal, rest, whole[3:]))
+
+
+@pytest.mark.parametrize("num_threads", [0, 1])
+def test_missing_originals_are_a_sentence(photo_folder, data_config, tmp_path, num_threads):
+    source = shutil.copytree(photo_folder, tmp_path / "source")
+    root = prepare(data_config(source, tmp_path / "root"), workers=1, progress=False)
+    arguments = training(open_split(root, "train"))
+    (source / "train" / "flower" / "03.JPEG").unlink()
+    with pytest.raises(UserError, match=r"03\.JPEG") as caught:
+        list(TorchLoader(**arguments, num_threads=num_threads))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_damaged_originals_are_a_sentence(photo_folder, data_config, tmp_path):
+    source = shutil.copytree(photo_folder, tmp_path / "source")
+    root = prepare(data_config(source, tmp_path / "root"), workers=1, progress=False)
+    path = source / "train" / "flower" / "03.JPEG"
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(UserError, match=r"flower/03\.JPEG: cannot be decoded"):
+        list(TorchLoader(**training(open_split(root, "train")), num_threads=0))
