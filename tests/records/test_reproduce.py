@@ -1,11 +1,14 @@
 """Reproducing compares the final weights, and refuses what cannot be compared."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from tencrop.config import UserError
 from tencrop.records import reproduce as module
+from tencrop.records.provenance import PACKAGE
 from tencrop.records.reproduce import differences, main, reproduce
 from tencrop.records.run_folder import finish, read_manifest, run_folder
 
@@ -63,3 +66,12 @@ def test_says_what_differs(complete_run):
     manifest["sessions"].append(manifest["sessions"][0])
     text = "\n".join(differences(manifest))
     assert "torch was 1.0" in text and "cpu was abacus" in text and "continued 1 times" in text
+
+
+def test_a_real_run_is_reproduced(prepared_digits, tmp_path, capfd):
+    overrides = ["experiment=lenet5_digits", f"data.root={prepared_digits}", f"runs={tmp_path}/runs", "tracker=none"]
+    command = [sys.executable, str(PACKAGE.parents[1] / "train.py"), *overrides, "training.max_steps=20"]
+    subprocess.run(command, check=True)
+    (folder,) = (tmp_path / "runs").glob("*/*")
+    assert main([str(folder)]) == 0
+    assert "the same weights, bit for bit" in capfd.readouterr().out

@@ -43,9 +43,12 @@ def metrics_of(epoch: int, seed: int) -> list[dict]:
         at = epoch + part / 4
         facts = {"loss": 2.3 * math.exp(-at) + 0.02 * seed, "top1_error": 0.9 * math.exp(-at), "top5_error": 0.1}
         rate = {"lr": 0.1 * 0.1 ** (epoch // 2), "images_per_s": 1000.0, "num_images": 320}
-        rows.append({"step": epoch * STEPS_PER_EPOCH + 10 * part, "epoch": epoch, "split": "train", **facts, **rate})
+        rows.append({"step": epoch * STEPS_PER_EPOCH + 10 * part, "epoch": at, "split": "train", **facts, **rate})
     facts = {"loss": 1.8 * math.exp(-epoch) + 0.1, "top1_error": 0.5 * math.exp(-epoch) + 0.02, "top5_error": 0.01}
-    return [*rows, {"step": (epoch + 1) * STEPS_PER_EPOCH, "epoch": epoch, "split": "val", **facts, "num_images": 500}]
+    return [
+        *rows,
+        {"step": (epoch + 1) * STEPS_PER_EPOCH, "epoch": epoch + 1.0, "split": "val", **facts, "num_images": 500},
+    ]
 
 
 def weights_of(config: Config) -> str:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tencrop.report.collect import collect
-from tencrop.report.curves import HEIGHT, WIDTH, Line, chart, curves, steps_per_epoch, thinned, ticks
+from tencrop.report.curves import HEIGHT, WIDTH, Line, chart, curves, thinned, ticks
 
 
 @given(low=st.floats(0, 1e4), size=st.floats(1e-6, 1e6), at_most=st.integers(2, 8))
@@ -23,14 +23,6 @@ def test_ticks_are_round():
     assert ticks(0, 87, 5) == [0, 20, 40, 60, 80, 100]
     assert ticks(0, 0.1, 5) == pytest.approx([0, 0.02, 0.04, 0.06, 0.08, 0.1])
     assert ticks(3, 3, 5)[0] <= 3 <= ticks(3, 3, 5)[-1]
-
-
-def test_epoch_is_counted_in_steps():
-    train = [{"step": step, "epoch": (step - 1) // 40, "split": "train"} for step in range(10, 101, 10)]
-    assert steps_per_epoch(train) == 40
-    assert steps_per_epoch([*train, {"step": 80, "epoch": 1, "split": "val"}]) == 40
-    assert steps_per_epoch(train[:2]) == 20  # no epoch has ended: the x axis is what there is
-    assert steps_per_epoch([]) == 1
 
 
 def test_long_lines_are_averaged():

@@ -13,6 +13,7 @@ from tencrop.data.manifest import open_split
 from tencrop.evaluation.predictions import from_averages, load_scores
 from tencrop.report.collect import collect
 from tencrop.report.figures import (
+    _guesses,
     choose_images,
     first_kernels,
     kernel_figure,
@@ -94,6 +95,14 @@ def test_panel_shows_labels_and_images(evaluated_run, prepared_digits):
     assert bars[0][2] == str((int(split.labels[first]) + 1) % 10) and not bars[0][0]
     assert [label for right, _, label in bars if right] == [str(int(split.labels[first]))]
     assert float(bars[0][1]) == pytest.approx(100 * scores.softmax[first].max().item(), abs=0.06)
+
+
+@pytest.mark.parametrize(("margin", "first"), [(1e-5, 0), (-1e-5, 1)])
+def test_label_that_float16_ties_stands_where_it_was_counted(margin, first):
+    logits = torch.tensor([[2.0 + margin, 2.0, 1.0]])
+    scores = from_averages(torch.arange(1), torch.zeros(1, dtype=torch.int64), logits.softmax(1), logits, {})
+    assert scores.softmax[0, 0] == scores.softmax[0, 1]
+    assert _guesses(scores, 0).top[0] == first
 
 
 def test_panel_without_its_data(evaluated_run, tmp_path):

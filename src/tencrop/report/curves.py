@@ -9,8 +9,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from itertools import pairwise
-from typing import Any
 
 from tencrop.report.collect import Experiment, Run
 
@@ -77,14 +75,6 @@ def ticks(low: float, high: float, at_most: int) -> list[float]:
     return [number * step for number in range(first, last + 1)]
 
 
-def steps_per_epoch(rows: Sequence[dict[str, Any]]) -> float:
-    """Optimizer steps of an epoch, from rows (step, epoch) that end one; the largest step while none has ended."""
-    ends = [row["step"] / (row["epoch"] + 1) for row in rows if row["split"] != "train" and row["step"]]
-    if not ends:
-        ends = [row["step"] / (row["epoch"] + 1) for row, after in pairwise(rows) if after["epoch"] > row["epoch"]]
-    return ends[-1] if ends else max((row["step"] for row in rows), default=1) or 1
-
-
 def thinned(points: list[Point], most: int = MOST_POINTS) -> list[Point]:
     """At most `most` points, each the mean of a group of neighbours; a short line is unchanged."""
     size = math.ceil(len(points) / most)
@@ -105,8 +95,7 @@ def _lines(experiment: Experiment, value: Callable[[dict], float | None], splits
 
 
 def _points(run: Run, value: Callable[[dict], float | None], split: str) -> list[Point]:
-    epoch_steps = steps_per_epoch(run.metrics)
-    found = [(row["step"] / epoch_steps, value(row)) for row in run.metrics if row["split"] == split]
+    found = [(float(row["epoch"]), value(row)) for row in run.metrics if row["split"] == split]
     return [(x, y) for x, y in found if y is not None and math.isfinite(y)]
 
 

@@ -148,9 +148,12 @@ def data_url(picture: Image.Image, *, photographic: bool = False) -> str:
 
 
 def _guesses(scores: Scores, position: int) -> Guesses:
-    row = scores.softmax[position].float()
-    probabilities, top = row.topk(min(NUM_BARS, len(row)))
-    return Guesses(int(scores.labels[position]), tuple(top.tolist()), tuple(probabilities.tolist()))
+    """The label stands behind those that score like it unless it is the top 1: float16 ties more than were counted."""
+    probabilities, label = scores.softmax[position].tolist(), int(scores.labels[position])
+    behind = 1 if scores.softmax_ranks[position] != 0 else -1
+    order = sorted(range(len(probabilities)), key=lambda k: (-probabilities[k], behind * (k == label), k))
+    top = tuple(order[:NUM_BARS])
+    return Guesses(label, top, tuple(probabilities[k] for k in top))
 
 
 def _card(content: bytes, guesses: Guesses, names: list[str]) -> str:

@@ -142,7 +142,7 @@ def _run_facts(run: Run) -> tuple[str, str, str, str]:
     result = run.manifest["result"]
     state = result["status"]
     if not run.is_complete and run.metrics:
-        state += f", epoch {run.metrics[-1]['epoch'] + 1} of {run.config['training']['epochs']}"
+        state += f", epoch {run.metrics[-1]['epoch']:.4g} of {run.config['training']['epochs']}"
     folder = f"{run.folder.parent.name}/{run.folder.name}"
     return state, (result["weights_sha256"] or "–")[:12], str(len(run.manifest["sessions"])), folder
 
