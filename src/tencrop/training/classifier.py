@@ -77,11 +77,8 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         part = batch_idx % self.batches.accumulate
         self.is_at_step_boundary = part == self.batches.accumulate - 1
-        assert self.global_step == self.current_epoch * self.steps_per_epoch + batch_idx // self.batches.accumulate, (
-            self.global_step,
-            self.current_epoch,
-            batch_idx,
-        )
+        assert self.global_step == self.current_epoch * self.steps_per_epoch + batch_idx // self.batches.accumulate
+        self.trainer.datamodule.check(batch, self.current_epoch, batch_idx)  # type: ignore[attr-defined]
         self.seed_network(self.global_step, part)
 
         shift = pca_shift(batch.colour, self.axes)
@@ -93,6 +90,7 @@ class Classifier(pl.LightningModule):
         self.note_bad_loss(loss)
         if self.is_at_step_boundary:
             self.update_weights(self.global_step)
+        self.trainer.should_stop = self.global_step == self.total_steps  # training.max_steps, within an epoch too
 
     # One optimizer step, on the mean gradient over the global batch.
     def update_weights(self, step: int) -> None:

@@ -76,7 +76,7 @@ def fit(
     interruption = Interruption(agree_every_steps=config.log_every_steps)
     metrics = Metrics(run_dir / "metrics.jsonl", every_steps=config.log_every_steps)
     checkpoints = Checkpoints(last.parent, every_steps=config.checkpoint_every_steps, interruption=interruption)
-    watchers = [Seal(interruption), metrics, Pace(metrics), ProgressBar(metrics), *callbacks, checkpoints]
+    watchers = [metrics, Pace(metrics), ProgressBar(metrics), *callbacks, checkpoints]
     status, message = "complete", "complete"
     with interruption, _quiet_lightning():
         trainer = build_trainer(config, run_dir=run_dir, logger=logger, callbacks=watchers)
@@ -129,22 +129,6 @@ def _quiet_lightning() -> Iterator[None]:
             logger.setLevel(level)
 
 
-class Seal(Callback):
-    """Takes Lightning out of the signals and out of the step. Of several ranks, each step would otherwise broadcast
-    a flag and wait for the device (Lightning 2.5.2 and later); ours is `Interruption`."""
-
-    def __init__(self, interruption: Interruption):
-        self.interruption = interruption
-
-    def on_train_start(self, trainer: Trainer, classifier: Any) -> None:
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-        self.interruption.install()
-
-    def on_train_batch_end(self, trainer: Trainer, classifier: Any, *_: Any) -> None:
-        if classifier.global_step == classifier.total_steps:  # training.max_steps ends within an epoch, too
-            trainer.should_stop = True
-
-
 def _ddp() -> DDPStrategy:
     # Ranks keep running statistics of their own until these are averaged. the switch has a new name in torch 2.15.
     names = inspect.signature(DistributedDataParallel).parameters
@@ -162,7 +146,7 @@ def build_trainer(config: Config, *, run_dir: Path, logger: Logger | None, callb
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
     distributed = hardware.devices * hardware.nodes > 1
-    return Trainer(
+    trainer = Trainer(
         accelerator=accelerator,
         devices=hardware.devices,
         num_nodes=hardware.nodes,
@@ -184,3 +168,8 @@ def build_trainer(config: Config, *, run_dir: Path, logger: Logger | None, callb
         enable_model_summary=False,
         default_root_dir=run_dir,
     )
+    # Signals are ours: Lightning would broadcast from within its handler, and of several ranks a flag every step,
+    # which waits for the device (2.5.2 and later).
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return trainer

@@ -46,19 +46,15 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         self._previous = {number: signal.getsignal(number) for number in SIGNALS}
-        self.install()
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._previous.items():
                 signal.signal(number, handler)
-
-    def install(self) -> None:
-        """Takes the signals; again once Lightning has, whose handler would broadcast from within the signal."""
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         self.is_requested = True

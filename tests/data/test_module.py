@@ -1,0 +1,151 @@
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from tencrop.config import UserError, derive_batches
+from tencrop.data.module import DataModule, validation_protocol
+
+OPTIONS = ("data=imagefolder", "model=lenet5", "image_size=32", "short_side=32", "training.global_batch=8", "seed=3",
+           "hardware=cpu", "hardware.workers=1")  # fmt: skip
+
+
+@pytest.fixture
+def module(composed, prepared_photos):
+    """module(*overrides, rank=0, step=0): the data of the photographs, as one rank sees them at an optimizer step."""
+    modules = []
+
+    def build(*overrides: str, rank: int = 0, step: int = 0) -> DataModule:
+        config = composed(*OPTIONS, f"data.root={prepared_photos}", *overrides)
+        data = DataModule(config, derive_batches(config))
+        data.trainer = SimpleNamespace(
+            global_rank=rank,
+            world_size=config.hardware.devices,
+            global_step=step,
+            strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        )
+        modules.append(data)
+        return data
+
+    yield build
+    for data in modules:
+        data.close()
+
+
+def epoch(loader) -> list:
+    """The batches, their images copied out of the loader's memory."""
+    return [batch._replace(images=batch.images.clone()) for batch in loader]
+
+
+def test_two_processes_see_the_samples_of_one(module):
+    alone = epoch(module().train_dataloader())
+    ranks = [epoch(module("hardware=ddp_cpu2", "hardware.workers=1", rank=r).train_dataloader()) for r in (0, 1)]
+    assert [len(batches) for batches in (alone, *ranks)] == [3, 3, 3]
+    for whole, *parts in zip(alone, *ranks, strict=True):
+        for field in whole._fields:  # images, labels, boxes, flips, colour: bit for bit
+            assert torch.equal(getattr(whole, field), torch.cat([getattr(part, field) for part in parts])), field
+
+
+def test_accumulation_cuts_the_same_batches(module):
+    whole = torch.cat([batch.index for batch in epoch(module().train_dataloader())])
+    parts = epoch(module("hardware.max_micro_batch=2").train_dataloader())
+    assert [len(batch.index) for batch in parts] == [2] * 12
+    assert torch.equal(torch.cat([batch.index for batch in parts]), whole)
+    assert len(set(whole.tolist())) == 24
+
+
+def test_a_run_goes_on_where_it_stands(module):
+    first, second = (epoch(module(step=step).train_dataloader()) for step in (0, 3))
+    assert not torch.equal(first[0].index, second[0].index)
+    resumed = epoch(module(step=4).train_dataloader())
+    assert len(resumed) == 2
+    for expected, batch in zip(second[1:], resumed, strict=True):
+        assert torch.equal(expected.images, batch.images) and torch.equal(expected.index, batch.index)
+
+
+def test_lightning_sees_whole_epochs_after_a_resume(module):
+    loader = module(step=4).train_dataloader()
+    assert len(loader) == 3 and loader.state_dict() == {"epoch": 1, "batch": 1}
+    loader.load_state_dict({"epoch": 1, "batch": 1})
+    with pytest.raises(AssertionError):
+        loader.load_state_dict({"epoch": 1, "batch": 2})
+
+
+def test_a_replayed_batch_is_noticed(module):
+    data = module(step=4)
+    batch = next(iter(data.train_dataloader()))
+    data.check(batch, 1, 1)
+    with pytest.raises(AssertionError):
+        data.check(batch, 1, 0)
+
+
+def test_the_reference_loader_yields_the_same_samples(module):
+    fast, reference = (
+        epoch(module(f"data.loader={loader}", "data.store.mode=jpeg").train_dataloader())
+        for loader in ("ffcv", "torch")
+    )
+    for one, other in zip(fast, reference, strict=True):
+        for field in ("labels", "index", "boxes", "flips", "colour", "sizes"):
+            assert torch.equal(getattr(one, field), getattr(other, field)), field
+        assert one.images.shape == other.images.shape
+
+
+def test_the_minival_is_apart_from_training(module):
+    data = module("training.minival_fraction=0.25")
+    seen = torch.cat([batch.index for batch in epoch(data.train_dataloader())])
+    selected = torch.cat([batch.index for batch in epoch(data.val_dataloader())])
+    assert data.num_validation_images == len(selected) == 6 and data.steps_per_epoch == 2
+    assert not set(seen.tolist()) & set(selected.tolist())
+    other = module("training.minival_fraction=0.25", "seed=4")
+    assert np.array_equal(other.val_index, data.val_index)
+
+
+def test_validation_takes_every_image_once_in_uneven_parts(module):
+    data = module("hardware.max_micro_batch=4")
+    data.trainer.world_size = 5
+    indices = []
+    for rank in range(5):
+        data.trainer.global_rank = rank
+        indices += [batch.index for batch in epoch(data.val_dataloader())]
+    assert torch.equal(torch.cat(indices), torch.arange(12))
+
+
+def test_validation_looks_at_the_image_rescaled_to_the_short_side(module):
+    batch = epoch(module("short_side=40").val_dataloader())[0]
+    assert (batch.sizes.min(1).values == 40).all()
+    assert batch.images.shape[1:3] == tuple(batch.sizes.max(0).values.tolist())
+    assert not batch.flips.any() and not batch.colour.any()
+
+
+def test_what_a_run_watches_depends_on_learning_keys_alone(composed):
+    one = validation_protocol(composed(*OPTIONS))
+    other = validation_protocol(composed(*OPTIONS, "protocol=ten_crop", "protocol.side=99", "protocol.filter=box"))
+    assert one == other and (one.name, one.side, one.size) == ("center", 32, 32)
+
+
+def test_a_batch_larger_than_the_data_is_refused(module):
+    with pytest.raises(UserError, match=r"training\.global_batch=32: there are only 24 images"):
+        module("training.global_batch=32")
+
+
+def test_what_the_step_does_not_compute_with_stays_on_the_host(module):
+    data = module()
+    batch = next(iter(data.train_dataloader()))
+    moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert {field for field in moved._fields if getattr(moved, field).is_meta} == {
+        "images",
+        "labels",
+        "colour",
+        "sizes",
+    }
+
+
+def test_closing_ends_the_threads(module):
+    data = module()
+    iterator = iter(data.train_dataloader())
+    next(iterator)
+    assert any(thread.name == "tencrop-loader" for thread in threading.enumerate())
+    data.teardown("fit")
+    assert not any(thread.name == "tencrop-loader" for thread in threading.enumerate())
