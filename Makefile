@@ -25,7 +25,6 @@ quickstart: install ## LeNet-5 on handwritten digits: prepare, train, evaluate, 
 	$(BIN)/python evaluate.py experiment=lenet5_digits protocol=center
 	$(BIN)/python evaluate.py experiment=lenet5_digits protocol=five_crop
 	$(BIN)/python report.py 'runs=[runs/lenet5_digits]' output=report
-	@echo "The page: $(CURDIR)/report/index.html"
 
 test: lint ## ruff, mypy and all tests
 	$(BIN)/python -m pytest -q
