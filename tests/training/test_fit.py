@@ -128,17 +128,36 @@ def test_the_layout_on_devices_changes_nothing(train):
     states, rows = {}, {}
     for name, (num_ranks, *layout) in layouts.items():
         run = train(name, *options, *layout, num_ranks=num_ranks, float64=True)
-        assert run.exit_code == 0
+        assert run.exit_codes == [0] * num_ranks
         states[name], rows[name] = read_checkpoint(run.last)["state_dict"], run.rows()
-        if num_ranks == 2:
-            assert run.result(0)["weights_sha256"] == run.result(1)["weights_sha256"]
-            assert run.result(0)["ema_sha256"] == run.result(1)["ema_sha256"]
+        assert all(run.result(rank)["weights_sha256"] == run.result()["weights_sha256"] for rank in range(num_ranks))
+        assert all(run.result(rank)["ema_sha256"] == run.result()["ema_sha256"] for rank in range(num_ranks))
     for name in list(layouts)[1:]:
-        for key, value in states["accumulated"].items():
-            torch.testing.assert_close(states[name][key], value, rtol=1e-9, atol=1e-11, msg=f"{name}: {key}")
-        for one, other in zip(copy.deepcopy(rows["accumulated"]), rows[name], strict=True):
-            assert (one.pop("split"), one.pop("weights", None)) == (other.pop("split"), other.pop("weights", None))
-            assert one == pytest.approx(other, rel=1e-9)
+        assert_close(states[name], states["accumulated"], rows[name], rows["accumulated"])
+
+
+def test_other_hardware_may_continue(train):
+    options = ("model.kwargs.drop_rate=0", "model.bn_group=4", "training.global_batch=8", "log_every_steps=3")
+    alone = ("hardware.max_micro_batch=4",)
+    two = ("hardware.devices=2", "hardware.max_micro_batch=4")
+    whole = train("whole", *options, *alone, float64=True)
+    for step, layout, num_ranks in ((1, alone, 1), (3, two, 2), (5, alone, 1)):
+        fault = {"signal_number": TERM, "at_step": step}
+        stopped = train("run", *options, *layout, num_ranks=num_ranks, float64=True, fault=fault)
+        assert stopped.exit_code == 75 and read_checkpoint(stopped.last)["tencrop"]["step"] == step
+    run = train("run", *options, *two, num_ranks=2, float64=True)
+    assert run.exit_codes == [0, 0]
+    states = [read_checkpoint(one.last)["state_dict"] for one in (run, whole)]
+    assert_close(*states, run.rows(), whole.rows())
+
+
+def assert_close(state, expected, rows, expected_rows):
+    """Weights and running statistics (both raw and EMA), and all rows, up to the rounding of float64."""
+    for key, value in expected.items():
+        torch.testing.assert_close(state[key], value, rtol=1e-9, atol=1e-11, msg=key)
+    for one, other in zip(copy.deepcopy(rows), copy.deepcopy(expected_rows), strict=True):
+        assert (one.pop("split"), one.pop("weights", None)) == (other.pop("split"), other.pop("weights", None))
+        assert one == pytest.approx(other, rel=1e-9)
 
 
 def test_two_processes_are_interrupted_together_and_continue(train):

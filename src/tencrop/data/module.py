@@ -130,11 +130,12 @@ class Positioned:
         self.loader.load_state_dict(self.position())
         return iter(self.loader)
 
+    # Lightning asks a loader for these before it resumes within an epoch.
     def state_dict(self) -> dict[str, int]:
-        return self.position()
+        return {}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        assert state_dict == self.position()
+        pass
 
 
 def validation_protocol(config: Config) -> Protocol:

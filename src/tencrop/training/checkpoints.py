@@ -119,6 +119,15 @@ class Checkpoints(Callback):
             self._save(trainer, classifier)
             self.interruption.stop(classifier.global_step)
 
+    def on_load_checkpoint(self, trainer: Trainer, classifier: Any, checkpoint: dict[str, Any]) -> None:
+        # Lightning counts the epoch's micro-batches, and the hardware that continues may cut another number of them.
+        step, per_step = checkpoint["tencrop"]["step"], classifier.batches.accumulate
+        num_done = (step % classifier.steps_per_epoch or classifier.steps_per_epoch) * per_step
+        current = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        num_unfinished = current["processed"] - current["completed"]  # 1: saved in the hook that ends a batch
+        current |= {"ready": num_done, "started": num_done, "processed": num_done}
+        current["completed"] = num_done - num_unfinished
+
     def on_save_checkpoint(self, trainer: Trainer, classifier: Any, checkpoint: dict[str, Any]) -> None:
         if trainer.validating:
             # Lightning resumes a validation in its middle, and only from a checkpoint that says so: ours begins anew

@@ -161,13 +161,15 @@ class Pace(Callback):
     def __init__(self, metrics: Metrics):
         self.metrics = metrics
         self.limit = job_end_time()
-        self.has_spoken = False
+        self.rows_seen: list[int] = []  # their steps; the first row has the slow start in it
 
     def on_train_batch_end(self, trainer: Trainer, classifier: Any, *_: Any) -> None:
         row = self.metrics.latest.get("train")
-        if self.has_spoken or row is None or not trainer.is_global_zero:
+        if len(self.rows_seen) == 2 or row is None or row["step"] in self.rows_seen or not trainer.is_global_zero:
             return
-        self.has_spoken = True
+        self.rows_seen.append(row["step"])
+        if len(self.rows_seen) < 2:
+            return
         num_images = (classifier.total_steps - classifier.global_step) * classifier.global_batch
         print(pace_sentence(row["images_per_s"], num_images, now=time.time(), limit=self.limit), file=sys.stderr)
 
