@@ -1,13 +1,41 @@
-"""Train an experiment: python train.py experiment=NAME, or model=NAME for the default recipe. --help tells more."""
+"""Train an experiment: python train.py experiment=NAME, or model=NAME for the default recipe. --help tells more.
+
+The same command typed again continues where the run stands, or shows its result.
+"""
+
+import sys
 
 from tencrop.config import Config, check_data, command, derive_batches
+from tencrop.data.manifest import read_manifest
+from tencrop.records.run_folder import finish, is_first_process, run_folder
 
 
 @command("train", Config)
 def main(config: Config) -> int:
     batches = derive_batches(config)
-    print(batches)
-    return 0
+    manifest = read_manifest(config.data.root, config.data.name)
+    check_data(config, manifest)
+    run_dir = run_folder(config, manifest)
+
+    from tencrop.evaluation.evaluate import evaluate_run
+    from tencrop.records.tracking import InputImages, build_logger, close_logger, log_error_table
+    from tencrop.report.collect import collect
+    from tencrop.report.tables import COLUMNS, error_rows, print_table
+    from tencrop.training.fit import completed, fit
+
+    logger = None if completed(run_dir) else build_logger(config, run_dir)
+    fitted = fit(config, batches=batches, manifest=manifest, run_dir=run_dir, logger=logger, callbacks=[InputImages()])
+    finish(run_dir, status=fitted.status, weights_sha256=fitted.weights_sha256, ema_sha256=fitted.ema_sha256)
+    if fitted.status == "complete":
+        result = evaluate_run(config, manifest=manifest, checkpoint=fitted.checkpoint, out=run_dir / "predictions")
+        if result is not None:  # on the first process
+            rows = error_rows(collect([run_dir]))
+            print_table(rows)
+            log_error_table(logger, COLUMNS, [row.cells for row in rows])
+    close_logger(logger)
+    if is_first_process():
+        print(f"{run_dir}: {fitted.message}", file=sys.stdout if fitted.exit_code == 0 else sys.stderr)
+    return fitted.exit_code
 
 
 if __name__ == "__main__":

@@ -1,0 +1,29 @@
+"""Every experiment file composes, builds its network and takes a step; so does the default recipe."""
+
+from pathlib import Path
+
+import pytest
+
+from tencrop.config import derive_batches
+from tencrop.config.verbs import CONF
+from tencrop.data.manifest import read_manifest
+from tencrop.training.fit import fit
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+DATA = {"digits": "prepared_digits"}  # by data.name; what is not here takes a step on photographs
+
+
+@pytest.mark.parametrize("recipe", [*(f"experiment={name}" for name in EXPERIMENTS), "model=resnet50"])
+def test_takes_a_step(recipe, composed, request, tmp_path):
+    root = request.getfixturevalue(DATA.get(composed(recipe).data.name, "prepared_photos"))
+    small = ["training.global_batch=4", "training.max_steps=1", "hardware=cpu", "tracker=none", "data.num_classes=null"]
+    group = [] if composed(recipe).model.bn_group is None else ["model.bn_group=4"]
+    config = composed(recipe, *small, *group, f"data.root={root}")
+    result = fit(config, batches=derive_batches(config), manifest=read_manifest(root), run_dir=tmp_path)
+    assert (result.status, result.step) == ("complete", 1) and result.checkpoint.exists()
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_header_tells_the_command(name):
+    text = Path(CONF / "experiment" / f"{name}.yaml").read_text()
+    assert f"python train.py experiment={name}" in text and f"name: {name}" in text
