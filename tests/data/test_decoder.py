@@ -137,6 +137,17 @@ def test_boxes_of_jpegs_are_those_of_the_whole(jpegs, data):
         assert np.array_equal(ours, expected(pixels, box, size, flip=flip))
 
 
+def test_narrow_boxes_at_every_column(jpegs):
+    """Where libjpeg does without smooth chroma, unless more columns than those of the box are decoded."""
+    for file, pixels in jpegs[:6]:
+        height, width = pixels.shape[:2]
+        for box_width in (1, 2, 3):
+            for left in range(width - box_width + 1):
+                box = ((7 * left) % (height - 5), left, 5, box_width)
+                ours = decode(file, JPEG, (height, width), box, (5, box_width))
+                assert np.array_equal(ours, expected(pixels, box, (5, box_width))), box
+
+
 def test_photograph_at_full_size(photographs):
     """Long rows, many of them: the crops of a training epoch."""
     for subsampling in ("4:4:4", "4:2:2", "4:2:0"):

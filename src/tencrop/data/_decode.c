@@ -19,7 +19,7 @@
 #include "_resample.h"
 
 enum { JPEG, RAW }; /* modes of a payload, as in beton.py */
-enum { MESSAGE_BYTES = JMSG_LENGTH_MAX, CHROMA_MARGIN = 2, MAX_THREADS = 256 };
+enum { MESSAGE_BYTES = JMSG_LENGTH_MAX, CHROMA_MARGIN = 2, MIN_COLUMNS = 16, MAX_THREADS = 256 };
 
 /* One sample; decoder.py has the same fields as a NumPy type. */
 typedef struct {
@@ -127,6 +127,19 @@ static void read_header(Worker *worker, const uint8_t *payload, uint64_t payload
     jpeg->dct_method = JDCT_ISLOW;
 }
 
+/* The columns of the box and some more. Smooth chroma looks at neighbours, so the first and last column of what is
+ * decoded may differ from a full decode; and in a very narrow strip libjpeg does without it altogether. */
+static void columns_to_decode(const Sample *sample, JDIMENSION *left, JDIMENSION *width)
+{
+    int first = sample->left - CHROMA_MARGIN, last = sample->left + sample->box_width + CHROMA_MARGIN;
+    last = last < first + MIN_COLUMNS ? first + MIN_COLUMNS : last;
+    last = last > sample->width ? sample->width : last;
+    first = first > last - MIN_COLUMNS ? last - MIN_COLUMNS : first;
+    first = first < 0 ? 0 : first;
+    *left = (JDIMENSION)first;
+    *width = (JDIMENSION)(last - first);
+}
+
 static void decode_jpeg(Worker *worker, const Sample *sample)
 {
     struct jpeg_decompress_struct *jpeg = &worker->jpeg;
@@ -136,12 +149,10 @@ static void decode_jpeg(Worker *worker, const Sample *sample)
         fail(worker, "the JPEG has another size than the store says");
     jpeg_start_decompress(jpeg);
 
-    /* smooth chroma looks at neighbours, so the first and last column of what is decoded may differ: cut wider */
-    JDIMENSION left = sample->left < CHROMA_MARGIN ? 0 : sample->left - CHROMA_MARGIN;
-    JDIMENSION right = sample->left + sample->box_width + CHROMA_MARGIN;
-    JDIMENSION width = (right > jpeg->output_width ? jpeg->output_width : right) - left;
+    JDIMENSION left, width;
+    columns_to_decode(sample, &left, &width);
     if (width < jpeg->output_width)
-        jpeg_crop_scanline(jpeg, &left, &width);
+        jpeg_crop_scanline(jpeg, &left, &width); /* moves left down to a block's edge */
     if (sample->top > 0)
         jpeg_skip_scanlines(jpeg, sample->top);
 
