@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from tencrop.config.rules import typed
 from tencrop.config.schema import Config, UserError
@@ -66,6 +66,7 @@ def config_of_run(run_dir: Path, overrides: list[str], *, conf: Path) -> Config:
     and short_side. Raises UserError for a key that would make it another network.
     """
     node = OmegaConf.load(run_dir / "config.yaml")
+    assert isinstance(node, DictConfig), f"{run_dir}: config.yaml is no mapping"
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
         if not any(key == name or key.startswith(f"{name}.") for name in EVALUATION_KEYS):

@@ -63,7 +63,7 @@ def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type)
 
 def _run_once(run: Callable[[Any], int | None], node: DictConfig, schema: type) -> int:
     try:
-        config = typed(node, schema)
+        config: Any = typed(node, schema)
         _check_sweep(config)
         return run(config) or 0
     except UserError as error:

@@ -102,6 +102,9 @@ class Subsampling(nn.Module):
 class SparseConvolution(nn.Module):
     """C3: 5 x 5 kernels between the maps of Table I only: 60 kernels and 16 biases, 1,516 parameters."""
 
+    outputs: Tensor
+    sources: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         pairs = [(output, source) for output, sources in enumerate(C3_INPUTS) for source in sources]
@@ -144,6 +147,7 @@ def init_fan_in(module: nn.Module) -> None:
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         bound = 2.4 / module.weight[0].numel()
         nn.init.uniform_(module.weight, -bound, bound)
+        assert module.bias is not None
         nn.init.zeros_(module.bias)
 
 

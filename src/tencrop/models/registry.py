@@ -16,7 +16,7 @@ def register(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     there are none, are dropped; any other argument reaches `build`, which refuses what it does not know."""
 
     @functools.wraps(build)
-    def entry_point(*args, **kwargs):  # type: ignore[no-untyped-def]
+    def entry_point(*args, **kwargs):
         return build(*args, **{key: value for key, value in kwargs.items() if key not in DOWNLOAD_OPTIONS})
 
     register_model(entry_point)
