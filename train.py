@@ -20,6 +20,7 @@ def main(config: Config) -> int:
     from tencrop.evaluation.evaluate import evaluate_run
     from tencrop.records.tracking import InputImages, build_logger, close_logger, log_error_table
     from tencrop.report.collect import collect
+    from tencrop.report.page import write_report
     from tencrop.report.tables import COLUMNS, error_rows, print_table
     from tencrop.training.fit import completed, fit
 
@@ -29,9 +30,11 @@ def main(config: Config) -> int:
     if fitted.status == "complete":
         result = evaluate_run(config, manifest=manifest, checkpoint=fitted.checkpoint, out=run_dir / "predictions")
         if result is not None:  # on the first process
-            rows = error_rows(collect([run_dir]))
+            experiments = collect([run_dir])
+            rows = error_rows(experiments)
             print_table(rows)
             log_error_table(logger, COLUMNS, [row.cells for row in rows])
+            write_report(experiments, run_dir)
     close_logger(logger)
     if is_first_process():
         print(f"{run_dir}: {fitted.message}", file=sys.stdout if fitted.exit_code == 0 else sys.stderr)
