@@ -127,6 +127,11 @@ def test_a_batch_larger_than_the_data_is_refused(module):
         module("training.global_batch=32")
 
 
+def test_a_minival_smaller_than_the_number_of_devices_is_refused(module):
+    with pytest.raises(UserError, match=r"training\.minival_fraction=0\.02: 1 images to validate on"):
+        module("training.minival_fraction=0.02", "hardware=ddp_cpu2", "hardware.workers=1")
+
+
 def test_what_the_step_does_not_compute_with_stays_on_the_host(module):
     data = module()
     batch = next(iter(data.train_dataloader()))

@@ -10,7 +10,7 @@ from tencrop.training.checkpoints import AtomicCheckpointIO, read_checkpoint, we
 
 
 def checkpoint(value: float = 1.0) -> dict:
-    return {"state_dict": {"model.w": torch.full((3, 2), value)}, "step": 7, "names": ["a"], "more": {"rate": 0.1}}
+    return {"state_dict": {"model.w": torch.full((3, 2), value)}, "tencrop": {"step": 7}, "names": ["a"], "rate": 0.1}
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -18,7 +18,7 @@ def test_what_is_written_is_read(tmp_path):
     AtomicCheckpointIO().save_checkpoint(checkpoint(), path)
     back = AtomicCheckpointIO().load_checkpoint(path)
     assert torch.equal(back["state_dict"]["model.w"], torch.ones(3, 2))
-    assert back["step"] == 7 and back["more"] == {"rate": 0.1}
+    assert back["tencrop"] == {"step": 7} and back["names"] == ["a"] and back["rate"] == 0.1
     assert os.listdir(path.parent) == ["last.ckpt"]
 
 

@@ -11,7 +11,10 @@ import pytest
 import torch
 
 import runs
+from tencrop.config import UserError, derive_batches
+from tencrop.data.manifest import read_manifest
 from tencrop.training.checkpoints import read_checkpoint
+from tencrop.training.fit import fit
 
 KILL, TERM, USR1 = signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1
 
@@ -98,6 +101,14 @@ def test_weights_that_overflow_are_not_saved(train):
     run = train("run", "optimizer.lr=1e30", "training.clip_grad_norm=null", "log_every_steps=100")
     assert run.exit_code == 1 and not run.last.exists()
     assert "there is no checkpoint yet" in run.result()["message"]
+
+
+def test_a_checkpoint_of_other_data_is_refused(train, prepared_photos, tmp_path):
+    train("run", fault={"signal_number": TERM, "at_step": 2})
+    config = runs.recipe(prepared_photos, "training.minival_fraction=0.5")  # 12 images where there were 18
+    with pytest.raises(UserError, match="begun for 12 steps and these data make it 8"):
+        fit(config, batches=derive_batches(config), manifest=read_manifest(prepared_photos), run_dir=tmp_path / "run")
+    torch.use_deterministic_algorithms(False)  # fit() had switched them on, in this process for once
 
 
 def test_max_steps_ends_within_an_epoch_and_validates(train):

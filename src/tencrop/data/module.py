@@ -25,7 +25,6 @@ class DataModule(pl.LightningDataModule):
     def __init__(self, config: Config, batches: Batches):
         """Raises UserError where data.root is not prepared, or training.global_batch exceeds the training images."""
         super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank's part of an evaluation may be empty
         self.config, self.batches = config, batches
         self.train_split = self._open("train")
         fraction = config.training.minival_fraction
@@ -37,6 +36,11 @@ class DataModule(pl.LightningDataModule):
             raise UserError(
                 f"training.global_batch={config.training.global_batch}: there are only {len(self.train_index)} images"
                 f" to train on; choose a batch of at most {len(self.train_index)}"
+            )
+        if len(self.val_index) < batches.num_devices:
+            raise UserError(
+                f"training.minival_fraction={fraction}: {len(self.val_index)} images to validate on cannot be shared by"
+                f" {batches.num_devices} devices; raise it, or use fewer devices"
             )
         self.order = lru_cache(maxsize=2)(self._order)  # the loader and the check of its batches share it
         self.loaders: list[BaseLoader] = []

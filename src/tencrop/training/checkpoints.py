@@ -53,8 +53,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path}: not a checkpoint that can be read safely (broken, or a pickle with code in it);"
             " name another one, or delete it to train from the start"
         ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"{path}: not a training checkpoint; plain weights are evaluated with weights={path}")
+    if not isinstance(checkpoint, dict) or "tencrop" not in checkpoint:
+        raise UserError(f"{path}: not one of our checkpoints; plain weights are evaluated with weights={path}")
     return checkpoint
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tencrop.config import Batches, Config
+from tencrop.config import Batches, Config, UserError
 from tencrop.data.colour import colour_noise, mean_and_std, normalize, pca_shift
 from tencrop.data.loader import Batch
 from tencrop.training.batchnorm import average_over_ranks, set_groups, update_running_statistics
@@ -243,7 +243,11 @@ class Classifier(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["tencrop"]
-        assert state["total_steps"] == self.total_steps, "a run folder belongs to one recipe on one set of data"
+        if state["total_steps"] != self.total_steps:
+            raise UserError(
+                f"{self.config.data.root}: the run was begun for {state['total_steps']} steps and these data make it"
+                f" {self.total_steps}, so they have changed; delete the run folder or bring the data back"
+            )
         self.plateau = Plateau(**state["plateau"])
         self.best_error, self.best_step = state["best"]["top1_error"], state["best"]["step"]
 
