@@ -128,7 +128,7 @@ def _evaluate_ensemble(members: Sequence[Member], found: Sequence[Evaluated]) ->
 def file_stem(config: Config, kind: str = "raw", checkpoint: str = "last") -> str:
     """Name of a score file without its suffix: the protocol's, and what differs from the usual.
 
-    Usual are the recipe's own sizes, the whole image, bicubic, raw weights and the last checkpoint.
+    Usual are the recipe's own sizes and filter, the whole image, raw weights and the last checkpoint.
     """
     protocol = config.protocol
     parts = {
@@ -136,7 +136,7 @@ def file_stem(config: Config, kind: str = "raw", checkpoint: str = "last") -> st
         protocol.region: protocol.region != "whole",
         f"side{protocol.side or 'kept'}": protocol.side != config.short_side,
         f"size{protocol.size}": protocol.size != config.image_size,
-        protocol.filter: protocol.filter != "bicubic",
+        protocol.filter: protocol.filter != config.augmentation.filter,
         checkpoint: checkpoint != "last",
         kind: kind != "raw",
     }
