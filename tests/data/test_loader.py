@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from functools import partial
 
 import numpy as np
@@ -204,6 +205,22 @@ def test_an_abandoned_iteration_leaves_no_thread(photos, way):
             pass
     gc.collect()
     assert not loader_threads()
+
+
+def test_an_epoch_that_is_over_is_forgotten(photos):
+    """The order of an epoch of ImageNet takes 10 MB."""
+    arguments, orders = training(photos), []
+
+    def batches(epoch):
+        order = arguments["batches"](epoch)
+        orders.append(weakref.ref(order))
+        return order
+
+    with Loader(**(arguments | {"batches": batches}), num_threads=1) as loader:
+        for _ in range(3):
+            collect(loader)
+        gc.collect()
+        assert len(orders) == 3 and [order() is None for order in orders] == [True, True, False]
 
 
 def test_a_batch_stays_until_the_next_but_one(photos):

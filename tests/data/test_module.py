@@ -145,7 +145,7 @@ def test_what_the_step_does_not_compute_with_stays_on_the_host(module):
 
 
 def test_closing_ends_the_threads(module):
-    data = module()
+    data = module("training.global_batch=2")  # more batches than are made ahead: the thread is not done by itself
     iterator = iter(data.train_dataloader())
     next(iterator)
     assert any(thread.name == "tencrop-loader" for thread in threading.enumerate())

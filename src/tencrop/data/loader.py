@@ -132,7 +132,7 @@ class Loader(BaseLoader):
             lambda index, slot: _decoded(split, plan(index, epoch), slot, filter=filter, num_threads=num_threads),
             self._slots,
         )
-        self._end = weakref.finalize(self, producer.end)  # also when the interpreter ends
+        self._end = end = weakref.finalize(self, producer.end)  # also when the interpreter ends
         try:
             for _ in range(len(batches)):
                 batch = producer.next()
@@ -140,7 +140,7 @@ class Loader(BaseLoader):
                     return
                 yield batch
         finally:
-            producer.end()
+            end()
 
 
 def _decoded(split: Split, plan: Plan, slot: _Slot, *, filter: str, num_threads: int) -> Batch:
