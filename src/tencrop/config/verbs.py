@@ -32,6 +32,8 @@ DISK_ERRORS = {
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
     errno.EROFS: "the file system is read-only",
+    errno.ENOENT: "there is no such file or folder",
+    errno.ENOTDIR: "a part of the path is a file and not a folder",
 }
 
 
@@ -72,7 +74,7 @@ def _run_once(run: Callable[[Any], int | None], node: DictConfig, schema: type) 
         if error.errno not in DISK_ERRORS:
             raise
         place = f" ({error.filename})" if error.filename else ""
-        return _refuse(f"cannot write: {DISK_ERRORS[error.errno]}{place}; free some space or name another folder")
+        return _refuse(f"{DISK_ERRORS[error.errno]}{place}; make room, or name another file or folder")
 
 
 def _check_sweep(config: Any) -> None:

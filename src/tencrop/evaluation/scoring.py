@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from tencrop.config import Config, Hardware, UserError, accelerator_of, num_workers
 from tencrop.data.colour import normalize
-from tencrop.data.decoder import DecodeError
 from tencrop.data.loader import Batch, Loader
 from tencrop.data.manifest import Split, open_split
 from tencrop.data.order import evaluation_batches

@@ -22,7 +22,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEn
 from pytorch_lightning.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
-from tencrop.config import Batches, Config, accelerator_of
+from tencrop.config import Batches, Config, UserError, accelerator_of
 from tencrop.data.module import DataModule
 from tencrop.models.factory import build_model
 from tencrop.training.checkpoints import AtomicCheckpointIO, Checkpoints, read_checkpoint, weights_sha256
@@ -67,6 +67,7 @@ def fit(
     last = run_dir / "checkpoints" / "last.ckpt"
     if finished := completed(run_dir):
         return finished
+    _refuse_missing_gpus(config)
     data = DataModule(config, batches)
     torch.manual_seed(config.seed)
     model = build_model(config.model, num_classes=len(manifest["classes"]))
@@ -94,6 +95,15 @@ def fit(
     if status != "complete" and not trainer.is_global_zero and isinstance(environment, LightningEnvironment):
         sys.exit(0)
     return _result(last, classifier, trainer.global_step, status, message)
+
+
+def _refuse_missing_gpus(config: Config) -> None:
+    hardware = config.hardware
+    if accelerator_of(hardware) == "gpu" and torch.cuda.device_count() < hardware.devices:
+        raise UserError(
+            f"hardware.devices={hardware.devices}: torch sees {torch.cuda.device_count()} GPUs here;"
+            " choose fewer, or hardware=cpu"
+        )
 
 
 def completed(run_dir: Path) -> FitResult | None:
