@@ -138,8 +138,6 @@ def _loader(config: Config, split: Split, batches: list[np.ndarray], device: tor
     )
     try:
         yield iter(loader)
-    except DecodeError as error:
-        raise UserError(str(error)) from error
     finally:
         loader.close()
 
