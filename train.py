@@ -6,12 +6,14 @@ The same command typed again continues where the run stands, or shows its result
 import sys
 
 from tencrop.config import Config, check_data, command, derive_batches
+from tencrop.config.launch import check_launch, is_first_process
 from tencrop.data.manifest import read_manifest
-from tencrop.records.run_folder import finish, is_first_process, run_folder
+from tencrop.records.run_folder import finish, run_folder
 
 
 @command("train", Config)
 def main(config: Config) -> int:
+    check_launch(config.hardware)
     batches = derive_batches(config)
     manifest = read_manifest(config.data.root, config.data.name)
     check_data(config, manifest)

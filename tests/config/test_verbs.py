@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 MISTAKES = {
     "unknown key": (["training.epoch=3"], "training.epoch: there is no such key; did you mean training.epochs"),
     "unknown key, added": (["+training.foo=1"], "training.foo: there is no such key"),
+    "entry of kwargs": (["model.kwargs.drop_rate=0.1"], "needs a plus sign: +model.kwargs.drop_rate=0.1"),
     "key of another variant": (["optimizer.betas=[0.9,0.99]"], "optimizer.betas: neither this command nor the groups"),
     "wrong type": (["training.epochs=many"], "training.epochs: Value 'many'"),
     "misspelt option": (["model=resnet5O"], "did you mean resnet50"),
@@ -21,6 +22,8 @@ MISTAKES = {
     "group that does not fit": (["model.bn_group=48"], "model.bn_group=48: 256 / 1 devices"),
     "unprepared data": (["data.root=/nowhere"], "python prepare.py data=imagenet"),
     "sweep of several processes": (["-m", "seed=0,1", "hardware=ddp_cpu2"], "under srun or torchrun"),
+    "machines without a launcher": (["hardware=nodes2x8"], "hardware.nodes=2: start it under srun or torchrun"),
+    "sweep folder that is a file": (["-m", "seed=0,1", "hydra.sweep.dir=train.py"], "a file where a folder should be"),
     "no KEY=VALUE": (["resnet50"], "resnet50"),
 }
 
@@ -59,3 +62,32 @@ def test_help_shows_examples_and_keys(verb):
 def test_cfg_job_prints_the_composed_configuration():
     result = run("model=resnet50", "--cfg", "job")
     assert result.returncode == 0 and "top1_error: 24.01" in result.stdout
+
+
+SWEEP = """
+import sys
+from tencrop.config import Config, command
+
+@command("train", Config)
+def main(config):
+    print(config.seed)
+    return 75 if config.seed == 1 else 0
+
+sys.argv = ["train.py", "-m", "experiment=lenet5_digits", "seed=0,1,2", "hydra.sweep.dir=" + sys.argv[1]]
+main()
+"""
+
+
+def test_an_interrupted_run_ends_its_sweep(tmp_path):
+    command = [sys.executable, "-c", SWEEP, str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 75, result.stderr
+    assert result.stdout.split() == ["0", "1"]
+
+
+def test_a_disk_that_a_sweep_cannot_be_written_to_gets_one_sentence(small_disk):
+    with pytest.raises(OSError, match="No space"), open(small_disk / "full", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    result = run("-m", "seed=0,1", f"hydra.sweep.dir={small_disk}/sweep")
+    assert result.returncode == 2 and result.stderr.startswith("error: the disk is full"), result.stderr

@@ -22,10 +22,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from tencrop.config.launch import launched
 from tencrop.config.rules import keys_of, typed
 from tencrop.config.schema import Config, UserError
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
+INTERRUPTED = 75
 DISK_ERRORS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -34,6 +36,8 @@ DISK_ERRORS = {
     errno.EROFS: "the file system is read-only",
     errno.ENOENT: "there is no such file or folder",
     errno.ENOTDIR: "a part of the path is a file and not a folder",
+    errno.EEXIST: "there is a file where a folder should be",
+    errno.EISDIR: "there is a folder where a file should be",
 }
 
 
@@ -54,12 +58,16 @@ def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type)
 
     def job(node: DictConfig) -> None:
         exit_codes.append(_run_once(run, node, schema))
+        if exit_codes[-1] == INTERRUPTED:
+            sys.exit(INTERRUPTED)  # past Hydra, which would start the next job of a sweep
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, for the sentences below
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except (HydraException, OmegaConfBaseException) as error:
         return _refuse(sentence(error))
+    except OSError as error:  # Hydra's own: it makes the folders of a sweep
+        return _refuse(disk_sentence(error))
     return max(exit_codes, default=0)
 
 
@@ -71,17 +79,21 @@ def _run_once(run: Callable[[Any], int | None], node: DictConfig, schema: type) 
     except UserError as error:
         return _refuse(str(error))
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        place = f" ({error.filename})" if error.filename else ""
-        return _refuse(f"{DISK_ERRORS[error.errno]}{place}; make room, or name another file or folder")
+        return _refuse(disk_sentence(error))
+
+
+def disk_sentence(error: OSError) -> str:
+    """One sentence for an error that the user's disk or path explains; any other is raised again."""
+    if error.errno not in DISK_ERRORS:
+        raise error
+    place = f" ({error.filename})" if error.filename else ""
+    return f"{DISK_ERRORS[error.errno]}{place}; make room, or name another file or folder"
 
 
 def _check_sweep(config: Any) -> None:
-    """Several processes in a sweep need a launcher: Lightning would hand `-m` on to the processes it starts."""
-    launched = {"SLURM_PROCID", "TORCHELASTIC_RUN_ID"} & os.environ.keys()
+    """Several processes in a sweep need a launcher: those that training starts would be handed `-m`."""
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
-    if sweeping and not launched and isinstance(config, Config) and config.hardware.devices > 1:
+    if sweeping and launched() is None and isinstance(config, Config) and config.hardware.devices > 1:
         raise UserError(
             f"hardware.devices={config.hardware.devices} in a sweep (-m): start it under srun or torchrun,"
             " or give each run its own command"
@@ -108,6 +120,8 @@ def sentence(error: Exception) -> str:
         return f"{group}={option}: there is no conf/{group}/{option}.yaml{nearest(option, options)}{hint}"
     if found := re.search(r"Could not override '([^']+)'", text):
         key = found[1]
+        if addition := re.search(r"use (\+model\.kwargs\..+)", text):
+            return f"{key}: a new entry of model.kwargs needs a plus sign: {addition[1]}"
         cause = str(error.__cause__ or "")
         parent = re.search(r"full_key: (\S+)", cause)
         key, known = parent[1] if parent else key, keys_of(Config)

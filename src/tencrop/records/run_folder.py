@@ -16,12 +16,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tencrop.config import Config, UserError, run_path
+from tencrop.config.launch import is_first_process
 from tencrop.data.manifest import write_whole
 from tencrop.records.masking import mask_values
 from tencrop.records.provenance import code_diff, provenance
 
 RUNNING = {"status": "running", "weights_sha256": None, "ema_sha256": None}
-RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
 
 def run_folder(config: Config, data_manifest: dict[str, Any]) -> Path:
@@ -66,11 +66,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         return json.loads((folder / "manifest.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"{folder}: not a run folder; its manifest.json is missing or broken") from error
-
-
-def is_first_process() -> bool:
-    """Whether this is rank 0, judged from the launcher's variables as Lightning does; torch need not be imported."""
-    return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
 def _write_records(folder: Path, config: Config, origin: dict[str, Any]) -> None:
