@@ -55,7 +55,8 @@ def test_a_class_count_that_does_not_match_is_refused(composed):
 def test_a_protocol_chosen_for_a_run_sees_the_runs_sizes(composed, tmp_path):
     trained = composed("experiment=lenet5_digits")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(trained)))
-    config = config_of_run(tmp_path, ["protocol=five_crop", "protocol.average=logits", "checkpoint=x"], conf=CONF)
+    typed = ["protocol.average=logits", "protocol=five_crop", "checkpoint=x"]  # a group comes first wherever it stands
+    config = config_of_run(tmp_path, typed, conf=CONF)
     assert (config.protocol.name, config.protocol.size, config.protocol.side) == ("five_crop", 32, 36)
     assert config.protocol.average == "logits" and config.model.name == "lenet5"
     with pytest.raises(UserError, match="model=resnet50: the checkpoint's own run fixes it"):

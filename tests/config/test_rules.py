@@ -30,6 +30,12 @@ def test_every_option_composes(composed, group, option):
         (["normalization.mean=imagnet"], "normalization.mean=imagnet"),
         (["hardware.workers=none"], "workers=none: must be auto or a number"),
         (["hardware.devices=0"], "must be above 0"),
+        (["optimizer.weight_decay=-1"], "must be 0 or above"),
+        (["optimizer.momentum=0"], "nesterov=true: needs optimizer.momentum"),
+        (["schedule.warmup_epochs=-5"], "must be 0 or above"),
+        (["normalization.std=[0,1,1]"], "every number must be above 0"),
+        (["normalization.mean=[a,b,c]"], "three numbers"),
+        (["short_side=200", "protocol.side=256"], "short_side=200: a crop of image_size=224"),
     ],
 )
 def test_a_broken_rule_names_the_value_and_the_mend(composed, overrides, words):

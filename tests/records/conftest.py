@@ -23,4 +23,5 @@ def data_manifest() -> dict[str, Any]:
         name: {"num_samples": number, "source_fingerprint": name * 8, "store_fingerprint": name * 9, "files": "x"}
         for name, number in (("train", 1297), ("val", 500))
     }
-    return {"name": "digits", "classes": [str(digit) for digit in range(10)], "splits": splits}
+    options = {"store.mode": "raw", "store.short_side": None, "store.max_side": None, "store.quality": 95}
+    return {"name": "digits", "options": options, "classes": [str(digit) for digit in range(10)], "splits": splits}

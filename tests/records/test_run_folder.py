@@ -52,10 +52,18 @@ def test_other_code_is_refused_unless_told(make_config, data_manifest):
     run_folder(make_config(), data_manifest)  # complete: there is nothing to continue
 
 
-def test_other_data_are_refused(make_config, data_manifest):
-    run_folder(make_config(), data_manifest)
-    data_manifest["splits"]["train"]["source_fingerprint"] = "other"
-    with pytest.raises(UserError, match=r"data\.root=.*train images"):
+@pytest.mark.parametrize(("split", "key"), [("train", "store_fingerprint"), ("val", "source_fingerprint")])
+@pytest.mark.parametrize("status", ["interrupted", "complete"])
+def test_other_data_are_refused(make_config, data_manifest, split, key, status):
+    finish(run_folder(make_config(), data_manifest), status=status, weights_sha256=None)
+    data_manifest["splits"][split][key] = "other"
+    with pytest.raises(UserError, match=rf"data\.root=.*{split} images"):
+        run_folder(make_config(), data_manifest)
+
+
+def test_a_store_that_was_written_otherwise_than_configured_is_refused(make_config, data_manifest):
+    data_manifest["options"]["store.short_side"] = 256
+    with pytest.raises(UserError, match=r"data\.store\.short_side=None: .* was prepared with 256"):
         run_folder(make_config(), data_manifest)
 
 

@@ -1,7 +1,7 @@
 """The configuration: typed, checked, and turned into a verb's argument. Imports neither torch nor timm."""
 
 from tencrop.config.batches import Batches, accelerator_of, derive_batches, num_workers
-from tencrop.config.identity import check_data, config_of_run, learning_hash, learning_keys, run_path
+from tencrop.config.identity import check_data, check_store, config_of_run, learning_hash, learning_keys, run_path
 from tencrop.config.rules import check, typed
 from tencrop.config.schema import (
     Augmentation,
@@ -48,6 +48,7 @@ __all__ = [
     "accelerator_of",
     "check",
     "check_data",
+    "check_store",
     "command",
     "config_of_run",
     "derive_batches",

@@ -52,6 +52,16 @@ def check_data(config: Config, manifest: dict[str, Any]) -> int:
     return prepared
 
 
+def check_store(config: Config, manifest: dict[str, Any]) -> None:
+    """UserError where the training split was not written as the configuration, and so the run's name, says."""
+    for key, value in dataclasses.asdict(config.data.store).items():
+        if (found := manifest["options"][f"store.{key}"]) != value:
+            raise UserError(
+                f"data.store.{key}={value}: {config.data.root} was prepared with {found};"
+                f" set data.store.{key}={found}, or name another data.root"
+            )
+
+
 # what evaluation may choose anew; all else is the run's own
 EVALUATION_KEYS = (
     "protocol", "hardware", "tracker", "data", "normalization", "training.precision",
@@ -67,13 +77,13 @@ def config_of_run(run_dir: Path, overrides: list[str], *, conf: Path) -> Config:
     """
     node = OmegaConf.load(run_dir / "config.yaml")
     assert isinstance(node, DictConfig), f"{run_dir}: config.yaml is no mapping"
-    for override in overrides:
+    is_group = {override: (conf / override.partition("=")[0]).is_dir() for override in overrides}
+    for override in sorted(overrides, key=lambda override: not is_group[override]):  # groups first, as Hydra does
         key, _, value = override.lstrip("+").partition("=")
         if not any(key == name or key.startswith(f"{name}.") for name in EVALUATION_KEYS):
             raise UserError(f"{override}: the checkpoint's own run fixes it; leave it out")
-        group_file = conf / key / f"{value}.yaml"
-        if group_file.exists():
-            OmegaConf.update(node, key, OmegaConf.load(group_file), merge=False)
+        if is_group[override]:
+            OmegaConf.update(node, key, OmegaConf.load(conf / key / f"{value}.yaml"), merge=False)
         else:
             OmegaConf.update(node, key, OmegaConf.create(f"value: {value}").value, force_add=True)
     return typed(node, Config)

@@ -79,9 +79,14 @@ POSITIVE = (
     "image_size", "training.epochs", "training.max_steps", "training.global_batch", "training.evaluate_every_epochs",
     "training.clip_grad_norm", "model.bn_group", "augmentation.size", "protocol.size", "protocol.side", "short_side",
     "optimizer.lr", "hardware.devices", "hardware.nodes", "hardware.max_micro_batch", "log_every_steps",
-    "checkpoint_every_steps", "data.store.short_side", "data.store.max_side", "schedule.patience", "data.num_classes",
+    "checkpoint_every_steps", "data.store.short_side", "data.store.max_side", "schedule.patience", "schedule.gamma",
+    "data.num_classes",
 )  # fmt: skip
 FRACTIONS = ("augmentation.flip", "training.label_smoothing", "training.minival_fraction", "training.ema_decay")
+NON_NEGATIVE = (
+    "optimizer.weight_decay", "optimizer.momentum", "optimizer.eps", "schedule.warmup_epochs", "schedule.min_lr",
+    "schedule.max_drops", "augmentation.pca.std",
+)  # fmt: skip
 # the keys that a named choice uses: it needs these, and its neighbours must be null
 VARIANTS = {
     "optimizer.name": {
@@ -115,6 +120,10 @@ def check(config: Any) -> None:
         value = _get(config, key)
         if value is not None and value <= 0:
             raise UserError(f"{key}={value}: must be above 0")
+    for key in NON_NEGATIVE:
+        value = _get(config, key)
+        if value is not None and value < 0:
+            raise UserError(f"{key}={value}: must be 0 or above")
     for key in FRACTIONS:
         value = _get(config, key)
         if value is not None and not 0 <= value <= 1:
@@ -175,6 +184,12 @@ def _check_training(config: Config) -> None:
         raise UserError(
             f"protocol.side={protocol.side}: a crop of {protocol.size} pixels does not fit; lower protocol.size"
         )
+    if config.short_side is not None and config.short_side < config.image_size:
+        raise UserError(
+            f"short_side={config.short_side}: a crop of image_size={config.image_size} pixels does not fit; raise it"
+        )
+    if config.optimizer.nesterov and not config.optimizer.momentum:
+        raise UserError("optimizer.nesterov=true: needs optimizer.momentum above 0; 0.9 is usual")
     if config.schedule.name == "plateau" and training.minival_fraction == 0:
         raise UserError(
             "schedule=plateau: the learning rate follows a minival, so that the test images are not looked at;"
@@ -186,7 +201,10 @@ def _check_training(config: Config) -> None:
         raise UserError(f"seed={config.seed}: must be a number from 0 to 2**63 - 1")
     for key in ("mean", "std"):
         value = getattr(config.normalization, key)
-        if not (value in ("imagenet", "dataset") or (isinstance(value, list) and len(value) == 3)):
+        numbers = value if isinstance(value, list) and all(isinstance(part, int | float) for part in value) else []
+        if value not in ("imagenet", "dataset") and len(numbers) != 3:
             raise UserError(f"normalization.{key}={value}: must be imagenet, dataset or three numbers on [0, 255]")
+        if key == "std" and any(number <= 0 for number in numbers):
+            raise UserError(f"normalization.std={value}: every number must be above 0")
     if config.checkpoint is not None and config.weights is not None:
         raise UserError("checkpoint and weights: give one of the two")

@@ -38,9 +38,10 @@ class DataModule(pl.LightningDataModule):
                 f" to train on; choose a batch of at most {len(self.train_index)}"
             )
         if len(self.val_index) < batches.num_devices:
+            mend = "raise training.minival_fraction" if fraction > 0 else "prepare more of them"
             raise UserError(
-                f"training.minival_fraction={fraction}: {len(self.val_index)} images to validate on cannot be shared by"
-                f" {batches.num_devices} devices; raise it, or use fewer devices"
+                f"hardware.devices={config.hardware.devices}: {len(self.val_index)} images to validate on cannot be"
+                f" shared by {batches.num_devices} devices; use fewer devices, or {mend}"
             )
         self.order = lru_cache(maxsize=2)(self._order)  # the loader and the check of its batches share it
         self.loaders: list[BaseLoader] = []

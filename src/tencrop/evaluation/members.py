@@ -5,6 +5,7 @@ Imports no torch, so that a mistake is answered at once. An ensemble has several
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +35,14 @@ class Member:
 def members_of(config: Config, typed: list[str]) -> list[Member]:
     """The members that a command names; `typed` is what stood behind evaluate.py, as KEY=VALUE.
 
-    A checkpoint in a run folder brings the run's configuration, changed by `typed`. Raises UserError where a file or
+    A checkpoint in a run folder brings the run's configuration, changed by `typed`; weights from elsewhere are
+    evaluated in float32 unless a precision is typed. Raises UserError where a file or
     the prepared data are missing, or other data than the run's have another number of classes.
     """
-    if config.weights is not None:
-        return [_member(config, Path(config.weights), _given_output(config))]
+    if (weights := config.weights) is not None:
+        if not any(word.lstrip("+").startswith("training.precision=") for word in typed):
+            config = dataclasses.replace(config, training=dataclasses.replace(config.training, precision="fp32"))
+        return [_member(config, Path(weights), _given_output(config))]
     if config.checkpoint is None:
         path = run_path(config) / "checkpoints" / "last.ckpt"
         if not path.exists():
@@ -63,7 +67,14 @@ def members_of(config: Config, typed: list[str]) -> list[Member]:
 def _of_run(config: Config, path: Path, run_dir: Path, *, alone: bool) -> Member:
     """Score files lie in the run's folder unless the data are not those it was trained beside."""
     member = _member(config, path, _given_output(config, alone))
-    if member.out is None and _val_fingerprint(run_dir) in (None, source_fingerprint(member.manifest)):
+    data = _data_of(run_dir)
+    if data.get("classes", member.manifest["classes"]) != member.manifest["classes"]:
+        raise UserError(
+            f"data.root={config.data.root}: its classes are not those that {path} was trained on; name other data,"
+            f" or evaluate the plain weights with weights={path}"
+        )
+    trained_beside = data.get("splits", {}).get("val", {}).get("source_fingerprint")
+    if member.out is None and trained_beside in (None, source_fingerprint(member.manifest)):
         member = Member(config, path, member.manifest, run_dir / "predictions")
     return member
 
@@ -78,11 +89,12 @@ def _given_output(config: Config, alone: bool = True) -> Path | None:
     return Path(config.output) if config.output is not None and alone else None
 
 
-def _val_fingerprint(run_dir: Path) -> str | None:
+def _data_of(run_dir: Path) -> dict[str, Any]:
+    """What a run folder says of its data; nothing where it is unfinished or foreign."""
     try:
-        return json.loads((run_dir / "manifest.json").read_text())["data"]["splits"]["val"]["source_fingerprint"]
+        return json.loads((run_dir / "manifest.json").read_text())["data"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # an unfinished or foreign folder says nothing of its data
+        return {}
 
 
 def source_fingerprint(manifest: dict[str, Any]) -> str:

@@ -46,10 +46,6 @@ class Scores:
         """Ranks of the labels by the average chosen: softmax or logits."""
         return {"softmax": self.softmax_ranks, "logits": self.logits_ranks}[average]
 
-    def scores(self, average: str) -> Tensor:
-        """Float16 [N, K] by the average chosen: softmax or logits."""
-        return {"softmax": self.softmax, "logits": self.logits}[average]
-
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name."""
         named = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "metadata"}

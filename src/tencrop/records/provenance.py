@@ -37,7 +37,7 @@ def provenance(config: Config, data_manifest: dict[str, Any]) -> dict[str, Any]:
         "name": config.name or f"{config.model.name}-{config.data.name}",
         "seeds": {"seed": config.seed},
         "session": session(),
-        "data": _data(config, data_manifest),
+        "data": data_facts(config, data_manifest),
         "packages": installed_packages(),
     }
 
@@ -102,9 +102,20 @@ def _git(folder: Path | None, *arguments: str) -> str:
     return text.strip() if arguments[0] in ("rev-parse", "remote") else text
 
 
+def changed_split(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """The split, train or val, that is no longer as in `before`, of two results of data_facts; None if both are.
+
+    Training depends on the bytes of its store, evaluation on the original images.
+    """
+    keys = {"train": "store_fingerprint", "val": "source_fingerprint"}
+    return next((s for s, key in keys.items() if before["splits"][s][key] != now["splits"][s][key]), None)
+
+
 def _learning_sha256() -> str:
     digest = hashlib.sha256()
-    files = [path for stage in LEARNING_STAGES for path in (PACKAGE / stage).rglob("*") if path.suffix in (".py", ".c")]
+    files = [
+        path for stage in LEARNING_STAGES for path in (PACKAGE / stage).rglob("*") if path.suffix in (".py", ".c", ".h")
+    ]
     for path in sorted(files):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(PACKAGE).as_posix()}\0{len(content)}\0".encode())
@@ -145,7 +156,8 @@ def _cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _data(config: Config, manifest: dict[str, Any]) -> dict[str, Any]:
+def data_facts(config: Config, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Which prepared data a run uses: name, folder, counts and fingerprints of the splits, classes."""
     kept = ("num_samples", "source_fingerprint", "store_fingerprint")
     return {
         "name": manifest.get("name", config.data.name),

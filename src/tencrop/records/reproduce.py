@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from tencrop.config import UserError
 from tencrop.data.manifest import read_manifest as read_data_manifest
-from tencrop.records.provenance import PACKAGE, installed_packages, session
+from tencrop.records.provenance import PACKAGE, changed_split, installed_packages, session
 from tencrop.records.run_folder import read_manifest
 
 EXACT = ("torch", "numpy", "timm", "pytorch-lightning")  # packages whose version may change the last bit
@@ -85,10 +85,8 @@ def differences(before: dict[str, Any]) -> list[str]:
 
 def _check_data(run_dir: Path, before: dict[str, Any]) -> None:
     config = OmegaConf.load(run_dir / "config.yaml")
-    splits = read_data_manifest(config.data.root, config.data.name)["splits"]
-    for split, facts in before["data"]["splits"].items():
-        if facts["source_fingerprint"] != splits[split]["source_fingerprint"]:
-            raise UserError(f"data.root={config.data.root}: its {split} images are not those of {run_dir}")
+    if split := changed_split(before["data"], read_data_manifest(config.data.root, config.data.name)):
+        raise UserError(f"data.root={config.data.root}: its {split} images are not those of {run_dir}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,11 +15,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tencrop.config import Config, UserError, run_path
+from tencrop.config import Config, UserError, check_store, run_path
 from tencrop.config.launch import is_first_process
 from tencrop.data.manifest import write_whole
 from tencrop.records.masking import mask_values
-from tencrop.records.provenance import code_diff, provenance
+from tencrop.records.provenance import changed_split, code_diff, data_facts, provenance
 
 RUNNING = {"status": "running", "weights_sha256": None, "ema_sha256": None}
 
@@ -37,6 +37,9 @@ def run_folder(config: Config, data_manifest: dict[str, Any]) -> Path:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         (folder / "predictions").mkdir(exist_ok=True)
         _lock(folder)
+        check_store(config, data_manifest)
+        if (folder / "manifest.json").exists():
+            _refuse_other_data(folder, config, read_manifest(folder)["data"], data_facts(config, data_manifest))
         if not is_complete(folder):
             _write_records(folder, config, provenance(config, data_manifest))
     except OSError as error:
@@ -78,7 +81,6 @@ def _write_records(folder: Path, config: Config, origin: dict[str, Any]) -> None
     else:
         manifest = read_manifest(folder)
         _refuse_other_code(folder, config, manifest["sessions"][-1], origin["session"])
-        _refuse_other_data(folder, config, manifest["data"], origin["data"])
         manifest["sessions"].append(origin["session"])
         manifest["result"] = dict(RUNNING)
     _write_manifest(folder, manifest)
@@ -98,12 +100,11 @@ def _refuse_other_code(folder: Path, config: Config, before: dict[str, Any], now
 
 
 def _refuse_other_data(folder: Path, config: Config, before: dict[str, Any], now: dict[str, Any]) -> None:
-    for split, facts in before["splits"].items():
-        if facts.get("source_fingerprint") != now["splits"].get(split, {}).get("source_fingerprint"):
-            raise UserError(
-                f"data.root={config.data.root}: its {split} images are not those that {folder} was begun with;"
-                " name the former data.root, or delete the run folder"
-            )
+    if split := changed_split(before, now):
+        raise UserError(
+            f"data.root={config.data.root}: its {split} images are not those that {folder} was begun with;"
+            " name the former data.root, or delete the run folder"
+        )
 
 
 def _lock(folder: Path) -> None:

@@ -147,7 +147,8 @@ def _wandb_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -> 
     if run is None:
         run = _open_run(config, run_dir, mode="offline")
         folder = shlex.quote(os.path.relpath(Path(run.dir).parent))
-        say(f"wandb: offline ({reason}); upload with: wandb sync {folder}; or look: wandb leet {folder}")
+        why = mask_text(reason or "")
+        say(f"wandb: offline ({why}); upload with: wandb sync {folder}; or look: wandb leet {folder}")
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return WandbLogger(experiment=run, save_dir=run_dir / "tracking", project=config.tracker.project)

@@ -27,7 +27,7 @@ class Result:
     average: str  # softmax | logits
     is_ema: bool  # of the averaged weights
     is_best: bool  # of the checkpoint that was best on the minival, not of the last one
-    is_usual: bool  # at the recipe's own sizes
+    is_usual: bool  # at the recipe's own sizes, filter, region and average, of the weights that its recipe ends with
     errors: dict[int, float]  # k -> top-k error, a fraction
     num_images: int
     weights_sha256: str
@@ -92,7 +92,8 @@ class Experiment:
 
 
 def collect(paths: Iterable[Path]) -> list[Experiment]:
-    """All runs in or below `paths`, grouped into experiments, sorted by name.
+    """All runs in or below `paths`, grouped into experiments, sorted by name. A seed counts once: of a run and its
+    reproduction, the first folder's name.
 
     Raises UserError for a path that is not there or holds no run.
     """
@@ -106,10 +107,17 @@ def collect(paths: Iterable[Path]) -> list[Experiment]:
     return [
         Experiment(
             name=name if names.count(name) == 1 else f"{name} ({learning_hash})",
-            runs=tuple(sorted(group.values(), key=lambda run: (run.seed, str(run.folder)))),
+            runs=_one_a_seed(group.values()),
         )
         for (name, learning_hash), group in sorted(groups.items())
     ]
+
+
+def _one_a_seed(runs: Iterable[Run]) -> tuple[Run, ...]:
+    by_seed: dict[int, Run] = {}
+    for run in sorted(runs, key=lambda run: str(run.folder)):
+        by_seed.setdefault(run.seed, run)
+    return tuple(by_seed[seed] for seed in sorted(by_seed))
 
 
 def read_run(folder: Path) -> Run:
@@ -151,7 +159,7 @@ def _read_result(path: Path, config: dict[str, Any]) -> Result:
             average=facts["averaging"],
             is_ema=facts["weights"] == "ema",
             is_best=facts["selection"] == "best",
-            is_usual=(facts["side"], facts["size"]) == (config["short_side"], config["image_size"]),
+            is_usual=_is_usual(facts, config),
             errors={k: float(facts[f"top{k}_error"]) for k in TOP},
             num_images=int(facts["num_images"]),
             weights_sha256=facts["weights_sha256"],
@@ -160,6 +168,15 @@ def _read_result(path: Path, config: dict[str, Any]) -> Result:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a result of this version ({error!r}); evaluate again") from error
+
+
+def _is_usual(facts: dict[str, Any], config: dict[str, Any]) -> bool:
+    own = {"side": config["short_side"], "size": config["image_size"], "region": config["protocol"]["region"]}
+    own |= {"filter": config["augmentation"]["filter"], "averaging": config["protocol"]["average"]}
+    own |= {"weights": "raw" if config["training"]["ema_decay"] is None else "ema"}
+    if facts["views"] == 1:
+        del own["averaging"]
+    return all(facts[key] == value for key, value in own.items())
 
 
 def _parsed(lines: list[str]) -> Iterator[dict[str, Any]]:

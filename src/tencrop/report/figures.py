@@ -81,7 +81,8 @@ def panel_figure(run: Run, result: Result) -> str:
     """Test images with the five most probable labels as bars, the right one in red; a sentence where there are none."""
     try:
         scores = load_scores(result.scores)
-        split = open_split(run.config["data"]["root"], "val", data=run.config["data"]["name"])
+        data = run.config["data"]
+        split = open_split(data["root"], "val", source=data["source"], data=data["name"])
         if split.source_fingerprint != result.source_fingerprint:
             raise UserError(f"{split.root}: prepared from other images than those that were evaluated")
         chosen = choose_images(scores)
