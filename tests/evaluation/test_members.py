@@ -120,3 +120,20 @@ def test_the_verb_evaluates_a_run_and_prints_its_table(
     result = json.loads((run_folder / "predictions" / "flip_pair.result.json").read_text())
     assert f"{100 * result['top1_error']:.2f}" in done.stdout and "501" in done.stdout
     assert f"{run_folder}/predictions/flip_pair.safetensors" in done.stdout
+
+
+def test_other_classes_than_the_runs_are_refused(make_config, run_folder: Path) -> None:
+    manifest = json.loads((run_folder / "manifest.json").read_text())
+    manifest["data"]["classes"] = ["others"] * 6
+    (run_folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="its classes are not those that"):
+        members_of(make_config("seed=5", "protocol=five_crop"), [])
+
+
+def test_weights_from_elsewhere_are_evaluated_in_float32_unless_a_precision_is_typed(make_config) -> None:
+    config = make_config("training.precision=bf16")
+    config.weights = "weights.pth"
+    (member,) = members_of(config, ["weights=weights.pth"])
+    assert member.config.training.precision == "fp32"
+    (member,) = members_of(config, ["weights=weights.pth", "training.precision=bf16"])
+    assert member.config.training.precision == "bf16"

@@ -61,3 +61,13 @@ def test_refusals(evaluated_run, tmp_path):
     path.write_text("{")
     with pytest.raises(UserError, match="no result of evaluate"):
         collect([folder])
+
+
+def test_a_seed_counts_once(evaluated_run, tmp_path):
+    folder = evaluated_run()
+    again = tmp_path / "runs" / "zz_again" / folder.name
+    again.mkdir(parents=True)
+    for name in ("config.yaml", "manifest.json"):
+        (again / name).write_text((folder / name).read_text())
+    (experiment,) = collect([tmp_path / "runs"])
+    assert [run.folder for run in experiment.runs] == [folder]
