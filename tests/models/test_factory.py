@@ -40,3 +40,12 @@ def test_what_does_not_fit_is_refused(named, words):
 @pytest.mark.skipif(timm.__version__ != TIMM_OF_THE_LIST, reason=f"the committed names are timm {TIMM_OF_THE_LIST}'s")
 def test_the_committed_names_are_the_installed_ones():
     assert MODEL_NAMES.read_text().split() == installed_names()
+
+
+def test_images_of_a_size_that_does_not_fit_are_refused():
+    with pytest.raises(UserError, match="image_size=64: lenet5_dense does not take images of 64 x 64"):
+        build_model(model("lenet5_dense"), num_classes=10, image_size=64)
+    with pytest.raises(UserError, match="image_size=192: vit_tiny_patch16_224 does not take"):
+        build_model(model("vit_tiny_patch16_224"), num_classes=10, image_size=192)
+    network = build_model(model("vit_tiny_patch16_224", img_size=32), num_classes=10, image_size=32)
+    assert network.training
