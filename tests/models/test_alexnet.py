@@ -220,6 +220,7 @@ def test_a_sixth_convolution_and_removed_layers_at_full_size():
         ({"remove_layer": 1}, "remove_layer=1"),
         ({"img_size": 63}, "img_size=63"),
         ({"img_size": 8}, "img_size=8"),
+        ({"img_size": 35, "overlapping": False}, "img_size=35.*36"),
     ],
 )
 def test_what_cannot_be_built_is_refused(options, words):
@@ -233,6 +234,13 @@ def test_the_first_hidden_layer_fits_the_resolution(img_size):
         with torch.device("meta"):
             network = alexnet.alexnet_2012(img_size=img_size, overlapping=overlapping, num_classes=7)
             assert network(torch.empty(1, 3, img_size, img_size)).shape == (1, 7)
+
+
+def test_the_smallest_image_of_separate_pooling():
+    assert alexnet.alexnet_2012(img_size=36, overlapping=False, width=0.0625)(torch.randn(1, 3, 36, 36)).shape == (
+        1,
+        1000,
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"activation": "tanh"}, {"lrn": True}, {"init_std": 0.01}], ids=str)

@@ -83,7 +83,9 @@ class AlexNet(nn.Module):
         pool_kernel = 3 if overlapping else 2
         side = pooled_side(img_size, pool_kernel)
         if side < 1:
-            raise ValueError(f"img_size={img_size} leaves nothing after the last pooling; use at least 64")
+            raise ValueError(
+                f"img_size={img_size} leaves nothing to the last pooling; use {64 if overlapping else 36} or more"
+            )
         if six_convolutions:
             num_kernels = (*num_kernels, num_kernels[-1])
         features: OrderedDict[str, nn.Module] = OrderedDict(pad=HangingWindow(LAYERS[1].kernel, LAYERS[1].stride))
@@ -120,10 +122,10 @@ class AlexNet(nn.Module):
     def init_weights(self) -> None:
         """Weights from N(0, 0.01^2); biases 1 in convolutions 2, 4, 5 and hidden layers, 0 elsewhere (section 5)."""
         self.apply(init_gaussian)
-        for number, layer in LAYERS.items():
-            convolution = getattr(self.features, f"conv{number}", None)
-            if convolution is not None:
-                nn.init.constant_(convolution.bias, layer.bias)
+        for name, layer in self.features.named_children():
+            if isinstance(layer, nn.Conv2d):
+                assert layer.bias is not None
+                nn.init.constant_(layer.bias, LAYERS[int(name.removeprefix("conv"))].bias)
         nn.init.ones_(self.classifier.fc6.bias)
         nn.init.ones_(self.classifier.fc7.bias)
 
