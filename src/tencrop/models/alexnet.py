@@ -22,19 +22,19 @@ class Layer(NamedTuple):
     stride: int
     padding: int
     reads_own_tower_only: bool
-    bias: float  # initial
     is_normalised: bool
     is_pooled: bool
 
 
 LAYERS = {
-    1: Layer(11, 4, 0, False, 0.0, True, True),
-    2: Layer(5, 1, 2, True, 1.0, True, True),
-    3: Layer(3, 1, 1, False, 0.0, False, False),
-    4: Layer(3, 1, 1, True, 1.0, False, False),
-    5: Layer(3, 1, 1, True, 1.0, False, True),
-    6: Layer(3, 1, 1, True, 0.0, False, False),  # only with six_convolutions
+    1: Layer(11, 4, 0, False, True, True),
+    2: Layer(5, 1, 2, True, True, True),
+    3: Layer(3, 1, 1, False, False, False),
+    4: Layer(3, 1, 1, True, False, False),
+    5: Layer(3, 1, 1, True, False, True),
+    6: Layer(3, 1, 1, True, False, False),  # only with six_convolutions
 }
+LAYERS_WITH_BIASES = ("conv2", "conv4", "conv5", "fc6", "fc7")  # of 1 at first
 
 
 class AlexNet(nn.Module):
@@ -121,13 +121,8 @@ class AlexNet(nn.Module):
 
     def init_weights(self) -> None:
         """Weights from N(0, 0.01^2); biases 1 in convolutions 2, 4, 5 and hidden layers, 0 elsewhere (section 5)."""
-        self.apply(init_gaussian)
-        for name, layer in self.features.named_children():
-            if isinstance(layer, nn.Conv2d):
-                assert layer.bias is not None
-                nn.init.constant_(layer.bias, LAYERS[int(name.removeprefix("conv"))].bias)
-        nn.init.ones_(self.classifier.fc6.bias)
-        nn.init.ones_(self.classifier.fc7.bias)
+        for name, layer in (*self.features.named_children(), *self.classifier.named_children()):
+            init_gaussian(layer, bias=1.0 if name in LAYERS_WITH_BIASES else 0.0)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.features(images).flatten(1))
@@ -172,12 +167,8 @@ class Figure1Net(nn.Module):
             num_maps, side = num_outputs, side // 2
         self.features = nn.Sequential(layers)
         self.fc4 = nn.Linear(num_maps * side**2, num_classes)
-        self.apply(init_gaussian)
-        nn.init.normal_(self.features.conv1.weight, std=1e-4)
-        if init_std is not None:
-            for name, parameter in self.named_parameters():
-                if name.endswith("weight"):
-                    nn.init.normal_(parameter, std=init_std)
+        for name, layer in (*self.features.named_children(), ("fc4", self.fc4)):
+            init_gaussian(layer, std=init_std or (1e-4 if name == "conv1" else 0.01))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.fc4(self.features(images).flatten(1))
@@ -255,12 +246,12 @@ def pooled_side(img_size: int, pool_kernel: int) -> int:
     return side
 
 
-def init_gaussian(module: nn.Module) -> None:
-    """Weights of convolutions and linear layers from N(0, 0.01^2), biases 0."""
-    if isinstance(module, (nn.Conv2d, nn.Linear)):
-        nn.init.normal_(module.weight, std=0.01)
-        assert module.bias is not None
-        nn.init.zeros_(module.bias)
+def init_gaussian(layer: nn.Module, *, std: float = 0.01, bias: float = 0.0) -> None:
+    """Weights of a convolution or linear layer from N(0, std^2), all its biases `bias`; other layers are left alone."""
+    if isinstance(layer, (nn.Conv2d, nn.Linear)):
+        nn.init.normal_(layer.weight, std=std)
+        assert layer.bias is not None
+        nn.init.constant_(layer.bias, bias)
 
 
 @register

@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from tencrop.models.alexnet import init_gaussian
 from tencrop.models.registry import register
 
 # Each block: width, kernel, stride, padding of its convolution, and the standard deviation of its initial weights
@@ -49,10 +50,7 @@ class NetworkInNetwork(nn.Module):
 
 
 def gaussian(layer: nn.Conv2d, std: float) -> nn.Conv2d:
-    """The layer with weights from N(0, std^2) and biases 0."""
-    nn.init.normal_(layer.weight, std=std)
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
+    init_gaussian(layer, std=std)
     return layer
 
 
