@@ -6,6 +6,7 @@ import torch
 
 from tencrop.config import Model, UserError
 from tencrop.config.rules import MODEL_NAMES
+from tencrop.config.verbs import CONF
 from tencrop.models.factory import build_model
 from tencrop.models.names import installed_names
 
@@ -20,6 +21,14 @@ def model(name, bn_group=None, **kwargs):
 def test_builds_by_name(named):
     network = build_model(named, num_classes=10).eval()
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "timm"))
+def test_every_model_file_builds_what_it_names(name, composed):
+    chosen = composed(f"model={name}").model
+    assert chosen.name == name
+    with torch.device("meta"):
+        build_model(chosen, num_classes=10)
 
 
 @pytest.mark.parametrize(

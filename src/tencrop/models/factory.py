@@ -11,7 +11,12 @@ import torchvision
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-import tencrop.models.lenet  # noqa: F401  registers its names with timm
+import tencrop.models.alexnet
+import tencrop.models.allcnn
+import tencrop.models.lenet
+import tencrop.models.nin
+import tencrop.models.vgg
+import tencrop.models.zfnet  # noqa: F401  each registers its names with timm
 from tencrop.config import Model, UserError
 
 

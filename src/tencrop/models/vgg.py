@@ -1,0 +1,130 @@
+"""The networks A to E of Simonyan and Zisserman (2015, table 1), all from one table.
+
+Registered with timm: `vgg_a`, `vgg_a_lrn`, `vgg_b`, `vgg_c`, `vgg_d`, `vgg_e`. Built by factory.py.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+
+from tencrop.models.alexnet import LocalResponseNorm
+from tencrop.models.registry import register
+
+WIDTHS = (64, 128, 256, 512, 512)  # of the five blocks
+# Table 1: the kernels of each block's convolutions
+BLOCKS = {
+    "A": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
+    "B": ((3, 3), (3, 3), (3, 3), (3, 3), (3, 3)),
+    "C": ((3, 3), (3, 3), (3, 3, 1), (3, 3, 1), (3, 3, 1)),
+    "D": ((3, 3), (3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
+    "E": ((3, 3), (3, 3), (3, 3, 3, 3), (3, 3, 3, 3), (3, 3, 3, 3)),
+}
+INITIALISATIONS = ("glorot", "normal")
+
+
+class VGG(nn.Module):
+    """[N, 3, img_size, img_size] -> logits [N, K], for a column of BLOCKS.
+
+    Convolutions keep the size, each followed by a ReLU; 2 x 2 maximum pooling with stride 2 ends a block; hidden
+    layers of 4096 and 4096 units with dropout 0.5 (torch's form, which is that of the authors' Caffe); a linear
+    output. `lrn=True` (A-LRN) normalises behind the first convolution as AlexNet does (LocalResponseNorm).
+
+    `init="normal"` is section 3.1's: weights from N(0, variance 0.01), biases 0. Taken at its word, a standard
+    deviation of 0.1, it gives network A logits of standard deviation 2e6 for images of standard deviation 1 (1e8 for
+    58, that of mean-subtracted pixels), and no learning rate of the paper's learns from there. The other reading,
+    `init_std=0.01`, gives 2e-5 and 1e-3; `init="glorot"` gives 0.03 and 2.
+    The paper trained A so and started B to E from A's layers, but notes that Glorot and Bengio's uniform draws make
+    that unnecessary: `init="glorot"` (biases 0), the default here. `width` scales every layer but the last.
+    """
+
+    def __init__(
+        self,
+        column: str,
+        num_classes: int = 1000,
+        *,
+        img_size: int = 224,
+        width: float = 1.0,
+        drop_rate: float = 0.5,
+        lrn: bool = False,
+        lrn_alpha_over_n: bool = False,
+        init: str = "glorot",
+        init_std: float = 0.1,
+    ):
+        super().__init__()
+        if img_size < 32:
+            raise ValueError(f"img_size={img_size} is too small to be halved five times; use at least 32")
+        if init not in INITIALISATIONS:
+            raise ValueError(f"init={init!r} is not one of {', '.join(INITIALISATIONS)}")
+        features: OrderedDict[str, nn.Module] = OrderedDict()
+        num_maps = 3
+        for block, (kernels, num_kernels) in enumerate(zip(BLOCKS[column], WIDTHS, strict=True), start=1):
+            num_kernels = max(1, round(width * num_kernels))
+            for number, kernel in enumerate(kernels, start=1):
+                features[f"conv{block}_{number}"] = nn.Conv2d(num_maps, num_kernels, kernel, padding=kernel // 2)
+                features[f"relu{block}_{number}"] = nn.ReLU()
+                if lrn and (block, number) == (1, 1):
+                    features["norm1_1"] = LocalResponseNorm(alpha_over_n=lrn_alpha_over_n)
+                num_maps = num_kernels
+            features[f"pool{block}"] = nn.MaxPool2d(2)
+        self.features = nn.Sequential(features)
+        hidden = max(1, round(4096 * width))
+        self.classifier = nn.Sequential(
+            OrderedDict(
+                fc6=nn.Linear(num_maps * (img_size // 32) ** 2, hidden),
+                relu6=nn.ReLU(),
+                drop6=nn.Dropout(drop_rate),
+                fc7=nn.Linear(hidden, hidden),
+                relu7=nn.ReLU(),
+                drop7=nn.Dropout(drop_rate),
+                fc8=nn.Linear(hidden, num_classes),
+            )
+        )
+        for layer in self.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                if init == "glorot":
+                    nn.init.xavier_uniform_(layer.weight)
+                else:
+                    nn.init.normal_(layer.weight, std=init_std)
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.features(images).flatten(1))
+
+
+@register
+def vgg_a(num_classes: int = 1000, **options) -> VGG:
+    """11 layers with weights: 132,863,336 parameters."""
+    return VGG("A", num_classes, **options)
+
+
+@register
+def vgg_a_lrn(num_classes: int = 1000, **options) -> VGG:
+    """A with response normalisation behind the first convolution."""
+    return VGG("A", num_classes, lrn=True, **options)
+
+
+@register
+def vgg_b(num_classes: int = 1000, **options) -> VGG:
+    """13 layers: 133,047,848 parameters."""
+    return VGG("B", num_classes, **options)
+
+
+@register
+def vgg_c(num_classes: int = 1000, **options) -> VGG:
+    """16 layers, three of them convolutions of 1 x 1: 133,638,952 parameters."""
+    return VGG("C", num_classes, **options)
+
+
+@register
+def vgg_d(num_classes: int = 1000, **options) -> VGG:
+    """16 layers: 138,357,544 parameters."""
+    return VGG("D", num_classes, **options)
+
+
+@register
+def vgg_e(num_classes: int = 1000, **options) -> VGG:
+    """19 layers: 143,667,240 parameters."""
+    return VGG("E", num_classes, **options)

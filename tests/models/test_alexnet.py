@@ -1,0 +1,259 @@
+"""AlexNet's parameters and units layer by layer, its unusual layers against naive loops, and its variants."""
+
+import pytest
+import torch
+from torch import nn
+
+from tencrop.models import alexnet
+
+PARAMETERS = {
+    "features.conv1": 34_944, "features.conv2": 307_456, "features.conv3": 885_120, "features.conv4": 663_936,
+    "features.conv5": 442_624, "classifier.fc6": 37_752_832, "classifier.fc7": 16_781_312, "classifier.fc8": 4_097_000,
+}  # fmt: skip
+# Figure 2 prints 253,440 for the first: 55 x 48 x 96 instead of 55 x 55 x 96
+UNITS = [290_400, 186_624, 64_896, 64_896, 43_264, 4096, 4096, 1000]
+SMALL = {"img_size": 67, "width": 0.0625}
+
+
+def num_parameters(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def outputs_of(network, images, kinds):
+    """The outputs of all layers of these kinds, in order."""
+    outputs = []
+    for layer in network.modules():
+        if isinstance(layer, kinds):
+            layer.register_forward_hook(lambda _layer, _inputs, output: outputs.append(output))
+    network(images)
+    return outputs
+
+
+def test_parameters_and_units_of_every_layer():
+    with torch.device("meta"):
+        network = alexnet.alexnet_2012()
+        outputs = outputs_of(network, torch.empty(1, 3, 224, 224), (nn.Conv2d, nn.Linear))
+    assert [output.numel() for output in outputs] == UNITS and sum(UNITS) == 659_272  # "650,000 neurons"
+    counts = {
+        name: num_parameters(layer)
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear)
+    }
+    assert counts == PARAMETERS and num_parameters(network) == 60_965_224  # "60 million parameters"
+    assert 3 * 224 * 224 == 150_528
+    # "each of which contains no more than 1% of the model's parameters" does not hold of the third and fourth
+    assert [round(100 * counts[f"features.conv{k}"] / 60_965_224, 2) for k in range(1, 6)] == [
+        0.06,
+        0.5,
+        1.45,
+        1.09,
+        0.73,
+    ]
+    shapes = [tuple(layer.weight.shape[1:]) for layer in network.features if isinstance(layer, nn.Conv2d)]
+    assert shapes == [(3, 11, 11), (48, 5, 5), (256, 3, 3), (192, 3, 3), (192, 3, 3)]  # as section 3.5 prints them
+
+
+def test_names_of_the_features_are_the_order_of_section_3_5():
+    with torch.device("meta"):
+        names = " ".join(dict(alexnet.alexnet_2012().features.named_children()))
+    assert names == ("pad conv1 relu1 norm1 pool1 conv2 relu2 norm2 pool2 conv3 relu3 conv4 relu4 conv5 relu5 pool5")
+
+
+def test_the_papers_initialisation():
+    torch.manual_seed(0)
+    network = alexnet.alexnet_2012(width=0.25)
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            bias = 1.0 if name.rsplit(".")[-1] in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0
+            assert torch.all(layer.bias == bias), name
+            assert abs(layer.weight.std() / 0.01 - 1) < 0.05 and abs(layer.weight.mean()) < 1e-3, name
+
+
+@pytest.mark.parametrize("num_towers", [1, 2])
+@pytest.mark.parametrize("alpha_over_n", [False, True])
+def test_response_normalisation_against_the_papers_formula(num_towers, alpha_over_n):
+    torch.manual_seed(0)
+    maps = torch.randn(2, 14, 3, 2, dtype=torch.float64) * 50
+    output = alexnet.LocalResponseNorm(num_towers, alpha_over_n=alpha_over_n)(maps)
+    k, n, alpha, beta = 2, 5, 1e-4 / (5 if alpha_over_n else 1), 0.75
+    num_kernels = 14 // num_towers
+    for tower in range(num_towers):
+        a = maps[:, tower * num_kernels : (tower + 1) * num_kernels]
+        for i in range(num_kernels):
+            total = sum(a[:, j] ** 2 for j in range(max(0, i - n // 2), min(num_kernels - 1, i + n // 2) + 1))
+            expected = a[:, i] / (k + alpha * total) ** beta
+            torch.testing.assert_close(output[:, tower * num_kernels + i], expected, rtol=1e-12, atol=0)
+
+
+def test_response_normalisation_does_not_overflow_in_half_precision():
+    maps = torch.full((1, 8, 1, 1), 1000.0)
+    norm = alexnet.LocalResponseNorm()
+    half = norm(maps.half())
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.float(), norm(maps), rtol=1e-3, atol=0)
+
+
+def test_overlapping_pooling_against_a_loop_and_same_sizes_without():
+    torch.manual_seed(0)
+    maps = torch.randn(1, 96, 55, 55)
+    overlapping = alexnet.alexnet_2012(width=0.0625).features.pool1(maps)
+    separate = alexnet.alexnet_2012(width=0.0625, overlapping=False).features.pool1(maps)
+    assert overlapping.shape == separate.shape == (1, 96, 27, 27)
+    for row in range(27):
+        for column in range(27):
+            top, left = 2 * row, 2 * column
+            window = maps[0, :, top : top + 3, left : left + 3]
+            assert torch.equal(overlapping[0, :, row, column], window.amax((1, 2)))
+            assert torch.equal(separate[0, :, row, column], window[:, :2, :2].amax((1, 2)))
+
+
+def test_two_towers_are_two_networks_that_meet_in_layer_3():
+    """Each tower's convolutions 2, 4 and 5 computed alone from its own kernels' weights."""
+    torch.manual_seed(0)
+    network = alexnet.alexnet_2012(**SMALL).double()
+    for layer, num_maps in ((network.features.conv2, 6), (network.features.conv4, 24), (network.features.conv5, 24)):
+        maps = torch.randn(1, num_maps, 5, 5, dtype=torch.float64)
+        output = layer(maps)
+        for tower in range(2):
+            own = slice(tower * num_maps // 2, (tower + 1) * num_maps // 2)
+            kernels = slice(tower * len(layer.weight) // 2, (tower + 1) * len(layer.weight) // 2)
+            expected = nn.functional.conv2d(
+                maps[:, own], layer.weight[kernels], layer.bias[kernels], padding=layer.padding
+            )
+            torch.testing.assert_close(output[:, kernels], expected)
+    assert network.features.conv1.groups == network.features.conv3.groups == 1
+    # before layer 3 a change of one tower's kernels leaves the other tower as it was, normalised and pooled
+    to_pool2 = network.features[: list(dict(network.features.named_children())).index("pool2") + 1]
+    images = torch.randn(1, 3, 67, 67, dtype=torch.float64)
+    before = to_pool2(images)
+    with torch.no_grad():
+        network.features.conv1.weight[:3] += 1
+    after = to_pool2(images)
+    assert torch.equal(before[:, 8:], after[:, 8:]) and not torch.equal(before[:, :8], after[:, :8])
+
+
+def test_dropout_keeps_units_unscaled_and_halves_them_in_testing():
+    torch.manual_seed(0)
+    dropout, activations = alexnet.ScaledDropout(0.5), torch.rand(100, 100) + 1
+    trained = dropout(activations)
+    kept = trained != 0
+    assert torch.equal(trained[kept], activations[kept]) and abs(kept.float().mean() - 0.5) < 0.02
+    dropout.eval()
+    assert torch.equal(dropout(activations), activations * 0.5)
+    assert torch.equal(alexnet.ScaledDropout(0.0)(activations), activations)
+    with pytest.raises(ValueError, match="drop_rate=1"):
+        alexnet.ScaledDropout(1)
+
+
+def test_224_is_227_with_three_zero_columns_and_rows():
+    """The windows are those of cuda-convnet: 1 + ceil((224 - 11) / 4) = 55, the last beyond the edge by 3."""
+    network = alexnet.alexnet_2012(width=0.0625, drop_rate=0.0).eval()
+    images = torch.randn(1, 3, 224, 224)
+    padded = torch.zeros(1, 3, 227, 227)
+    padded[:, :, :224, :224] = images
+    assert torch.equal(network(images), network(padded))
+    assert network.features.pad(images).shape == network.features.pad(padded).shape == (1, 3, 227, 227)
+
+
+def test_one_tower_has_half_the_kernels_but_for_the_last_convolution():
+    with torch.device("meta"):
+        network = alexnet.alexnet_2012_one_tower()
+        assert network(torch.empty(1, 3, 224, 224)).shape == (1, 1000)
+    layers = [layer for layer in network.features if isinstance(layer, nn.Conv2d)]
+    assert [layer.out_channels for layer in layers] == [48, 128, 192, 192, 256]
+    assert all(layer.groups == 1 for layer in layers)
+    assert num_parameters(network) == 59_798_312  # "approximately the same number of parameters"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"lrn": False},
+        {"lrn_alpha_over_n": True},
+        {"overlapping": False},
+        {"activation": "tanh"},
+        {"six_convolutions": True},
+        *({"remove_layer": k} for k in (2, 3, 4, 5)),
+    ],
+    ids=str,
+)
+def test_every_variant_builds_and_every_parameter_learns(options):
+    torch.manual_seed(0)
+    network = alexnet.alexnet_2012(**SMALL, **options, drop_rate=0.0).double()
+    check_learns(network, torch.randn(4, 3, 67, 67, dtype=torch.float64))
+    other = alexnet.alexnet_2012(**SMALL, **options, drop_rate=0.0).double()
+    other.load_state_dict(network.state_dict())
+    images = torch.randn(2, 3, 67, 67, dtype=torch.float64)
+    assert torch.equal(network(images), other(images))
+
+
+def check_learns(network, images):
+    """One backward pass gives every parameter a finite gradient that is not zero."""
+    logits = network(images)
+    nn.functional.cross_entropy(logits, torch.arange(len(images))).backward()
+    for name, parameter in network.named_parameters():
+        assert torch.isfinite(parameter.grad).all() and parameter.grad.any(), name
+
+
+def test_full_size_gives_logits_of_1000_classes():
+    network = alexnet.alexnet_2012().eval()
+    with torch.no_grad():
+        assert network(torch.randn(1, 3, 224, 224)).shape == (1, 1000)
+
+
+def test_a_sixth_convolution_and_removed_layers_at_full_size():
+    counts = {2: 60_104_808, 3: 59_858_920, 4: 60_301_288, 5: 79_396_968}
+    with torch.device("meta"):
+        images = torch.empty(1, 3, 224, 224)
+        six = alexnet.alexnet_2012(six_convolutions=True)
+        assert six(images).shape == (1, 1000) and num_parameters(six) == 60_965_224 + 256 * 128 * 9 + 256
+        for removed, count in counts.items():
+            network = alexnet.alexnet_2012(remove_layer=removed)
+            assert network(images).shape == (1, 1000) and num_parameters(network) == count
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"activation": "gelu"}, "activation='gelu'"),
+        ({"remove_layer": 1}, "remove_layer=1"),
+        ({"img_size": 63}, "img_size=63"),
+        ({"img_size": 8}, "img_size=8"),
+        ({"img_size": 35, "overlapping": False}, "img_size=35.*36"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        alexnet.alexnet_2012(**options)
+
+
+@pytest.mark.parametrize("img_size", [64, 67, 96, 128, 224, 227, 256])
+def test_the_first_hidden_layer_fits_the_resolution(img_size):
+    for overlapping in (True, False):
+        with torch.device("meta"):
+            network = alexnet.alexnet_2012(img_size=img_size, overlapping=overlapping, num_classes=7)
+            assert network(torch.empty(1, 3, img_size, img_size)).shape == (1, 7)
+
+
+def test_the_smallest_image_of_separate_pooling():
+    assert alexnet.alexnet_2012(img_size=36, overlapping=False, width=0.0625)(torch.randn(1, 3, 36, 36)).shape == (
+        1,
+        1000,
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"activation": "tanh"}, {"lrn": True}, {"init_std": 0.01}], ids=str)
+def test_the_four_layers_of_figure_1(options):
+    torch.manual_seed(0)
+    network = alexnet.alexnet_2012_figure1(**options)
+    assert num_parameters(network) == 2432 + 25_632 + 51_264 + 10_250
+    maps = outputs_of(network, torch.randn(2, 3, 32, 32), (nn.MaxPool2d, nn.AvgPool2d))
+    assert [tuple(m.shape[1:]) for m in maps] == [(32, 16, 16), (32, 8, 8), (64, 4, 4)]
+    check_learns(network.double(), torch.randn(4, 3, 32, 32, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("img_size", [12, 28, 32, 64])
+def test_figure_1_at_other_resolutions(img_size):
+    network = alexnet.alexnet_2012_figure1(num_classes=3, img_size=img_size)
+    assert network(torch.randn(1, 3, img_size, img_size)).shape == (1, 3)

@@ -1,0 +1,106 @@
+"""VGG's parameters as the paper prints them, and D against torchvision's vgg16 with the same weights."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from tencrop.models import vgg
+from tencrop.models.alexnet import LocalResponseNorm
+
+NETWORKS = {name: getattr(vgg, name) for name in ("vgg_a", "vgg_a_lrn", "vgg_b", "vgg_c", "vgg_d", "vgg_e")}
+# name: layers with weights, parameters, millions printed in table 2
+TABLE = {
+    "vgg_a": (11, 132_863_336, 133),
+    "vgg_a_lrn": (11, 132_863_336, 133),
+    "vgg_b": (13, 133_047_848, 133),
+    "vgg_c": (16, 133_638_952, 134),
+    "vgg_d": (16, 138_357_544, 138),
+    "vgg_e": (19, 143_667_240, 144),
+}
+TORCHVISION = {"vgg_a": "vgg11", "vgg_b": "vgg13", "vgg_d": "vgg16", "vgg_e": "vgg19"}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_layers_and_parameters_of_tables_1_and_2(name):
+    num_layers, num_parameters, millions = TABLE[name]
+    with torch.device("meta"):
+        network = NETWORKS[name]()
+        assert network(torch.empty(1, 3, 224, 224)).shape == (1, 1000)
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    assert len(layers) == num_layers
+    assert sum(p.numel() for p in network.parameters()) == num_parameters
+    assert round(num_parameters / 1e6) == millions
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_shapes_are_torchvisions(name):
+    with torch.device("meta"):
+        ours, theirs = NETWORKS[name](), torchvision.models.get_model(TORCHVISION[name], weights=None)
+    assert [p.shape for p in ours.state_dict().values()] == [p.shape for p in theirs.state_dict().values()]
+
+
+def test_d_computes_what_torchvisions_vgg16_does():
+    """At 224 pixels with 1000 classes: float32 in eval mode, float64 in train mode without dropout."""
+    torch.manual_seed(0)
+    ours = vgg.vgg_d(drop_rate=0.0).eval()
+    with torch.device("meta"):
+        theirs = torchvision.models.vgg16(weights=None, dropout=0.0).eval()
+    images = torch.randn(1, 3, 224, 224)
+    for mode, dtype in ((False, torch.float32), (True, torch.float64)):
+        ours.train(mode).to(dtype)
+        mapped = dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True))
+        theirs.train(mode).load_state_dict(mapped, assign=True)
+        with torch.no_grad():
+            logits = ours(images.to(dtype))
+            assert logits.dtype == dtype and logits.std() > 1e-3
+            torch.testing.assert_close(logits, theirs(images.to(dtype)), rtol=1e-5, atol=1e-5 * float(logits.std()))
+
+
+def test_c_has_small_kernels_at_the_end_of_blocks_3_to_5():
+    with torch.device("meta"):
+        convolutions = [(n, c) for n, c in vgg.vgg_c().features.named_children() if isinstance(c, nn.Conv2d)]
+    small = [name for name, convolution in convolutions if convolution.kernel_size == (1, 1)]
+    assert small == ["conv3_3", "conv4_3", "conv5_3"]
+
+
+def test_a_lrn_normalises_once_behind_the_first_rectified_convolution():
+    with torch.device("meta"):
+        layers = list(vgg.vgg_a_lrn().features)
+    assert [index for index, layer in enumerate(layers) if isinstance(layer, LocalResponseNorm)] == [2]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_parameter_learns_and_the_state_dict_round_trips(name):
+    torch.manual_seed(0)
+    network, other = (NETWORKS[name](img_size=64, width=0.0625, drop_rate=0.0).double() for _ in range(2))
+    images = torch.randn(4, 3, 64, 64, dtype=torch.float64)
+    logits = network(images)
+    nn.functional.cross_entropy(logits, torch.arange(4)).backward()
+    for key, parameter in network.named_parameters():
+        assert torch.isfinite(parameter.grad).all() and parameter.grad.any(), key
+    other.load_state_dict(network.state_dict())
+    assert torch.equal(other(images), logits)
+
+
+def test_initial_weights():
+    torch.manual_seed(0)
+    normal = vgg.vgg_a(width=0.25, img_size=64, init="normal")
+    glorot = vgg.vgg_a(width=0.25, img_size=64)
+    assert abs(normal.features.conv5_1.weight.std() / 0.1 - 1) < 0.02  # variance 10^-2, as printed
+    assert abs(glorot.features.conv5_1.weight.abs().max() / (6 / (2 * 128 * 9)) ** 0.5 - 1) < 0.01
+    for network in (normal, glorot):
+        assert not any(p.any() for name, p in network.named_parameters() if name.endswith("bias"))
+
+
+@pytest.mark.parametrize("img_size", [32, 64, 100, 224, 256])
+def test_the_first_hidden_layer_fits_the_resolution(img_size):
+    with torch.device("meta"):
+        network = vgg.vgg_a(img_size=img_size, num_classes=7)
+        assert network(torch.empty(1, 3, img_size, img_size)).shape == (1, 7)
+
+
+@pytest.mark.parametrize(("options", "words"), [({"img_size": 31}, "img_size=31"), ({"init": "he"}, "init='he'")])
+def test_what_cannot_be_built_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        vgg.vgg_a(**options)

@@ -1,0 +1,91 @@
+"""ZFNet's map sizes as figure 3 prints them, its parameters, and the sizes of its tables."""
+
+import pytest
+import torch
+from torch import nn
+
+from tencrop.models import zfnet
+
+PARAMETERS = [14_208, 614_656, 885_120, 1_327_488, 884_992, 37_752_832, 16_781_312, 4_097_000]
+SMALL = {"img_size": 64, "width": 0.0625}
+
+
+def num_parameters(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_sides_and_parameters_of_every_layer():
+    sides = []
+    with torch.device("meta"):
+        network = zfnet.zfnet()
+        for layer in network.features:
+            if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+                layer.register_forward_hook(lambda _layer, _inputs, output: sides.append(tuple(output.shape[1:])))
+        assert network(torch.empty(1, 3, 224, 224)).shape == (1, 1000)
+    assert sides == [
+        (96, 110, 110), (96, 55, 55), (256, 26, 26), (256, 13, 13),
+        (384, 13, 13), (384, 13, 13), (256, 13, 13), (256, 6, 6),
+    ]  # fmt: skip
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    assert [num_parameters(layer) for layer in layers] == PARAMETERS
+    assert num_parameters(network) == sum(PARAMETERS) == 62_357_608
+
+
+def test_normalisation_follows_the_pooling_of_layers_1_and_2():
+    names = list(dict(zfnet.zfnet(**SMALL).features.named_children()))
+    assert names[:8] == [f"{kind}{number}" for number in (1, 2) for kind in ("conv", "relu", "pool", "norm")]
+    assert [name for name in names if name.startswith("norm")] == ["norm1", "norm2"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"lrn": False},
+        {"num_kernels": [96, 256, 512, 1024, 512], "hidden_units": 8192},
+        {"remove_layers": [3, 4]},
+        {"remove_layers": [5]},
+        {"remove_layers": [7]},
+        {"remove_layers": [3, 4, 6, 7]},
+    ],
+    ids=str,
+)
+def test_every_size_of_the_tables_builds_and_every_parameter_learns(options):
+    torch.manual_seed(0)
+    network, other = (zfnet.zfnet(**SMALL, **options, drop_rate=0.0).double() for _ in range(2))
+    images = torch.randn(4, 3, 64, 64, dtype=torch.float64)
+    logits = network(images)
+    nn.functional.cross_entropy(logits, torch.arange(4)).backward()
+    for name, parameter in network.named_parameters():
+        assert torch.isfinite(parameter.grad).all() and parameter.grad.any(), name
+    other.load_state_dict(network.state_dict())
+    assert torch.equal(other(images), logits)
+
+
+def test_parameters_of_the_tables_rows():
+    with torch.device("meta"):
+        without = zfnet.zfnet(remove_layers=(3, 4, 6, 7))
+        assert num_parameters(without) == 14_208 + 614_656 + (256 * 256 * 9 + 256) + (9216 * 1000 + 1000)
+        assert without(torch.empty(1, 3, 224, 224)).shape == (1, 1000)
+        narrow = zfnet.zfnet(hidden_units=2048)
+        assert num_parameters(narrow.classifier) == 9216 * 2048 + 2048 + 2048**2 + 2048 + 2048 * 1000 + 1000
+
+
+@pytest.mark.parametrize("img_size", [63, 64, 96, 128, 192, 224, 225])
+def test_the_first_hidden_layer_fits_the_resolution(img_size):
+    with torch.device("meta"):
+        network = zfnet.zfnet(img_size=img_size, num_classes=7)
+        assert network(torch.empty(1, 3, img_size, img_size)).shape == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"img_size": 62}, "img_size=62"),
+        ({"num_kernels": [96, 256]}, "num_kernels"),
+        ({"remove_layers": [1]}, "remove_layers"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        zfnet.zfnet(**options)
