@@ -25,19 +25,24 @@ def main(config: Config) -> int:
     from tencrop.report.page import write_report
     from tencrop.report.tables import COLUMNS, error_rows, print_table
     from tencrop.training.fit import completed, fit
+    from tencrop.training.monitors import exit_when_asked
+    from tencrop.training.ranks import ranks_together
 
-    logger = None if completed(run_dir) else build_logger(config, run_dir)
-    fitted = fit(config, batches=batches, manifest=manifest, run_dir=run_dir, logger=logger, callbacks=[InputImages()])
-    finish(run_dir, status=fitted.status, weights_sha256=fitted.weights_sha256, ema_sha256=fitted.ema_sha256)
-    if fitted.status == "complete":
-        result = evaluate_run(config, manifest=manifest, checkpoint=fitted.checkpoint, out=run_dir / "predictions")
-        if result is not None:  # on the first process
-            experiments = collect([run_dir])
-            rows = error_rows(experiments)
-            print_table(rows)
-            log_error_table(logger, COLUMNS, [row.cells for row in rows])
-            write_report(experiments, run_dir)
-    close_logger(logger)
+    is_complete = completed(run_dir) is not None
+    with exit_when_asked(), ranks_together(1 if is_complete else batches.num_devices):
+        logger = None if is_complete else build_logger(config, run_dir)
+        watchers = [InputImages()]
+        fitted = fit(config, batches=batches, manifest=manifest, run_dir=run_dir, logger=logger, callbacks=watchers)
+        finish(run_dir, status=fitted.status, weights_sha256=fitted.weights_sha256, ema_sha256=fitted.ema_sha256)
+        if fitted.status == "complete":
+            result = evaluate_run(config, manifest=manifest, checkpoint=fitted.checkpoint, out=run_dir / "predictions")
+            if result is not None:  # on the first process
+                experiments = collect([run_dir])
+                rows = error_rows(experiments)
+                print_table(rows)
+                log_error_table(logger, COLUMNS, [row.cells for row in rows])
+                write_report(experiments, run_dir)
+        close_logger(logger)
     if is_first_process():
         print(f"{run_dir}: {fitted.message}", file=sys.stdout if fitted.exit_code == 0 else sys.stderr)
     return fitted.exit_code

@@ -1,6 +1,8 @@
 """From weights to result.json: what is written, what is used again, what is refused."""
 
 import json
+import os
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -225,6 +227,40 @@ def test_the_processes_of_a_training_evaluate_together(
     alone = evaluate(config, checkpoint, tmp_path / "alone")
     together = load_result(tmp_path / "together" / "center.result.json")
     assert together["top1_error"] == alone["top1_error"] and together["num_images"] == 501
+
+
+def _evaluate_under_torchrun(rank: int, port: int, config: Config, checkpoint: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "x"}
+    os.environ.update({name: str(value) for name, value in (names | meeting).items()})
+    result = module.evaluate_run(config, manifest=read_manifest(config.data.root), checkpoint=checkpoint, out=out)
+    assert (result is None) == (rank > 0)
+
+
+def test_saved_scores_under_torchrun_are_the_first_processes_affair(
+    make_config, new_network, save_checkpoint, evaluate, tmp_path
+) -> None:
+    """As train.py does where the run is complete: there is no group yet."""
+    config = make_config()
+    checkpoint = save_checkpoint(tmp_path / "last.ckpt", config, new_network(config))
+    evaluate(config, checkpoint, tmp_path / "out")
+    config.hardware.devices = 2
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    mp.spawn(_evaluate_under_torchrun, (port, config, checkpoint, tmp_path / "out"), nprocs=2)
+
+
+def test_a_process_that_is_not_the_first_and_that_nobody_joined_does_nothing(
+    make_config, new_network, save_checkpoint, tmp_path, monkeypatch
+) -> None:
+    config = make_config()
+    checkpoint = save_checkpoint(tmp_path / "last.ckpt", config, new_network(config))
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    manifest = read_manifest(config.data.root)
+    assert module.evaluate_run(config, manifest=manifest, checkpoint=checkpoint, out=tmp_path / "out") is None
+    assert not (tmp_path / "out").exists()
 
 
 def test_file_names_say_what_differs_from_the_usual(make_config) -> None:

@@ -1,6 +1,8 @@
 """Every image once, on one process or several, with the scores that a slow loop over files finds."""
 
 import io
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,6 +132,18 @@ def test_a_checkpoint_that_changes_meanwhile_is_noticed(make_config, make_task, 
     save_checkpoint(task.path, task.config, new_network(task.config, seed=1))
     with pytest.raises(UserError, match="written anew while it was evaluated"):
         _score_in_new_processes(task, num_processes=1)
+
+
+def test_a_full_disk_for_temporary_files_is_a_sentence(make_config, make_task, small_disk, monkeypatch) -> None:
+    with pytest.raises(OSError, match="No space"), open(small_disk / "full", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    os.truncate(small_disk / "full", (small_disk / "full").stat().st_size - 3 * 4096)  # the processes meet, no more
+    monkeypatch.setenv("TMPDIR", str(small_disk))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    task, network = make_task(make_config("hardware.devices=2"))
+    with pytest.raises(UserError, match="the disk is full"):
+        score_split(task, network)
 
 
 def test_several_machines_need_a_launcher(make_config, make_task, monkeypatch) -> None:

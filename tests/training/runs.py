@@ -1,12 +1,9 @@
-"""Trains a tiny network in a process of its own, with a fault on demand. Used by test_fit.py and, as a script whose
-ranks Lightning launches itself, by its test of two processes.
-"""
+"""Trains a tiny network in a process of its own, with a fault on demand. Used by test_fit.py and test_ranks.py."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -115,8 +112,3 @@ def train(
     rank = os.environ.get("LOCAL_RANK", "0")
     (run_dir / f"result{rank}.json").write_text(json.dumps(vars(result) | {"checkpoint": str(result.checkpoint)}))
     sys.exit(result.exit_code)
-
-
-if __name__ == "__main__":  # ROOT RUN_DIR AT_STEP OVERRIDES: interrupted after that step
-    fault = {"signal_number": signal.SIGTERM, "at_step": int(sys.argv[3])}
-    train(Path(sys.argv[1]), Path(sys.argv[2]), tuple(sys.argv[4:]), fault=fault)

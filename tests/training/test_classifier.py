@@ -42,6 +42,12 @@ def test_central_crops_are_torchvisions(shape):
         assert torch.equal(crop.permute(2, 0, 1), T.center_crop(image.permute(2, 0, 1), [32, 32]))
 
 
+def test_a_crop_larger_than_an_image_does_not_wrap_round():
+    images = torch.zeros(2, 60, 60, 3, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="smaller than 32 pixels"):
+        central_crops(images, torch.tensor([(40, 40), (31, 40)], dtype=torch.int32), size=32)
+
+
 def test_ema_by_hand():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     ema = copy.deepcopy(model)

@@ -11,6 +11,7 @@ from tencrop.training.monitors import (
     Interrupted,
     Interruption,
     duration,
+    exit_when_asked,
     job_end_time,
     keep_rows,
     over_ranks,
@@ -36,6 +37,24 @@ def test_a_second_ctrl_c_stops_at_once():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_around_a_training_ends_with_75(number, capsys):
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit, match="75"), exit_when_asked():
+        with Interruption(agree_every_steps=10):
+            os.kill(os.getpid(), number)  # a training's own affair
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(number) == before
+    assert capsys.readouterr().err == "interrupted; the same command continues\n"
+
+
+def test_a_signal_after_the_last_checkpoint_is_passed_on():
+    with pytest.raises(SystemExit, match="75"), exit_when_asked():
+        with Interruption(agree_every_steps=10) as interruption:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        interruption.pass_on()
 
 
 def test_several_ranks_agree_at_certain_steps_only():

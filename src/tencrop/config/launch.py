@@ -55,6 +55,6 @@ def check_launch(hardware: Hardware) -> None:
         raise UserError(f"srun: started without --ntasks-per-node; give it, --ntasks-per-node={hardware.devices}")
     elif found.num_per_node != hardware.devices:
         raise UserError(
-            f"hardware.devices={hardware.devices}: {found.launcher} started {found.num_per_node} processes on each node;"
-            " start as many, or choose the hardware that fits"
+            f"hardware.devices={hardware.devices}: {found.launcher} started {found.num_per_node} processes on each"
+            " node; start as many, or choose the hardware that fits"
         )

@@ -15,12 +15,13 @@ import torch
 import torch.distributed as dist
 
 from tencrop.config import Config, UserError
+from tencrop.config.launch import is_first_process
 from tencrop.data.colour import mean_and_std
 from tencrop.evaluation.ensembles import ensemble
 from tencrop.evaluation.members import Member, source_fingerprint
 from tencrop.evaluation.predictions import Scores, cpu_group, protocol_text, save_scores, saved_scores
 from tencrop.evaluation.results import result_of, save_result
-from tencrop.evaluation.scoring import Task, score_split
+from tencrop.evaluation.scoring import Task, join_launched, score_split
 from tencrop.models.factory import build_model
 from tencrop.models.weights import apply_weights, load_weights
 from tencrop.training.checkpoints import weights_sha256
@@ -49,6 +50,9 @@ def evaluate_run(config: Config, *, manifest: dict[str, Any], checkpoint: Path, 
 
 def evaluate_members(members: Sequence[Member]) -> list[Evaluated]:
     """All members and, where they are several, their ensemble, last; empty but on the first process of a group."""
+    join_launched(members[0].config.hardware)  # before a file is looked at: the first process decides for all
+    if not _is_first() and not dist.is_initialized():
+        return []  # one of several that nobody joined
     averages = {member.config.protocol.average for member in members}
     if len(averages) > 1:
         raise UserError(f"protocol.average: the members differ ({', '.join(sorted(averages))}); choose one of them")
@@ -154,7 +158,7 @@ def _save(scores: Scores, config: Config, out: Path, stem: str, *, is_saved: boo
 
 
 def _is_first() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return dist.get_rank() == 0 if dist.is_initialized() else is_first_process()
 
 
 def _agreed(decision: bool) -> bool:

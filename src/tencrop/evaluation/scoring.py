@@ -12,17 +12,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from tencrop.config import Config, Hardware, UserError, accelerator_of, num_workers
+from tencrop.config.launch import check_launch, launched
+from tencrop.config.verbs import disk_sentence
 from tencrop.data.colour import normalize
 from tencrop.data.loader import Batch, Loader
 from tencrop.data.manifest import Split, open_split
@@ -34,6 +36,7 @@ from tencrop.evaluation.protocols import merge, num_views, views
 from tencrop.models.factory import build_model
 from tencrop.models.weights import apply_weights, load_weights
 from tencrop.training.checkpoints import weights_sha256
+from tencrop.training.fit import cluster_environment
 
 IMAGES_AT_ONCE = {"cpu": 32, "gpu": 256}  # where hardware.max_micro_batch is null
 
@@ -59,6 +62,23 @@ def build_network(task: Task) -> nn.Module:
     return network
 
 
+def join_launched(hardware: Hardware) -> None:
+    """Join the processes that srun or torchrun started; nothing to do without them, or after a training.
+
+    Raises UserError where as many were not started as the hardware says.
+    """
+    if dist.is_initialized():
+        return
+    check_launch(hardware)
+    found = launched()
+    if found is None or found.num_processes == 1:
+        return
+    environment = cluster_environment()
+    address = f"tcp://{environment.main_address}:{environment.main_port}"
+    dist.init_process_group("gloo", address, rank=environment.global_rank(), world_size=found.num_processes)
+    atexit.register(dist.destroy_process_group)
+
+
 def score_split(task: Task, network: nn.Module) -> Scores | None:
     """Scores of every image, in index order; None on all processes of a group but the first.
 
@@ -68,9 +88,9 @@ def score_split(task: Task, network: nn.Module) -> Scores | None:
     config = task.config
     split = open_val_split(config)
     _refuse_small_images(config, split)
-    num_processes = config.hardware.devices * config.hardware.nodes
-    if not dist.is_initialized() and not _join(num_processes) and num_processes > 1:
-        scores: Scores | None = _score_in_new_processes(task, num_processes)
+    join_launched(config.hardware)
+    if not dist.is_initialized() and config.hardware.devices > 1:
+        scores: Scores | None = _score_in_new_processes(task, config.hardware.devices)
     else:
         rank, num_ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         scores = gather(score_part(task, network, split, rank=rank, num_ranks=num_ranks))
@@ -187,46 +207,23 @@ def _device(hardware: Hardware, rank: int) -> torch.device:
     return torch.device("cuda", number)
 
 
-def _join(num_processes: int) -> bool:
-    """Join the processes that srun or torchrun started; False where nobody did."""
-    environment: ClusterEnvironment | None = None
-    if TorchElasticEnvironment.detect():
-        environment = TorchElasticEnvironment()
-    elif "SLURM_STEP_ID" in os.environ and SLURMEnvironment.detect():  # within srun, not in the batch script itself
-        environment = SLURMEnvironment(auto_requeue=False)
-    world_size = environment.world_size() if environment else 1
-    if environment is None or world_size == 1:
-        return False
-    if world_size != num_processes:
-        raise UserError(
-            f"hardware.devices x hardware.nodes = {num_processes}: {world_size} processes were started;"
-            " start as many, or choose the hardware that fits"
-        )
-    address = f"tcp://{environment.main_address}:{environment.main_port}"
-    dist.init_process_group("gloo", address, rank=environment.global_rank(), world_size=world_size)
-    atexit.register(dist.destroy_process_group)
-    return True
-
-
 def _score_in_new_processes(task: Task, num_processes: int) -> Scores:
-    if task.config.hardware.nodes > 1:
-        raise UserError(f"hardware.nodes={task.config.hardware.nodes}: start it under srun or torchrun")
+    messages = mp.get_context("spawn").SimpleQueue()  # not a file: the disk may be what is full
     with tempfile.TemporaryDirectory(prefix="tencrop-") as folder:
         try:
-            mp.spawn(_process, (task, num_processes, Path(folder)), nprocs=num_processes)
-        except mp.ProcessRaisedException as error:
-            message = Path(folder, "error.txt")
-            if message.exists():
-                raise UserError(message.read_text()) from error
+            mp.spawn(_process, (task, num_processes, Path(folder), messages), nprocs=num_processes)
+        except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
+            if not messages.empty():
+                raise UserError(messages.get()) from error
             raise
         return load_scores(Path(folder, "scores.safetensors"))
 
 
-def _process(rank: int, task: Task, num_ranks: int, folder: Path) -> None:
-    """The life of a started process; the first one leaves the scores in `folder`."""
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_ranks))
-    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=num_ranks)
+def _process(rank: int, task: Task, num_ranks: int, folder: Path, messages: SimpleQueue[str]) -> None:
+    """The life of a started process; the first one leaves the scores in `folder`, one that fails a sentence."""
     try:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_ranks))
+        dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=num_ranks)
         network = build_network(task)
         if weights_sha256(network.state_dict()) != task.identity["weights_sha256"]:
             raise UserError(f"{task.path}: was written anew while it was evaluated; evaluate it again")
@@ -235,7 +232,11 @@ def _process(rank: int, task: Task, num_ranks: int, folder: Path) -> None:
         if scores is not None:
             save_scores(folder / "scores.safetensors", scores)
     except UserError as error:
-        (folder / "error.txt").write_text(str(error))
+        messages.put(str(error))
+        raise
+    except OSError as error:
+        messages.put(disk_sentence(error))
         raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -68,6 +68,12 @@ def apply_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: st
     """
     own = network.state_dict()
     state = _without_prefixes(state, own)
+    check_weights(state, own, source=source, name=name)
+    network.load_state_dict(state, strict=False)
+
+
+def check_weights(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, source: str, name: str) -> None:
+    """Raises UserError naming the first names and shapes in which `state`, of the file, is not `own`, the network's."""
     # BatchNorm counts its batches since torch 0.4.1; nothing is computed from the count
     lacking = [key for key in own if key not in state and not key.endswith(".num_batches_tracked")]
     unknown = [key for key in state if key not in own]
@@ -86,7 +92,6 @@ def apply_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: st
             f"{source}: its weights are not those of {name}: {'; '.join(differences)};"
             " name the model (and data with as many classes) that they were trained as"
         )
-    network.load_state_dict(state, strict=False)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

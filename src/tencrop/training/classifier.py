@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tencrop.config import Batches, Config, UserError
 from tencrop.data.colour import colour_noise, mean_and_std, normalize, pca_shift
 from tencrop.data.loader import Batch
+from tencrop.models.weights import check_weights
 from tencrop.training.batchnorm import average_over_ranks, set_groups, update_running_statistics
 from tencrop.training.checkpoints import weights_sha256
 from tencrop.training.losses import cross_entropy, topk_errors
@@ -248,6 +249,8 @@ class Classifier(pl.LightningModule):
                 f"{self.config.data.root}: the run was begun for {state['total_steps']} steps and these data make it"
                 f" {self.total_steps}, so they have changed; delete the run folder or bring the data back"
             )
+        source, name = str(self.trainer.ckpt_path), self.config.model.name
+        check_weights(checkpoint["state_dict"], self.state_dict(), source=source, name=name)
         self.plateau = Plateau(**state["plateau"])
         self.best_error, self.best_step = state["best"]["top1_error"], state["best"]["step"]
 
@@ -274,6 +277,7 @@ def central_crops(images: Tensor, sizes: Tensor, *, size: int) -> Tensor:
     sizes: int [B, 2], height and width of each image in the top left of its slot, at least `size`. Half pixels go
     to the even side, as in torchvision's CenterCrop.
     """
+    torch._assert_async((sizes >= size).all(), f"an image is smaller than {size} pixels")  # no wait for the device
     corners = torch.round((sizes.to(torch.float64) - size) / 2).to(torch.int64)
     span = torch.arange(size, device=images.device)
     rows, columns = (corners[:, axis, None] + span for axis in (0, 1))

@@ -18,11 +18,18 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
+from pytorch_lightning.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from pytorch_lightning.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from tencrop.config import Batches, Config, UserError, accelerator_of
+from tencrop.config.launch import launched
+from tencrop.config.verbs import INTERRUPTED
 from tencrop.data.module import DataModule
 from tencrop.models.factory import build_model
 from tencrop.training.checkpoints import AtomicCheckpointIO, Checkpoints, read_checkpoint, weights_sha256
@@ -30,7 +37,7 @@ from tencrop.training.classifier import Classifier
 from tencrop.training.monitors import Diverged, Interrupted, Interruption, Metrics, Pace
 from tencrop.training.progress import ProgressBar
 
-EXIT_CODES = {"complete": 0, "interrupted": 75, "diverged": 1}
+EXIT_CODES = {"complete": 0, "interrupted": INTERRUPTED, "diverged": 1}
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,8 @@ def fit(
     """Train, or continue from run_dir/checkpoints/last.ckpt exactly where it stands, or return at once if complete.
 
     manifest: of the prepared data. Raises UserError for data, model or checkpoint that do not fit the configuration.
-    A process that Lightning launched as a rank of this one ends here, with exit code 0, when the run is interrupted
-    or diverges: Lightning kills the main process when a child ends with another code.
+    Where the ranks were started by this command (training/ranks.py) all but the first end here, with exit code 0, when
+    the run is interrupted or diverges: the first says so.
     """
     last = run_dir / "checkpoints" / "last.ckpt"
     if finished := completed(run_dir):
@@ -91,9 +98,10 @@ def fit(
             status, message = "diverged", f"{reason}; {kept}; {mend}"
         finally:
             data.close()
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    if status != "complete" and not trainer.is_global_zero and isinstance(environment, LightningEnvironment):
+    if status != "complete" and not trainer.is_global_zero and launched() is None:
         sys.exit(0)
+    if status == "complete":
+        interruption.pass_on()
     return _result(last, classifier, trainer.global_step, status, message)
 
 
@@ -147,21 +155,29 @@ def _ddp() -> DDPStrategy:
     return DDPStrategy(**options)
 
 
+def cluster_environment() -> ClusterEnvironment:
+    """How the ranks find each other: by torchrun's variables, srun's, or those of training/ranks.py."""
+    match launched():
+        case None:
+            return LightningEnvironment()
+        case ("torchrun", _, _):
+            return TorchElasticEnvironment()
+        case _:
+            return SLURMEnvironment(auto_requeue=False)
+
+
 def build_trainer(config: Config, *, run_dir: Path, logger: Logger | None, callbacks: Iterable[Callback]) -> Trainer:
     """Lightning's Trainer for this hardware, without what it would add: samplers, bars, checkpoints, requeueing."""
     hardware = config.hardware
     accelerator = accelerator_of(hardware)
     is_deterministic = config.deterministic if config.deterministic is not None else accelerator == "cpu"
-    plugins: list[Any] = [AtomicCheckpointIO()]
-    if SLURMEnvironment.detect():
-        plugins.append(SLURMEnvironment(auto_requeue=False))
     distributed = hardware.devices * hardware.nodes > 1
     trainer = Trainer(
         accelerator=accelerator,
         devices=hardware.devices,
         num_nodes=hardware.nodes,
         strategy=_ddp() if distributed else "auto",
-        plugins=plugins,
+        plugins=[AtomicCheckpointIO(), cluster_environment()],
         deterministic=is_deterministic,
         benchmark=not is_deterministic,
         precision="32-true",  # autocast stands in Classifier.logits

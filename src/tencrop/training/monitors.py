@@ -12,6 +12,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -21,6 +23,9 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor
+
+from tencrop.config.launch import is_first_process
+from tencrop.config.verbs import INTERRUPTED
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -73,6 +78,31 @@ class Interruption:
 
     def stop(self, step: int) -> None:
         raise Interrupted(f"interrupted after step {step}; the same command continues")
+
+    def pass_on(self) -> None:
+        """A request that came after the last checkpoint: to whoever handles signals now."""
+        if self.is_requested:
+            signal.raise_signal(signal.SIGTERM)
+
+
+@contextmanager
+def exit_when_asked() -> Iterator[None]:
+    """While it lasts, SIGTERM, SIGUSR1 and Ctrl-C end the process with exit code 75, but for where an Interruption
+    handles them: around a training it covers what is done again at small cost, like the final evaluation."""
+
+    def stop(*_: object) -> None:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
+        if is_first_process():
+            print("interrupted; the same command continues", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+    previous = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def over_ranks(value: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
