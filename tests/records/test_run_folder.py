@@ -9,7 +9,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from tencrop.config import Config, UserError, run_path, typed
-from tencrop.records import run_folder as module
+from tencrop.config.launch import RANKS
 from tencrop.records.run_folder import finish, is_complete, read_manifest, run_folder
 
 
@@ -74,7 +74,7 @@ def test_two_processes_do_not_write_to_one_run(make_config, data_manifest):
     assert other.returncode == 1 and "another process is writing" in other.stderr
 
 
-@pytest.mark.parametrize("name", module.RANKS)
+@pytest.mark.parametrize("name", RANKS)
 def test_other_ranks_write_nothing(make_config, data_manifest, monkeypatch, name):
     monkeypatch.setenv(name, "1")
     folder = run_folder(make_config(), data_manifest)

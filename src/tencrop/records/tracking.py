@@ -27,10 +27,11 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor, nn
 
 from tencrop.config import Config, UserError
+from tencrop.config.launch import is_first_process
 from tencrop.data.manifest import write_whole
 from tencrop.records.csv_logger import CsvLogger
 from tencrop.records.masking import mask_text, mask_values
-from tencrop.records.run_folder import is_first_process, read_manifest
+from tencrop.records.run_folder import read_manifest
 
 if TYPE_CHECKING:
     import wandb
