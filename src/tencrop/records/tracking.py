@@ -92,7 +92,7 @@ def log_images(logger: Logger | None, images: Tensor, *, key: str, step: int = 0
     So a wrong normalisation shows as a difference between images or channels.
     """
     low, high = images.amin(), images.amax()
-    pixels = ((images - low) * (255 / (high - low).clamp(min=1e-12))).byte().cpu()
+    pixels = ((images - low) * (255 / (high - low).clamp(min=1e-12))).round().byte().cpu()
     if isinstance(logger, WandbLogger):
         logger.log_image(key, [image.permute(1, 2, 0).numpy() for image in pixels], step=step)
     elif isinstance(logger, TensorBoardLogger):
