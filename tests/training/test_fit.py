@@ -5,9 +5,9 @@ import math
 import signal
 
 import pytest
+import runs
 import torch
 
-import runs
 from tencrop.config import UserError, derive_batches
 from tencrop.data.manifest import read_manifest
 from tencrop.training.checkpoints import read_checkpoint
