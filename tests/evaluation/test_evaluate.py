@@ -165,7 +165,7 @@ def test_plain_weights_from_elsewhere(library: str, suffix: str, make_config, pr
     network, path = build(num_classes=3), tmp_path / f"weights{suffix}"
     (torch.save if suffix == ".pth" else save_file)(network.state_dict(), path)
     name = {"torchvision": "torchvision/resnet18", "timm": "resnet18"}[library]
-    config = make_config("model=resnet18", f"model.name={name}", f"data.root={prepared_photos}")
+    config = make_config("model=timm", f"model.name={name}", "model.bn_group=32", f"data.root={prepared_photos}")
     found = evaluate_members([Member(config, path, read_manifest(prepared_photos), None)])
     assert len(found) == 1
     folder, result = found[0].out, found[0].result
