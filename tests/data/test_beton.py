@@ -24,7 +24,7 @@ def raw_sample(height: int, width: int, label: int) -> EncodedSample:
 def ffcv_reader():
     """ffcv.reader.Reader; importing ffcv sets torch's number of threads, which is put back."""
     num_threads = torch.get_num_threads()
-    reader = pytest.importorskip("ffcv.reader").Reader
+    reader = pytest.importorskip("ffcv.reader", reason="ffcv is not installed").Reader
     torch.set_num_threads(num_threads)
     yield reader
     torch.set_num_threads(num_threads)
@@ -108,7 +108,7 @@ def test_ffcv_loads_pixels_and_labels(tmp_path, photographs):
 
     ffcv asks libjpeg for its fast inverse DCT, Pillow for the accurate one: some levels apart, most pixels less.
     """
-    pytest.importorskip("ffcv.reader")
+    pytest.importorskip("ffcv.reader", reason="ffcv is not installed")
     raw = [raw_sample(1000, 900, label) for label in range(7)]  # 2.7 MB each: three to a page
     write_beton(tmp_path / "raw.beton", raw, len(raw))
     decoded, jpegs = [], []

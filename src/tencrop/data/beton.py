@@ -10,9 +10,10 @@ crosses a multiple of the page size, counted from the start of the file: ffcv ma
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -56,21 +57,26 @@ def write_beton(path: str | Path, samples: Iterable[EncodedSample], num_samples:
     The file appears under its name only when complete and on disk; an error (OSError of a full disk, or one
     raised by `samples`) leaves nothing.
     """
-    path = Path(path)
+    with whole_file(Path(path)) as file:
+        return _write(file, samples, num_samples)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file under a temporary name in the same folder; brought to disk and renamed at the end, gone after an error."""
     partial = path.with_name(path.name + ".partial")
     try:
         with open(partial, "wb", buffering=1 << 20) as file:
-            count = _write(file, samples, num_samples)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
-    return count
+    _sync_folder(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Make the names in a folder (a rename, say) survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -79,7 +85,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write(file, samples: Iterable[EncodedSample], num_samples: int) -> int:
+def _write(file: BinaryIO, samples: Iterable[EncodedSample], num_samples: int) -> int:
     metadata = np.zeros(num_samples, SAMPLE)
     allocations = np.zeros(num_samples, ALLOCATION)
     page_size = MIN_PAGE_BYTES

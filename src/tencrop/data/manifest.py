@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tencrop.config import UserError
-from tencrop.data.beton import Beton, sync_folder
+from tencrop.data.beton import Beton, whole_file
 from tencrop.data.folder import Source, read_file
 
 FORMAT = "tencrop-data-1"
@@ -56,16 +56,8 @@ def write_manifest(root: Path, manifest: dict[str, Any]) -> None:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file under a temporary name in the same folder, bring it to disk, rename it."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    with whole_file(path) as file:
+        file.write(content)
 
 
 def file_table(num_files: int, name_bytes: int) -> np.ndarray:
