@@ -10,10 +10,19 @@ def main(config: Config) -> int:
 
     from tencrop.evaluation.evaluate import evaluate_members
     from tencrop.evaluation.results import print_results
+    from tencrop.records.tracking import build_logger, close_logger, log_error_table
+    from tencrop.report.collect import collect, is_run
+    from tencrop.report.tables import COLUMNS, error_rows
 
     if found := evaluate_members(members):  # empty but on the first of several processes
         print_results([evaluated.result for evaluated in found])
         print("\n".join(f"{evaluated.out}/{evaluated.result['scores']}" for evaluated in found))
+        for member, evaluated in zip(members, found, strict=False):  # an ensemble, last, belongs to no run
+            if is_run(run_dir := evaluated.out.parent):
+                rows = error_rows(collect([run_dir]))
+                logger = build_logger(member.config, run_dir)
+                log_error_table(logger, COLUMNS, [row.cells for row in rows])
+                close_logger(logger)
     return 0
 
 

@@ -1,6 +1,6 @@
-"""Write a data set once: python prepare.py data=digits | data=imagefolder data.source=DIR data.root=DIR.
+"""Write a data set once: python prepare.py data=imagenet data.source=DIR data.root=DIR (data=imagefolder, digits, ...).
 
-Reads conf/prepare.yaml; the work is in src/tencrop/data/prepare.py.
+Reads conf/prepare.yaml; the work is in src/tencrop/data/prepare.py, verify.py and simulate.py.
 """
 
 from tencrop.config import PrepareConfig, command
@@ -8,9 +8,16 @@ from tencrop.config import PrepareConfig, command
 
 @command("prepare", PrepareConfig)
 def main(config: PrepareConfig) -> int:
-    from tencrop.data.prepare import prepare
+    from tencrop.data.prepare import num_threads, prepare
+    from tencrop.data.simulate import simulate
+    from tencrop.data.verify import verify
 
-    prepare(config.data, workers=config.workers)
+    if config.verify:
+        verify(config.data.root, config.data.name, num_threads=num_threads(config.workers))
+    elif config.simulate:
+        simulate(config.data)
+    else:
+        prepare(config.data, workers=config.workers)
     return 0
 
 

@@ -17,8 +17,9 @@ DATA = {"digits": "prepared_digits"}  # by data.name; what is not here takes a s
 def test_takes_a_step(recipe, composed, request, tmp_path):
     root = request.getfixturevalue(DATA.get(composed(recipe).data.name, "prepared_photos"))
     small = ["training.global_batch=4", "training.max_steps=1", "hardware=cpu", "tracker=none", "data.num_classes=null"]
-    group = [] if composed(recipe).model.bn_group is None else ["model.bn_group=4"]
-    config = composed(recipe, *small, *group, f"data.root={root}")
+    groups = [] if composed(recipe).model.bn_group is None else ["model.bn_group=4"]
+    groups += [] if composed(recipe).augmentation.mixing.mix_group is None else ["augmentation.mixing.mix_group=4"]
+    config = composed(recipe, *small, *groups, f"data.root={root}")
     result = fit(config, batches=derive_batches(config), manifest=read_manifest(root), run_dir=tmp_path)
     assert (result.status, result.step) == ("complete", 1) and result.checkpoint.exists()
 

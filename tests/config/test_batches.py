@@ -30,6 +30,15 @@ def test_a_group_over_several_gpus_is_synchronised(composed):
     assert layout(composed, "hardware=gpu8", "model.bn_group=256") == Batches(8, 32, 32, 1, "sync", 1)
 
 
+MIXED = ["augmentation.mixing.mixup_alpha=0.2", "augmentation.mixing.mix_group=64"]
+
+
+def test_mixing_groups_are_not_cut_either(composed):
+    assert layout(composed, "hardware=gpu1", "hardware.max_micro_batch=100", *MIXED).micro_batch == 64
+    overrides = ("model.bn_group=32", "hardware.max_micro_batch=200", "augmentation.mixing.mix_group=128")
+    assert layout(composed, "hardware=gpu1", *MIXED[:1], *overrides) == Batches(1, 256, 128, 2, "ghost", 4)
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -39,6 +48,8 @@ def test_a_group_over_several_gpus_is_synchronised(composed):
         (["hardware=gpu8", "model.bn_group=64", "hardware.max_micro_batch=16"], "accumulation cannot enlarge a group"),
         (["hardware=gpu1", "model.bn_group=48"], "use fewer devices, or a bn_group that divides"),
         (["hardware=gpu1", "model.bn_group=512"], "model.bn_group=512"),
+        (["hardware=gpu8", *MIXED], "mix_group=64: 256 / 8 devices = 32 samples a device are no whole number"),
+        (["hardware=gpu1", "hardware.max_micro_batch=40", *MIXED], "raise it to at least 64"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_arithmetic(composed, overrides, words):

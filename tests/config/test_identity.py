@@ -32,11 +32,34 @@ def test_what_is_not_learned_keeps_the_hash(composed, override):
         "training.precision=fp32",
         "model.bn_group=64",
         "augmentation.flip=0",
+        "augmentation.jitter.contrast=0.3",
+        "augmentation.randaugment.num_ops=2",
+        "augmentation.erasing.prob=0.25",
+        "augmentation.repeats=3",
         "data.store.short_side=300",
     ],
 )
 def test_what_is_learned_changes_the_hash(composed, override):
     assert learning_hash(composed(override)) != learning_hash(composed())
+
+
+MIXED = ("augmentation.mixing.cutmix_alpha=1", "augmentation.mixing.mix_group=64")
+
+
+@pytest.mark.parametrize(
+    ("key", "switch"),
+    [
+        ("augmentation.jitter.source=torchvision", ["augmentation.jitter.hue=0"]),
+        ("augmentation.randaugment.prob=0.5", ["augmentation.randaugment.num_ops=2"]),
+        ("augmentation.erasing.fill=mean", ["augmentation.erasing.prob=0.25"]),
+        ("augmentation.mixing.prob=0.9", MIXED),
+    ],
+)
+def test_settings_are_learned_where_what_they_set_is_on(composed, key, switch):
+    plain = "augmentation=none"
+    assert learning_hash(composed(plain, key)) == learning_hash(composed(plain))
+    switch = [*switch, "augmentation.jitter.contrast=0.1"]
+    assert learning_hash(composed(plain, key, *switch)) != learning_hash(composed(plain, *switch))
 
 
 def test_the_folder_names_experiment_seed_and_hash(composed):

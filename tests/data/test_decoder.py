@@ -1,5 +1,6 @@
 """The C decoder against Pillow: pixels are equal, never close; damage is an error, never gray blocks."""
 
+import ctypes.util
 import io
 import os
 import subprocess
@@ -240,6 +241,52 @@ def test_a_jpeg_of_another_size_than_stored_is_refused(photographs):
         decode(noise(8, 8).tobytes(), RAW, (9, 8), (0, 0, 8, 8), (8, 8))
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_flipped_bits_are_an_error_or_decode_as_libjpeg_has_it(photographs, progressive, turbojpeg):
+    """One bit in 300 places of the image data. Whatever libjpeg warns of is an error here, but for stray bytes before
+    a marker; what it cannot see (a changed coefficient) is a changed picture in every decoder, and only the hashes of
+    the manifest tell (prepare.py verify)."""
+    image = photographs["china"].resize((160, 120))
+    whole, noticed = jpeg(image, progressive=progressive, subsampling="4:2:0", restart_marker_blocks=0), 0
+    generator = np.random.default_rng(0)
+    for place in generator.integers(whole.index(b"\xff\xda") + 14, len(whole) - 2, 300):
+        file = bytearray(whole)
+        file[place] ^= 1 << int(generator.integers(8))
+        pixels, warning = turbojpeg(bytes(file), 120, 160)
+        try:
+            ours = decode_jpeg(bytes(file))
+        except DecodeError:
+            noticed += 1
+            assert warning
+        else:
+            assert not warning or "extraneous bytes" in warning
+            assert np.array_equal(ours, pixels)
+    assert noticed  # few: a Huffman stream soon falls into step again
+
+
+@pytest.fixture(scope="session")
+def turbojpeg():
+    """turbojpeg(file, height, width) -> pixels, what libjpeg warns of ("" for nothing): another door to the library."""
+    name = ctypes.util.find_library("turbojpeg")
+    if name is None:
+        pytest.skip("turbojpeg is not installed (Debian: libturbojpeg0)")
+    library = ctypes.CDLL(name)
+    library.tjInitDecompress.restype, library.tjGetErrorStr2.restype = ctypes.c_void_p, ctypes.c_char_p
+    pointer, number = ctypes.c_void_p, ctypes.c_int
+    library.tjDecompress2.argtypes = [pointer, ctypes.c_char_p, ctypes.c_ulong, pointer, *[number] * 5]
+    library.tjGetErrorStr2.argtypes = library.tjDestroy.argtypes = [pointer]
+
+    def decode(file: bytes, height: int, width: int) -> tuple[np.ndarray, str]:
+        handle, pixels = library.tjInitDecompress(), np.empty((height, width, 3), np.uint8)
+        accurate = 4096  # TJFLAG_ACCURATEDCT
+        code = library.tjDecompress2(handle, file, len(file), pixels.ctypes.data, width, 0, height, 0, accurate)
+        warning = library.tjGetErrorStr2(handle).decode() if code else ""
+        library.tjDestroy(handle)
+        return pixels, warning
+
+    return decode
+
+
 def test_harmless_oddities_pass(photographs):
     """ImageNet has files with stray bytes before the end marker or behind it; every decoder reads them."""
     file = jpeg(photographs["flower"].resize((33, 21)))
@@ -356,5 +403,7 @@ for file in files:
 for _ in range(400):
     height, width = (int(length) for length in generator.integers(1, 50, 2))
     cut(bytes(3 * height * width), 1, height, width)
+for _ in range(100):  # many pixels to few: filters of many pairs at the end of a row
+    cut(bytes(3 * 2 * 2000), 1, 2, 2000)
 print("sound")
 """

@@ -61,7 +61,7 @@ def test_bilinear_to_28_padded_to_32():
 def test_read_gives_a_png_of_the_digit():
     source = DigitsSource()
     file = source.files["val"][17]
-    image = Image.open(io.BytesIO(source.read("val", file.name)))
+    image = Image.open(io.BytesIO(source.read("val", file)))
     assert image.format == "PNG"
     number = int(file.name[2:6])
     assert np.array_equal(np.asarray(image), np.asarray(digit_image(load_digits().images[number])))

@@ -65,7 +65,8 @@ def test_integers_below_are_the_exact_products_high_part(draw, n):
 
 def test_purposes_are_numbered_for_ever():
     """Renumbering would change the augmentation of every run that was ever recorded."""
-    names = {"ORDER": 0, "MINIVAL": 1, "CROP": 2, "FLIP": 3, "PCA": 4}
+    names = {"ORDER": 0, "MINIVAL": 1, "CROP": 2, "FLIP": 3, "PCA": 4, "JITTER": 5, "MIX": 6}
+    names |= {"RANDAUGMENT": 7, "RANDAUGMENT_LEVEL": 8, "ERASE": 9, "ERASE_NOISE": 10, "NOISE_TABLE": 11, "STORE": 12}
     assert {purpose.name: purpose.value for purpose in Purpose} == names
 
 
@@ -107,6 +108,14 @@ def test_every_part_of_the_key_matters():
     rows = [uniforms(**(base | change), index=np.arange(4), count=2) for change in changes]
     values = np.concatenate(rows).ravel()
     assert len(np.unique(values)) == values.size
+
+
+def test_each_sample_may_be_another_copy():
+    index, view = np.array([5, 5, 5, 8]), np.array([0, 2, 1, 2])
+    key = {"seed": 7, "epoch": 1, "purpose": Purpose.CROP, "count": 3}
+    rows = [draws(index=index[i : i + 1], view=int(view[i]), **key)[0] for i in range(4)]
+    assert np.array_equal(draws(index=index, view=view, **key), rows)
+    assert len({row.tobytes() for row in rows}) == 4
 
 
 def test_hash_is_the_first_draw():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tencrop.config import StoreOptions
+from tencrop.config import StoreOptions, UserError
 from tencrop.data.beton import JPEG, RAW
 from tencrop.data.encode import Undecodable, decode_rgb, encode
 
@@ -30,7 +30,7 @@ def test_plain_jpegs_keep_their_bytes(image, mode):
     assert encoded.sample == (content, JPEG, 100, 150, 3)
     assert encoded.sha256 == encoded.payload_sha256 == hashlib.sha256(content).digest()
     assert encoded.kind == {"RGB": "jpeg", "L": "gray jpeg"}[mode]
-    assert encoded.image.mode == "RGB"
+    assert encoded.pixels.shape == (100, 150, 3)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_reduced_store(image):
     small = image.resize((75, 50), Image.Resampling.BILINEAR)
     raw = encode(content, 0, StoreOptions(mode="raw", short_side=50, max_side=None, quality=95))
     assert raw.sample == (np.asarray(small).tobytes(), RAW, 50, 75, 0)
-    assert raw.image.size == (150, 100)
+    assert (raw.height, raw.width) == (100, 150)
     jpeg = encode(content, 0, StoreOptions(mode="jpeg", short_side=50, max_side=None, quality=80))
     assert jpeg.sample == (saved(small, "JPEG", quality=80), JPEG, 50, 75, 0)
     assert encode(content, 0, StoreOptions(mode="jpeg", short_side=None, max_side=60, quality=80)).sample.width == 60
@@ -120,3 +120,11 @@ def test_image_that_no_beton_can_hold():
     content = saved(Image.new("RGB", (65_536, 1)), "PNG")
     with pytest.raises(Undecodable, match="65536 x 1 pixels are more than"):
         encode(content, 0, ORIGINAL)
+
+
+def test_a_mixed_store_needs_its_share(composed):
+    assert composed("data.store.mode=proportion", "data.store.jpeg_fraction=0.5").data.store.jpeg_fraction == 0.5
+    with pytest.raises(UserError, match=r"data\.store\.jpeg_fraction: data\.store\.mode=proportion needs a value"):
+        composed("data.store.mode=proportion")
+    with pytest.raises(UserError, match=r"data\.store\.jpeg_fraction=0\.5: data\.store\.mode=jpeg does not use it"):
+        composed("data.store.jpeg_fraction=0.5")

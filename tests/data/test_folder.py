@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from tencrop.config import UserError
-from tencrop.data.folder import FolderSource, read_file
+from tencrop.data.folder import FolderSource
+from tencrop.data.originals import SourceFile, read_file
 
 
 def tree(root: Path, *names: str) -> Path:
@@ -36,7 +37,7 @@ def test_sample_index_is_the_bytewise_rank(tmp_path, open_folder):
         ("b/9.jpg", 3),
     ]
     assert source.files["train"][0].num_bytes == len("train/B/z.jpg")
-    assert source.read("train", "b/9.jpg") == b"train/b/9.jpg"
+    assert source.read("train", SourceFile("b/9.jpg", 3, 0)) == b"train/b/9.jpg"
 
 
 def test_only_images_count(tmp_path, open_folder):

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from tencrop.config import UserError, derive_batches
+from tencrop.data.augment import HOST
 from tencrop.data.module import DataModule, validation_protocol
+from tencrop.data.order import epoch_order
 
 OPTIONS = ("data=imagefolder", "model=lenet5", "image_size=32", "short_side=32", "training.global_batch=8", "seed=3",
            "hardware=cpu", "hardware.workers=1")  # fmt: skip
@@ -48,6 +50,48 @@ def test_two_processes_see_the_samples_of_one(module):
             assert torch.equal(getattr(whole, field), torch.cat([getattr(part, field) for part in parts])), field
 
 
+MIXED = ("augmentation.mixing.mixup_alpha=0.8", "augmentation.mixing.cutmix_alpha=1", "augmentation.mixing.mix_group=2")
+
+
+def test_mixing_does_not_depend_on_ranks_or_accumulation(module):
+    alone = epoch(module(*MIXED).train_dataloader())
+    ranks = [
+        epoch(module(*MIXED, "hardware=ddp_cpu2", "hardware.workers=1", rank=r).train_dataloader()) for r in (0, 1)
+    ]
+    parts = epoch(module(*MIXED, "hardware.max_micro_batch=2").train_dataloader())
+    assert len(parts) == 12 and len({float(weight) for batch in alone for weight in batch.mix_weights}) > 6
+    for number, whole in enumerate(alone):
+        for field in ("partners", "mix_weights", "mix_boxes", "index"):
+            expected = getattr(whole, field)
+            assert torch.equal(expected, torch.cat([getattr(part[number], field) for part in ranks])), field
+            assert torch.equal(expected, torch.cat([getattr(p, field) for p in parts[4 * number :][:4]])), field
+
+
+FULL = ("augmentation=deit", "augmentation.mixing.mix_group=2")
+
+
+def test_repeated_augmentation_shows_copies_side_by_side_on_any_number_of_ranks(module):
+    data = module(*FULL)
+    alone = epoch(data.train_dataloader())
+    order = epoch_order(np.arange(24), seed=3, epoch=0)
+    assert torch.cat([batch.index for batch in alone]).tolist() == np.repeat(order, 3)[:24].tolist()
+    assert data.steps_per_epoch == len(alone) == 3
+    ranks = [epoch(module(*FULL, "hardware=ddp_cpu2", "hardware.workers=1", rank=r).train_dataloader()) for r in (0, 1)]
+    for whole, *parts in zip(alone, *ranks, strict=True):
+        for field in set(whole._fields):
+            assert torch.equal(getattr(whole, field), torch.cat([getattr(part, field) for part in parts])), field
+    boxes = torch.cat([batch.boxes for batch in alone]).view(8, 3, 4)
+    assert (boxes[:, :1] != boxes[:, 1:]).any(2).all()  # the copies of a sample are cut differently
+
+
+def test_repeated_augmentation_goes_on_where_it_stands(module):
+    first = epoch(module(*FULL).train_dataloader())
+    resumed = epoch(module(*FULL, step=1).train_dataloader())
+    assert len(resumed) == 2
+    for expected, batch in zip(first[1:], resumed, strict=True):
+        assert all(map(torch.equal, expected, batch))
+
+
 def test_accumulation_cuts_the_same_batches(module):
     whole = torch.cat([batch.index for batch in epoch(module().train_dataloader())])
     parts = epoch(module("hardware.max_micro_batch=2").train_dataloader())
@@ -80,11 +124,11 @@ def test_a_replayed_batch_is_noticed(module):
 
 def test_the_reference_loader_yields_the_same_samples(module):
     fast, reference = (
-        epoch(module(f"data.loader={loader}", "data.store.mode=jpeg").train_dataloader())
+        epoch(module(f"data.loader={loader}", "data.store.mode=jpeg", *FULL).train_dataloader())
         for loader in ("ffcv", "torch")
     )
     for one, other in zip(fast, reference, strict=True):
-        for field in ("labels", "index", "boxes", "flips", "colour", "sizes"):
+        for field in one._fields[1:]:
             assert torch.equal(getattr(one, field), getattr(other, field)), field
         assert one.images.shape == other.images.shape
 
@@ -136,12 +180,8 @@ def test_what_the_step_does_not_compute_with_stays_on_the_host(module):
     data = module()
     batch = next(iter(data.train_dataloader()))
     moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
-    assert {field for field in moved._fields if getattr(moved, field).is_meta} == {
-        "images",
-        "labels",
-        "colour",
-        "sizes",
-    }
+    on_host = {field for field in moved._fields if not getattr(moved, field).is_meta}
+    assert on_host == {"index", "boxes", "flips", "hashes"} | HOST
 
 
 def test_closing_ends_the_threads(module):
@@ -151,3 +191,37 @@ def test_closing_ends_the_threads(module):
     assert any(thread.name == "tencrop-loader" for thread in threading.enumerate())
     data.teardown("fit")
     assert not any(thread.name == "tencrop-loader" for thread in threading.enumerate())
+
+
+def test_the_digest_does_not_depend_on_ranks_accumulation_or_loader(module):
+    """Nor on where a run is cut: the sums that a checkpoint keeps are those of all ranks."""
+
+    def digest(*overrides: str, rank: int = 0, steps=(0, 1, 2)):
+        data = module(*overrides, rank=rank)
+        for number, batch in enumerate(data.train_dataloader()):
+            if number // data.batches.accumulate in steps:
+                data.check(batch, 0, number)
+        return data.digest.sums.clone()
+
+    whole = digest()
+    assert whole.count_nonzero() == 4  # of the pixels too: a run on the CPU is exact
+    assert torch.equal(digest("hardware.max_micro_batch=2"), whole)
+    two = ("hardware=ddp_cpu2", "hardware.workers=1")
+    assert torch.equal(digest(*two, rank=0) + digest(*two, rank=1), whole)
+    assert torch.equal(digest(steps=(0,)) + digest(steps=(1, 2)), whole)
+    assert torch.equal(digest("data.loader=torch"), whole)
+    assert torch.equal(digest("deterministic=false")[2:], torch.zeros(2, dtype=torch.int64))
+    for other in ("seed=4", "augmentation.flip=0", "augmentation.pca.std=0.2", MIXED):
+        assert not torch.equal(digest(*([other] if isinstance(other, str) else other))[:2], whole[:2])
+
+
+def test_the_first_rank_goes_on_with_what_all_saw(module):
+    data = module()
+    data.digest.sums += torch.arange(4)
+    state = data.state_dict()
+    for rank, expected in ((0, [0, 1, 2, 3]), (1, [0] * 4)):
+        other = module()
+        other.trainer.is_global_zero = rank == 0
+        other.digest.sums += 7
+        other.load_state_dict(state)
+        assert other.digest.sums.tolist() == expected

@@ -1,5 +1,7 @@
 """One global order for every layout: ranks, micro-batches and interruptions only cut it."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,15 @@ from hypothesis import strategies as st
 
 from tencrop.config import UserError
 from tencrop.data.draws import Purpose, hashes
-from tencrop.data.order import epoch_order, evaluation_batches, evaluation_part, minival_split, training_batches
+from tencrop.data.order import (
+    MAX_PADDED_BYTES,
+    epoch_order,
+    evaluation_batches,
+    evaluation_part,
+    minival_split,
+    training_batches,
+    within_memory,
+)
 
 
 def global_batches(index, num_ranks, micro_batch, **key):
@@ -80,6 +90,36 @@ def test_evaluation_counts_every_sample_once(num_samples, num_ranks, micro_batch
     flat = [batch for part in batches for batch in part]
     assert all(0 < len(batch) <= micro_batch for batch in flat)
     assert np.array_equal(np.concatenate([index[:0], *flat]), index)
+
+
+@given(st.data())
+def test_padded_batches_stay_within_memory(data):
+    """Whatever the sizes: the same samples in order, no batch too large but of one image, none cut without need."""
+    sides = st.tuples(st.integers(1, 60), st.integers(1, 60))
+    sizes = np.array(data.draw(st.lists(sides, max_size=60)), np.int32).reshape(-1, 2)
+    micro_batch = data.draw(st.integers(1, 20))
+    batches = evaluation_batches(np.arange(len(sizes)), micro_batch=micro_batch, rank=0, num_ranks=1)
+
+    def num_bytes(batch) -> int:
+        return 3 * len(batch) * int(sizes[batch].max(axis=0).prod())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tencrop.data.order.MAX_PADDED_BYTES", limit := data.draw(st.sampled_from([0, 5000, 20_000])))
+        parts = within_memory(batches, sizes)
+    assert np.array_equal(np.concatenate([np.arange(0), *parts]), np.arange(len(sizes)))
+    assert all(1 <= len(part) <= micro_batch and (len(part) == 1 or num_bytes(part) <= limit) for part in parts)
+    for part, following in pairwise(parts):
+        joined = np.concatenate([part, following[:1]])
+        assert following[0] % micro_batch == 0 or num_bytes(joined) > limit
+
+
+def test_a_tall_and_a_wide_image_do_not_make_all_large():
+    """256 images of ImageNet's usual shape with the two extremes of our sample among them (1 : 3.4)."""
+    sizes = np.full((256, 2), (256, 341), np.int32)
+    sizes[100], sizes[200] = (877, 256), (256, 877)
+    parts = within_memory([np.arange(256)], sizes)
+    assert [len(part) for part in parts] == [200, 56]
+    assert 2 * MAX_PADDED_BYTES < 256 * 877 * 877 * 3
 
 
 def test_uneven_parts_of_500_images_on_3_processes():

@@ -1,13 +1,15 @@
 """Plans against a slow scalar reading of the papers' algorithms, and golden boxes that may never change."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-from tencrop.config import Augmentation, Pca, Protocol
+from tencrop.config import Augmentation, Erasing, Jitter, Mixing, Pca, Protocol, RandAugment
 from tencrop.data.draws import Purpose, draws, normals, uniforms
 from tencrop.data.geometry import rescaled_size
 from tencrop.data.plan import Plan, evaluation_plan, training_plan
@@ -49,6 +51,22 @@ GOLDEN_JITTER = [
 def augmentation(crop="random_resized", *, size=224, flip=0.5, pca=0.0, **kwargs) -> Augmentation:
     kwargs = kwargs or ({"area": AREA, "aspect": ASPECT} if crop == "random_resized" else {})
     return Augmentation(crop=crop, size=size, filter="bilinear", flip=flip, pca=Pca(pca, "dataset"), **kwargs)
+
+
+def on_each_sample() -> dict:
+    return {
+        "jitter": Jitter("torchvision", 0.4, 0.4, 0.4, 0.1),
+        "randaugment": RandAugment("timm", num_ops=2, std=0.5),
+        "erasing": Erasing(1.0),
+    }
+
+
+def everything(mix_group: int) -> Augmentation:
+    return dataclasses.replace(
+        augmentation(pca=0.1),
+        **on_each_sample(),
+        mixing=Mixing(mixup_alpha=0.8, cutmix_alpha=1.0, switch_prob=1.0, mix_group=mix_group),
+    )
 
 
 def protocol(side=256, region="whole") -> Protocol:
@@ -106,6 +124,45 @@ def test_random_resized_is_torchvisions_algorithm(pairs, seed, epoch):
     draw = draws(seed=seed, index=index, epoch=epoch, purpose=Purpose.CROP, count=40).tolist()
     assert plan.boxes.tolist() == [scalar_random_resized(*pairs[i], draw[i], AREA, ASPECT) for i in index]
     assert inside(plan, stored)
+
+
+def scalar_random_sized(height: int, width: int, draw: list[int], area, aspect) -> list[int]:
+    """fb.resnet.torch's RandomSizedCrop, fed with our draws, one sample at a time in Python numbers."""
+    for attempt in range(10):
+        share, ratio, top, left = draw[4 * attempt : 4 * attempt + 4]
+        target_area = height * width * (area[0] + (area[1] - area[0]) * ((share >> 11) / 2**53))
+        aspect_ratio = aspect[0] + (aspect[1] - aspect[0]) * ((ratio >> 11) / 2**53)
+        w, h = math.sqrt(target_area * aspect_ratio), math.sqrt(target_area / aspect_ratio)
+        if draw[40 + attempt] < 2**63:
+            w, h = h, w
+        w, h = round(w), round(h)
+        if 0 < w <= width and 0 < h <= height:
+            return [top * (height - h + 1) >> 64, left * (width - w + 1) >> 64, h, w]
+    side = min(height, width)
+    return [math.ceil((height - side) / 2), math.ceil((width - side) / 2), side, side]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(LENGTHS, LENGTHS), min_size=1, max_size=6), SEEDS, st.integers(0, 300))
+def test_random_sized_is_fb_resnet_torchs_algorithm(pairs, seed, epoch):
+    stored, index = sizes_of(*pairs), np.arange(len(pairs))
+    options = augmentation("random_sized", area=AREA, aspect=ASPECT)
+    plan = training_plan(index, stored, augmentation=options, seed=seed, epoch=epoch)
+    draw = draws(seed=seed, index=index, epoch=epoch, purpose=Purpose.CROP, count=50).tolist()
+    assert plan.boxes.tolist() == [scalar_random_sized(*pairs[i], draw[i], AREA, ASPECT) for i in index]
+    assert inside(plan, stored)
+
+
+def test_fb_resnet_torchs_aspect_is_uniform_or_its_inverse_is():
+    stored = np.full((4000, 2), (2000, 2000), np.int32)
+    options = augmentation("random_sized", area=[0.1, 0.5], aspect=ASPECT)
+    height, width = training_plan(np.arange(4000), stored, augmentation=options, seed=0, epoch=0).boxes[:, 2:].T
+    uniform = stats.uniform(3 / 4, 4 / 3 - 3 / 4).cdf
+
+    def law(ratio):
+        return (uniform(ratio) + 1 - uniform(1 / ratio)) / 2
+
+    assert stats.kstest(width / height, law).pvalue > 0.01
 
 
 @settings(max_examples=50, deadline=None)
@@ -194,15 +251,16 @@ def test_certain_flips(flip, share):
     assert plan.flips.mean() == share
 
 
-@pytest.mark.parametrize("crop", ["random_resized", "random"])
+@pytest.mark.parametrize("crop", ["random_resized", "random_sized", "random"])
 def test_a_samples_plan_does_not_depend_on_its_batch(crop):
     rng = np.random.default_rng(0)
     stored, index = rng.integers(1, 700, (67, 2)).astype(np.int32), np.arange(67)
-    kwargs = {} if crop == "random_resized" else {"side": [224, 512], "region": "whole"}
-    options = augmentation(crop, pca=0.1, **kwargs)
-    whole = training_plan(index, stored, augmentation=options, seed=1, epoch=2)
+    kwargs = {"side": [224, 512], "region": "whole"} if crop == "random" else {"area": AREA, "aspect": ASPECT}
+    options = dataclasses.replace(augmentation(crop, pca=0.1, **kwargs), **on_each_sample())
+    view = np.arange(67) % 3
+    whole = training_plan(index, stored, augmentation=options, seed=1, epoch=2, view=view)
     for part in (index[:1], index[5:9], index[::-3], index[60:]):
-        plan = training_plan(part, stored, augmentation=options, seed=1, epoch=2)
+        plan = training_plan(part, stored, augmentation=options, seed=1, epoch=2, view=view[part])
         for name, values in plan._asdict().items():
             assert np.array_equal(values, getattr(whole, name)[part]), name
 
@@ -230,8 +288,39 @@ def test_evaluation_takes_the_whole_image_or_the_square():
 
 
 def test_types_are_the_contracts():
+    stored, places = np.full((3, 2), 9, np.int32), np.arange(3)
+    plain = training_plan(np.arange(3), stored, augmentation=augmentation(), seed=0, epoch=0)
+    full = training_plan(np.arange(3), stored, augmentation=everything(3), seed=0, epoch=0, places=places)
+    for plan in (plain, full, evaluation_plan(np.arange(3), stored, protocol=protocol())):
+        assert [array.dtype.str for array in plan] == [
+            "<i8", "<i4", "<i4", "|b1", "<f8", "<f8", "<i8", "<i8", "<f8", "<i4", "<i8", "<i8", "<f8", "<i4",
+        ]  # fmt: skip
+
+
+def test_what_is_off_changes_nothing():
+    """The neutral values that the device's functions leave every pixel by."""
     plan = training_plan(np.arange(3), np.full((3, 2), 9, np.int32), augmentation=augmentation(), seed=0, epoch=0)
-    assert [array.dtype.str for array in plan] == ["<i8", "<i4", "<i4", "|b1", "<f8"]
-    assert [array.dtype.str for array in evaluation_plan(np.arange(3), np.full((3, 2), 9), protocol=protocol())] == [
-        "<i8", "<i4", "<i4", "|b1", "<f8",
-    ]  # fmt: skip
+    assert plan.jitter.tolist() == [[1, 1, 1, 0]] * 3 and plan.jitter_orders.tolist() == [[0, 1, 2, 3]] * 3
+    assert plan.operations.shape == plan.operation_values.shape == (3, 0) and not plan.erased_boxes.any()
+    assert not plan.partners.any() and (plan.mix_weights == 1).all() and not plan.mix_boxes.any()
+
+
+def test_copies_differ_in_everything_that_is_drawn():
+    options, stored = everything(2), np.full((1, 2), 300, np.int32)
+    plan = training_plan(
+        np.zeros(64, int), stored, augmentation=options, seed=0, epoch=0, view=np.arange(64), places=np.arange(64)
+    )
+    for name in ("boxes", "colour", "jitter", "operations", "erased_boxes", "noise_offsets"):
+        assert len(np.unique(getattr(plan, name), axis=0)) > 50, name
+    assert 10 < plan.flips.sum() < 54
+
+
+def test_a_mix_is_keyed_by_place_and_the_rest_by_sample():
+    """The same two samples at two places of the order."""
+    stored = np.full((9, 2), 300, np.int32)
+    options = {"augmentation": everything(2), "seed": 0, "epoch": 0}
+    one, other = (
+        training_plan(np.array([4, 7]), stored, places=np.array(places), **options) for places in ([2, 3], [10, 11])
+    )
+    for name, values in one._asdict().items():
+        assert np.array_equal(values, getattr(other, name)) is (name not in ("mix_weights", "mix_boxes")), name

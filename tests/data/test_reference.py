@@ -1,19 +1,23 @@
 """The two loaders give the same samples: the same bytes where the store keeps the original's pixels."""
 
+import io
 import shutil
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tencrop.config import Augmentation, Pca, Protocol, UserError
+from tencrop.data.beton import RAW
+from tencrop.data.decoder import FILTERS
 from tencrop.data.loader import Loader
 from tencrop.data.manifest import open_split
 from tencrop.data.order import evaluation_batches, training_batches
 from tencrop.data.plan import evaluation_plan, training_plan
 from tencrop.data.prepare import prepare
-from tencrop.data.reference import TorchLoader
+from tencrop.data.reference import TorchLoader, resize
 
 CROPS = {
     "random_resized": {"area": [0.08, 1.0], "aspect": [3 / 4, 4 / 3]},
@@ -86,6 +90,33 @@ def test_a_store_encoded_anew_is_near(photo_folder, data_config, tmp_path):
         (ours.float() - theirs.float()).abs().mean() for ours, theirs in pairs(training(open_split(root, "train")))
     ]
     assert 0 < np.mean(differences) < 3
+
+
+STORES = {"original bytes": {}, "short side": {"short_side": 48}, "long side": {"max_side": 90}, "raw": {"mode": "raw"}}
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("crop", CROPS)
+def test_pixels_are_pillows_of_the_stored_bytes(photo_folder, data_config, tmp_path, store, crop):
+    """Whatever the store holds, the crop is what Pillow makes of it at the planned box: bit for bit, every filter."""
+    config = data_config(photo_folder, tmp_path / "root", **STORES[store])
+    split = open_split(prepare(config, workers=1, progress=False), "train")
+    for filter in FILTERS:
+        arguments = training(split, crop=crop, filter=filter)
+        with Loader(**arguments, num_threads=1) as loader:
+            for batch in loader:
+                for image, index, box, flip in zip(batch.images, batch.index, batch.boxes, batch.flips, strict=True):
+                    top, left, height, width = box.tolist()
+                    stored = Image.fromarray(stored_pixels(split, int(index))[top : top + height, left : left + width])
+                    expected = np.asarray(resize(stored, 32, 32, filter))
+                    assert np.array_equal(image, expected[:, ::-1] if flip else expected), split.names(int(index))
+
+
+def stored_pixels(split, index) -> np.ndarray:
+    payload = split.beton.payload(index)
+    if split.beton.modes[index] == RAW:
+        return payload.reshape(*split.stored_sizes[index], 3)
+    return np.asarray(Image.open(io.BytesIO(payload.tobytes())).convert("RGB"))
 
 
 def test_worker_processes_change_nothing(prepared_photos):

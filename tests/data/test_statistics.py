@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tencrop.data.reduce import reduced_image
 from tencrop.data.statistics import ColourSums
+
+
+def add(sums: ColourSums, image: Image.Image, pixels: np.ndarray | None = None) -> None:
+    sums.add(np.asarray(image) if pixels is None else pixels, image.height, image.width)
 
 
 def reference_square(image: Image.Image) -> np.ndarray:
@@ -22,7 +27,7 @@ def images(photographs) -> list[Image.Image]:
 def sums(images) -> ColourSums:
     sums = ColourSums()
     for image in images:
-        sums.add(image)
+        add(sums, image)
     return sums
 
 
@@ -61,7 +66,7 @@ def test_mean_image(images, sums):
 def test_order_does_not_matter(images, sums):
     backwards = ColourSums()
     for image in reversed(images):
-        backwards.add(image)
+        add(backwards, image)
     assert backwards.statistics() == sums.statistics()
     assert backwards.mean_image().tobytes() == sums.mean_image().tobytes()
 
@@ -69,9 +74,33 @@ def test_order_does_not_matter(images, sums):
 def test_gray_images_have_one_axis():
     sums = ColourSums()
     ramp = np.arange(256, dtype=np.uint8)[None].repeat(256, axis=0)
-    sums.add(Image.fromarray(np.stack([ramp] * 3, axis=2)))
+    add(sums, Image.fromarray(np.stack([ramp] * 3, axis=2)))
     statistics = sums.statistics()
     variance = (256**2 - 1) / 12
     np.testing.assert_allclose(statistics["eigenvalues"], [3 * variance, 0, 0], atol=1e-9)
     np.testing.assert_allclose(np.array(statistics["eigenvectors"])[:, 0], [3**-0.5] * 3)
     np.testing.assert_allclose(statistics["mean"], [127.5] * 3)
+
+
+def test_merged_sums_are_those_of_all(images, sums):
+    parts = [ColourSums(), ColourSums()]
+    for number, image in enumerate(images):
+        add(parts[number % 2], image)
+    parts[0].merge(parts[1])
+    assert parts[0].statistics() == sums.statistics()
+    assert parts[0].mean_image().tobytes() == sums.mean_image().tobytes()
+
+
+def test_a_reduced_look_is_near_the_whole(photographs):
+    """What the statistics see of 427 x 640 pixels is 214 x 320; stated bounds, in grey levels of 255."""
+    whole, reduced = ColourSums(), ColourSums()
+    for image in photographs.values():
+        add(whole, image)
+        add(reduced, image, reduced_image(image))
+    first, second = whole.statistics(), reduced.statistics()
+    assert first["num_pixels"] == second["num_pixels"] == 2 * 256**2
+    np.testing.assert_allclose(first["mean"], second["mean"], atol=0.2)
+    np.testing.assert_allclose(first["std"], second["std"], rtol=0.03)
+    # detail of single images differs and edges move by up to a pixel, which the mean of many does not show
+    blocks = [sums.mean_image()[8:-8, 8:-8].reshape(30, 8, 30, 8, 3).mean(axis=(1, 3)) for sums in (whole, reduced)]
+    assert np.abs(blocks[0] - blocks[1]).mean() < 1

@@ -128,6 +128,16 @@ def test_nan_scores_are_refused_and_leave_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_protocol_whose_crops_the_network_does_not_take_is_refused(
+    make_config, new_network, save_checkpoint, evaluate, tmp_path
+) -> None:
+    config = make_config("protocol.size=28")  # lenet5_dense was built for 32
+    checkpoint = save_checkpoint(tmp_path / "last.ckpt", config, new_network(config))
+    with pytest.raises(UserError, match=r"protocol\.size=28: lenet5_dense does not take images of 28 x 28"):
+        evaluate(config, checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_constant_scores_are_100_percent_error(make_config, new_network, save_checkpoint, evaluate, tmp_path) -> None:
     config = make_config()
     network = new_network(config)
@@ -267,5 +277,7 @@ def test_file_names_say_what_differs_from_the_usual(make_config) -> None:
     assert file_stem(make_config("protocol=ten_crop")) == "ten_crop"
     assert file_stem(make_config("protocol.side=40", "protocol.filter=bilinear")) == "center-side40-bilinear"
     assert file_stem(make_config("protocol.side=null", "protocol.size=30")) == "center-sidekept-size30"
+    assert file_stem(make_config("protocol=dense", "protocol.side=[40,48]")) == "dense-side40-48"
+    assert file_stem(make_config("protocol=crops_144")) == "crops_144"
     config = make_config("protocol=ten_crop", "protocol.region=square")
     assert file_stem(config, "ema", "best") == "ten_crop-square-best-ema"

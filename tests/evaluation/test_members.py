@@ -1,6 +1,5 @@
 """What evaluate.py's command line means: which weights, under which configuration, with score files where."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -8,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
-from tencrop.config import Config, UserError, run_path
+from tencrop.config import Config, UserError
+from tencrop.data.manifest import read_manifest
 from tencrop.evaluation.members import members_of
+from tencrop.records import run_folder as records
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,16 +20,8 @@ ROOT = Path(__file__).parents[2]
 def run_folder(make_config: Callable[..., Config], tmp_path: Path) -> Path:
     """A run folder with a checkpoint, as train.py leaves it (the checkpoint is empty: nothing here reads it)."""
     config = make_config("protocol=five_crop", "seed=5")
-    folder = run_path(config)
-    (folder / "checkpoints").mkdir(parents=True)
+    folder = records.run_folder(config, read_manifest(config.data.root))
     (folder / "checkpoints" / "last.ckpt").touch()
-    OmegaConf.save(OmegaConf.create(dataclasses.asdict(config)), folder / "config.yaml")
-    fingerprint = json.loads((Path(config.data.root) / "manifest.json").read_text())["splits"]["val"][
-        "source_fingerprint"
-    ]
-    (folder / "manifest.json").write_text(
-        json.dumps({"data": {"splits": {"val": {"source_fingerprint": fingerprint}}}})
-    )
     return folder
 
 
@@ -60,11 +52,14 @@ def test_without_a_checkpoint_it_is_the_run_of_the_same_command(make_config, run
         members_of(make_config("seed=6", "training.epochs=3"), typed)
 
 
-def test_other_data_than_the_runs_are_kept_out_of_its_folder(make_config, run_folder: Path, prepared_photos) -> None:
+def test_other_data_than_the_runs_are_kept_out_of_its_folder(make_config, run_folder: Path) -> None:
+    manifest = json.loads((run_folder / "manifest.json").read_text())
+    manifest["data"]["splits"]["val"]["source_fingerprint"] = "of other images of these classes"
+    (run_folder / "manifest.json").write_text(json.dumps(manifest))
     config = make_config()
     config.checkpoint = str(run_folder / "checkpoints" / "last.ckpt")
-    (member,) = members_of(config, [f"checkpoint={config.checkpoint}", f"data.root={prepared_photos}"])
-    assert member.out is None and member.num_classes == 3
+    (member,) = members_of(config, [f"checkpoint={config.checkpoint}"])
+    assert member.out is None and member.num_classes == 6
     config.output = "here"
     (member,) = members_of(config, [f"checkpoint={config.checkpoint}", "output=here"])
     assert member.out == Path("here")
@@ -110,16 +105,18 @@ def test_the_verb_refuses_in_one_line_before_torch_is_imported(prepared_501: Pat
     assert subprocess.run([sys.executable, "-c", probe]).returncode == 0
 
 
-def test_the_verb_evaluates_a_run_and_prints_its_table(
+def test_the_verb_evaluates_a_run_prints_its_table_and_tracks_it(
     make_config, run_folder, new_network, save_checkpoint, tmp_path: Path
 ) -> None:
     config = make_config("seed=5")
     path = save_checkpoint(run_folder / "checkpoints" / "last.ckpt", config, new_network(config))
-    done = evaluate(f"checkpoint={path}", "protocol=flip_pair", "hardware=cpu", cwd=tmp_path)
+    done = evaluate(f"checkpoint={path}", "protocol=flip_pair", "hardware=cpu", "tracker=tensorboard", cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == "", done
     result = json.loads((run_folder / "predictions" / "flip_pair.result.json").read_text())
     assert f"{100 * result['top1_error']:.2f}" in done.stdout and "501" in done.stdout
     assert f"{run_folder}/predictions/flip_pair.safetensors" in done.stdout
+    (events,) = (run_folder / "tracking").glob("events*")
+    assert b"error_table" in events.read_bytes() and b"flip_pair" in events.read_bytes()
 
 
 def test_other_classes_than_the_runs_are_refused(make_config, run_folder: Path) -> None:

@@ -2,15 +2,17 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import functional as tv
 
 from tencrop.config import Protocol
-from tencrop.evaluation.protocols import merge, num_views, views
+from tencrop.evaluation.protocols import SIDES_144, merge, num_views, usual_side, view_groups, views
 
 NAMES = ("center", "flip_pair", "five_crop", "ten_crop")
 
@@ -103,8 +105,64 @@ def test_merge_averages_softmax_and_logits_in_float32() -> None:
 
 
 def test_every_protocol_of_conf_has_views(composed) -> None:
-    for name in NAMES:
+    for name in (*NAMES, "dense", "crops_144"):
         rule = composed(f"protocol={name}").protocol
-        assert rule.name == name
-        image, sizes = batch([(rule.size, rule.size + 3)])
-        assert len(views(image, sizes, replace(rule, side=None))) == num_views(rule)
+        assert rule.name == name and rule.side == usual_side(name, 256)
+        found = 0
+        for side in rule.sides:
+            image, sizes = batch([(side, side + 3)])
+            ((_, group),) = view_groups(image, sizes, replace(rule, side=side))
+            found += len(group)
+        assert found == num_views(rule)
+    assert num_views(composed("protocol=crops_144").protocol) == 144
+    assert num_views(composed("protocol=dense", "protocol.side=[256,384,512]").protocol) == 6
+
+
+def crops_by_pillow(image: Image.Image, size: int) -> list[np.ndarray]:
+    """Slow reference: the 36 views of one image at one side (Szegedy et al. 2015, section 7)."""
+    side, (width, height) = min(image.size), image.size
+    squares, crops = [], []
+    for share in (0, 0.5, 1):
+        left, top = round((width - side) * share), round((height - side) * share)
+        squares.append(image.crop((left, top, left + side, top + side)))
+    for square in squares:
+        crops += [
+            Image.fromarray(crop.numpy())
+            for crop in views_by_torchvision(torch.tensor(np.array(square)), protocol("five_crop", size=size))
+        ]
+    crops += [square.resize((size, size), Image.Resampling.BICUBIC) for square in squares]
+    return [np.array(crop) for crop in (*crops, *(ImageOps.mirror(crop) for crop in crops))]
+
+
+@pytest.mark.parametrize("extent", [(256, 341), (352, 352), (401, 288)])
+def test_144_crops_are_those_of_a_slow_loop(extent, photographs) -> None:
+    height, width = extent
+    image = photographs["china"].resize((width, height))
+    rule = replace(protocol("crops_144", size=224), side=min(extent))
+    found = views(torch.tensor(np.array(image))[None], torch.tensor([extent]), rule)[:, 0]
+    expected = torch.tensor(np.stack(crops_by_pillow(image, 224)))
+    assert found.shape == expected.shape == (36, 224, 224, 3)
+    cut = [view for view in range(36) if view % 18 < 15]
+    assert torch.equal(found[cut], expected[cut])
+    difference = (found.int() - expected.int()).abs()
+    assert difference.max() <= 2 and difference.float().mean() < 0.005, "resized on the device, not by Pillow"
+
+
+def test_144_crops_of_several_images_do_not_mix() -> None:
+    images, sizes = batch([(8, 8), (8, 13), (10, 8)])
+    rule = replace(protocol("crops_144", size=5), side=8)
+    together = views(images, sizes, rule)
+    for slot in range(3):
+        assert torch.equal(together[:, slot], views(images[slot : slot + 1], sizes[slot : slot + 1], rule)[:, 0])
+    assert SIDES_144 == [256, 288, 320, 352]
+
+
+def test_dense_views_are_whole_images_and_their_reflections() -> None:
+    images, sizes = batch([(6, 9), (7, 5), (6, 9), (5, 5)])
+    groups = list(view_groups(images, sizes, protocol("dense")))
+    assert sorted(slot for slots, _ in groups for slot in slots.tolist()) == [0, 1, 2, 3] and len(groups) == 3
+    for slots, group in groups:
+        for position, slot in enumerate(slots.tolist()):
+            height, width = sizes[slot].tolist()
+            whole = images[slot, :height, :width]
+            assert torch.equal(group[0, position], whole) and torch.equal(group[1, position], whole.flip(1))

@@ -155,3 +155,59 @@ def test_several_machines_need_a_launcher(make_config, make_task, monkeypatch) -
     monkeypatch.setenv("GROUP_RANK", "0")
     with pytest.raises(UserError, match="3 processes were started"):
         score_split(task, network)
+
+
+DENSE = ("model=vgg_a", "+model.kwargs.width=0.1", "+model.kwargs.img_size=32", "protocol=dense")
+
+
+def dense_by_hand(config: Config, network: nn.Module, number: int, sides: list[int]) -> Tensor:
+    """Softmax [K] of one image: the head on every window of the features, for the image and its mirror image."""
+    image = Image.open(io.BytesIO(open_val_split(config).read_original(number))).convert("RGB")
+    softmax = []
+    for side in sides:
+        width, height = (
+            side if edge == min(image.size) else int(edge * side / min(image.size) + 1e-9) for edge in image.size
+        )
+        scaled = image.resize((width, height), Image.Resampling.BILINEAR)
+        for view in (scaled, scaled.transpose(Image.Transpose.FLIP_LEFT_RIGHT)):
+            pixels = (torch.tensor(np.array(view)).float() - torch.tensor(MEAN)) / torch.tensor(STD)
+            with torch.inference_mode():
+                maps = network.features(pixels.permute(2, 0, 1)[None])
+                assert maps.shape[2:] == (height // 32, width // 32)
+                windows = [network.classifier(maps[0, :, row, column]) for row, column in np.ndindex(*maps.shape[2:])]
+                softmax.append(torch.stack(windows).mean(0).softmax(0))
+    return torch.stack(softmax).mean(0)
+
+
+@pytest.mark.parametrize("sides", [[64], [64, 70, 96]])
+def test_dense_scores_are_those_of_a_slow_loop(sides: list[int], make_config, make_task) -> None:
+    config = make_config(*DENSE, f"protocol.side={sides}", "protocol.filter=bilinear", "hardware.max_micro_batch=20")
+    config.save_views = True
+    task, network = make_task(config)
+    split = open_val_split(config)
+    part = score_part(task, network, split, rank=3, num_ranks=10)
+    assert part.view_logits is not None and part.view_logits.shape == (len(part.index), 2 * len(sides), 6)
+    for position in (0, 17, len(part.index) - 1):
+        expected = dense_by_hand(config, network.eval(), int(part.index[position]), sides)
+        torch.testing.assert_close(part.softmax[position].float(), expected, rtol=2e-3, atol=2e-4)
+
+
+def test_144_crops_average_all_sides(make_config, make_task) -> None:
+    """The mean over the four sides of what each of them gives alone."""
+    options = ("protocol=crops_144", "protocol.filter=bilinear")
+    config = make_config(*options, "protocol.side=[36,38,40,44]")
+    task, network = make_task(config)
+    split = open_val_split(config)
+    together = score_part(task, network, split, rank=0, num_ranks=40)
+    alone = []
+    for side in (36, 38, 40, 44):
+        task, _ = make_task(make_config(*options, f"protocol.side={side}"))
+        alone.append(score_part(task, network, split, rank=0, num_ranks=40).softmax.float())
+    assert len(together.index) == 12
+    torch.testing.assert_close(together.softmax.float(), torch.stack(alone).mean(0), rtol=2e-3, atol=2e-4)
+
+
+def test_dense_needs_a_network_that_can_be_converted(make_config, make_task) -> None:
+    task, network = make_task(make_config("protocol=dense"))
+    with pytest.raises(UserError, match="lenet5_dense cannot be made fully convolutional"):
+        score_split(task, network)

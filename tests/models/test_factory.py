@@ -6,8 +6,7 @@ import torch
 
 from tencrop.config import Model, UserError
 from tencrop.config.rules import MODEL_NAMES
-from tencrop.config.verbs import CONF
-from tencrop.models.factory import build_model
+from tencrop.models.factory import build_model, check_image_size
 from tencrop.models.names import installed_names
 
 TIMM_OF_THE_LIST = "1.0.31"
@@ -21,14 +20,6 @@ def model(name, bn_group=None, **kwargs):
 def test_builds_by_name(named):
     network = build_model(named, num_classes=10).eval()
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "timm"))
-def test_every_model_file_builds_what_it_names(name, composed):
-    chosen = composed(f"model={name}").model
-    assert chosen.name == name
-    with torch.device("meta"):
-        build_model(chosen, num_classes=10)
 
 
 @pytest.mark.parametrize(
@@ -58,3 +49,35 @@ def test_images_of_a_size_that_does_not_fit_are_refused():
         build_model(model("vit_tiny_patch16_224"), num_classes=10, image_size=192)
     network = build_model(model("vit_tiny_patch16_224", img_size=32), num_classes=10, image_size=32)
     assert network.training
+
+
+def test_an_image_size_is_checked_without_a_trace():
+    """Weights, running statistics and torch's generator are those of a network that was not tried."""
+    heads = {"img_size": 80, "width": 0.0625}
+    for named, size in ((model("resnet18", 32), 64), (model("googlenet_2014", **heads), 80)):
+        built = []
+        for image_size in (None, size):
+            torch.manual_seed(0)
+            network = build_model(named, num_classes=10, image_size=image_size)
+            assert all(module.training for module in network.modules())
+            built.append((network.state_dict(), torch.get_rng_state()))
+        (weights, state), (tried_weights, tried_state) = built
+        assert torch.equal(state, tried_state)
+        assert all(torch.equal(tried_weights[key], value) for key, value in weights.items())
+
+
+def test_auxiliary_heads_fix_the_size_in_training_alone():
+    named = model("googlenet_2014", width=0.0625)
+    with pytest.raises(UserError, match="image_size=80: googlenet_2014 does not take"):
+        build_model(named, num_classes=10, image_size=80)
+    check_image_size(build_model(named, num_classes=10), named.name, 80, key="protocol.size")
+    with pytest.raises(UserError, match=r"protocol\.size=40: lenet5 does not take"):
+        check_image_size(build_model(model("lenet5"), num_classes=10), "lenet5", 40, key="protocol.size")
+
+
+def test_auxiliary_heads_of_unknown_weight_are_not_trained():
+    named = model("inception_v3", 32, aux_logits=True)
+    with torch.device("meta"):
+        with pytest.raises(UserError, match=r"has auxiliary heads.*inception_v3_aux"):
+            build_model(named, num_classes=10, image_size=299)
+        assert build_model(named, num_classes=10).aux_logits  # it may be evaluated

@@ -1,4 +1,4 @@
-"""LeNet-5's parameters layer by layer, and its unusual layers against naive loops."""
+"""The parameters, units and connections of both LeNets layer by layer, their unusual layers against naive loops."""
 
 import pytest
 import torch
@@ -6,6 +6,17 @@ import torch
 from tencrop.models import lenet
 
 PARAMETERS = {"c1": 156, "s2": 12, "c3": 1516, "s4": 32, "c5": 48120, "f6": 10164, "output": 0}
+UNITS = {"c1": 4704, "s2": 1176, "c3": 1600, "s4": 400, "c5": 120, "f6": 84, "output": 10}
+CONNECTIONS = {"c1": 122_304, "s2": 5880, "c3": 151_600, "s4": 2000, "c5": 48120, "f6": 10164, "output": 840}
+
+
+def num_units(network, images):
+    """Units of the layers by name, of one image."""
+    units = {}
+    for name, layer in network.named_children():
+        layer.register_forward_hook(lambda _layer, _inputs, output, name=name: units.update({name: output.numel()}))
+    network(images)
+    return units
 
 
 def test_parameters_of_every_layer():
@@ -13,6 +24,17 @@ def test_parameters_of_every_layer():
     counts = {name: sum(p.numel() for p in layer.parameters()) for name, layer in network.named_children()}
     assert counts == PARAMETERS
     assert sum(counts.values()) == 60_000
+
+
+def test_units_and_connections_of_every_layer():
+    """A connection is an input that a unit reads, its bias counted as one."""
+    assert num_units(lenet.LeNet5(), torch.randn(1, 1, 32, 32)) == UNITS
+    assert sum(UNITS.values()) - UNITS["output"] == 8084  # the lecture's "units" of LeNet (1998)
+    inputs_and_bias = {"c1": 25 + 1, "s2": 4 + 1, "s4": 4 + 1, "c5": 400 + 1, "f6": 120 + 1, "output": 84}
+    for name, inputs in inputs_and_bias.items():
+        assert UNITS[name] * inputs == CONNECTIONS[name]
+    assert sum(25 * len(sources) + 1 for sources in lenet.C3_INPUTS) * 10 * 10 == CONNECTIONS["c3"]
+    assert sum(CONNECTIONS.values()) == 340_908
 
 
 def test_only_the_first_channel_is_read():
@@ -37,7 +59,7 @@ def test_subsampling_against_a_naive_loop():
 
 
 def test_sparse_convolution_against_single_kernels():
-    layer = lenet.SparseConvolution().double()
+    layer = lenet.SparseConvolution(lenet.C3_INPUTS, num_sources=6).double()
     maps = torch.randn(1, 6, 14, 14, dtype=torch.float64)
     kernels = iter(layer.weight)
     for output, sources in enumerate(lenet.C3_INPUTS):
@@ -60,3 +82,77 @@ def test_lenet5_is_for_ten_digits():
 
 def test_parameters_of_the_dense_form():
     assert sum(p.numel() for p in lenet.LeNet5Dense().parameters()) == 61_706
+
+
+@pytest.mark.parametrize("img_size", [32, 33, 48, 64])
+def test_the_hidden_layer_fits_the_resolution(img_size):
+    for build in (lenet.lenet5, lenet.lenet5_dense):
+        assert build(img_size=img_size)(torch.randn(2, 1, img_size, img_size)).shape == (2, 10)
+        with pytest.raises(ValueError, match="img_size=31"):
+            build(img_size=31)
+
+
+# Of 1989: "1256 units, 64,660 connections, and 9760 independent parameters", inputs counted as units
+UNITS_1989 = {"h1": 768, "h2": 192, "h3": 30, "output": 10}
+INPUTS_1989 = {"h1": 25, "h2": 8 * 25, "h3": 192, "output": 30}
+PARAMETERS_1989 = {"h1": 1068, "h2": 2592, "h3": 5790, "output": 310}
+
+
+def test_units_connections_and_parameters_of_1989():
+    network = lenet.LeNet1989()
+    units = num_units(network, torch.randn(1, 1, 16, 16))
+    assert {name: units[name] for name in UNITS_1989} == UNITS_1989 and sum(UNITS_1989.values()) + 16**2 == 1256
+    counts = {name: sum(p.numel() for p in layer.parameters()) for name, layer in network.named_children()}
+    shared = {"h1": counts["h1"] + counts.pop("h1_biases"), "h2": counts["h2"] + counts.pop("h2_biases")}
+    assert counts | shared == PARAMETERS_1989 and sum(PARAMETERS_1989.values()) == 9760
+    connections = {name: UNITS_1989[name] * (INPUTS_1989[name] + 1) for name in UNITS_1989}
+    assert connections == {"h1": 19_968, "h2": 38_592, "h3": 5790, "output": 310}
+    assert sum(connections.values()) == 64_660
+
+
+def test_every_map_of_h2_reads_eight_and_is_read_evenly():
+    assert len(lenet.H2_INPUTS) == 12 and all(len(set(sources)) == 8 for sources in lenet.H2_INPUTS)
+    assert [sum(source in sources for sources in lenet.H2_INPUTS) for source in range(12)] == [8] * 12
+
+
+def test_layers_of_1989_against_a_naive_loop():
+    """H1 and H2 unit by unit: 5 x 5 inputs, two pixels apart, -1 beyond the edge, a bias of its own."""
+    torch.manual_seed(0)
+    network = lenet.LeNet1989().double()
+    torch.nn.init.normal_(network.h1_biases.bias)
+    torch.nn.init.normal_(network.h2_biases.bias)
+    image = torch.rand(16, 16, dtype=torch.float64) * 2 - 1
+
+    def neighbours(plane, row, column):
+        height, width = plane.shape
+        places = [(2 * row + i, 2 * column + j) for i in range(-2, 3) for j in range(-2, 3)]
+        inside = [0 <= i < height and 0 <= j < width for i, j in places]
+        return torch.stack([plane[p] if ok else plane.new_tensor(-1.0) for p, ok in zip(places, inside, strict=True)])
+
+    h1, h2 = image.new_empty(12, 8, 8), image.new_empty(12, 4, 4)
+    for number in range(12):
+        for row in range(8):
+            for column in range(8):
+                total = network.h1.weight[number].flatten() @ neighbours(image, row, column)
+                h1[number, row, column] = lenet.squash(total + network.h1_biases.bias[number, row, column])
+    kernels = network.h2.weight.unflatten(0, (12, 8))
+    for number, sources in enumerate(lenet.H2_INPUTS):
+        for row in range(4):
+            for column in range(4):
+                total = sum(
+                    kernel.flatten() @ neighbours(h1[source], row, column)
+                    for kernel, source in zip(kernels[number], sources, strict=True)
+                )
+                h2[number, row, column] = lenet.squash(total + network.h2_biases.bias[number, row, column])
+    outputs = lenet.squash(network.output(lenet.squash(network.h3(h2.flatten()))))
+    logits = network(image.expand(1, 3, 16, 16))[0]
+    torch.testing.assert_close(logits, 4 * outputs)
+    # minus the squared distances to targets of 1 for the class and -1 for the others, but for a common constant
+    distances = (outputs - (2 * torch.eye(10, dtype=torch.float64) - 1)).square().sum(1)
+    torch.testing.assert_close(logits.log_softmax(0), (-distances).log_softmax(0))
+
+
+def test_other_resolutions_of_1989():
+    assert lenet.lenet_1989(num_classes=7, img_size=32)(torch.randn(2, 3, 32, 32)).shape == (2, 7)
+    with pytest.raises(ValueError, match="img_size=18"):
+        lenet.lenet_1989(img_size=18)

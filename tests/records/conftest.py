@@ -23,5 +23,6 @@ def data_manifest() -> dict[str, Any]:
         name: {"num_samples": number, "source_fingerprint": name * 8, "store_fingerprint": name * 9, "files": "x"}
         for name, number in (("train", 1297), ("val", 500))
     }
-    options = {"store.mode": "raw", "store.short_side": None, "store.max_side": None, "store.quality": 95}
+    options = {f"store.{key}": None for key in ("short_side", "max_side", "jpeg_fraction")}
+    options |= {"store.mode": "raw", "store.quality": 95}
     return {"name": "digits", "options": options, "classes": [str(digit) for digit in range(10)], "splits": splits}

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tencrop.config import UserError
+from tencrop.data.manifest import FORMAT
 from tencrop.records import reproduce as module
 from tencrop.records.provenance import PACKAGE
 from tencrop.records.reproduce import differences, main, reproduce
@@ -18,7 +19,7 @@ def complete_run(make_config, data_manifest, tmp_path):
     """A complete run whose weights have the hash "a", and its prepared data."""
     root = tmp_path / "data"
     root.mkdir()
-    (root / "manifest.json").write_text(json.dumps({"format": "tencrop-data-1", **data_manifest}))
+    (root / "manifest.json").write_text(json.dumps({"format": FORMAT, **data_manifest}))
     folder = run_folder(make_config(f"data.root={root}"), data_manifest)
     finish(folder, status="complete", weights_sha256="a" * 64)
     return folder

@@ -59,7 +59,7 @@ def weights_of(config: Config) -> str:
 def make_result(config: Config, folder: Path, *, num_wrong: int, weights_sha256: str | None = None) -> None:
     """Scores and result.json under the configuration's protocol: `num_wrong` images wrong, all in the top 5."""
     split = open_split(config.data.root, "val", data=config.data.name)
-    labels = torch.as_tensor(split.labels).long().clone()
+    labels = torch.tensor(split.labels).long()
     num_images, num_classes = len(labels), len(split.manifest["classes"])
     generator = torch.Generator().manual_seed(config.seed)
     logits = torch.randn(num_images, num_classes, generator=generator)

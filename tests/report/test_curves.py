@@ -1,5 +1,6 @@
 """Charts: round ticks, epochs from steps, every line drawn within its frame."""
 
+import json
 import math
 import re
 from xml.etree import ElementTree
@@ -50,6 +51,17 @@ def test_three_charts_with_a_line_for_each_seed_and_split(evaluated_run, tmp_pat
     html = curves(experiment)
     assert html.count("<svg") == 3
     assert html.count("<polyline class=test") == 4 and html.count("<polyline class=train") == 6
+
+
+def test_errors_of_mixed_images_say_what_they_count(evaluated_run, tmp_path):
+    folder = evaluated_run()
+    (experiment,) = collect([tmp_path / "runs"])
+    assert "heavier" not in curves(experiment)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    mixed = [row | {"labels": "heavier"} if row["split"] == "train" else row for row in rows]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mixed))
+    (experiment,) = collect([tmp_path / "runs"])
+    assert curves(experiment).count("in training against the heavier of two mixed labels") == 1
 
 
 def test_run_without_metrics(evaluated_run):

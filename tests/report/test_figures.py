@@ -18,7 +18,6 @@ from tencrop.report.figures import (
     first_kernels,
     kernel_figure,
     kernel_picture,
-    label_names,
     panel_figure,
 )
 
@@ -110,8 +109,3 @@ def test_panel_without_its_data(evaluated_run, tmp_path):
     run.config["data"]["root"] = str(tmp_path / "<gone>")
     html = panel_figure(run, run.results[0])
     assert html.startswith("<p>No test images to show") and "&lt;gone&gt;" in html
-
-
-def test_wordnet_ids_become_words():
-    assert label_names(["n01440764", "n02123045"]) == ["tench", "tabby"]
-    assert label_names(["sea_snake", "7"]) == ["sea snake", "7"]

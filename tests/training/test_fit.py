@@ -1,6 +1,7 @@
 """A run that is killed, interrupted or spread over processes ends as the one that is left alone."""
 
 import copy
+import json
 import math
 import signal
 
@@ -10,6 +11,7 @@ import torch
 
 from tencrop.config import UserError, derive_batches
 from tencrop.data.manifest import read_manifest
+from tencrop.models.factory import build_model
 from tencrop.training.checkpoints import read_checkpoint
 from tencrop.training.fit import fit
 
@@ -128,6 +130,9 @@ def test_a_row_counts_every_image_once(uninterrupted):
     assert sum(row["num_images"] for row in rows if row["split"] == "train") == 4 * 18
     assert all(row["num_images"] == 6 for row in rows if row["split"] == "minival")
     assert [row["step"] for row in rows if row["split"] == "train"] == [2, 3, 4, 6, 8, 9, 10, 12]
+    assert {row["labels"] for row in rows if row["split"] == "train"} == {"own"}
+    digests = [(row["data_digest"], row["pixel_digest"]) for row in rows if row["split"] == "train"]
+    assert len(set(digests)) == len(digests)  # that they are the same on every layout: test_the_layout_...
     assert all(0 <= row["top1_error"] <= 1 and math.isfinite(row["loss"]) for row in rows)
 
 
@@ -135,6 +140,7 @@ def test_the_layout_on_devices_changes_nothing(train):
     """One device with accumulation = one with a large batch = two devices, in float64, running statistics too."""
     # no dropout: its draws belong to a rank's micro-batch
     options = ("model.kwargs.drop_rate=0", "model.bn_group=4", "training.global_batch=16", "training.epochs=6")
+    options += ("augmentation=deit", "augmentation.mixing.mix_group=2")  # all that is drawn for an image or a group
     layouts = {
         "accumulated": (1, "hardware.max_micro_batch=4"),
         "whole": (1, "hardware.max_micro_batch=null"),
@@ -148,6 +154,7 @@ def test_the_layout_on_devices_changes_nothing(train):
         states[name], rows[name] = read_checkpoint(run.last)["state_dict"], run.rows()
         assert all(run.result(rank)["weights_sha256"] == run.result()["weights_sha256"] for rank in range(num_ranks))
         assert all(run.result(rank)["ema_sha256"] == run.result()["ema_sha256"] for rank in range(num_ranks))
+    assert {row["labels"] for row in rows["whole"] if row["split"] == "train"} == {"heavier"}
     for name in list(layouts)[1:]:
         assert_close(states[name], states["accumulated"], rows[name], rows["accumulated"])
 
@@ -172,7 +179,8 @@ def assert_close(state, expected, rows, expected_rows):
     for key, value in expected.items():
         torch.testing.assert_close(state[key], value, rtol=1e-9, atol=1e-11, msg=key)
     for one, other in zip(copy.deepcopy(rows), copy.deepcopy(expected_rows), strict=True):
-        assert (one.pop("split"), one.pop("weights", None)) == (other.pop("split"), other.pop("weights", None))
+        for name in ("split", "weights", "labels", "data_digest", "pixel_digest"):
+            assert one.pop(name, None) == other.pop(name, None)
         assert one == pytest.approx(other, rel=1e-9)
 
 
@@ -187,3 +195,31 @@ def test_two_processes_are_interrupted_together_and_continue(train):
     assert run.exit_codes == [0, 0] and run.rows() == whole.rows()
     for rank in (0, 1):
         assert run.result(rank)["weights_sha256"] == whole.result(0)["weights_sha256"]
+
+
+def test_auxiliary_heads_learn_with_their_weight(composed, prepared_photos, tmp_path):
+    """Three classifiers that know nothing yet: a loss of (1 + 2 * 0.3) ln K; evaluation sees the first alone."""
+    size = ["image_size=80", "short_side=80", "+model.kwargs.img_size=80", "+model.kwargs.width=0.0625"]
+    steps = ["training.global_batch=8", "training.max_steps=1", "log_every_steps=1", "optimizer.weight_decay=0"]
+    quick = ["training.precision=fp32", "hardware=cpu", "tracker=none", f"data.root={prepared_photos}"]
+    config = composed("data=imagefolder", "model=googlenet_2014", *size, *steps, *quick)
+    manifest = read_manifest(prepared_photos)
+    result = fit(config, batches=derive_batches(config), manifest=manifest, run_dir=tmp_path)
+    assert (result.status, result.step) == ("complete", 1)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    loss = {row["split"]: row["loss"] / math.log(len(manifest["classes"])) for row in rows}
+    assert 1.5 < loss["train"] < 1.75 and 0.9 < loss["val"] < 1.15
+    trained = read_checkpoint(result.checkpoint)["state_dict"]
+    torch.manual_seed(config.seed)
+    new = build_model(config.model, num_classes=len(manifest["classes"])).state_dict()
+    for name in ("heads.inception4a.fc2.weight", "heads.inception4d.fc2.weight", "classifier.fc.weight"):
+        assert not torch.equal(trained[f"model.{name}"], new[name])
+
+
+def test_a_network_that_does_not_take_the_images_is_refused_before_a_step(composed, prepared_photos, tmp_path):
+    small = ["image_size=64", "short_side=64", "training.global_batch=8", "hardware=cpu", "tracker=none"]
+    config = composed("data=imagefolder", "model=lenet5_dense", f"data.root={prepared_photos}", *small)
+    manifest = read_manifest(prepared_photos)
+    with pytest.raises(UserError, match="image_size=64: lenet5_dense does not take images of 64 x 64"):
+        fit(config, batches=derive_batches(config), manifest=manifest, run_dir=tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from tencrop.training.losses import cross_entropy, topk_errors
+from tencrop.training.losses import cross_entropy, heavier_labels, mixed_cross_entropy, topk_errors, with_auxiliary
 
 
 def errors(scores: list[float], label: int, k: int) -> bool:
@@ -51,3 +51,36 @@ def test_label_smoothing_by_hand():
     expected = -(0.9 * log_p[0] + 0.1 * log_p.mean())
     assert cross_entropy(logits, labels, label_smoothing=0.1).item() == pytest.approx(expected.item())
     assert cross_entropy(logits, labels).item() == pytest.approx(-log_p[0].item())
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_a_mixed_target_by_hand(label_smoothing):
+    """As the cross-entropy against the whole distribution over classes that timm builds (mixup_target)."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 5, generator=generator, dtype=torch.float64)
+    labels, others = torch.tensor([0, 1, 2, 3, 4, 0]), torch.tensor([1, 1, 0, 4, 2, 3])
+    weights = torch.tensor([1.0, 0.3, 0.5, 0.0, 0.9, 0.2], dtype=torch.float64)
+    own, other = (
+        torch.full((6, 5), label_smoothing / 5, dtype=torch.float64).scatter_(
+            1, target[:, None], 1 - label_smoothing + label_smoothing / 5
+        )
+        for target in (labels, others)
+    )
+    target = weights[:, None] * own + (1 - weights[:, None]) * other
+    expected = -(target * logits.log_softmax(1)).sum(1).mean()
+    loss = mixed_cross_entropy(logits, labels, others, weights, label_smoothing=label_smoothing)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_the_heavier_label():
+    labels, others = torch.tensor([0, 1, 2, 3]), torch.tensor([5, 6, 7, 8])
+    assert heavier_labels(labels, others, torch.tensor([1.0, 0.49, 0.5, 0.0])).tolist() == [0, 6, 2, 8]
+
+
+def test_auxiliary_losses_are_added_with_their_weight():
+    losses = [torch.tensor(value, requires_grad=True) for value in (2.0, 3.0, 5.0)]
+    total = with_auxiliary(*losses, weight=0.3)
+    total.backward()
+    assert total.item() == pytest.approx(2.0 + 0.3 * (3.0 + 5.0))
+    assert [round(loss.grad.item(), 6) for loss in losses] == [1.0, 0.3, 0.3]
+    assert with_auxiliary(losses[0], weight=0.3) is losses[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,8 @@ class Batches:
 def derive_batches(config: Config) -> Batches:
     """The layout of the recipe's global batch on the hardware, or UserError with the arithmetic.
 
-    Groups of `model.bn_group` samples are consecutive slices of the global batch; no layout may change them.
+    Groups of `model.bn_group` (and of `mix_group`) samples are consecutive slices of the global batch; no layout may
+    change them.
     """
     hardware, batch, group = config.hardware, config.training.global_batch, config.model.bn_group
     num_devices = hardware.devices * hardware.nodes
@@ -37,12 +39,24 @@ def derive_batches(config: Config) -> Batches:
         )
     per_device = batch // num_devices
     limit = hardware.max_micro_batch or per_device
-    unit = group if group is not None and per_device % group == 0 else 1
+    mix_group = config.augmentation.mixing.mix_group or 1
+    if per_device % mix_group:
+        raise UserError(
+            f"augmentation.mixing.mix_group={mix_group}: {batch} / {num_devices} devices = {per_device} samples"
+            f" a device are no whole number of groups; use fewer devices or a mix_group that divides {per_device}"
+        )
+    unit = math.lcm(mix_group, group if group is not None and per_device % group == 0 else 1)
     micro_batch = max((size for size in _divisors(per_device) if size <= limit and size % unit == 0), default=0)
     if not micro_batch:
+        groups = (
+            f"model.bn_group={group} samples is normalised together"
+            if unit == group
+            else (
+                f"{unit} samples belongs together (augmentation.mixing.mix_group={mix_group}, model.bn_group={group})"
+            )
+        )
         raise UserError(
-            f"hardware.max_micro_batch={limit}: a group of model.bn_group={group} samples is normalised together"
-            f" and does not fit; raise it to at least {group}"
+            f"hardware.max_micro_batch={limit}: a group of {groups} and does not fit; raise it to at least {unit}"
         )
     if group is None:
         return Batches(num_devices, per_device, micro_batch, per_device // micro_batch, "none", 1)
@@ -70,6 +84,11 @@ def accelerator_of(hardware: Hardware) -> str:
     if hardware.accelerator != "auto":
         return hardware.accelerator
     return "gpu" if Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else "cpu"
+
+
+def is_deterministic(config: Config) -> bool:
+    """Whether the run is to be the same bit for bit when it is done again: as asked, or because it runs on CPUs."""
+    return config.deterministic if config.deterministic is not None else accelerator_of(config.hardware) == "cpu"
 
 
 def num_workers(hardware: Hardware) -> int:

@@ -18,14 +18,27 @@ NOT_LEARNED = {
     "seed", "hardware", "tracker", "claim", "name", "runs", "deterministic", "log_every_steps", "protocol",
     "checkpoint_every_steps", "allow_other_code", "checkpoint", "weights", "ema", "save_views", "output",
 }  # fmt: skip
-NOT_LEARNED_DATA = {"root", "source", "loader", "splits", "undecodable", "num_classes"}
+NOT_LEARNED_DATA = {"root", "source", "loader", "splits", "undecodable", "num_classes", "check_md5", "subset"}
 
 
 def learning_keys(config: Config) -> dict[str, Any]:
     """The part of the configuration that changes what is learned (the seed stands in the folder's name)."""
     values = dataclasses.asdict(config)
     values["data"] = {key: value for key, value in values["data"].items() if key not in NOT_LEARNED_DATA}
+    values["augmentation"] = _without_what_is_off(values["augmentation"])
     return {key: value for key, value in values.items() if key not in NOT_LEARNED}
+
+
+def _without_what_is_off(augmentation: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an augmentation that a recipe does without change nothing; so older runs keep their names too."""
+    is_off = {
+        "jitter": not any(augmentation["jitter"][key] for key in ("brightness", "contrast", "saturation", "hue")),
+        "randaugment": augmentation["randaugment"]["num_ops"] == 0,
+        "erasing": augmentation["erasing"]["prob"] == 0,
+        "mixing": augmentation["mixing"]["mix_group"] is None,
+        "repeats": augmentation["repeats"] == 1,
+    }
+    return {key: value for key, value in augmentation.items() if not is_off.get(key)}
 
 
 def learning_hash(config: Config) -> str:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tencrop.config.schema import Config, UserError
+from tencrop.config.schema import Augmentation, ComplexityConfig, Config, Protocol, UserError
 
 Schema = TypeVar("Schema")
 
@@ -55,40 +55,65 @@ def _sentence(error: OmegaConfBaseException, schema: type) -> str:
     return f"{key}: {text}"
 
 
+MAX_MAGNITUDE = {"torchvision": 30, "timm": 10}  # of RandAugment
 FILTERS = ("bilinear", "bicubic", "box", "nearest")
 CHOICES: dict[str, tuple[Any, ...]] = {
     "data.loader": ("ffcv", "torch"),
     "data.undecodable": ("stop", "skip"),
-    "data.store.mode": ("jpeg", "raw"),
-    "augmentation.crop": ("random_resized", "random", "none"),
+    "data.store.mode": ("jpeg", "raw", "proportion"),
+    "augmentation.crop": ("random_resized", "random_sized", "random", "none"),
     "augmentation.region": ("whole", "square", None),
     "augmentation.filter": FILTERS,
+    "augmentation.jitter.source": ("torch", "torchvision"),
+    "augmentation.randaugment.source": ("torchvision", "timm"),
+    "augmentation.randaugment.filter": ("nearest", "bilinear", "bicubic"),
+    "augmentation.erasing.fill": ("normal", "mean"),
     "augmentation.pca.source": ("dataset", "torch", "cuda_convnet"),
     "optimizer.name": ("sgd", "sgd_alexnet", "adamw"),
     "optimizer.decay": ("all", "weights"),
     "schedule.name": ("step", "cosine", "plateau", "constant"),
-    "protocol.name": ("center", "five_crop", "ten_crop", "flip_pair"),
+    "protocol.name": ("center", "five_crop", "ten_crop", "flip_pair", "crops_144", "dense"),
     "protocol.region": ("whole", "square"),
     "protocol.filter": FILTERS,
     "protocol.average": ("softmax", "logits"),
     "hardware.accelerator": ("auto", "cpu", "gpu"),
+    "figure": (
+        "all",
+        "architecture",
+        "tradeoff",
+        "receptive_field",
+        "retrieval",
+        "occlusion",
+        "attention",
+        "patches",
+    ),
     "tracker.name": ("wandb", "tensorboard", "csv", "none"),
     "training.precision": ("fp32", "bf16"),
+    "format": ("terminal", "markdown", "csv", "json"),
+    "layers": ("main", "all"),
 }
 POSITIVE = (
     "image_size", "training.epochs", "training.max_steps", "training.global_batch", "training.evaluate_every_epochs",
-    "training.clip_grad_norm", "model.bn_group", "augmentation.size", "protocol.size", "protocol.side", "short_side",
+    "training.clip_grad_norm", "model.bn_group", "augmentation.size", "protocol.size", "short_side",
     "optimizer.lr", "hardware.devices", "hardware.nodes", "hardware.max_micro_batch", "log_every_steps",
     "checkpoint_every_steps", "data.store.short_side", "data.store.max_side", "schedule.patience", "schedule.gamma",
-    "data.num_classes",
+    "data.num_classes", "num_classes", "augmentation.mixing.mix_group", "augmentation.repeats", "candidates",
 )  # fmt: skip
-FRACTIONS = ("augmentation.flip", "training.label_smoothing", "training.minival_fraction", "training.ema_decay")
+FRACTIONS = (
+    "data.store.jpeg_fraction",
+    "augmentation.flip", "training.label_smoothing", "training.minival_fraction", "training.ema_decay",
+    "augmentation.jitter.brightness", "augmentation.jitter.contrast", "augmentation.jitter.saturation",
+    "augmentation.mixing.prob", "augmentation.mixing.switch_prob", "augmentation.randaugment.prob",
+    "augmentation.erasing.prob",
+)  # fmt: skip
 NON_NEGATIVE = (
     "optimizer.weight_decay", "optimizer.momentum", "optimizer.eps", "schedule.warmup_epochs", "schedule.min_lr",
-    "schedule.max_drops", "augmentation.pca.std",
+    "schedule.max_drops", "augmentation.pca.std", "augmentation.mixing.mixup_alpha", "augmentation.mixing.cutmix_alpha",
+    "augmentation.randaugment.num_ops", "augmentation.randaugment.magnitude", "augmentation.randaugment.std",
 )  # fmt: skip
 # the keys that a named choice uses: it needs these, and its neighbours must be null
 VARIANTS = {
+    "data.store.mode": {"jpeg": set(), "raw": set(), "proportion": {"jpeg_fraction"}},
     "optimizer.name": {
         "sgd": {"momentum", "nesterov"},
         "sgd_alexnet": {"momentum"},
@@ -102,6 +127,7 @@ VARIANTS = {
     },
     "augmentation.crop": {
         "random_resized": {"area", "aspect"},
+        "random_sized": {"area", "aspect"},
         "random": {"side", "region"},
         "none": set(),
     },
@@ -133,8 +159,13 @@ def check(config: Any) -> None:
     workers = _get(config, "hardware.workers", _get(config, "workers"))
     if not (workers in (None, "auto") or (isinstance(workers, int) and workers > 0)):
         raise UserError(f"workers={workers}: must be auto or a number above 0")
+    if not 1 <= _get(config, "data.store.quality", 95) <= 100:
+        raise UserError(f"data.store.quality={_get(config, 'data.store.quality')}: must lie in 1 to 100, as in libjpeg")
+    if isinstance(config, ComplexityConfig) and config.model is not None:
+        _check_model(config.model.name)
     if isinstance(config, Config):
         _check_model(config.model.name)
+        _check_augmentation(config.augmentation)
         _check_training(config)
 
 
@@ -147,7 +178,7 @@ def _get(config: Any, key: str, default: Any = None) -> Any:
 
 
 def _check_variant(config: Any, key: str, variants: dict[str, set[str]]) -> None:
-    group, choice = key.split(".")[0], _get(config, key)
+    group, choice = key.rpartition(".")[0], _get(config, key)
     if choice is None:
         return
     for name in set().union(*variants.values()):
@@ -162,10 +193,59 @@ def _check_model(name: str) -> None:
     names = MODEL_NAMES.read_text().split()
     if name not in names:
         close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-        hint = (
-            f"did you mean {' or '.join(close)}?" if close else "timm.list_models() and torchvision/NAME are the names"
-        )
+        hint = f"did you mean {' or '.join(close)}?" if close else "model.name=? lists the names"
         raise UserError(f"model.name={name}: there is no such model; {hint}")
+
+
+def _check_augmentation(augmentation: Augmentation) -> None:
+    jitter, mixing, randaugment = augmentation.jitter, augmentation.mixing, augmentation.randaugment
+    most = MAX_MAGNITUDE[randaugment.source]
+    if randaugment.magnitude > most:
+        raise UserError(
+            f"augmentation.randaugment.magnitude={randaugment.magnitude}: {randaugment.source}'s goes to {most}"
+        )
+    for key, pair in (("area", augmentation.erasing.area), ("aspect", augmentation.erasing.aspect)):
+        if not (len(pair) == 2 and 0 < pair[0] <= pair[1] and (key == "aspect" or pair[1] < 1)):
+            least = "0 < low <= high" + (" < 1" if key == "area" else "")
+            raise UserError(f"augmentation.erasing.{key}={pair}: must be [low, high] with {least}")
+    if not 0 <= jitter.hue <= 0.5:
+        raise UserError(f"augmentation.jitter.hue={jitter.hue}: must lie in [0, 0.5]; 0.5 is half the colour circle")
+    if jitter.hue > 0 and jitter.source == "torch":
+        raise UserError(
+            f"augmentation.jitter.hue={jitter.hue}: fb.resnet.torch has no hue;"
+            " set augmentation.jitter.source=torchvision, or hue to 0"
+        )
+    is_mixed = mixing.mixup_alpha > 0 or mixing.cutmix_alpha > 0
+    if is_mixed and mixing.mix_group is None:
+        raise UserError(
+            "augmentation.mixing.mix_group: mixup_alpha or cutmix_alpha above 0 needs a value for it;"
+            " the number of samples that share one lambda (the samples of a device in most papers)"
+        )
+    if not is_mixed and mixing.mix_group is not None:
+        raise UserError(
+            f"augmentation.mixing.mix_group={mixing.mix_group}: nothing is mixed;"
+            " raise mixup_alpha or cutmix_alpha above 0, or set augmentation.mixing.mix_group=null"
+        )
+    if is_mixed and mixing.mix_group == 1:
+        raise UserError("augmentation.mixing.mix_group=1: a sample alone has no partner; 2 is the least")
+
+
+def _check_protocol(protocol: Protocol) -> None:
+    if not protocol.sides:
+        raise UserError("protocol.side=[]: names no size; give protocol.side=256, or a list of several")
+    for side in protocol.sides:
+        if side is None and protocol.side is None:
+            continue
+        if isinstance(side, bool) or not isinstance(side, int) or side <= 0:
+            raise UserError(f"protocol.side={protocol.side}: must be a number above 0, a list of such, or null")
+        if side < protocol.size:
+            raise UserError(f"protocol.side={side}: a crop of {protocol.size} pixels does not fit; lower protocol.size")
+    if protocol.name in ("crops_144", "dense") and protocol.region != "whole":
+        raise UserError(f"protocol.region={protocol.region}: {protocol.name} sees the whole image; set region=whole")
+    if protocol.name == "crops_144" and protocol.side is None:
+        raise UserError("protocol.side=null: crops_144 takes squares of one size; its paper's are [256,288,320,352]")
+    if protocol.name == "crops_144" and protocol.filter not in ("bilinear", "bicubic"):
+        raise UserError(f"protocol.filter={protocol.filter}: crops_144 resizes on the device; use bilinear or bicubic")
 
 
 def _check_training(config: Config) -> None:
@@ -180,10 +260,7 @@ def _check_training(config: Config) -> None:
             f"augmentation.side={augmentation.side}: a crop of {augmentation.size} pixels does not fit"
             f" into a shorter side of {augmentation.side[0]}; lower image_size or raise augmentation.side"
         )
-    if protocol.side is not None and protocol.side < protocol.size:
-        raise UserError(
-            f"protocol.side={protocol.side}: a crop of {protocol.size} pixels does not fit; lower protocol.size"
-        )
+    _check_protocol(protocol)
     if config.short_side is not None and config.short_side < config.image_size:
         raise UserError(
             f"short_side={config.short_side}: a crop of image_size={config.image_size} pixels does not fit; raise it"

@@ -6,7 +6,7 @@ the configuration is answered in under a second.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -26,7 +26,8 @@ class Splits:
 class StoreOptions:
     """How the training split is written; the evaluation split keeps its original bytes.
 
-    mode: jpeg (original bytes where no resize is needed, else JPEG of `quality`) | raw.
+    mode: jpeg (original bytes where no resize is needed, else JPEG of `quality`) | raw | proportion (each image one or
+    the other, drawn once from its sample index; `jpeg_fraction` of them JPEG, as ffcv's compress_probability).
     short_side / max_side: pixels the shorter / longer side is reduced to, never enlarged; null keeps the size.
     """
 
@@ -34,18 +35,21 @@ class StoreOptions:
     short_side: int | None
     max_side: int | None
     quality: int
+    jpeg_fraction: float | None = None  # proportion
 
 
 @dataclass
 class Data:
-    name: str  # imagenet | imagefolder | digits
+    name: str  # imagenet | imagefolder | tiny_imagenet | cifar10 | digits
     root: str  # the prepared folder
-    source: str | None  # the user's files
+    source: str | None  # the folder of the user's files or archives
     splits: Splits
     num_classes: int | None  # null: as many as the prepared data have
     loader: str  # ffcv | torch
     store: StoreOptions
     undecodable: str  # stop | skip (skipped files are listed in the manifest)
+    check_md5: bool = False  # compare the archives with the published checksums first
+    subset: bool = False  # accept fewer images or classes than the data set has
 
 
 @dataclass
@@ -65,16 +69,65 @@ class Pca:
 
 
 @dataclass
+class Jitter:
+    """Random brightness, contrast, saturation (each a factor uniform on 1 -+ the value) and hue; 0 switches one off."""
+
+    source: str = "torch"  # torch (fb.resnet.torch: pixels may leave [0, 255]) | torchvision (cut off after each)
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0  # torchvision: a turn of the colour circle uniform on -+ the value, 0.5 is half of it
+
+
+@dataclass
+class RandAugment:
+    """Operations drawn for each image (Cubuk et al. 2020)."""
+
+    source: str = "torchvision"  # torchvision | timm: whose list of operations and of their strengths
+    num_ops: int = 0  # one after the other; 0 switches it off
+    magnitude: float = 9.0  # torchvision: of 30, timm: of 10
+    std: float = 0.0  # of the magnitude, normal (timm's mstd)
+    prob: float = 1.0  # of each operation to be carried out (timm: 0.5)
+    filter: str = "nearest"  # nearest | bilinear | bicubic: of what moves the image
+
+
+@dataclass
+class Erasing:
+    """A rectangle of each image erased (Zhong et al. 2020)."""
+
+    prob: float = 0.0  # 0 switches it off
+    area: list[float] = field(default_factory=lambda: [0.02, 1 / 3])  # range of its share of the image
+    aspect: list[float] = field(default_factory=lambda: [0.3, 1 / 0.3])  # range of height / width
+    fill: str = "normal"  # normal (noise, of variance 1 after normalisation) | mean (0 after normalisation)
+
+
+@dataclass
+class Mixing:
+    """Pairs of images and their labels mixed: mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019)."""
+
+    mixup_alpha: float = 0.0  # lambda is of Beta(alpha, alpha); 0 switches it off
+    cutmix_alpha: float = 0.0
+    prob: float = 1.0  # of a group to be mixed at all
+    switch_prob: float = 0.5  # of cutmix rather than mixup, where both are on
+    mix_group: int | None = None  # consecutive samples of the global batch that share one lambda; mix among themselves
+
+
+@dataclass
 class Augmentation:
-    crop: str  # random_resized | random | none
+    crop: str  # random_resized (torchvision's) | random_sized (fb.resnet.torch's) | random | none
     size: int  # pixels: output height and width
     filter: str  # bilinear | bicubic | box | nearest, as in Pillow
     flip: float  # probability of the mirror image
     pca: Pca
-    area: list[float] | None = None  # random_resized: range of the crop's share of the image area
-    aspect: list[float] | None = None  # random_resized: range of width / height
+    area: list[float] | None = None  # random_(re)sized: range of the crop's share of the image area
+    aspect: list[float] | None = None  # random_(re)sized: range of width / height
     side: list[int] | None = None  # random: range of the shorter side that the image is rescaled to
     region: str | None = None  # random: whole | square (the central square of the rescaled image)
+    jitter: Jitter = field(default_factory=Jitter)
+    randaugment: RandAugment = field(default_factory=RandAugment)
+    erasing: Erasing = field(default_factory=Erasing)
+    mixing: Mixing = field(default_factory=Mixing)
+    repeats: int = 1  # copies of a sample one after the other in the epoch's order, each augmented anew
 
 
 @dataclass
@@ -110,12 +163,17 @@ class Schedule:
 
 @dataclass
 class Protocol:
-    name: str  # center | five_crop | ten_crop | flip_pair
-    side: int | None  # the shorter side is rescaled to this; null keeps the size
+    name: str  # center | five_crop | ten_crop | flip_pair | crops_144 | dense
+    side: Any  # the shorter side is rescaled to this, or to each of a list in turn; null keeps the size
     size: int  # pixels: the crop's height and width
     region: str  # whole | square: what the corners are corners of
     filter: str  # bilinear | bicubic | box | nearest, as in Pillow
     average: str  # softmax | logits: what is averaged over the views
+
+    @property
+    def sides(self) -> list[int | None]:
+        """`side` as a list."""
+        return list(self.side) if isinstance(self.side, list) else [self.side]
 
 
 @dataclass
@@ -196,6 +254,8 @@ class PrepareConfig:
 
     data: Data
     workers: Any  # auto: the cores granted
+    verify: bool = False  # compare a prepared folder with its fingerprints, in full; write nothing
+    simulate: bool = False  # make archives like ILSVRC2012's of an ImageFolder tree
 
 
 @dataclass
@@ -204,3 +264,61 @@ class ReportConfig:
 
     runs: list[str]  # run folders, or folders that hold some
     output: str  # folder of the page and the Markdown
+
+
+@dataclass
+class SeeingConfig(Config):
+    """All that python -m tencrop.seeing knows: what evaluate.py does, and which figure of it."""
+
+    figure: str = "all"  # all (of trained weights) | architecture | tradeoff | receptive_field | retrieval | ...
+    images: list[int] | None = None  # of the val split, by index; null: chosen by a fixed hash
+    candidates: int | None = 2000  # training images that retrieval searches, chosen by a fixed hash; null: all
+    layer: str | None = None  # whose units the patches are of; null: the last that gives maps
+
+
+@dataclass
+class Printed:
+    """A number of a published table, and which of ours is to equal it to its printed precision.
+
+    Where it cannot, the arithmetic says why: `printed_as` and `ours_as` are sums of products that give the two
+    numbers, checked by machine (complexity/published.py).
+    """
+
+    row: str
+    model: str  # a file of conf/model
+    value: str  # as printed: 133, 2.7K, 1.8e9, ~4.1G, 55×55×96
+    quantity: str | None = None  # null: the table's
+    layers: str | None = None  # only the layers that match, such as features.inception3a.*; null: all
+    kwargs: dict[str, Any] | None = None  # beside the model file's
+    image_size: int | None = None  # null: the model file's
+    unit: str | None = None  # of the value: K | Ki | M | G; null: the table's
+    step: float | None = None  # the printed precision, in units, where it is less than the value's last digit
+    because: str | None = None  # why ours differs, or what else there is to say
+    printed_as: str | None = None
+    ours_as: str | None = None
+
+
+@dataclass
+class PrintedTable:
+    """A published table of sizes and costs: a file of conf/table."""
+
+    title: str
+    source: str  # the paper's, and how we know it
+    quantity: str | None  # of rows that name none
+    unit: str | None
+    rows: list[Printed]
+    note: str | None = None
+
+
+@dataclass
+class ComplexityConfig:
+    """All that python -m tencrop.complexity knows."""
+
+    model: Model | None
+    table: PrintedTable | None
+    image_size: int  # pixels
+    short_side: int | None  # files of conf/model set it and `claim`; neither is read here
+    claim: Claim | None
+    num_classes: int | None  # null: as many as the network has by itself
+    format: str  # terminal | markdown | csv | json
+    layers: str  # main | all: normalisation and what belongs to no layer, too

@@ -10,23 +10,23 @@ import difflib
 import errno
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tencrop.config.choices import CONF, asked, names_of, options_of
 from tencrop.config.launch import launched
 from tencrop.config.rules import keys_of, typed
 from tencrop.config.schema import Config, UserError
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
 INTERRUPTED = 75
 DISK_ERRORS = {
     errno.ENOSPC: "the disk is full",
@@ -64,6 +64,13 @@ def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type)
     # Threads of torch's that wait by spinning make a small network 50 times slower where cores are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, for the sentences below
+    OmegaConf.register_new_resolver("choices", names_of, replace=True)  # the help texts use it
+    answer = asked(sys.argv[1:])
+    if answer or {"--help", "-h"} & set(sys.argv):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends them quietly, like other tools
+    if answer:
+        print(answer)
+        return 0
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except (HydraException, OmegaConfBaseException) as error:
@@ -115,11 +122,11 @@ def _refuse(message: str) -> int:
 def sentence(error: Exception) -> str:
     """One sentence for an error of Hydra's or OmegaConf's: the key, the value and the nearest names."""
     text = str(error)
-    if found := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+    if found := re.search(r"Could not find '([^']+)/([^'/]*)'", text):
         group, option = found.groups()
-        options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
         hint = "; any timm model is model=timm model.name=NAME" if group == "model" else ""
-        return f"{group}={option}: there is no conf/{group}/{option}.yaml{nearest(option, options)}{hint}"
+        near = nearest(option, options_of(group)) or f"; {group}=? lists what there is"
+        return f"{group}={option}: there is no conf/{group}/{option}.yaml{near}{hint}"
     if found := re.search(r"Could not override '([^']+)'", text):
         key = found[1]
         if addition := re.search(r"use (\+model\.kwargs\..+)", text):

@@ -12,6 +12,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <jpeglib.h>
 #include <jerror.h>
@@ -157,7 +159,7 @@ static void decode_jpeg(Worker *worker, const Sample *sample)
         jpeg_skip_scanlines(jpeg, sample->top);
 
     /* libjpeg-turbo writes rows that begin at a multiple of 16 or 32 past the cache, to memory; we read them at once */
-    size_t row_bytes = (3 * (size_t)width + SLACK) / 64 * 64 + 64;
+    size_t row_bytes = (3 * (size_t)width + bytes_behind_rows(&worker->resampler)) / 64 * 64 + 64;
     uint8_t *decoded = reserve_rows(worker, ROWS_AT_ONCE * row_bytes + 64);
     decoded += (64 + 8 - (uintptr_t)decoded % 64) % 64;
     size_t offset = 3 * (size_t)(sample->left - left);
@@ -186,16 +188,16 @@ static void decode_raw(Worker *worker, const Sample *sample)
     uint64_t stride = 3 * (uint64_t)sample->width;
     if (sample->payload_bytes != stride * sample->height)
         fail(worker, "the payload has another size than height x width x 3 bytes");
-    size_t row_bytes = 3 * (size_t)sample->box_width;
-    uint8_t *copies = reserve_rows(worker, ROWS_AT_ONCE * (row_bytes + SLACK));
+    size_t row_bytes = 3 * (size_t)sample->box_width, behind = bytes_behind_rows(&worker->resampler);
+    uint8_t *copies = reserve_rows(worker, ROWS_AT_ONCE * (row_bytes + behind));
     for (int y = 0; y < sample->box_height && !resampler_done(&worker->resampler); y += ROWS_AT_ONCE) {
         int num_rows = sample->box_height - y < ROWS_AT_ONCE ? sample->box_height - y : ROWS_AT_ONCE;
         const uint8_t *rows[ROWS_AT_ONCE];
         for (int i = 0; i < num_rows; i++) {
             uint64_t start = (sample->top + y + i) * stride + 3 * (uint64_t)sample->left;
             rows[i] = sample->payload + start;
-            if (start + row_bytes + SLACK > sample->payload_bytes) /* the resize reads a little beyond a row */
-                rows[i] = memcpy(copies + i * (row_bytes + SLACK), rows[i], row_bytes);
+            if (start + row_bytes + behind > sample->payload_bytes)
+                rows[i] = memcpy(copies + i * (row_bytes + behind), rows[i], row_bytes);
         }
         resampler_push(&worker->resampler, rows, num_rows);
     }
@@ -269,6 +271,17 @@ int32_t tencrop_decode(const Sample *samples, int32_t num_samples, int32_t filte
         pthread_join(threads[i], NULL);
     pthread_mutex_destroy(&batch.lock);
     return batch.failed;
+}
+
+/* Ask the system to read parts of a mapped file: part i is the num_bytes[i] bytes from pointers[i] on. Does not wait;
+ * a request that is refused only means that whoever needs the bytes waits for them. */
+void tencrop_read_ahead(const uint8_t *data, const uint64_t *pointers, const uint64_t *num_bytes, int32_t num_parts)
+{
+    const uintptr_t page_size = (uintptr_t)sysconf(_SC_PAGESIZE);
+    for (int i = 0; i < num_parts; i++) {
+        uintptr_t start = (uintptr_t)data + pointers[i], page = start / page_size * page_size;
+        posix_madvise((void *)page, num_bytes[i] + (start - page), POSIX_MADV_WILLNEED);
+    }
 }
 
 /* Height and width of a JPEG of RGB or grayscale from its header; 1, or 0 with the reason in `message`. */

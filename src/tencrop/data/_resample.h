@@ -7,7 +7,7 @@
  * output row needs are kept (a few kB, so they stay in the cache), and a mirror image costs nothing: the weights of
  * the output columns are laid out in reverse.
  *
- * A row is RGB, 3 bytes a pixel. Source rows need SLACK readable bytes behind them.
+ * A row is RGB, 3 bytes a pixel. Source rows need `bytes_behind_rows` readable bytes behind them.
  */
 #include <math.h>
 #include <stddef.h>
@@ -145,6 +145,12 @@ static int resampler_begin(Resampler *r, int in_height, int in_width, int out_he
     r->window = r->memory;
     r->ring = (uint8_t *)r->memory + window_bytes;
     return 1;
+}
+
+/* How far the horizontal pass looks beyond a source row, with weight 0: every output reads as many pairs of pixels. */
+static size_t bytes_behind_rows(const Resampler *r)
+{
+    return SLACK + 6 * (size_t)r->columns.num_pairs;
 }
 
 static int resampler_done(const Resampler *r)

@@ -9,9 +9,10 @@ crosses a multiple of the page size, counted from the start of the file: ffcv ma
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -57,14 +58,119 @@ def write_beton(path: str | Path, samples: Iterable[EncodedSample], num_samples:
     The file appears under its name only when complete and on disk; an error (OSError of a full disk, or one
     raised by `samples`) leaves nothing.
     """
-    with whole_file(Path(path)) as file:
-        return _write(file, samples, num_samples)
+    with BetonWriter(Path(path), num_samples) as writer:
+        try:
+            for sample in samples:
+                writer.add(sample)
+            writer.finish()
+        except BaseException:
+            writer.partial.unlink(missing_ok=True)
+            raise
+        return writer.count
 
 
-@contextmanager
+class BetonWriter:
+    """Writes samples in order, to a temporary name until `finish`; can be taken up again after a kill.
+
+    `num_samples` is the most that may come. `metadata` (SAMPLE) and `payload_bytes` (uint64) are of the samples that
+    the temporary file already holds, after `sync`; whatever lies behind them is cut off and written again.
+    """
+
+    def __init__(
+        self, path: Path, num_samples: int, metadata: np.ndarray | None = None, payload_bytes: np.ndarray | None = None
+    ) -> None:
+        self.path, self.partial = path, partial_name(path)
+        self.count = 0 if metadata is None else len(metadata)
+        self._metadata, self._sizes = np.zeros(num_samples, SAMPLE), np.zeros(num_samples, np.uint64)
+        self._position = METADATA_START + self._metadata.nbytes
+        self._page_size = MIN_PAGE_BYTES
+        if self.count:
+            assert metadata is not None and payload_bytes is not None
+            for name in ("image", "label"):  # not what lies between the two: it is to be 0
+                self._metadata[name][: self.count] = metadata[name]
+            self._sizes[: self.count] = payload_bytes
+            self._position = end_of_payloads(metadata, payload_bytes)
+            self._grow_pages(int(payload_bytes.max()))
+        self._file = open(self.partial, "r+b" if self.count else "wb", buffering=1 << 20)  # noqa: SIM115
+        self._file.truncate(self._position)
+        self._file.seek(self._position)
+
+    def add(self, sample: EncodedSample) -> None:
+        payload, mode, height, width, label = sample
+        size = len(payload)
+        assert 0 < size <= MAX_PAYLOAD_BYTES and max(height, width) < 1 << 16 and self.count < len(self._sizes)
+        self._grow_pages(size)
+        if self._position // self._page_size != (self._position + size - 1) // self._page_size:
+            start = -(-self._position // self._page_size) * self._page_size
+            self._file.write(bytes(start - self._position))
+            self._position = start
+        self._file.write(payload)
+        self._metadata[self.count] = ((mode, width, height, self._position), label)
+        self._sizes[self.count] = size
+        self._position += size
+        self.count += 1
+
+    def written(self, first: int) -> tuple[np.ndarray, np.ndarray]:
+        """Metadata and payload bytes of the samples from `first` on."""
+        return self._metadata[first : self.count].copy(), self._sizes[first : self.count].copy()
+
+    def sync(self) -> None:
+        """Bring what was added to disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def finish(self) -> None:
+        """Write the tables and give the file its name."""
+        allocations = np.zeros(self.count, ALLOCATION)
+        allocations["sample_id"] = np.arange(self.count)
+        allocations["ptr"] = self._metadata["image"]["data_ptr"][: self.count]
+        allocations["size"] = self._sizes[: self.count]
+        self._file.write(allocations.tobytes())
+        fields = np.zeros(2, FIELD)
+        for field, type_id, name in zip(fields, (IMAGE_FIELD, INT_FIELD), (b"image", b"label"), strict=True):
+            field["type_id"] = type_id
+            field["name"][: len(name)] = np.frombuffer(name, np.uint8)
+        header = np.array((VERSION, 2, self._page_size, self.count, self._position), HEADER)
+        self._file.seek(0)
+        self._file.write(header.tobytes() + fields.tobytes() + self._metadata[: self.count].tobytes())
+        self.sync()
+        os.replace(self.partial, self.path)
+        _sync_folder(self.path.parent)
+
+    def __enter__(self) -> BetonWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):  # of a full disk, once more: what matters was synced
+            self._file.close()
+
+    def _grow_pages(self, size: int) -> None:
+        # A larger page holds whole smaller ones, so what was written stays within one page of the new size.
+        while size > self._page_size:
+            self._page_size *= 2
+
+
+def end_of_payloads(metadata: np.ndarray, payload_bytes: np.ndarray) -> int:
+    """Where the last sample's bytes end."""
+    return int(metadata["image"]["data_ptr"][-1]) + int(payload_bytes[-1])
+
+
+def tables_sha256(metadata: np.ndarray, payload_bytes: np.ndarray) -> str:
+    """SHA-256, hexadecimal: tells another preparation's file from this one without reading the images."""
+    image = metadata["image"]
+    columns = (*(image[name] for name in IMAGE.names or ()), metadata["label"], payload_bytes)
+    return hashlib.sha256(b"".join(column.astype("<u8").tobytes() for column in columns)).hexdigest()
+
+
+def partial_name(path: Path) -> Path:
+    """What a file is called until it is whole."""
+    return path.with_name(path.name + ".partial")
+
+
+@contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file under a temporary name in the same folder; brought to disk and renamed at the end, gone after an error."""
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_name(path)
     try:
         with open(partial, "wb", buffering=1 << 20) as file:
             yield file
@@ -85,40 +191,6 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write(file: BinaryIO, samples: Iterable[EncodedSample], num_samples: int) -> int:
-    metadata = np.zeros(num_samples, SAMPLE)
-    allocations = np.zeros(num_samples, ALLOCATION)
-    page_size = MIN_PAGE_BYTES
-    position = METADATA_START + metadata.nbytes
-    file.seek(position)
-    count = 0
-    for payload, mode, height, width, label in samples:
-        size = len(payload)
-        assert 0 < size <= MAX_PAYLOAD_BYTES and max(height, width) < 1 << 16 and count < num_samples
-        # A larger page holds whole smaller ones, so what was written stays within one page of the new size.
-        while size > page_size:
-            page_size *= 2
-        if position // page_size != (position + size - 1) // page_size:
-            start = -(-position // page_size) * page_size
-            file.write(bytes(start - position))
-            position = start
-        file.write(payload)
-        metadata[count] = ((mode, width, height, position), label)
-        allocations[count] = (count, position, size)
-        position += size
-        count += 1
-    file.write(allocations[:count].tobytes())
-
-    fields = np.zeros(2, FIELD)
-    for field, type_id, name in zip(fields, (IMAGE_FIELD, INT_FIELD), (b"image", b"label"), strict=True):
-        field["type_id"] = type_id
-        field["name"][: len(name)] = np.frombuffer(name, np.uint8)
-    header = np.array((VERSION, 2, page_size, count, position), HEADER)
-    file.seek(0)
-    file.write(header.tobytes() + fields.tobytes() + metadata[:count].tobytes())
-    return count
-
-
 class Beton:
     """A .beton file, memory-mapped; written by `write_beton` or by ffcv with one image and one integer field.
 
@@ -133,6 +205,7 @@ class Beton:
     labels: np.ndarray  # int64 [N]
     pointers: np.ndarray  # uint64 [N], where a payload begins in `data`
     payload_bytes: np.ndarray  # uint64 [N]
+    tables_sha256: str  # of what says where, how large and of which class the samples are
     data: np.ndarray  # uint8 [bytes of the file], memory-mapped, read-only
 
     def __init__(self, path: str | Path) -> None:
@@ -165,16 +238,21 @@ class Beton:
                 f"{self.path}: {self.data.size} bytes where its header speaks of {table_end}: truncated or damaged;"
                 " delete the prepared folder and prepare again (prepare.py)"
             )
-        metadata = self.data[METADATA_START:metadata_end].view(SAMPLE)
-        self.modes = metadata["image"]["mode"].copy()
-        self.heights = metadata["image"]["height"].copy()
-        self.widths = metadata["image"]["width"].copy()
-        self.pointers = metadata["image"]["data_ptr"].copy()
-        self.labels = metadata["label"].copy()
-        allocations = self.data[table_start:].view(ALLOCATION)
-        self.payload_bytes = np.zeros(self.num_samples, np.uint64)
-        if self.num_samples and int(allocations["sample_id"].max()) < self.num_samples:
-            self.payload_bytes[allocations["sample_id"]] = allocations["size"]
+        # views of the mapped file: the tables of ImageNet are 60 MB, which the processes of a machine share
+        metadata = np.asarray(self.data[METADATA_START:metadata_end]).view(SAMPLE)
+        self.modes = metadata["image"]["mode"]
+        self.heights = metadata["image"]["height"]
+        self.widths = metadata["image"]["width"]
+        self.pointers = metadata["image"]["data_ptr"]
+        self.labels = metadata["label"]
+        allocations = np.asarray(self.data[table_start:]).view(ALLOCATION)
+        self.tables_sha256 = tables_sha256(metadata, allocations["size"])
+        if np.array_equal(allocations["sample_id"], np.arange(self.num_samples)):
+            self.payload_bytes = allocations["size"]
+        else:  # as ffcv writes them
+            self.payload_bytes = np.zeros(self.num_samples, np.uint64)
+            if int(allocations["sample_id"].max()) < self.num_samples:
+                self.payload_bytes[allocations["sample_id"]] = allocations["size"]
         ends = self.pointers + self.payload_bytes
         raw_bytes = 3 * self.heights.astype(np.uint64) * self.widths
         sound = (

@@ -1,6 +1,6 @@
 """From stored bytes to pixels: the C decoder (`_decode.c`) seen from Python.
 
-Called by the loader with a batch, and by prepare.py to try every JPEG with the decoder that training will use.
+Called by the loader with a batch, and by `statistics` with one image.
 One call decodes a batch on several threads; the interpreter runs on meanwhile.
 """
 
@@ -92,6 +92,15 @@ def decode_batch(
         raise DecodeError(message.value.decode(errors="replace"), failed)
 
 
+def read_ahead(
+    data: npt.NDArray[np.uint8], *, pointers: npt.NDArray[np.uint64], payload_bytes: npt.NDArray[np.uint64]
+) -> None:
+    """Ask the system to fetch payloads of a memory-mapped file from its disk; does not wait for them."""
+    assert np.all(pointers + payload_bytes <= data.size), "a payload sticks out"
+    pointers, payload_bytes = (np.ascontiguousarray(array, np.uint64) for array in (pointers, payload_bytes))
+    _library().tencrop_read_ahead(data.ctypes.data, pointers.ctypes.data, payload_bytes.ctypes.data, len(pointers))
+
+
 def decode_jpeg(payload: bytes) -> npt.NDArray[np.uint8]:
     """The whole image of a JPEG file (RGB or grayscale), uint8 [height, width, 3]; raises DecodeError for damage."""
     size = (ctypes.c_int32 * 2)()
@@ -126,9 +135,11 @@ def _library() -> ctypes.CDLL:
 
 
 def load_library(path: str) -> ctypes.CDLL:
-    """Open a build of _decode.c and declare its two functions."""
+    """Open a build of _decode.c and declare its functions."""
     library = ctypes.CDLL(path)
     library.tencrop_decode.argtypes = [ctypes.c_void_p, *[ctypes.c_int32] * 3, ctypes.c_char_p]
     library.tencrop_jpeg_size.argtypes = [ctypes.c_char_p, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_char_p]
+    library.tencrop_read_ahead.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int32]
+    library.tencrop_read_ahead.restype = None
     library.tencrop_decode.restype = library.tencrop_jpeg_size.restype = ctypes.c_int32
     return library

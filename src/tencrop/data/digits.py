@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
-from tencrop.data.folder import SourceFile
+from tencrop.data.originals import MADE, Place, SourceFile
 
 NUM_DIGITS, NUM_TRAIN = 1797, 1297
 
@@ -43,16 +43,18 @@ class DigitsSource:
 
     def __init__(self) -> None:
         order = permutation()
-        self.path: str | None = None
-        self.splits = {"train": "train", "val": "val"}
+        self.place = Place(None, {"train": "train", "val": "val"}, {"train": MADE, "val": MADE})
         self.classes = [str(digit) for digit in range(10)]
         self.files = {"train": self._files(order[:NUM_TRAIN]), "val": self._files(order[NUM_TRAIN:])}
 
-    def read(self, split: str, name: str) -> bytes:
-        number = int(name.split("/")[1].removesuffix(".png"))
+    def read(self, split: str, file: SourceFile) -> bytes:
+        number = int(file.name.split("/")[1].removesuffix(".png"))
         buffer = io.BytesIO()
         digit_image(self._digits.images[number]).save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
+
+    def published_md5(self) -> dict[str, str]:
+        return {}
 
     def _files(self, numbers: list[int]) -> list[SourceFile]:
         names = sorted((int(self._digits.target[number]), f"{number:04d}.png") for number in numbers)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 UInt64 = npt.NDArray[np.uint64]
 Float64 = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
+View = int | Index  # the copy number of all samples, or of each
 
 
 class Purpose(IntEnum):
@@ -24,14 +25,22 @@ class Purpose(IntEnum):
     CROP = 2  # the crop's box
     FLIP = 3  # mirrored or not
     PCA = 4  # RGB noise along the principal components
+    JITTER = 5  # brightness, contrast, saturation, hue and their order
+    MIX = 6  # of a mixing group: mixed or not, how, lambda, the pasted box
+    RANDAUGMENT = 7  # operations, whether they are taken, their signs
+    RANDAUGMENT_LEVEL = 8  # how strong they are
+    ERASE = 9  # erased or not, the rectangle
+    ERASE_NOISE = 10  # where an image's noise begins in the run's table of it
+    NOISE_TABLE = 11  # that table; its index is no sample's
+    STORE = 12  # JPEG or pixels, in a store of both; seed 0, epoch 0
 
 
-def uniforms(*, seed: int, index: Index, epoch: int, view: int = 0, purpose: Purpose, count: int) -> Float64:
+def uniforms(*, seed: int, index: Index, epoch: int, view: View = 0, purpose: Purpose, count: int) -> Float64:
     """`count` uniforms of [0, 1) for each sample, float64 [N, count]: the top 53 bits of a draw, times 2**-53."""
     return _uniform(draws(seed=seed, index=index, epoch=epoch, view=view, purpose=purpose, count=count))
 
 
-def normals(*, seed: int, index: Index, epoch: int, view: int = 0, purpose: Purpose, count: int) -> Float64:
+def normals(*, seed: int, index: Index, epoch: int, view: View = 0, purpose: Purpose, count: int) -> Float64:
     """`count` standard normals for each sample, float64 [N, count], by Box and Muller (1958).
 
     Draws 2k and 2k + 1 (u and v, uniform on [0, 1)) give normals 2k and 2k + 1:
@@ -51,7 +60,7 @@ def hashes(*, seed: int, index: Index, epoch: int, purpose: Purpose) -> UInt64:
     return draws(seed=seed, index=index, epoch=epoch, purpose=purpose, count=1)[:, 0]
 
 
-def draws(*, seed: int, index: Index, epoch: int, view: int = 0, purpose: Purpose, count: int) -> UInt64:
+def draws(*, seed: int, index: Index, epoch: int, view: View = 0, purpose: Purpose, count: int) -> UInt64:
     """`count` draws of 64 bits for each sample, uint64 [N, count].
 
     Key: the seed, its low 32 bits first. Counter words: sample index, epoch, (view << 16 | purpose), block b.
@@ -59,13 +68,15 @@ def draws(*, seed: int, index: Index, epoch: int, view: int = 0, purpose: Purpos
     """
     index = np.asarray(index)
     assert index.ndim == 1 and np.issubdtype(index.dtype, np.integer), "one sample index for each sample"
-    assert 0 <= epoch < 2**32 and 0 <= view < 2**16 and 0 <= purpose < 2**16
+    view = np.asarray(view)
+    assert 0 <= epoch < 2**32 and 0 <= purpose < 2**16
+    assert view.size == 0 or (view.min() >= 0 and view.max() < 2**16)
     assert index.size == 0 or (index.min() >= 0 and index.max() < 2**32), "a sample index has 32 bits"
     num_blocks = (count + 1) // 2
     counter = np.empty((len(index), num_blocks, 4), np.uint32)
     counter[..., 0] = index[:, None]
     counter[..., 1] = epoch
-    counter[..., 2] = view << 16 | purpose
+    counter[..., 2] = (view << 16 | int(purpose))[..., None]
     counter[..., 3] = np.arange(num_blocks)
     words = philox4x32(counter.reshape(-1, 4), seed).astype(np.uint64)
     pairs = words[:, 0::2] << np.uint64(32) | words[:, 1::2]

@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from tencrop.config import StoreOptions
 from tencrop.data.beton import JPEG, MAX_PAYLOAD_BYTES, RAW, EncodedSample
-from tencrop.data.decoder import DecodeError, decode_jpeg
+from tencrop.data.decoder import DecodeError
+from tencrop.data.draws import Purpose, uniforms
 from tencrop.data.geometry import stored_size
+from tencrop.data.reduce import JpegHeader, denominator, jpeg_header, reduced_image, reduced_jpeg
 
 # What a file turned out to be; the table of files keeps the index. A damaged JPEG is one that Pillow decodes to the
 # end and libjpeg warns of (stray or missing data): such files are in ImageNet and papers trained on them.
@@ -32,43 +35,56 @@ class EncodedFile(NamedTuple):
 
     sample: EncodedSample
     payload_sha256: bytes
-    image: Image.Image  # RGB, original size
+    height: int  # of the original
+    width: int
+    pixels: npt.NDArray[np.uint8] | None  # [h, w, 3], RGB: the original at the reduced size of `reduce`
     kind: str  # of KINDS
     num_bytes: int  # of the file
     sha256: bytes  # of the file
 
 
-def encode(content: bytes, label: int, options: StoreOptions) -> EncodedFile:
-    """What a store of these options keeps of an encoded image.
+def encode(
+    content: bytes, label: int, options: StoreOptions, *, index: int = 0, with_pixels: bool = True
+) -> EncodedFile:
+    """What a store of these options keeps of an encoded image; `index` is its rank in the split. Without pixels a JPEG
+    is read to its end all the same, at an eighth of its size.
 
-    mode=jpeg: the file's own bytes if it is an RGB or grayscale JPEG of the wanted size, and the loader's decoder
-    can read it; a JPEG of `options.quality` (4:2:0, as libjpeg's default) if it is resized; raw RGB for anything
-    else, so that nothing is lost. mode=raw: RGB. Raises Undecodable.
+    mode=jpeg: the file's own bytes if it is an RGB or grayscale JPEG of the wanted size, and libjpeg reads it to the
+    end without complaint; a JPEG of `options.quality` (4:2:0, as libjpeg's default) if it is resized; raw RGB for
+    anything else, so that nothing is lost. mode=raw: RGB. mode=proportion: one of the two. Raises Undecodable.
     """
     sha256 = hashlib.sha256(content).digest()
-    header, kind = open_image(content)
-    height, width = stored_size(header.height, header.width, short_side=options.short_side, max_side=options.max_side)
-    if max(height, width) >= 1 << 16:
-        raise Undecodable(f"{width} x {height} pixels are more than a .beton file can hold")
-    same_size = (height, width) == (header.height, header.width)
-    if options.mode == "jpeg" and same_size and kind in PLAIN_KINDS:
-        try:
-            image = Image.fromarray(decode_jpeg(content))
-            sample = EncodedSample(content, JPEG, height, width, label)
-            return EncodedFile(sample, sha256, image, kind, len(content), sha256)
-        except DecodeError:
-            kind = "damaged jpeg"  # unless Pillow cannot decode it either
-    image = to_rgb(header)
-    stored = image if same_size else image.resize((width, height), STORE_FILTER)
-    if options.mode == "jpeg" and not same_size:
-        buffer = io.BytesIO()
-        stored.save(buffer, "JPEG", quality=options.quality, subsampling="4:2:0")
-        sample = EncodedSample(buffer.getvalue(), JPEG, height, width, label)
+    header, pixels = _read_plain_jpeg(content, with_pixels=with_pixels)
+    if header is not None:
+        kind = {1: "gray jpeg", 3: "jpeg"}[header.num_components]
+        size, opened = (header.height, header.width), None
     else:
-        sample = EncodedSample(stored.tobytes(), RAW, height, width, label)
+        opened, kind = open_image(content)
+        kind = "damaged jpeg" if kind in PLAIN_KINDS else kind  # unless Pillow cannot decode it either
+        size = opened.height, opened.width
+    height, width = stored_size(*size, short_side=options.short_side, max_side=options.max_side)
+    if max(height, width, *size) >= 1 << 16:
+        raise Undecodable(f"{size[1]} x {size[0]} pixels are more than a .beton file can hold")
+    as_jpeg = is_jpeg(index, options)
+    if as_jpeg and header is not None and (height, width) == size:
+        sample, payload_sha256 = EncodedSample(content, JPEG, height, width, label), sha256
+    else:
+        image = to_rgb(opened or open_image(content)[0])
+        pixels = reduced_image(image) if pixels is None and with_pixels else pixels
+        sample = EncodedSample(*_payload(image, height, width, as_jpeg, options.quality), height, width, label)
+        payload_sha256 = hashlib.sha256(sample.payload).digest()
     if len(sample.payload) > MAX_PAYLOAD_BYTES:
         raise Undecodable(f"{width} x {height} pixels are more than a .beton file can hold")
-    return EncodedFile(sample, hashlib.sha256(sample.payload).digest(), image, kind, len(content), sha256)
+    return EncodedFile(sample, payload_sha256, *size, pixels, kind, len(content), sha256)
+
+
+def is_jpeg(index: int, options: StoreOptions) -> bool:
+    """Whether the image of this rank is to be kept as JPEG; of a mixed store a draw says it, the same in every run."""
+    if options.mode != "proportion":
+        return options.mode == "jpeg"
+    assert options.jpeg_fraction is not None
+    draw = uniforms(seed=0, index=np.array([index]), epoch=0, purpose=Purpose.STORE, count=1)
+    return bool(draw[0, 0] < options.jpeg_fraction)
 
 
 def decode_rgb(content: bytes) -> Image.Image:
@@ -96,6 +112,32 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _read_plain_jpeg(content: bytes, *, with_pixels: bool) -> tuple[JpegHeader | None, npt.NDArray[np.uint8] | None]:
+    """Header and reduced pixels of an undamaged JPEG of RGB or gray; (None, None) for all else."""
+    if not content.startswith(b"\xff\xd8\xff"):
+        return None, None
+    try:
+        header = jpeg_header(content)
+        if header.num_components not in (1, 3):
+            return None, None
+        pixels = reduced_jpeg(content, header, denominator(header.height, header.width) if with_pixels else 8)
+    except DecodeError:
+        return None, None
+    return header, pixels if with_pixels else None
+
+
+def _payload(image: Image.Image, height: int, width: int, as_jpeg: bool, quality: int) -> tuple[bytes, int]:
+    """An RGB image at its stored size; one that keeps its size is not compressed: that would lose something."""
+    if image.size == (width, height):
+        return image.tobytes(), RAW
+    stored = image.resize((width, height), STORE_FILTER)
+    if not as_jpeg:
+        return stored.tobytes(), RAW
+    buffer = io.BytesIO()
+    stored.save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+    return buffer.getvalue(), JPEG
 
 
 @contextlib.contextmanager

@@ -17,10 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tencrop.data.decoder import DecodeError, decode_batch
+from tencrop.data.decoder import DecodeError, decode_batch, read_ahead
+from tencrop.data.digest import sample_hashes
 from tencrop.data.draws import Index
 from tencrop.data.manifest import Split
 from tencrop.data.plan import Plan
+
+PLANNED_AHEAD = 2  # batches whose bytes are asked for while another one is decoded
 
 
 class Batch(NamedTuple):
@@ -31,8 +34,18 @@ class Batch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # int64 [B], sample indices; hides tuple.index
     boxes: Tensor  # int32 [B, 4]: top, left, height, width in stored pixels
     flips: Tensor  # bool [B]
-    colour: Tensor  # float32 [B, 3], alphas of the RGB principal components
     sizes: Tensor  # int32 [B, 2], height and width of each image
+    colour: Tensor  # float32 [B, 3], alphas of the RGB principal components
+    jitter: Tensor  # float32 [B, 4], factors of brightness, contrast, saturation, and the turn of hue
+    jitter_orders: Tensor  # int64 [B, 4], which of these four comes first, second, third, fourth
+    operations: Tensor  # int64 [B, num_ops], RandAugment's in order
+    operation_values: Tensor  # float32 [B, num_ops]
+    erased_boxes: Tensor  # int32 [B, 4]: top, left, height, width; empty where nothing is erased
+    noise_offsets: Tensor  # int64 [B], where their noise begins in the run's table
+    partners: Tensor  # int64 [B], places from a sample to the one it is mixed with
+    mix_weights: Tensor  # float32 [B], a sample's own share of its mix
+    mix_boxes: Tensor  # int32 [B, 4]: top, left, height, width pasted from the partner; empty where nothing is
+    hashes: Tensor  # int64 [B, 2] of all of the above but the images; [B, 4] with theirs behind (digest.py)
 
 
 class BaseLoader:
@@ -40,6 +53,7 @@ class BaseLoader:
 
     `batches` gives, for an epoch, this rank's arrays of sample indices in order; `plan` what to do to one of them.
     `filter` is Pillow's of that name. `num_threads` decode; `prefetch` batches wait ready.
+    `hash_pixels`: the samples' hashes are of their pixels too.
     A new iteration begins at the first batch of `epoch`, or after what `load_state_dict` says was consumed; the end
     of one moves `epoch` on. One iteration at a time: a new one ends the last.
     """
@@ -54,11 +68,12 @@ class BaseLoader:
         num_threads: int,
         prefetch: int = 3,
         pin_memory: bool = False,
+        hash_pixels: bool = False,
     ) -> None:
         self.epoch = 0
         self._split, self._batches, self._plan = split, batches, plan
         self._filter, self._num_threads = filter, num_threads
-        self._prefetch, self._pin_memory = prefetch, pin_memory
+        self._prefetch, self._pin_memory, self._hash_pixels = prefetch, pin_memory, hash_pixels
         self._position = (0, 0)  # epoch, batches of it that were consumed
         self._resuming = False
         self._cached: tuple[int, Sequence[Index] | Index] | None = None
@@ -111,8 +126,8 @@ class BaseLoader:
 class Loader(BaseLoader):
     """Reads the store through the C decoder (data.loader=ffcv).
 
-    A batch's images stay valid until the next batch but one is asked for; then their memory is filled again. On a
-    GPU a copy that was begun before that, on the current stream, is waited for.
+    A batch's images stay valid until the next batch but one is asked for, or a new iteration begins; then their memory
+    is filled again. On a GPU a copy that was begun before that, on the current stream, is waited for.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -126,10 +141,18 @@ class Loader(BaseLoader):
 
     def _produce(self, batches: Sequence[Index] | Index, epoch: int) -> Iterator[Batch]:
         # The thread knows nothing of this loader or its iterator, so that either can be collected, which ends it.
-        split, plan, filter, num_threads = self._split, self._plan, self._filter, self._num_threads
+        split, plan = self._split, self._plan
+        for slot in self._slots:
+            slot.release()  # the last iteration's batches may still be on their way to the device
+        options: dict[str, Any] = {
+            "filter": self._filter,
+            "num_threads": self._num_threads,
+            "hash_pixels": self._hash_pixels,
+        }
         producer = _Producer(
             batches,
-            lambda index, slot: _decoded(split, plan(index, epoch), slot, filter=filter, num_threads=num_threads),
+            lambda index: _planned(split, plan(index, epoch)),
+            lambda plan, slot: _decoded(split, plan, slot, **options),
             self._slots,
         )
         self._end = end = weakref.finalize(self, producer.end)  # also when the interpreter ends
@@ -143,7 +166,14 @@ class Loader(BaseLoader):
             end()
 
 
-def _decoded(split: Split, plan: Plan, slot: _Slot, *, filter: str, num_threads: int) -> Batch:
+def _planned(split: Split, plan: Plan) -> Plan:
+    """The plan of a batch that is to be decoded soon: its bytes may be on their way from the disk meanwhile."""
+    beton = split.beton
+    read_ahead(beton.data, pointers=beton.pointers[plan.index], payload_bytes=beton.payload_bytes[plan.index])
+    return plan
+
+
+def _decoded(split: Split, plan: Plan, slot: _Slot, *, filter: str, num_threads: int, hash_pixels: bool) -> Batch:
     height, width = plan.sizes.max(axis=0)
     images = slot.images(len(plan.index), int(height), int(width))
     beton = split.beton
@@ -168,13 +198,15 @@ def _decoded(split: Split, plan: Plan, slot: _Slot, *, filter: str, num_threads:
             " prepare the data again (prepare.py)",
             error.position,
         ) from error
-    return batch_of(images, split, plan)
+    return batch_of(images, split, plan, hash_pixels=hash_pixels)
 
 
-def batch_of(images: Tensor, split: Split, plan: Plan) -> Batch:
+def batch_of(images: Tensor, split: Split, plan: Plan, *, hash_pixels: bool) -> Batch:
     """The images with all that belongs to them."""
-    arrays = (split.labels[plan.index], plan.index, plan.boxes, plan.flips, plan.colour.astype(np.float32), plan.sizes)
-    return Batch(images, *(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+    arrays = {"labels": split.labels[plan.index], **plan._asdict()}
+    arrays = {name: a.astype(np.float32) if a.dtype.kind == "f" else a for name, a in arrays.items()}
+    arrays["hashes"] = sample_hashes(arrays.values(), images.numpy() if hash_pixels else None)
+    return Batch(images, **{name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()})
 
 
 class _Slot:
@@ -201,12 +233,19 @@ class _Slot:
 
 
 class _Producer:
-    """A thread that makes batches ahead, in a ring of slots. SimpleQueue: its put may be called by a finalizer."""
+    """A thread that makes batches ahead, in a ring of slots; it plans them PLANNED_AHEAD batches before.
+
+    SimpleQueue: its put may be called by a finalizer.
+    """
 
     def __init__(
-        self, batches: Sequence[Index] | Index, make: Callable[[Index, _Slot], Batch], slots: list[_Slot]
+        self,
+        batches: Sequence[Index] | Index,
+        plan: Callable[[Index], Plan],
+        make: Callable[[Plan, _Slot], Batch],
+        slots: list[_Slot],
     ) -> None:
-        self._batches, self._make = batches, make
+        self._batches, self._plan, self._make = batches, plan, make
         self._free: SimpleQueue[_Slot | None] = SimpleQueue()
         self._ready: SimpleQueue[tuple[Batch, _Slot] | BaseException | None] = SimpleQueue()
         self._held: deque[_Slot] = deque()  # of the batches that the consumer may still look at
@@ -243,10 +282,18 @@ class _Producer:
 
     def _run(self) -> None:
         try:
-            for index in self._batches:
+            for plan in self._plans():
                 slot = self._free.get()
                 if slot is None or self._ended:
                     return
-                self._ready.put((self._make(index, slot), slot))
+                self._ready.put((self._make(plan, slot), slot))
         except BaseException as error:
             self._ready.put(error)
+
+    def _plans(self) -> Iterator[Plan]:
+        waiting: deque[Plan] = deque()
+        for index in self._batches:
+            waiting.append(self._plan(index))
+            if len(waiting) > PLANNED_AHEAD:
+                yield waiting.popleft()
+        yield from waiting

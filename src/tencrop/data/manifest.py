@@ -6,11 +6,12 @@ number of images stands in a memory-mapped table, which costs a process nothing 
     manifest.json     options, classes, counts, statistics, fingerprints; written last, so it vouches for the rest
     mean_image.npy    float32 [256, 256, 3], the training split's mean at every pixel
     train.beton       images and labels of the training split (val.beton of the evaluation split)
-    train.files.npy   one row a sample: name, label, sizes, bytes, SHA-256 of the original file
+    train.files.npy   one row a sample: name, label, sizes, bytes, SHA-256 of the original file and of what is stored
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -22,9 +23,9 @@ import numpy as np
 
 from tencrop.config import UserError
 from tencrop.data.beton import Beton, whole_file
-from tencrop.data.folder import Source, read_file
+from tencrop.data.originals import MADE, Place, Source, SourceFile, read_original
 
-FORMAT = "tencrop-data-1"
+FORMAT = "tencrop-data-2"
 SPLITS = ("train", "val")
 _MEND = "delete {root} and prepare the data again (prepare.py)"
 
@@ -66,8 +67,11 @@ def file_table(num_files: int, name_bytes: int) -> np.ndarray:
         ("name", f"S{name_bytes}"),
         ("label", "<i4"),
         ("kind", "u1"),  # index into encode.KINDS
+        ("mode", "u1"),  # of the payload: beton.JPEG | RAW
+        ("offset", "<u8"),  # of the original file in its archive; 0 where there is none
         ("bytes", "<u8"),  # of the original file
         ("sha256", "u1", 32),  # of the original file
+        ("payload_sha256", "u1", 32),  # of what is stored of it
         ("height", "<i4"),  # of the original, pixels
         ("width", "<i4"),
         ("stored_height", "<i4"),
@@ -82,6 +86,22 @@ def source_fingerprint(table: np.ndarray) -> str:
     for name, label, sha256 in zip(table["name"], table["label"], table["sha256"], strict=True):
         digest.update(name + b"\0%d\0" % label + sha256.tobytes())
     return digest.hexdigest()
+
+
+def store_fingerprint(table: np.ndarray, options: dict[str, Any]) -> str:
+    """SHA-256, hexadecimal, over writer options, the stored bytes of every sample, and the source's fingerprint."""
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    columns = (table[name] for name in ("mode", "stored_height", "stored_width", "payload_sha256"))
+    for mode, height, width, sha256 in zip(*columns, strict=True):
+        digest.update(b"%d %d %d " % (mode, height, width) + sha256.tobytes())
+    digest.update(source_fingerprint(table).encode())
+    return digest.hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256, hexadecimal, of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_split(root: str | Path, name: str, *, source: str | None = None, data: str = "imagefolder") -> Split:
@@ -115,6 +135,11 @@ class Split:
         for file, num_bytes in ((facts["beton"], facts["beton_bytes"]), (facts["files"], facts["files_bytes"])):
             self._check_size(root / file, num_bytes)
         self.beton = Beton(root / facts["beton"])
+        if self.beton.tables_sha256 != facts["tables_sha256"]:
+            raise UserError(
+                f"{root / facts['beton']}: its tables are not those that were written: it is damaged, or of another"
+                f" preparation; {_MEND.format(root=root)}"
+            )
         try:
             self.files = np.load(root / facts["files"], mmap_mode="r", allow_pickle=False)
         except ValueError as error:
@@ -122,7 +147,8 @@ class Split:
         assert self.beton.num_samples == len(self.files) == self.num_samples, f"{root}: counts differ"
         self.labels = self.beton.labels
         self.stored_sizes = np.stack([self.beton.heights, self.beton.widths], axis=1).astype(np.int32)
-        self._source = source or manifest["source"]["path"]
+        place = Place(**manifest["source"])
+        self._place = dataclasses.replace(place, path=source) if source and place.path else place
 
     def names(self, index: int) -> str:
         """The name of a sample: class folder and file name."""
@@ -135,20 +161,28 @@ class Split:
 
     def read_original(self, index: int) -> bytes:
         """The bytes of the original file; UserError where it is gone or no longer the one that was prepared."""
-        name = self.names(index)
-        if self._source is None:
-            content = self._digits.read(self.name, name)
+        row = self.files[index]
+        file = SourceFile(self.names(index), int(row["label"]), int(row["bytes"]), int(row["offset"]))
+        if self._place.routes[self.name] == MADE:
+            content = self._maker.read(self.name, file)
         else:
-            content = read_file(Path(self._source) / self.manifest["source"]["splits"][self.name] / name)
-        if len(content) != self.files["bytes"][index]:
-            raise UserError(f"{self._source}: {name} is no longer the file that was prepared; prepare the data again")
+            content = read_original(self._place, self.name, file)
+        if len(content) != file.num_bytes:
+            raise UserError(
+                f"{self._place.path}: {file.name} is no longer the file that was prepared; prepare the data again"
+            )
         return content
 
     @cached_property
-    def _digits(self) -> Source:
-        from tencrop.data.digits import DigitsSource  # with scikit-learn; most data do without
+    def _maker(self) -> Source:
+        """The source that makes its images in memory: there are no files."""
+        if self._place.path is None:
+            from tencrop.data.digits import DigitsSource  # with scikit-learn; most data do without
 
-        return DigitsSource()
+            return DigitsSource()
+        from tencrop.data.cifar10 import Cifar10Source
+
+        return Cifar10Source(Path(self._place.path), subset=True)  # what was there was counted by prepare
 
     def _check_size(self, path: Path, num_bytes: int) -> None:
         found = path.stat().st_size if path.is_file() else None

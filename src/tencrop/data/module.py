@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from tencrop.config import Batches, Config, Protocol, UserError, num_workers
+from tencrop.config import Batches, Config, Protocol, UserError, is_deterministic, num_workers
+from tencrop.data.augment import HOST
+from tencrop.data.digest import Digest
+from tencrop.data.draws import Index
 from tencrop.data.loader import BaseLoader, Batch, Loader
 from tencrop.data.manifest import Split, open_split
-from tencrop.data.order import Index, evaluation_batches, minival_split, training_batches
+from tencrop.data.order import epoch_order, evaluation_batches, minival_split, training_places, within_memory
 from tencrop.data.plan import evaluation_plan, training_plan
 from tencrop.data.reference import TorchLoader
 
@@ -43,8 +46,10 @@ class DataModule(pl.LightningDataModule):
                 f"hardware.devices={config.hardware.devices}: {len(self.val_index)} images to validate on cannot be"
                 f" shared by {batches.num_devices} devices; use fewer devices, or {mend}"
             )
-        self.order = lru_cache(maxsize=2)(self._order)  # the loader and the check of its batches share it
+        self.order = lru_cache(maxsize=2)(self._order)  # the plan and the check of its batches share it
+        self.places = cache(self._places)  # of this rank
         self.loaders: list[BaseLoader] = []
+        self.digest = Digest()  # of this rank's training batches
 
     @property
     def num_validation_images(self) -> int:
@@ -54,10 +59,20 @@ class DataModule(pl.LightningDataModule):
         config = self.config
         sizes, augmentation = self.train_split.stored_sizes, config.augmentation
 
-        def plan(index: Index, epoch: int) -> Any:
-            return training_plan(index, sizes, augmentation=augmentation, seed=config.seed, epoch=epoch)
+        def plan(places: Index, epoch: int) -> Any:
+            index, view = self.samples(places, epoch)
+            return training_plan(
+                index, sizes, augmentation=augmentation, seed=config.seed, epoch=epoch, view=view, places=places
+            )
 
-        loader = self._loader(self.train_split, self.order, plan, filter=augmentation.filter)
+        places = self.places()
+        loader = self._loader(
+            self.train_split,
+            lambda epoch: places,
+            plan,
+            filter=augmentation.filter,
+            hash_pixels=is_deterministic(config),
+        )
         return Positioned(loader, self._position)
 
     def val_dataloader(self) -> Any:
@@ -65,18 +80,38 @@ class DataModule(pl.LightningDataModule):
         rank, num_ranks = self.trainer.global_rank, self.trainer.world_size  # type: ignore[union-attr]
         parts = evaluation_batches(self.val_index, micro_batch=self.batches.micro_batch, rank=rank, num_ranks=num_ranks)
         plan = partial(evaluation_plan, stored_sizes=self.val_split.stored_sizes, protocol=protocol)
+        parts = within_memory(parts, plan(np.arange(self.val_split.num_samples)).sizes)
         loader = self._loader(
             self.val_split, lambda epoch: parts, lambda index, epoch: plan(index), filter=protocol.filter
         )
         return Positioned(loader, lambda: {"epoch": 0, "batch": 0})
 
+    def samples(self, places: Index, epoch: int) -> tuple[Index, Index]:
+        """Which sample stands at each of these places of the epoch, and which copy of it. Under repeated augmentation
+        (Hoffer et al. 2020; Berman et al. 2019) copies stand side by side; as in DeiT an epoch is as long as without,
+        and so sees the first of its order only."""
+        row, view = np.divmod(places, self.config.augmentation.repeats)
+        return self.order(epoch)[row], view
+
     def check(self, batch: Batch, epoch: int, batch_idx: int) -> None:
-        """Asserts that a training batch is the one that (epoch, micro-batch) means: none replayed, none skipped."""
-        assert np.array_equal(batch.index.numpy(), self.order(epoch)[batch_idx]), (epoch, batch_idx)
+        """Asserts that a training batch is the one that (epoch, micro-batch) means: none replayed, none skipped;
+        and counts it into the digest."""
+        places = self.places()[batch_idx]
+        assert np.array_equal(batch.index.numpy(), self.samples(places, epoch)[0]), (epoch, batch_idx)
+        images_per_epoch = self.steps_per_epoch * self.config.training.global_batch
+        self.digest.add(batch.hashes.numpy(), epoch * images_per_epoch + places)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"digest": self.digest.sums.clone()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What all ranks saw until the checkpoint stands with the first."""
+        is_first = self.trainer is not None and self.trainer.is_global_zero
+        self.digest.sums.copy_(state_dict["digest"] if is_first else torch.zeros_like(self.digest.sums))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """What the step computes with crosses without waiting; the rest of the batch stays on the host."""
-        names = ("images", "labels", "colour", "sizes")
+        names = set(batch._fields) - {"index", "boxes", "flips", "hashes"} - HOST
         return batch._replace(**{name: getattr(batch, name).to(device, non_blocking=True) for name in names})
 
     def teardown(self, stage: str) -> None:
@@ -100,23 +135,24 @@ class DataModule(pl.LightningDataModule):
         return {"epoch": epoch, "batch": step * self.batches.accumulate}
 
     def _order(self, epoch: int) -> Index:
+        return epoch_order(self.train_index, seed=self.config.seed, epoch=epoch)
+
+    def _places(self) -> Index:
         trainer = self.trainer
         assert trainer is not None
-        return training_batches(
-            self.train_index,
-            seed=self.config.seed,
-            epoch=epoch,
+        return training_places(
+            self.steps_per_epoch,
             global_batch=self.config.training.global_batch,
             micro_batch=self.batches.micro_batch,
             rank=trainer.global_rank,
             num_ranks=trainer.world_size,
         )
 
-    def _loader(self, split: Split, batches: Any, plan: Any, *, filter: str) -> Any:
+    def _loader(self, split: Split, batches: Any, plan: Any, **options: Any) -> Any:
         kind: type[BaseLoader] = {"ffcv": Loader, "torch": TorchLoader}[self.config.data.loader]
         is_gpu = self.trainer.strategy.root_device.type == "cuda"  # type: ignore[union-attr]
         threads = num_workers(self.config.hardware)
-        loader = kind(split, batches, plan, filter=filter, num_threads=threads, pin_memory=is_gpu)
+        loader = kind(split, batches, plan, num_threads=threads, pin_memory=is_gpu, **options)
         self.loaders.append(loader)
         return loader
 

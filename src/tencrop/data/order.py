@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tencrop.config import UserError
-from tencrop.data.draws import Purpose, hashes
+from tencrop.data.draws import Index, Purpose, hashes
 
-Index = npt.NDArray[np.int64]
+MAX_PADDED_BYTES = 1 << 28  # 256 images of 480 x 728 pixels
 
 
 def training_batches(
@@ -20,20 +20,30 @@ def training_batches(
 ) -> Index:
     """This rank's micro-batches of the epoch in order, int64 [num_micro_batches, micro_batch].
 
-    Global batch b is the slice [b * B, (b + 1) * B) of the epoch's order; rank r holds the r-th of `num_ranks` equal
-    contiguous parts of it, cut into micro-batches. The last partial global batch is dropped.
-    Raises UserError where there is no full one.
+    The last partial global batch is dropped. Raises UserError where there is no full one.
     """
-    per_rank, remainder = divmod(global_batch, num_ranks)
-    assert remainder == 0 and per_rank % micro_batch == 0 and 0 <= rank < num_ranks
     num_batches = len(index) // global_batch
     if num_batches == 0:
         raise UserError(
             f"training.global_batch={global_batch}: the training split has only {len(index)} images;"
             f" choose a batch of at most {len(index)}"
         )
-    order = epoch_order(index, seed=seed, epoch=epoch)[: num_batches * global_batch]
-    return order.reshape(num_batches, num_ranks, per_rank // micro_batch, micro_batch)[:, rank].reshape(-1, micro_batch)
+    places = training_places(
+        num_batches, global_batch=global_batch, micro_batch=micro_batch, rank=rank, num_ranks=num_ranks
+    )
+    return epoch_order(index, seed=seed, epoch=epoch)[places]
+
+
+def training_places(num_batches: int, *, global_batch: int, micro_batch: int, rank: int, num_ranks: int) -> Index:
+    """Which places of an epoch's order this rank takes, int64 [num_micro_batches, micro_batch].
+
+    Global batch b is the places [b * B, (b + 1) * B); rank r holds the r-th of `num_ranks` equal contiguous parts of
+    it, cut into micro-batches.
+    """
+    per_rank, remainder = divmod(global_batch, num_ranks)
+    assert remainder == 0 and per_rank % micro_batch == 0 and 0 <= rank < num_ranks
+    places = np.arange(num_batches * global_batch, dtype=np.int64)
+    return places.reshape(num_batches, num_ranks, -1, micro_batch)[:, rank].reshape(-1, micro_batch)
 
 
 def epoch_order(index: Index, *, seed: int, epoch: int) -> Index:
@@ -46,6 +56,26 @@ def evaluation_batches(index: Index, *, micro_batch: int, rank: int, num_ranks: 
     """This rank's part of an evaluation in batches of `micro_batch`, the last one smaller; every sample once."""
     part = evaluation_part(index, rank=rank, num_ranks=num_ranks)
     return [part[start : start + micro_batch] for start in range(0, len(part), micro_batch)]
+
+
+def within_memory(batches: list[Index], sizes: npt.NDArray[np.int32]) -> list[Index]:
+    """The batches, cut where they would be too large: every image of a batch is padded to the largest height and the
+    largest width in it, so a tall and a wide one make all of them large. The same samples in the same order.
+
+    `sizes` int [N, 2] are height and width of every sample of the split as it is evaluated. A batch takes
+    MAX_PADDED_BYTES at most, unless a single image does not.
+    """
+    return [part for batch in batches for part in _cut(batch, sizes[batch].tolist())]
+
+
+def _cut(batch: Index, sizes: list[list[int]]) -> list[Index]:
+    starts, height, width = [0], 0, 0
+    for place, size in enumerate(sizes):
+        height, width = max(height, size[0]), max(width, size[1])
+        if place > starts[-1] and 3 * height * width * (place + 1 - starts[-1]) > MAX_PADDED_BYTES:
+            starts.append(place)
+            height, width = size
+    return np.split(batch, starts[1:]) if len(batch) else []
 
 
 def evaluation_part(index: Index, *, rank: int, num_ranks: int) -> Index:

@@ -1,36 +1,39 @@
 """From a source to a prepared folder: two .beton files, tables of files, statistics, manifest. Called by prepare.py.
 
-The manifest comes last: without one a folder is not prepared, and an interrupted preparation is simply run again.
+The manifest comes last: without one a folder is not prepared. An interrupted preparation is simply run again, and goes
+on from what it had brought to disk.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
+import errno
 import fcntl
 import os
-import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import PIL.features
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 import tencrop
 from tencrop.config import Data, StoreOptions, UserError
+from tencrop.data.archives import check_md5
+from tencrop.data.beton import partial_name
+from tencrop.data.cifar10 import Cifar10Source
 from tencrop.data.digits import DigitsSource, permutation
-from tencrop.data.encode import PLAIN_KINDS, Undecodable, encode
-from tencrop.data.folder import FolderSource, Source
-from tencrop.data.manifest import FORMAT, SPLITS, open_split, read_manifest, write_manifest
-from tencrop.data.statistics import ColourSums
+from tencrop.data.encode import PLAIN_KINDS
+from tencrop.data.estimate import announce, counting_bytes, counting_images
+from tencrop.data.folder import FolderSource, check_num_classes, source_folder
+from tencrop.data.ilsvrc import IlsvrcSource
+from tencrop.data.manifest import FORMAT, SPLITS, open_split, read_manifest, sha256_of, write_manifest
+from tencrop.data.originals import TREE, Source
+from tencrop.data.parts import any_part, remove_parts
+from tencrop.data.statistics import ColourSums, sampled_every
 from tencrop.data.store import write_npy, write_split
-
-NUM_TRIED = 32  # files of a split that are tried beforehand, to estimate size and time
+from tencrop.data.tiny_imagenet import TinyImagenetSource
 
 
 def prepare(data: Data, *, workers: int | str = "auto", progress: bool = True) -> Path:
@@ -42,34 +45,58 @@ def prepare(data: Data, *, workers: int | str = "auto", progress: bool = True) -
     """
     root = Path(data.root)
     console = Console(quiet=not progress, highlight=False, soft_wrap=True)
-    if (root / "manifest.json").exists():
-        _check_prepared(root, data)
-        console.print(f"{root}: already prepared")
+    if _is_prepared(root, data, console):
         return root
-    source: Source = DigitsSource() if data.name == "digits" else FolderSource(data)
+    with console.status("looking through the files"):
+        source = open_source(data)
     _check_root(root, source)
     root.mkdir(parents=True, exist_ok=True)
-    num_threads = _cores_granted() if workers == "auto" else int(workers)
-    with _only_writer(root), _cleaned_up_after_failure(root):
-        _announce(data, source, num_threads, console)
-        sums = ColourSums()
-        splits = {}
-        for split in SPLITS:
-            with _progress_bar(console, split, len(source.files[split])) as advance:
-                splits[split] = write_split(
-                    root,
-                    split,
-                    source,
-                    store_options(data, split),
-                    undecodable=data.undecodable,
-                    num_threads=num_threads,
-                    count=sums.add if split == "train" else None,
-                    advance=advance,
-                )
-        write_npy(root / "mean_image.npy", sums.mean_image())
-        write_manifest(root, _manifest(data, source, splits, sums))
-    _print_summary(root, splits, console)
+    with _only_writer(root):
+        if not _is_prepared(root, data, console):  # by another process, meanwhile
+            with _cleaned_up_after_failure(root):
+                splits = _write(root, source, data, num_threads=num_threads(workers), console=console)
+            _print_summary(root, splits, console)
     return root
+
+
+def _write(root: Path, source: Source, data: Data, *, num_threads: int, console: Console) -> dict[str, Any]:
+    """Write all files of the prepared folder, the manifest last; return what it says of the splits."""
+    options = {split: store_options(data, split) for split in SPLITS}
+    announce(source, options, name=data.name, root=root, num_threads=num_threads, console=console)
+    if data.check_md5:
+        _check_archives(source, console)
+    splits, sums, every = {}, {}, sampled_every(len(source.files["train"]))
+    for split in SPLITS:
+        with counting_images(console, split, len(source.files[split])) as advance:
+            splits[split], sums[split] = write_split(
+                root,
+                split,
+                source,
+                options[split],
+                undecodable=data.undecodable,
+                num_threads=num_threads,
+                every=every if split == "train" else None,
+                advance=advance,
+            )
+    sums["train"].every = every
+    write_npy(root / "mean_image.npy", sums["train"].mean_image())
+    write_manifest(root, _manifest(data, source, splits, sums["train"]))
+    remove_parts(root)
+    return splits
+
+
+def open_source(data: Data) -> Source:
+    """The source that `data.name` and `data.source` mean; UserError where its files are not as they must be."""
+    if data.name == "digits":
+        return DigitsSource()
+    if data.name == "imagefolder":
+        return FolderSource(data)
+    if data.name == "imagenet":
+        return IlsvrcSource(data)
+    path = source_folder(data)
+    source = (Cifar10Source if data.name == "cifar10" else TinyImagenetSource)(path, subset=data.subset)
+    check_num_classes(data, source.classes)
+    return source
 
 
 def store_options(data: Data, split: str) -> StoreOptions:
@@ -77,6 +104,13 @@ def store_options(data: Data, split: str) -> StoreOptions:
     if split == "train" or data.name == "digits":
         return data.store
     return StoreOptions(mode="jpeg", short_side=None, max_side=None, quality=data.store.quality)
+
+
+def num_threads(workers: int | str) -> int:
+    """`workers` as a number; auto: the cores granted."""
+    if workers != "auto":
+        return int(workers)
+    return int(os.environ.get("SLURM_CPUS_PER_TASK", 0)) or len(os.sched_getaffinity(0))
 
 
 def _manifest(data: Data, source: Source, splits: dict[str, Any], sums: ColourSums) -> dict[str, Any]:
@@ -88,11 +122,9 @@ def _manifest(data: Data, source: Source, splits: dict[str, Any], sums: ColourSu
         "splits": splits,
         "statistics": sums.statistics(),
         "mean_image": "mean_image.npy",
-        "source": {
-            "path": source.path,
-            "splits": source.splits,
-            **({"permutation": permutation()} if data.name == "digits" else {}),
-        },
+        "mean_image_sha256": sha256_of(Path(data.root) / "mean_image.npy"),
+        "source": dataclasses.asdict(source.place),
+        **({"permutation": permutation()} if data.name == "digits" else {}),
         "created": {
             "tencrop": tencrop.__version__,
             "pillow": PIL.__version__,
@@ -109,11 +141,20 @@ def _options(data: Data) -> dict[str, Any]:
     return {**options, "undecodable": data.undecodable}
 
 
+def _is_prepared(root: Path, data: Data, console: Console) -> bool:
+    """Whether the folder holds these data, prepared like this; says so. UserError where it holds others."""
+    if not (root / "manifest.json").exists():
+        return False
+    _check_prepared(root, data)
+    console.print(f"{root}: already prepared")
+    return True
+
+
 def _check_prepared(root: Path, data: Data) -> None:
     """UserError unless the folder was prepared from these files with these options, and is whole."""
     manifest = read_manifest(root, data.name)
     mend = "name another data.root, or delete this one to prepare it anew"
-    if (manifest["source"]["path"] is None) != (data.name == "digits"):
+    if manifest["name"] != data.name:
         raise UserError(f"data.root={root}: holds prepared {manifest['name']}, not {data.name}; {mend}")
     for key, value in _options(data).items():
         if (found := manifest["options"].get(key)) != value:
@@ -121,7 +162,13 @@ def _check_prepared(root: Path, data: Data) -> None:
     splits = {split: open_split(root, split, data=data.name) for split in SPLITS}
     if data.name == "digits" or data.source is None or not Path(data.source).is_dir():
         return
-    source = FolderSource(data)
+    for name, num_bytes in manifest["source"]["archives"].items():  # instead of reading through them again
+        archive = Path(data.source) / name
+        if archive.exists() and archive.stat().st_size != num_bytes:
+            raise UserError(f"{archive}: not the archive that {root} was prepared from; {mend}")
+    if set(manifest["source"]["routes"].values()) != {TREE}:
+        return
+    source = open_source(data)
     for split, opened in splits.items():
         skipped = {entry["name"] for entry in manifest["splits"][split]["skipped"]}
         now = [(os.fsencode(file.name), file.num_bytes) for file in source.files[split] if file.name not in skipped]
@@ -132,77 +179,32 @@ def _check_prepared(root: Path, data: Data) -> None:
 def _check_root(root: Path, source: Source) -> None:
     if root.exists() and not root.is_dir():
         raise UserError(f"data.root={root}: is a file; name a folder for the prepared data")
-    if source.path is None:
+    if source.place.path is None:
         return
-    for split, folder in source.splits.items():
-        images = (Path(source.path) / folder).resolve()
+    for split, folder in source.place.splits.items():
+        images = (Path(source.place.path) / folder).resolve()
         if root.resolve().is_relative_to(images):
             raise UserError(f"data.root={root}: lies among the images of the {split} split ({images}); name another")
 
 
-def _announce(data: Data, source: Source, num_threads: int, console: Console) -> None:
-    """Print what will be written, how long it may take and the free space; UserError where that is too little."""
-    num_bytes, seconds = 0.0, 0.0
-    for split in SPLITS:
-        bytes_of_split, seconds_of_split = _estimate(source, split, store_options(data, split))
-        num_bytes, seconds = num_bytes + bytes_of_split, seconds + seconds_of_split / num_threads
-    free = shutil.disk_usage(data.root).free
-    counts = " and ".join(f"{len(source.files[split]):,} {split}" for split in SPLITS)
-    console.print(
-        f"{data.name}: {counts} images of {len(source.classes):,} classes -> {data.root}\n"
-        f"about {_readable(num_bytes)} to write ({_readable(free)} free),"
-        f" about {datetime.timedelta(seconds=round(seconds) + 1)} with {num_threads} threads"
-    )
-    if num_bytes > free:
-        raise UserError(
-            f"data.root={data.root}: about {_readable(num_bytes)} would be written and {_readable(free)} are free;"
-            " name a larger disk, or store less (data.store.short_side=256, data.store.mode=jpeg)"
-        )
-
-
-def _estimate(source: Source, split: str, options: StoreOptions) -> tuple[float, float]:
-    """(bytes to write, seconds of one thread) of a split, from a few files spread evenly over it."""
-    files = source.files[split]
-    tried, sums = files[:: -(-len(files) // NUM_TRIED)], ColourSums()
-    read_bytes, stored_bytes, start = 0, 0, time.perf_counter()
-    for file in tried:
-        with contextlib.suppress(Undecodable):  # write_split says so, with the name
-            encoded = encode(source.read(split, file.name), file.label, options)
-            read_bytes, stored_bytes = read_bytes + encoded.num_bytes, stored_bytes + len(encoded.sample.payload)
-            sums.add(encoded.image)
-    seconds = (time.perf_counter() - start) / len(tried) * len(files)
-    total_bytes = sum(file.num_bytes for file in files)
-    scale = total_bytes / max(read_bytes, 1) if total_bytes else len(files) / len(tried)
-    return stored_bytes * scale, seconds
-
-
-def _readable(num_bytes: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.4g} TB"
+def _check_archives(source: Source, console: Console) -> None:
+    """UserError unless every archive has the MD5 that its authors publish (or, simulated, the one beside it)."""
+    if not source.place.archives:
+        raise UserError("data.check_md5=true: the source holds no archive to check; leave it out")
+    assert source.place.path is not None
+    for name, num_bytes in source.place.archives.items():
+        with counting_bytes(console, f"MD5 of {name}", num_bytes) as advance:
+            check_md5(Path(source.place.path) / name, source.published_md5()[name], advance)
 
 
 def _print_summary(root: Path, splits: dict[str, Any], console: Console) -> None:
     for facts in splits.values():
-        others = {kind: number for kind, number in facts["kinds"].items() if kind not in PLAIN_KINDS}
-        kinds = "".join(f", {number:,} {kind} stored as pixels" for kind, number in others.items())
+        others = {kind: number for kind, number in facts["kinds"].items() if kind != "jpeg"}
+        kinds = "".join(
+            f", {number:,} {kind}" + ("" if kind in PLAIN_KINDS else " converted") for kind, number in others.items()
+        )
         skipped = f", {len(facts['skipped']):,} skipped" if facts["skipped"] else ""
         console.print(f"{root / facts['beton']}: {facts['num_samples']:,} images{kinds}{skipped}")
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.finished_speed or task.speed or 0:,.0f} images/s")
-
-
-@contextlib.contextmanager
-def _progress_bar(console: Console, split: str, total: int) -> Iterator[Callable[[], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=console.quiet) as bar:
-        task = bar.add_task(split, total=total)
-        yield lambda: bar.advance(task)
 
 
 @contextlib.contextmanager
@@ -222,14 +224,14 @@ def _only_writer(root: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _cleaned_up_after_failure(root: Path) -> Iterator[None]:
-    """Remove what was written if the rest cannot be: it would only fill the disk."""
+    """Keep only what a next attempt can go on from; nothing where the disk is full, which others need too."""
     try:
         yield
-    except BaseException:
-        for name in ("mean_image.npy", *(f"{split}.{end}" for split in SPLITS for end in ("beton", "files.npy"))):
-            (root / name).unlink(missing_ok=True)
+    except BaseException as error:
+        if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or not any_part(root):
+            remove_parts(root)
+            names = ("mean_image.npy", *(f"{split}.{end}" for split in SPLITS for end in ("beton", "files.npy")))
+            for path in (root / name for name in names):
+                path.unlink(missing_ok=True)
+                partial_name(path).unlink(missing_ok=True)
         raise
-
-
-def _cores_granted() -> int:
-    return int(os.environ.get("SLURM_CPUS_PER_TASK", 0)) or len(os.sched_getaffinity(0))

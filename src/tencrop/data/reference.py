@@ -28,7 +28,9 @@ class TorchLoader(BaseLoader):
     """
 
     def _produce(self, batches: Sequence[Index] | Index, epoch: int) -> Iterator[Batch]:
-        dataset = _Batches(self._split, batches, lambda index: self._plan(index, epoch), self._filter)
+        dataset = _Batches(
+            self._split, batches, lambda index: self._plan(index, epoch), self._filter, self._hash_pixels
+        )
         loader = DataLoader(
             dataset,
             batch_size=None,  # an item is a batch already
@@ -45,9 +47,15 @@ class TorchLoader(BaseLoader):
 
 class _Batches(Dataset):
     def __init__(
-        self, split: Split, batches: Sequence[Index] | Index, plan: Callable[[Index], Plan], filter: str
+        self,
+        split: Split,
+        batches: Sequence[Index] | Index,
+        plan: Callable[[Index], Plan],
+        filter: str,
+        hash_pixels: bool,
     ) -> None:
-        self._split, self._batches, self._plan, self._filter = split, batches, plan, filter
+        self._split, self._batches, self._plan = split, batches, plan
+        self._filter, self._hash_pixels = filter, hash_pixels
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -66,7 +74,7 @@ class _Batches(Dataset):
                     image[: size[0], : size[1]] = cut(content, stored_size, box, size, flip, self._filter)
                 except Undecodable as error:
                     raise UserError(f"{self._split.names(int(index))}: cannot be decoded any more: {error}") from error
-            return batch_of(torch.from_numpy(images), self._split, plan)
+            return batch_of(torch.from_numpy(images), self._split, plan, hash_pixels=self._hash_pixels)
         except Exception as error:
             return error
 

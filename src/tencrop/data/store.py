@@ -1,35 +1,43 @@
 """Writes one split of a prepared folder: its .beton file and its table of files. Called by prepare.
 
-Threads decode, hash and count (Pillow and hashlib release the GIL); the caller's thread writes in index order, so
-the bytes do not depend on the number of threads.
+Threads read, decode, hash and count (all of which release the GIL), some files at a time; the caller's thread writes
+in index order, so the bytes do not depend on the number of threads.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hashlib
 import io
-import json
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from tencrop.config import StoreOptions, UserError
-from tencrop.data.beton import EncodedSample, write_beton
+from tencrop.data.beton import BetonWriter, EncodedSample, tables_sha256
 from tencrop.data.encode import KINDS, PLAIN_KINDS, EncodedFile, Undecodable, encode
-from tencrop.data.folder import Source, SourceFile
-from tencrop.data.manifest import file_table, source_fingerprint, write_whole
+from tencrop.data.manifest import file_table, sha256_of, source_fingerprint, store_fingerprint, write_whole
+from tencrop.data.originals import Source, SourceFile
+from tencrop.data.parts import Part, joined, part_keys, part_ranges, read_parts, remove_parts, write_part
+from tencrop.data.statistics import ColourSums
 
-MAX_LISTED = 1000  # converted files that the manifest names; the table of files has the kind of every file
+CHUNK_FILES = 16  # a thread's task; divides PART_FILES
+MAX_LISTED = 1000  # converted files, and grayscale ones, that the manifest names; the table has the kind of every file
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class Chunk(NamedTuple):
+    """Consecutive files as a thread made them."""
+
+    samples: list[tuple[EncodedSample, tuple] | dict[str, str]]  # with the row of the table; or skipped, and why
+    sums: ColourSums
 
 
 def write_split(
@@ -40,66 +48,66 @@ def write_split(
     *,
     undecodable: str,
     num_threads: int,
-    count: Callable[[Image.Image], None] | None = None,
-    advance: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Write <split>.beton and <split>.files.npy; return what the manifest says of the split.
+    every: int | None = None,
+    advance: Callable[[int], None] = lambda num_files: None,
+) -> tuple[dict[str, Any], ColourSums]:
+    """Write <split>.beton and <split>.files.npy; return what the manifest says of the split, and its colour sums.
 
-    `count` is called with every decoded image (RGB, original size), from several threads; `advance` after every
-    file. Raises UserError at the first undecodable file unless `undecodable` is skip.
+    Goes on from the parts that an interrupted preparation left. `advance` is told how many files were done. One file
+    in `every` is counted in the sums, none for None. Raises UserError at the first undecodable file unless
+    `undecodable` is skip.
     """
     files = source.files[split]
-    table = file_table(len(files), max(len(os.fsencode(file.name)) for file in files))
-    stored = hashlib.sha256(json.dumps(dataclasses.asdict(options), sort_keys=True).encode())
-    skipped: list[dict[str, str]] = []
-
-    def encode_file(file: SourceFile) -> EncodedFile | Undecodable:
-        try:
-            encoded = encode(source.read(split, file.name), file.label, options)
-        except Undecodable as error:
-            return error
-        if count is not None:
-            count(encoded.image)
-        return encoded
-
-    def samples() -> Iterator[EncodedSample]:
-        num_stored = 0
-        for file, encoded in _in_order(encode_file, files, num_threads=num_threads):
-            advance()
-            if isinstance(encoded, Undecodable):
-                if undecodable == "stop":
-                    raise UserError(
-                        f"{file.name} of the {split} split cannot be decoded ({encoded});"
-                        " replace it, or leave such files out with data.undecodable=skip"
-                    )
-                skipped.append({"name": file.name, "reason": str(encoded)})
-                continue
-            table[num_stored] = _row(file, encoded)
-            num_stored += 1
-            stored.update(b"%d %d %d " % encoded.sample[1:4] + encoded.payload_sha256)
-            yield encoded.sample
-
+    keys, ranges = part_keys(files, options, every), part_ranges(len(files))
+    parts = read_parts(root, split, keys, undecodable=undecodable)
+    num_done = sum(map(len, ranges[: len(parts)]))
+    advance(num_done)
     beton, names = root / f"{split}.beton", root / f"{split}.files.npy"
-    table = table[: write_beton(beton, samples(), len(files))]
+
+    def make(start: int) -> Chunk:
+        return _chunk(source, split, files[start : start + CHUNK_FILES], start, options, every)
+
+    if len(parts) < len(keys) or not beton.is_file():
+        written = joined(parts)
+        starts = range(num_done, len(files), CHUNK_FILES)
+        with (
+            BetonWriter(beton, len(files), written.metadata, written.payload_bytes) as writer,
+            contextlib.closing(_in_order(make, starts, num_threads=num_threads)) as chunks,
+        ):
+            for number in range(len(parts), len(keys)):
+                part = _written_part(writer, chunks, len(ranges[number]), split, undecodable, advance)
+                writer.sync()
+                write_part(root, split, number, keys[number], part)
+                parts.append(part)
+            writer.finish()
+    whole = joined(parts)
+    table = file_table(len(whole.rows), max(len(os.fsencode(file.name)) for file in files))
+    for name in table.dtype.names or ():
+        table[name] = whole.rows[name]
     per_class = np.bincount(table["label"], minlength=len(source.classes))
     if not per_class.all():
+        beton.unlink()
+        remove_parts(root)
         raise UserError(f"class {source.classes[per_class.argmin()]} of the {split} split: no image can be decoded")
     write_npy(names, table)
-    fingerprint = source_fingerprint(table)
-    stored.update(fingerprint.encode())
-    return {
+    facts = {
         "num_samples": len(table),
         "per_class": per_class.tolist(),
+        "store": dataclasses.asdict(options),
         "beton": beton.name,
         "beton_bytes": beton.stat().st_size,
+        "tables_sha256": tables_sha256(whole.metadata, whole.payload_bytes),
         "files": names.name,
         "files_bytes": names.stat().st_size,
-        "source_fingerprint": fingerprint,
-        "store_fingerprint": stored.hexdigest(),
+        "files_sha256": sha256_of(names),
+        "source_fingerprint": source_fingerprint(table),
+        "store_fingerprint": store_fingerprint(table, dataclasses.asdict(options)),
         "kinds": dict(Counter(KINDS[kind] for kind in table["kind"])),
         "converted": _converted(table),
-        "skipped": skipped,
+        "grayscale": _grayscale(table),
+        "skipped": whole.skipped,
     }
+    return facts, whole.sums
 
 
 def write_npy(path: Path, array: np.ndarray) -> None:
@@ -109,24 +117,79 @@ def write_npy(path: Path, array: np.ndarray) -> None:
     write_whole(path, buffer.getvalue())
 
 
+def _written_part(
+    writer: BetonWriter,
+    chunks: Iterator[tuple[int, Chunk]],
+    num_files: int,
+    split: str,
+    undecodable: str,
+    advance: Callable[[int], None],
+) -> Part:
+    """Write the samples of `num_files` files, and say what was written."""
+    first, rows, skipped, sums = writer.count, [], [], ColourSums()
+    while num_files > 0:
+        _, chunk = next(chunks)
+        for item in chunk.samples:
+            if isinstance(item, dict):
+                if undecodable == "stop":
+                    raise UserError(
+                        f"{item['name']} of the {split} split cannot be decoded ({item['reason']});"
+                        " replace it, or leave such files out with data.undecodable=skip"
+                    )
+                skipped.append(item)
+                continue
+            writer.add(item[0])
+            rows.append(item[1])
+        sums.merge(chunk.sums)
+        num_files -= len(chunk.samples)
+        advance(len(chunk.samples))
+    table = file_table(len(rows), max((len(row[0]) for row in rows), default=1))
+    for place, row in enumerate(rows):
+        table[place] = row
+    return Part(table, *writer.written(first), skipped, sums)
+
+
+def _chunk(
+    source: Source, split: str, files: list[SourceFile], first: int, options: StoreOptions, every: int | None
+) -> Chunk:
+    """`first` is the rank of the first file in its split."""
+    samples: list[tuple[EncodedSample, tuple] | dict[str, str]] = []
+    sums = ColourSums()
+    for index, file in enumerate(files, start=first):
+        try:
+            is_counted = every is not None and index % every == 0
+            content = source.read(split, file)
+            encoded = encode(content, file.label, options, index=index, with_pixels=is_counted)
+        except Undecodable as error:
+            samples.append({"name": file.name, "reason": str(error)})
+            continue
+        if encoded.pixels is not None:
+            sums.add(encoded.pixels, encoded.height, encoded.width)
+        samples.append((encoded.sample, _row(file, encoded)))
+    return Chunk(samples, sums)
+
+
 def _row(file: SourceFile, encoded: EncodedFile) -> tuple:
     """A row of the table of files, in the order of `file_table`."""
-    original, stored = encoded.image, encoded.sample
+    stored = encoded.sample
     return (
         os.fsencode(file.name),
         file.label,
         KINDS.index(encoded.kind),
+        stored.mode,
+        file.offset,
         encoded.num_bytes,
         np.frombuffer(encoded.sha256, np.uint8),
-        original.height,
-        original.width,
+        np.frombuffer(encoded.payload_sha256, np.uint8),
+        encoded.height,
+        encoded.width,
         stored.height,
         stored.width,
     )
 
 
 def _converted(table: np.ndarray) -> list[dict[str, str]]:
-    """The first files that are called JPEG and hold CMYK or another format, so that pixels are kept instead."""
+    """The first files that are called JPEG and hold CMYK or another format: decoded and kept as RGB."""
     is_plain = np.isin(table["kind"], [KINDS.index(kind) for kind in PLAIN_KINDS])
     names = [os.fsdecode(name) for name in table["name"][~is_plain]]
     kinds = [KINDS[kind] for kind in table["kind"][~is_plain]]
@@ -134,16 +197,21 @@ def _converted(table: np.ndarray) -> list[dict[str, str]]:
     return [{"name": name, "kind": kind} for name, kind in listed[:MAX_LISTED]]
 
 
+def _grayscale(table: np.ndarray) -> list[str]:
+    """The first grayscale JPEGs: kept as they are, decoded to three equal channels."""
+    return [os.fsdecode(name) for name in table["name"][table["kind"] == KINDS.index("gray jpeg")][:MAX_LISTED]]
+
+
 def _in_order(
     function: Callable[[Item], Result], items: Iterable[Item], *, num_threads: int
-) -> Iterator[tuple[Item, Result]]:
-    """(item, function(item)) in the items' order, computed by threads that run at most 4 x num_threads ahead."""
+) -> Generator[tuple[Item, Result], None, None]:
+    """(item, function(item)) in the items' order, computed by threads that run at most 2 x num_threads ahead."""
     pending: deque[tuple[Item, Future[Result]]] = deque()
     pool = ThreadPoolExecutor(num_threads)
     try:
         for item in items:
             pending.append((item, pool.submit(function, item)))
-            if len(pending) == 4 * num_threads:
+            if len(pending) == 2 * num_threads:
                 done, future = pending.popleft()
                 yield done, future.result()
         for done, future in pending:

@@ -20,9 +20,10 @@ from tencrop.data.colour import mean_and_std
 from tencrop.evaluation.ensembles import ensemble
 from tencrop.evaluation.members import Member, source_fingerprint
 from tencrop.evaluation.predictions import Scores, cpu_group, protocol_text, save_scores, saved_scores
+from tencrop.evaluation.protocols import usual_side
 from tencrop.evaluation.results import result_of, save_result
 from tencrop.evaluation.scoring import Task, join_launched, score_split
-from tencrop.models.factory import build_model
+from tencrop.models.factory import build_model, check_image_size
 from tencrop.models.weights import apply_weights, load_weights
 from tencrop.training.checkpoints import weights_sha256
 
@@ -84,6 +85,7 @@ def _evaluate(member: Member) -> Evaluated | None:
     scores = saved_scores(out / f"{stem}.safetensors", identity, with_views=config.save_views) if _is_first() else None
     is_saved = _agreed(scores is not None)
     if not is_saved:
+        check_image_size(network, config.model.name, config.protocol.size, key="protocol.size")
         task = Task(config, path, weights.kind, member.num_classes, mean, std, identity)
         scores = score_split(task, network)
     if scores is None:
@@ -123,7 +125,8 @@ def _evaluate_ensemble(members: Sequence[Member], found: Sequence[Evaluated]) ->
         "claim": None,  # a member's is not the ensemble's
     }
     for key in ("protocol", "side", "size", "region", "filter"):
-        values = list(dict.fromkeys(one.result[key] for one in found))
+        every = [one.result[key] for one in found]
+        values = [value for number, value in enumerate(every) if value not in every[:number]]  # a side may be a list
         origin[key] = values[0] if len(values) == 1 else " + ".join(str(value) for value in values)
     out = Path(config.output) if config.output is not None else EVALUATIONS / name
     return _save(joint, config, out, file_stem(config), **origin)
@@ -135,10 +138,11 @@ def file_stem(config: Config, kind: str = "raw", checkpoint: str = "last") -> st
     Usual are the recipe's own sizes and filter, the whole image, raw weights and the last checkpoint.
     """
     protocol = config.protocol
+    sides = "-".join(str(side or "kept") for side in protocol.sides)
     parts = {
         protocol.name: True,
         protocol.region: protocol.region != "whole",
-        f"side{protocol.side or 'kept'}": protocol.side != config.short_side,
+        f"side{sides}": protocol.side != usual_side(protocol.name, config.short_side),
         f"size{protocol.size}": protocol.size != config.image_size,
         protocol.filter: protocol.filter != config.augmentation.filter,
         checkpoint: checkpoint != "last",

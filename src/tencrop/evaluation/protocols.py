@@ -1,10 +1,12 @@
 """Test protocols: which views of an image the network sees, and how their scores become one.
 
-Called by evaluate.py. Both halves are pure functions of tensors on one device; an image crosses to the
-device once, as uint8, and its views are cut there.
+Called by scoring.py. All are pure functions of tensors on one device; an image crosses to the device once for each
+side that the protocol rescales to, as uint8, and its views are cut there.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -14,41 +16,76 @@ from tencrop.config import Protocol
 # position of a view's corner between the top left (0, 0) and the bottom right (1, 1) of the room it can move in
 CENTRE = ((0.5, 0.5),)
 CORNERS = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
-POSITIONS = {"center": CENTRE, "flip_pair": CENTRE, "five_crop": CORNERS + CENTRE, "ten_crop": CORNERS + CENTRE}
-REFLECTED = {"flip_pair", "ten_crop"}
+POSITIONS = {
+    "center": CENTRE,
+    "flip_pair": CENTRE,
+    "five_crop": CORNERS + CENTRE,
+    "ten_crop": CORNERS + CENTRE,
+    "crops_144": CORNERS + CENTRE,  # of each of SQUARES
+}
+SIDES_144 = [256, 288, 320, 352]  # as in conf/protocol/crops_144.yaml
+SQUARES = (0.0, 0.5, 1.0)  # where the squares of crops_144 lie along the longer side
+REFLECTED = {"flip_pair", "ten_crop", "crops_144", "dense"}
+
+
+def usual_side(name: str, short_side: int | None) -> int | list[int] | None:
+    """What the protocol of that name rescales the shorter side to unless told otherwise."""
+    return SIDES_144 if name == "crops_144" else short_side
 
 
 def num_views(protocol: Protocol) -> int:
-    """Views of one image."""
-    return len(POSITIONS[protocol.name]) * (2 if protocol.name in REFLECTED else 1)
+    """Views of one image, over all sides that it is rescaled to."""
+    one_side = 1 if protocol.name == "dense" else len(POSITIONS[protocol.name])
+    if protocol.name == "crops_144":
+        one_side = len(SQUARES) * (one_side + 1)
+    return len(protocol.sides) * one_side * (2 if protocol.name in REFLECTED else 1)
+
+
+def view_groups(images: Tensor, sizes: Tensor, protocol: Protocol) -> Iterator[tuple[Tensor, Tensor]]:
+    """(slots int64 [b], views uint8 [V, b, H, W, 3]): the images of a batch in groups whose views have one size.
+
+    Crops are one group; whole images (dense) are a group for every size among them: itself, then its reflection.
+    Arguments as of `views`.
+    """
+    if protocol.name != "dense":
+        yield torch.arange(len(images), device=images.device), views(images, sizes, protocol)
+        return
+    for height, width in sizes.cpu().unique(dim=0).tolist():
+        slots = (sizes.cpu() == torch.tensor([height, width])).all(1).nonzero()[:, 0].to(images.device)
+        whole = images[slots, :height, :width]
+        yield slots, torch.stack([whole, whole.flip(2)])
 
 
 def views(images: Tensor, sizes: Tensor, protocol: Protocol) -> Tensor:
-    """The views of a batch, uint8 [V, B, size, size, 3], on the device of `images`.
+    """The crops of a batch, uint8 [V, B, size, size, 3], on the device of `images`.
 
     images: uint8 [B, H, W, 3], each in the top left of its slot; sizes: int [B, 2], its height and width there,
     at least protocol.size. The order: top left, top right, bottom left, bottom right, centre, and then the
     reflection of each in the same order. region=whole takes corners of the image (fb.resnet.torch), region=square
     those of its central square (Krizhevsky et al. 2012, section 4.1). The centre is rounded as in torchvision.
+    crops_144 takes these five of the left, central and right square (top, central and bottom), then the three squares
+    resized to size x size, then the reflections of all (Szegedy et al. 2015, section 7).
     """
     tops, lefts = corners(sizes.cpu(), protocol)
-    span = torch.arange(protocol.size)
-    rows, columns = tops[..., None] + span, lefts[..., None] + span
-    if protocol.name in REFLECTED:
-        rows, columns = torch.cat([rows, rows]), torch.cat([columns, columns.flip(-1)])
-    rows, columns = (part.to(images.device, non_blocking=True) for part in (rows, columns))
-    slots = torch.arange(len(images), device=images.device)
-    return images[slots[:, None, None], rows[..., :, None], columns[..., None, :]]
+    crops = _cut(images, tops, lefts, protocol.size)
+    if protocol.name == "crops_144":
+        side = int(sizes.min())
+        squares = _cut(images, *_square_corners(sizes.cpu(), SQUARES), side)
+        crops = torch.cat([crops, _resized(squares, protocol.size, protocol.filter)])
+    return torch.cat([crops, crops.flip(3)]) if protocol.name in REFLECTED else crops
 
 
 def corners(sizes: Tensor, protocol: Protocol) -> tuple[Tensor, Tensor]:
-    """Top and left pixel of each unreflected view: two int64 [V', B] of sizes int [B, 2]."""
-    sizes = sizes.to(torch.float64)
+    """Top and left pixel of each unreflected crop: two int64 [V', B] of sizes int [B, 2]."""
     assert int(sizes.min()) >= protocol.size, f"an image of {sizes.amin(0).tolist()} is smaller than {protocol.size}"
-    region = sizes.amin(1, keepdim=True).expand_as(sizes) if protocol.region == "square" else sizes
-    start = torch.round((sizes - region) / 2)  # half to even, as Python's round in torchvision
+    region, start = sizes.to(torch.float64)[None], torch.zeros(1, *sizes.shape, dtype=torch.float64)
+    if protocol.region == "square" or protocol.name == "crops_144":
+        places = SQUARES if protocol.name == "crops_144" else (0.5,)
+        start = torch.stack(_square_corners(sizes, places), dim=-1).to(torch.float64)
+        region = sizes.amin(1, keepdim=True).expand_as(sizes).to(torch.float64)[None]
     place = torch.tensor(POSITIONS[protocol.name], dtype=torch.float64)[:, None]
-    tops, lefts = (start + torch.round((region - protocol.size) * place)).to(torch.int64).unbind(-1)
+    room = torch.round((region - protocol.size) * place)  # half to even, as Python's round in torchvision
+    tops, lefts = (start[:, None] + room).flatten(0, 1).to(torch.int64).unbind(-1)
     return tops, lefts
 
 
@@ -59,3 +96,28 @@ def merge(logits: Tensor) -> tuple[Tensor, Tensor]:
     """
     logits = logits.float()
     return logits.softmax(2).mean(0), logits.mean(0)
+
+
+def _square_corners(sizes: Tensor, places: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """Top and left pixel of the largest squares at those places along the longer side: two int64 [S, B]."""
+    room = (sizes - sizes.amin(1, keepdim=True)).to(torch.float64)
+    tops, lefts = torch.round(room * torch.tensor(places, dtype=torch.float64)[:, None, None]).long().unbind(-1)
+    return tops, lefts
+
+
+def _cut(images: Tensor, tops: Tensor, lefts: Tensor, size: int) -> Tensor:
+    """Squares [V, B, size, size, 3] of the images whose top left pixels are tops and lefts [V, B]."""
+    span = torch.arange(size)
+    rows, columns = (
+        part.to(images.device, non_blocking=True) for part in (tops[..., None] + span, lefts[..., None] + span)
+    )
+    slots = torch.arange(len(images), device=images.device)
+    return images[slots[:, None, None], rows[..., :, None], columns[..., None, :]]
+
+
+def _resized(squares: Tensor, size: int, filter: str) -> Tensor:
+    """uint8 [V, B, H, H, 3] at size x size as Pillow does it: first across, then down, rounded after either."""
+    pixels = squares.flatten(0, 1).permute(0, 3, 1, 2).float()
+    for extent in ((squares.shape[2], size), (size, size)):
+        pixels = torch.nn.functional.interpolate(pixels, extent, mode=filter, antialias=True).round_().clamp_(0, 255)
+    return pixels.to(torch.uint8).permute(0, 2, 3, 1).unflatten(0, squares.shape[:2])

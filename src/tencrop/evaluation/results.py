@@ -85,7 +85,8 @@ def print_results(results: Sequence[dict[str, Any]], console: Console | None = N
 
 def protocol_label(result: dict[str, Any]) -> str:
     """The protocol of a result in words, such as "ten_crop of 256 px, softmax"."""
-    side = "whole size" if result["side"] is None else f"{result['side']} px"
+    sides = result["side"] if isinstance(result["side"], list) else [result["side"]]
+    side = "whole size" if result["side"] is None else f"{', '.join(str(side) for side in sides)} px"
     label = f"{result['protocol']} {result['size']} of {side}"
     label += ", central square" if result["region"] == "square" else ""
     return label + (f", {result['averaging']}" if result["views"] > 1 else "")

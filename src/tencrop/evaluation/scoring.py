@@ -9,8 +9,8 @@ import atexit
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -22,17 +22,18 @@ import torch.multiprocessing as mp
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from tencrop.config import Config, Hardware, UserError, accelerator_of, num_workers
+from tencrop.config import Config, Hardware, Protocol, UserError, accelerator_of, num_workers
 from tencrop.config.launch import check_launch, launched
 from tencrop.config.verbs import disk_sentence
 from tencrop.data.colour import normalize
 from tencrop.data.loader import Batch, Loader
 from tencrop.data.manifest import Split, open_split
-from tencrop.data.order import evaluation_batches
+from tencrop.data.order import evaluation_batches, within_memory
 from tencrop.data.plan import evaluation_plan
 from tencrop.data.reference import TorchLoader
 from tencrop.evaluation.predictions import Scores, from_averages, gather, load_scores, save_scores
-from tencrop.evaluation.protocols import merge, num_views, views
+from tencrop.evaluation.protocols import merge, num_views, view_groups
+from tencrop.models.convolutional import MeanScores, fully_convolutional
 from tencrop.models.factory import build_model
 from tencrop.models.weights import apply_weights, load_weights
 from tencrop.training.checkpoints import weights_sha256
@@ -106,36 +107,59 @@ def open_val_split(config: Config) -> Split:
 
 
 def score_part(task: Task, network: nn.Module, split: Split, *, rank: int, num_ranks: int) -> Scores:
-    """Scores of this rank's part of the split, on its device; the part may be empty."""
+    """Scores of this rank's part of the split, on its device; the part may be empty.
+
+    Where the protocol has several sides, a loader for each gives the same images, and views of all are averaged.
+    """
     config, num_classes = task.config, task.num_classes
+    if config.protocol.name == "dense":
+        size, name = config.protocol.size, config.model.name
+        network = MeanScores(fully_convolutional(network, image_size=size, name=name))
     device = _device(config.hardware, rank)
     layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
     network = network.to(device, memory_format=layout).eval()  # type: ignore[call-overload]
     num_at_once = config.hardware.max_micro_batch or IMAGES_AT_ONCE[accelerator_of(config.hardware)]
     index = np.arange(split.num_samples)
     batches = evaluation_batches(index, micro_batch=num_at_once, rank=rank, num_ranks=num_ranks)
+    largest = replace(config.protocol, side=max(config.protocol.sides, key=lambda side: side or 0))
+    batches = within_memory(batches, evaluation_plan(index, split.stored_sizes, protocol=largest).sizes)
 
     nothing = torch.empty(0, dtype=torch.int64, device=device)
     no_scores = torch.empty(0, num_classes, device=device)
     no_views = torch.empty(0, num_views(config.protocol), num_classes, device=device) if config.save_views else None
     parts = [from_averages(nothing, nothing, no_scores, no_scores, task.identity, no_views)]
     mean, std = torch.tensor(task.mean, device=device), torch.tensor(task.std, device=device)
-    with torch.inference_mode(), _loader(config, split, batches, device) as loader:
-        for batch in _with_progress(loader, split.num_samples, rank=rank, num_ranks=num_ranks):
-            images = batch.images.to(device, non_blocking=True)
-            logits = torch.stack(
+    protocols = [replace(config.protocol, side=side) for side in config.protocol.sides]
+    with torch.inference_mode(), ExitStack() as stack:
+        loaders = [stack.enter_context(_loader(config, split, batches, device, protocol)) for protocol in protocols]
+        scales = zip(*loaders, strict=True)  # each image at every side
+        for batches_here in _with_progress(scales, split.num_samples, rank=rank, num_ranks=num_ranks):
+            batch = batches_here[0]
+            assert all(torch.equal(other.index, batch.index) for other in batches_here)
+            logits = torch.cat(
                 [
-                    forward(network, normalize(view, mean, std, channels_last=config.model.channels_last), config)
-                    for view in views(images, batch.sizes, config.protocol)
+                    view_logits(network, one, mean, std, replace(config, protocol=protocol))
+                    for one, protocol in zip(batches_here, protocols, strict=True)
                 ]
             )
-            assert logits.shape[2] == num_classes, f"the network gives {logits.shape[2]} scores an image"
+            assert logits.shape[::2] == (num_views(config.protocol), num_classes), f"the network gives {logits.shape}"
             softmax, mean_logits = merge(logits)
             index_here, labels = batch.index.to(device), batch.labels.to(device)
-            view_logits = logits.transpose(0, 1) if config.save_views else None
-            parts.append(from_averages(index_here, labels, softmax, mean_logits, task.identity, view_logits))
+            of_views = logits.transpose(0, 1) if config.save_views else None
+            parts.append(from_averages(index_here, labels, softmax, mean_logits, task.identity, of_views))
     tensors = [part.tensors() for part in parts]
     return Scores(metadata=task.identity, **{name: torch.cat([part[name] for part in tensors]) for name in tensors[0]})
+
+
+def view_logits(network: nn.Module, batch: Batch, mean: Tensor, std: Tensor, config: Config) -> Tensor:
+    """Logits float32 [V, B, K] of all views of a batch, on the device of `mean`."""
+    images = batch.images.to(mean.device, non_blocking=True)
+    groups, order = [], []
+    for slots, group in view_groups(images, batch.sizes, config.protocol):
+        inputs = (normalize(view, mean, std, channels_last=config.model.channels_last) for view in group)
+        groups.append(torch.stack([forward(network, view, config) for view in inputs]))
+        order.append(slots)
+    return torch.cat(groups, dim=1)[:, torch.cat(order).argsort()]
 
 
 def forward(network: nn.Module, inputs: Tensor, config: Config) -> Tensor:
@@ -145,14 +169,16 @@ def forward(network: nn.Module, inputs: Tensor, config: Config) -> Tensor:
 
 
 @contextmanager
-def _loader(config: Config, split: Split, batches: list[np.ndarray], device: torch.device) -> Iterator[Iterator[Batch]]:
+def _loader(
+    config: Config, split: Split, batches: list[np.ndarray], device: torch.device, protocol: Protocol
+) -> Iterator[Iterator[Batch]]:
     kind = {"ffcv": Loader, "torch": TorchLoader}[config.data.loader]
-    plan = partial(evaluation_plan, stored_sizes=split.stored_sizes, protocol=config.protocol)
+    plan = partial(evaluation_plan, stored_sizes=split.stored_sizes, protocol=protocol)
     loader = kind(
         split,
         lambda epoch: batches,
         lambda index, epoch: plan(index),
-        filter=config.protocol.filter,
+        filter=protocol.filter,
         num_threads=num_workers(config.hardware),
         pin_memory=device.type == "cuda",
     )
@@ -162,8 +188,10 @@ def _loader(config: Config, split: Split, batches: list[np.ndarray], device: tor
         loader.close()
 
 
-def _with_progress(batches: Iterator[Batch], num_images: int, *, rank: int, num_ranks: int) -> Iterator[Batch]:
-    """The batches, with a bar on the first rank that takes the others to be as far as itself."""
+def _with_progress(
+    batches: Iterator[tuple[Batch, ...]], num_images: int, *, rank: int, num_ranks: int
+) -> Iterator[tuple[Batch, ...]]:
+    """The batches, at every side, with a bar on the first rank that takes the others to be as far as itself."""
     columns = (
         TextColumn("evaluating"),
         BarColumn(),
@@ -175,7 +203,7 @@ def _with_progress(batches: Iterator[Batch], num_images: int, *, rank: int, num_
         bar = progress.add_task("", total=num_images, rate="")
         done = 0
         for batch in batches:
-            num_here = len(batch.index)
+            num_here = len(batch[0].index)
             yield batch
             done = min(num_images, done + num_here * num_ranks)
             speed = progress.tasks[0].speed
@@ -183,13 +211,14 @@ def _with_progress(batches: Iterator[Batch], num_images: int, *, rank: int, num_
 
 
 def _refuse_small_images(config: Config, split: Split) -> None:
+    if config.protocol.side is not None:
+        return  # no side is smaller than a crop
     plan = evaluation_plan(np.arange(split.num_samples), split.stored_sizes, protocol=config.protocol)
     sides = plan.sizes.min(1)
     smallest = int(sides.argmin())
     if sides[smallest] < config.protocol.size:
-        side = "null" if config.protocol.side is None else config.protocol.side
         raise UserError(
-            f"protocol.side={side}: {split.names(smallest)} has a shorter side of {sides[smallest]}"
+            f"protocol.side=null: {split.names(smallest)} has a shorter side of {sides[smallest]}"
             f" pixels, less than the crop's {config.protocol.size}; set protocol.side={config.protocol.size} or more"
         )
 

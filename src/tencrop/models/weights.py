@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tencrop.config import UserError
+from tencrop.models.mappings import in_own_names
 
 # under which keys a checkpoint keeps its weights: ours, timm's, torchvision's references', and usual ones
 RAW_KEYS = ("state_dict", "model", "model_state_dict", "net", "module")
@@ -63,11 +64,11 @@ def load_weights(path: Path, *, ema: bool | None = None) -> Weights:
 def apply_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str, name: str) -> None:
     """Copy `state` into `network`; every tensor must find its place, and every place its tensor.
 
-    Prefixes of wrappers are dropped. Raises UserError naming the first differences: `source` is the file and `name`
-    the network in that message.
+    Prefixes of wrappers are dropped, and torchvision's names for the same network understood. Raises UserError naming
+    the first differences: `source` is the file and `name` the network in that message.
     """
     own = network.state_dict()
-    state = _without_prefixes(state, own)
+    state = in_own_names(_without_prefixes(state, own), own, name=name)
     check_weights(state, own, source=source, name=name)
     network.load_state_dict(state, strict=False)
 

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from tencrop.config import UserError
+from tencrop.evaluation.protocols import usual_side
 from tencrop.evaluation.results import load_result, protocol_label
 from tencrop.records.run_folder import read_manifest
 
@@ -134,19 +135,20 @@ def _run_folders(path: Path) -> list[Path]:
     """Run folders in or below `path`, resolved; not those within a run folder (its own reproductions)."""
     if not path.is_dir():
         raise UserError(f"runs={path}: there is no such folder; train.py makes one below runs/")
-    if _is_run(path):
+    if is_run(path):
         return [path.resolve()]
     found: list[Path] = []
     for manifest in sorted(path.resolve().rglob("manifest.json")):
         folder = manifest.parent
-        if _is_run(folder) and not any(parent in found for parent in folder.parents):
+        if is_run(folder) and not any(parent in found for parent in folder.parents):
             found.append(folder)
     if not found:
         raise UserError(f"runs={path}: holds no run folder (config.yaml and manifest.json); train.py makes them")
     return found
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    """Whether train.py has made this folder for a run."""
     return (folder / "config.yaml").exists() and (folder / "manifest.json").exists()
 
 
@@ -171,7 +173,10 @@ def _read_result(path: Path, config: dict[str, Any]) -> Result:
 
 
 def _is_usual(facts: dict[str, Any], config: dict[str, Any]) -> bool:
-    own = {"side": config["short_side"], "size": config["image_size"], "region": config["protocol"]["region"]}
+    side = usual_side(facts["protocol"], config["short_side"])
+    if isinstance(config["protocol"]["side"], list) and facts["protocol"] == config["protocol"]["name"]:
+        side = config["protocol"]["side"]  # several scales are the recipe's own
+    own = {"side": side, "size": config["image_size"], "region": config["protocol"]["region"]}
     own |= {"filter": config["augmentation"]["filter"], "averaging": config["protocol"]["average"]}
     own |= {"weights": "raw" if config["training"]["ema_decay"] is None else "ema"}
     if facts["views"] == 1:

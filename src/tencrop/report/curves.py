@@ -32,9 +32,11 @@ class Line:
 def curves(experiment: Experiment) -> str:
     """Three charts, one line per run and split, as a row of HTML figures; empty without metrics."""
     both = ("train", *HELD_OUT)
+    is_mixed = any(row.get("labels") == "heavier" for run in experiment.runs for row in run.metrics)
+    error = "Top-1 error, percent" + ("; in training against the heavier of two mixed labels" if is_mixed else "")
     is_divided = experiment.runs[0].config["schedule"]["name"] in ("step", "plateau")
     return (
-        _figure("Top-1 error, percent", _lines(experiment, _percent("top1_error"), both))
+        _figure(error, _lines(experiment, _percent("top1_error"), both))
         + _figure("Loss", _lines(experiment, _value("loss"), both))
         + _figure("Learning rate", _lines(experiment, _value("lr"), ("train",)), is_log=is_divided)
     )

@@ -9,17 +9,14 @@ import base64
 import hashlib
 import io
 import math
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from tencrop.config import UserError
+from tencrop.data.class_names import label_names
 from tencrop.data.manifest import open_split
 from tencrop.evaluation.predictions import Scores, load_scores
 from tencrop.models.weights import load_weights
@@ -123,18 +120,6 @@ def choose_images(scores: Scores) -> list[int]:
     right = [position for position in positions if scores.softmax_ranks[position] == 0]
     num_wrong = min(NUM_WRONG, len(wrong)) if len(right) >= NUM_IMAGES - NUM_WRONG else NUM_IMAGES - len(right)
     return wrong[:num_wrong] + right[: NUM_IMAGES - num_wrong]
-
-
-def label_names(classes: Sequence[str]) -> list[str]:
-    """Readable names of classes: WordNet ids by timm's table of ImageNet's, others with spaces for underscores."""
-    lemmas: dict[str, str] = {}
-    if all(re.fullmatch(r"n\d{8}", name) for name in classes):
-        spec = find_spec("timm")  # its file is read without importing timm, which takes seconds
-        assert spec is not None and spec.origin is not None
-        table = Path(spec.origin).parent / "data" / "_info" / "imagenet_synset_to_lemma.txt"
-        if table.exists():
-            lemmas = dict(line.split("\t", 1) for line in table.read_text().splitlines() if "\t" in line)
-    return [lemmas.get(name, name.replace("_", " ")).split(",")[0] for name in classes]
 
 
 def data_url(picture: Image.Image, *, photographic: bool = False) -> str:

@@ -18,6 +18,7 @@ from tencrop.data.manifest import write_whole
 from tencrop.report.collect import Experiment, Result, Run
 from tencrop.report.curves import curves
 from tencrop.report.figures import kernel_figure, panel_figure
+from tencrop.report.seen import seen_figures
 from tencrop.report.tables import Row, error_rows, html_table, markdown_table, markdown_text
 
 PACKAGES = ("python", "torch", "pytorch-lightning", "timm", "torchvision", "ffcv", "numpy")
@@ -82,6 +83,7 @@ def _section(experiment: Experiment) -> str:
         + (f"<h3>Training, by epoch {key}</h3><div class=charts>{drawn}</div>\n" if drawn else "<p>Not trained.</p>\n")
         + f"<h3>First layer {seed}</h3>{kernel_figure(run)}\n"
         + f"<h3>Test images {seed}</h3>{panel}\n"
+        + (f"<h3>What it sees {seed}</h3>{seen}\n" if (seen := seen_figures(run)) else "")
         + f"<h3>Record</h3>{_record(experiment)}\n"
     )
 

@@ -20,13 +20,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tencrop.config import Batches, Config, UserError
-from tencrop.data.colour import colour_noise, mean_and_std, normalize, pca_shift
+from tencrop.data.augment import partner_labels, training_inputs
+from tencrop.data.colour import ColourNoise, colour_noise, mean_and_std, normalize
+from tencrop.data.erasing import is_erased, noise_table
 from tencrop.data.loader import Batch
+from tencrop.data.mixing import is_mixed
 from tencrop.models.weights import check_weights
 from tencrop.training.batchnorm import average_over_ranks, set_groups, update_running_statistics
 from tencrop.training.checkpoints import weights_sha256
-from tencrop.training.losses import cross_entropy, topk_errors
-from tencrop.training.monitors import Diverged, over_ranks
+from tencrop.training.losses import cross_entropy, heavier_labels, mixed_cross_entropy, topk_errors, with_auxiliary
+from tencrop.training.monitors import Diverged, gathered_digest, over_ranks
 from tencrop.training.optimizers import build_optimizer
 from tencrop.training.schedules import Plateau, after_evaluation, learning_rate
 
@@ -39,6 +42,7 @@ class Classifier(pl.LightningModule):
     mean: Tensor
     std: Tensor
     axes: Tensor
+    erasing_noise: Tensor | None
     train_counts: Tensor
     val_counts: Tensor
     first_bad_step: Tensor
@@ -55,14 +59,20 @@ class Classifier(pl.LightningModule):
         self.total_steps = min(self.schedule_steps, config.training.max_steps or self.schedule_steps)
         layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
         self.model = set_groups(model.to(memory_format=layout), batches)
+        self.auxiliary_weight: float = getattr(model, "auxiliary_weight", 0.0)  # of each auxiliary head's loss
         self.ema = copy.deepcopy(self.model).requires_grad_(False) if config.training.ema_decay is not None else None
         self.selection_split = "minival" if config.training.minival_fraction > 0 else "val"
 
         mean, std = mean_and_std(config.normalization, statistics)
         noise = colour_noise(config.augmentation.pca, statistics)
         self.colour_scale = noise.scale
+        self.is_mixed = is_mixed(config.augmentation.mixing)
         for name, constant in (("mean", torch.tensor(mean)), ("std", torch.tensor(std)), ("axes", noise.axes)):
             self.register_buffer(name, constant, persistent=False)
+        erasing = config.augmentation.erasing
+        is_noisy = is_erased(erasing) and erasing.fill == "normal"
+        table = noise_table(seed=config.seed, size=config.augmentation.size) if is_noisy else None
+        self.register_buffer("erasing_noise", table, persistent=False)
         # sums of loss, top-1 errors, top-5 errors and images; on the device until Metrics reads them
         self.register_buffer("train_counts", torch.zeros(4, dtype=torch.float64))
         self.register_buffer("val_counts", torch.zeros(4, dtype=torch.float64), persistent=False)
@@ -82,12 +92,18 @@ class Classifier(pl.LightningModule):
         self.trainer.datamodule.check(batch, self.current_epoch, batch_idx)  # type: ignore[attr-defined]
         self.seed_network(self.global_step, part)
 
-        shift = pca_shift(batch.colour, self.axes)
-        logits = self.logits(self.model, batch.images, shift=shift, scale=self.colour_scale)
-        loss = cross_entropy(logits, batch.labels, label_smoothing=self.config.training.label_smoothing)
+        labels, smoothing = batch.labels, self.config.training.label_smoothing
+        heads = self.predict(self.model, self.training_inputs(batch))
+        if self.is_mixed:
+            pair = (batch.labels, partner_labels(batch), batch.mix_weights)
+            losses = [mixed_cross_entropy(logits, *pair, label_smoothing=smoothing) for logits in heads]
+            labels = heavier_labels(*pair)  # what the training errors are counted against
+        else:
+            losses = [cross_entropy(logits, labels, label_smoothing=smoothing) for logits in heads]
+        loss = with_auxiliary(*losses, weight=self.auxiliary_weight)
         with nullcontext() if self.is_at_step_boundary else self.without_gradient_exchange():
             self.manual_backward(loss / self.batches.accumulate)
-        self.count(self.train_counts, loss, logits, batch.labels)
+        self.count(self.train_counts, loss, heads[0], labels)
         self.note_bad_loss(loss)
         if self.is_at_step_boundary:
             self.update_weights(self.global_step)
@@ -109,13 +125,29 @@ class Classifier(pl.LightningModule):
             assert self.config.training.ema_decay is not None
             update_ema(self.ema, self.model, decay=self.config.training.ema_decay)
 
-    def logits(self, network: nn.Module, images: Tensor, *, shift: Tensor | None = None, scale: float = 1.0) -> Tensor:
-        """Logits [B, K] in the precision of the weights; images uint8 [B, H, W, 3]."""
+    def training_inputs(self, batch: Batch) -> Tensor:
+        """The augmented images as the network takes them, [B, 3, H, W]."""
+        return training_inputs(
+            batch,
+            self.config.augmentation,
+            mean=self.mean,
+            std=self.std,
+            noise=ColourNoise(self.axes, self.colour_scale),
+            erasing_noise=self.erasing_noise,
+            channels_last=self.config.model.channels_last,
+        )
+
+    def logits(self, network: nn.Module, images: Tensor) -> Tensor:
+        """Logits [B, K] of images as they are, uint8 [B, H, W, 3]."""
         channels_last = self.config.model.channels_last
-        inputs = normalize(images, self.mean, self.std, shift=shift, scale=scale, channels_last=channels_last)
+        return self.predict(network, normalize(images, self.mean, self.std, channels_last=channels_last))[0]
+
+    def predict(self, network: nn.Module, inputs: Tensor) -> list[Tensor]:
+        """Logits [B, K] in the precision of the weights; in training, those of auxiliary heads follow."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.training.precision == "bf16"):
             outputs = network(inputs)
-        return outputs.to(self.mean.dtype)
+        heads = outputs if isinstance(outputs, tuple) else (outputs,)
+        return [logits.to(self.mean.dtype) for logits in heads]
 
     def lr_at(self, step: int) -> float:
         return learning_rate(
@@ -219,6 +251,7 @@ class Classifier(pl.LightningModule):
         """Called on all ranks before rank 0 writes: what is apart on the ranks comes together."""
         self.check_finite(weights=True)
         self.average_statistics()
+        gathered_digest(self.trainer)
         total = over_ranks(self.train_counts)
         self.train_counts.copy_(total if self.global_rank == 0 else torch.zeros_like(total))
 

@@ -27,7 +27,7 @@ from pytorch_lightning.plugins.environments import (
 from pytorch_lightning.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
-from tencrop.config import Batches, Config, UserError, accelerator_of
+from tencrop.config import Batches, Config, UserError, accelerator_of, is_deterministic
 from tencrop.config.launch import launched
 from tencrop.config.verbs import INTERRUPTED
 from tencrop.data.module import DataModule
@@ -77,7 +77,7 @@ def fit(
     _refuse_missing_gpus(config)
     data = DataModule(config, batches)
     torch.manual_seed(config.seed)
-    model = build_model(config.model, num_classes=len(manifest["classes"]))
+    model = build_model(config.model, num_classes=len(manifest["classes"]), image_size=config.image_size)
     classifier = Classifier(
         config, model, statistics=manifest["statistics"], batches=batches, steps_per_epoch=data.steps_per_epoch
     )
@@ -170,7 +170,9 @@ def build_trainer(config: Config, *, run_dir: Path, logger: Logger | None, callb
     """Lightning's Trainer for this hardware, without what it would add: samplers, bars, checkpoints, requeueing."""
     hardware = config.hardware
     accelerator = accelerator_of(hardware)
-    is_deterministic = config.deterministic if config.deterministic is not None else accelerator == "cpu"
+    exactly = is_deterministic(config)
+    # torch would also fill all new memory, against operations that read what they did not write; none here does
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     distributed = hardware.devices * hardware.nodes > 1
     trainer = Trainer(
         accelerator=accelerator,
@@ -178,8 +180,8 @@ def build_trainer(config: Config, *, run_dir: Path, logger: Logger | None, callb
         num_nodes=hardware.nodes,
         strategy=_ddp() if distributed else "auto",
         plugins=[AtomicCheckpointIO(), cluster_environment()],
-        deterministic=is_deterministic,
-        benchmark=not is_deterministic,
+        deterministic=exactly,
+        benchmark=not exactly,
         precision="32-true",  # autocast stands in Classifier.logits
         max_epochs=config.training.epochs,
         max_steps=-1,

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from tencrop.config.launch import is_first_process
 from tencrop.config.verbs import INTERRUPTED
+from tencrop.data.digest import digest_text
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -113,12 +114,23 @@ def over_ranks(value: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp
     return value
 
 
+def gathered_digest(trainer: Trainer) -> Tensor:
+    """The sums of the data's digest over all ranks, int64 on the host; the first rank goes on with them, the others
+    from 0. All must call this."""
+    sums = trainer.datamodule.digest.sums  # type: ignore[attr-defined]
+    total = over_ranks(sums.to(trainer.strategy.root_device)).cpu()
+    sums.copy_(total if trainer.is_global_zero else torch.zeros_like(total))
+    return total
+
+
 class Metrics(Callback):
     """Reads the counters from the device every `every_steps` steps, and writes rows to metrics.jsonl and the tracker.
 
     Between these steps nothing waits for the device. A row holds step, epoch (epochs done, with fractions), split
     (train | val | minival), loss (nats), top1_error and top5_error (fractions) over the num_images since the last row;
-    a training row lr and images_per_s too; a validation row the weights it used (raw | ema).
+    a training row lr and images_per_s too, and which labels its errors are counted against (own | heavier: of the two
+    of a mixed image the one with the larger share), and the digest of all training data so far; a validation row the
+    weights it used (raw | ema).
     """
 
     def __init__(self, path: Path, *, every_steps: int):
@@ -148,8 +160,9 @@ class Metrics(Callback):
             counts = classifier.read_counts(classifier.train_counts)
             num_images = (step - self._since_step) * classifier.global_batch
             images_per_s = round(num_images / (time.perf_counter() - self._since), 1)
-            row = {"lr": classifier.latest_lr, "images_per_s": images_per_s}
-            self._write(trainer, classifier, "train", counts | row)
+            labels = "heavier" if classifier.is_mixed else "own"
+            row = {"lr": classifier.latest_lr, "images_per_s": images_per_s, "labels": labels}
+            self._write(trainer, classifier, "train", counts | row | digest_text(gathered_digest(trainer)))
             self._start_clock(step)
 
     def on_validation_end(self, trainer: Trainer, classifier: Any) -> None:

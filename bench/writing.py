@@ -1,0 +1,134 @@
+"""How fast a store of the original JPEGs is written, against stock ffcv's writer, on one core.
+
+    python bench/writing.py FOLDER [--rounds 5] [--core 0]
+
+FOLDER holds class folders of JPEGs. Three writers take turns on the same files, all pinned to one core:
+
+  stock ffcv        DatasetWriter with RGBImageField(write_mode="jpg", jpeg_quality=90), no resize, one worker: what
+                    ffcv-imagenet's write_imagenet.py does, images opened and converted to RGB by Pillow as
+                    torchvision's ImageFolder does. It decodes every image and encodes it again.
+  ours, copied      every file read, its header parsed and hashed (SHA-256), its bytes written, the file brought to disk
+  ours, verified    what prepare.py does of ImageNet: the same, and every image read to its end at a reduced scale, the
+                    colour statistics and the mean image gathered from one image in four, the table of files and the
+                    fingerprints written
+  ours, all counted what prepare.py does of up to 100,000 images: statistics of every image
+
+Files are read once beforehand, so that the disk's cache serves all alike. Medians over the rounds; images per second of
+the clock, and of processor time (which other jobs on the machine disturb less).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import multiprocessing
+import os
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tencrop.config import Data, Splits, StoreOptions
+from tencrop.data.beton import JPEG, EncodedSample, write_beton
+from tencrop.data.folder import FolderSource
+from tencrop.data.reduce import jpeg_header
+from tencrop.data.statistics import SAMPLED_EVERY
+from tencrop.data.store import write_split
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--core", type=int, default=min(os.sched_getaffinity(0)))
+    options = parser.parse_args()
+    os.sched_setaffinity(0, {options.core})
+    store = StoreOptions(mode="jpeg", short_side=None, max_side=None, quality=90)
+    source = FolderSource(
+        Data("imagefolder", "", options.folder, Splits(".", "."), None, "ffcv", store, undecodable="stop")
+    )
+    for file in source.files["train"]:
+        source.read("train", file)
+    writers: dict[str, Callable[[Path], None]] = {
+        "stock ffcv": lambda root: write_with_ffcv(source, root),
+        "ours, copied": lambda root: copy(source, root),
+        "ours, verified": lambda root: verified(source, root, store, every=SAMPLED_EVERY),
+        "ours, all counted": lambda root: verified(source, root, store, every=1),
+    }
+    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in writers}
+    num_bytes = {}
+    for _ in range(options.rounds):
+        for name, write in writers.items():
+            root = Path(tempfile.mkdtemp(prefix="tencrop-writing-"))
+            clock, processor = time.perf_counter(), processor_seconds()
+            write(root)
+            seconds = time.perf_counter() - clock, processor_seconds() - processor
+            rates[name].append(tuple(len(source.files["train"]) / value for value in seconds))  # type: ignore[arg-type]
+            num_bytes[name] = (root / "train.beton").stat().st_size
+            shutil.rmtree(root)
+    medians = {name: np.median(values, axis=0) for name, values in rates.items()}
+    peer = medians["stock ffcv"]
+    print(f"{len(source.files['train'])} JPEGs of {options.folder}, one core, median of {options.rounds} rounds")
+    print(f"{'':18s} {'img/s':>8s} {'ratio':>6s} {'img/processor s':>16s} {'ratio':>6s} {'MB':>8s}")
+    for name, (clock, processor) in medians.items():
+        print(
+            f"{name:18s} {clock:8.0f} {clock / peer[0]:6.2f} {processor:16.0f} {processor / peer[1]:6.2f}"
+            f" {num_bytes[name] / 1e6:8.1f}",
+            flush=True,
+        )
+    os._exit(0)  # ffcv's writer leaves a process or thread behind that the interpreter would wait for, for ever
+
+
+def write_with_ffcv(source: FolderSource, root: Path) -> None:
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    fields = {"image": RGBImageField(write_mode="jpg", jpeg_quality=90), "label": IntField()}
+    DatasetWriter(str(root / "train.beton"), fields, num_workers=1).from_indexed_dataset(_Images(source), chunksize=100)
+    for worker in multiprocessing.active_children():
+        worker.join()
+
+
+class _Images:
+    def __init__(self, source: FolderSource) -> None:
+        folder = Path(source.place.path or ".") / source.place.splits["train"]
+        self._files = [(folder / file.name, file.label) for file in source.files["train"]]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        path, label = self._files[index]
+        with open(path, "rb") as file:
+            return Image.open(file).convert("RGB"), label
+
+
+def copy(source: FolderSource, root: Path) -> None:
+    files = source.files["train"]
+    digest = hashlib.sha256()
+
+    def sample(content: bytes, label: int) -> EncodedSample:
+        header = jpeg_header(content)
+        digest.update(hashlib.sha256(content).digest())
+        return EncodedSample(content, JPEG, header.height, header.width, label)
+
+    write_beton(root / "train.beton", (sample(source.read("train", file), file.label) for file in files), len(files))
+
+
+def verified(source: FolderSource, root: Path, store: StoreOptions, *, every: int) -> None:
+    write_split(root, "train", source, store, undecodable="stop", num_threads=1, every=every)
+
+
+def processor_seconds() -> float:
+    """Of this process and of those that it has waited for."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+if __name__ == "__main__":
+    main()

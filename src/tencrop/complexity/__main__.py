@@ -1,0 +1,36 @@
+"""Count a network, or compare a published table with ours: python -m tencrop.complexity model=NAME. See --help."""
+
+import sys
+
+from tencrop.config import ComplexityConfig, UserError, command
+
+
+@command("complexity", ComplexityConfig)
+def main(config: ComplexityConfig) -> int:
+    if config.model is not None and config.table is not None:
+        raise UserError("model and table: give one of the two; a table names its models")
+
+    from tencrop.complexity import golden, published, render
+    from tencrop.complexity.networks import complexity_of
+
+    if config.table is not None:
+        comparisons = published.compare(config.table)
+        sys.stdout.write(published.FORMATS[config.format](config.table, comparisons))
+        return 0 if all(comparison.is_settled for comparison in comparisons) else 1
+    if config.model is None:
+        counts = golden.golden_counts()
+        formats = {"terminal": golden.terminal, "markdown": golden.markdown, "csv": golden.csv_text}
+        sys.stdout.write(formats.get(config.format, golden.golden_text)(counts))
+        return 0
+    found = complexity_of(config.model, config.image_size, config.num_classes)
+    name, all_layers = config.model.name, config.layers == "all"
+    if config.format == "csv":
+        sys.stdout.write(render.csv_table(found, all_layers=all_layers))
+    else:
+        tables = {"terminal": render.terminal_table, "markdown": render.markdown_table, "json": render.json_text}
+        sys.stdout.write(tables[config.format](name, found, all_layers=all_layers))
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Parameters and multiply-adds of every file of conf/model, as committed: test, record and the README's table at once.
+
+    python -m tencrop.complexity.golden    counts all again, writes golden.json and docs/models.md
+
+tests/complexity/test_golden.py fails when a network's counts are not those. Called by __main__.py too.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tencrop.complexity.networks import complexity_of_file, model_files
+from tencrop.complexity.render import short, totals
+from tencrop.data.manifest import write_whole
+
+GOLDEN = Path(__file__).with_name("golden.json")
+DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "models.md"
+HEADER = """\
+# Networks
+
+Every file of `conf/model`, for one image of the size that `train.py model=NAME` uses, in evaluation. Parameters that
+only training reads (auxiliary heads) are not among them. Multiply-adds: half of what is often called FLOPs; units:
+outputs of layers with weights. `python -m tencrop.complexity model=NAME` shows the layers, `table=NAME` the papers'
+own numbers beside these. Written by `python -m tencrop.complexity.golden`, checked by the tests.
+
+"""
+COLUMNS = ("model", "pixels", "parameters", "multiply-adds", "units")
+
+
+def golden_counts() -> dict[str, dict[str, int]]:
+    """The committed counts, by model file."""
+    return json.loads(GOLDEN.read_text())
+
+
+def counts_of(name: str) -> dict[str, int]:
+    """The counts of a model file as they are now, at its own image size."""
+    return totals(complexity_of_file(name))
+
+
+def golden_text(counts: dict[str, dict[str, int]]) -> str:
+    """JSON, sorted, one line a network."""
+    lines = [f" {json.dumps(name)}: {json.dumps(counts[name])}" for name in sorted(counts)]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def rows(counts: dict[str, dict[str, int]]) -> list[tuple[str, ...]]:
+    """A row of COLUMNS for every network."""
+    return [
+        (name, str(c["image_size"]), f"{c['parameters']:,}", f"{c['mult_adds']:,}", short(c["units"]))
+        for name, c in sorted(counts.items())
+    ]
+
+
+def markdown(counts: dict[str, dict[str, int]]) -> str:
+    """The table of all networks."""
+    lines = [COLUMNS, (":--", *["--:"] * (len(COLUMNS) - 1)), *rows(counts)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def terminal(counts: dict[str, dict[str, int]]) -> str:
+    """The same for the terminal."""
+    lines = [COLUMNS, *rows(counts)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+    return "".join(
+        line[0].ljust(widths[0]) + "".join(f"  {c.rjust(w)}" for c, w in zip(line[1:], widths[1:], strict=True)) + "\n"
+        for line in lines
+    )
+
+
+def csv_text(counts: dict[str, dict[str, int]]) -> str:
+    """The same, exact, as CSV."""
+    names = list(next(iter(counts.values())))
+    return "".join(",".join(line) + "\n" for line in (
+        ["model", *names], *([model, *(str(c[name]) for name in names)] for model, c in sorted(counts.items()))
+    ))  # fmt: skip
+
+
+def main() -> None:
+    """The command line."""
+    counts = {name: counts_of(name) for name in model_files()}
+    DOCUMENT.parent.mkdir(exist_ok=True)
+    for path, text in ((GOLDEN, golden_text(counts)), (DOCUMENT, HEADER + markdown(counts))):
+        write_whole(path, text.encode())
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

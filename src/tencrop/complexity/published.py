@@ -1,0 +1,240 @@
+"""Published tables of sizes and costs (conf/table) beside our counts. Called by __main__.py.
+
+A printed number and ours are "equal" when ours rounds to it at its printed precision, "cut off" when ours is cut off
+to it, as papers often do, and "about" it within 5% of a number printed with ~. Otherwise the row must carry arithmetic,
+which is computed here: `ours_as`, from the paper's own layers, must give ours exactly. "explained": `printed_as` gives
+the printed number from another reading of the same layers. "contradicted": no such reading is known, and the paper's
+(or its code's) own layers give ours. Anything else "DIFFERS": a mistake of ours until proved otherwise, exit code 1.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import fnmatch
+import io
+import json
+import operator
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tencrop.complexity.layers import WITH_UNITS, Layer
+from tencrop.complexity.networks import complexity_of_file
+from tencrop.complexity.render import agreed
+from tencrop.config import Printed, PrintedTable, UserError
+
+UNITS = {"": 1, "K": 10**3, "Ki": 2**10, "M": 10**6, "G": 10**9}
+TILDE = 0.05  # how far "~" reaches
+MATCH, CUT, ABOUT = "equal", "cut off", "about"
+EXPLAINED, CONTRADICTED, DIFFERS = "explained", "contradicted", "DIFFERS"
+
+QUANTITIES: dict[str, Callable[[Sequence[Layer]], int]] = {
+    "parameters": lambda layers: sum(layer.parameters for layer in layers),
+    "weights": lambda layers: sum(layer.parameters - layer.biases for layer in layers),
+    "mult_adds": lambda layers: sum(layer.mult_adds for layer in layers),
+    "operations": lambda layers: 2 * sum(layer.mult_adds for layer in layers),
+    "units": lambda layers: sum(layer.units for layer in layers if layer.kind in WITH_UNITS),
+    "hidden units": lambda layers: sum(layer.units for layer in layers[:-1] if layer.kind in WITH_UNITS),
+    "outputs": lambda layers: sum(layer.units for layer in layers),
+    "connections": lambda layers: sum(layer.connections for layer in layers),
+    "connections without biases": lambda layers: sum(layer.connections - layer.bias_connections for layer in layers),
+    "layers with weights": lambda layers: sum(layer.kind in WITH_UNITS for layer in layers),
+}
+# of the last of the layers, as text
+SHAPES: dict[str, Callable[[Layer], str | None]] = {
+    "output": lambda layer: layer.size,
+    "side": lambda layer: "×".join(layer.size.split("×")[:2]),
+    "kernel": lambda layer: "×".join(str(size) for size in layer.kernel),
+    "stride": lambda layer: agreed(layer.stride),
+    "field": lambda layer: agreed([window.size for window in layer.field.windows.values()]) if layer.field else None,
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A printed number and ours."""
+
+    printed: Printed
+    quantity: str
+    ours: int | str
+    verdict: str  # equal | cut off | explained | contradicted | DIFFERS
+    ours_in_unit: str
+
+    @property
+    def is_settled(self) -> bool:
+        return self.verdict != DIFFERS
+
+
+def compare(table: PrintedTable) -> list[Comparison]:
+    """Every row of a table with our count. Raises UserError where a row names what does not exist."""
+    return [_compared(row, table) for row in table.rows]
+
+
+def _compared(row: Printed, table: PrintedTable) -> Comparison:
+    quantity, unit = row.quantity or table.quantity, row.unit if row.unit is not None else table.unit or ""
+    if unit not in UNITS:
+        raise UserError(f"{row.row}: unit={unit}: must be one of {', '.join(UNITS)}")
+    found = complexity_of_file(row.model, row.image_size, **(row.kwargs or {}))
+    layers = _matching(row, found.layers)
+    if quantity in SHAPES:
+        ours: int | str = SHAPES[quantity](layers[-1]) or "none"
+        verdict = MATCH if ours == row.value else CONTRADICTED if row.because and row.ours_as == ours else DIFFERS
+        return Comparison(row, quantity, ours, verdict, str(ours))
+    if quantity == "input":
+        ours = 3 * found.image_size**2
+    elif quantity in QUANTITIES:
+        ours = QUANTITIES[quantity](layers)
+    else:
+        names = ", ".join([*QUANTITIES, "input", *SHAPES])
+        raise UserError(f"{row.row}: quantity={quantity}: must be one of {names}")
+    return Comparison(row, quantity, ours, _verdict(row, ours, unit), _in_unit(ours, row, unit))
+
+
+def _verdict(row: Printed, ours: int, unit: str) -> str:
+    if _rounds_to(ours, row, unit):
+        return ABOUT if row.value.startswith("~") else MATCH
+    if not row.value.startswith("~") and 0 <= ours / UNITS[unit] - _number(row.value) < _step(row):
+        return CUT
+    if not row.because or not row.ours_as or evaluate(row.ours_as) != ours:
+        return DIFFERS
+    if row.printed_as is None:
+        return CONTRADICTED
+    return EXPLAINED if _rounds_to(evaluate(row.printed_as), row, unit) else DIFFERS
+
+
+def _matching(row: Printed, all_layers: Sequence[Layer]) -> list[Layer]:
+    patterns = (row.layers or "*").split()
+    layers = [layer for layer in all_layers if any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in patterns)]
+    if not layers:
+        raise UserError(f"{row.row}: layers={row.layers}: {row.model} has no such layer")
+    return layers
+
+
+def _number(value: str) -> float:
+    text = value.lstrip("~").replace(",", "").strip()
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UserError(f"value={value}: is no number; write 133 with unit: M, or ~4.1") from error
+
+
+def _step(row: Printed) -> float:
+    """The printed precision in units: 0.1 for 6.8."""
+    return row.step or 10.0 ** -len(row.value.lstrip("~").partition(".")[2])
+
+
+def _rounds_to(ours: float, row: Printed, unit: str) -> bool:
+    printed = _number(row.value)
+    if row.value.startswith("~"):
+        return abs(ours / UNITS[unit] - printed) <= TILDE * printed
+    return abs(ours / UNITS[unit] - printed) <= _step(row) / 2 * (1 + 1e-9)
+
+
+def _in_unit(ours: int, row: Printed, unit: str) -> str:
+    decimals = len(row.value.partition(".")[2]) + (2 if unit else 0)
+    return f"{ours / UNITS[unit]:,.{decimals}f}{unit}"
+
+
+OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv,
+    ast.Pow: operator.pow,
+}  # fmt: skip
+
+
+def evaluate(arithmetic: str) -> int:
+    """An expression of whole numbers, + - * // ** and brackets. Raises UserError for anything else."""
+
+    def value(node: ast.expr) -> int:
+        if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+            return OPERATORS[type(node.op)](value(node.left), value(node.right))
+        if isinstance(node, ast.Constant) and type(node.value) is int:
+            return node.value
+        raise UserError(f"arithmetic {arithmetic!r}: only whole numbers, + - * // ** and brackets")
+
+    try:
+        return value(ast.parse(arithmetic, mode="eval").body)
+    except SyntaxError as error:
+        raise UserError(f"arithmetic {arithmetic!r}: {error.msg}") from error
+
+
+def terminal(table: PrintedTable, comparisons: Sequence[Comparison]) -> str:
+    """Rows and, below each that differs, why."""
+    heads = ("", "quantity", "printed", "ours", "")
+    lines = [heads, *(_cells(table, comparison) for comparison in comparisons)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    text = [table.title, f"Source: {table.source}"] + ([table.note] if table.note else []) + [""]
+    for number, line in enumerate(lines):
+        first, second, *others = (cell.ljust(w) if c < 2 else cell.rjust(w)
+                                  for c, (cell, w) in enumerate(zip(line, widths, strict=True)))  # fmt: skip
+        text.append("  ".join([first, second, *others]).rstrip())
+        if number and (why := _why(comparisons[number - 1])):
+            text.append(textwrap.fill(why, 100, initial_indent="    ", subsequent_indent="    "))
+    text += ["", _summary(comparisons)]
+    return "\n".join(text) + "\n"
+
+
+def markdown(table: PrintedTable, comparisons: Sequence[Comparison]) -> str:
+    """The table in Markdown."""
+    heads = ("row", "quantity", "printed", "ours", "verdict", "why")
+    rows = [(*_cells(table, comparison), _why(comparison)) for comparison in comparisons]
+    lines = [heads, (":--", ":--", "--:", "--:", ":--", ":--"), *rows]
+    body = "".join("| " + " | ".join(cell.replace("*", "\\*") for cell in line) + " |\n" for line in lines)
+    note = f" {table.note}" if table.note else ""
+    return f"**{table.title}**\n\nSource: {table.source}.{note}\n\n{body}\n{_summary(comparisons)}\n"
+
+
+def records(table: PrintedTable, comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """All that is known of every row."""
+    return [
+        {**asdict(c.printed), "quantity": c.quantity, "unit": c.printed.unit or table.unit, "ours": c.ours,
+         "verdict": c.verdict}
+        for c in comparisons
+    ]  # fmt: skip
+
+
+def json_text(table: PrintedTable, comparisons: Sequence[Comparison]) -> str:
+    """The table as JSON."""
+    head = {"title": table.title, "source": table.source, "note": table.note}
+    return json.dumps({**head, "rows": records(table, comparisons)}, indent=1, ensure_ascii=False) + "\n"
+
+
+def csv_text(table: PrintedTable, comparisons: Sequence[Comparison]) -> str:
+    """The table as CSV."""
+    text = io.StringIO()
+    rows = records(table, comparisons)
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+FORMATS = {"terminal": terminal, "markdown": markdown, "csv": csv_text, "json": json_text}
+
+
+def _cells(table: PrintedTable, comparison: Comparison) -> tuple[str, ...]:
+    row = comparison.printed
+    unit = row.unit if row.unit is not None else table.unit or ""
+    printed = row.value + ("" if comparison.quantity in SHAPES else unit)
+    return row.row, comparison.quantity, printed, comparison.ours_in_unit, comparison.verdict
+
+
+def _why(comparison: Comparison) -> str:
+    row, parts = comparison.printed, []
+    if row.because:
+        parts.append(row.because)
+    if comparison.verdict in (EXPLAINED, CONTRADICTED, DIFFERS):
+        for words, arithmetic in (("printed", row.printed_as), ("ours", row.ours_as)):
+            if arithmetic and comparison.quantity not in SHAPES:
+                parts.append(f"{words}: {arithmetic.replace('**', '^')} = {evaluate(arithmetic):,}")
+    return "; ".join(parts)
+
+
+def _summary(comparisons: Sequence[Comparison]) -> str:
+    found = [comparison.verdict for comparison in comparisons]
+    words = {MATCH: "equal to the printed precision", CUT: "cut off to it",
+             ABOUT: "within 5% of a printed ~", EXPLAINED: "explained by arithmetic",
+             CONTRADICTED: "contradicted by the paper's own layers", DIFFERS: "DIFFER"}  # fmt: skip
+    counts = [f"{found.count(verdict)} {text}" for verdict, text in words.items() if verdict in found]
+    return f"Of {len(found)}: {', '.join(counts)}."

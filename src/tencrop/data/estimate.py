@@ -1,0 +1,107 @@
+"""What a preparation will take, said before it starts, and how far it is. Called by prepare."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
+
+from tencrop.config import StoreOptions, UserError
+from tencrop.data.encode import Undecodable, encode
+from tencrop.data.originals import Source
+from tencrop.data.statistics import ColourSums
+
+NUM_TRIED = 32  # files of a split that are tried beforehand, to estimate size and time
+
+
+def announce(
+    source: Source, options: dict[str, StoreOptions], *, name: str, root: Path, num_threads: int, console: Console
+) -> None:
+    """Print what will be written, how long it may take and the free space; UserError where that is too little."""
+    num_bytes, seconds = 0.0, 0.0
+    for split, options_of_split in options.items():
+        bytes_of_split, seconds_of_split = estimate(source, split, options_of_split)
+        num_bytes, seconds = num_bytes + bytes_of_split, seconds + seconds_of_split / num_threads
+    written = sum(path.stat().st_size for path in root.glob("*.beton*"))  # by a preparation that was interrupted
+    free = shutil.disk_usage(root).free
+    counts = " and ".join(f"{len(source.files[split]):,} {split}" for split in options)
+    routes = ", ".join(f"{split} from {source.place.splits[split]}" for split in options)
+    console.print(
+        f"{name}: {counts} images of {len(source.classes):,} classes ({routes}) -> {root}\n"
+        f"about {readable(num_bytes)} to write ({readable(free)} free),"
+        f" about {datetime.timedelta(seconds=round(seconds) + 1)} with {num_threads} threads"
+        + (f"; {readable(written)} of it are there already" if written else "")
+    )
+    if num_bytes > free + written:
+        raise UserError(
+            f"data.root={root}: about {readable(num_bytes)} would be written and {readable(free)} are free;"
+            " name a larger disk, or store less (data.store.short_side=256, data.store.mode=jpeg)"
+        )
+
+
+def estimate(source: Source, split: str, options: StoreOptions) -> tuple[float, float]:
+    """(bytes to write, seconds of one thread) of a split, from a few files spread evenly over it."""
+    files = source.files[split]
+    ranks, sums = range(0, len(files), -(-len(files) // NUM_TRIED)), ColourSums()
+    read_bytes, stored_bytes, start = 0, 0, time.perf_counter()
+    for rank in ranks:
+        with contextlib.suppress(Undecodable):  # write_split says so, with the name
+            encoded = encode(source.read(split, files[rank]), files[rank].label, options, index=rank)
+            read_bytes, stored_bytes = read_bytes + encoded.num_bytes, stored_bytes + len(encoded.sample.payload)
+            assert encoded.pixels is not None
+            sums.add(encoded.pixels, encoded.height, encoded.width)
+    seconds = (time.perf_counter() - start) / len(ranks) * len(files)
+    total_bytes = sum(file.num_bytes for file in files)
+    scale = total_bytes / max(read_bytes, 1) if total_bytes else len(files) / len(ranks)
+    return stored_bytes * scale, seconds
+
+
+def readable(num_bytes: float) -> str:
+    """1.23 MB, say."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.4g} TB"
+
+
+@contextlib.contextmanager
+def counting_images(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left; call what it yields with the number of images done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=console.quiet) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda num_images: bar.advance(task, num_images)
+
+
+@contextlib.contextmanager
+def counting_bytes(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """The same for bytes."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, disable=console.quiet) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda num_bytes: bar.advance(task, num_bytes)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:,.0f} images/s")

@@ -1,0 +1,143 @@
+"""What is safely written of a split that is being prepared, so that a killed preparation goes on. Called by store.
+
+Every PART_FILES files the .beton file is brought to disk, and then SPLIT.partNUMBER.npz is written whole: the rows of
+the table of files, where the payloads lie, the colour sums. A part counts only if its key is that of the files,
+options and libraries of now; the parts are removed when the manifest stands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL
+import PIL.features
+
+from tencrop.config import StoreOptions
+from tencrop.data.beton import SAMPLE, end_of_payloads, partial_name
+from tencrop.data.manifest import FORMAT, SPLITS, file_table, write_whole
+from tencrop.data.originals import SourceFile
+from tencrop.data.statistics import ColourSums
+
+PART_FILES = 1 << 14  # half a minute of two cores; a megabyte of rows
+
+
+@dataclass
+class Part:
+    rows: np.ndarray  # of the table of files
+    metadata: np.ndarray  # SAMPLE
+    payload_bytes: np.ndarray  # uint64
+    skipped: list[dict[str, str]]
+    sums: ColourSums
+
+
+def empty_part() -> Part:
+    return Part(file_table(0, 1), np.zeros(0, SAMPLE), np.zeros(0, np.uint64), [], ColourSums())
+
+
+def part_ranges(num_files: int) -> list[range]:
+    """The ranks of the files that make up each part."""
+    return [range(start, min(start + PART_FILES, num_files)) for start in range(0, num_files, PART_FILES)]
+
+
+def part_keys(files: list[SourceFile], options: StoreOptions, every: int | None) -> list[str]:
+    """What the parts of a split are made of, one hash each."""
+    versions = [FORMAT, PIL.__version__, PIL.features.version("libjpeg_turbo")]
+    common = json.dumps([dataclasses.asdict(options), versions, len(files), every], sort_keys=True).encode()
+    return [
+        hashlib.sha256(common + repr(files[ranks.start : ranks.stop]).encode(errors="surrogateescape")).hexdigest()
+        for ranks in part_ranges(len(files))
+    ]
+
+
+def write_part(root: Path, split: str, number: int, key: str, part: Part) -> None:
+    """Write a part whole; the payloads must be on disk already."""
+    counts = np.array([part.sums.num_images, part.sums.num_pixels], np.int64)
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        key=np.frombuffer(key.encode(), np.uint8),
+        rows=part.rows,
+        metadata=part.metadata,
+        payload_bytes=part.payload_bytes,
+        skipped=np.frombuffer(json.dumps(part.skipped).encode(), np.uint8),
+        counts=counts,
+        colour=part.sums.colour,
+        image=part.sums.image,
+    )
+    write_whole(_path(root, split, number), buffer.getvalue())
+
+
+def read_parts(root: Path, split: str, keys: list[str], *, undecodable: str) -> list[Part]:
+    """The parts, from the first on, that are there, fit, and whose payloads are; the others are removed."""
+    parts: list[Part] = []
+    for number, key in enumerate(keys):
+        part = _read_part(_path(root, split, number), key)
+        if part is None or (part.skipped and undecodable == "stop"):
+            break
+        parts.append(part)
+    if parts and not _payloads_are_there(root / f"{split}.beton", joined(parts)):
+        parts = []
+    for path in root.glob(f"{split}.part*.npz"):
+        if path.name not in {_path(root, split, number).name for number in range(len(parts))}:
+            path.unlink()
+    return parts
+
+
+def joined(parts: list[Part]) -> Part:
+    """All parts as one."""
+    if not parts:
+        return empty_part()
+    sums = ColourSums()
+    for part in parts:
+        sums.merge(part.sums)
+    return Part(
+        np.concatenate([part.rows for part in parts]),
+        np.concatenate([part.metadata for part in parts]),
+        np.concatenate([part.payload_bytes for part in parts]),
+        [entry for part in parts for entry in part.skipped],
+        sums,
+    )
+
+
+def remove_parts(root: Path) -> None:
+    """Once the whole is written, or where it cannot be."""
+    for split in SPLITS:
+        for path in root.glob(f"{split}.part*.npz"):
+            path.unlink()
+
+
+def any_part(root: Path) -> bool:
+    """Whether something is written that a next preparation can go on from."""
+    return any(True for split in SPLITS for _ in root.glob(f"{split}.part*.npz"))
+
+
+def _path(root: Path, split: str, number: int) -> Path:
+    return root / f"{split}.part{number:05d}.npz"
+
+
+def _read_part(path: Path, key: str) -> Part | None:
+    if not path.is_file():
+        return None
+    with contextlib.suppress(ValueError, KeyError, OSError), np.load(path, allow_pickle=False) as arrays:
+        if arrays["key"].tobytes().decode(errors="replace") == key:
+            sums = ColourSums()
+            sums.num_images, sums.num_pixels = (int(count) for count in arrays["counts"])
+            sums.colour, sums.image = arrays["colour"], arrays["image"]
+            skipped = json.loads(arrays["skipped"].tobytes())
+            return Part(arrays["rows"], arrays["metadata"], arrays["payload_bytes"], skipped, sums)
+    return None
+
+
+def _payloads_are_there(beton: Path, part: Part) -> bool:
+    if beton.is_file():
+        return True
+    partial = partial_name(beton)
+    needed = end_of_payloads(part.metadata, part.payload_bytes) if len(part.metadata) else 0
+    return partial.is_file() and partial.stat().st_size >= needed

@@ -1,0 +1,114 @@
+"""ResNeXt in every cardinality of Xie et al. (2017), tables 3 and 4, that timm does not register.
+
+Registered with timm: `resnext50_{1x64d,2x40d,4x24d,8x14d}`, `resnext101_{1x64d,2x40d,4x24d,8x14d,2x64d,1x100d}`; timm
+has 32x4d of both and 64x4d of 101. Without shortcuts: `resnext50_{1x64d,32x4d}_plain`. Built by factory.py.
+"""
+
+from __future__ import annotations
+
+from timm.models.resnet import Bottleneck, ResNet
+from torch import Tensor, nn
+
+from tencrop.models.registry import register
+from tencrop.models.resnet import resnet
+
+
+def resnext(
+    depth: int,
+    cardinality: int,
+    bottleneck_width: int,
+    num_classes: int,
+    *,
+    block: type[nn.Module] = Bottleneck,
+    **options,
+) -> ResNet:
+    """[N, 3, H, W] -> logits [N, K]: timm's ResNet whose 3 x 3 convolutions have `cardinality` groups.
+
+    A group has floor(planes * bottleneck_width / 64) maps, planes being 64, 128, 256, 512 (the authors' formula). The
+    stride is in the 3 x 3, shortcuts are of type B.
+    """
+    return resnet(block, depth, num_classes, **{"cardinality": cardinality, "base_width": bottleneck_width, **options})
+
+
+class PlainBottleneck(Bottleneck):
+    """timm's bottleneck without its shortcut: three convolutions, each with BatchNorm and ReLU."""
+
+    def __init__(self, inplanes: int, planes: int, stride: int = 1, downsample: nn.Module | None = None, **options):
+        super().__init__(inplanes, planes, stride, None, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act1(self.bn1(self.conv1(x)))
+        x = self.act2(self.bn2(self.conv2(x)))
+        return self.act3(self.bn3(self.conv3(x)))
+
+
+@register
+def resnext50_1x64d(num_classes: int = 1000, **options) -> ResNet:
+    """Table 3's first row: ResNet-50."""
+    return resnext(50, 1, 64, num_classes, **options)
+
+
+@register
+def resnext50_2x40d(num_classes: int = 1000, **options) -> ResNet:
+    """Two groups of 40 maps."""
+    return resnext(50, 2, 40, num_classes, **options)
+
+
+@register
+def resnext50_4x24d(num_classes: int = 1000, **options) -> ResNet:
+    """Four groups of 24 maps."""
+    return resnext(50, 4, 24, num_classes, **options)
+
+
+@register
+def resnext50_8x14d(num_classes: int = 1000, **options) -> ResNet:
+    """Eight groups of 14 maps."""
+    return resnext(50, 8, 14, num_classes, **options)
+
+
+@register
+def resnext101_1x64d(num_classes: int = 1000, **options) -> ResNet:
+    """ResNet-101."""
+    return resnext(101, 1, 64, num_classes, **options)
+
+
+@register
+def resnext101_2x40d(num_classes: int = 1000, **options) -> ResNet:
+    """Two groups of 40 maps."""
+    return resnext(101, 2, 40, num_classes, **options)
+
+
+@register
+def resnext101_4x24d(num_classes: int = 1000, **options) -> ResNet:
+    """Four groups of 24 maps."""
+    return resnext(101, 4, 24, num_classes, **options)
+
+
+@register
+def resnext101_8x14d(num_classes: int = 1000, **options) -> ResNet:
+    """Eight groups of 14 maps."""
+    return resnext(101, 8, 14, num_classes, **options)
+
+
+@register
+def resnext101_2x64d(num_classes: int = 1000, **options) -> ResNet:
+    """Table 4: twice the complexity in two groups."""
+    return resnext(101, 2, 64, num_classes, **options)
+
+
+@register
+def resnext101_1x100d(num_classes: int = 1000, **options) -> ResNet:
+    """Table 4: twice the complexity in a wider ResNet-101."""
+    return resnext(101, 1, 100, num_classes, **options)
+
+
+@register
+def resnext50_1x64d_plain(num_classes: int = 1000, **options) -> ResNet:
+    """ResNet-50 with its shortcuts removed, which the paper compares with it."""
+    return resnext(50, 1, 64, num_classes, block=PlainBottleneck, **options)
+
+
+@register
+def resnext50_32x4d_plain(num_classes: int = 1000, **options) -> ResNet:
+    """ResNeXt-50 with its shortcuts removed, which the paper compares with it."""
+    return resnext(50, 32, 4, num_classes, block=PlainBottleneck, **options)

@@ -1,0 +1,35 @@
+"""Draw a network and what it sees: python -m tencrop.seeing figure=NAME KEY=VALUE. --help tells more."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tencrop.config import Config, SeeingConfig, command, overrides
+from tencrop.evaluation.members import members_of
+
+OWN_KEYS = {field.name for field in dataclasses.fields(SeeingConfig)} - {
+    field.name for field in dataclasses.fields(Config)
+}
+OF_NO_RUN = ("architecture", "tradeoff")
+
+
+@command("seeing", SeeingConfig)
+def main(config: SeeingConfig) -> int:
+    plain = Config(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Config)})
+    typed = [word for word in overrides() if word.lstrip("+").partition("=")[0] not in OWN_KEYS]
+    is_of_run = config.figure not in OF_NO_RUN or config.checkpoint is not None
+    members = members_of(plain, typed) if is_of_run else []  # refuses what is missing before torch is imported
+
+    from tencrop.seeing.figures import draw_model, draw_run
+
+    for member in members:
+        for path in draw_run(member, config):
+            print(path)
+    if not members:
+        for path in draw_model(plain, config.figure):
+            print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Which figures are drawn of what: a model as configured, or the trained weights of a run. Called by __main__.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tencrop.complexity.golden import golden_counts
+from tencrop.config import Config, SeeingConfig, UserError
+from tencrop.data.class_names import label_names
+from tencrop.evaluation.members import Member
+from tencrop.models.factory import build_model
+from tencrop.seeing.architecture import architecture_figure
+from tencrop.seeing.attention import attention_figure, attention_maps
+from tencrop.seeing.drawing import save_figure
+from tencrop.seeing.occlusion import occlusion, occlusion_figure
+from tencrop.seeing.patches import NUM_PATCHES, NUM_UNITS, most_excited, patch_box, patches_figure, projection
+from tencrop.seeing.receptive_field import effective_field, field_figure, theoretical_side
+from tencrop.seeing.record import Record
+from tencrop.seeing.retrieval import NUM_QUERIES, hidden_features, nearest, retrieval_figure
+from tencrop.seeing.subject import Subject, by_hash, chosen, subject_of
+from tencrop.seeing.trace import HasNone, last_maps, trace
+from tencrop.seeing.tradeoff import measured, published, tradeoff_figure
+
+FIGURES = Path("figures")  # of models that no run trained
+NUM_FIELD_IMAGES = 16
+NUM_OCCLUDED = 5
+NUM_ATTENDED = 4
+NUM_SEARCHED = 500  # images among which those that excite a unit are looked for
+IMAGENET_CLASSES = 1000
+
+
+def draw_model(config: Config, figure: str) -> Iterator[Path]:
+    """The figures that need no training: the paths written."""
+    if figure == "tradeoff":
+        yield from _tradeoff(config)
+        return
+    name = config.model.name
+    torch.manual_seed(config.seed)
+    network = build_model(config.model, num_classes=config.data.num_classes or IMAGENET_CLASSES)
+    out = Path(config.output) if config.output is not None else FIGURES / name.replace("/", "-")
+    yield from _architecture(network, config, out)
+
+
+def draw_run(member: Member, config: SeeingConfig) -> Iterator[Path]:
+    """The figure that `config` names of the member's weights, or all that apply: the paths written."""
+    subject = subject_of(member)
+    out = _folder(member, config)
+    draw = {
+        "architecture": lambda: _architecture(subject.network, subject.config, out),
+        "receptive_field": lambda: _receptive_field(subject, config, out),
+        "retrieval": lambda: _retrieval(subject, config, out),
+        "occlusion": lambda: _occlusion(subject, config, out),
+        "patches": lambda: _patches(subject, config, out),
+        "attention": lambda: _attention(subject, config, out),
+    }
+    for name in draw if config.figure == "all" else [config.figure]:
+        try:
+            yield from draw[name]()
+        except HasNone:
+            if config.figure != "all":
+                raise  # of all figures, those that the network has none of are left out
+
+
+def _folder(member: Member, config: SeeingConfig) -> Path:
+    if config.output is not None:
+        return Path(config.output)
+    run_dir = member.path.absolute().parent.parent
+    is_run = (run_dir / "config.yaml").exists()
+    return run_dir / "figures" if is_run else FIGURES / member.config.model.name.replace("/", "-")
+
+
+def _architecture(network: torch.nn.Module, config: Config, out: Path) -> Iterator[Path]:
+    name = config.model.name
+    figure = architecture_figure(network, image_size=config.image_size, title=name)
+    caption = "Stages of one output size. Height: square root of the maps’ side; width: logarithm of their number."
+    yield from save_figure(figure, out, "architecture", Record("Architecture", caption, name))
+
+
+def _tradeoff(config: Config) -> Iterator[Path]:
+    counts = golden_counts()
+    series, own = published(counts), measured(Path(config.runs), counts)
+    caption = "Bubble area: parameters. Recipes and test protocols differ from paper to paper: " + "; ".join(
+        f"{one.name}: {one.source} ({one.protocol})" for one in series
+    )
+    out = Path(config.output) if config.output is not None else FIGURES
+    yield from save_figure(tradeoff_figure(series, own), out, "tradeoff", Record("Error and cost", caption, "all"))
+
+
+def _receptive_field(subject: Subject, config: SeeingConfig, out: Path) -> Iterator[Path]:
+    index = chosen(subject.split("val"), config.images, num_images=NUM_FIELD_IMAGES)
+    images = subject.inputs(subject.pictures("val", index).pixels)
+    layer = _layer_with_maps(subject, config)
+    before, after = (effective_field(net, images, layer=layer) for net in (subject.initial, subject.network))
+    theoretical = theoretical_side(subject.network, layer, image_size=subject.config.image_size)
+    pair = [("before training", before), ("after", after)]
+    figure = field_figure(pair, title=f"What the centre of {layer} sees", theoretical=theoretical)
+    caption = (
+        f"Absolute gradient of the centre of {layer}’s maps with respect to each pixel, over {len(index)} test images"
+        " (Luo et al. 2016), each on its own scale. Strong: above 4.55% of the largest, as the side of a square of the"
+        " same area. The dashed box holds every pixel that has any influence."
+    )
+    yield from save_figure(figure, out, "receptive_field", _record(subject, "Effective receptive field", caption))
+
+
+def _retrieval(subject: Subject, config: SeeingConfig, out: Path) -> Iterator[Path]:
+    queries = subject.pictures("val", chosen(subject.split("val"), config.images, num_images=NUM_QUERIES))
+    candidates = subject.pictures("train", np.sort(by_hash(subject.split("train").num_samples)[: config.candidates]))
+    features = [hidden_features(subject.network, subject.inputs(these.pixels)) for these in (queries, candidates)]
+    found = nearest(*features)
+    names = label_names(subject.classes)
+    title = f"Nearest training images: {subject.config.model.name}"
+    figure = retrieval_figure(queries, candidates, found, names=names, title=title)
+    caption = (
+        "Test images, and the training images nearest by Euclidean distance in the last hidden layer (after Krizhevsky"
+        f" et al. 2012, figure 4), of {len(candidates.index):,} searched. Blue: of the same class; orange: of another."
+    )
+    yield from save_figure(figure, out, "retrieval", _record(subject, "Nearest training images", caption))
+
+
+def _occlusion(subject: Subject, config: SeeingConfig, out: Path) -> Iterator[Path]:
+    pictures = subject.pictures("val", chosen(subject.split("val"), config.images, num_images=NUM_OCCLUDED))
+    found = [
+        occlusion(subject.network, image, int(label))
+        for image, label in zip(subject.inputs(pictures.pixels), pictures.labels, strict=True)
+    ]
+    names = label_names(subject.classes)
+    title = f"What the class rests on: {subject.config.model.name}"
+    figure = occlusion_figure(pictures, found, names=names, title=title)
+    caption = (
+        f"Probability of the correct class while a square of {found[0].square} pixels, of the colour that is 0 to the"
+        " network, covers each place (after Zeiler and Fergus 2013): dark where the class is lost without what lies"
+        " there."
+    )
+    yield from save_figure(figure, out, "occlusion", _record(subject, "Occlusion", caption))
+
+
+def _patches(subject: Subject, config: SeeingConfig, out: Path) -> Iterator[Path]:
+    pictures = subject.pictures("val", chosen(subject.split("val"), config.images, num_images=NUM_SEARCHED))
+    inputs = subject.inputs(pictures.pixels)
+    layer = _layer_with_maps(subject, config)
+    network = subject.network
+    num_channels = [call.output[1] for call in trace(network, inputs[:1]) if call.name == layer][-1]
+    units = list(range(min(NUM_UNITS, num_channels)))
+    rows = []
+    for unit, excited in zip(units, most_excited(network, inputs, layer, units, num=NUM_PATCHES), strict=True):
+        pairs = []
+        for one in excited:
+            projected = projection(network, inputs[one.image], layer, unit, one)
+            top, left, bottom, right = patch_box(projected)
+            pairs.append((pictures.pixels[one.image, top:bottom, left:right], projected[:, top:bottom, left:right]))
+        rows.append((unit, pairs))
+    figure = patches_figure(rows, title=f"What excites the units of {layer}")
+    caption = (
+        f"The first {len(units)} units of {layer}: the patches of {len(inputs):,} test images that excite each most,"
+        " and beside each what in it does, by the way back of a deconvolutional network (after Zeiler and Fergus 2013)."
+    )
+    yield from save_figure(figure, out, "patches", _record(subject, "Patches that excite units", caption))
+
+
+def _attention(subject: Subject, config: SeeingConfig, out: Path) -> Iterator[Path]:
+    pictures = subject.pictures("val", chosen(subject.split("val"), config.images, num_images=NUM_ATTENDED))
+    name = subject.config.model.name
+    attention = attention_maps(subject.network, subject.inputs(pictures.pixels), name=name)
+    num_prefix = int(subject.network.num_prefix_tokens)  # type: ignore[arg-type]
+    names = label_names(subject.classes)
+    figure = attention_figure(pictures, attention, num_prefix=num_prefix, names=names, title=f"Attention of {name}")
+    reader = "the class token takes" if num_prefix else "the patches take on average"
+    caption = (
+        f"How much {reader} from each patch: rolled out over all layers (Abnar and Zuidema 2020), and in"
+        f" the first heads of the last of {len(attention)} layers, each on its own scale."
+    )
+    yield from save_figure(figure, out, "attention", _record(subject, "Attention", caption))
+
+
+def _layer_with_maps(subject: Subject, config: SeeingConfig) -> str:
+    calls = trace(subject.network, torch.zeros(1, 3, subject.config.image_size, subject.config.image_size))
+    if config.layer is None:
+        return last_maps(calls).name
+    with_maps = [call.name for call in calls if len(call.output) == 4]
+    if config.layer not in with_maps:
+        raise UserError(f"layer={config.layer}: gives no maps; those that do are {', '.join(with_maps)}")
+    return config.layer
+
+
+def _record(subject: Subject, title: str, caption: str) -> Record:
+    return Record(title, caption, subject.config.model.name, subject.weights_sha256)

@@ -1,0 +1,40 @@
+"""What a figure shows, in words, as JSON beside it. Written by drawing.py, read by report/seen.py."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tencrop.config import UserError
+from tencrop.data.manifest import write_whole
+
+FORMAT = "tencrop figure 1"
+
+
+@dataclass(frozen=True)
+class Record:
+    """Of a figure NAME.svg, in NAME.json."""
+
+    title: str
+    caption: str
+    model: str
+    weights_sha256: str | None = None  # None: of no trained weights
+
+
+def save_record(path: Path, record: Record) -> None:
+    """Write it whole or not at all."""
+    write_whole(path, (json.dumps({"format": FORMAT, **asdict(record)}, indent=1) + "\n").encode())
+
+
+def load_record(path: Path) -> Record:
+    """Raises UserError where the file is broken or of another version."""
+    try:
+        facts = json.loads(path.read_text())
+        if facts.pop("format") != FORMAT:
+            raise ValueError("another format")
+        return Record(**facts)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: is no record of a figure of this version ({FORMAT}); draw it again with python -m tencrop.seeing"
+        ) from error

@@ -1,0 +1,99 @@
+"""The papers' tables of sizes against our networks: the arithmetic of every difference holds, and there is no other."""
+
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+from tencrop.complexity import published
+from tencrop.complexity.published import ABOUT, CONTRADICTED, CUT, DIFFERS, EXPLAINED, MATCH
+from tencrop.config import Printed, PrintedTable, UserError
+from tencrop.config.verbs import CONF
+
+TABLES = sorted(path.stem for path in (CONF / "table").glob("*.yaml"))
+# what nobody could settle; a row that is settled must leave this list
+OPEN = {
+    "efficientnet_table2": {"B1 mult_adds", "B2 parameters", "B4 mult_adds", "B5 mult_adds"},
+    "inception": {
+        "Inception-v3 mult_adds",
+        "Inception-v3 (MobileNet, table 10) mult_adds",
+        "Inception-v3 (MobileNet, table 10) parameters",
+    },
+    "transformers": {"ViT-L/16 parameters"},
+}
+
+
+def load(name) -> PrintedTable:
+    schema = OmegaConf.structured(PrintedTable)
+    table = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.load(CONF / "table" / f"{name}.yaml")))
+    assert isinstance(table, PrintedTable)
+    return table
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_printed_number_is_ours_or_its_difference_is_explained(name):
+    table = load(name)
+    comparisons = published.compare(table)
+    unsettled = {f"{c.printed.row} {c.quantity}" for c in comparisons if not c.is_settled}
+    assert unsettled == OPEN.get(name, set())
+    for render in published.FORMATS.values():
+        assert render(table, comparisons)
+    assert len(json.loads(published.json_text(table, comparisons))["rows"]) == len(table.rows)
+
+
+def compare(**row):
+    printed = Printed(**{"row": "row", "model": "lenet5_dense", "quantity": "parameters", **row})
+    (comparison,) = published.compare(PrintedTable("", "", None, None, [printed]))
+    return comparison.verdict
+
+
+PARAMETERS = "156 + 2416 + 48120 + 10164 + 850"  # 61,706
+
+
+@pytest.mark.parametrize(
+    ("row", "verdict"),
+    [
+        ({"value": "61,706"}, MATCH),
+        ({"value": "61.7", "unit": "K"}, MATCH),
+        ({"value": "62", "unit": "K"}, MATCH),
+        ({"value": "61", "unit": "K"}, CUT),
+        ({"value": "60", "unit": "K"}, DIFFERS),
+        ({"value": "60", "unit": "K", "step": 5}, MATCH),
+        ({"value": "60", "unit": "Ki"}, MATCH),
+        ({"value": "~60", "unit": "K"}, ABOUT),
+        ({"value": "~58", "unit": "K"}, DIFFERS),
+        ({"value": "60,000", "because": "x", "ours_as": PARAMETERS, "printed_as": "6 * 10**4"}, EXPLAINED),
+        ({"value": "60,000", "because": "x", "ours_as": PARAMETERS}, CONTRADICTED),
+        ({"value": "60,000", "because": "x"}, DIFFERS),
+        ({"value": "60,000", "ours_as": PARAMETERS}, DIFFERS),
+        ({"value": "60,000", "because": "x", "ours_as": "61705"}, DIFFERS),
+        ({"value": "60,000", "because": "x", "ours_as": PARAMETERS, "printed_as": "59999"}, DIFFERS),
+        ({"value": "28×28×6", "quantity": "output", "layers": "c1"}, MATCH),
+        ({"value": "27×27×6", "quantity": "output", "layers": "c1"}, DIFFERS),
+        ({"value": "3,072", "quantity": "input"}, MATCH),
+    ],
+)
+def test_verdicts(row, verdict):
+    assert compare(**row) == verdict
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"value": "1", "model": "lenet9"}, "model=lenet9: there is no conf/model/lenet9.yaml"),
+        ({"value": "1", "layers": "c9"}, "layers=c9: lenet5_dense has no such layer"),
+        ({"value": "1", "quantity": "neurons"}, "quantity=neurons: must be one of"),
+        ({"value": "1", "unit": "m"}, "unit=m: must be one of"),
+        ({"value": "many"}, "value=many: is no number"),
+    ],
+)
+def test_a_row_that_cannot_be_is_refused(row, words):
+    with pytest.raises(UserError, match=words):
+        compare(**row)
+
+
+def test_arithmetic_knows_whole_numbers_only():
+    assert published.evaluate("2 * (3 + 4)**2 - 7 // 2") == 95
+    for text in ("1.5", "__import__('os')", "2 +", "a"):
+        with pytest.raises(UserError, match="arithmetic"):
+            published.evaluate(text)

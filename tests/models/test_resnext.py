@@ -1,0 +1,70 @@
+"""ResNeXt's cardinalities keep the complexity of table 2, and are wired as timm's 32 x 4d is."""
+
+from itertools import pairwise
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from tencrop.models import resnext
+
+# cardinality, maps of a group, width of the grouped convolution in conv2 (table 2)
+TABLE_2 = [(1, 64, 64), (2, 40, 80), (4, 24, 96), (8, 14, 112), (32, 4, 128)]
+PARAMETERS = {
+    "resnext50_1x64d": 25_557_032, "resnext50_2x40d": 25_425_000, "resnext50_4x24d": 25_292_968,
+    "resnext50_8x14d": 25_603_016, "resnext50_32x4d": 25_028_904,
+    "resnext101_1x64d": 44_549_160, "resnext101_2x40d": 44_456_296, "resnext101_4x24d": 44_363_432,
+    "resnext101_8x14d": 45_104_328, "resnext101_32x4d": 44_177_704,
+    "resnext101_2x64d": 84_198_184, "resnext101_1x100d": 85_611_336, "resnext101_64x4d": 83_455_272,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_groups_strides_and_parameters(name):
+    cardinality, width = map(int, name.removesuffix("d").split("_")[1].split("x"))
+    with torch.device("meta"):
+        network = timm.create_model(name)
+        assert network(torch.empty(1, 3, 224, 224)).shape == (1, 1000)
+    assert sum(parameter.numel() for parameter in network.parameters()) == PARAMETERS[name]
+    for number, stage in enumerate((network.layer1, network.layer2, network.layer3, network.layer4)):
+        for index, block in enumerate(stage):
+            stride = 2 if index == 0 and number > 0 else 1
+            assert (block.conv1.stride[0], block.conv2.stride[0]) == (1, stride)
+            assert block.conv2.groups == cardinality
+            assert block.conv2.in_channels == block.conv2.out_channels == cardinality * width * 2**number
+            assert (block.downsample is not None) == (index == 0)  # shortcuts of type B
+
+
+@pytest.mark.parametrize(("cardinality", "width", "maps"), TABLE_2)
+@pytest.mark.parametrize("depth", [50, 101])
+def test_a_block_of_conv2_has_70_thousand_parameters(depth, cardinality, width, maps):
+    """C * (256 d + 9 d^2 + 256 d), which table 2 prints as about 70k."""
+    with torch.device("meta"):
+        block = timm.create_model(f"resnext{depth}_{cardinality}x{width}d").layer1[1]
+    weights = sum(layer.weight.numel() for layer in (block.conv1, block.conv2, block.conv3))
+    assert block.conv2.out_channels == maps
+    assert weights == cardinality * (256 * width + 9 * width**2 + 256 * width) and round(weights, -4) == 70_000
+
+
+@pytest.mark.parametrize("name", ["resnext50_1x64d", "resnext50_32x4d"])
+def test_without_shortcuts_it_has_no_projections(name):
+    """Four, of 64 to 256, 256 to 512, 512 to 1024 and 1024 to 2048 maps, with BatchNorm."""
+    with torch.device("meta"):
+        plain, residual = timm.create_model(f"{name}_plain"), timm.create_model(name)
+        assert plain(torch.empty(1, 3, 224, 224)).shape == (1, 1000)
+    fewer = set(residual.state_dict()) - set(plain.state_dict())
+    assert all("downsample" in key for key in fewer) and len(fewer) == 4 * 6
+    counts = [sum(parameter.numel() for parameter in network.parameters()) for network in (residual, plain)]
+    widths = (64, 256, 512, 1024, 2048)
+    assert counts[0] - counts[1] == sum(n * m + 2 * m for n, m in pairwise(widths))
+
+
+def test_nothing_is_left_of_a_plain_block_without_its_last_scale():
+    torch.manual_seed(0)
+    block, maps = resnext.PlainBottleneck(16, 4, cardinality=2, base_width=32).eval(), torch.randn(2, 16, 5, 5)
+    expected = block.bn1(block.conv1(maps)).relu()
+    expected = block.bn2(block.conv2(expected)).relu()
+    assert torch.equal(block(maps), block.bn3(block.conv3(expected)).relu()) and block(maps).any()
+    nn.init.zeros_(block.bn3.weight)
+    assert not block(maps).any()

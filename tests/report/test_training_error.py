@@ -1,0 +1,66 @@
+"""Figure 1's comparison: where a curve crosses 25%, which experiment is how many times faster, and the picture."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from tencrop.config import UserError
+from tencrop.report.collect import collect
+from tencrop.report.training_error import by_speed, epochs_to, mean_epochs, race_table, training_curve, write_figure
+
+
+@pytest.fixture
+def two_experiments(digits_config, run_maker):
+    """ "slow" crosses 25% at epoch 6.0 and "fast" at 1.0, on straight lines from 0.5 at half of that."""
+    for name, epochs in (("slow", 6.0), ("fast", 1.0)):
+        config = digits_config(f"name={name}")
+        folder = run_maker(config)
+        rows = [(epochs / 2, "train", 0.5), (epochs / 2, "val", 0.01), (epochs * 1.5, "train", 0.0)]
+        lines = [json.dumps({"epoch": at, "split": split, "top1_error": error}) for at, split, error in rows]
+        (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    return by_speed(collect([folder.parent.parent]))
+
+
+def test_crossing_is_where_the_straight_line_crosses():
+    curve = [(1.0, 0.9), (2.0, 0.45), (4.0, 0.05), (5.0, 0.6)]
+    assert epochs_to(0.25, curve) == pytest.approx(3.0)
+    assert epochs_to(0.45, curve) == 2.0
+    assert epochs_to(0.95, curve) == 1.0
+    assert epochs_to(0.01, curve) is None
+
+
+def test_the_fastest_stands_first_and_the_others_are_so_many_times_slower(two_experiments):
+    assert [experiment.name for experiment in two_experiments] == ["fast", "slow"]
+    assert [mean_epochs(experiment) for experiment in two_experiments] == pytest.approx([1.0, 6.0])
+    fast, slow = race_table(two_experiments).splitlines()
+    assert fast == "fast: 1.00 epochs to 25% training error (1 seed), 1.0 times"
+    assert slow == "slow: 6.00 epochs to 25% training error (1 seed), 6.0 times"
+
+
+def test_the_error_of_the_held_out_images_is_not_drawn(two_experiments):
+    assert training_curve(two_experiments[0].runs[0]) == [(0.5, 0.5), (1.5, 0.0)]
+
+
+def test_what_never_comes_to_a_quarter_is_said_to_be_so(evaluated_run, tmp_path):
+    folder = evaluated_run()
+    (folder / "metrics.jsonl").write_text('{"epoch": 1, "split": "train", "top1_error": 0.9}\n')
+    (experiment,) = by_speed(collect([tmp_path / "runs"]))
+    assert race_table([experiment]).endswith("not at 25% training error in all of 1 seed")
+
+
+def test_a_run_without_a_log_is_refused(evaluated_run):
+    folder = evaluated_run()
+    (folder / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match="has logged no training error"):
+        by_speed(collect([folder]))
+
+
+def test_the_picture_has_a_line_for_each_and_is_the_same_again(two_experiments, tmp_path):
+    svg, png = write_figure(two_experiments, tmp_path / "figure")
+    text = svg.read_text()
+    assert text.count("training error rate") >= 1 and "fast" in text and "slow" in text
+    with Image.open(png) as picture:
+        assert picture.width > 500
+    again, _ = write_figure(two_experiments, tmp_path / "again")
+    assert again.read_bytes() == svg.read_bytes()
