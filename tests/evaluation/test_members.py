@@ -105,16 +105,25 @@ def test_the_verb_refuses_in_one_line_before_torch_is_imported(prepared_501: Pat
     assert subprocess.run([sys.executable, "-c", probe]).returncode == 0
 
 
+def test_a_protocol_is_held_against_the_sizes_of_the_checkpoints_run(run_folder: Path, tmp_path: Path) -> None:
+    path = run_folder / "checkpoints" / "last.ckpt"  # of images of 32 pixels, where the default recipe has 224
+    done = evaluate(f"checkpoint={path}", "protocol.side=[40,30]", cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == "", done
+    sentence = "protocol.side=30: a crop of 32 pixels does not fit; raise protocol.side or lower protocol.size"
+    assert done.stderr == f"error: {sentence}\n"
+
+
 def test_the_verb_evaluates_a_run_prints_its_table_and_tracks_it(
     make_config, run_folder, new_network, save_checkpoint, tmp_path: Path
 ) -> None:
     config = make_config("seed=5")
     path = save_checkpoint(run_folder / "checkpoints" / "last.ckpt", config, new_network(config))
-    done = evaluate(f"checkpoint={path}", "protocol=flip_pair", "hardware=cpu", "tracker=tensorboard", cwd=tmp_path)
+    words = ("protocol=flip_pair", "protocol.side=[34]", "hardware=cpu", "tracker=tensorboard")
+    done = evaluate(f"checkpoint={path}", *words, cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == "", done
-    result = json.loads((run_folder / "predictions" / "flip_pair.result.json").read_text())
+    result = json.loads((run_folder / "predictions" / "flip_pair-side34.result.json").read_text())
     assert f"{100 * result['top1_error']:.2f}" in done.stdout and "501" in done.stdout
-    assert f"{run_folder}/predictions/flip_pair.safetensors" in done.stdout
+    assert f"{run_folder}/predictions/flip_pair-side34.safetensors" in done.stdout
     (events,) = (run_folder / "tracking").glob("events*")
     assert b"error_table" in events.read_bytes() and b"flip_pair" in events.read_bytes()
 

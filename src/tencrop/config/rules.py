@@ -230,7 +230,8 @@ def _check_augmentation(augmentation: Augmentation) -> None:
         raise UserError("augmentation.mixing.mix_group=1: a sample alone has no partner; 2 is the least")
 
 
-def _check_protocol(protocol: Protocol) -> None:
+def check_protocol(protocol: Protocol) -> None:
+    """Raise UserError for the first rule that a protocol breaks."""
     if not protocol.sides:
         raise UserError("protocol.side=[]: names no size; give protocol.side=256, or a list of several")
     for side in protocol.sides:
@@ -239,7 +240,10 @@ def _check_protocol(protocol: Protocol) -> None:
         if isinstance(side, bool) or not isinstance(side, int) or side <= 0:
             raise UserError(f"protocol.side={protocol.side}: must be a number above 0, a list of such, or null")
         if side < protocol.size:
-            raise UserError(f"protocol.side={side}: a crop of {protocol.size} pixels does not fit; lower protocol.size")
+            raise UserError(
+                f"protocol.side={side}: a crop of {protocol.size} pixels does not fit;"
+                " raise protocol.side or lower protocol.size"
+            )
     if protocol.name in ("crops_144", "dense") and protocol.region != "whole":
         raise UserError(f"protocol.region={protocol.region}: {protocol.name} sees the whole image; set region=whole")
     if protocol.name == "crops_144" and protocol.side is None:
@@ -249,7 +253,7 @@ def _check_protocol(protocol: Protocol) -> None:
 
 
 def _check_training(config: Config) -> None:
-    augmentation, protocol, training = config.augmentation, config.protocol, config.training
+    augmentation, training = config.augmentation, config.training
     for key, pair in (("area", augmentation.area), ("aspect", augmentation.aspect), ("side", augmentation.side)):
         if pair is not None and not (len(pair) == 2 and 0 < pair[0] <= pair[1]):
             raise UserError(f"augmentation.{key}={pair}: must be [low, high] with 0 < low <= high")
@@ -260,7 +264,8 @@ def _check_training(config: Config) -> None:
             f"augmentation.side={augmentation.side}: a crop of {augmentation.size} pixels does not fit"
             f" into a shorter side of {augmentation.side[0]}; lower image_size or raise augmentation.side"
         )
-    _check_protocol(protocol)
+    if config.checkpoint is None:  # else the sizes are those of the checkpoint's run: members_of checks them
+        check_protocol(config.protocol)
     if config.short_side is not None and config.short_side < config.image_size:
         raise UserError(
             f"short_side={config.short_side}: a crop of image_size={config.image_size} pixels does not fit; raise it"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tencrop.config import Config, UserError, check_data, config_of_run, run_path
+from tencrop.config.rules import check_protocol
 from tencrop.config.verbs import CONF
 from tencrop.data.manifest import read_manifest
 
@@ -80,6 +81,7 @@ def _of_run(config: Config, path: Path, run_dir: Path, *, alone: bool) -> Member
 
 
 def _member(config: Config, path: Path, out: Path | None) -> Member:
+    check_protocol(config.protocol)
     manifest = read_manifest(config.data.root, config.data.name)
     check_data(config, manifest)
     return Member(config, path, manifest, out)
