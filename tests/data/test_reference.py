@@ -1,8 +1,11 @@
 """The two loaders give the same samples: the same bytes where the store keeps the original's pixels."""
 
+import gc
 import io
+import multiprocessing
 import shutil
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,6 +136,28 @@ def test_resuming_equals_not_stopping(prepared_photos):
     resumed.load_state_dict({"epoch": 0, "batch": 3})
     rest = [batch.images for batch in resumed]
     assert len(rest) == len(whole) - 3 and all(map(torch.equal, rest, whole[3:]))
+
+
+@pytest.mark.parametrize("way", ["close", "next iteration", "forget"])
+def test_workers_of_an_unfinished_iteration_end(prepared_photos, way):
+    """At once, and not when the garbage collector comes by, which may be never."""
+    before = set(multiprocessing.active_children())
+    gc.disable()
+    try:
+        loader = TorchLoader(**training(open_split(prepared_photos, "train")), num_threads=2)
+        iterator = iter(loader)
+        next(iterator)
+        workers = set(multiprocessing.active_children()) - before
+        assert len(workers) == 2
+        if way == "close":
+            loader.close()
+        elif way == "next iteration":
+            assert len(list(loader)) == len(loader)
+        else:
+            del iterator
+        assert not any(Path(f"/proc/{worker.pid}").exists() for worker in workers)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("num_threads", [0, 1])

@@ -6,10 +6,11 @@ batches of indices and the same plan, both yield the same samples in the same or
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -77,6 +78,7 @@ class BaseLoader:
         self._position = (0, 0)  # epoch, batches of it that were consumed
         self._resuming = False
         self._cached: tuple[int, Sequence[Index] | Index] | None = None
+        self._running: Generator[Batch, None, None] | None = None
 
     def __len__(self) -> int:
         """Micro-batches of the whole epoch on this rank, also after a resume within it."""
@@ -87,9 +89,11 @@ class BaseLoader:
         epoch, resuming, self._resuming = self.epoch, self._resuming, False
         first = self._position[1] if resuming and self._position[0] == epoch else 0
         self._position = (epoch, first)
-        for number, batch in enumerate(self._produce(self._batches_of(epoch)[first:], epoch), first + 1):
-            self._position = (epoch, number)
-            yield batch
+        self._running = self._produce(self._batches_of(epoch)[first:], epoch)
+        with contextlib.closing(self._running) as batches:
+            for number, batch in enumerate(batches, first + 1):
+                self._position = (epoch, number)
+                yield batch
         if self._position == (epoch, len(self._batches_of(epoch))):
             self._position = (epoch + 1, 0)
             self.epoch = epoch + 1
@@ -107,6 +111,8 @@ class BaseLoader:
 
     def close(self) -> None:
         """End an unfinished iteration and its threads or processes; the loader can be iterated again."""
+        if self._running is not None:
+            self._running.close()
 
     def __enter__(self) -> BaseLoader:
         return self
@@ -114,7 +120,8 @@ class BaseLoader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _produce(self, batches: Sequence[Index] | Index, epoch: int) -> Iterator[Batch]:
+    def _produce(self, batches: Sequence[Index] | Index, epoch: int) -> Generator[Batch, None, None]:
+        """The batches; whatever makes them ends when the generator is closed."""
         raise NotImplementedError
 
     def _batches_of(self, epoch: int) -> Sequence[Index] | Index:
@@ -133,13 +140,8 @@ class Loader(BaseLoader):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._slots = [_Slot(self._pin_memory) for _ in range(self._prefetch + 2)]
-        self._end: weakref.finalize | None = None
 
-    def close(self) -> None:
-        if self._end is not None:
-            self._end()
-
-    def _produce(self, batches: Sequence[Index] | Index, epoch: int) -> Iterator[Batch]:
+    def _produce(self, batches: Sequence[Index] | Index, epoch: int) -> Generator[Batch, None, None]:
         # The thread knows nothing of this loader or its iterator, so that either can be collected, which ends it.
         split, plan = self._split, self._plan
         for slot in self._slots:
@@ -155,13 +157,10 @@ class Loader(BaseLoader):
             lambda plan, slot: _decoded(split, plan, slot, **options),
             self._slots,
         )
-        self._end = end = weakref.finalize(self, producer.end)  # also when the interpreter ends
+        end = weakref.finalize(self, producer.end)  # also when the interpreter ends
         try:
             for _ in range(len(batches)):
-                batch = producer.next()
-                if batch is None:
-                    return
-                yield batch
+                yield producer.next()
         finally:
             end()
 
@@ -247,7 +246,7 @@ class _Producer:
     ) -> None:
         self._batches, self._plan, self._make = batches, plan, make
         self._free: SimpleQueue[_Slot | None] = SimpleQueue()
-        self._ready: SimpleQueue[tuple[Batch, _Slot] | BaseException | None] = SimpleQueue()
+        self._ready: SimpleQueue[tuple[Batch, _Slot] | BaseException] = SimpleQueue()
         self._held: deque[_Slot] = deque()  # of the batches that the consumer may still look at
         self._ended = False
         for slot in slots:
@@ -255,19 +254,15 @@ class _Producer:
         self._thread = threading.Thread(target=self._run, name="tencrop-loader", daemon=True)
         self._thread.start()
 
-    def next(self) -> Batch | None:
-        """The next batch, or None where `end` was called; raises what the thread raised."""
+    def next(self) -> Batch:
+        """The next batch; raises what the thread raised."""
         if len(self._held) == 2:
             slot = self._held.popleft()
             slot.release()
             self._free.put(slot)
-        if self._ended:
-            return None
         item = self._ready.get()
         if isinstance(item, BaseException):
             raise item
-        if item is None:
-            return None
         batch, slot = item
         self._held.append(slot)
         return batch
@@ -276,7 +271,6 @@ class _Producer:
         """End the thread, at the latest when its present batch is made. May be called twice."""
         self._ended = True
         self._free.put(None)
-        self._ready.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join()
 

@@ -5,7 +5,7 @@ Called by the data module (data.loader=torch) and by the tests, which compare th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ class TorchLoader(BaseLoader):
     resized and encoded anew, they differ by that encoding. Raises UserError where an original file is gone.
     """
 
-    def _produce(self, batches: Sequence[Index] | Index, epoch: int) -> Iterator[Batch]:
+    def _produce(self, batches: Sequence[Index] | Index, epoch: int) -> Generator[Batch, None, None]:
         dataset = _Batches(
             self._split, batches, lambda index: self._plan(index, epoch), self._filter, self._hash_pixels
         )
@@ -39,7 +39,7 @@ class TorchLoader(BaseLoader):
             pin_memory=self._pin_memory,
             generator=torch.Generator(),  # its own, so that no number is drawn from the global one
         )
-        for item in loader:
+        for item in loader:  # torch ends the workers with the last reference to this iterator, so with this generator
             if isinstance(item, Exception):
                 raise item
             yield item
