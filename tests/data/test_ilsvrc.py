@@ -153,6 +153,26 @@ def test_md5_of_other_archives(copy, data_config, tmp_path):
         prepare(data, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        (None, "MD5SUMS, the list of the archives' MD5, is missing"),
+        ("", r"there is no MD5 of ILSVRC2012_devkit_t12\.tar\.gz to compare with"),
+        ("0" * 31 + "  ILSVRC2012_img_train.tar\n", "'0{31}  ILSVRC2012_img_train.tar' is not an MD5"),
+        ("\xff\0", "is not an MD5 and a file's name"),
+    ],
+)
+def test_unusable_lists_of_md5(copy, data_config, tmp_path, listed, message):
+    data = data_config(copy, tmp_path / "root", name="imagenet")
+    data.check_md5 = True
+    (copy / "MD5SUMS").unlink()
+    if listed is not None:
+        (copy / "MD5SUMS").write_text(listed, encoding="latin-1")
+    with pytest.raises(UserError, match=message):
+        prepare(data, progress=False)
+    assert not list((tmp_path / "root").iterdir())
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_truncated_archives_are_refused(copy, open_source, split):
     path = copy / ARCHIVES[split]

@@ -96,7 +96,7 @@ def _find(path: Path) -> tuple[str, dict[str, bytes]]:
 
 def _class_names(path: Path, content: bytes, ending: str) -> list[str]:
     if ending == ".bin":
-        return content.decode().split()
+        return content.decode(errors="replace").split()
     names = _unpickled(path, content).get("label_names", [])
     return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 

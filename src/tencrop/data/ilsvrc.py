@@ -22,7 +22,7 @@ from tencrop.data.archives import Member, tar_members
 from tencrop.data.devkit import ARCHIVE as DEVKIT_ARCHIVE
 from tencrop.data.devkit import Devkit, find_devkit, read_devkit
 from tencrop.data.folder import check_num_classes, check_same_classes, class_folders, list_images, source_folder
-from tencrop.data.originals import FLAT, TAR, TREE, Place, SourceFile, read_file, read_original
+from tencrop.data.originals import FLAT, TAR, TREE, Place, SourceFile, read_original
 
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
 # as in torchvision/datasets/imagenet.py
@@ -32,6 +32,7 @@ PUBLISHED_MD5 = {
     DEVKIT_ARCHIVE: "fa75699e90414af021442c21a62c3abf",
 }
 MD5_LIST = "MD5SUMS"  # of simulated archives
+MD5_LINE = re.compile(r"([0-9a-f]{32}) [ *](.+)")
 NUM_IMAGES = {"train": 1_281_167, "val": 50_000}
 NUM_VAL_IMAGES_OF_A_CLASS = 50
 VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
@@ -74,8 +75,8 @@ class IlsvrcSource:
         """As ILSVRC2012 was published; simulated archives bring their own list."""
         if self.devkit is None or not self.devkit.simulated:
             return PUBLISHED_MD5
-        lines = read_file(Path(self.place.path or ".") / MD5_LIST).decode().splitlines()
-        return {name: md5 for md5, name in (line.split() for line in lines)}
+        assert self.place.path is not None
+        return _md5_list(Path(self.place.path) / MD5_LIST)
 
     def _list(self, path: Path) -> tuple[list[str], dict[str, list[SourceFile]]]:
         """The sorted classes, and the files of both splits in sample order."""
@@ -130,6 +131,19 @@ class IlsvrcSource:
                     )
         if simulated and (missing := len(self.devkit.ground_truth) - len(self.files["val"])):  # type: ignore[union-attr]
             raise UserError(f"data.source: {missing} val images of the devkit's ground truth are not there; {SUBSET}")
+
+
+def _md5_list(path: Path) -> dict[str, str]:
+    """MD5 by file name, from a list as md5sum writes it; UserError where there is none."""
+    mend = "simulate the archives anew, or set data.check_md5=false"
+    if not path.is_file():
+        raise UserError(f"data.check_md5=true: {path}, the list of the archives' MD5, is missing; {mend}")
+    sums = {}
+    for line in path.read_text(errors="replace").splitlines():
+        if not (match := MD5_LINE.fullmatch(line)):
+            raise UserError(f"data.check_md5=true: {path}: {line[:80]!r} is not an MD5 and a file's name; {mend}")
+        sums[match[2]] = match[1]
+    return sums
 
 
 def _train_archive(path: Path) -> dict[str, list[SourceFile]]:

@@ -192,9 +192,12 @@ def _check_archives(source: Source, console: Console) -> None:
     if not source.place.archives:
         raise UserError("data.check_md5=true: the source holds no archive to check; leave it out")
     assert source.place.path is not None
+    published = source.published_md5()
+    if missing := source.place.archives.keys() - published:
+        raise UserError(f"data.check_md5=true: there is no MD5 of {min(missing)} to compare with; leave it out")
     for name, num_bytes in source.place.archives.items():
         with counting_bytes(console, f"MD5 of {name}", num_bytes) as advance:
-            check_md5(Path(source.place.path) / name, source.published_md5()[name], advance)
+            check_md5(Path(source.place.path) / name, published[name], advance)
 
 
 def _print_summary(root: Path, splits: dict[str, Any], console: Console) -> None:
