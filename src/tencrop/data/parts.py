@@ -1,8 +1,8 @@
 """What is safely written of a split that is being prepared, so that a killed preparation goes on. Called by store.
 
 Every PART_FILES files the .beton file is brought to disk, and then SPLIT.partNUMBER.npz is written whole: the rows of
-the table of files, where the payloads lie, the colour sums. A part counts only if its key is that of the files,
-options and libraries of now; the parts are removed when the manifest stands.
+the table of files, where the payloads lie, the colour sums of these files. A part counts only if its key is that of
+the files, options and libraries of now; the parts are removed when the manifest stands.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tencrop.data.manifest import FORMAT, SPLITS, file_table, write_whole
 from tencrop.data.originals import SourceFile
 from tencrop.data.statistics import ColourSums
 
-PART_FILES = 1 << 14  # half a minute of two cores; a megabyte of rows
+PART_FILES = 1 << 11  # what a kill may cost: seconds of two cores. 626 parts of ImageNet's, half a megabyte each
 
 
 @dataclass
@@ -34,11 +34,10 @@ class Part:
     metadata: np.ndarray  # SAMPLE
     payload_bytes: np.ndarray  # uint64
     skipped: list[dict[str, str]]
-    sums: ColourSums
 
 
 def empty_part() -> Part:
-    return Part(file_table(0, 1), np.zeros(0, SAMPLE), np.zeros(0, np.uint64), [], ColourSums())
+    return Part(file_table(0, 1), np.zeros(0, SAMPLE), np.zeros(0, np.uint64), [])
 
 
 def part_ranges(num_files: int) -> list[range]:
@@ -56,53 +55,51 @@ def part_keys(files: list[SourceFile], options: StoreOptions, every: int | None)
     ]
 
 
-def write_part(root: Path, split: str, number: int, key: str, part: Part) -> None:
-    """Write a part whole; the payloads must be on disk already."""
-    counts = np.array([part.sums.num_images, part.sums.num_pixels], np.int64)
+def write_part(root: Path, split: str, number: int, key: str, part: Part, sums: ColourSums) -> None:
+    """Write a part, and the colour sums of its files, whole; the payloads must be on disk already."""
     buffer = io.BytesIO()
-    np.savez(
+    np.savez_compressed(  # the sums' mean image is most of it, and small numbers
         buffer,
         key=np.frombuffer(key.encode(), np.uint8),
         rows=part.rows,
         metadata=part.metadata,
         payload_bytes=part.payload_bytes,
         skipped=np.frombuffer(json.dumps(part.skipped).encode(), np.uint8),
-        counts=counts,
-        colour=part.sums.colour,
-        image=part.sums.image,
+        counts=np.array([sums.num_images, sums.num_pixels], np.int64),
+        colour=sums.colour,
+        image=sums.image,
     )
     write_whole(_path(root, split, number), buffer.getvalue())
 
 
-def read_parts(root: Path, split: str, keys: list[str], *, undecodable: str) -> list[Part]:
-    """The parts, from the first on, that are there, fit, and whose payloads are; the others are removed."""
+def read_parts(root: Path, split: str, keys: list[str], *, undecodable: str) -> tuple[list[Part], ColourSums]:
+    """The parts, from the first on, that are there, fit, and whose payloads are, with their colour sums; the others
+    are removed."""
     parts: list[Part] = []
+    total = ColourSums()
     for number, key in enumerate(keys):
-        part = _read_part(_path(root, split, number), key)
-        if part is None or (part.skipped and undecodable == "stop"):
+        found = _read_part(_path(root, split, number), key)
+        if found is None or (found[0].skipped and undecodable == "stop"):
             break
-        parts.append(part)
+        parts.append(found[0])
+        total.merge(found[1])
     if parts and not _payloads_are_there(root / f"{split}.beton", joined(parts)):
-        parts = []
+        parts, total = [], ColourSums()
     for path in root.glob(f"{split}.part*.npz"):
         if path.name not in {_path(root, split, number).name for number in range(len(parts))}:
             path.unlink()
-    return parts
+    return parts, total
 
 
 def joined(parts: list[Part]) -> Part:
     """All parts as one."""
     if not parts:
         return empty_part()
-    sums = ColourSums()
-    for part in parts:
-        sums.merge(part.sums)
     return Part(
         np.concatenate([part.rows for part in parts]),
         np.concatenate([part.metadata for part in parts]),
         np.concatenate([part.payload_bytes for part in parts]),
         [entry for part in parts for entry in part.skipped],
-        sums,
     )
 
 
@@ -122,7 +119,7 @@ def _path(root: Path, split: str, number: int) -> Path:
     return root / f"{split}.part{number:05d}.npz"
 
 
-def _read_part(path: Path, key: str) -> Part | None:
+def _read_part(path: Path, key: str) -> tuple[Part, ColourSums] | None:
     if not path.is_file():
         return None
     with contextlib.suppress(ValueError, KeyError, OSError), np.load(path, allow_pickle=False) as arrays:
@@ -131,7 +128,7 @@ def _read_part(path: Path, key: str) -> Part | None:
             sums.num_images, sums.num_pixels = (int(count) for count in arrays["counts"])
             sums.colour, sums.image = arrays["colour"], arrays["image"]
             skipped = json.loads(arrays["skipped"].tobytes())
-            return Part(arrays["rows"], arrays["metadata"], arrays["payload_bytes"], skipped, sums)
+            return Part(arrays["rows"], arrays["metadata"], arrays["payload_bytes"], skipped), sums
     return None
 
 

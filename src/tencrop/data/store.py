@@ -59,7 +59,7 @@ def write_split(
     """
     files = source.files[split]
     keys, ranges = part_keys(files, options, every), part_ranges(len(files))
-    parts = read_parts(root, split, keys, undecodable=undecodable)
+    parts, total = read_parts(root, split, keys, undecodable=undecodable)
     num_done = sum(map(len, ranges[: len(parts)]))
     advance(num_done)
     beton, names = root / f"{split}.beton", root / f"{split}.files.npy"
@@ -75,10 +75,11 @@ def write_split(
             contextlib.closing(_in_order(make, starts, num_threads=num_threads)) as chunks,
         ):
             for number in range(len(parts), len(keys)):
-                part = _written_part(writer, chunks, len(ranges[number]), split, undecodable, advance)
+                part, sums = _written_part(writer, chunks, len(ranges[number]), split, undecodable, advance)
                 writer.sync()
-                write_part(root, split, number, keys[number], part)
+                write_part(root, split, number, keys[number], part, sums)
                 parts.append(part)
+                total.merge(sums)
             writer.finish()
     whole = joined(parts)
     table = file_table(len(whole.rows), max(len(os.fsencode(file.name)) for file in files))
@@ -107,7 +108,7 @@ def write_split(
         "grayscale": _grayscale(table),
         "skipped": whole.skipped,
     }
-    return facts, whole.sums
+    return facts, total
 
 
 def write_npy(path: Path, array: np.ndarray) -> None:
@@ -124,8 +125,8 @@ def _written_part(
     split: str,
     undecodable: str,
     advance: Callable[[int], None],
-) -> Part:
-    """Write the samples of `num_files` files, and say what was written."""
+) -> tuple[Part, ColourSums]:
+    """Write the samples of `num_files` files; return what was written, and their colour sums."""
     first, rows, skipped, sums = writer.count, [], [], ColourSums()
     while num_files > 0:
         _, chunk = next(chunks)
@@ -146,7 +147,7 @@ def _written_part(
     table = file_table(len(rows), max((len(row[0]) for row in rows), default=1))
     for place, row in enumerate(rows):
         table[place] = row
-    return Part(table, *writer.written(first), skipped, sums)
+    return Part(table, *writer.written(first), skipped), sums
 
 
 def _chunk(
