@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -28,6 +28,7 @@ from tencrop.data.encode import Undecodable, encode
 from tencrop.data.originals import Source
 from tencrop.data.statistics import ColourSums
 
+LINE_EVERY_S = 30  # between two lines of progress in a log
 NUM_TRIED = 32  # files of a split that are tried beforehand, to estimate size and time
 
 
@@ -84,24 +85,62 @@ def readable(num_bytes: float) -> str:
 
 @contextlib.contextmanager
 def counting_images(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with rate and time left; call what it yields with the number of images done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=console.quiet) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda num_images: bar.advance(task, num_images)
+    """A bar with rate and time left, or lines in a log; call what it yields with the number of images done."""
+    with _counting(console, what, total, (MofNCompleteColumn(), _Rate()), "{:,.0f}".format, " images") as advance:
+        yield advance
 
 
 @contextlib.contextmanager
 def counting_bytes(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
     """The same for bytes."""
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
+    with _counting(console, what, total, (DownloadColumn(), TransferSpeedColumn()), readable, "") as advance:
+        yield advance
+
+
+@contextlib.contextmanager
+def _counting(
+    console: Console,
+    what: str,
+    total: int,
+    columns: Iterable[ProgressColumn],
+    amount: Callable[[float], str],
+    unit: str,
+) -> Iterator[Callable[[int], None]]:
+    if not console.is_terminal:
+        yield _Lines(console, what, total, amount, unit).advance
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
     with Progress(*columns, console=console, disable=console.quiet) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda num_bytes: bar.advance(task, num_bytes)
+        yield lambda number: bar.advance(task, number)
 
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(f"{task.finished_speed or task.speed or 0:,.0f} images/s")
+
+
+class _Lines:
+    """For the log of a job: a line every LINE_EVERY_S seconds and one at the end.
+
+    The clock starts with the first call, which may tell what an interrupted preparation had done.
+    """
+
+    def __init__(self, console: Console, what: str, total: int, amount: Callable[[float], str], unit: str) -> None:
+        self._console, self._what, self._total, self._amount, self._unit = console, what, total, amount, unit
+        self._first: tuple[float, int] | None = None  # when, and how much was done
+        self._done, self._last = 0, time.monotonic()
+
+    def advance(self, number: int) -> None:
+        self._done, now = self._done + number, time.monotonic()
+        start, done_before = self._first = self._first or (now, self._done)
+        is_over = self._done >= self._total
+        if now < self._last + LINE_EVERY_S and not is_over:
+            return
+        self._last = now
+        line = f"{self._what}: {self._amount(self._done)} of {self._amount(self._total)}{self._unit}"
+        if self._done > done_before and now > start:
+            rate = (self._done - done_before) / (now - start)
+            left = datetime.timedelta(seconds=round((self._total - self._done) / rate))
+            line += f", {self._amount(rate)}{self._unit}/s" + ("" if is_over else f", {left} left")
+        self._console.print(line)
