@@ -144,7 +144,7 @@ def test_what_is_printed(photo_folder, data_config, tmp_path, capsys):
     assert "24 train and 12 val images of 3 classes" in out
     assert "kB to write (" in out
     assert re.search(r"B free\), about 0:\d\d:\d\d with 2 threads", out)
-    assert "24/24" in out
+    assert "\ntrain: 24 of 24 images" in out
     assert "train.beton: 24 images, 3 gray jpeg, 1 cmyk jpeg converted, 1 png converted" in out
 
 
