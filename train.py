@@ -5,7 +5,7 @@ The same command typed again continues where the run stands, or shows its result
 
 import sys
 
-from tencrop.config import Config, check_data, command, derive_batches
+from tencrop.config import Config, check_data, check_store, command, derive_batches, run_path
 from tencrop.config.launch import check_launch, is_first_process
 from tencrop.data.manifest import read_manifest
 from tencrop.records.run_folder import finish, run_folder
@@ -17,18 +17,22 @@ def main(config: Config) -> int:
     batches = derive_batches(config)
     manifest = read_manifest(config.data.root, config.data.name)
     check_data(config, manifest)
-    run_dir = run_folder(config, manifest)
+    check_store(config, manifest)
 
     from tencrop.evaluation.evaluate import evaluate_run
+    from tencrop.evaluation.scoring import check_scorable
     from tencrop.records.tracking import InputImages, build_logger, close_logger, log_error_table
     from tencrop.report.collect import collect
     from tencrop.report.page import write_report
     from tencrop.report.tables import COLUMNS, error_rows, print_table
-    from tencrop.training.fit import completed, fit
+    from tencrop.training.fit import build, completed, fit
     from tencrop.training.monitors import exit_when_asked
     from tencrop.training.ranks import ranks_together
 
-    is_complete = completed(run_dir) is not None
+    is_complete = completed(run_path(config)) is not None
+    if not is_complete and is_first_process():  # what does not fit is refused before anything is written
+        check_scorable(build(config, batches=batches, manifest=manifest)[1].model, config)
+    run_dir = run_folder(config, manifest)
     with exit_when_asked(), ranks_together(1 if is_complete else batches.num_devices):
         logger = None if is_complete else build_logger(config, run_dir)
         watchers = [InputImages()]

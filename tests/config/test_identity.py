@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import yaml
 
-from tencrop.config import UserError, check_data, config_of_run, learning_hash, run_path
+from tencrop.config import UserError, check_data, check_store, config_of_run, learning_hash, run_path
 from tencrop.config.verbs import CONF
 
 
@@ -73,6 +73,14 @@ def test_a_class_count_that_does_not_match_is_refused(composed):
     with pytest.raises(UserError, match=r"data.num_classes=1000: .* holds 3 classes"):
         check_data(composed(), {"classes": ["a", "b", "c"]})
     assert check_data(composed("data=imagefolder"), {"classes": ["a", "b", "c"]}) == 3
+
+
+def test_a_store_that_was_written_otherwise_than_configured_is_refused(composed):
+    options = {f"store.{key}": value for key, value in dataclasses.asdict(composed().data.store).items()}
+    check_store(composed(), {"options": options})
+    options["store.short_side"] = 256
+    with pytest.raises(UserError, match=r"data\.store\.short_side=None: .* was prepared with 256"):
+        check_store(composed(), {"options": options})
 
 
 def test_a_protocol_chosen_for_a_run_sees_the_runs_sizes(composed, tmp_path):

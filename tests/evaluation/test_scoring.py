@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from tencrop.config import Config, UserError
 from tencrop.evaluation.errors import error_rate
 from tencrop.evaluation.predictions import Scores
-from tencrop.evaluation.scoring import Task, _score_in_new_processes, open_val_split, score_part, score_split
+from tencrop.evaluation.scoring import (
+    Task,
+    _score_in_new_processes,
+    check_scorable,
+    open_val_split,
+    score_part,
+    score_split,
+)
 from tencrop.training.checkpoints import weights_sha256
 
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 61.0, 62.0]
@@ -108,7 +115,7 @@ def test_views_are_saved_on_request(loader: str, make_config, make_task) -> None
 def test_images_smaller_than_the_crop_are_refused_by_name(make_config, make_task) -> None:
     task, network = make_task(make_config("protocol.side=null", "protocol.size=40"))
     with pytest.raises(UserError, match=r"protocol\.side=null: class0/000\.png has a shorter side of 36 pixels"):
-        score_split(task, network)
+        check_scorable(network, task.config)
 
 
 def test_a_damaged_image_is_named(make_config, make_task, photo_folder, data_config, tmp_path) -> None:

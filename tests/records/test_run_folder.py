@@ -61,12 +61,6 @@ def test_other_data_are_refused(make_config, data_manifest, split, key, status):
         run_folder(make_config(), data_manifest)
 
 
-def test_a_store_that_was_written_otherwise_than_configured_is_refused(make_config, data_manifest):
-    data_manifest["options"]["store.short_side"] = 256
-    with pytest.raises(UserError, match=r"data\.store\.short_side=None: .* was prepared with 256"):
-        run_folder(make_config(), data_manifest)
-
-
 def test_two_processes_do_not_write_to_one_run(make_config, data_manifest):
     folder = run_folder(make_config(), data_manifest)
     code = f"from pathlib import Path; from tencrop.records.run_folder import _lock; _lock(Path({str(folder)!r}))"

@@ -3,7 +3,10 @@
 import copy
 import json
 import math
+import runpy
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 import runs
@@ -216,10 +219,40 @@ def test_auxiliary_heads_learn_with_their_weight(composed, prepared_photos, tmp_
         assert not torch.equal(trained[f"model.{name}"], new[name])
 
 
-def test_a_network_that_does_not_take_the_images_is_refused_before_a_step(composed, prepared_photos, tmp_path):
-    small = ["image_size=64", "short_side=64", "training.global_batch=8", "hardware=cpu", "tracker=none"]
-    config = composed("data=imagefolder", "model=lenet5_dense", f"data.root={prepared_photos}", *small)
-    manifest = read_manifest(prepared_photos)
-    with pytest.raises(UserError, match="image_size=64: lenet5_dense does not take images of 64 x 64"):
-        fit(config, batches=derive_batches(config), manifest=manifest, run_dir=tmp_path)
+ROOT = Path(__file__).parents[2]
+ANY_SIZE = ["model=resnet18_a", "model.bn_group=8"]
+UNFIT = {
+    "network": (["image_size=64", "short_side=64"], "image_size=64: lenet5_dense does not take images of 64 x 64"),
+    "small images": (["image_size=80", "short_side=null", *ANY_SIZE], "short_side=null: china/02.JPEG has"),
+    "protocol's size": (["protocol.size=20"], "protocol.size=20: lenet5_dense does not take images of 20 x 20"),
+    "protocol's images": (
+        ["protocol.side=null", "protocol.size=80", *ANY_SIZE],
+        "protocol.side=null: china/02.JPEG has",
+    ),
+    "protocol's kind": (["protocol=dense"], "lenet5_dense cannot be made fully convolutional"),
+    "batch": (["training.global_batch=25"], "training.global_batch=25: there are only 24 images"),
+    "store": (["data.store.mode=raw"], "data.store.mode=raw: "),
+}
+
+
+@pytest.mark.parametrize("unfit", UNFIT)
+def test_train_refuses_what_does_not_fit_before_anything_is_written(
+    unfit, prepared_photos, tmp_path, monkeypatch, capsys
+):
+    overrides, sentence = UNFIT[unfit]
+    small = ["model=lenet5_dense", "image_size=32", "short_side=36", "training.global_batch=8", "model.bn_group=null"]
+    words = [
+        "data=imagefolder",
+        f"data.root={prepared_photos}",
+        *small,
+        "hardware=cpu",
+        "training.epochs=1",
+        f"runs={tmp_path}/runs",
+    ]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", *words, *overrides])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -22,8 +22,8 @@ from tencrop.evaluation.members import Member, source_fingerprint
 from tencrop.evaluation.predictions import Scores, cpu_group, protocol_text, save_scores, saved_scores
 from tencrop.evaluation.protocols import usual_side
 from tencrop.evaluation.results import result_of, save_result
-from tencrop.evaluation.scoring import Task, join_launched, score_split
-from tencrop.models.factory import build_model, check_image_size
+from tencrop.evaluation.scoring import Task, check_scorable, join_launched, score_split
+from tencrop.models.factory import build_model
 from tencrop.models.weights import apply_weights, load_weights
 from tencrop.training.checkpoints import weights_sha256
 
@@ -85,7 +85,7 @@ def _evaluate(member: Member) -> Evaluated | None:
     scores = saved_scores(out / f"{stem}.safetensors", identity, with_views=config.save_views) if _is_first() else None
     is_saved = _agreed(scores is not None)
     if not is_saved:
-        check_image_size(network, config.model.name, config.protocol.size, key="protocol.size")
+        check_scorable(network, config)
         task = Task(config, path, weights.kind, member.num_classes, mean, std, identity)
         scores = score_split(task, network)
     if scores is None:

@@ -34,7 +34,7 @@ from tencrop.data.reference import TorchLoader
 from tencrop.evaluation.predictions import Scores, from_averages, gather, load_scores, save_scores
 from tencrop.evaluation.protocols import merge, num_views, view_groups
 from tencrop.models.convolutional import MeanScores, fully_convolutional
-from tencrop.models.factory import build_model
+from tencrop.models.factory import build_model, check_image_size
 from tencrop.models.weights import apply_weights, load_weights
 from tencrop.training.checkpoints import weights_sha256
 from tencrop.training.fit import cluster_environment
@@ -88,7 +88,6 @@ def score_split(task: Task, network: nn.Module) -> Scores | None:
     """
     config = task.config
     split = open_val_split(config)
-    _refuse_small_images(config, split)
     join_launched(config.hardware)
     if not dist.is_initialized() and config.hardware.devices > 1:
         scores: Scores | None = _score_in_new_processes(task, config.hardware.devices)
@@ -99,6 +98,18 @@ def score_split(task: Task, network: nn.Module) -> Scores | None:
         assert torch.equal(scores.index, torch.arange(split.num_samples)), "an image was left out or counted twice"
         assert np.array_equal(scores.labels, split.labels)
     return scores
+
+
+def check_scorable(network: nn.Module, config: Config) -> None:
+    """Raises UserError where the network, on the CPU, or an image of the split does not fit the protocol.
+
+    A pass of one image; afterwards the network is in eval mode.
+    """
+    protocol, name = config.protocol, config.model.name
+    _refuse_small_images(config, open_val_split(config))
+    check_image_size(network, name, protocol.size, key="protocol.size")
+    if protocol.name == "dense":
+        fully_convolutional(network, image_size=protocol.size, name=name)
 
 
 def open_val_split(config: Config) -> Split:

@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tencrop.config import Config, UserError, check_store, run_path
+from tencrop.config import Config, UserError, run_path
 from tencrop.config.launch import is_first_process
 from tencrop.data.manifest import write_whole
 from tencrop.records.masking import mask_values
@@ -37,7 +37,6 @@ def run_folder(config: Config, data_manifest: dict[str, Any]) -> Path:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         (folder / "predictions").mkdir(exist_ok=True)
         _lock(folder)
-        check_store(config, data_manifest)
         if (folder / "manifest.json").exists():
             _refuse_other_data(folder, config, read_manifest(folder)["data"], data_facts(config, data_manifest))
         if not is_complete(folder):

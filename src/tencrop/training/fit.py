@@ -74,13 +74,7 @@ def fit(
     last = run_dir / "checkpoints" / "last.ckpt"
     if finished := completed(run_dir):
         return finished
-    _refuse_missing_gpus(config)
-    data = DataModule(config, batches)
-    torch.manual_seed(config.seed)
-    model = build_model(config.model, num_classes=len(manifest["classes"]), image_size=config.image_size)
-    classifier = Classifier(
-        config, model, statistics=manifest["statistics"], batches=batches, steps_per_epoch=data.steps_per_epoch
-    )
+    data, classifier = build(config, batches=batches, manifest=manifest)
     interruption = Interruption(agree_every_steps=config.log_every_steps)
     metrics = Metrics(run_dir / "metrics.jsonl", every_steps=config.log_every_steps)
     checkpoints = Checkpoints(last.parent, every_steps=config.checkpoint_every_steps, interruption=interruption)
@@ -103,6 +97,33 @@ def fit(
     if status == "complete":
         interruption.pass_on()
     return _result(last, classifier, trainer.global_step, status, message)
+
+
+def build(config: Config, *, batches: Batches, manifest: dict[str, Any]) -> tuple[DataModule, Classifier]:
+    """What is trained on, and what is trained, with the weights that the seed draws; nothing is written.
+
+    Raises UserError for hardware, data or model that do not fit the configuration.
+    """
+    _refuse_missing_gpus(config)
+    data = DataModule(config, batches)
+    _refuse_small_images(config, data)
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, num_classes=len(manifest["classes"]), image_size=config.image_size)
+    classifier = Classifier(
+        config, model, statistics=manifest["statistics"], batches=batches, steps_per_epoch=data.steps_per_epoch
+    )
+    return data, classifier
+
+
+def _refuse_small_images(config: Config, data: DataModule) -> None:
+    """A validation crops the centre of images, which short_side=null leaves as they are."""
+    sides = data.val_split.stored_sizes[data.val_index].min(1)
+    if config.short_side is None and sides.min() < config.image_size:
+        name = data.val_split.names(data.val_index[sides.argmin()])
+        raise UserError(
+            f"short_side=null: {name} has a shorter side of {sides.min()} pixels, less than"
+            f" image_size={config.image_size}; set short_side={config.image_size} or more"
+        )
 
 
 def _refuse_missing_gpus(config: Config) -> None:
