@@ -15,10 +15,10 @@ from PIL import Image
 
 import tencrop.data.decoder as decoder
 from tencrop.data.beton import JPEG, RAW
-from tencrop.data.decoder import FILTERS, DecodeError, decode_batch, decode_jpeg
+from tencrop.data.decoder import FILTERS, DecodeError, decode_batch
 from tencrop.data.reference import resize
 
-SOURCE = Path(decoder.__file__).with_name("_decode.c")
+SOURCES = Path(decoder.__file__).parent
 
 
 def decode(payload: bytes, mode, stored_size, box, size, *, flip=False, filter="bilinear", slot=None) -> np.ndarray:
@@ -117,7 +117,7 @@ def jpegs(photographs) -> list[tuple[bytes, np.ndarray]]:
     return [(file, np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))) for file in files]
 
 
-def test_whole_jpegs_have_pillows_pixels(jpegs):
+def test_whole_jpegs_have_pillows_pixels(jpegs, decode_jpeg):
     """Though ours is the system's libjpeg-turbo and Pillow brings another version: the accurate integer transform and
     the smooth chroma are the same in all of them."""
     for file, pixels in jpegs:
@@ -207,7 +207,7 @@ def test_the_first_damaged_image_is_named(jpegs, num_threads):
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_damage_is_an_error(photographs, progressive):
+def test_damage_is_an_error(photographs, progressive, decode_jpeg):
     file = jpeg(photographs["china"].resize((120, 80)), progressive=progressive, restart_marker_blocks=0)
     scan = file.rindex(b"\xff\xda") if not progressive else file.index(b"\xff\xda")
     with pytest.raises(DecodeError, match="remature end"):
@@ -222,12 +222,12 @@ def test_damage_is_an_error(photographs, progressive):
     ("content", "message"),
     [(b"", "[Ee]mpty"), (b"not a picture at all", "Not a JPEG"), (b"\x89PNG\r\n\x1a\n" + bytes(50), "Not a JPEG")],
 )
-def test_other_files_are_refused(content, message):
+def test_other_files_are_refused(content, message, decode_jpeg):
     with pytest.raises(DecodeError, match=message):
         decode_jpeg(content)
 
 
-def test_cmyk_is_refused(photographs):
+def test_cmyk_is_refused(photographs, decode_jpeg):
     """prepare.py converts it; libjpeg has no way to RGB from there."""
     with pytest.raises(DecodeError, match="neither RGB nor grayscale"):
         decode_jpeg(jpeg(photographs["china"].resize((16, 16)).convert("CMYK")))
@@ -242,7 +242,7 @@ def test_a_jpeg_of_another_size_than_stored_is_refused(photographs):
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_flipped_bits_are_an_error_or_decode_as_libjpeg_has_it(photographs, progressive, turbojpeg):
+def test_flipped_bits_are_an_error_or_decode_as_libjpeg_has_it(photographs, progressive, turbojpeg, decode_jpeg):
     """One bit in 300 places of the image data. Whatever libjpeg warns of is an error here, but for stray bytes before
     a marker; what it cannot see (a changed coefficient) is a changed picture in every decoder, and only the hashes of
     the manifest tell (prepare.py verify)."""
@@ -287,7 +287,7 @@ def turbojpeg():
     return decode
 
 
-def test_harmless_oddities_pass(photographs):
+def test_harmless_oddities_pass(photographs, decode_jpeg):
     """ImageNet has files with stray bytes before the end marker or behind it; every decoder reads them."""
     file = jpeg(photographs["flower"].resize((33, 21)))
     pixels = decode_jpeg(file)
@@ -317,12 +317,12 @@ def test_plain_c_equals_the_vector_code(plain_library, cut, filter, flip):
 def plain_library(tmp_path_factory):
     """The decoder as a processor without AVX2 runs it."""
     path = tmp_path_factory.mktemp("plain") / "decode.so"
-    compile_decoder(path, "-O2", "-DHAVE_AVX2_CODE=0")
-    return decoder.load_library(str(path))
+    compile_module("_decode", path, "-O2", "-DHAVE_AVX2_CODE=0")
+    return decoder.declared(ctypes.CDLL(str(path)))
 
 
-def compile_decoder(path: Path, *flags: str) -> None:
-    """Build _decode.c; skip where there is no compiler, no libjpeg headers or no support for the flags."""
+def compile_module(name: str, path: Path, *flags: str) -> None:
+    """Build _decode.c or _reduce.c; skip where there is no compiler, no libjpeg headers or no support for the flags."""
     compiler = os.environ.get("CC", "gcc")
     headers = "#include <stdio.h>\n#include <jpeglib.h>\nint main(void) { return 0; }\n"
     try:
@@ -330,14 +330,17 @@ def compile_decoder(path: Path, *flags: str) -> None:
         subprocess.run(trial, input=headers, text=True, capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"cannot compile here: {error}")
-    command = [compiler, *flags, "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(path), str(SOURCE), "-ljpeg", "-lm"]
-    subprocess.run(command, check=True)
+    warnings = ["-Wall", "-Wextra", "-Werror"]
+    command = [compiler, *flags, *warnings, "-shared", "-fPIC", "-o", str(path), str(SOURCES / f"{name}.c")]
+    subprocess.run([*command, "-ljpeg", "-lm"], check=True)
 
 
-def test_a_decoder_that_checks_itself(tmp_path, jpegs):
-    """Under the address and undefined-behaviour sanitizers, in a process of its own: no byte outside its memory."""
-    library, script = tmp_path / "decode.so", tmp_path / "check.py"
-    compile_decoder(library, "-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+def test_modules_that_check_themselves(tmp_path, jpegs):
+    """Under the address and undefined-behaviour sanitizers, in a process of its own: no byte outside their memory."""
+    script = tmp_path / "check.py"
+    for name in ("_decode", "_reduce"):
+        sanitizers = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+        compile_module(name, tmp_path / f"{name}.so", "-g", "-O1", *sanitizers)
     for number, (file, _) in enumerate(jpegs):
         (tmp_path / f"{number}.jpg").write_bytes(file)
     script.write_text(SANITIZED)
@@ -346,21 +349,21 @@ def test_a_decoder_that_checks_itself(tmp_path, jpegs):
     environment = {
         "LD_PRELOAD": ":".join(runtime),
         "ASAN_OPTIONS": "detect_leaks=0",
-        "PYTHONPATH": str(SOURCE.parents[2]),
+        "PYTHONPATH": str(SOURCES.parents[1]),
     }
-    result = subprocess.run(
-        [sys.executable, str(script), str(library)], env=environment, capture_output=True, text=True, timeout=200
-    )
+    result = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=200)
     assert result.returncode == 0 and result.stdout.strip() == "sound", result.stderr[-3000:]
 
 
 SANITIZED = """
-import ctypes, pathlib, sys
+import ctypes, io, pathlib, sys
 import numpy as np
+from PIL import Image
 import tencrop.data.decoder as decoder
+import tencrop.data.reduce as reduce
 
-library = decoder.load_library(sys.argv[1])
-decoder._library = lambda: library
+folder = pathlib.Path(sys.argv[0]).parent
+decoder.built = reduce.built = lambda name: ctypes.CDLL(str(folder / f"{name}.so"))
 generator = np.random.default_rng(0)
 libc = ctypes.CDLL(None)  # malloc under the sanitizer: bytes behind a payload or a slot are out of bounds
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
@@ -391,15 +394,24 @@ def cut(payload, mode, height, width):
     libc.free(data_address), libc.free(images_address)
 
 
-files = [path.read_bytes() for path in sorted(pathlib.Path(sys.argv[0]).parent.glob("*.jpg"))]
+def read_to_the_end(file):
+    try:
+        header = reduce.jpeg_header(file)
+        reduce.colour_sums(reduce.reduced_jpeg(file, header, int(generator.choice([1, 2, 4, 8]))))
+    except decoder.DecodeError:
+        pass
+
+
+files = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
 for file in files:
-    height, width = decoder.decode_jpeg(file).shape[:2]
+    width, height = Image.open(io.BytesIO(file)).size
     for number in range(40):
         damaged = bytearray(file)
         if number % 2:  # bytes changed anywhere behind the header
             for place in generator.integers(len(file) // 3, len(file), 4):
                 damaged[place] = generator.integers(256)
         cut(bytes(damaged), 0, height, width)
+        read_to_the_end(bytes(damaged))
 for _ in range(400):
     height, width = (int(length) for length in generator.integers(1, 50, 2))
     cut(bytes(3 * height * width), 1, height, width)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tencrop.data.decoder import DecodeError, decode_jpeg
+from tencrop.data.decoder import DecodeError
 from tencrop.data.reduce import colour_sums, denominator, jpeg_header, reduced_image, reduced_jpeg
 
 
@@ -64,7 +64,7 @@ def test_other_images_by_means_of_blocks(photographs):
 
 
 @pytest.mark.parametrize("mode", ["baseline", "progressive"])
-def test_damage_is_noticed_as_in_a_full_decode(photographs, mode):
+def test_damage_is_noticed_as_in_a_full_decode(photographs, mode, decode_jpeg):
     """A JPEG cut or with a bit flipped: what the loader's decoder refuses is refused at a half and an eighth too."""
     content = jpeg(photographs["flower"], progressive=mode == "progressive")
     header = jpeg_header(content)

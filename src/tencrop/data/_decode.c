@@ -6,7 +6,6 @@
  * into its slot: no image is ever held whole.
  */
 #include <pthread.h>
-#include <setjmp.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -15,13 +14,11 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <jpeglib.h>
-#include <jerror.h>
-
+#include "_jpeg.h"
 #include "_resample.h"
 
 enum { JPEG, RAW }; /* modes of a payload, as in beton.py */
-enum { MESSAGE_BYTES = JMSG_LENGTH_MAX, CHROMA_MARGIN = 2, MIN_COLUMNS = 16, MAX_THREADS = 256 };
+enum { CHROMA_MARGIN = 2, MIN_COLUMNS = 16, MAX_THREADS = 256 };
 
 /* One sample; decoder.py has the same fields as a NumPy type. */
 typedef struct {
@@ -37,10 +34,7 @@ typedef struct {
 } Sample;
 
 typedef struct {
-    struct jpeg_error_mgr errors;
-    struct jpeg_decompress_struct jpeg;
-    jmp_buf escape;
-    char message[MESSAGE_BYTES];
+    Reader reader;
     Resampler resampler;
     void *rows;
     size_t rows_capacity;
@@ -55,78 +49,37 @@ typedef struct {
     char *message;
 } Batch;
 
-static void fail(Worker *worker, const char *message)
-{
-    snprintf(worker->message, MESSAGE_BYTES, "%s", message);
-    longjmp(worker->escape, 1);
-}
-
-static void on_error(j_common_ptr jpeg)
-{
-    Worker *worker = jpeg->client_data;
-    jpeg->err->format_message(jpeg, worker->message);
-    longjmp(worker->escape, 1);
-}
-
-/* libjpeg goes on after damage with a warning and gray blocks; here that is an error. Harmless ones pass. */
-static void on_warning(j_common_ptr jpeg, int level)
-{
-    switch (level < 0 ? jpeg->err->msg_code : 0) {
-    case JWRN_ARITH_BAD_CODE:
-    case JWRN_HIT_MARKER:
-    case JWRN_HUFF_BAD_CODE:
-    case JWRN_JPEG_EOF:
-    case JWRN_MUST_RESYNC:
-        on_error(jpeg);
-    }
-}
-
 static int worker_begin(Worker *worker)
 {
-    worker->jpeg.err = jpeg_std_error(&worker->errors);
-    worker->errors.error_exit = on_error;
-    worker->errors.emit_message = on_warning;
-    worker->jpeg.client_data = worker;
-    if (setjmp(worker->escape))
+    if (setjmp(worker->reader.escape))
         return 0;
-    jpeg_create_decompress(&worker->jpeg);
+    reader_begin(&worker->reader);
     return 1;
+}
+
+static void worker_free(Worker *worker)
+{
+    jpeg_destroy_decompress(&worker->reader.jpeg);
+    resampler_free(&worker->resampler);
+    free(worker->rows);
+    free(worker);
 }
 
 static Worker *worker_new(void)
 {
     Worker *worker = calloc(1, sizeof *worker);
     if (worker && !worker_begin(worker)) {
-        free(worker);
+        worker_free(worker);
         return NULL;
     }
     return worker;
 }
 
-static void worker_free(Worker *worker)
-{
-    jpeg_destroy_decompress(&worker->jpeg);
-    resampler_free(&worker->resampler);
-    free(worker->rows);
-    free(worker);
-}
-
 static uint8_t *reserve_rows(Worker *worker, size_t bytes)
 {
     if (!reserve(&worker->rows, &worker->rows_capacity, bytes))
-        fail(worker, "out of memory");
+        fail(&worker->reader, "out of memory");
     return worker->rows;
-}
-
-static void read_header(Worker *worker, const uint8_t *payload, uint64_t payload_bytes)
-{
-    struct jpeg_decompress_struct *jpeg = &worker->jpeg;
-    jpeg_mem_src(jpeg, payload, (unsigned long)payload_bytes);
-    jpeg_read_header(jpeg, TRUE);
-    if (jpeg->num_components != 1 && jpeg->num_components != 3)
-        fail(worker, "a JPEG of neither RGB nor grayscale");
-    jpeg->out_color_space = JCS_RGB; /* grayscale is repeated */
-    jpeg->dct_method = JDCT_ISLOW;
 }
 
 /* The columns of the box and some more. Smooth chroma looks at neighbours, so the first and last column of what is
@@ -144,11 +97,12 @@ static void columns_to_decode(const Sample *sample, JDIMENSION *left, JDIMENSION
 
 static void decode_jpeg(Worker *worker, const Sample *sample)
 {
-    struct jpeg_decompress_struct *jpeg = &worker->jpeg;
+    struct jpeg_decompress_struct *jpeg = &worker->reader.jpeg;
 
-    read_header(worker, sample->payload, sample->payload_bytes);
+    read_header(&worker->reader, sample->payload, sample->payload_bytes);
+    ask_for_rgb(&worker->reader);
     if ((int)jpeg->image_height != sample->height || (int)jpeg->image_width != sample->width)
-        fail(worker, "the JPEG has another size than the store says");
+        fail(&worker->reader, "the JPEG has another size than the store says");
     jpeg_start_decompress(jpeg);
 
     JDIMENSION left, width;
@@ -174,7 +128,7 @@ static void decode_jpeg(Worker *worker, const Sample *sample)
         while (num_rows < wanted) {
             int num_read = jpeg_read_scanlines(jpeg, targets + num_rows, wanted - num_rows);
             if (num_read == 0)
-                fail(worker, "no rows come out of the JPEG");
+                fail(&worker->reader, "no rows come out of the JPEG");
             num_rows += num_read;
         }
         resampler_push(&worker->resampler, rows, num_rows);
@@ -187,7 +141,7 @@ static void decode_raw(Worker *worker, const Sample *sample)
 {
     uint64_t stride = 3 * (uint64_t)sample->width;
     if (sample->payload_bytes != stride * sample->height)
-        fail(worker, "the payload has another size than height x width x 3 bytes");
+        fail(&worker->reader, "the payload has another size than height x width x 3 bytes");
     size_t row_bytes = 3 * (size_t)sample->box_width, behind = bytes_behind_rows(&worker->resampler);
     uint8_t *copies = reserve_rows(worker, ROWS_AT_ONCE * (row_bytes + behind));
     for (int y = 0; y < sample->box_height && !resampler_done(&worker->resampler); y += ROWS_AT_ONCE) {
@@ -212,16 +166,16 @@ static void clear_padding(const Sample *sample)
     }
 }
 
-/* 1, or 0 with the reason in worker->message. */
+/* 1, or 0 with the reason in worker->reader.message. */
 static int decode_sample(Worker *worker, const Sample *sample, int filter)
 {
-    if (setjmp(worker->escape)) {
-        jpeg_abort_decompress(&worker->jpeg);
+    if (setjmp(worker->reader.escape)) {
+        jpeg_abort_decompress(&worker->reader.jpeg);
         return 0;
     }
     if (!resampler_begin(&worker->resampler, sample->box_height, sample->box_width, sample->out_height,
                          sample->out_width, filter, sample->mirrored, sample->slot, sample->slot_stride))
-        fail(worker, "out of memory");
+        fail(&worker->reader, "out of memory");
     if (sample->mode == JPEG)
         decode_jpeg(worker, sample);
     else
@@ -241,7 +195,7 @@ static void *decode_samples(void *argument)
         pthread_mutex_lock(&batch->lock);
         if (batch->failed < 0 || i < batch->failed) {
             batch->failed = i;
-            snprintf(batch->message, MESSAGE_BYTES, "%s", worker ? worker->message : "out of memory");
+            snprintf(batch->message, JMSG_LENGTH_MAX, "%s", worker ? worker->reader.message : "out of memory");
         }
         pthread_mutex_unlock(&batch->lock);
     }
@@ -250,7 +204,7 @@ static void *decode_samples(void *argument)
     return NULL;
 }
 
-/* Decode all samples; -1, or the first that failed with the reason in `message` (MESSAGE_BYTES). The calling thread
+/* Decode all samples; -1, or the first that failed with the reason in `message` (JMSG_LENGTH_MAX). The calling thread
  * works too; threads that cannot be started are done without. */
 int32_t tencrop_decode(const Sample *samples, int32_t num_samples, int32_t filter, int32_t num_threads, char *message)
 {
@@ -282,24 +236,4 @@ void tencrop_read_ahead(const uint8_t *data, const uint64_t *pointers, const uin
         uintptr_t start = (uintptr_t)data + pointers[i], page = start / page_size * page_size;
         posix_madvise((void *)page, num_bytes[i] + (start - page), POSIX_MADV_WILLNEED);
     }
-}
-
-/* Height and width of a JPEG of RGB or grayscale from its header; 1, or 0 with the reason in `message`. */
-int32_t tencrop_jpeg_size(const uint8_t *payload, uint64_t payload_bytes, int32_t size[2], char *message)
-{
-    Worker *worker = worker_new();
-    if (!worker) {
-        snprintf(message, MESSAGE_BYTES, "out of memory");
-        return 0;
-    }
-    if (setjmp(worker->escape)) {
-        snprintf(message, MESSAGE_BYTES, "%s", worker->message);
-        worker_free(worker);
-        return 0;
-    }
-    read_header(worker, payload, payload_bytes);
-    size[0] = (int32_t)worker->jpeg.image_height;
-    size[1] = (int32_t)worker->jpeg.image_width;
-    worker_free(worker);
-    return 1;
 }

@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tencrop.config import UserError
-from tencrop.data.beton import JPEG
 
 FILTERS = ("nearest", "box", "bilinear", "bicubic")  # a filter's number in _resample.h is its place
-MESSAGE_BYTES = 200
+MESSAGE_BYTES = 200  # JMSG_LENGTH_MAX of libjpeg
 SAMPLE = np.dtype(
     [
         ("payload", "<u8"),  # address
@@ -101,45 +100,23 @@ def read_ahead(
     _library().tencrop_read_ahead(data.ctypes.data, pointers.ctypes.data, payload_bytes.ctypes.data, len(pointers))
 
 
-def decode_jpeg(payload: bytes) -> npt.NDArray[np.uint8]:
-    """The whole image of a JPEG file (RGB or grayscale), uint8 [height, width, 3]; raises DecodeError for damage."""
-    size = (ctypes.c_int32 * 2)()
-    message = ctypes.create_string_buffer(MESSAGE_BYTES)
-    if not _library().tencrop_jpeg_size(payload, len(payload), size, message):
-        raise DecodeError(message.value.decode(errors="replace"))
-    height, width = size
-    images = np.empty((1, height, width, 3), np.uint8)
-    decode_batch(
-        images,
-        np.frombuffer(payload, np.uint8),
-        pointers=np.zeros(1, np.uint64),
-        payload_bytes=np.array([len(payload)], np.uint64),
-        modes=np.array([JPEG], np.uint8),
-        stored_sizes=np.array([[height, width]], np.int32),
-        boxes=np.array([[0, 0, height, width]], np.int32),
-        sizes=np.array([[height, width]], np.int32),
-        flips=np.zeros(1, bool),
-        filter="nearest",
-        num_threads=1,
-    )
-    return images[0]
-
-
 @functools.cache
 def _library() -> ctypes.CDLL:
-    """The C module: a plain shared library beside this file, built by the installation (setuptools ext-modules)."""
-    spec = importlib.util.find_spec("tencrop.data._decode")
+    return declared(built("_decode"))
+
+
+def built(name: str) -> ctypes.CDLL:
+    """A C module beside this file: a plain shared library, built by the installation (setuptools ext-modules)."""
+    spec = importlib.util.find_spec(f"tencrop.data.{name}")
     if spec is None or spec.origin is None:
-        raise ImportError("tencrop.data._decode is not built; install the package (make, or pip install -e .)")
-    return load_library(spec.origin)
+        raise ImportError(f"tencrop.data.{name} is not built; install the package (make, or pip install -e .)")
+    return ctypes.CDLL(spec.origin)
 
 
-def load_library(path: str) -> ctypes.CDLL:
-    """Open a build of _decode.c and declare its functions."""
-    library = ctypes.CDLL(path)
+def declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """A build of _decode.c, with the types of its functions."""
     library.tencrop_decode.argtypes = [ctypes.c_void_p, *[ctypes.c_int32] * 3, ctypes.c_char_p]
-    library.tencrop_jpeg_size.argtypes = [ctypes.c_char_p, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_char_p]
+    library.tencrop_decode.restype = ctypes.c_int32
     library.tencrop_read_ahead.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int32]
     library.tencrop_read_ahead.restype = None
-    library.tencrop_decode.restype = library.tencrop_jpeg_size.restype = ctypes.c_int32
     return library

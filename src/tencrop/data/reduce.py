@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from tencrop.data.decoder import MESSAGE_BYTES, DecodeError
+from tencrop.data.decoder import MESSAGE_BYTES, DecodeError, built
 
 MIN_SIDE = 128  # pixels that the shorter side keeps
 
@@ -68,11 +67,7 @@ def colour_sums(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    """The C module: a plain shared library beside this file, built by the installation (setuptools ext-modules)."""
-    spec = importlib.util.find_spec("tencrop.data._reduce")
-    if spec is None or spec.origin is None:
-        raise ImportError("tencrop.data._reduce is not built; install the package (make, or pip install -e .)")
-    library = ctypes.CDLL(spec.origin)
+    library = built("_reduce")
     content, number, address, text = ctypes.c_char_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_char_p
     library.tencrop_jpeg_header.argtypes = [content, ctypes.c_uint64, address, text]
     library.tencrop_jpeg_reduced.argtypes = [content, ctypes.c_uint64, number, address, number, number, text]
