@@ -4,6 +4,7 @@ import io
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tencrop.config import Config, UserError
+from tencrop.evaluation import scoring
 from tencrop.evaluation.errors import error_rate
 from tencrop.evaluation.predictions import Scores
 from tencrop.evaluation.scoring import (
@@ -24,6 +26,7 @@ from tencrop.evaluation.scoring import (
     score_split,
 )
 from tencrop.training.checkpoints import weights_sha256
+from tencrop.training.progress import LogTimer
 
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 61.0, 62.0]
 PROTOCOL = ("protocol=five_crop", "protocol.side=38", "protocol.filter=bilinear")
@@ -218,3 +221,19 @@ def test_dense_needs_a_network_that_can_be_converted(make_config, make_task) -> 
     task, network = make_task(make_config("protocol=dense"))
     with pytest.raises(UserError, match="lenet5_dense cannot be made fully convolutional"):
         score_split(task, network)
+
+
+def test_without_a_terminal_the_progress_is_lines_without_control_characters(
+    make_config, make_task, monkeypatch, capfd
+) -> None:
+    task, network = make_task(make_config("protocol=center", "hardware.max_micro_batch=200"))
+    score_split(task, network)
+    assert capfd.readouterr() == ("", ""), "it took no time"
+    monkeypatch.setattr(scoring, "LogTimer", partial(LogTimer, every_s=0))
+    score_split(task, network)
+    out, err = capfd.readouterr()
+    assert out == "" and "\x1b" not in err and "\r" not in err
+    assert [line.split(" images,")[0] for line in err.splitlines()] == [
+        "evaluating: 200 of 501", "evaluating: 400 of 501", "evaluating: 501 of 501",
+    ]  # fmt: skip
+    assert err.endswith(" images/s, 0 s left\n")

@@ -1,11 +1,13 @@
+import time
 from types import SimpleNamespace
 
 from tencrop.training.monitors import Metrics
-from tencrop.training.progress import ProgressBar
+from tencrop.training.progress import LINE_EVERY_S, LogTimer, ProgressBar
 
 
 def watched(**facts):
-    defaults = {"global_step": 5, "total_steps": 10, "current_epoch": 0, "is_at_step_boundary": True}
+    config = SimpleNamespace(training=SimpleNamespace(epochs=2))
+    defaults = {"config": config, "global_step": 5, "total_steps": 10, "current_epoch": 0, "is_at_step_boundary": True}
     return SimpleNamespace(**(defaults | {"selection_split": "val"} | facts))
 
 
@@ -18,6 +20,33 @@ def test_without_a_terminal_a_validation_is_a_line(tmp_path, capsys):
     bar.on_validation_end(trainer, watched(validation=validation))
     bar.teardown(trainer, watched(), "fit")
     assert capsys.readouterr().err == "epoch 1: val top-1 error 25.00%, top-5 12.50%, loss 1.5000\n"
+
+
+def test_without_a_terminal_a_long_run_says_where_it_is(tmp_path, capsys, monkeypatch):
+    metrics = Metrics(tmp_path / "metrics.jsonl", every_steps=1)
+    bar, trainer = ProgressBar(metrics), SimpleNamespace(is_global_zero=True, num_val_batches=[7])
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    bar.on_train_start(trainer, watched(global_step=2))
+    for step, now in ((3, LINE_EVERY_S - 1), (4, LINE_EVERY_S), (5, LINE_EVERY_S + 1), (6, 2 * LINE_EVERY_S)):
+        clock.now = now
+        bar.on_train_batch_end(trainer, watched(global_step=step))
+        metrics.latest["train"] = {"loss": 2.0, "top1_error": 0.5, "images_per_s": 1234.0}
+    clock.now = 3 * LINE_EVERY_S
+    bar.on_validation_batch_end(trainer, watched(), None, None, 2)
+    bar.on_validation_batch_end(trainer, watched(), None, None, 3)
+    assert capsys.readouterr().err.splitlines() == [
+        "epoch 1 of 2, step 4 of 10, loss 2.000, top-1 50.0%, 1,234 images/s, 1 min 30 s left",
+        "epoch 1 of 2, step 6 of 10, loss 2.000, top-1 50.0%, 1,234 images/s, 1 min 0 s left",
+        "epoch 1: validating, batch 3 of 7",
+    ]
+
+
+def test_a_line_is_due_when_its_time_has_passed_since_the_last():
+    timer = LogTimer(every_s=0)
+    assert timer.is_due() and timer.is_due()
+    timer = LogTimer(every_s=3600)
+    assert not timer.is_due() and timer.time_left(num_done=1, num_left=2) == "0 s left"
 
 
 def test_other_ranks_are_silent(tmp_path, capsys):

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
@@ -38,6 +41,7 @@ from tencrop.models.factory import build_model, check_image_size
 from tencrop.models.weights import apply_weights, load_weights
 from tencrop.training.checkpoints import weights_sha256
 from tencrop.training.fit import cluster_environment
+from tencrop.training.progress import LogTimer
 
 IMAGES_AT_ONCE = {"cpu": 32, "gpu": 256}  # where hardware.max_micro_batch is null
 
@@ -202,23 +206,21 @@ def _loader(
 def _with_progress(
     batches: Iterator[tuple[Batch, ...]], num_images: int, *, rank: int, num_ranks: int
 ) -> Iterator[tuple[Batch, ...]]:
-    """The batches, at every side, with a bar on the first rank that takes the others to be as far as itself."""
-    columns = (
-        TextColumn("evaluating"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, transient=True, disable=rank > 0) as progress:
+    """The batches, at every side, with a bar or lines of the first rank's, which takes the others to be as far."""
+    console, timer, done = Console(stderr=True), LogTimer(), 0
+    text, rate = TextColumn("evaluating"), TextColumn("{task.fields[rate]}")
+    columns = (text, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+    is_shown = rank == 0 and console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not is_shown) as progress:
         bar = progress.add_task("", total=num_images, rate="")
-        done = 0
         for batch in batches:
-            num_here = len(batch[0].index)
             yield batch
-            done = min(num_images, done + num_here * num_ranks)
-            speed = progress.tasks[0].speed
-            progress.update(bar, completed=done, rate=f"{speed:,.0f} images/s" if speed else "")
+            done = min(num_images, done + len(batch[0].index) * num_ranks)
+            pace = f"{done / (time.monotonic() - timer.start):,.0f} images/s"
+            progress.update(bar, completed=done, rate=pace)
+            if rank == 0 and not is_shown and timer.is_due():
+                left = timer.time_left(num_done=done, num_left=num_images - done)
+                print(f"evaluating: {done:,} of {num_images:,} images, {pace}, {left}", file=sys.stderr, flush=True)
 
 
 def _refuse_small_images(config: Config, split: Split) -> None:

@@ -1,19 +1,45 @@
-"""The progress bar: where the run is, how fast, how long still. Reads only what Metrics has read already."""
+"""Where a run is, how fast, how long still: a bar on a terminal, lines in a log. Reads only what Metrics has read.
+
+`fit` adds ProgressBar to Lightning's callbacks; evaluation asks LogTimer, too, when a line is due.
+"""
 
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 from pytorch_lightning import Callback, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tencrop.training.monitors import Metrics
+from tencrop.training.monitors import Metrics, duration
+
+LINE_EVERY_S = 30
+
+
+class LogTimer:
+    """Says when the next line of a log is due, and how long a work that began with it will take still."""
+
+    def __init__(self, every_s: float = LINE_EVERY_S):
+        self.every_s = every_s
+        self.start = self.latest = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether `every_s` have passed since it last said so."""
+        now = time.monotonic()
+        if now - self.latest < self.every_s:
+            return False
+        self.latest = now
+        return True
+
+    def time_left(self, *, num_done: int, num_left: int) -> str:
+        """ "2 h 14 min left", at the mean pace since the start; num_done: since then."""
+        return f"{duration((time.monotonic() - self.start) / num_done * num_left)} left"
 
 
 class ProgressBar(Callback):
-    """A bar over all steps on a terminal; elsewhere one line a validation, so that a job's log stays short."""
+    """A bar over all steps on a terminal; elsewhere a line every LINE_EVERY_S seconds. After a validation a line."""
 
     def __init__(self, metrics: Metrics):
         self.metrics = metrics
@@ -21,6 +47,7 @@ class ProgressBar(Callback):
         self.console = Console(file=sys.stderr)
 
     def on_train_start(self, trainer: Trainer, classifier: Any) -> None:
+        self.timer, self.first_step = LogTimer(), classifier.global_step
         if not trainer.is_global_zero or not self.console.is_terminal:
             return
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -30,22 +57,41 @@ class ProgressBar(Callback):
         self.bar.start()
 
     def on_train_batch_end(self, trainer: Trainer, classifier: Any, *_: Any) -> None:
-        if self.bar is None or not classifier.is_at_step_boundary:
+        if not trainer.is_global_zero or not classifier.is_at_step_boundary:
             return
-        text = f"epoch {classifier.current_epoch + 1}"
-        if row := self.metrics.latest.get("train"):
-            text += f"  loss {row['loss']:.3f}  top-1 {row['top1_error']:.1%}  {row['images_per_s']:,.0f} images/s"
-        self.bar.update(self.bar.task_ids[0], completed=classifier.global_step, description=text)
+        step, total_steps = classifier.global_step, classifier.total_steps
+        if self.bar is not None:
+            text = "  ".join([f"epoch {classifier.current_epoch + 1}", *self._latest()])
+            self.bar.update(self.bar.task_ids[0], completed=step, description=text)
+        elif self.timer.is_due():
+            left = self.timer.time_left(num_done=step - self.first_step, num_left=total_steps - step)
+            where = f"epoch {classifier.current_epoch + 1} of {classifier.config.training.epochs}"
+            self._say(", ".join([where, f"step {step:,} of {total_steps:,}", *self._latest(), left]))
+
+    def _latest(self) -> list[str]:
+        """What was last read of the training; nothing before the first reading."""
+        if (row := self.metrics.latest.get("train")) is None:
+            return []
+        return [f"loss {row['loss']:.3f}", f"top-1 {row['top1_error']:.1%}", f"{row['images_per_s']:,.0f} images/s"]
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, classifier: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if trainer.is_global_zero and self.bar is None and self.timer.is_due():
+            num_batches = trainer.num_val_batches[0]
+            self._say(f"epoch {classifier.current_epoch + 1}: validating, batch {batch_idx + 1:,} of {num_batches:,}")
 
     def on_validation_end(self, trainer: Trainer, classifier: Any) -> None:
         if not trainer.is_global_zero:
             return
         row = classifier.validation
-        self.console.print(
+        self._say(
             f"epoch {classifier.current_epoch + 1}: {classifier.selection_split} top-1 error {row['top1_error']:.2%},"
-            f" top-5 {row['top5_error']:.2%}, loss {row['loss']:.4f}",
-            highlight=False,
+            f" top-5 {row['top5_error']:.2%}, loss {row['loss']:.4f}"
         )
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def teardown(self, trainer: Trainer, classifier: Any, stage: str) -> None:
         self._stop()
