@@ -10,7 +10,7 @@ def main(config: Config) -> int:
 
     from tencrop.evaluation.evaluate import evaluate_members
     from tencrop.evaluation.results import print_results
-    from tencrop.records.tracking import build_logger, close_logger, log_error_table
+    from tencrop.records.tracking import build_logger, close_logger, log_error_table, log_errors
     from tencrop.report.collect import collect, is_run
     from tencrop.report.tables import COLUMNS, error_rows
 
@@ -21,6 +21,7 @@ def main(config: Config) -> int:
             if is_run(run_dir := evaluated.out.parent):
                 rows = error_rows(collect([run_dir]))
                 logger = build_logger(member.config, run_dir)
+                log_errors(logger, evaluated.result)
                 log_error_table(logger, COLUMNS, [row.cells for row in rows])
                 close_logger(logger)
     return 0

@@ -21,7 +21,7 @@ def main(config: Config) -> int:
 
     from tencrop.evaluation.evaluate import evaluate_run
     from tencrop.evaluation.scoring import check_scorable
-    from tencrop.records.tracking import InputImages, build_logger, close_logger, log_error_table
+    from tencrop.records.tracking import InputImages, build_logger, close_logger, log_error_table, log_errors
     from tencrop.report.collect import collect
     from tencrop.report.page import write_report
     from tencrop.report.tables import COLUMNS, error_rows, print_table
@@ -44,6 +44,7 @@ def main(config: Config) -> int:
                 experiments = collect([run_dir])
                 rows = error_rows(experiments)
                 print_table(rows)
+                log_errors(logger, result)
                 log_error_table(logger, COLUMNS, [row.cells for row in rows])
                 write_report(experiments, run_dir)
         close_logger(logger)

@@ -118,13 +118,21 @@ def test_the_verb_evaluates_a_run_prints_its_table_and_tracks_it(
 ) -> None:
     config = make_config("seed=5")
     path = save_checkpoint(run_folder / "checkpoints" / "last.ckpt", config, new_network(config))
-    words = ("protocol=flip_pair", "protocol.side=[34]", "hardware=cpu", "tracker=tensorboard")
-    done = evaluate(f"checkpoint={path}", *words, cwd=tmp_path)
+    words = (f"checkpoint={path}", "protocol=flip_pair", "protocol.side=[34]", "hardware=cpu")
+    done = evaluate(*words, "tracker=tensorboard", cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == "", done
     result = json.loads((run_folder / "predictions" / "flip_pair-side34.result.json").read_text())
     assert f"{100 * result['top1_error']:.2f}" in done.stdout and "501" in done.stdout
     assert f"{run_folder}/predictions/flip_pair-side34.safetensors" in done.stdout
     (events,) = (run_folder / "tracking").glob("events*")
+    assert b"flip_pair-side34/top1_error" in events.read_bytes()
+    done = evaluate(*words, "protocol.average=logits", "tracker=csv", cwd=tmp_path)  # from the scores that were saved
+    result = json.loads((run_folder / "predictions" / "flip_pair-side34-logits.result.json").read_text())
+    assert (run_folder / "tracking" / "metrics.csv").read_text().splitlines() == [
+        "step,name,value",
+        f"7,flip_pair-side34-logits/top1_error,{result['top1_error']}",
+        f"7,flip_pair-side34-logits/top5_error,{result['top5_error']}",
+    ], done
     assert b"error_table" in events.read_bytes() and b"flip_pair" in events.read_bytes()
 
 

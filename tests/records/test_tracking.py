@@ -14,9 +14,10 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from tencrop.records.run_folder import run_folder
-from tencrop.records.tracking import InputImages, build_logger, close_logger, log_error_table, log_images
+from tencrop.records.tracking import InputImages, build_logger, close_logger, log_error_table, log_errors, log_images
 
 KEY = "0123456789" * 4
+RESULT = {"scores": "center.safetensors", "averaging": "softmax", "step": 40, "top1_error": 0.25, "top5_error": 0.0}
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +62,7 @@ def track(config, run_dir, said):
     if logger is not None:
         logger.log_metrics({"train/loss": 2.0, "lr": 0.1}, step=20)
     log_images(logger, torch.randn(2, 3, 8, 8), key="images")
+    log_errors(logger, RESULT)
     log_error_table(logger, ["protocol", "ours"], [["center", "1.2"]])
     close_logger(logger)
 
@@ -74,6 +76,8 @@ def test_wandb_offline_without_account(make_config, data_manifest, capfd):
     assert "wandb sync" in said[0] and "wandb leet" in said[0] and identity in said[0]
     track(config, run_dir, said)
     assert identity in said[1]  # the same tracked run
+    files = list((run_dir / "tracking").rglob(f"run-{identity}.wandb"))
+    assert files and all(b"center/top1_error" in file.read_bytes() for file in files)
     printed = capfd.readouterr()
     assert printed.out == "" and printed.err == ""
     assert {path.name for path in run_dir.parent.parent.parent.glob("*")} <= {"runs", "tmp", "home", "config"}
@@ -131,7 +135,8 @@ def test_csv_and_none(make_config, data_manifest):
     config = make_config("tracker=csv")
     run_dir = run_folder(config, data_manifest)
     track(config, run_dir, [])
-    assert "20,train/loss,2.0" in (run_dir / "tracking" / "metrics.csv").read_text()
+    rows = (run_dir / "tracking" / "metrics.csv").read_text()
+    assert "20,train/loss,2.0" in rows and "40,center/top1_error,0.25" in rows
     assert build_logger(make_config("tracker=none"), run_dir) is None
 
 

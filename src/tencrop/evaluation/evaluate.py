@@ -21,7 +21,7 @@ from tencrop.evaluation.ensembles import ensemble
 from tencrop.evaluation.members import Member, source_fingerprint
 from tencrop.evaluation.predictions import Scores, cpu_group, protocol_text, save_scores, saved_scores
 from tencrop.evaluation.protocols import usual_side
-from tencrop.evaluation.results import result_of, save_result
+from tencrop.evaluation.results import result_name, result_of, save_result
 from tencrop.evaluation.scoring import Task, check_scorable, join_launched, score_split
 from tencrop.models.factory import build_model
 from tencrop.models.weights import apply_weights, load_weights
@@ -156,8 +156,7 @@ def _save(scores: Scores, config: Config, out: Path, stem: str, *, is_saved: boo
     result = result_of(scores, config, scores=f"{stem}.safetensors", **origin)
     if not is_saved:
         save_scores(out / f"{stem}.safetensors", scores)
-    suffix = "-logits" if config.protocol.average == "logits" else ""
-    save_result(out / f"{stem}{suffix}.result.json", result)
+    save_result(out / f"{result_name(result)}.result.json", result)
     return Evaluated(scores, result, out)
 
 

@@ -51,6 +51,11 @@ def result_of(scores: Scores, config: Config, /, **origin: Any) -> dict[str, Any
     }
 
 
+def result_name(result: dict[str, Any]) -> str:
+    """Under which an evaluation is known in its folder and to the tracker: its score file's, and its average's."""
+    return Path(result["scores"]).stem + ("-logits" if result["averaging"] == "logits" else "")
+
+
 def save_result(path: Path, result: dict[str, Any]) -> None:
     """Write result.json whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,13 +14,13 @@ COLUMNS = ("step", "name", "value")
 
 
 class CsvLogger(Logger):
-    """Rows (step, name, value). The first step logged removes what an earlier process wrote from that step on:
-    a run that was killed continues from its last checkpoint and takes those steps again."""
+    """Rows (step, name, value). The first value of a name removes those that an earlier process wrote under it from
+    that step on: a killed run takes the steps after its last checkpoint again, and a checkpoint is evaluated again."""
 
     def __init__(self, path: Path):
         super().__init__()
         self.path = path
-        self._is_open = False
+        self._names: set[str] = set()  # that this process has logged
 
     @property
     def name(self) -> str:
@@ -41,16 +41,17 @@ class CsvLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         step = 0 if step is None else step
-        if not self._is_open:
-            self._keep_rows_before(step)
-            self._is_open = True
+        if new := metrics.keys() - self._names:
+            self._drop(new, step)
+            self._names |= new
         with self.path.open("a", newline="") as file:
             csv.writer(file).writerows([step, name, float(value)] for name, value in sorted(metrics.items()))
 
-    def _keep_rows_before(self, step: int) -> None:
+    def _drop(self, names: set[str], step: int) -> None:
         rows: list[list[str]] = []
         if self.path.exists():
             with self.path.open(newline="") as file:
-                rows = [row for row in csv.reader(file) if len(row) == 3 and row[0].isdigit() and int(row[0]) < step]
+                rows = [row for row in csv.reader(file) if len(row) == len(COLUMNS) and row[0].isdigit()]
+        kept = [row for row in rows if int(row[0]) < step or row[1] not in names]
         with self.path.open("w", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
+            csv.writer(file).writerows([COLUMNS, *kept])
