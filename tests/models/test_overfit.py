@@ -1,11 +1,13 @@
 """Every family learns: reduced, it learns 32 real patches by heart; AlexNet and VGG-A begin to at full width.
 
-Run alone: pytest tests/models/test_overfit.py. Optimizers, rates, widths and overrides were sought in trial runs with
-seed 0, and the budgets set above the steps that these took; a family that needs more than its budget has been broken.
+Run alone: pytest tests/models/test_overfit.py. Optimizers, rates, widths and overrides were sought in trial runs; the
+budgets are twice the steps of the slowest of seeds 0 to 4, rounded up, since rounding differs between processors. A
+family that needs more than its budget has been broken.
 
 The patches are cut from scikit-learn's two photographs, 16 from each, and carry 8 labels in turn, so that what is
-learned is each patch. Dropout and drop-path are off. Running statistics are those of the one batch that there is
-(BatchNorm's momentum is 1), and the accuracy is that of eval mode.
+learned is each patch. Dropout and drop-path are off. The accuracy is that of the training pass itself, with BatchNorm's
+statistics of the batch: in networks so narrow, running variances (divided by n - 1 instead of n, with n as low as 32 in
+every layer) would put a patch or two on the other side.
 """
 
 from __future__ import annotations
@@ -20,14 +22,12 @@ import torch
 from PIL import Image
 from timm.models.convmixer import ConvMixer
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 import tencrop.models.factory  # noqa: F401  registers our names
 from tencrop.training.losses import cross_entropy, with_auxiliary
 from tencrop.training.optimizers import SGDAlexNet
 
 NUM_IMAGES, NUM_LABELS = 32, 8
-STEPS_BETWEEN_LOOKS = 5
 
 
 def he_for_relu(network: nn.Module) -> None:
@@ -60,35 +60,35 @@ class Case(NamedTuple):
 SMALL_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
 SMALL_SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 32, "depths": (2, 2), "num_heads": (2, 4)}
 CASES = [
-    Case("lenet_1989", {}, 16, "adamw", 0.01, 400),
-    Case("lenet5", {}, 32, "adamw", 0.003, 300),
-    Case("lenet5_dense", {}, 32, "adamw", 0.005, 800),
-    Case("alexnet_2012", {"width": 0.25, "img_size": 67}, 67, "sgd", 0.01, 150, he_for_relu),
-    Case("zfnet", {"width": 0.25, "img_size": 64}, 64, "sgd", 0.01, 200, he_for_relu),
-    Case("nin", {"width": 0.25}, 64, "adamw", 0.0005, 80, he_and_living_classes),
-    Case("allcnn", {"width": 0.25}, 67, "adamw", 0.001, 150, he_and_living_classes),
-    Case("vgg_a", {"width": 0.25, "img_size": 32}, 32, "adamw", 0.001, 150),
-    Case("googlenet_2014", {"width": 0.25, "img_size": 80}, 80, "adamw", 0.001, 200),
-    Case("bn_inception", {"width": 0.25}, 64, "sgd", 0.05, 100),
-    Case("inception_v3", {}, 75, "adamw", 0.001, 20),
-    Case("squeezenet_1_0", {"width": 0.5}, 67, "adamw", 0.001, 150, he_and_living_classes),
-    Case("plain18", {"width": 0.25}, 32, "sgd", 0.05, 100),
-    Case("resnet18_a", {"width": 0.25}, 32, "sgd", 0.05, 100),
+    Case("lenet_1989", {}, 16, "adamw", 0.01, 570),
+    Case("lenet5", {}, 32, "adamw", 0.003, 320),
+    Case("lenet5_dense", {}, 32, "adamw", 0.005, 780),
+    Case("alexnet_2012", {"width": 0.25, "img_size": 67}, 67, "sgd", 0.01, 120, he_for_relu),
+    Case("zfnet", {"width": 0.25, "img_size": 64}, 64, "sgd", 0.01, 250, he_for_relu),
+    Case("nin", {"width": 0.25}, 64, "adamw", 0.0005, 70, he_and_living_classes),
+    Case("allcnn", {"width": 0.25}, 67, "adamw", 0.001, 80, he_and_living_classes),
+    Case("vgg_a", {"width": 0.25, "img_size": 32}, 32, "adamw", 0.001, 240),
+    Case("googlenet_2014", {"width": 0.25, "img_size": 80}, 80, "adamw", 0.001, 360),
+    Case("bn_inception", {"width": 0.25}, 64, "sgd", 0.05, 60),
+    Case("inception_v3", {}, 75, "adamw", 0.001, 30),
+    Case("squeezenet_1_0", {"width": 0.5}, 67, "adamw", 0.001, 180, he_and_living_classes),
+    Case("plain18", {"width": 0.25}, 32, "sgd", 0.05, 80),
+    Case("resnet18_a", {"width": 0.25}, 32, "sgd", 0.05, 70),
     Case("resnet50_v1", {"width": 0.25}, 32, "sgd", 0.05, 100),
-    Case("resnet152_stochastic_depth", {"width": 0.125}, 32, "sgd", 0.05, 80),
-    Case("wide_resnet18_2", {"width": 0.5}, 32, "sgd", 0.05, 100),
-    Case("fractalnet34", {"width": 0.0625}, 64, "sgd", 0.05, 100),
-    Case("resnext50_8x14d", {"width": 0.25}, 32, "sgd", 0.05, 100),
-    Case("densenet121", {"growth_rate": 8}, 32, "sgd", 0.05, 100),
-    Case("mobilenet_v1_025", {}, 32, "sgd", 0.05, 70),
-    Case("tf_efficientnet_b0", {}, 32, "adamw", 0.002, 30),
-    Case("regnetx_002", {}, 32, "sgd", 0.05, 80),
-    Case("regnety_002", {}, 32, "sgd", 0.05, 80),
-    Case("vit_tiny_patch16_224", SMALL_VIT, 32, "adamw", 0.001, 200),
-    Case("deit_tiny_distilled_patch16_224", SMALL_VIT, 32, "adamw", 0.001, 200),
-    Case("swin_tiny_patch4_window7_224", SMALL_SWIN, 32, "adamw", 0.001, 220),
+    Case("resnet152_stochastic_depth", {"width": 0.125}, 32, "sgd", 0.05, 130),
+    Case("wide_resnet18_2", {"width": 0.5}, 32, "sgd", 0.05, 40),
+    Case("fractalnet34", {"width": 0.0625}, 64, "sgd", 0.01, 110),
+    Case("resnext50_8x14d", {"width": 0.25}, 32, "sgd", 0.05, 80),
+    Case("densenet121", {"growth_rate": 8}, 32, "sgd", 0.05, 30),
+    Case("mobilenet_v1_025", {}, 32, "sgd", 0.05, 120),
+    Case("tf_efficientnet_b0", {}, 32, "adamw", 0.002, 40),
+    Case("regnetx_002", {}, 32, "sgd", 0.05, 90),
+    Case("regnety_002", {}, 32, "sgd", 0.05, 90),
+    Case("vit_tiny_patch16_224", SMALL_VIT, 32, "adamw", 0.001, 240),
+    Case("deit_tiny_distilled_patch16_224", SMALL_VIT, 32, "adamw", 0.001, 240),
+    Case("swin_tiny_patch4_window7_224", SMALL_SWIN, 32, "adamw", 0.001, 230),
     Case("convmixer", {"dim": 64, "depth": 4, "kernel_size": 5, "patch_size": 4}, 32, "adamw", 0.002, 40),
-    Case("convnext_tiny", {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128)}, 32, "adamw", 0.001, 150),
+    Case("convnext_tiny", {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128)}, 32, "adamw", 0.001, 90),
 ]
 
 
@@ -102,13 +102,12 @@ def test_a_reduced_network_learns_a_batch_by_heart(case, photographs):
     sgd = torch.optim.SGD(network.parameters(), lr=case.lr, momentum=0.9)
     optimizer = sgd if case.optimizer == "sgd" else torch.optim.AdamW(network.parameters(), lr=case.lr)
     num_right = []
-    for step in range(1, case.max_steps + 1):
-        take_step(network, optimizer, images, labels)
-        if step % STEPS_BETWEEN_LOOKS == 0:
-            num_right.append(num_correct(network, images, labels))
-            if num_right[-1] == NUM_IMAGES:
-                return
-    pytest.fail(f"{num_right} of {NUM_IMAGES} right after every {STEPS_BETWEEN_LOOKS} of {case.max_steps} steps")
+    for _ in range(case.max_steps):
+        _, logits = take_step(network, optimizer, images, labels)
+        num_right.append(int((logits.argmax(1) == labels).sum()))
+        if num_right[-1] == NUM_IMAGES:
+            return
+    pytest.fail(f"{num_right} of {NUM_IMAGES} right in {case.max_steps} steps")
 
 
 class FullWidth(NamedTuple):
@@ -140,7 +139,7 @@ def test_twenty_steps_at_full_width_are_finite_and_decreasing(name, photographs)
     biases = [parameter for parameter in network.parameters() if parameter.ndim == 1]
     groups = [{"params": decayed, "weight_decay": 5e-4}, {"params": biases, "weight_decay": 0.0}]
     optimizer = SGDAlexNet(groups, lr=lr, momentum=0.9)
-    losses = [take_step(network, optimizer, images, labels) for _ in range(20)]
+    losses = [take_step(network, optimizer, images, labels)[0] for _ in range(20)]
     assert np.isfinite(losses).all(), losses
     assert max(losses) == losses[0], losses
     means = np.mean(np.reshape(losses, (4, 5)), axis=1)
@@ -154,8 +153,6 @@ def build(case: Case) -> nn.Module:
         num_classes = 10 if case.name == "lenet5" else NUM_LABELS
         network = timm.create_model(case.name, num_classes=num_classes, **case.kwargs)
     for module in network.modules():
-        if isinstance(module, _BatchNorm):
-            module.momentum = 1.0
         rates = ["p"] if isinstance(module, nn.modules.dropout._DropoutNd) else []
         for key in (*rates, *(key for key in vars(module) if key.startswith("drop"))):
             if isinstance(getattr(module, key), float):
@@ -172,8 +169,10 @@ def patches(photographs: dict[str, Image.Image], side: int, *, num: int = NUM_IM
     return (images - images.mean((0, 2, 3), keepdim=True)) / images.std((0, 2, 3), keepdim=True)
 
 
-def take_step(network: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> float:
-    """Returns the loss before the step."""
+def take_step(
+    network: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
+) -> tuple[float, Tensor]:
+    """The loss and the class scores [N, K] before the step."""
     outputs = network.train()(images)
     logits, *auxiliary = [outputs] if isinstance(outputs, Tensor) else outputs
     loss = with_auxiliary(
@@ -184,10 +183,4 @@ def take_step(network: nn.Module, optimizer: torch.optim.Optimizer, images: Tens
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    return loss.item()
-
-
-@torch.no_grad()
-def num_correct(network: nn.Module, images: Tensor, labels: Tensor) -> int:
-    network.train()(images)  # the running statistics of these weights
-    return int((network.eval()(images).argmax(1) == labels).sum())
+    return loss.item(), logits
