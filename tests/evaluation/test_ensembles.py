@@ -47,3 +47,13 @@ def test_members_of_other_images_are_refused(change: dict, named: str) -> None:
     first = member([[0.6, 0.4], [0.3, 0.7]])
     with pytest.raises(UserError, match=f"b.ckpt and a.ckpt cannot be averaged: their {named}"):
         ensemble([first, replace(first, **change)], ["a.ckpt", "b.ckpt"])
+
+
+def test_what_rounding_makes_equal_counts_against_the_label() -> None:
+    """Sure of two classes, one member a little more so: float16 knows both as 1, and the label, first before, is second."""
+    sure = [torch.tensor([[0.9999, 0.0, 1e-4]]), torch.tensor([[0.0, 0.9998, 2e-4]])]
+    assert torch.stack(sure).mean(0).argmax() == 0
+    index, labels = torch.tensor([0]), torch.tensor([0])
+    members = [from_averages(index, labels, softmax, softmax.log().clamp(min=-100), IDENTITY) for softmax in sure]
+    assert [int(member.softmax_ranks) for member in members] == [0, 2]
+    assert int(ensemble(members, ["a", "b"]).softmax_ranks) == 1
