@@ -34,7 +34,7 @@ import numpy as np
 from PIL import Image
 
 from tencrop.config import Data, Splits, StoreOptions
-from tencrop.data.beton import JPEG, EncodedSample, write_beton
+from tencrop.data.beton import JPEG, BetonWriter, EncodedSample
 from tencrop.data.folder import FolderSource
 from tencrop.data.reduce import jpeg_header
 from tencrop.data.statistics import SAMPLED_EVERY
@@ -117,7 +117,10 @@ def copy(source: FolderSource, root: Path) -> None:
         digest.update(hashlib.sha256(content).digest())
         return EncodedSample(content, JPEG, header.height, header.width, label)
 
-    write_beton(root / "train.beton", (sample(source.read("train", file), file.label) for file in files), len(files))
+    with BetonWriter(root / "train.beton", len(files)) as writer:
+        for file in files:
+            writer.add(sample(source.read("train", file), file.label))
+        writer.finish()
 
 
 def verified(source: FolderSource, root: Path, store: StoreOptions, *, every: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tencrop.config import UserError
-from tencrop.data.beton import JPEG, METADATA_START, MIN_PAGE_BYTES, RAW, Beton, EncodedSample, write_beton
+from tencrop.data.beton import JPEG, METADATA_START, MIN_PAGE_BYTES, RAW, Beton, BetonWriter, EncodedSample
 
 GENERATOR = np.random.default_rng(0)
 
@@ -28,6 +28,14 @@ def ffcv_reader():
     torch.set_num_threads(num_threads)
     yield reader
     torch.set_num_threads(num_threads)
+
+
+def write_beton(path, samples, num_samples) -> int:
+    with BetonWriter(path, num_samples) as writer:
+        for sample in samples:
+            writer.add(sample)
+        writer.finish()
+    return writer.count
 
 
 def test_what_was_written_is_read(tmp_path):
@@ -164,14 +172,14 @@ def test_fewer_samples_than_announced(tmp_path):
     assert Beton(tmp_path / "a.beton").labels.tolist() == [1]
 
 
-def test_an_error_leaves_nothing(tmp_path):
-    def samples():
-        yield raw_sample(10, 10, 0)
-        raise UserError("the second cannot be decoded")
-
-    with pytest.raises(UserError, match="second"):
-        write_beton(tmp_path / "a.beton", samples(), 2)
-    assert os.listdir(tmp_path) == []
+def test_what_is_not_finished_has_no_name(tmp_path, small_disk: Path):
+    """Neither after an error nor on a full disk."""
+    with BetonWriter(tmp_path / "a.beton", 2) as writer:
+        writer.add(raw_sample(10, 10, 0))
+    assert not (tmp_path / "a.beton").exists()
+    with pytest.raises(OSError, match="No space left"):
+        write_beton(small_disk / "a.beton", (raw_sample(100, 100, label) for label in range(100)), 100)
+    assert not (small_disk / "a.beton").exists()
 
 
 def test_an_error_keeps_the_file_that_was_there(tmp_path):
@@ -180,13 +188,6 @@ def test_an_error_keeps_the_file_that_was_there(tmp_path):
     with pytest.raises(ZeroDivisionError):
         write_beton(tmp_path / "a.beton", (1 // 0 for _ in range(2)), 2)
     assert (tmp_path / "a.beton").read_bytes() == before
-
-
-def test_a_full_disk_leaves_nothing(small_disk: Path):
-    samples = (raw_sample(100, 100, label) for label in range(100))
-    with pytest.raises(OSError, match="No space left"):
-        write_beton(small_disk / "a.beton", samples, 100)
-    assert os.listdir(small_disk) == []
 
 
 def test_truncated_files_are_refused(tmp_path):
@@ -234,11 +235,11 @@ def test_a_killed_writer_leaves_no_file_under_the_name(tmp_path):
     """And the next writer is not disturbed by what is left."""
     program = f"""
 import os, signal
-from tencrop.data.beton import EncodedSample, write_beton
-def samples():
-    yield EncodedSample(bytes(5_000_000), 0, 1, 1, 0)
-    os.kill(os.getpid(), signal.SIGKILL)
-write_beton({str(tmp_path / "a.beton")!r}, samples(), 2)
+from pathlib import Path
+from tencrop.data.beton import BetonWriter, EncodedSample
+writer = BetonWriter(Path({str(tmp_path / "a.beton")!r}), 2)
+writer.add(EncodedSample(bytes(5_000_000), 0, 1, 1, 0))
+os.kill(os.getpid(), signal.SIGKILL)
 """
     source = Path(__file__).resolve().parents[2] / "src"
     finished = subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(source)})

@@ -21,7 +21,7 @@ from tencrop.config import Augmentation, Pca, Protocol
 from tencrop.data.decoder import DecodeError
 from tencrop.data.loader import Loader, _Slot
 from tencrop.data.manifest import open_split
-from tencrop.data.order import evaluation_batches, training_batches
+from tencrop.data.order import epoch_order, evaluation_batches, training_places
 from tencrop.data.plan import Plan, evaluation_plan, training_plan
 
 SIZES = [(96, 128), (128, 96), (64, 64), (120, 161), (75, 50), (1, 200), (200, 1), (33, 97)]
@@ -35,11 +35,12 @@ CROPS = {
 def training(split, *, crop="random_resized", filter="nearest", size=32, seed=0, **kwargs):
     """Arguments of a loader over the training batches of a split."""
     augmentation = Augmentation(crop=crop, size=size, filter=filter, flip=0.5, pca=Pca(0.1, "dataset"), **CROPS[crop])
-    key = {"seed": seed, "global_batch": 4, "micro_batch": 2, "rank": 0, "num_ranks": 1} | kwargs
+    layout = {"global_batch": 4, "micro_batch": 2, "rank": 0, "num_ranks": 1} | kwargs
+    places = training_places(split.num_samples // layout["global_batch"], **layout)
     plan = partial(training_plan, stored_sizes=split.stored_sizes, augmentation=augmentation, seed=seed)
     return {
         "split": split,
-        "batches": lambda epoch: training_batches(np.arange(split.num_samples), epoch=epoch, **key),
+        "batches": lambda epoch: epoch_order(np.arange(split.num_samples), seed=seed, epoch=epoch)[places],
         "plan": lambda index, epoch: plan(index, epoch=epoch),
         "filter": filter,
     }

@@ -17,7 +17,7 @@ from tencrop.data.beton import RAW
 from tencrop.data.decoder import FILTERS
 from tencrop.data.loader import Loader
 from tencrop.data.manifest import open_split
-from tencrop.data.order import evaluation_batches, training_batches
+from tencrop.data.order import epoch_order, evaluation_batches, training_places
 from tencrop.data.plan import evaluation_plan, training_plan
 from tencrop.data.prepare import prepare
 from tencrop.data.reference import TorchLoader, resize
@@ -31,11 +31,11 @@ CROPS = {
 
 def training(split, *, crop="random_resized", filter="bicubic"):
     augmentation = Augmentation(crop=crop, size=32, filter=filter, flip=0.5, pca=Pca(0.1, "dataset"), **CROPS[crop])
-    key = {"seed": 3, "global_batch": 6, "micro_batch": 3, "rank": 0, "num_ranks": 1}
+    places = training_places(split.num_samples // 6, global_batch=6, micro_batch=3, rank=0, num_ranks=1)
     plan = partial(training_plan, stored_sizes=split.stored_sizes, augmentation=augmentation, seed=3)
     return {
         "split": split,
-        "batches": lambda epoch: training_batches(np.arange(split.num_samples), epoch=epoch, **key),
+        "batches": lambda epoch: epoch_order(np.arange(split.num_samples), seed=3, epoch=epoch)[places],
         "plan": lambda index, epoch: plan(index, epoch=epoch),
         "filter": filter,
     }

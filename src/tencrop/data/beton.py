@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -52,26 +52,10 @@ class EncodedSample(NamedTuple):
     label: int
 
 
-def write_beton(path: str | Path, samples: Iterable[EncodedSample], num_samples: int) -> int:
-    """Write at most `num_samples` samples in the order given; return how many came.
-
-    The file appears under its name only when complete and on disk; an error (OSError of a full disk, or one
-    raised by `samples`) leaves nothing.
-    """
-    with BetonWriter(Path(path), num_samples) as writer:
-        try:
-            for sample in samples:
-                writer.add(sample)
-            writer.finish()
-        except BaseException:
-            writer.partial.unlink(missing_ok=True)
-            raise
-        return writer.count
-
-
 class BetonWriter:
-    """Writes samples in order, to a temporary name until `finish`; can be taken up again after a kill.
+    """Writes samples in order; can be taken up again after a kill.
 
+    The file appears under its name only when it is complete and on disk (`finish`), until then under a temporary one.
     `num_samples` is the most that may come. `metadata` (SAMPLE) and `payload_bytes` (uint64) are of the samples that
     the temporary file already holds, after `sync`; whatever lies behind them is cut off and written again.
     """
@@ -192,7 +176,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 class Beton:
-    """A .beton file, memory-mapped; written by `write_beton` or by ffcv with one image and one integer field.
+    """A .beton file, memory-mapped; written by BetonWriter or by ffcv with one image and one integer field.
 
     Raises UserError where the file is missing, truncated or another kind of file.
     """

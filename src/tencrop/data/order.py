@@ -15,25 +15,6 @@ from tencrop.data.draws import Index, Purpose, hashes
 MAX_PADDED_BYTES = 1 << 28  # 256 images of 480 x 728 pixels
 
 
-def training_batches(
-    index: Index, *, seed: int, epoch: int, global_batch: int, micro_batch: int, rank: int, num_ranks: int
-) -> Index:
-    """This rank's micro-batches of the epoch in order, int64 [num_micro_batches, micro_batch].
-
-    The last partial global batch is dropped. Raises UserError where there is no full one.
-    """
-    num_batches = len(index) // global_batch
-    if num_batches == 0:
-        raise UserError(
-            f"training.global_batch={global_batch}: the training split has only {len(index)} images;"
-            f" choose a batch of at most {len(index)}"
-        )
-    places = training_places(
-        num_batches, global_batch=global_batch, micro_batch=micro_batch, rank=rank, num_ranks=num_ranks
-    )
-    return epoch_order(index, seed=seed, epoch=epoch)[places]
-
-
 def training_places(num_batches: int, *, global_batch: int, micro_batch: int, rank: int, num_ranks: int) -> Index:
     """Which places of an epoch's order this rank takes, int64 [num_micro_batches, micro_batch].
 
@@ -43,7 +24,7 @@ def training_places(num_batches: int, *, global_batch: int, micro_batch: int, ra
     per_rank, remainder = divmod(global_batch, num_ranks)
     assert remainder == 0 and per_rank % micro_batch == 0 and 0 <= rank < num_ranks
     places = np.arange(num_batches * global_batch, dtype=np.int64)
-    return places.reshape(num_batches, num_ranks, -1, micro_batch)[:, rank].reshape(-1, micro_batch)
+    return places.reshape(num_batches, num_ranks, per_rank)[:, rank].reshape(-1, micro_batch)
 
 
 def epoch_order(index: Index, *, seed: int, epoch: int) -> Index:
