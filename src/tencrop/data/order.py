@@ -12,7 +12,7 @@ import numpy.typing as npt
 from tencrop.config import UserError
 from tencrop.data.draws import Index, Purpose, hashes
 
-MAX_PADDED_BYTES = 1 << 28  # 256 images of 480 x 728 pixels
+MAX_PADDED_BYTES = 1 << 27  # 128 images of 480 x 728 pixels; the loader holds several batches
 
 
 def training_places(num_batches: int, *, global_batch: int, micro_batch: int, rank: int, num_ranks: int) -> Index:

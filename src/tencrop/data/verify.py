@@ -1,6 +1,8 @@
 """A prepared folder compared with its manifest, every stored byte of it. Called by prepare.py verify=true.
 
-Opening a folder (`open_split`) compares sizes and the tables of the .beton files only; this reads everything.
+Opening a folder (`open_split`) compares sizes and the tables of the .beton files only; this reads everything. Training
+compares no payload with its hash: it stops at a JPEG that does not decode, but a changed byte of a raw image, or one
+that leaves a JPEG decodable, is a changed picture that only this finds.
 """
 
 from __future__ import annotations
