@@ -50,7 +50,7 @@ def test_members_of_other_images_are_refused(change: dict, named: str) -> None:
 
 
 def test_what_rounding_makes_equal_counts_against_the_label() -> None:
-    """Sure of two classes, one member a little more so: float16 knows both as 1, and the label, first before, is second."""
+    """Two members are sure of two classes, one a little more so; float16 knows either as 1."""
     sure = [torch.tensor([[0.9999, 0.0, 1e-4]]), torch.tensor([[0.0, 0.9998, 2e-4]])]
     assert torch.stack(sure).mean(0).argmax() == 0
     index, labels = torch.tensor([0]), torch.tensor([0])
