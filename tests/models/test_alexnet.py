@@ -1,4 +1,4 @@
-"""AlexNet's parameters and units layer by layer, its unusual layers against naive loops, and its variants."""
+"""AlexNet's layers, the unusual ones against naive loops, and its variants; printed sizes are conf/table's."""
 
 import itertools
 import math
@@ -9,12 +9,6 @@ from torch import nn
 
 from tencrop.models import alexnet
 
-PARAMETERS = {
-    "features.conv1": 34_944, "features.conv2": 307_456, "features.conv3": 885_120, "features.conv4": 663_936,
-    "features.conv5": 442_624, "classifier.fc6": 37_752_832, "classifier.fc7": 16_781_312, "classifier.fc8": 4_097_000,
-}  # fmt: skip
-# Figure 2 prints 253,440 for the first: 55 x 48 x 96 instead of 55 x 55 x 96
-UNITS = [290_400, 186_624, 64_896, 64_896, 43_264, 4096, 4096, 1000]
 SMALL = {"img_size": 67, "width": 0.0625}
 
 
@@ -32,28 +26,13 @@ def outputs_of(network, images, kinds):
     return outputs
 
 
-def test_parameters_and_units_of_every_layer():
+def test_kernels_of_every_layer_are_those_of_section_3_5():
     with torch.device("meta"):
         network = alexnet.alexnet_2012()
-        outputs = outputs_of(network, torch.empty(1, 3, 224, 224), (nn.Conv2d, nn.Linear))
-    assert [output.numel() for output in outputs] == UNITS and sum(UNITS) == 659_272  # "650,000 neurons"
-    counts = {
-        name: num_parameters(layer)
-        for name, layer in network.named_modules()
-        if isinstance(layer, nn.Conv2d | nn.Linear)
-    }
-    assert counts == PARAMETERS and num_parameters(network) == 60_965_224  # "60 million parameters"
-    assert 3 * 224 * 224 == 150_528
-    # "each of which contains no more than 1% of the model's parameters" does not hold of the third and fourth
-    assert [round(100 * counts[f"features.conv{k}"] / 60_965_224, 2) for k in range(1, 6)] == [
-        0.06,
-        0.5,
-        1.45,
-        1.09,
-        0.73,
-    ]
-    shapes = [tuple(layer.weight.shape[1:]) for layer in network.features if isinstance(layer, nn.Conv2d)]
-    assert shapes == [(3, 11, 11), (48, 5, 5), (256, 3, 3), (192, 3, 3), (192, 3, 3)]  # as section 3.5 prints them
+    shapes = [tuple(layer.weight.shape) for layer in network.features if isinstance(layer, nn.Conv2d)]
+    assert shapes == [(96, 3, 11, 11), (256, 48, 5, 5), (384, 256, 3, 3), (384, 192, 3, 3), (256, 192, 3, 3)]
+    hidden = [tuple(layer.weight.shape) for layer in network.classifier if isinstance(layer, nn.Linear)]
+    assert hidden == [(4096, 256 * 6 * 6), (4096, 4096), (1000, 4096)]
 
 
 def test_names_of_the_features_are_the_order_of_section_3_5():
@@ -200,22 +179,21 @@ def test_224_is_227_with_three_zero_columns_and_rows():
 def test_one_tower_has_half_the_kernels_but_for_the_last_convolution():
     with torch.device("meta"):
         network = alexnet.alexnet_2012_one_tower()
-        assert network(torch.empty(1, 3, 224, 224)).shape == (1, 1000)
     layers = [layer for layer in network.features if isinstance(layer, nn.Conv2d)]
     assert [layer.out_channels for layer in layers] == [48, 128, 192, 192, 256]
     assert all(layer.groups == 1 for layer in layers)
-    assert num_parameters(network) == 59_798_312  # "approximately the same number of parameters"
 
 
 def test_a_sixth_convolution_and_removed_layers_at_full_size():
-    counts = {2: 60_104_808, 3: 59_858_920, 4: 60_301_288, 5: 79_396_968}
     with torch.device("meta"):
         images = torch.empty(1, 3, 224, 224)
+        parameters = num_parameters(alexnet.alexnet_2012())
         six = alexnet.alexnet_2012(six_convolutions=True)
-        assert six(images).shape == (1, 1000) and num_parameters(six) == 60_965_224 + 256 * 128 * 9 + 256
-        for removed, count in counts.items():
+        assert six(images).shape == (1, 1000) and num_parameters(six) == parameters + 256 * 128 * 9 + 256
+        for removed, num_convolutions in {2: 4, 3: 4, 4: 4, 5: 4}.items():
             network = alexnet.alexnet_2012(remove_layer=removed)
-            assert network(images).shape == (1, 1000) and num_parameters(network) == count
+            assert network(images).shape == (1, 1000)
+            assert len([layer for layer in network.features if isinstance(layer, nn.Conv2d)]) == num_convolutions
 
 
 @pytest.mark.parametrize(

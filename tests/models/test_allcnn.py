@@ -23,7 +23,7 @@ def test_parameters_and_sides_of_every_layer():
         34_944, 9312, 83_040, 614_656, 65_792, 590_080,
         885_120, 147_840, 1_327_488, 3_539_968, 1_049_600, 1_025_000,
     ]  # fmt: skip
-    assert sum(counts) == 9_372_840  # "less than 10 million parameters"
+    assert sum(counts) < 10e6  # "less than 10 million parameters"
     assert not [layer for layer in network.modules() if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d | nn.Linear)]
 
 

@@ -9,16 +9,15 @@ from torch import nn
 import tencrop.models.densenet  # noqa: F401  registers its name with timm
 
 BLOCKS = {
-    "densenet121": ((6, 12, 24, 16), 7_978_856),
-    "densenet169": ((6, 12, 32, 32), 14_149_480),
-    "densenet201": ((6, 12, 48, 32), 20_013_928),  # "20M"
-    "densenet264": ((6, 12, 64, 48), 33_337_704),
+    "densenet121": (6, 12, 24, 16),
+    "densenet169": (6, 12, 32, 32),
+    "densenet201": (6, 12, 48, 32),
+    "densenet264": (6, 12, 64, 48),
 }
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_stages_of_table_1_and_parameters(name):
-    num_layers, num_parameters = BLOCKS[name]
+def test_stages_of_table_1(name):
     shapes = []
     with torch.device("meta"):
         network = timm.create_model(name)
@@ -26,14 +25,13 @@ def test_stages_of_table_1_and_parameters(name):
             layer.register_forward_hook(lambda _layer, _inputs, output: shapes.append(tuple(output.shape[1:])))
         assert network(torch.empty(1, 3, 224, 224)).shape == (1, 1000)
     expected, maps, side = [(64, 112, 112), (64, 112, 112), (64, 56, 56)], 64, 56
-    for number, count in enumerate(num_layers):
+    for number, count in enumerate(BLOCKS[name]):
         maps += 32 * count
         expected.append((maps, side, side))
         if number < 3:
             maps, side = maps // 2, side // 2
             expected.append((maps, side, side))
     assert shapes == [*expected, (maps, side, side)]  # the last BatchNorm
-    assert sum(parameter.numel() for parameter in network.parameters()) == num_parameters
 
 
 @pytest.mark.parametrize("name", BLOCKS)
