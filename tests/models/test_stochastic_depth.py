@@ -23,7 +23,6 @@ def test_survival_decays_linearly_over_the_50_blocks():
     assert len(blocks) == 50 and [len(s) for s in (network.layer1, network.layer2, network.layer3)] == [3, 8, 36]
     assert survival == pytest.approx([1 - number / 50 * (1 - 0.5) for number in range(1, 51)])
     assert survival[0] == pytest.approx(0.99) and survival[-1] == 0.5
-    assert sum(parameter.numel() for parameter in network.parameters()) == 60_192_808
     assert all(block.conv1.stride == (1, 1) for block in blocks)  # fb.resnet.torch: the stride is in the 3 x 3
 
 
@@ -71,3 +70,8 @@ def test_survival_of_1_is_the_network_without():
 def test_what_is_no_probability_is_refused(last_survival):
     with pytest.raises(ValueError, match=f"last_survival={last_survival}"):
         small(last_survival)
+
+
+def test_timms_drop_path_beside_it_is_refused():
+    with torch.device("meta"), pytest.raises(ValueError, match="drop_path_rate"):
+        stochastic_depth.resnet152_stochastic_depth(drop_path_rate=0.2)

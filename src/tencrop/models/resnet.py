@@ -31,14 +31,24 @@ def resnet(block: type[nn.Module], depth: int, num_classes: int, *, width: float
 
 
 class PlainBlock(BasicBlock):
-    """Two convolutions, each with BatchNorm and ReLU, and no shortcut."""
+    """Two convolutions, each with BatchNorm and ReLU, and no shortcut. Raises ValueError as check_plain does."""
 
     def __init__(self, inplanes: int, planes: int, stride: int = 1, downsample: nn.Module | None = None, **options):
+        check_plain(options)
         super().__init__(inplanes, planes, stride, None, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act1(self.bn1(self.conv1(x)))
         return self.act2(self.bn2(self.conv2(x)))
+
+
+def check_plain(options: dict[str, Any]) -> None:
+    """Raises ValueError where timm's builder gives a block what one without a shortcut would leave out of its pass."""
+    wanted = {"drop_path": "drop_path_rate", "drop_block": "drop_block_rate", "attn_layer": "attn_layer",
+              "aa_layer": "aa_layer"}  # fmt: skip
+    for name, argument in wanted.items():
+        if options.get(name) is not None:
+            raise ValueError(f"{argument}: plain networks, whose blocks have no shortcut, do not have it; leave it out")
 
 
 class ShortcutA(BasicBlock):

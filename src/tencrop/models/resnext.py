@@ -10,7 +10,7 @@ from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 
 from tencrop.models.registry import register
-from tencrop.models.resnet import resnet
+from tencrop.models.resnet import check_plain, resnet
 
 
 def resnext(
@@ -31,9 +31,13 @@ def resnext(
 
 
 class PlainBottleneck(Bottleneck):
-    """timm's bottleneck without its shortcut: three convolutions, each with BatchNorm and ReLU."""
+    """timm's bottleneck without its shortcut: three convolutions, each with BatchNorm and ReLU.
+
+    Raises ValueError as check_plain does.
+    """
 
     def __init__(self, inplanes: int, planes: int, stride: int = 1, downsample: nn.Module | None = None, **options):
+        check_plain(options)
         super().__init__(inplanes, planes, stride, None, **options)
 
     def forward(self, x: Tensor) -> Tensor:

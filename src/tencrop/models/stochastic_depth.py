@@ -16,11 +16,13 @@ from tencrop.models.resnet import resnet
 def with_stochastic_depth(network: ResNet, last_survival: float) -> ResNet:
     """The same network, block l of L surviving with p_l = 1 - l / L * (1 - last_survival): the linear decay.
 
-    Raises ValueError where last_survival is no probability above 0.
+    Raises ValueError where last_survival is no probability above 0, and where blocks have timm's drop-path already.
     """
     if not 0 < last_survival <= 1:
         raise ValueError(f"last_survival={last_survival} is not a probability above 0; the paper's is 0.5")
     blocks = [module for module in network.modules() if isinstance(module, BasicBlock | Bottleneck)]
+    if any(block.drop_path is not None for block in blocks):
+        raise ValueError("drop_path_rate is timm's drop-path, which would replace stochastic depth; use last_survival")
     for number, block in enumerate(blocks, start=1):
         block.drop_path = StochasticDepth(drop_rate=number / len(blocks) * (1 - last_survival))
     return network
