@@ -35,9 +35,9 @@ class VGG(nn.Module):
     standard deviation of 0.1, it gives A logits of standard deviation 2e6 for images of standard deviation 1 (1e8 for
     58, that of mean-subtracted pixels), and no learning rate of the paper's learns from there. We read it as a standard
     deviation of 0.01, AlexNet's, which gives 2e-5 and 1e-3 and learns at the paper's 0.01; `init_std=0.1` is the word.
-    The paper trained A so and started B to E from A's layers, but notes that Glorot and Bengio's uniform draws make
-    that unnecessary: `init="glorot"` (biases 0), the default here, gives 0.03 and 2. `width` scales every layer but
-    the last.
+    The paper trained A so and started B to E from A's layers, but notes, as found after its submission, that Glorot and
+    Bengio's uniform draws make that unnecessary: `init="glorot"` (biases 0), the default here, gives 0.03 and 2.
+    `width` scales every layer but the last.
     """
 
     def __init__(
