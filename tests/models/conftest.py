@@ -1,0 +1,22 @@
+"""What tests of several networks share."""
+
+from collections.abc import Callable
+
+import pytest
+from torch import nn
+
+
+@pytest.fixture(scope="session")
+def switch_off_drops() -> Callable[[nn.Module], nn.Module]:
+    """switch_off_drops(network): the same network with every probability of dropout, drop-path and their like at 0."""
+
+    def switched_off(network: nn.Module) -> nn.Module:
+        for module in network.modules():
+            # `p` of torch's, drop_prob, drop_rate, ... of others
+            rates = ["p"] if isinstance(module, nn.modules.dropout._DropoutNd) else []
+            rates += [key for key, value in vars(module).items() if key.startswith("drop") and isinstance(value, float)]
+            for key in rates:
+                setattr(module, key, 0.0)
+        return network
+
+    return switched_off
