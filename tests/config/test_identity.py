@@ -71,8 +71,13 @@ def test_the_folder_names_experiment_seed_and_hash(composed):
 
 def test_a_class_count_that_does_not_match_is_refused(composed):
     with pytest.raises(UserError, match=r"data.num_classes=1000: .* holds 3 classes"):
-        check_data(composed(), {"classes": ["a", "b", "c"]})
-    assert check_data(composed("data=imagefolder"), {"classes": ["a", "b", "c"]}) == 3
+        check_data(composed(), {"name": "imagenet", "classes": ["a", "b", "c"]})
+    assert check_data(composed("data=imagefolder"), {"name": "imagefolder", "classes": ["a", "b", "c"]}) == 3
+
+
+def test_data_of_another_name_are_refused(composed):
+    with pytest.raises(UserError, match=r"data\.name=imagenet: x was prepared as digits; set data=digits"):
+        check_data(composed("data.root=x"), {"name": "digits", "classes": ["a"]})
 
 
 def test_a_store_that_was_written_otherwise_than_configured_is_refused(composed):
@@ -92,3 +97,7 @@ def test_a_protocol_chosen_for_a_run_sees_the_runs_sizes(composed, tmp_path):
     assert config.protocol.average == "logits" and config.model.name == "lenet5"
     with pytest.raises(UserError, match="model=resnet50: the checkpoint's own run fixes it"):
         config_of_run(tmp_path, ["model=resnet50"], conf=CONF)
+    for broken in ("}{", "- a", "a: 1", ""):
+        (tmp_path / "config.yaml").write_text(broken)
+        with pytest.raises(UserError, match=r"config\.yaml: not the configuration of a run of this version"):
+            config_of_run(tmp_path, [], conf=CONF)

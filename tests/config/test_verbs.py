@@ -24,7 +24,13 @@ MISTAKES = {
     "sweep of several processes": (["-m", "seed=0,1", "hardware=ddp_cpu2"], "under srun or torchrun"),
     "machines without a launcher": (["hardware=nodes2x8"], "hardware.nodes=2: start it under srun or torchrun"),
     "sweep folder that is a file": (["-m", "seed=0,1", "hydra.sweep.dir=train.py"], "a file where a folder should be"),
-    "no KEY=VALUE": (["resnet50"], "resnet50"),
+    "no KEY=VALUE": (["resnet50"], "resnet50: cannot be read as KEY=VALUE"),
+    "list without its end": (["protocol.side=[32"], "protocol.side=[32: cannot be read as KEY=VALUE"),
+    "sweep without -m": (["seed=0,1"], "seed=0,1: several values are a sweep, which needs -m"),
+    "mapping of kwargs": (["model.kwargs={width: 1}"], "needs a plus sign: +model.kwargs.width=VALUE"),
+    "flag among the keys": (["seed=0", "-m", "training.epochs=0,0"], "training.epochs=0: must be above 0"),
+    "not a number": (["optimizer.lr=nan"], "optimizer.lr=nan: must be a finite number"),
+    "no folder": (["runs="], "runs=: names no folder"),
 }
 
 

@@ -84,6 +84,9 @@ def test_what_is_missing_is_refused(make_config, tmp_path: Path) -> None:
     config.checkpoint = "missing.ckpt"
     with pytest.raises(UserError, match=r"checkpoint=missing\.ckpt: there is no such file"):
         members_of(config, [])
+    config.checkpoint = str(tmp_path)
+    with pytest.raises(UserError, match=r": is a folder; name a file such as RUN/checkpoints/last\.ckpt"):
+        members_of(config, [])
     config = make_config(f"data.root={tmp_path}/nothing")
     config.weights = "weights.pth"
     with pytest.raises(UserError, match=r"holds no prepared data .* python prepare\.py"):

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from tencrop.config.rules import typed
@@ -56,6 +57,11 @@ def run_path(config: Config) -> Path:
 
 def check_data(config: Config, manifest: dict[str, Any]) -> int:
     """The number of classes, after comparing the configuration with the prepared data; UserError where they differ."""
+    if manifest["name"] != config.data.name:  # run, tables and claim would speak of other data
+        raise UserError(
+            f"data.name={config.data.name}: {config.data.root} was prepared as {manifest['name']};"
+            f" set data={manifest['name']} or name another data.root"
+        )
     prepared = len(manifest["classes"])
     if config.data.num_classes not in (None, prepared):
         raise UserError(
@@ -88,8 +94,13 @@ def config_of_run(run_dir: Path, overrides: list[str], *, conf: Path) -> Config:
     `overrides` are KEY=VALUE or GROUP=NAME; a group is read from `conf` and sees the run's image_size
     and short_side. Raises UserError for a key that would make it another network.
     """
-    node = OmegaConf.load(run_dir / "config.yaml")
-    assert isinstance(node, DictConfig), f"{run_dir}: config.yaml is no mapping"
+    path = run_dir / "config.yaml"
+    try:
+        node = OmegaConf.load(path)
+        assert isinstance(node, DictConfig)
+        typed(node, Config)
+    except (yaml.YAMLError, AssertionError, UserError) as error:
+        raise UserError(f"{path}: not the configuration of a run of this version ({error}); train it again") from error
     is_group = {override: (conf / override.partition("=")[0]).is_dir() for override in overrides}
     for override in sorted(overrides, key=lambda override: not is_group[override]):  # groups first, as Hydra does
         key, _, value = override.lstrip("+").partition("=")

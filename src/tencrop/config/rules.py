@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -144,21 +145,22 @@ def check(config: Any) -> None:
             raise UserError(f"{key}={value}: must be {'one of ' if not close else ''}{names}")
     for key in POSITIVE:
         value = _get(config, key)
-        if value is not None and value <= 0:
-            raise UserError(f"{key}={value}: must be above 0")
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{key}={value}: must be {'above 0' if value <= 0 else 'a finite number'}")
     for key in NON_NEGATIVE:
         value = _get(config, key)
-        if value is not None and value < 0:
-            raise UserError(f"{key}={value}: must be 0 or above")
+        if value is not None and not 0 <= value < math.inf:
+            raise UserError(f"{key}={value}: must be {'0 or above' if value < 0 else 'a finite number'}")
     for key in FRACTIONS:
         value = _get(config, key)
         if value is not None and not 0 <= value <= 1:
             raise UserError(f"{key}={value}: must lie in [0, 1]")
     for key, variants in VARIANTS.items():
         _check_variant(config, key, variants)
-    workers = _get(config, "hardware.workers", _get(config, "workers"))
-    if not (workers in (None, "auto") or (isinstance(workers, int) and workers > 0)):
-        raise UserError(f"workers={workers}: must be auto or a number above 0")
+    for key in ("hardware.workers", "workers"):
+        workers = _get(config, key, "auto")
+        if workers != "auto" and (isinstance(workers, bool) or not isinstance(workers, int) or workers <= 0):
+            raise UserError(f"{key}={workers}: must be auto or a number above 0")
     if not 1 <= _get(config, "data.store.quality", 95) <= 100:
         raise UserError(f"data.store.quality={_get(config, 'data.store.quality')}: must lie in 1 to 100, as in libjpeg")
     if isinstance(config, ComplexityConfig) and config.model is not None:
@@ -288,5 +290,7 @@ def _check_training(config: Config) -> None:
             raise UserError(f"normalization.{key}={value}: must be imagenet, dataset or three numbers on [0, 255]")
         if key == "std" and any(number <= 0 for number in numbers):
             raise UserError(f"normalization.std={value}: every number must be above 0")
+    if not config.runs:
+        raise UserError("runs=: names no folder; leave it out, or give runs=DIR")
     if config.checkpoint is not None and config.weights is not None:
         raise UserError("checkpoint and weights: give one of the two")

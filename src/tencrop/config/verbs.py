@@ -17,7 +17,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -65,6 +65,8 @@ def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, for the sentences below
     OmegaConf.register_new_resolver("choices", names_of, replace=True)  # the help texts use it
+    # argparse, behind Hydra, takes no KEY=VALUE after a flag that stands among them
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     answer = asked(sys.argv[1:])
     if answer or {"--help", "-h"} & set(sys.argv):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends them quietly, like other tools
@@ -134,9 +136,15 @@ def sentence(error: Exception) -> str:
         cause = str(error.__cause__ or "")
         parent = re.search(r"full_key: (\S+)", cause)
         key, known = parent[1] if parent else key, keys_of(Config)
+        if key.startswith("model.kwargs."):  # typed as a mapping
+            return f"{key}: a new entry of model.kwargs needs a plus sign: +{key}=VALUE"
         if key in known:
             return f"{key}: neither this command nor the groups chosen use it; --help shows the keys"
         return f"{key}: there is no such key{nearest(key, known)}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read as KEY=VALUE; a list is KEY=[A,B], and quotes keep the shell off it"
+    if found := re.search(r"Ambiguous value for argument '(.+)'", text):
+        return f"{found[1]}: several values are a sweep, which needs -m; one that is a list stands in brackets"
     return text.splitlines()[0] + "".join(f" ({key})" for key in re.findall(r"full_key: (\S+)", text)[:1])
 
 

@@ -48,13 +48,16 @@ def members_of(config: Config, typed: list[str]) -> list[Member]:
         path = run_path(config) / "checkpoints" / "last.ckpt"
         if not path.exists():
             train = " ".join(word for word in typed if word.lstrip("+").split("=")[0].split(".")[0] not in CHOSEN_HERE)
-            raise UserError(f"{path}: there is no such checkpoint; train it with: python train.py {train}".rstrip())
+            mend = f"name one with checkpoint=PATH, or train it with: python train.py {train}"
+            raise UserError(f"{path}: there is no such checkpoint; {mend}".rstrip())
         return [_of_run(config, path, path.parent.parent, alone=True)]
     paths = [Path(path) for path in (config.checkpoint if isinstance(config.checkpoint, list) else [config.checkpoint])]
     if not paths:
         raise UserError("checkpoint=[]: names no checkpoint; give checkpoint=PATH or checkpoint=[PATH,PATH]")
     members = []
     for path in paths:
+        if path.is_dir():
+            raise UserError(f"checkpoint={path}: is a folder; name a file such as RUN/checkpoints/last.ckpt")
         if not path.is_file():
             raise UserError(f"checkpoint={path}: there is no such file")
         run_dir, alone = path.absolute().parent.parent, len(paths) == 1
