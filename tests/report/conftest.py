@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,6 +68,9 @@ def make_result(config: Config, folder: Path, *, num_wrong: int, weights_sha256:
     logits[rows, labels] = 6.0
     logits[rows[:num_wrong], (labels[:num_wrong] + 1) % num_classes] = 6.5
     identity = {
+        "model": config.model.name,
+        "model_kwargs": json.dumps(config.model.kwargs),
+        "data": config.data.name,
         "weights": "raw",
         "weights_sha256": weights_sha256 or weights_of(config),
         "source_fingerprint": split.source_fingerprint,
@@ -74,7 +78,7 @@ def make_result(config: Config, folder: Path, *, num_wrong: int, weights_sha256:
     scores = from_averages(rows, labels, logits.softmax(1), logits, identity)
     stem = config.protocol.name
     save_scores(folder / "predictions" / f"{stem}.safetensors", scores)
-    result = result_of(scores, config, selection="last") | {"scores": f"{stem}.safetensors"}
+    result = result_of(scores, config, selection="last", checkpoint="last.ckpt", scores=f"{stem}.safetensors")
     save_result(folder / "predictions" / f"{stem}.result.json", result)
 
 
@@ -98,6 +102,19 @@ def evaluated_run(digits_config: Callable[..., Config]) -> Callable[..., Path]:
         folder = make_run(config)
         make_result(config, folder, num_wrong=num_wrong)
         return folder
+
+    return build
+
+
+@pytest.fixture
+def loose_result(tmp_path: Path) -> Callable[..., Path]:
+    """loose_result(run_folder, label="ensemble of 2"): the run's result again in evaluations/loose, so changed."""
+
+    def build(folder: Path, **changes: Any) -> Path:
+        out = tmp_path / "evaluations" / "loose"
+        facts = json.loads((folder / "predictions" / "center.result.json").read_text())
+        save_result(out / "center.result.json", facts | {"checkpoint": ["a.ckpt", "b.ckpt"]} | changes)
+        return out
 
     return build
 

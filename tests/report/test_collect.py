@@ -1,11 +1,12 @@
 """Run folders are found, grouped into experiments, and refused with a sentence where they are broken."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from tencrop.config import UserError
-from tencrop.report.collect import collect
+from tencrop.report.collect import collect, collect_evaluations, places
 
 
 def test_runs_are_grouped_by_what_was_learned(evaluated_run, tmp_path):
@@ -50,7 +51,7 @@ def test_refusals(evaluated_run, tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         collect([tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no run folder"):
+    with pytest.raises(UserError, match=r"holds no run folder .* and no result"):
         collect([tmp_path / "empty"])
     folder = evaluated_run()
     path = folder / "predictions" / "center.result.json"
@@ -71,3 +72,22 @@ def test_a_seed_counts_once(evaluated_run, tmp_path):
         (again / name).write_text((folder / name).read_text())
     (experiment,) = collect([tmp_path / "runs"])
     assert [run.folder for run in experiment.runs] == [folder]
+
+
+def test_results_outside_run_folders(evaluated_run, loose_result, tmp_path):
+    folder = evaluated_run()
+    loose = loose_result(folder, label="ensemble of 2")
+    (evaluation,) = collect_evaluations([tmp_path, loose])  # that of the run is the run's own; found twice, read once
+    assert evaluation.folder == loose and evaluation.name == "ensemble of 2 (lenet5 on digits)"
+    assert not evaluation.result.is_usual, "no recipe says what is usual"
+    assert collect([loose]) == [], "a folder of results alone is none of runs, and no mistake"
+
+
+def test_places(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert places(["a", "b"]) == [Path("a"), Path("b")]
+    assert places([]) == [Path("runs")], "which is then missed by name"
+    Path("evaluations").mkdir()
+    assert places([]) == [Path("evaluations")]
+    Path("runs").mkdir()
+    assert places([]) == [Path("runs"), Path("evaluations")]

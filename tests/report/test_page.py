@@ -4,7 +4,7 @@ import re
 from html.parser import HTMLParser
 
 from tencrop.records.run_folder import read_manifest
-from tencrop.report.collect import collect
+from tencrop.report.collect import collect, collect_evaluations
 from tencrop.report.page import write_report
 
 
@@ -36,7 +36,7 @@ def test_page_of_several_experiments(evaluated_run, tmp_path):
     html, markdown = write_report(collect([tmp_path / "runs"]), tmp_path / "report")
     text = html.read_text()
     tags = Tags(text).found
-    assert sum(tag == "h2" for tag, _ in tags) == 2
+    assert sum(tag == "h2" for tag, _ in tags) == 3  # what they are compared in, and each of both
     assert sum(tag == "svg" for tag, _ in tags) == 6
     assert read_manifest(folder)["sessions"][0]["code"]["revision"][:12] in text
     assert "1.60" in text and "1.60" in markdown.read_text()
@@ -68,3 +68,11 @@ def test_run_that_has_only_begun(digits_config, run_maker, tmp_path):
     text = html.read_text()
     Tags(text)
     assert "not run" in text and "Not trained" in text and "Not evaluated" in text
+
+
+def test_evaluations_of_no_run(evaluated_run, loose_result, tmp_path):
+    loose = loose_result(evaluated_run(), label="<ensemble> of 2", weights_sha256="ab" * 32 + " + " + "cd" * 32)
+    for path in write_report([], tmp_path / "report", collect_evaluations([loose])):
+        text = path.read_text()
+        assert "Evaluated outside run folders" in text and "&lt;ensemble" in text and "<ensemble" not in text
+        assert "abababababab + cdcdcdcdcdcd" in text and "a.ckpt + b.ckpt" in text and "evaluations/loose" in text

@@ -15,7 +15,12 @@ from tencrop.seeing.record import Record
 
 
 def draw(folder, name: str, weights: str | None, caption: str = "A caption.") -> None:
-    save_figure(Figure(figsize=(1, 1)), folder / "figures", name, Record(name.title(), caption, "lenet5", weights))
+    save_figure(
+        Figure(figsize=(1, 1)),
+        folder / "figures",
+        name,
+        Record(name.title(), caption, "lenet5", weights, "python -m <x>"),
+    )
 
 
 def test_figures_of_the_final_weights_are_shown(evaluated_run, tmp_path) -> None:
@@ -27,7 +32,7 @@ def test_figures_of_the_final_weights_are_shown(evaluated_run, tmp_path) -> None
     draw(folder, "retrieval", "0f" * 32)
     html = seen_figures(run)
     assert re.findall(r"<b>(\w+)\.</b>", html) == ["Architecture", "Occlusion"]
-    assert "&lt;b&gt;what&lt;/b&gt; is lost" in html
+    assert "&lt;b&gt;what&lt;/b&gt; is lost" in html and "<code>python -m &lt;x&gt;</code>" in html
     pictures = [base64.b64decode(found) for found in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", html)]
     assert pictures == [(folder / "figures" / f"{name}.svg").read_bytes() for name in ("architecture", "occlusion")]
     page = write_report(collect([folder]), tmp_path / "report")[0].read_text()

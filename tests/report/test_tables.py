@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from tencrop.evaluation.errors import wilson_interval
-from tencrop.report.collect import collect
+from tencrop.report.collect import collect, collect_evaluations
 from tencrop.report.tables import error_rows, html_table, markdown_table, print_table
 
 CLAIM = (
@@ -53,6 +53,18 @@ def test_claim_about_other_data_is_not_compared(evaluated_run):
 def test_other_sizes_than_the_recipes_are_not_the_claimed_protocol(evaluated_run):
     rows = rows_of(evaluated_run(CLAIM, "protocol.side=40"))
     assert rows[0].measured is None and rows[2].protocol == "center 32 of 40 px" and rows[2].published is None
+
+
+def test_results_of_no_run_stand_last_marked_and_beside_no_claim(evaluated_run, loose_result):
+    folder = evaluated_run(CLAIM)
+    evaluations = collect_evaluations([loose_result(folder, label="ensemble of 2", top1_error=0.01)])
+    rows = error_rows(collect([folder]), evaluations)
+    assert [row.published for row in rows] == [1.5, None, None, None]
+    assert rows[2].cells == (
+        "ensemble of 2 (lenet5 on digits)", "center 32 of 36 px", "top-1", "–", "1.00", "–",
+        "{:.2f} – {:.2f}".format(*(100 * bound for bound in wilson_interval(5, 500))), "500", "1",
+        "of no run folder: evaluations/loose",
+    )  # fmt: skip
 
 
 def test_unfinished_run_is_marked(digits_config, run_maker):

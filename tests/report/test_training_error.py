@@ -1,13 +1,23 @@
 """Figure 1's comparison: where a curve crosses 25%, which experiment is how many times faster, and the picture."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
 
-from tencrop.config import UserError
 from tencrop.report.collect import collect
-from tencrop.report.training_error import by_speed, epochs_to, mean_epochs, race_table, training_curve, write_figure
+from tencrop.report.training_error import (
+    by_speed,
+    draw_training_error,
+    epochs_to,
+    has_training_error,
+    mean_epochs,
+    race_table,
+    training_curve,
+)
+from tencrop.seeing.record import load_record
 
 
 @pytest.fixture
@@ -49,18 +59,33 @@ def test_what_never_comes_to_a_quarter_is_said_to_be_so(evaluated_run, tmp_path)
     assert race_table([experiment]).endswith("not at 25% training error in all of 1 seed")
 
 
-def test_a_run_without_a_log_is_refused(evaluated_run):
+def test_only_errors_on_plain_labels_are_compared(evaluated_run):
+    folder = evaluated_run()
+    (experiment,) = collect([folder])
+    assert has_training_error(experiment)
+    (folder / "metrics.jsonl").write_text('{"epoch": 1, "split": "train", "top1_error": 0.9, "labels": "heavier"}\n')
+    assert not has_training_error(collect([folder])[0])
+    (folder / "metrics.jsonl").unlink()
+    assert not has_training_error(collect([folder])[0])
+
+
+def test_a_run_without_a_log_is_refused_by_the_command(evaluated_run, tmp_path):
     folder = evaluated_run()
     (folder / "metrics.jsonl").unlink()
-    with pytest.raises(UserError, match="has logged no training error"):
-        by_speed(collect([folder]))
+    command = [sys.executable, "-m", "tencrop.report.training_error", f"runs=[{folder}]", f"output={tmp_path}/out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "has logged no training error" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_picture_has_a_line_for_each_and_is_the_same_again(two_experiments, tmp_path):
-    svg, png = write_figure(two_experiments, tmp_path / "figure")
+    svg, png = draw_training_error(two_experiments, tmp_path / "figure")
     text = svg.read_text()
-    assert text.count("training error rate") >= 1 and "fast" in text and "slow" in text
+    assert "training error rate" in text and "fast" in text and "slow" in text
     with Image.open(png) as picture:
         assert picture.width > 500
-    again, _ = write_figure(two_experiments, tmp_path / "again")
+    record = load_record(svg.with_suffix(".json"))
+    assert "slow: 6.00 epochs to 25% training error" in record.caption
+    assert record.command.startswith("python -m tencrop.report.training_error 'runs=[")
+    again, _ = draw_training_error(two_experiments, tmp_path / "again")
     assert again.read_bytes() == svg.read_bytes()

@@ -42,7 +42,7 @@ def config(prepared_digits: Path, tmp_path: Path):
 def draw(config: SeeingConfig) -> list[Path]:
     plain = Config(**{field.name: getattr(config, field.name) for field in fields(Config)})
     (member,) = members_of(plain, [])
-    return list(draw_run(member, config))
+    return list(draw_run(member, config, command="python -m tencrop.seeing"))
 
 
 def test_all_figures_of_a_run(config, tmp_path, texts_of) -> None:
@@ -51,7 +51,7 @@ def test_all_figures_of_a_run(config, tmp_path, texts_of) -> None:
     state = torch.load(tmp_path / "weights.pth", weights_only=True)
     for name in OF_A_RUN:
         record = load_record(tmp_path / "out" / f"{name}.json")
-        assert record.model == "lenet5" and record.caption
+        assert record.model == "lenet5" and record.caption and record.command == "python -m tencrop.seeing"
         assert record.weights_sha256 == (None if name == "architecture" else weights_sha256(state))
         assert texts_of(tmp_path / "out" / f"{name}.svg")
     assert "of 64 searched" in load_record(tmp_path / "out" / "retrieval.json").caption
@@ -84,7 +84,7 @@ def test_what_cannot_be_drawn(words, sentence, config) -> None:
 
 def test_a_model_without_a_run(composed, tmp_path, texts_of) -> None:
     config = replace(composed("model=vgg_d", "+model.kwargs.width=0.1"), output=str(tmp_path))
-    svg, _ = draw_model(config, "architecture")
+    svg, _ = draw_model(config, "architecture", command="python")
     assert "vgg_d" in texts_of(svg) and "14 × 14 × 51" in texts_of(svg)
     assert load_record(tmp_path / "architecture.json").weights_sha256 is None
 
@@ -114,5 +114,7 @@ def test_command_line(tmp_path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [f"{tmp_path}/architecture.svg", f"{tmp_path}/architecture.png"]
+    written = load_record(tmp_path / "architecture.json").command
+    assert written.startswith("python -m tencrop.seeing figure=architecture model=lenet5")
     wrong = subprocess.run([*command, "figure=architectur"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2 and wrong.stderr == "error: figure=architectur: must be architecture\n"

@@ -26,7 +26,7 @@ def test_the_planted_pattern_is_found() -> None:
     images[33, :, 5, 6:9] = images[33, :, 4:7, 7] = 1  # a cross at rows 4 to 6, columns 6 to 8
     images[7, :, 2, 2:5] = images[7, :, 1:4, 3] = 0.6
     network = cross_finder()
-    (best,) = most_excited(network, images, "2", [1], num=3)
+    _, best = most_excited(network, images, "2", num=3)
     assert [(one.image, one.row, one.column) for one in best[:2]] == [(33, 4, 6), (7, 1, 2)]
     assert best[0].answer > best[1].answer > best[2].answer
     projected = projection(network, images[33], "2", 1, best[0])

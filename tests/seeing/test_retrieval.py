@@ -6,9 +6,9 @@ from timm import create_model
 from torch import nn
 
 import tencrop.models.factory  # noqa: F401  registers our names
-from tencrop.seeing.drawing import BLUE, ORANGE, save_figure
+from tencrop.seeing.drawing import BLUE, ORANGE, save_figure, shortened
 from tencrop.seeing.record import Record
-from tencrop.seeing.retrieval import hidden_features, nearest, retrieval_figure, shortened
+from tencrop.seeing.retrieval import hidden_features, nearest, retrieval_figure
 from tencrop.seeing.subject import Pictures
 
 
@@ -55,10 +55,10 @@ def test_frames_say_which_are_of_the_class(tmp_path, texts_of) -> None:
     found = nearest(torch.zeros(1, 2), torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [4.0, 0.0]]), num=3)
     figure = retrieval_figure(queries, candidates, found, names=["academic gowns", "fish"], title="Nearest")
     svg, _ = save_figure(figure, tmp_path, "retrieval", Record("", "", ""))
-    assert texts_of(svg) == ["fish", "1", "academic g… 2", "3", "Nearest"]
+    assert texts_of(svg) == ["fish", "1", "academic g…: 2", "3", "Nearest"]
     text = svg.read_text()
     assert text.count(f"stroke: {BLUE}") == 2 * 4 and text.count(f"stroke: {ORANGE}") == 4  # four sides a frame
 
 
 def test_names_are_shortened() -> None:
-    assert shortened("goldfish") == "goldfish" and shortened("walking stick") == "walking st…"
+    assert shortened("goldfish", 11) == "goldfish" and shortened("walking stick", 11) == "walking st…"

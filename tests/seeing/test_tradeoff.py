@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from tencrop.complexity.golden import golden_counts
+from tencrop.complexity.networks import model_file
 from tencrop.config.verbs import CONF
 from tencrop.seeing.drawing import save_figure
 from tencrop.seeing.record import Record
@@ -44,20 +45,25 @@ def test_the_committed_values() -> None:
     assert [point.top1_error for point in series["MobileNet"].points] == pytest.approx([49.4, 36.3, 31.6, 29.4])
 
 
-def test_measured_results_of_imagenet_only(tmp_path) -> None:
-    folder = tmp_path / "run" / "predictions"
-    folder.mkdir(parents=True)
+def result_of(model: str, **changes) -> dict:
+    """What measured() reads of a result.json."""
+    kwargs = json.dumps(model_file(model)[0].kwargs)
+    usual = {"data": "imagenet", "model": model, "model_kwargs": kwargs, "size": 224, "top1_error": 0.25}
+    return usual | {"checkpoint": "last.ckpt"} | changes
+
+
+def test_measured_results_of_imagenet_whose_costs_are_known() -> None:
+    counts = golden_counts()
     results = [
-        {"data": "imagenet", "model": "small", "size": 224, "top1_error": 0.3},
-        {"data": "digits", "model": "small", "size": 224, "top1_error": 0.01},
-        {"data": "imagenet", "model": "small", "size": 128, "top1_error": 0.4},
-        {"data": "imagenet", "model": "unknown", "size": 224, "top1_error": 0.5},
+        result_of("resnet50"),
+        result_of("resnet50", data="digits"),
+        result_of("resnet50", size=288),
+        result_of("resnet50", model_kwargs='{"width": 2}'),
+        result_of("resnet50") | {"model": "unknown"},
+        result_of("resnet50", checkpoint=["a.ckpt", "b.ckpt"]),
     ]
-    for number, result in enumerate(results):
-        (folder / f"{number}.result.json").write_text(json.dumps(result))
-    (point,) = measured(tmp_path, COUNTS)
-    assert (point.model, point.top1_error, point.parameters) == ("small", 30.0, 5_000_000)
-    assert measured(tmp_path / "nothing", COUNTS) == []
+    (point,) = measured(results, counts)
+    assert (point.model, point.top1_error, point.parameters) == ("resnet50", 25.0, 25_557_032)
 
 
 def test_the_figure_names_every_series(tmp_path, texts_of) -> None:
@@ -67,4 +73,6 @@ def test_the_figure_names_every_series(tmp_path, texts_of) -> None:
     assert {one.name for one in series} <= set(texts) and "measured here" not in texts
     assert "Top-1 error on ImageNet against multiply-adds" in texts
     svg, _ = save_figure(tradeoff_figure(series, series[0].points), tmp_path, "own", Record("", "", ""))
-    assert "measured here" in texts_of(svg)
+    assert "measured here" in texts_of(svg) and "claimed by these experiments" not in texts_of(svg)
+    svg, _ = save_figure(tradeoff_figure(series, claims=series[0].points), tmp_path, "claim", Record("", "", ""))
+    assert "claimed by these experiments" in texts_of(svg)

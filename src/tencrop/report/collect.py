@@ -1,9 +1,12 @@
-"""Finds run folders and reads what the report needs of them. Called by report.py; touches neither data nor weights."""
+"""Finds run folders, and results that belong to none, and reads what the report needs of them.
+
+Called by report.py; touches neither data nor weights.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +20,12 @@ from tencrop.evaluation.results import load_result, protocol_label
 from tencrop.records.run_folder import read_manifest
 
 TOP = (1, 5)
+RUNS, EVALUATIONS = Path("runs"), Path("evaluations")  # where train.py and evaluate.py write
 
 
 @dataclass(frozen=True)
 class Result:
-    """The errors of one run under one protocol (predictions/*.result.json, written by evaluate.py)."""
+    """The errors of some weights under one protocol (*.result.json, written by evaluate.py)."""
 
     protocol: str  # its name
     label: str  # protocol, sizes and average in words
@@ -34,6 +38,7 @@ class Result:
     weights_sha256: str
     source_fingerprint: str
     scores: Path  # the class scores of every image
+    facts: dict[str, Any]  # all that result.json says
 
     @property
     def title(self) -> str:
@@ -92,11 +97,31 @@ class Experiment:
         return claim if claim and claim["data"] == config["data"]["name"] else None
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """A result that belongs to no run folder: of weights from elsewhere, an ensemble, or other data than the run's."""
+
+    result: Result
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """What was evaluated, of which network, on which data."""
+        facts = self.result.facts
+        return f"{facts['label']} ({facts['model']} on {facts['data']})"
+
+
+def places(runs: Sequence[str]) -> list[Path]:
+    """The folders to collect from: those named, else runs/ and evaluations/ as far as they are there."""
+    usual = [path for path in (RUNS, EVALUATIONS) if path.is_dir()] or [RUNS]
+    return [Path(path) for path in runs] or usual
+
+
 def collect(paths: Iterable[Path]) -> list[Experiment]:
     """All runs in or below `paths`, grouped into experiments, sorted by name. A seed counts once: of a run and its
     reproduction, the first folder's name.
 
-    Raises UserError for a path that is not there or holds no run.
+    Raises UserError for a path that is not there or holds neither runs nor results.
     """
     groups: dict[tuple[str, str], dict[Path, Run]] = {}
     for path in paths:
@@ -112,6 +137,16 @@ def collect(paths: Iterable[Path]) -> list[Experiment]:
         )
         for (name, learning_hash), group in sorted(groups.items())
     ]
+
+
+def collect_evaluations(paths: Iterable[Path]) -> list[Evaluation]:
+    """All results in or below `paths` that lie in no run folder, by path."""
+    found = sorted({file for path in paths for file in _loose_results(path.resolve())})
+    return [Evaluation(_read_result(file, None), file.parent) for file in found]
+
+
+def _loose_results(path: Path) -> list[Path]:
+    return [file for file in path.rglob("*.result.json") if not any(is_run(parent) for parent in file.parents)]
 
 
 def _one_a_seed(runs: Iterable[Run]) -> tuple[Run, ...]:
@@ -142,8 +177,11 @@ def _run_folders(path: Path) -> list[Path]:
         folder = manifest.parent
         if is_run(folder) and not any(parent in found for parent in folder.parents):
             found.append(folder)
-    if not found:
-        raise UserError(f"runs={path}: holds no run folder (config.yaml and manifest.json); train.py makes them")
+    if not found and not _loose_results(path.resolve()):
+        raise UserError(
+            f"runs={path}: holds no run folder (config.yaml and manifest.json; train.py makes them) and no result of"
+            " evaluate.py"
+        )
     return found
 
 
@@ -152,7 +190,8 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.yaml").exists() and (folder / "manifest.json").exists()
 
 
-def _read_result(path: Path, config: dict[str, Any]) -> Result:
+def _read_result(path: Path, config: dict[str, Any] | None) -> Result:
+    """config: of the run that the result belongs to, if any: what is usual is said by its recipe."""
     facts = load_result(path)
     try:
         return Result(
@@ -161,12 +200,13 @@ def _read_result(path: Path, config: dict[str, Any]) -> Result:
             average=facts["averaging"],
             is_ema=facts["weights"] == "ema",
             is_best=facts["selection"] == "best",
-            is_usual=_is_usual(facts, config),
+            is_usual=config is not None and _is_usual(facts, config),
             errors={k: float(facts[f"top{k}_error"]) for k in TOP},
             num_images=int(facts["num_images"]),
             weights_sha256=facts["weights_sha256"],
             source_fingerprint=facts["source_fingerprint"],
             scores=path.with_name(facts["scores"]),
+            facts=facts,
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a result of this version ({error!r}); evaluate again") from error

@@ -6,7 +6,7 @@ give the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -15,37 +15,46 @@ from typing import Any
 import yaml
 
 from tencrop.data.manifest import write_whole
-from tencrop.report.collect import Experiment, Result, Run
+from tencrop.report.collect import Evaluation, Experiment, Result, Run
+from tencrop.report.comparisons import draw_comparisons
 from tencrop.report.curves import curves
 from tencrop.report.figures import kernel_figure, panel_figure
-from tencrop.report.seen import seen_figures
+from tencrop.report.seen import drawn_figure, seen_figures
 from tencrop.report.tables import Row, error_rows, html_table, markdown_table, markdown_text
 
 PACKAGES = ("python", "torch", "pytorch-lightning", "timm", "torchvision", "ffcv", "numpy")
+OF_NO_RUN = "Evaluated outside run folders"
 INTERVAL = (
     "Errors in percent. The interval is Wilson’s, 95%, for the number of test images; over seeds it is taken at the"
     " mean, and ± is the sample standard deviation. The last epoch’s weights unless marked."
 )
 
 
-def write_report(experiments: Sequence[Experiment], folder: Path) -> tuple[Path, Path]:
-    """Write report.html and report.md into `folder`; returns both paths."""
+def write_report(
+    experiments: Sequence[Experiment], folder: Path, evaluations: Sequence[Evaluation] = ()
+) -> tuple[Path, Path]:
+    """Write report.html and report.md into `folder`, and figures/ over several experiments; returns both paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = error_rows(experiments)
+    rows = error_rows(experiments, evaluations)
+    figures = draw_comparisons(experiments, evaluations, folder / "figures")
     html, markdown = folder / "report.html", folder / "report.md"
-    write_whole(html, html_page(experiments, rows).encode())
-    write_whole(markdown, markdown_page(experiments, rows).encode())
+    write_whole(html, html_page(experiments, rows, figures, evaluations).encode())
+    write_whole(markdown, markdown_page(experiments, rows, figures, evaluations).encode())
     return html, markdown
 
 
-def html_page(experiments: Sequence[Experiment], rows: Sequence[Row]) -> str:
-    """The page as text."""
-    title = experiments[0].name if len(experiments) == 1 else f"{len(experiments)} experiments"
+def html_page(
+    experiments: Sequence[Experiment], rows: Sequence[Row], figures: Sequence[Path], evaluations: Sequence[Evaluation]
+) -> str:
+    """The page as text; `figures` are the SVGs over several experiments."""
+    title = experiments[0].name if len(experiments) == 1 else _counted(len(experiments), "experiment")
     versions = sorted({run.manifest["tencrop"] for experiment in experiments for run in experiment.runs})
     num_runs = sum(len(experiment.runs) for experiment in experiments)
     about = f"{_counted(num_runs, 'run')} · tencrop {', '.join(versions)}"
     style = resources.files("tencrop.report").joinpath("page.css").read_text()
-    sections = "".join(_section(experiment) for experiment in experiments)
+    drawn = "".join(drawn_figure(path) for path in figures)
+    sections = f"<h2>Compared</h2>\n{drawn}\n" if drawn else ""
+    sections += "".join(_section(experiment) for experiment in experiments) + _of_no_run(evaluations)
     return (
         "<!doctype html>\n<html lang=en><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width, initial-scale=1">'
@@ -57,9 +66,12 @@ def html_page(experiments: Sequence[Experiment], rows: Sequence[Row]) -> str:
     )
 
 
-def markdown_page(experiments: Sequence[Experiment], rows: Sequence[Row]) -> str:
-    """Table and facts in Markdown."""
+def markdown_page(
+    experiments: Sequence[Experiment], rows: Sequence[Row], figures: Sequence[Path], evaluations: Sequence[Evaluation]
+) -> str:
+    """Table, figures beside it and facts in Markdown."""
     parts = ["# Error table\n", markdown_table(rows), f"{INTERVAL}\n"]
+    parts += [f"![{path.stem}]({path.parent.name}/{path.name})\n" for path in figures]
     for experiment in experiments:
         facts = [f"{name}: {value}" for name, value in _facts(experiment)]
         facts += [
@@ -67,6 +79,9 @@ def markdown_page(experiments: Sequence[Experiment], rows: Sequence[Row]) -> str
         ]
         parts.append(f"## {markdown_text(experiment.name)}\n")
         parts.append("".join(f"- {markdown_text(fact)}\n" for fact in facts))
+    if evaluations:
+        lines = [markdown_text(", ".join(_evaluation_facts(one))) for one in evaluations]
+        parts.append(f"## {OF_NO_RUN}\n\n" + "".join(f"- {line}\n" for line in lines))
     return "\n".join(parts)
 
 
@@ -88,6 +103,30 @@ def _section(experiment: Experiment) -> str:
     )
 
 
+def _of_no_run(evaluations: Sequence[Evaluation]) -> str:
+    """Which weights, of what hash, from which files; empty without any."""
+    if not evaluations:
+        return ""
+    head, lines = ("Weights", "Protocol", "SHA-256", "Folder", "Files"), map(_evaluation_facts, evaluations)
+    return f"<h2>{OF_NO_RUN}</h2>\n{_html_list(head, lines)}\n"
+
+
+def _evaluation_facts(evaluation: Evaluation) -> tuple[str, ...]:
+    """Name, protocol, hash of the weights, folder, files."""
+    result, folder = evaluation.result, evaluation.folder
+    files = result.facts["checkpoint"]
+    hashes = " + ".join(part[:12] for part in result.weights_sha256.split(" + "))
+    place = f"{folder.parent.name}/{folder.name}"
+    return evaluation.name, result.title, hashes, place, files if isinstance(files, str) else " + ".join(files)
+
+
+def _html_list(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table of texts."""
+    titles = "".join(f"<th scope=col>{name}</th>" for name in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+    return f"<div class='scroll runs'><table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
 def _shown_result(run: Run) -> Result | None:
     """The result whose scores the panel shows: of the protocol claimed or configured, else the first."""
     results = run.valid_results
@@ -106,15 +145,11 @@ def _shown_result(run: Run) -> Result | None:
 
 def _record(experiment: Experiment) -> str:
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in _facts(experiment))
-    head = "".join(f"<th scope=col>{name}</th>" for name in ("Seed", "State", "Weights", "Sessions", "Folder"))
-    runs = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in (str(run.seed), *_run_facts(run))) + "</tr>"
-        for run in experiment.runs
-    )
+    runs = ((str(run.seed), *_run_facts(run)) for run in experiment.runs)
     config = escape(yaml.safe_dump(experiment.runs[0].config, sort_keys=False))
     return (
         f"<dl>{facts}</dl>"
-        f"<div class='scroll runs'><table><thead><tr>{head}</tr></thead><tbody>{runs}</tbody></table></div>"
+        f"{_html_list(('Seed', 'State', 'Weights', 'Sessions', 'Folder'), runs)}"
         f"<details><summary>Configuration</summary><pre>{config}</pre></details>"
     )
 

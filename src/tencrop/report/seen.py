@@ -1,12 +1,13 @@
-"""The figures of a run that `python -m tencrop.seeing` has drawn into its folder, for the page. Called by page."""
+"""Figures with their records, for the page: of a run those that `python -m tencrop.seeing` drew. Called by page."""
 
 from __future__ import annotations
 
 import base64
 from html import escape
+from pathlib import Path
 
 from tencrop.report.collect import Run
-from tencrop.seeing.record import Record, load_record
+from tencrop.seeing.record import load_record
 
 ORDER = ("architecture", "receptive_field", "patches", "occlusion", "retrieval", "attention")
 
@@ -17,15 +18,19 @@ def seen_figures(run: Run) -> str:
     Those of weights that the run did not end with are left out: it was trained further. Raises UserError for a record
     that cannot be read.
     """
-    folder = run.folder / "figures"
-    found = {name: load_record(folder / f"{name}.json") for name in ORDER if (folder / f"{name}.json").exists()}
     final = {run.manifest["result"][key] for key in ("weights_sha256", "ema_sha256")} | {None}
-    shown = {name: record for name, record in found.items() if record.weights_sha256 in final}
-    return "".join(_html((folder / f"{name}.svg").read_bytes(), record) for name, record in shown.items())
+    paths = [run.folder / "figures" / f"{name}.svg" for name in ORDER]
+    drawn = [path for path in paths if path.with_suffix(".json").exists()]
+    return "".join(
+        drawn_figure(path) for path in drawn if load_record(path.with_suffix(".json")).weights_sha256 in final
+    )
 
 
-def _html(picture: bytes, record: Record) -> str:
-    url = f"data:image/svg+xml;base64,{base64.b64encode(picture).decode()}"
+def drawn_figure(path: Path) -> str:
+    """NAME.svg in HTML, with title, caption and command of NAME.json."""
+    record = load_record(path.with_suffix(".json"))
+    url = f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"
     title, caption = escape(record.title), escape(record.caption)
+    command = f" <code>{escape(record.command)}</code>" if record.command else ""
     image = f'<img src="{url}" alt="{title}">'
-    return f"<figure class=seen>{image}<figcaption><b>{title}.</b> {caption}</figcaption></figure>"
+    return f"<figure class=seen>{image}<figcaption><b>{title}.</b> {caption}{command}</figcaption></figure>"

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tencrop.evaluation.errors import OverSeeds, over_seeds, wilson_interval
-from tencrop.report.collect import TOP, Experiment, Result, Run
+from tencrop.report.collect import TOP, Evaluation, Experiment, Result, Run
 
 COLUMNS = ("experiment", "protocol", "error", "paper", "ours", "difference", "95% interval", "images", "seeds", "note")
 NOT_RUN = "not run"
@@ -59,13 +59,18 @@ class Row:
         return " · ".join(fact for fact in (images, seeds, self.note) if fact)
 
 
-def error_rows(experiments: Sequence[Experiment]) -> list[Row]:
-    """The rows of all experiments: the claimed protocol first, "not run" where it was not evaluated.
+def error_rows(experiments: Sequence[Experiment], evaluations: Sequence[Evaluation] = ()) -> list[Row]:
+    """The rows of all experiments: the claimed protocol first, "not run" where it was not evaluated. Behind them the
+    evaluations that belong to no run, marked so and beside no published number.
 
     Over seeds: mean and sample standard deviation with n; the interval is Wilson's at the mean error for the number
     of test images, which are the same for all seeds.
     """
-    return [row for experiment in experiments for row in _rows(experiment)]
+    rows = [row for experiment in experiments for row in _rows(experiment)]
+    for one in evaluations:
+        note = f"of no run folder: {one.folder.parent.name}/{one.folder.name}"
+        rows += [_row(one.name, k, [one.result], published=None, note=note) for k in TOP]
+    return rows
 
 
 def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
@@ -118,7 +123,12 @@ def _rows(experiment: Experiment) -> list[Row]:
         rows = _rows_not_run(experiment, claim["protocol"])
     else:
         rows = [] if ordered else _rows_not_run(experiment, experiment.runs[0].config["protocol"]["name"])
-    return rows + [_row(experiment, k, members) for members in ordered for k in TOP]
+    for members in ordered:
+        results, note = [result for _, result in members], _note(experiment, [run for run, _ in members])
+        for k in TOP:
+            published = _published(claim, k) if _is_claimed(claim, results[0]) else None
+            rows.append(_row(experiment.name, k, results, published=published, note=note))
+    return rows
 
 
 def _is_claimed(claim: dict[str, Any] | None, result: Result) -> bool:
@@ -130,21 +140,11 @@ def _rows_not_run(experiment: Experiment, protocol: str) -> list[Row]:
     return [Row(experiment.name, protocol, k, _published(experiment.claim, k), None, None, None, note) for k in TOP]
 
 
-def _row(experiment: Experiment, k: int, members: list[tuple[Run, Result]]) -> Row:
-    result = members[0][1]
-    measured = over_seeds([100 * result.errors[k] for _, result in members])
-    num_images = result.num_images
+def _row(name: str, k: int, results: Sequence[Result], *, published: float | None, note: str) -> Row:
+    measured = over_seeds([100 * result.errors[k] for result in results])
+    num_images = results[0].num_images
     low, high = wilson_interval(measured.mean / 100 * num_images, num_images)
-    return Row(
-        experiment=experiment.name,
-        protocol=result.title,
-        k=k,
-        published=_published(experiment.claim, k) if _is_claimed(experiment.claim, result) else None,
-        measured=measured,
-        interval=(100 * low, 100 * high),
-        num_images=num_images,
-        note=_note(experiment, [run for run, _ in members]),
-    )
+    return Row(name, results[0].title, k, published, measured, (100 * low, 100 * high), num_images, note)
 
 
 def _published(claim: dict[str, Any] | None, k: int) -> float | None:

@@ -2,31 +2,46 @@
 
     python -m tencrop.report.training_error 'runs=[FOLDER,...]' output=DIR
 
-Prints the epochs until 25% training error and their ratio to the fastest; writes DIR/training_error.svg and .png.
+Prints the epochs until 25% training error and their ratio to the fastest; writes DIR/training_error.svg, .png and
+.json. The report draws the same figure of experiments with one network and the same data (comparisons.py).
 """
 
 from __future__ import annotations
 
-import io
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from tencrop.config import ReportConfig, UserError, command
-from tencrop.report.collect import Experiment, Run, collect
+from tencrop.report.collect import Experiment, Run, collect, places
+from tencrop.seeing.record import Record
 
 TARGET = 0.25  # the training error at which Figure 1 compares
 DASHES = ("-", "--", "-.", ":")  # of the experiments, the fastest first
+MOST_LINES = 16  # that four dashes in four colours tell apart
 Point = tuple[float, float]
 
 
 @command("report", ReportConfig)
 def main(config: ReportConfig) -> int:
-    experiments = by_speed(collect(Path(path) for path in config.runs))
-    print(race_table(experiments))
-    for path in write_figure(experiments, Path(config.output)):
+    experiments = collect(places(config.runs))
+    for experiment in experiments:
+        if not has_training_error(experiment):
+            raise UserError(
+                f"{experiment.runs[0].folder}: a run of {experiment.name} has logged no training error against plain"
+                " labels; train it further, or leave it out of runs="
+            )
+    print(race_table(by_speed(experiments)))
+    for path in draw_training_error(experiments, Path(config.output)):
         print(path)
     return 0
+
+
+def has_training_error(experiment: Experiment) -> bool:
+    """Whether every run has logged some, and none of it against the heavier of two mixed labels."""
+    is_mixed = any(row.get("labels") == "heavier" for run in experiment.runs for row in run.metrics)
+    return not is_mixed and all(training_curve(run) for run in experiment.runs)
 
 
 def training_curve(run: Run) -> list[Point]:
@@ -55,11 +70,7 @@ def mean_epochs(experiment: Experiment) -> float | None:
 
 
 def by_speed(experiments: Sequence[Experiment]) -> list[Experiment]:
-    """The fastest to TARGET first. Raises UserError where a run has logged no training error."""
-    for experiment in experiments:
-        for run in experiment.runs:
-            if not training_curve(run):
-                raise UserError(f"{run.folder}: has logged no training error yet; train it further")
+    """The fastest to TARGET first."""
 
     def order(experiment: Experiment) -> tuple[float, str]:
         epochs = mean_epochs(experiment)
@@ -83,34 +94,35 @@ def race_table(experiments: Sequence[Experiment]) -> str:
     return "\n".join(lines)
 
 
-def write_figure(experiments: Sequence[Experiment], folder: Path) -> list[Path]:
-    """training_error.svg and .png: a line for each run, experiments told apart by dashes and colour."""
+def draw_training_error(experiments: Sequence[Experiment], folder: Path, name: str = "training_error") -> list[Path]:
+    """NAME.svg, .png and .json: a line for each run of the fastest experiments, told apart by dashes and colour."""
     from matplotlib.figure import Figure  # a second that the table does not need
 
-    from tencrop.data.manifest import write_whole
-    from tencrop.seeing.drawing import BLUE, GREEN, ORANGE, PNG_DPI, PURPLE, SOFT, styled
+    from tencrop.seeing.drawing import BLUE, GREEN, ORANGE, PURPLE, SOFT, save_figure, styled
 
     colours = (BLUE, ORANGE, GREEN, PURPLE)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
+    shown = by_speed(experiments)[:MOST_LINES]
     with styled():
         figure = Figure(figsize=(5.2, 3.6))
         axes = figure.subplots()
-        for number, experiment in enumerate(experiments):
-            colour, dash = colours[number % len(colours)], DASHES[number % len(DASHES)]
+        for number, experiment in enumerate(shown):
+            colour, dash = colours[number % 4], DASHES[(number + number // 4) % 4]
             for run in experiment.runs:
                 label = experiment.name if run is experiment.runs[0] else None
                 epochs, errors = zip(*training_curve(run), strict=True)
                 axes.plot(epochs, errors, dash, color=colour, linewidth=1.6, label=label)
         axes.axhline(TARGET, color=SOFT, linewidth=0.8, linestyle=(0, (1, 3)))
         axes.set(xlabel="epochs", ylabel="training error rate", ylim=(0, 1), xlim=(0, None))
-        axes.legend(frameon=False)
-        for kind, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": PNG_DPI})):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, bbox_inches="tight", **options)
-            paths.append(folder / f"training_error.{kind}")
-            write_whole(paths[-1], buffer.getvalue())
-    return paths
+        figure.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.11, 0.89))  # above, clear of the curves
+    left_out = f" The fastest {len(shown)} of {len(experiments)}." if len(shown) < len(experiments) else ""
+    caption = (
+        "Error over the training images since the row of metrics.jsonl before, as in figure 1 of Krizhevsky et al."
+        f" 2012; a line for each seed, dotted the target. {race_table(shown).replace(chr(10), '; ')}.{left_out}"
+    )
+    folders = ",".join(str(run.folder) for experiment in shown for run in experiment.runs)
+    line = shlex.join(["python", "-m", "tencrop.report.training_error", f"runs=[{folders}]"])
+    model = experiments[0].runs[0].config["model"]["name"]
+    return save_figure(figure, folder, name, Record("Training error", caption, model, command=line))
 
 
 if __name__ == "__main__":

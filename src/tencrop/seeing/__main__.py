@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 
 from tencrop.config import Config, SeeingConfig, command, overrides
 from tencrop.evaluation.members import members_of
+from tencrop.records.masking import mask_arguments
 
 OWN_KEYS = {field.name for field in dataclasses.fields(SeeingConfig)} - {
     field.name for field in dataclasses.fields(Config)
@@ -22,11 +24,12 @@ def main(config: SeeingConfig) -> int:
 
     from tencrop.seeing.figures import draw_model, draw_run
 
+    line = shlex.join(["python", "-m", "tencrop.seeing", *mask_arguments(overrides())])
     for member in members:
-        for path in draw_run(member, config):
+        for path in draw_run(member, config, command=line):
             print(path)
     if not members:
-        for path in draw_model(plain, config.figure):
+        for path in draw_model(plain, config.figure, command=line):
             print(path)
     return 0
 

@@ -93,7 +93,7 @@ def architecture_figure(network: nn.Module, *, image_size: int, title: str) -> F
             axes.add_patch(box)
             box.set(facecolor=colour, alpha=0.85)
             axes.text(left, floor - 0.17, stage.size, weight="bold", va="center")
-            axes.text(left, floor - 0.35, _millions(stage.num_parameters), color=SOFT, va="center", size=8)
+            axes.text(left, floor - 0.35, _short(stage.num_parameters), color=SOFT, va="center", size=8)
             for number, line in enumerate(stage.lines):
                 axes.text(left, floor - 0.56 - 0.19 * number, line, color=INK, va="center", size=8.5)
             left += column
@@ -184,8 +184,11 @@ def _thickness(stage: Stage) -> float:
     return 0.1 + 0.08 * math.log2(1 + stage.channels)
 
 
-def _millions(number: int) -> str:
-    return f"{number / 1e6:.3g} M" if number >= 1e5 else f"{number / 1e3:.3g} K" if number else "–"
+def _short(number: int) -> str:
+    """Of parameters: 1.22 M, 34.9 K, 156."""
+    if number >= 1e5:
+        return f"{number / 1e6:.3g} M"
+    return f"{number / 1e3:.3g} K" if number >= 1000 else str(number) if number else "–"
 
 
 def _one(value: int | tuple[int, ...]) -> str:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from timm.layers.attention import Attention
 from torch import Tensor, nn
 
-from tencrop.seeing.drawing import HEAT, bare, styled, titled
+from tencrop.seeing.drawing import HEAT, bare, shortened, styled, titled
 from tencrop.seeing.subject import Pictures
 from tencrop.seeing.trace import HasNone, captured, run_frozen
 
@@ -74,7 +74,7 @@ def attention_figure(
             pixels = pictures.pixels[row].numpy()
             extent = (-0.5, pixels.shape[1] - 0.5, pixels.shape[0] - 0.5, -0.5)
             axes[0].imshow(pixels, interpolation="nearest")
-            axes[0].set_title(names[int(pictures.labels[row])], size=9)
+            axes[0].set_title(shortened(names[int(pictures.labels[row])], 15), size=9)
             axes[1].imshow(pixels.mean(2), cmap="gray", interpolation="nearest")
             axes[1].imshow(rolled[row].numpy(), cmap=HEAT, alpha=0.7, interpolation="bilinear", extent=extent)
             for number, head in enumerate(heads[row]):

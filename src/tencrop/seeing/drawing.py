@@ -60,6 +60,11 @@ def titled(figure: Figure, title: str) -> None:
     figure.subplots_adjust(top=1 - 0.55 / height)
 
 
+def shortened(name: str, most: int) -> str:
+    """The name in at most so many letters."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
 def bare(axes: Axes) -> None:
     """Without ticks and frame, as pictures are shown."""
     axes.set_xticks([])

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from tencrop.complexity.golden import golden_counts
 from tencrop.config import Config, SeeingConfig, UserError
 from tencrop.data.class_names import label_names
+from tencrop.evaluation.evaluate import EVALUATIONS
 from tencrop.evaluation.members import Member
+from tencrop.evaluation.results import load_result
 from tencrop.models.factory import build_model
 from tencrop.seeing.architecture import architecture_figure
 from tencrop.seeing.attention import attention_figure, attention_maps
@@ -23,7 +27,7 @@ from tencrop.seeing.record import Record
 from tencrop.seeing.retrieval import NUM_QUERIES, hidden_features, nearest, retrieval_figure
 from tencrop.seeing.subject import Subject, by_hash, chosen, subject_of
 from tencrop.seeing.trace import HasNone, last_maps, trace
-from tencrop.seeing.tradeoff import measured, published, tradeoff_figure
+from tencrop.seeing.tradeoff import measured, published, tradeoff_figure, tradeoff_record
 
 FIGURES = Path("figures")  # of models that no run trained
 NUM_FIELD_IMAGES = 16
@@ -31,38 +35,40 @@ NUM_OCCLUDED = 5
 NUM_ATTENDED = 4
 NUM_SEARCHED = 500  # images among which those that excite a unit are looked for
 IMAGENET_CLASSES = 1000
+Drawn = tuple[Figure, Record]
 
 
-def draw_model(config: Config, figure: str) -> Iterator[Path]:
-    """The figures that need no training: the paths written."""
-    if figure == "tradeoff":
-        yield from _tradeoff(config)
-        return
-    name = config.model.name
-    torch.manual_seed(config.seed)
-    network = build_model(config.model, num_classes=config.data.num_classes or IMAGENET_CLASSES)
-    out = Path(config.output) if config.output is not None else FIGURES / name.replace("/", "-")
-    yield from _architecture(network, config, out)
+def draw_model(config: Config, name: str, *, command: str) -> Iterator[Path]:
+    """The figure that needs no training, architecture or tradeoff: the paths written."""
+    if name == "tradeoff":
+        out, (figure, record) = FIGURES, _tradeoff(config)
+    else:
+        torch.manual_seed(config.seed)
+        network = build_model(config.model, num_classes=config.data.num_classes or IMAGENET_CLASSES)
+        out, (figure, record) = FIGURES / config.model.name.replace("/", "-"), _architecture(network, config)
+    out = out if config.output is None else Path(config.output)
+    yield from save_figure(figure, out, name, replace(record, command=command))
 
 
-def draw_run(member: Member, config: SeeingConfig) -> Iterator[Path]:
+def draw_run(member: Member, config: SeeingConfig, *, command: str) -> Iterator[Path]:
     """The figure that `config` names of the member's weights, or all that apply: the paths written."""
-    subject = subject_of(member)
-    out = _folder(member, config)
     draw = {
-        "architecture": lambda: _architecture(subject.network, subject.config, out),
-        "receptive_field": lambda: _receptive_field(subject, config, out),
-        "retrieval": lambda: _retrieval(subject, config, out),
-        "occlusion": lambda: _occlusion(subject, config, out),
-        "patches": lambda: _patches(subject, config, out),
-        "attention": lambda: _attention(subject, config, out),
+        "architecture": lambda subject, _: _architecture(subject.network, subject.config),
+        "receptive_field": _receptive_field,
+        "retrieval": _retrieval,
+        "occlusion": _occlusion,
+        "patches": _patches,
+        "attention": _attention,
     }
+    subject, out = subject_of(member), _folder(member, config)
     for name in draw if config.figure == "all" else [config.figure]:
         try:
-            yield from draw[name]()
+            figure, record = draw[name](subject, config)
         except HasNone:
             if config.figure != "all":
-                raise  # of all figures, those that the network has none of are left out
+                raise
+            continue  # of all figures, those that the network has none of are left out
+        yield from save_figure(figure, out, name, replace(record, command=command))
 
 
 def _folder(member: Member, config: SeeingConfig) -> Path:
@@ -73,24 +79,25 @@ def _folder(member: Member, config: SeeingConfig) -> Path:
     return run_dir / "figures" if is_run else FIGURES / member.config.model.name.replace("/", "-")
 
 
-def _architecture(network: torch.nn.Module, config: Config, out: Path) -> Iterator[Path]:
+def _architecture(network: torch.nn.Module, config: Config) -> Drawn:
     name = config.model.name
     figure = architecture_figure(network, image_size=config.image_size, title=name)
-    caption = "Stages of one output size. Height: square root of the maps’ side; width: logarithm of their number."
-    yield from save_figure(figure, out, "architecture", Record("Architecture", caption, name))
-
-
-def _tradeoff(config: Config) -> Iterator[Path]:
-    counts = golden_counts()
-    series, own = published(counts), measured(Path(config.runs), counts)
-    caption = "Bubble area: parameters. Recipes and test protocols differ from paper to paper: " + "; ".join(
-        f"{one.name}: {one.source} ({one.protocol})" for one in series
+    caption = (
+        "Stages of one output size: that size, the number of parameters, the layers. Height: square root of the maps’"
+        " side; width: logarithm of their number. Blue: maps; green: tokens; orange: vectors."
     )
-    out = Path(config.output) if config.output is not None else FIGURES
-    yield from save_figure(tradeoff_figure(series, own), out, "tradeoff", Record("Error and cost", caption, "all"))
+    return figure, Record("Architecture", caption, name)
 
 
-def _receptive_field(subject: Subject, config: SeeingConfig, out: Path) -> Iterator[Path]:
+def _tradeoff(config: Config) -> Drawn:
+    counts = golden_counts()
+    series = published(counts)
+    results = [path for folder in (Path(config.runs), EVALUATIONS) for path in folder.rglob("*.result.json")]
+    own = measured([load_result(path) for path in sorted(results)], counts)
+    return tradeoff_figure(series, own), tradeoff_record(series)
+
+
+def _receptive_field(subject: Subject, config: SeeingConfig) -> Drawn:
     index = chosen(subject.split("val"), config.images, num_images=NUM_FIELD_IMAGES)
     images = subject.inputs(subject.pictures("val", index).pixels)
     layer = _layer_with_maps(subject, config)
@@ -103,10 +110,10 @@ def _receptive_field(subject: Subject, config: SeeingConfig, out: Path) -> Itera
         " (Luo et al. 2016), each on its own scale. Strong: above 4.55% of the largest, as the side of a square of the"
         " same area. The dashed box holds every pixel that has any influence."
     )
-    yield from save_figure(figure, out, "receptive_field", _record(subject, "Effective receptive field", caption))
+    return figure, _record(subject, "Effective receptive field", caption)
 
 
-def _retrieval(subject: Subject, config: SeeingConfig, out: Path) -> Iterator[Path]:
+def _retrieval(subject: Subject, config: SeeingConfig) -> Drawn:
     queries = subject.pictures("val", chosen(subject.split("val"), config.images, num_images=NUM_QUERIES))
     candidates = subject.pictures("train", np.sort(by_hash(subject.split("train").num_samples)[: config.candidates]))
     features = [hidden_features(subject.network, subject.inputs(these.pixels)) for these in (queries, candidates)]
@@ -116,12 +123,13 @@ def _retrieval(subject: Subject, config: SeeingConfig, out: Path) -> Iterator[Pa
     figure = retrieval_figure(queries, candidates, found, names=names, title=title)
     caption = (
         "Test images, and the training images nearest by Euclidean distance in the last hidden layer (after Krizhevsky"
-        f" et al. 2012, figure 4), of {len(candidates.index):,} searched. Blue: of the same class; orange: of another."
+        f" et al. 2012, figure 4), of {len(candidates.index):,} searched. Blue: of the same class; orange: of another,"
+        " named. Above each its distance."
     )
-    yield from save_figure(figure, out, "retrieval", _record(subject, "Nearest training images", caption))
+    return figure, _record(subject, "Nearest training images", caption)
 
 
-def _occlusion(subject: Subject, config: SeeingConfig, out: Path) -> Iterator[Path]:
+def _occlusion(subject: Subject, config: SeeingConfig) -> Drawn:
     pictures = subject.pictures("val", chosen(subject.split("val"), config.images, num_images=NUM_OCCLUDED))
     found = [
         occlusion(subject.network, image, int(label))
@@ -135,33 +143,36 @@ def _occlusion(subject: Subject, config: SeeingConfig, out: Path) -> Iterator[Pa
         " network, covers each place (after Zeiler and Fergus 2013): dark where the class is lost without what lies"
         " there."
     )
-    yield from save_figure(figure, out, "occlusion", _record(subject, "Occlusion", caption))
+    return figure, _record(subject, "Occlusion", caption)
 
 
-def _patches(subject: Subject, config: SeeingConfig, out: Path) -> Iterator[Path]:
+def _patches(subject: Subject, config: SeeingConfig) -> Drawn:
     pictures = subject.pictures("val", chosen(subject.split("val"), config.images, num_images=NUM_SEARCHED))
     inputs = subject.inputs(pictures.pixels)
     layer = _layer_with_maps(subject, config)
     network = subject.network
-    num_channels = [call.output[1] for call in trace(network, inputs[:1]) if call.name == layer][-1]
-    units = list(range(min(NUM_UNITS, num_channels)))
+    found = most_excited(network, inputs, layer, num=NUM_PATCHES)
+    answering = [unit for unit, excited in enumerate(found) if excited[0].answer > 0][:NUM_UNITS]
+    if not answering:
+        raise HasNone(f"figure=patches: no unit of {layer} answers to any image; choose another layer=")
     rows = []
-    for unit, excited in zip(units, most_excited(network, inputs, layer, units, num=NUM_PATCHES), strict=True):
+    for unit in answering:
         pairs = []
-        for one in excited:
+        for one in found[unit]:
             projected = projection(network, inputs[one.image], layer, unit, one)
             top, left, bottom, right = patch_box(projected)
             pairs.append((pictures.pixels[one.image, top:bottom, left:right], projected[:, top:bottom, left:right]))
         rows.append((unit, pairs))
     figure = patches_figure(rows, title=f"What excites the units of {layer}")
     caption = (
-        f"The first {len(units)} units of {layer}: the patches of {len(inputs):,} test images that excite each most,"
-        " and beside each what in it does, by the way back of a deconvolutional network (after Zeiler and Fergus 2013)."
+        f"The first {len(rows)} units of {layer} that answer to anything: the patches of {len(inputs):,} test images"
+        " that excite each most, and beside each what in it does, by the way back of a deconvolutional network (after"
+        " Zeiler and Fergus 2013)."
     )
-    yield from save_figure(figure, out, "patches", _record(subject, "Patches that excite units", caption))
+    return figure, _record(subject, "Patches that excite units", caption)
 
 
-def _attention(subject: Subject, config: SeeingConfig, out: Path) -> Iterator[Path]:
+def _attention(subject: Subject, config: SeeingConfig) -> Drawn:
     pictures = subject.pictures("val", chosen(subject.split("val"), config.images, num_images=NUM_ATTENDED))
     name = subject.config.model.name
     attention = attention_maps(subject.network, subject.inputs(pictures.pixels), name=name)
@@ -171,9 +182,9 @@ def _attention(subject: Subject, config: SeeingConfig, out: Path) -> Iterator[Pa
     reader = "the class token takes" if num_prefix else "the patches take on average"
     caption = (
         f"How much {reader} from each patch: rolled out over all layers (Abnar and Zuidema 2020), and in"
-        f" the first heads of the last of {len(attention)} layers, each on its own scale."
+        f" the first heads of the last of {len(attention)} layers, each on its own scale, yellow the most."
     )
-    yield from save_figure(figure, out, "attention", _record(subject, "Attention", caption))
+    return figure, _record(subject, "Attention", caption)
 
 
 def _layer_with_maps(subject: Subject, config: SeeingConfig) -> str:

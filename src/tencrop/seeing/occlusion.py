@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from tencrop.seeing.drawing import HEAT, SOFT, bare, styled, titled
+from tencrop.seeing.drawing import HEAT, SOFT, bare, shortened, styled, titled
 from tencrop.seeing.subject import AT_ONCE, Pictures
 from tencrop.seeing.trace import run_frozen
 
@@ -59,7 +59,7 @@ def occlusion_figure(pictures: Pictures, found: Sequence[Occlusion], *, names: S
         for column, one in enumerate(found):
             pixels = pictures.pixels[column]
             above[column].imshow(pixels.numpy(), interpolation="nearest")
-            above[column].set_title(names[int(pictures.labels[column])])
+            above[column].set_title(shortened(names[int(pictures.labels[column])], 18))
             extent = (-0.5, pixels.shape[1] - 0.5, pixels.shape[0] - 0.5, -0.5)
             shown = below[column].imshow(
                 one.probabilities.numpy(), cmap=HEAT, vmin=0, vmax=1, interpolation="bilinear", extent=extent

@@ -32,22 +32,20 @@ class Excited(NamedTuple):
     answer: float
 
 
-def most_excited(
-    network: nn.Module, inputs: Tensor, layer: str, units: Sequence[int], *, num: int
-) -> list[list[Excited]]:
+def most_excited(network: nn.Module, inputs: Tensor, layer: str, *, num: int) -> list[list[Excited]]:
     """For each unit (channel of the layer's maps) the `num` images that excite it most, at most one place of each."""
     answers, places = [], []
     for batch in inputs.split(AT_ONCE):
         with captured(network.get_submodule(layer), lambda inputs, output: output) as found:
             run_frozen(network, batch)
-        maps = found[-1][:, list(units)]
+        maps = found[-1]
         largest, place = maps.flatten(2).max(2)
         width = maps.shape[3]
         answers.append(largest)
         places.append(place)
     answer, place = torch.cat(answers), torch.cat(places)
     result = []
-    for unit in range(len(units)):
+    for unit in range(answer.shape[1]):
         order = answer[:, unit].argsort(descending=True, stable=True)[:num].tolist()
         result.append([Excited(i, *divmod(int(place[i, unit]), width), answer=float(answer[i, unit])) for i in order])
     return result

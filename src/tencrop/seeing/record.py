@@ -1,4 +1,4 @@
-"""What a figure shows, in words, as JSON beside it. Written by drawing.py, read by report/seen.py."""
+"""What a figure shows, in words, as JSON beside it. Written by drawing.py, read by the report."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Record:
     caption: str
     model: str
     weights_sha256: str | None = None  # None: of no trained weights
+    command: str = ""  # that drew it
 
 
 def save_record(path: Path, record: Record) -> None:

@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from tencrop.seeing.drawing import BLUE, ORANGE, RULE, SOFT, framed, styled, titled
+from tencrop.seeing.drawing import BLUE, ORANGE, RULE, SOFT, framed, shortened, styled, titled
 from tencrop.seeing.subject import AT_ONCE, Pictures
 from tencrop.seeing.trace import captured, classifying_layer, run_frozen, trace
 
@@ -57,19 +57,14 @@ def retrieval_figure(
         for row in range(num_rows):
             label = int(queries.labels[row])
             _show(grid[row][0], queries.pixels[row], RULE)
-            grid[row][0].set_title(names[label], size=8.5)
+            grid[row][0].set_title(shortened(names[label], 14), size=8.5)
             for column, position in enumerate(found.positions[row].tolist(), start=1):
                 other = int(candidates.labels[position])
                 _show(grid[row][column], candidates.pixels[position], BLUE if other == label else ORANGE)
                 distance = f"{found.distances[row, column - 1]:.3g}"
-                mark = "" if other == label else f"{shortened(names[other])} "
+                mark = "" if other == label else f"{shortened(names[other], 11)}: "
                 grid[row][column].set_title(f"{mark}{distance}", size=7.5, color=SOFT, weight="normal")
     return figure
-
-
-def shortened(name: str, most: int = 11) -> str:
-    """The name in at most so many letters."""
-    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def _show(axes, pixels: Tensor, colour: str) -> None:

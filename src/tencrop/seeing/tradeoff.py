@@ -1,13 +1,14 @@
 """Error against multiply-adds, bubbles by number of parameters: what papers printed, and what was measured.
 
-Printed values stand in conf/published_errors.yaml, costs in complexity/golden.json. Called by figures.py.
+Printed values stand in conf/published_errors.yaml, costs in complexity/golden.json. Called by figures.py, and by
+report/comparisons.py.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
+from tencrop.complexity.networks import model_file
 from tencrop.config.verbs import CONF
-from tencrop.seeing.drawing import INK, RULE, SOFT, styled, titled
+from tencrop.seeing.drawing import INK, PAPER, RULE, SOFT, styled, titled
+from tencrop.seeing.record import Record
 
 PUBLISHED = CONF / "published_errors.yaml"
 # Tol's muted colours, in an order in which neighbours differ; a series is named where it ends as well
@@ -63,19 +66,36 @@ def published(counts: dict[str, dict[str, int]], path: Path = PUBLISHED) -> list
     return found
 
 
-def measured(runs: Path, counts: dict[str, dict[str, int]]) -> list[Point]:
-    """What evaluations below `runs` found on ImageNet, of networks whose costs are known at their size."""
+def point_of(
+    model: str, kwargs: Mapping[str, Any], size: int, top1_error: float, counts: Mapping[str, Mapping[str, int]]
+) -> Point | None:
+    """A network at an image size with its error, percent; None where conf/model has no such network at this size."""
+    cost = counts.get(model)
+    if cost is None or cost["image_size"] != size or model_file(model)[0].kwargs != kwargs:
+        return None
+    return Point(model, top1_error, cost["mult_adds"], cost["parameters"])
+
+
+def measured(results: Iterable[Mapping[str, Any]], counts: Mapping[str, Mapping[str, int]]) -> list[Point]:
+    """Of some result.json those on ImageNet, of one network (no ensemble) whose costs are known."""
     points = []
-    for path in sorted(runs.rglob("predictions/*.result.json")) if runs.is_dir() else []:
-        result: dict[str, Any] = json.loads(path.read_text())
-        cost = counts.get(result["model"])
-        if result["data"] == "imagenet" and cost is not None and cost["image_size"] == result["size"]:
-            points.append(Point(result["model"], 100 * result["top1_error"], cost["mult_adds"], cost["parameters"]))
-    return points
+    for result in results:
+        if result["data"] == "imagenet" and isinstance(result["checkpoint"], str):
+            kwargs, error = json.loads(result["model_kwargs"]), 100 * result["top1_error"]
+            points.append(point_of(result["model"], kwargs, result["size"], error, counts))
+    return [one for one in points if one is not None]
 
 
-def tradeoff_figure(series: Sequence[Series], own: Sequence[Point] = ()) -> Figure:
-    """Lines join a paper's networks; crosses are our own measurements."""
+def tradeoff_record(series: Sequence[Series]) -> Record:
+    """What the figure shows, and where each series was printed."""
+    caption = "Bubble area: parameters. Recipes and test protocols differ from paper to paper: " + "; ".join(
+        f"{one.name}: {one.source} ({one.protocol})" for one in series
+    )
+    return Record("Error and cost", caption, "all")
+
+
+def tradeoff_figure(series: Sequence[Series], own: Sequence[Point] = (), claims: Sequence[Point] = ()) -> Figure:
+    """Lines join a paper's networks; crosses are our own measurements, rings what their experiments claim."""
     with styled():
         figure = Figure(figsize=(9.2, 6.2))
         titled(figure, "Top-1 error on ImageNet against multiply-adds")
@@ -83,7 +103,7 @@ def tradeoff_figure(series: Sequence[Series], own: Sequence[Point] = ()) -> Figu
         axes.set_xscale("log")
         axes.grid(True, color=RULE, linewidth=0.8)
         axes.set_axisbelow(True)
-        axes.set(xlabel="multiply-adds of one image, billions", ylabel="top-1 error, percent, as published")
+        axes.set(xlabel="multiply-adds of one image, billions", ylabel="top-1 error, percent")
         for number, one in enumerate(series):
             colour = COLOURS[number % len(COLOURS)]
             xs, ys = [point.mult_adds / 1e9 for point in one.points], [point.top1_error for point in one.points]
@@ -91,11 +111,14 @@ def tradeoff_figure(series: Sequence[Series], own: Sequence[Point] = ()) -> Figu
             dashes = "-" if number < len(COLOURS) else "--"  # where a colour comes again
             axes.plot(xs, ys, color=colour, linewidth=1.2, alpha=0.8, linestyle=dashes)
             axes.scatter(xs, ys, s=areas, color=colour, alpha=0.35, linewidth=0)
-            axes.scatter(xs, ys, s=9, color=colour, linewidth=0)
+            axes.scatter(xs, ys, s=9, color=colour, linewidth=0, zorder=4)
         _name(axes, series)
-        if own:
-            xs, ys = [point.mult_adds / 1e9 for point in own], [point.top1_error for point in own]
-            axes.scatter(xs, ys, s=60, marker="x", color=INK, label="measured here")
+        ring: dict[str, Any] = {"marker": "o", "facecolor": "none", "edgecolor": INK, "s": 90}
+        cross: dict[str, Any] = {"marker": "x", "color": INK, "s": 60}
+        for points, look, label in ((claims, ring, "claimed by these experiments"), (own, cross, "measured here")):
+            if points:
+                xs, ys = [point.mult_adds / 1e9 for point in points], [point.top1_error for point in points]
+                axes.scatter(xs, ys, label=label, zorder=5, **look)
         for millions in (5, 25, 100):
             area = AREA_PER_MILLION * millions
             axes.scatter([], [], s=area, color=SOFT, alpha=0.35, label=f"{millions} M parameters")
@@ -105,16 +128,18 @@ def tradeoff_figure(series: Sequence[Series], own: Sequence[Point] = ()) -> Figu
 
 
 def _name(axes: Any, series: Sequence[Series]) -> None:
-    """Each series' name at its cheapest network, moved up or down until no two names overlap."""
+    """Each series' name to the left of its cheapest network, moved up or down until no two names overlap."""
     taken: list[tuple[float, float]] = []
     low, high = axes.get_ylim()
     step = (high - low) / 45
+    shifts = [0.0, *(sign * distance * step for distance in range(1, 12) for sign in (1, -1))]
     for number, one in enumerate(series):
         first = one.points[0]
         x, y = first.mult_adds / 1e9, first.top1_error
-        shifts = [sign * distance * step for distance in range(1, 12) for sign in (1, -1)]
-        near = [other_y for other_x, other_y in taken if abs(math.log(x / other_x)) <= 0.9]
+        near = [other_y for other_x, other_y in taken if abs(math.log(x / other_x)) <= 1.3]
         text_y = next((y + shift for shift in shifts if all(abs(y + shift - other) > step for other in near)), y)
         taken.append((x, text_y))
-        colour = COLOURS[number % len(COLOURS)]
-        axes.annotate(one.name, (x, text_y), color=colour, weight="bold", ha="center", va="center", size=8.5)
+        paper = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.7, "pad": 0.6}  # over lines and bubbles
+        style = {"color": COLOURS[number % len(COLOURS)], "weight": "bold", "size": 8.5, "ha": "right", "va": "center"}
+        axes.text(x / 1.08, text_y, one.name, bbox=paper, **style)
+    axes.set_xlim(left=min(one.points[0].mult_adds for one in series) / 1e9 / 3.5)

@@ -1,0 +1,56 @@
+"""Figures over several experiments, for the head of the page: training error against epochs where one network was
+trained on the same data in several ways (AlexNet's Figure 1), error against multiply-adds where data are ImageNet's.
+
+Called by page. matplotlib, about a second, is imported where there is something to draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tencrop.report.collect import Evaluation, Experiment
+from tencrop.report.training_error import draw_training_error, has_training_error
+
+
+def draw_comparisons(experiments: Sequence[Experiment], evaluations: Sequence[Evaluation], folder: Path) -> list[Path]:
+    """Write what these have the numbers for into `folder`, as SVG, PNG and record; returns the SVGs."""
+    races = [draw_training_error(family, folder, _name(family[0]))[0] for family in families(experiments)]
+    return [*races, *_draw_tradeoff(experiments, evaluations, folder)[:1]]
+
+
+def families(experiments: Sequence[Experiment]) -> list[list[Experiment]]:
+    """Two experiments or more that trained one network on the same data, and logged its error on plain labels."""
+    found: dict[tuple[str, str], list[Experiment]] = {}
+    for experiment in filter(has_training_error, experiments):
+        config = experiment.runs[0].config
+        found.setdefault((config["model"]["name"], config["data"]["name"]), []).append(experiment)
+    return [family for family in found.values() if len(family) > 1]
+
+
+def _name(experiment: Experiment) -> str:
+    config = experiment.runs[0].config
+    return f"training_error-{config['model']['name'].replace('/', '-')}-{config['data']['name']}"
+
+
+def _draw_tradeoff(experiments: Sequence[Experiment], evaluations: Sequence[Evaluation], folder: Path) -> list[Path]:
+    """Nothing unless an experiment claims or has measured an error on ImageNet, of a network whose costs are known."""
+    results = [result for experiment in experiments for run in experiment.runs for result in run.valid_results]
+    facts = [result.facts for result in (*results, *(evaluation.result for evaluation in evaluations))]
+    claims = [(one.runs[0].config, one.claim["top1_error"]) for one in experiments if one.claim]
+    claims = [(config, error) for config, error in claims if config["data"]["name"] == "imagenet"]
+    if not claims and not any(one["data"] == "imagenet" for one in facts):
+        return []
+
+    from tencrop.complexity.golden import golden_counts
+    from tencrop.seeing.drawing import save_figure
+    from tencrop.seeing.tradeoff import measured, point_of, published, tradeoff_figure, tradeoff_record
+
+    counts = golden_counts()
+    own = measured(facts, counts)
+    points = [point_of(one["model"]["name"], one["model"]["kwargs"], one["image_size"], y, counts) for one, y in claims]
+    claimed = [point for point in points if point is not None]
+    if not own and not claimed:
+        return []
+    series = published(counts)
+    return save_figure(tradeoff_figure(series, own, claimed), folder, "tradeoff", tradeoff_record(series))

@@ -1,0 +1,50 @@
+"""Figures over several experiments reach the page where the runs have the numbers for them, and only there."""
+
+import json
+import re
+
+import yaml
+
+from tencrop.complexity.networks import model_file
+from tencrop.report.collect import collect, collect_evaluations
+from tencrop.report.comparisons import draw_comparisons, families
+from tencrop.report.page import write_report
+from tencrop.seeing.record import load_record
+
+
+def test_training_errors_of_one_network_on_the_same_data_are_drawn(evaluated_run, tmp_path):
+    folders = [evaluated_run("name=a"), evaluated_run("name=b", "optimizer.lr=0.5")]
+    evaluated_run("name=other", "model=lenet5_dense")
+    experiments = collect([tmp_path / "runs"])
+    assert [[one.name for one in family] for family in families(experiments)] == [["a", "b"]]
+    html, markdown = write_report(experiments, tmp_path / "report")
+    assert len(re.findall("<b>Training error.</b>", html.read_text())) == 1
+    assert "](figures/training_error-lenet5-digits.svg)" in markdown.read_text()
+    caption = load_record(tmp_path / "report" / "figures" / "training_error-lenet5-digits.json").caption
+    assert "a: " in caption and "b: " in caption and "epochs to 25%" in caption
+    (folders[1] / "metrics.jsonl").unlink()
+    assert draw_comparisons(collect([tmp_path / "runs"]), [], tmp_path / "none") == []
+    assert not (tmp_path / "none").exists()
+
+
+def of_imagenet(folder) -> None:
+    """Make the run one of ResNet-50 on ImageNet with a claim of 24.01 percent."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["model"] |= {"name": "resnet50", "kwargs": model_file("resnet50")[0].kwargs}
+    config["data"]["name"], config["image_size"] = "imagenet", 224
+    claim = {"top1_error": 24.01, "top5_error": 7.02, "data": "imagenet", "protocol": "center"}
+    config["claim"] = claim | {"split": "val", "source": "a paper"}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_claims_are_drawn_first_and_measured_errors_as_they_come(evaluated_run, loose_result, tmp_path):
+    folder = evaluated_run()
+    assert draw_comparisons(collect([folder]), [], tmp_path / "digits") == [], "the figure is of ImageNet"
+    of_imagenet(folder)
+    (svg,) = draw_comparisons(collect([folder]), [], tmp_path / "claimed")
+    assert "claimed by these experiments" in svg.read_text() and "measured here" not in svg.read_text()
+    kwargs = json.dumps(model_file("resnet50")[0].kwargs)
+    measured = {"data": "imagenet", "model": "resnet50", "model_kwargs": kwargs, "size": 224, "checkpoint": "w.pth"}
+    loose = loose_result(folder, label="w.pth", **measured)
+    (svg,) = draw_comparisons([], collect_evaluations([loose]), tmp_path / "measured")
+    assert "measured here" in svg.read_text() and "claimed by these experiments" not in svg.read_text()
