@@ -45,7 +45,8 @@ def test_a_network_at_another_size_with_other_arguments(run):
 def test_a_table_is_settled_or_not(run):
     exit_code, output, _ = run("table=vgg_table2")
     assert exit_code == 0 and "Of 12: 12 equal" in output
-    exit_code, output, _ = run("table=inception", "format=csv")
+    slip = "table.rows=[{row: A, model: vgg_a, value: '131'}]"
+    exit_code, output, _ = run("table=vgg_table2", slip, "format=csv")
     assert exit_code == 1 and "DIFFERS" in output
 
 

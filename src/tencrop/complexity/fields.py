@@ -72,11 +72,8 @@ class FieldTracker:
 
 Known = Callable[[Any], Field | None]
 UNCHANGED = {aten.native_batch_norm, aten._native_batch_norm_legit_no_training, aten.native_dropout, aten.clone,
-             aten._to_copy, aten.detach, aten.alias, aten.contiguous, aten.bernoulli,
-    aten.hardswish,
-    aten.hardtanh,
-    aten._prelu_kernel,
-}  # fmt: skip
+             aten._to_copy, aten.detach, aten.alias, aten.contiguous, aten.bernoulli, aten.hardswish, aten.hardtanh,
+             aten._prelu_kernel}  # fmt: skip
 
 
 def _spread(value: Any, num: int) -> list[int]:
@@ -94,7 +91,7 @@ def _convolution(known: Known, output, x, weight, bias, stride, padding, dilatio
         field = slid(field, dim, output.shape[dim], kernel=weight.shape[2 + axis], stride=strides[axis],
                       padding=paddings[axis], dilation=dilations[axis])  # fmt: skip
     if any(factor.axis for factor in field.dims[1]):
-        field = replace(collapsed(field, [1], keep=True))
+        field = collapsed(field, [1], keep=True)
     return replace(field, dims=(field.dims[0], (Factor(weight.shape[0]),), *field.dims[2:]))
 
 

@@ -1,10 +1,11 @@
 """Published tables of sizes and costs (conf/table) beside our counts. Called by __main__.py.
 
 A printed number and ours are "equal" when ours rounds to it at its printed precision, "cut off" when ours is cut off
-to it, as papers often do, and "about" it within 5% of a number printed with ~. Otherwise the row must carry arithmetic,
-which is computed here: `ours_as`, from the paper's own layers, must give ours exactly. "explained": `printed_as` gives
-the printed number from another reading of the same layers. "contradicted": no such reading is known, and the paper's
-(or its code's) own layers give ours. Anything else "DIFFERS": a mistake of ours until proved otherwise, exit code 1.
+to it, as papers often do, "about" it within 5% of a number printed with ~, and "below" one printed with <. Otherwise
+the row must carry arithmetic, which is computed here: `ours_as`, from the paper's own layers, must give ours exactly.
+"explained": `printed_as` gives the printed number from another reading of the same layers. "contradicted": no such
+reading is known, and the paper's (or its code's) own layers give ours. Anything else "DIFFERS": a mistake of ours until
+proved otherwise, exit code 1.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tencrop.config import Printed, PrintedTable, UserError
 
 UNITS = {"": 1, "K": 10**3, "Ki": 2**10, "M": 10**6, "G": 10**9}
 TILDE = 0.05  # how far "~" reaches
-MATCH, CUT, ABOUT = "equal", "cut off", "about"
+MATCH, CUT, ABOUT, BELOW = "equal", "cut off", "about", "below"
 EXPLAINED, CONTRADICTED, DIFFERS = "explained", "contradicted", "DIFFERS"
 
 QUANTITIES: dict[str, Callable[[Sequence[Layer]], int]] = {
@@ -42,13 +43,13 @@ QUANTITIES: dict[str, Callable[[Sequence[Layer]], int]] = {
     "connections without biases": lambda layers: sum(layer.connections - layer.bias_connections for layer in layers),
     "layers with weights": lambda layers: sum(layer.kind in WITH_UNITS for layer in layers),
 }
-# of the last of the layers, as text
-SHAPES: dict[str, Callable[[Layer], str | None]] = {
-    "output": lambda layer: layer.size,
-    "side": lambda layer: "×".join(layer.size.split("×")[:2]),
-    "kernel": lambda layer: "×".join(str(size) for size in layer.kernel),
-    "stride": lambda layer: agreed(layer.stride),
-    "field": lambda layer: agreed([window.size for window in layer.field.windows.values()]) if layer.field else None,
+# as text; of the last of the layers, but for "joined": the maps of all of them side by side, as a module's branches
+SHAPES: dict[str, Callable[[Sequence[Layer]], str | None]] = {
+    "output": lambda layers: layers[-1].size,
+    "joined": lambda layers: f"{_side(layers[-1])}×{sum(layer.output[0] for layer in layers)}",
+    "side": lambda layers: _side(layers[-1]),
+    "kernel": lambda layers: "×".join(str(size) for size in layers[-1].kernel),
+    "stride": lambda layers: agreed(layers[-1].stride),
 }
 
 
@@ -59,7 +60,7 @@ class Comparison:
     printed: Printed
     quantity: str
     ours: int | str
-    verdict: str  # equal | cut off | explained | contradicted | DIFFERS
+    verdict: str  # equal | cut off | about | below | explained | contradicted | DIFFERS
     ours_in_unit: str
 
     @property
@@ -79,7 +80,7 @@ def _compared(row: Printed, table: PrintedTable) -> Comparison:
     found = complexity_of_file(row.model, row.image_size, **(row.kwargs or {}))
     layers = _matching(row, found.layers)
     if quantity in SHAPES:
-        ours: int | str = SHAPES[quantity](layers[-1]) or "none"
+        ours: int | str = SHAPES[quantity](layers) or "none"
         verdict = MATCH if ours == row.value else CONTRADICTED if row.because and row.ours_as == ours else DIFFERS
         return Comparison(row, quantity, ours, verdict, str(ours))
     if quantity == "input":
@@ -93,15 +94,29 @@ def _compared(row: Printed, table: PrintedTable) -> Comparison:
 
 
 def _verdict(row: Printed, ours: int, unit: str) -> str:
-    if _rounds_to(ours, row, unit):
-        return ABOUT if row.value.startswith("~") else MATCH
-    if not row.value.startswith("~") and 0 <= ours / UNITS[unit] - _number(row.value) < _step(row):
-        return CUT
+    if agreement := _agreement(ours, row, unit):
+        return agreement
     if not row.because or not row.ours_as or evaluate(row.ours_as) != ours:
         return DIFFERS
     if row.printed_as is None:
         return CONTRADICTED
-    return EXPLAINED if _rounds_to(evaluate(row.printed_as), row, unit) else DIFFERS
+    return EXPLAINED if _agreement(evaluate(row.printed_as), row, unit) in (MATCH, ABOUT) else DIFFERS
+
+
+def _agreement(count: int, row: Printed, unit: str) -> str | None:
+    """How a count agrees with the printed number; None where it does not."""
+    found, printed, step = count / UNITS[unit], _number(row.value), _step(row)
+    if row.value.startswith("~"):
+        return ABOUT if abs(found - printed) <= TILDE * printed else None
+    if row.value.startswith("<"):
+        return BELOW if found < printed else None
+    if abs(found - printed) <= step / 2 * (1 + 1e-9):
+        return MATCH
+    return CUT if 0 <= found - printed < step else None
+
+
+def _side(layer: Layer) -> str:
+    return "×".join(layer.size.split("×")[:2])
 
 
 def _matching(row: Printed, all_layers: Sequence[Layer]) -> list[Layer]:
@@ -113,23 +128,16 @@ def _matching(row: Printed, all_layers: Sequence[Layer]) -> list[Layer]:
 
 
 def _number(value: str) -> float:
-    text = value.lstrip("~").replace(",", "").strip()
+    text = value.lstrip("~<").replace(",", "").strip()
     try:
         return float(text)
     except ValueError as error:
-        raise UserError(f"value={value}: is no number; write 133 with unit: M, or ~4.1") from error
+        raise UserError(f"value={value}: is no number; write 133 with unit: M, ~4.1 or <10") from error
 
 
 def _step(row: Printed) -> float:
     """The printed precision in units: 0.1 for 6.8."""
-    return row.step or 10.0 ** -len(row.value.lstrip("~").partition(".")[2])
-
-
-def _rounds_to(ours: float, row: Printed, unit: str) -> bool:
-    printed = _number(row.value)
-    if row.value.startswith("~"):
-        return abs(ours / UNITS[unit] - printed) <= TILDE * printed
-    return abs(ours / UNITS[unit] - printed) <= _step(row) / 2 * (1 + 1e-9)
+    return row.step or 10.0 ** -len(row.value.partition(".")[2])
 
 
 def _in_unit(ours: int, row: Printed, unit: str) -> str:
@@ -169,8 +177,8 @@ def terminal(table: PrintedTable, comparisons: Sequence[Comparison]) -> str:
         first, second, *others = (cell.ljust(w) if c < 2 else cell.rjust(w)
                                   for c, (cell, w) in enumerate(zip(line, widths, strict=True)))  # fmt: skip
         text.append("  ".join([first, second, *others]).rstrip())
-        if number and (why := _why(comparisons[number - 1])):
-            text.append(textwrap.fill(why, 100, initial_indent="    ", subsequent_indent="    "))
+        for why in _reasons(comparisons[number - 1]) if number else []:
+            text.append(textwrap.fill(why, 100, initial_indent=" " * 4, subsequent_indent=" " * 6))
     text += ["", _summary(comparisons)]
     return "\n".join(text) + "\n"
 
@@ -178,7 +186,7 @@ def terminal(table: PrintedTable, comparisons: Sequence[Comparison]) -> str:
 def markdown(table: PrintedTable, comparisons: Sequence[Comparison]) -> str:
     """The table in Markdown."""
     heads = ("row", "quantity", "printed", "ours", "verdict", "why")
-    rows = [(*_cells(table, comparison), _why(comparison)) for comparison in comparisons]
+    rows = [(*_cells(table, comparison), "; ".join(_reasons(comparison))) for comparison in comparisons]
     lines = [heads, (":--", ":--", "--:", "--:", ":--", ":--"), *rows]
     body = "".join("| " + " | ".join(cell.replace("*", "\\*") for cell in line) + " |\n" for line in lines)
     note = f" {table.note}" if table.note else ""
@@ -220,21 +228,21 @@ def _cells(table: PrintedTable, comparison: Comparison) -> tuple[str, ...]:
     return row.row, comparison.quantity, printed, comparison.ours_in_unit, comparison.verdict
 
 
-def _why(comparison: Comparison) -> str:
-    row, parts = comparison.printed, []
-    if row.because:
-        parts.append(row.because)
-    if comparison.verdict in (EXPLAINED, CONTRADICTED, DIFFERS):
+def _reasons(comparison: Comparison) -> list[str]:
+    """What there is to say of a row, and the arithmetic of its difference."""
+    row = comparison.printed
+    reasons = [row.because] if row.because else []
+    if comparison.verdict in (EXPLAINED, CONTRADICTED, DIFFERS) and comparison.quantity not in SHAPES:
         for words, arithmetic in (("printed", row.printed_as), ("ours", row.ours_as)):
-            if arithmetic and comparison.quantity not in SHAPES:
-                parts.append(f"{words}: {arithmetic.replace('**', '^')} = {evaluate(arithmetic):,}")
-    return "; ".join(parts)
+            if arithmetic:
+                reasons.append(f"{words}: {evaluate(arithmetic):,} = {arithmetic.replace('**', '^')}")
+    return reasons
 
 
 def _summary(comparisons: Sequence[Comparison]) -> str:
     found = [comparison.verdict for comparison in comparisons]
     words = {MATCH: "equal to the printed precision", CUT: "cut off to it",
-             ABOUT: "within 5% of a printed ~", EXPLAINED: "explained by arithmetic",
+             ABOUT: "within 5% of a printed ~", BELOW: "below a printed bound", EXPLAINED: "explained by arithmetic",
              CONTRADICTED: "contradicted by the paper's own layers", DIFFERS: "DIFFER"}  # fmt: skip
     counts = [f"{found.count(verdict)} {text}" for verdict, text in words.items() if verdict in found]
     return f"Of {len(found)}: {', '.join(counts)}."
