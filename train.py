@@ -29,14 +29,16 @@ def main(config: Config) -> int:
     from tencrop.training.monitors import exit_when_asked
     from tencrop.training.ranks import ranks_together
 
-    is_complete = completed(run_path(config)) is not None
-    if not is_complete and is_first_process():  # what does not fit is refused before anything is written
-        check_scorable(build(config, batches=batches, manifest=manifest)[1].model, config)
+    fitted = completed(run_path(config))
+    if fitted is None:  # what does not fit is refused before anything is written
+        data, classifier = build(config, batches=batches, manifest=manifest)
+        check_scorable(classifier.model, config)
     run_dir = run_folder(config, manifest)
-    with exit_when_asked(), ranks_together(1 if is_complete else batches.num_devices):
-        logger = None if is_complete else build_logger(config, run_dir)
-        watchers = [InputImages()]
-        fitted = fit(config, batches=batches, manifest=manifest, run_dir=run_dir, logger=logger, callbacks=watchers)
+    with exit_when_asked(), ranks_together(batches.num_devices if fitted is None else 1):
+        logger = None
+        if fitted is None:
+            logger = build_logger(config, run_dir)
+            fitted = fit(data, classifier, run_dir=run_dir, logger=logger, callbacks=[InputImages()])
         finish(run_dir, status=fitted.status, weights_sha256=fitted.weights_sha256, ema_sha256=fitted.ema_sha256)
         if fitted.status == "complete":
             result = evaluate_run(config, manifest=manifest, checkpoint=fitted.checkpoint, out=run_dir / "predictions")

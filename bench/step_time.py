@@ -36,7 +36,7 @@ def main(config: Config) -> int:
 def time_fit(config: Config, batches: Batches, manifest: dict) -> float:
     from pytorch_lightning import Callback
 
-    from tencrop.training.fit import fit
+    from tencrop.training.fit import build, fit
 
     class Timer(Callback):
         start, end, half = 0.0, 0.0, config.training.max_steps // 2
@@ -48,7 +48,7 @@ def time_fit(config: Config, batches: Batches, manifest: dict) -> float:
 
     timer = Timer()
     with tempfile.TemporaryDirectory() as folder:
-        fit(config, batches=batches, manifest=manifest, run_dir=Path(folder), callbacks=[timer])
+        fit(*build(config, batches=batches, manifest=manifest), run_dir=Path(folder), callbacks=[timer])
     return (timer.end - timer.start) * 1000 / (config.training.max_steps - timer.half)
 
 

@@ -7,7 +7,7 @@ import pytest
 from tencrop.config import derive_batches
 from tencrop.config.verbs import CONF
 from tencrop.data.manifest import read_manifest
-from tencrop.training.fit import fit
+from tencrop.training.fit import build, fit
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 DATA = {"digits": "prepared_digits"}  # by data.name; what is not here takes a step on photographs
@@ -20,7 +20,7 @@ def test_takes_a_step(recipe, composed, request, tmp_path):
     groups = [] if composed(recipe).model.bn_group is None else ["model.bn_group=4"]
     groups += [] if composed(recipe).augmentation.mixing.mix_group is None else ["augmentation.mixing.mix_group=4"]
     config = composed(recipe, *small, *groups, f"data.root={root}")
-    result = fit(config, batches=derive_batches(config), manifest=read_manifest(root), run_dir=tmp_path)
+    result = fit(*build(config, batches=derive_batches(config), manifest=read_manifest(root)), run_dir=tmp_path)
     assert (result.status, result.step) == ("complete", 1) and result.checkpoint.exists()
 
 

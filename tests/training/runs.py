@@ -17,7 +17,7 @@ import tencrop.training.classifier
 from tencrop.config import Config, derive_batches, typed
 from tencrop.config.verbs import CONF
 from tencrop.data.manifest import read_manifest
-from tencrop.training.fit import fit
+from tencrop.training.fit import build, completed, fit
 
 # 18 images to train on and 6 to select by, 3 steps an epoch of 3 micro-batches each; every part that has a state
 RECIPE = [
@@ -96,7 +96,7 @@ def train(
     float64: bool = False,
     environment: dict[str, str] | None = None,
 ) -> None:
-    """Runs fit() and writes what came of it to run_dir/result<rank>.json."""
+    """Trains as train.py does and writes what came of it to run_dir/result<rank>.json."""
     os.environ.update(environment or {})
     torch.set_num_threads(1)
     if float64:
@@ -106,9 +106,10 @@ def train(
     config = recipe(root, *overrides)
     callbacks = [] if fault is None else [Fault(**fault)]
     run_dir.mkdir(parents=True, exist_ok=True)
-    result = fit(
-        config, batches=derive_batches(config), manifest=read_manifest(root), run_dir=run_dir, callbacks=callbacks
-    )
+    result = completed(run_dir)
+    if result is None:
+        built = build(config, batches=derive_batches(config), manifest=read_manifest(root))
+        result = fit(*built, run_dir=run_dir, callbacks=callbacks)
     rank = os.environ.get("LOCAL_RANK", "0")
     (run_dir / f"result{rank}.json").write_text(json.dumps(vars(result) | {"checkpoint": str(result.checkpoint)}))
     sys.exit(result.exit_code)

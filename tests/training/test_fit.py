@@ -16,7 +16,7 @@ from tencrop.config import UserError, derive_batches
 from tencrop.data.manifest import read_manifest
 from tencrop.models.factory import build_model
 from tencrop.training.checkpoints import read_checkpoint
-from tencrop.training.fit import fit
+from tencrop.training.fit import build, fit
 
 KILL, TERM, USR1 = signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1
 
@@ -108,16 +108,18 @@ def test_weights_that_overflow_are_not_saved(train):
 def test_a_checkpoint_of_other_data_is_refused(train, prepared_photos, tmp_path):
     train("run", fault={"signal_number": TERM, "at_step": 2})
     config = runs.recipe(prepared_photos, "training.minival_fraction=0.5")  # 12 images where there were 18
+    built = build(config, batches=derive_batches(config), manifest=read_manifest(prepared_photos))
     with pytest.raises(UserError, match="begun for 12 steps and these data make it 8"):
-        fit(config, batches=derive_batches(config), manifest=read_manifest(prepared_photos), run_dir=tmp_path / "run")
+        fit(*built, run_dir=tmp_path / "run")
     torch.use_deterministic_algorithms(False)  # fit() had switched them on, in this process for once
 
 
 def test_a_checkpoint_of_another_network_is_refused(train, prepared_photos, tmp_path):
     train("run", fault={"signal_number": TERM, "at_step": 2})
     config = runs.recipe(prepared_photos, "model.name=test_resnet")
+    built = build(config, batches=derive_batches(config), manifest=read_manifest(prepared_photos))
     with pytest.raises(UserError, match=r"run/checkpoints/last\.ckpt: its weights are not those of test_resnet: it"):
-        fit(config, batches=derive_batches(config), manifest=read_manifest(prepared_photos), run_dir=tmp_path / "run")
+        fit(*built, run_dir=tmp_path / "run")
     torch.use_deterministic_algorithms(False)
 
 
@@ -207,7 +209,7 @@ def test_auxiliary_heads_learn_with_their_weight(composed, prepared_photos, tmp_
     quick = ["training.precision=fp32", "hardware=cpu", "tracker=none", f"data.root={prepared_photos}"]
     config = composed("data=imagefolder", "model=googlenet_2014", *size, *steps, *quick)
     manifest = read_manifest(prepared_photos)
-    result = fit(config, batches=derive_batches(config), manifest=manifest, run_dir=tmp_path)
+    result = fit(*build(config, batches=derive_batches(config), manifest=manifest), run_dir=tmp_path)
     assert (result.status, result.step) == ("complete", 1)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     loss = {row["split"]: row["loss"] / math.log(len(manifest["classes"])) for row in rows}

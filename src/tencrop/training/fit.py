@@ -57,24 +57,20 @@ class FitResult:
 
 
 def fit(
-    config: Config,
+    data: DataModule,
+    classifier: Classifier,
     *,
-    batches: Batches,
-    manifest: dict[str, Any],
     run_dir: Path,
     logger: Logger | None = None,
     callbacks: Iterable[Callback] = (),
 ) -> FitResult:
-    """Train, or continue from run_dir/checkpoints/last.ckpt exactly where it stands, or return at once if complete.
+    """Train what `build` built, or continue from run_dir/checkpoints/last.ckpt exactly where it stands.
 
-    manifest: of the prepared data. Raises UserError for data, model or checkpoint that do not fit the configuration.
-    Where the ranks were started by this command (training/ranks.py) all but the first end here, with exit code 0, when
-    the run is interrupted or diverges: the first says so.
+    Raises UserError for a checkpoint that does not fit. Where the ranks were started by this command
+    (training/ranks.py) all but the first end here, with exit code 0, when the run is interrupted or diverges: the first
+    says so.
     """
-    last = run_dir / "checkpoints" / "last.ckpt"
-    if finished := completed(run_dir):
-        return finished
-    data, classifier = build(config, batches=batches, manifest=manifest)
+    config, last = classifier.config, run_dir / "checkpoints" / "last.ckpt"
     interruption = Interruption(agree_every_steps=config.log_every_steps)
     metrics = Metrics(run_dir / "metrics.jsonl", every_steps=config.log_every_steps)
     checkpoints = Checkpoints(last.parent, every_steps=config.checkpoint_every_steps, interruption=interruption)
