@@ -3,6 +3,7 @@
 The same command typed again continues where the run stands, or shows its result.
 """
 
+import copy
 import sys
 
 from tencrop.config import Config, check_data, check_store, command, derive_batches, run_path
@@ -32,7 +33,7 @@ def main(config: Config) -> int:
     fitted = completed(run_path(config))
     if fitted is None:  # what does not fit is refused before anything is written
         data, classifier = build(config, batches=batches, manifest=manifest)
-        check_scorable(classifier.model, config)
+        check_scorable(copy.deepcopy(classifier.model), config)  # which leaves its network in eval mode
     run_dir = run_folder(config, manifest)
     with exit_when_asked(), ranks_together(batches.num_devices if fitted is None else 1):
         logger = None
