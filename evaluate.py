@@ -1,12 +1,15 @@
 """Evaluate trained weights: python evaluate.py checkpoint=PATH protocol=ten_crop. --help tells more."""
 
 from tencrop.config import Config, command, overrides
-from tencrop.evaluation.members import members_of
+from tencrop.config.launch import check_launch
+from tencrop.evaluation.members import check_ensemble, members_of
 
 
 @command("evaluate", Config)
 def main(config: Config) -> int:
-    members = members_of(config, overrides())  # refuses what is missing before torch is imported
+    members = members_of(config, overrides())  # what is wrong is refused before torch is imported
+    check_ensemble(members)
+    check_launch(members[0].config.hardware)
 
     from tencrop.evaluation.evaluate import evaluate_members
     from tencrop.evaluation.results import print_results

@@ -3,12 +3,12 @@
 Reads conf/prepare.yaml; the work is in src/tencrop/data/prepare.py, verify.py and simulate.py.
 """
 
-from tencrop.config import PrepareConfig, command
+from tencrop.config import PrepareConfig, command, num_threads
 
 
 @command("prepare", PrepareConfig)
 def main(config: PrepareConfig) -> int:
-    from tencrop.data.prepare import num_threads, prepare
+    from tencrop.data.prepare import prepare
     from tencrop.data.simulate import simulate
     from tencrop.data.verify import verify
 

@@ -1,8 +1,10 @@
 """The recipe's batch on every hardware, or a refusal with the arithmetic."""
 
+import os
+
 import pytest
 
-from tencrop.config import Batches, UserError, derive_batches
+from tencrop.config import Batches, UserError, derive_batches, num_threads
 
 
 def layout(composed, *overrides):
@@ -55,3 +57,11 @@ def test_mixing_groups_are_not_cut_either(composed):
 def test_what_cannot_be_is_refused_with_its_arithmetic(composed, overrides, words):
     with pytest.raises(UserError, match=words):
         layout(composed, *overrides)
+
+
+def test_processes_share_the_systems_cores_but_not_slurms(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(9)))
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    assert num_threads("auto") == 9 and num_threads("auto", 4) == 2 and num_threads("auto", 10) == 1
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "5")
+    assert num_threads("auto", 4) == 5 and num_threads(3, 4) == 3

@@ -80,12 +80,16 @@ def test_data_of_another_name_are_refused(composed):
         check_data(composed("data.root=x"), {"name": "digits", "classes": ["a"]})
 
 
-def test_a_store_that_was_written_otherwise_than_configured_is_refused(composed):
+def test_a_store_that_was_written_otherwise_than_configured_or_holds_no_batch_is_refused(composed):
     options = {f"store.{key}": value for key, value in dataclasses.asdict(composed().data.store).items()}
-    check_store(composed(), {"options": options})
+    manifest = {"options": options, "splits": {"train": {"num_samples": 256}}}
+    check_store(composed(), manifest)
     options["store.short_side"] = 256
     with pytest.raises(UserError, match=r"data\.store\.short_side=None: .* was prepared with 256"):
-        check_store(composed(), {"options": options})
+        check_store(composed(), manifest)
+    options["store.short_side"], manifest["splits"]["train"]["num_samples"] = None, 255
+    with pytest.raises(UserError, match=r"global_batch=256: there are only 255 images .* a batch of at most 255"):
+        check_store(composed(), manifest)
 
 
 def test_a_protocol_chosen_for_a_run_sees_the_runs_sizes(composed, tmp_path):

@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tencrop.config import Config, UserError
 from tencrop.data.manifest import read_manifest
-from tencrop.evaluation.members import members_of
+from tencrop.evaluation.members import check_ensemble, members_of
 from tencrop.records import run_folder as records
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +75,11 @@ def test_members_of_an_ensemble(make_config, run_folder: Path, tmp_path: Path) -
     first, second = members_of(config, ["output=ensemble"])
     assert first.out == run_folder / "predictions" and first.config.protocol.name == "five_crop"
     assert second.out is None and second.config.protocol.name == "center", "output is the ensemble's"
+    with pytest.raises(UserError, match=r"protocol\.average: the members differ \(logits, softmax\)"):
+        check_ensemble([first, replace(second, config=make_config("protocol.average=logits"))])
+    with pytest.raises(UserError, match=r"elsewhere\.ckpt stands twice in the list"):
+        check_ensemble([first, second, replace(second, path=tmp_path / "x" / ".." / "elsewhere.ckpt")])
+    check_ensemble([first, second])
     config.checkpoint = []
     with pytest.raises(UserError, match="names no checkpoint"):
         members_of(config, [])
@@ -88,7 +94,10 @@ def test_what_is_missing_is_refused(make_config, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r": is a folder; name a file such as RUN/checkpoints/last\.ckpt"):
         members_of(config, [])
     config = make_config(f"data.root={tmp_path}/nothing")
-    config.weights = "weights.pth"
+    config.weights = str(tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"weights\.pth: there is no such file"):
+        members_of(config, [])
+    (tmp_path / "weights.pth").touch()
     with pytest.raises(UserError, match=r"holds no prepared data .* python prepare\.py"):
         members_of(config, [])
 
@@ -98,12 +107,20 @@ def evaluate(*words: str, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
-def test_the_verb_refuses_in_one_line_before_torch_is_imported(prepared_501: Path, tmp_path: Path) -> None:
+def test_the_verb_refuses_in_one_line_before_torch_is_imported(prepared_501, run_folder: Path, tmp_path: Path) -> None:
     words = ("data=imagefolder", f"data.root={prepared_501}", "model=lenet5_dense")
-    for more in (["checkpoint=missing.ckpt"], [], ["weights=a", "checkpoint=b"], ["protocol=eleven_crop"]):
-        done = evaluate(*words, *more, cwd=tmp_path)
+    path = run_folder / "checkpoints" / "last.ckpt"
+    for more, told in (
+        ([*words, "checkpoint=missing.ckpt"], "there is no such file"),
+        (words, "there is no such checkpoint"),
+        ([*words, "weights=a", "checkpoint=b"], "give one of the two"),
+        ([*words, "protocol=eleven_crop"], "there is no conf/protocol/eleven_crop.yaml"),
+        ([f"checkpoint=[{path},{path}]"], "stands twice in the list"),
+        ([f"checkpoint={path}", "hardware.nodes=2"], "start it under srun or torchrun"),
+    ):
+        done = evaluate(*more, cwd=tmp_path)
         assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done
-        assert done.stderr.startswith("error: ")
+        assert done.stderr.startswith("error: ") and told in done.stderr
     probe = "import sys, tencrop.evaluation.members; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe]).returncode == 0
 
@@ -147,9 +164,10 @@ def test_other_classes_than_the_runs_are_refused(make_config, run_folder: Path) 
         members_of(make_config("seed=5", "protocol=five_crop"), [])
 
 
-def test_weights_from_elsewhere_are_evaluated_in_float32_unless_a_precision_is_typed(make_config) -> None:
+def test_weights_from_elsewhere_are_evaluated_in_float32_unless_a_precision_is_typed(make_config, tmp_path) -> None:
     config = make_config("training.precision=bf16")
-    config.weights = "weights.pth"
+    (tmp_path / "weights.pth").touch()
+    config.weights = str(tmp_path / "weights.pth")
     (member,) = members_of(config, ["weights=weights.pth"])
     assert member.config.training.precision == "fp32"
     (member,) = members_of(config, ["weights=weights.pth", "training.precision=bf16"])

@@ -156,17 +156,6 @@ def test_a_full_disk_for_temporary_files_is_a_sentence(make_config, make_task, s
         score_split(task, network)
 
 
-def test_several_machines_need_a_launcher(make_config, make_task, monkeypatch) -> None:
-    task, network = make_task(make_config("hardware.nodes=2"))
-    with pytest.raises(UserError, match="srun or torchrun"):
-        score_split(task, network)
-    for name, value in {"WORLD_SIZE": "3", "RANK": "0", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "x"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("GROUP_RANK", "0")
-    with pytest.raises(UserError, match="3 processes were started"):
-        score_split(task, network)
-
-
 DENSE = ("model=vgg_a", "+model.kwargs.width=0.1", "+model.kwargs.img_size=32", "protocol=dense")
 
 

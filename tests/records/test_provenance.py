@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 
 from tencrop.records import provenance
 
@@ -27,6 +28,7 @@ def checkout(folder):
 
 def test_holds_what_a_reader_needs_and_no_environment(make_config, data_manifest, monkeypatch):
     monkeypatch.setenv("TENCROP_TEST_VARIABLE", "only-in-the-environment")
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # as of a script
     monkeypatch.setattr(sys, "argv", ["/where/train.py", "seed=3", "data.source=https://me:hunter22@h/x"])
     facts = provenance.provenance(make_config("seed=3"), data_manifest)
     text = json.dumps(facts)
@@ -40,6 +42,12 @@ def test_holds_what_a_reader_needs_and_no_environment(make_config, data_manifest
     }
     assert {"python", "torch", "timm"} <= facts["packages"].keys()
     assert facts["session"]["hardware"]["num_cores"] >= 1
+
+
+def test_the_command_of_a_module_names_it(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/where/tencrop/seeing/__main__.py", "figure=patches"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("tencrop.seeing.__main__", None))
+    assert provenance.command_line() == "python -m tencrop.seeing figure=patches"
 
 
 def test_code_version_of_a_checkout(tmp_path, monkeypatch):

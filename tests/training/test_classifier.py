@@ -1,13 +1,10 @@
-import copy
-
 import pytest
 import timm
 import torch
 import torchvision.transforms.functional as T
-from torch import nn
 
 from tencrop.config import Batches
-from tencrop.training.classifier import Classifier, central_crops, update_ema
+from tencrop.training.classifier import Classifier, central_crops
 
 STATISTICS = {"mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0]}
 
@@ -46,20 +43,6 @@ def test_a_crop_larger_than_an_image_does_not_wrap_round():
     images = torch.zeros(2, 60, 60, 3, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="smaller than 32 pixels"):
         central_crops(images, torch.tensor([(40, 40), (31, 40)], dtype=torch.int32), size=32)
-
-
-def test_ema_by_hand():
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    ema = copy.deepcopy(model)
-    with torch.no_grad():
-        model[0].weight.add_(1.0)
-        model[1].running_mean.add_(2.0)
-        model[1].num_batches_tracked.add_(3)
-    before = copy.deepcopy(ema.state_dict())
-    update_ema(ema, model, decay=0.9)
-    torch.testing.assert_close(ema[0].weight, before["0.weight"] + 0.1)
-    torch.testing.assert_close(ema[1].running_mean, before["1.running_mean"] + 0.2)
-    assert ema[1].num_batches_tracked == 3
 
 
 def test_the_networks_own_noise_is_a_function_of_its_place(classifier):

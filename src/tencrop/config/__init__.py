@@ -1,12 +1,11 @@
 """The configuration: typed, checked, and turned into a verb's argument. Imports neither torch nor timm."""
 
-from tencrop.config.batches import Batches, accelerator_of, derive_batches, is_deterministic, num_workers
+from tencrop.config.batches import Batches, accelerator_of, derive_batches, is_deterministic, num_threads, num_workers
 from tencrop.config.identity import check_data, check_store, config_of_run, learning_hash, learning_keys, run_path
 from tencrop.config.rules import check, typed
 from tencrop.config.schema import (
     Augmentation,
     Claim,
-    ComplexityConfig,
     Config,
     Data,
     Erasing,
@@ -17,19 +16,22 @@ from tencrop.config.schema import (
     Normalization,
     Optimizer,
     Pca,
-    PrepareConfig,
-    Printed,
-    PrintedTable,
     Protocol,
     RandAugment,
-    ReportConfig,
     Schedule,
-    SeeingConfig,
     Splits,
     StoreOptions,
     Tracker,
     Training,
     UserError,
+)
+from tencrop.config.verb_schemas import (
+    ComplexityConfig,
+    PrepareConfig,
+    Printed,
+    PrintedTable,
+    ReportConfig,
+    SeeingConfig,
 )
 from tencrop.config.verbs import command, overrides
 
@@ -71,6 +73,7 @@ __all__ = [
     "is_deterministic",
     "learning_hash",
     "learning_keys",
+    "num_threads",
     "num_workers",
     "overrides",
     "run_path",

@@ -92,9 +92,17 @@ def is_deterministic(config: Config) -> bool:
 
 
 def num_workers(hardware: Hardware) -> int:
-    """Loader threads of one process: as asked, or its share of the cores that SLURM or the system granted."""
-    if isinstance(hardware.workers, int):
-        return hardware.workers
+    """Loader threads of one process."""
+    return num_threads(hardware.workers, hardware.devices)
+
+
+def num_threads(workers: int | str, num_processes: int = 1) -> int:
+    """`workers` threads of one process; auto: its share of the cores that SLURM or the system granted.
+
+    SLURM grants its cores to each process, the system to the `num_processes` of a node together.
+    """
+    if isinstance(workers, int):
+        return workers
     if granted := os.environ.get("SLURM_CPUS_PER_TASK"):
         return int(granted)
-    return max(1, len(os.sched_getaffinity(0)) // hardware.devices)
+    return max(1, len(os.sched_getaffinity(0)) // num_processes)

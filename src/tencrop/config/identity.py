@@ -72,13 +72,20 @@ def check_data(config: Config, manifest: dict[str, Any]) -> int:
 
 
 def check_store(config: Config, manifest: dict[str, Any]) -> None:
-    """UserError where the training split was not written as the configuration, and so the run's name, says."""
+    """UserError where the training split was not written as the configuration, and so the run's name, says, or has
+    less than a batch."""
     for key, value in dataclasses.asdict(config.data.store).items():
         if (found := manifest["options"][f"store.{key}"]) != value:
             raise UserError(
                 f"data.store.{key}={value}: {config.data.root} was prepared with {found};"
                 f" set data.store.{key}={found}, or name another data.root"
             )
+    batch, num_images = config.training.global_batch, manifest["splits"]["train"]["num_samples"]
+    if num_images < batch:  # known before torch is imported; the data module counts again without the minival
+        raise UserError(
+            f"training.global_batch={batch}: there are only {num_images} images to train on;"
+            f" choose a batch of at most {num_images}"
+        )
 
 
 # what evaluation may choose anew; all else is the run's own

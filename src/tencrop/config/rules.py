@@ -15,7 +15,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tencrop.config.schema import Augmentation, ComplexityConfig, Config, Protocol, UserError
+from tencrop.config.schema import Augmentation, Config, Protocol, UserError
+from tencrop.config.verb_schemas import ComplexityConfig
 
 Schema = TypeVar("Schema")
 
@@ -58,12 +59,12 @@ def _sentence(error: OmegaConfBaseException, schema: type) -> str:
 
 MAX_MAGNITUDE = {"torchvision": 30, "timm": 10}  # of RandAugment
 FILTERS = ("bilinear", "bicubic", "box", "nearest")
-CHOICES: dict[str, tuple[Any, ...]] = {
+CHOICES: dict[str, tuple[str, ...]] = {
     "data.loader": ("ffcv", "torch"),
     "data.undecodable": ("stop", "skip"),
     "data.store.mode": ("jpeg", "raw", "proportion"),
     "augmentation.crop": ("random_resized", "random_sized", "random", "none"),
-    "augmentation.region": ("whole", "square", None),
+    "augmentation.region": ("whole", "square"),
     "augmentation.filter": FILTERS,
     "augmentation.jitter.source": ("torch", "torchvision"),
     "augmentation.randaugment.source": ("torchvision", "timm"),
@@ -78,16 +79,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "protocol.filter": FILTERS,
     "protocol.average": ("softmax", "logits"),
     "hardware.accelerator": ("auto", "cpu", "gpu"),
-    "figure": (
-        "all",
-        "architecture",
-        "tradeoff",
-        "receptive_field",
-        "retrieval",
-        "occlusion",
-        "attention",
-        "patches",
-    ),
+    "figure": ("all", "architecture", "tradeoff", "receptive_field", "retrieval", "occlusion", "attention", "patches"),
     "tracker.name": ("wandb", "tensorboard", "csv", "none"),
     "training.precision": ("fp32", "bf16"),
     "format": ("terminal", "markdown", "csv", "json"),
@@ -136,55 +128,52 @@ VARIANTS = {
 
 
 def check(config: Any) -> None:
-    """Raise UserError for the first rule that `config` (Config, PrepareConfig or ReportConfig) breaks."""
+    """Raise UserError for the first rule that `config`, of any verb, breaks."""
+    values = _flat(dataclasses.asdict(config))
     for key, allowed in CHOICES.items():
-        value = _get(config, key, allowed[0])
-        if value not in allowed:
-            close = difflib.get_close_matches(str(value), [str(name) for name in allowed], n=1)
-            names = close[0] if close else ", ".join(str(name) for name in allowed)
-            raise UserError(f"{key}={value}: must be {'one of ' if not close else ''}{names}")
+        if key in values and (value := values[key]) not in allowed:
+            close = difflib.get_close_matches(str(value), allowed, n=1)
+            raise UserError(f"{key}={value}: must be {close[0] if close else 'one of ' + ', '.join(allowed)}")
     for key in POSITIVE:
-        value = _get(config, key)
-        if value is not None and not 0 < value < math.inf:
+        if key in values and not 0 < (value := values[key]) < math.inf:
             raise UserError(f"{key}={value}: must be {'above 0' if value <= 0 else 'a finite number'}")
     for key in NON_NEGATIVE:
-        value = _get(config, key)
-        if value is not None and not 0 <= value < math.inf:
+        if key in values and not 0 <= (value := values[key]) < math.inf:
             raise UserError(f"{key}={value}: must be {'0 or above' if value < 0 else 'a finite number'}")
     for key in FRACTIONS:
-        value = _get(config, key)
-        if value is not None and not 0 <= value <= 1:
+        if key in values and not 0 <= (value := values[key]) <= 1:
             raise UserError(f"{key}={value}: must lie in [0, 1]")
     for key, variants in VARIANTS.items():
-        _check_variant(config, key, variants)
+        if key in values:
+            _check_variant(values, key, variants)
     for key in ("hardware.workers", "workers"):
-        workers = _get(config, key, "auto")
+        workers = values.get(key, "auto")
         if workers != "auto" and (isinstance(workers, bool) or not isinstance(workers, int) or workers <= 0):
             raise UserError(f"{key}={workers}: must be auto or a number above 0")
-    if not 1 <= _get(config, "data.store.quality", 95) <= 100:
-        raise UserError(f"data.store.quality={_get(config, 'data.store.quality')}: must lie in 1 to 100, as in libjpeg")
-    if isinstance(config, ComplexityConfig) and config.model is not None:
+    if not 1 <= (quality := values.get("data.store.quality", 95)) <= 100:
+        raise UserError(f"data.store.quality={quality}: must lie in 1 to 100, as in libjpeg")
+    if isinstance(config, Config | ComplexityConfig) and config.model is not None:
         _check_model(config.model.name)
     if isinstance(config, Config):
-        _check_model(config.model.name)
         _check_augmentation(config.augmentation)
         _check_training(config)
 
 
-def _get(config: Any, key: str, default: Any = None) -> Any:
-    for name in key.split("."):
-        config = getattr(config, name, None)
-        if config is None:
-            return default
-    return config
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by their dotted keys, without those that are null."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            flat[prefix + name] = value
+    return flat
 
 
-def _check_variant(config: Any, key: str, variants: dict[str, set[str]]) -> None:
-    group, choice = key.rpartition(".")[0], _get(config, key)
-    if choice is None:
-        return
-    for name in set().union(*variants.values()):
-        value = _get(config, f"{group}.{name}")
+def _check_variant(values: dict[str, Any], key: str, variants: dict[str, set[str]]) -> None:
+    group, choice = key.rpartition(".")[0], values[key]
+    for name in sorted(set().union(*variants.values())):
+        value = values.get(f"{group}.{name}")
         if name in variants[choice] and value is None:
             raise UserError(f"{group}.{name}: {key}={choice} needs a value for it")
         if name not in variants[choice] and value is not None:
@@ -283,8 +272,7 @@ def _check_training(config: Config) -> None:
         raise UserError("training.minival_fraction=1.0: leaves nothing to train on; 0.02 is usual")
     if not 0 <= config.seed < 2**63:
         raise UserError(f"seed={config.seed}: must be a number from 0 to 2**63 - 1")
-    for key in ("mean", "std"):
-        value = getattr(config.normalization, key)
+    for key, value in (("mean", config.normalization.mean), ("std", config.normalization.std)):
         numbers = value if isinstance(value, list) and all(isinstance(part, int | float) for part in value) else []
         if value not in ("imagenet", "dataset") and len(numbers) != 3:
             raise UserError(f"normalization.{key}={value}: must be imagenet, dataset or three numbers on [0, 255]")

@@ -1,4 +1,4 @@
-"""The configuration as types; a group's folder in conf/ has the name of its field here.
+"""The configuration of train.py and evaluate.py as types; a group's folder in conf/ has the name of its field here.
 
 Values stand in conf/, rules in rules.py. Imported before torch and timm, so that a mistake in
 the configuration is answered in under a second.
@@ -246,79 +246,3 @@ class Config:
     ema: bool | None = None  # null: EMA weights where the checkpoint has them
     save_views: bool = False  # save the scores of every view too
     output: str | None = None  # folder of score files; null: the run's own, or evaluations/
-
-
-@dataclass
-class PrepareConfig:
-    """All that prepare.py knows."""
-
-    data: Data
-    workers: Any  # auto: the cores granted
-    verify: bool = False  # compare a prepared folder with its fingerprints, in full; write nothing
-    simulate: bool = False  # make archives like ILSVRC2012's of an ImageFolder tree
-
-
-@dataclass
-class ReportConfig:
-    """All that report.py knows."""
-
-    runs: list[str]  # run folders, or folders that hold some
-    output: str  # folder of the page and the Markdown
-
-
-@dataclass
-class SeeingConfig(Config):
-    """All that python -m tencrop.seeing knows: what evaluate.py does, and which figure of it."""
-
-    figure: str = "all"  # all (of trained weights) | architecture | tradeoff | receptive_field | retrieval | ...
-    images: list[int] | None = None  # of the val split, by index; null: chosen by a fixed hash
-    candidates: int | None = 2000  # training images that retrieval searches, chosen by a fixed hash; null: all
-    layer: str | None = None  # whose units the patches are of; null: the last that gives maps
-
-
-@dataclass
-class Printed:
-    """A number of a published table, and which of ours is to equal it to its printed precision.
-
-    Where it cannot, the arithmetic says why: `printed_as` and `ours_as` are sums of products that give the two
-    numbers, checked by machine (complexity/published.py).
-    """
-
-    row: str
-    model: str  # a file of conf/model
-    value: str  # as printed: 133, 2.7K, 1.8e9, ~4.1G, 55×55×96
-    quantity: str | None = None  # null: the table's
-    layers: str | None = None  # only the layers that match, such as features.inception3a.*; null: all
-    kwargs: dict[str, Any] | None = None  # beside the model file's
-    image_size: int | None = None  # null: the model file's
-    unit: str | None = None  # of the value: K | Ki | M | G; null: the table's
-    step: float | None = None  # the printed precision, in units, where it is less than the value's last digit
-    because: str | None = None  # why ours differs, or what else there is to say
-    printed_as: str | None = None
-    ours_as: str | None = None
-
-
-@dataclass
-class PrintedTable:
-    """A published table of sizes and costs: a file of conf/table."""
-
-    title: str
-    source: str  # the paper's, and how we know it
-    quantity: str | None  # of rows that name none
-    unit: str | None
-    rows: list[Printed]
-    note: str | None = None
-
-
-@dataclass
-class ComplexityConfig:
-    """All that python -m tencrop.complexity knows."""
-
-    model: Model | None
-    table: PrintedTable | None
-    image_size: int  # pixels
-    short_side: int | None  # files of conf/model set it and `claim`; neither is read here
-    claim: Claim | None
-    num_classes: int | None  # null: as many as the network has by itself
-    format: str  # terminal | markdown | csv | json
-    layers: str  # main | all: normalisation and what belongs to no layer, too

@@ -13,9 +13,10 @@ import re
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
@@ -74,12 +75,26 @@ def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type)
         print(answer)
         return 0
     try:
+        _check_flags(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+    except UserError as error:
+        return _refuse(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         return _refuse(sentence(error))
     except OSError as error:  # Hydra's own: it makes the folders of a sweep
         return _refuse(disk_sentence(error))
     return max(exit_codes, default=0)
+
+
+def _check_flags(words: list[str]) -> None:
+    """UserError for what argparse, behind Hydra, would answer with its usage."""
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; a value is KEY=VALUE, and flags such as --help stand behind all values")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args(words)
 
 
 def _run_once(run: Callable[[Any], int | None], node: DictConfig, schema: type) -> int:
@@ -151,10 +166,6 @@ def sentence(error: Exception) -> str:
 def nearest(name: str, names: list[str]) -> str:
     """The nearest of `names` as a clause of a sentence, empty where none is near."""
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return (
-        f"; did you mean {' or '.join(close)}?"
-        if close
-        else f"; there are {', '.join(names)}"
-        if len(names) < 30
-        else ""
-    )
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; there are {', '.join(names)}" if len(names) < 30 else ""

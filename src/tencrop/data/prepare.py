@@ -19,7 +19,7 @@ import PIL.features
 from rich.console import Console
 
 import tencrop
-from tencrop.config import Data, StoreOptions, UserError
+from tencrop.config import Data, StoreOptions, UserError, num_threads
 from tencrop.data.archives import check_md5
 from tencrop.data.beton import partial_name
 from tencrop.data.cifar10 import Cifar10Source
@@ -104,13 +104,6 @@ def store_options(data: Data, split: str) -> StoreOptions:
     if split == "train" or data.name == "digits":
         return data.store
     return StoreOptions(mode="jpeg", short_side=None, max_side=None, quality=data.store.quality)
-
-
-def num_threads(workers: int | str) -> int:
-    """`workers` as a number; auto: the cores granted."""
-    if workers != "auto":
-        return int(workers)
-    return int(os.environ.get("SLURM_CPUS_PER_TASK", 0)) or len(os.sched_getaffinity(0))
 
 
 def _manifest(data: Data, source: Source, splits: dict[str, Any], sums: ColourSums) -> dict[str, Any]:

@@ -17,7 +17,8 @@ def ensemble(members: Sequence[Scores], names: Sequence[str]) -> Scores:
     Members may differ in weights, network and protocol (VGG fuses scales, Simonyan and Zisserman 2015, Table 6),
     but not in their images: UserError names the first member that does. Files hold float16 [16], and so the ranks here,
     unlike a member's own, are those of rounded scores (by 1 part in 2,048, or 3e-8): classes that rounding makes equal
-    count against the label, as all ties do, be it that two members are sure of two classes.
+    count against the label, as all ties do, be it that two members are sure of two classes; and near-equal ones may
+    change places, in the label's favour as well.
     """
     first = members[0]
     for member, name in zip(members[1:], names[1:], strict=True):

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from tencrop.config import Config, UserError
+from tencrop.config import Config
 from tencrop.config.launch import is_first_process
 from tencrop.data.colour import mean_and_std
 from tencrop.evaluation.ensembles import ensemble
-from tencrop.evaluation.members import Member, source_fingerprint
+from tencrop.evaluation.members import EVALUATIONS, Member, source_fingerprint
 from tencrop.evaluation.predictions import Scores, cpu_group, protocol_text, save_scores, saved_scores
 from tencrop.evaluation.protocols import usual_side
 from tencrop.evaluation.results import result_name, result_of, save_result
@@ -26,8 +26,6 @@ from tencrop.evaluation.scoring import Task, check_scorable, join_launched, scor
 from tencrop.models.factory import build_model
 from tencrop.models.weights import apply_weights, load_weights
 from tencrop.training.checkpoints import weights_sha256
-
-EVALUATIONS = Path("evaluations")  # of weights that no run folder here has trained
 
 
 class Evaluated(NamedTuple):
@@ -51,12 +49,9 @@ def evaluate_run(config: Config, *, manifest: dict[str, Any], checkpoint: Path, 
 
 def evaluate_members(members: Sequence[Member]) -> list[Evaluated]:
     """All members and, where they are several, their ensemble, last; empty but on the first process of a group."""
-    join_launched(members[0].config.hardware)  # before a file is looked at: the first process decides for all
+    join_launched()  # before a file is looked at: the first process decides for all
     if not _is_first() and not dist.is_initialized():
         return []  # one of several that nobody joined
-    averages = {member.config.protocol.average for member in members}
-    if len(averages) > 1:
-        raise UserError(f"protocol.average: the members differ ({', '.join(sorted(averages))}); choose one of them")
     found = [evaluated for member in members if (evaluated := _evaluate(member)) is not None]
     return [*found, _evaluate_ensemble(members, found)] if len(found) > 1 else found
 
@@ -90,26 +85,23 @@ def _evaluate(member: Member) -> Evaluated | None:
         scores = score_split(task, network)
     if scores is None:
         return None
-    origin: dict[str, Any] = {
+    return _save(scores, config, out, stem, is_saved=is_saved, **_origin(member, weights.facts))
+
+
+def _origin(member: Member, facts: dict[str, Any]) -> dict[str, Any]:
+    """What is known of the weights, for result.json; facts: what a checkpoint of ours says of itself."""
+    path, config = member.path, member.config
+    if not facts:
+        return {"checkpoint": str(path), "label": path.name, "selection": None, "seed": None, "claim": None}
+    label = f"{config.name or config.model.name} seed {facts['seed']}"
+    if facts["step"] < facts["total_steps"]:
+        label += f", step {facts['step']} of {facts['total_steps']}"
+    return {  # trained here: the configuration is the recipe's, and so is its claim
         "checkpoint": str(path),
-        "label": path.name,
-        "selection": None,
-        "seed": None,
-        "claim": None,
+        "label": label,
+        "selection": "best" if path.stem == "best" else "last",
+        **{key: facts[key] for key in ("seed", "step", "total_steps")},
     }
-    if facts := weights.facts:  # trained here: the configuration is the recipe's, and so is its claim
-        label = f"{config.name or config.model.name} seed {facts['seed']}"
-        if facts["step"] < facts["total_steps"]:
-            label += f", step {facts['step']} of {facts['total_steps']}"
-        origin = {
-            "checkpoint": str(path),
-            "label": label,
-            "seed": facts["seed"],
-            "step": facts["step"],
-            "total_steps": facts["total_steps"],
-            "selection": "best" if path.stem == "best" else "last",
-        }
-    return _save(scores, config, out, stem, is_saved=is_saved, **origin)
 
 
 def _evaluate_ensemble(members: Sequence[Member], found: Sequence[Evaluated]) -> Evaluated:

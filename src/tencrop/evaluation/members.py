@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tencrop.config.rules import check_protocol
 from tencrop.config.verbs import CONF
 from tencrop.data.manifest import read_manifest
 
+EVALUATIONS = Path("evaluations")  # holds a folder for weights that no run folder here has trained
 CHOSEN_HERE = ("protocol", "checkpoint", "weights", "ema", "save_views", "output")  # no training knows these keys
 
 
@@ -37,12 +39,13 @@ def members_of(config: Config, typed: list[str]) -> list[Member]:
     """The members that a command names; `typed` is what stood behind evaluate.py, as KEY=VALUE.
 
     A checkpoint in a run folder brings the run's configuration, changed by `typed`; weights from elsewhere are
-    evaluated in float32 unless a precision is typed. Raises UserError where a file or
-    the prepared data are missing, or other data than the run's have another number of classes.
+    evaluated in float32 unless a precision is typed. Raises UserError where a file or the prepared data are missing,
+    or the data have other classes than the run's.
     """
     if (weights := config.weights) is not None:
         if not any(word.lstrip("+").startswith("training.precision=") for word in typed):
             config = dataclasses.replace(config, training=dataclasses.replace(config.training, precision="fp32"))
+        _check_file("weights", Path(weights))
         return [_member(config, Path(weights), _given_output(config))]
     if config.checkpoint is None:
         path = run_path(config) / "checkpoints" / "last.ckpt"
@@ -56,16 +59,31 @@ def members_of(config: Config, typed: list[str]) -> list[Member]:
         raise UserError("checkpoint=[]: names no checkpoint; give checkpoint=PATH or checkpoint=[PATH,PATH]")
     members = []
     for path in paths:
-        if path.is_dir():
-            raise UserError(f"checkpoint={path}: is a folder; name a file such as RUN/checkpoints/last.ckpt")
-        if not path.is_file():
-            raise UserError(f"checkpoint={path}: there is no such file")
+        _check_file("checkpoint", path)
         run_dir, alone = path.absolute().parent.parent, len(paths) == 1
         if (run_dir / "config.yaml").exists():
             members.append(_of_run(config_of_run(run_dir, typed, conf=CONF), path, run_dir, alone=alone))
         else:
             members.append(_member(config, path, _given_output(config, alone)))
     return members
+
+
+def check_ensemble(members: Sequence[Member]) -> None:
+    """Raises UserError where several members make no ensemble: one stands twice, or they average differently."""
+    paths = [member.path.resolve() for member in members]
+    for number, path in enumerate(paths):
+        if path in paths[:number]:
+            raise UserError(f"checkpoint: {path} stands twice in the list; name each member of an ensemble once")
+    averages = {member.config.protocol.average for member in members}
+    if len(averages) > 1:
+        raise UserError(f"protocol.average: the members differ ({', '.join(sorted(averages))}); choose one of them")
+
+
+def _check_file(key: str, path: Path) -> None:
+    if path.is_dir():
+        raise UserError(f"{key}={path}: is a folder; name a file such as RUN/checkpoints/last.ckpt")
+    if not path.is_file():
+        raise UserError(f"{key}={path}: there is no such file")
 
 
 def _of_run(config: Config, path: Path, run_dir: Path, *, alone: bool) -> Member:
@@ -79,7 +97,7 @@ def _of_run(config: Config, path: Path, run_dir: Path, *, alone: bool) -> Member
         )
     trained_beside = data.get("splits", {}).get("val", {}).get("source_fingerprint")
     if member.out is None and trained_beside in (None, source_fingerprint(member.manifest)):
-        member = Member(config, path, member.manifest, run_dir / "predictions")
+        member = dataclasses.replace(member, out=run_dir / "predictions")
     return member
 
 

@@ -66,10 +66,11 @@ def load_result(path: Path) -> dict[str, Any]:
     """A result.json; UserError where it is missing, broken or something else."""
     try:
         result = json.loads(path.read_text())
-        if result["format"] != FORMAT:
-            raise UserError(f"{path}: is of format {result['format']} and not {FORMAT}; run evaluate.py again")
+        found = result["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise error if isinstance(error, UserError) else UserError(f"{path}: is no result of evaluate.py") from error
+        raise UserError(f"{path}: is no result of evaluate.py") from error
+    if found != FORMAT:
+        raise UserError(f"{path}: is of format {found} and not {FORMAT}; run evaluate.py again")
     return result
 
 

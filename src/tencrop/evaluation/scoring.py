@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from tencrop.config import Config, Hardware, Protocol, UserError, accelerator_of, num_workers
-from tencrop.config.launch import check_launch, launched
+from tencrop.config.launch import launched
 from tencrop.config.verbs import disk_sentence
 from tencrop.data.colour import normalize
 from tencrop.data.loader import Batch, Loader
@@ -67,16 +67,10 @@ def build_network(task: Task) -> nn.Module:
     return network
 
 
-def join_launched(hardware: Hardware) -> None:
-    """Join the processes that srun or torchrun started; nothing to do without them, or after a training.
-
-    Raises UserError where as many were not started as the hardware says.
-    """
-    if dist.is_initialized():
-        return
-    check_launch(hardware)
+def join_launched() -> None:
+    """Join the processes that srun or torchrun started; nothing to do without them, or after a training."""
     found = launched()
-    if found is None or found.num_processes == 1:
+    if dist.is_initialized() or found is None or found.num_processes == 1:
         return
     environment = cluster_environment()
     address = f"tcp://{environment.main_address}:{environment.main_port}"
@@ -92,7 +86,6 @@ def score_split(task: Task, network: nn.Module) -> Scores | None:
     """
     config = task.config
     split = open_val_split(config)
-    join_launched(config.hardware)
     if not dist.is_initialized() and config.hardware.devices > 1:
         scores: Scores | None = _score_in_new_processes(task, config.hardware.devices)
     else:

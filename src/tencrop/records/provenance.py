@@ -54,8 +54,9 @@ def session() -> dict[str, Any]:
 
 def command_line() -> str:
     """This process's command, fit to be pasted into a shell; credentials masked."""
-    program = os.path.basename(sys.argv[0]) or "-c"
-    return shlex.join(["python", program, *mask_arguments(sys.argv[1:])])
+    spec = sys.modules["__main__"].__spec__  # of python -m MODULE; a script has none
+    program = ["-m", spec.name.removesuffix(".__main__")] if spec else [os.path.basename(sys.argv[0]) or "-c"]
+    return shlex.join(["python", *program, *mask_arguments(sys.argv[1:])])
 
 
 def code_version() -> dict[str, Any]:

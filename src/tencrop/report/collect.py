@@ -15,12 +15,13 @@ from typing import Any
 import yaml
 
 from tencrop.config import UserError
+from tencrop.evaluation.members import EVALUATIONS
 from tencrop.evaluation.protocols import usual_side
 from tencrop.evaluation.results import load_result, protocol_label
 from tencrop.records.run_folder import read_manifest
 
 TOP = (1, 5)
-RUNS, EVALUATIONS = Path("runs"), Path("evaluations")  # where train.py and evaluate.py write
+RUNS = Path("runs")  # where train.py writes unless told otherwise
 
 
 @dataclass(frozen=True)

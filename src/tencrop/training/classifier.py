@@ -28,6 +28,7 @@ from tencrop.data.mixing import is_mixed
 from tencrop.models.weights import check_weights
 from tencrop.training.batchnorm import average_over_ranks, set_groups, update_running_statistics
 from tencrop.training.checkpoints import weights_sha256
+from tencrop.training.ema import update_ema
 from tencrop.training.losses import cross_entropy, heavier_labels, mixed_cross_entropy, topk_errors, with_auxiliary
 from tencrop.training.monitors import Diverged, gathered_digest, over_ranks
 from tencrop.training.optimizers import build_optimizer
@@ -229,7 +230,10 @@ class Classifier(pl.LightningModule):
         first_bad_step = int(over_ranks(self.first_bad_step, dist.ReduceOp.MIN))
         if first_bad_step < NO_STEP:
             raise Diverged(f"the loss is NaN or infinite at step {first_bad_step}")
-        if weights and not torch.stack([norm.isfinite() for norm in norms(self.model)]).all():
+        if not weights:
+            return
+        floats = [value for value in self.model.state_dict().values() if value.is_floating_point()]
+        if not torch.stack(torch._foreach_norm(floats)).isfinite().all():
             raise Diverged(f"a weight is NaN or infinite after step {self.global_step - 1}")
 
     @property
@@ -286,22 +290,6 @@ class Classifier(pl.LightningModule):
         check_weights(checkpoint["state_dict"], self.state_dict(), source=source, name=name)
         self.plateau = Plateau(**state["plateau"])
         self.best_error, self.best_step = state["best"]["top1_error"], state["best"]["step"]
-
-
-@torch.no_grad()
-def update_ema(ema: nn.Module, model: nn.Module, *, decay: float) -> None:
-    """ema <- decay * ema + (1 - decay) * model, over weights and running statistics; counters are copied."""
-    pairs = list(zip(ema.state_dict().values(), model.state_dict().values(), strict=True))
-    floats = [(mine, its) for mine, its in pairs if mine.is_floating_point()]
-    torch._foreach_lerp_([mine for mine, _ in floats], [its for _, its in floats], 1 - decay)
-    for mine, its in pairs:
-        if not mine.is_floating_point():
-            mine.copy_(its)
-
-
-def norms(model: nn.Module) -> tuple[Tensor, ...]:
-    """The norm of every weight and running statistic."""
-    return torch._foreach_norm([value for value in model.state_dict().values() if value.is_floating_point()])
 
 
 def central_crops(images: Tensor, sizes: Tensor, *, size: int) -> Tensor:
