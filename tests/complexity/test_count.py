@@ -1,4 +1,6 @@
-"""Counts against torch's own counter, against brute force and against the papers' numbers of LeNet."""
+"""Counts against torch's own counter, brute force, the papers' numbers of LeNet and EfficientNet's rule."""
+
+import math
 
 import pytest
 import timm
@@ -136,3 +138,39 @@ def test_a_linear_layer_on_tokens_puts_out_all_of_them():
     assert rows["blocks.0.attn.qkv"].output == (197, 576)
     assert rows["blocks.0.attn"].mult_adds == 2 * 197 * 197 * 192
     assert rows["cls_token+pos_embed"].parameters == 198 * 192
+
+
+# table 1 of EfficientNet: kernel, expansion, maps, blocks, stride
+STAGES = [(3, 1, 16, 1, 1), (3, 6, 24, 2, 2), (5, 6, 40, 2, 2), (3, 6, 80, 3, 2), (5, 6, 112, 3, 1), (5, 6, 192, 4, 2),
+          (3, 6, 320, 1, 1)]  # fmt: skip
+# multipliers of width and depth, and the resolution, from the authors' code
+SCALES = [(1, 1, 224), (1, 1.1, 240), (1.1, 1.2, 260), (1.2, 1.4, 300), (1.4, 1.8, 380), (1.6, 2.2, 456),
+          (1.8, 2.6, 528), (2, 3.1, 600)]  # fmt: skip
+
+
+def scaled_efficientnet(width, depth, size):
+    """Multiply-adds and parameters from the paper's table 1 and its scaling alone."""
+
+    def maps_of(num_maps):  # the multiple of 8 that is nearest, but not below nine tenths
+        rounded = max(8, int(width * num_maps + 4) // 8 * 8)
+        return rounded + 8 if rounded < 0.9 * width * num_maps else rounded
+
+    side, inputs = math.ceil(size / 2), maps_of(32)
+    mult_adds, parameters = 27 * inputs * side**2, (27 + 2) * inputs  # 2: BatchNorm's
+    for kernel, expansion, num_maps, num_blocks, stride in STAGES:
+        for number in range(math.ceil(depth * num_blocks)):
+            wide, squeezed, outputs = expansion * inputs, inputs // 4, maps_of(num_maps)
+            if expansion > 1:
+                mult_adds, parameters = mult_adds + inputs * wide * side**2, parameters + (inputs + 2) * wide
+            side = math.ceil(side / stride) if number == 0 else side
+            mult_adds += (kernel**2 + outputs) * wide * side**2 + 2 * wide * squeezed
+            parameters += (kernel**2 + 2 + outputs) * wide + 2 * outputs + 2 * wide * squeezed + squeezed + wide
+            inputs = outputs
+    hidden = maps_of(1280)
+    return mult_adds + inputs * hidden * side**2 + 1000 * hidden, parameters + (inputs + 2 + 1000) * hidden + 1000
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_efficientnets_are_table_1_scaled(number):
+    found = count(build(f"tf_efficientnet_b{number}"), SCALES[number][2])
+    assert (found.mult_adds, found.parameters) == scaled_efficientnet(*SCALES[number])

@@ -33,10 +33,10 @@ SMALL: dict[str, tuple[int, dict[str, Any]]] = {
     "vgg*": (64, {"img_size": 64, "width": 0.0625}),
     "nin": (96, {"width": 0.125}),
     "allcnn": (96, {"width": 0.125}),
-    "googlenet*": (96, {"img_size": 96, "width": 0.25}),  # of fewer kernels all may be dead
+    "googlenet*": (96, {"img_size": 96, "width": 0.25}),  # at 0.125 the two kernels before a 5 x 5 may both be dead
     "bn_inception": (64, {"width": 0.125}),
     "inception_v3*": (299, {}),  # its auxiliary head has no smaller one
-    "squeezenet*": (96, {"width": 0.125}),
+    "squeezenet*": (96, {"width": 0.25}),  # as googlenet
     "plain*": (64, {"width": 0.25}),
     "resne*": (64, {"width": 0.25}),
     "wide_resnet*": (64, {"width": 0.375}),

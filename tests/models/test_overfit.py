@@ -93,9 +93,9 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_reduced_network_learns_a_batch_by_heart(case, photographs):
+def test_a_reduced_network_learns_a_batch_by_heart(case, photographs, switch_off_drops):
     torch.manual_seed(0)
-    network = build(case)
+    network = switch_off_drops(build(case))
     if case.override is not None:
         case.override(network)
     images, labels = patches(photographs, case.side), torch.arange(NUM_IMAGES) % NUM_LABELS
@@ -148,16 +148,9 @@ def test_twenty_steps_at_full_width_are_finite_and_decreasing(name, photographs)
 
 def build(case: Case) -> nn.Module:
     if case.name == "convmixer":  # timm's names of it fix dimension and depth
-        network = ConvMixer(num_classes=NUM_LABELS, **case.kwargs)
-    else:
-        num_classes = 10 if case.name == "lenet5" else NUM_LABELS
-        network = timm.create_model(case.name, num_classes=num_classes, **case.kwargs)
-    for module in network.modules():
-        rates = ["p"] if isinstance(module, nn.modules.dropout._DropoutNd) else []
-        for key in (*rates, *(key for key in vars(module) if key.startswith("drop"))):
-            if isinstance(getattr(module, key), float):
-                setattr(module, key, 0.0)
-    return network
+        return ConvMixer(num_classes=NUM_LABELS, **case.kwargs)
+    num_classes = 10 if case.name == "lenet5" else NUM_LABELS
+    return timm.create_model(case.name, num_classes=num_classes, **case.kwargs)
 
 
 def patches(photographs: dict[str, Image.Image], side: int, *, num: int = NUM_IMAGES) -> Tensor:
