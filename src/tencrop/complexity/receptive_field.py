@@ -1,8 +1,9 @@
 """Which pixels of the image a unit can see: receptive fields carried through every operation of a forward pass.
 
-fields.py has the rule of each operation and follows a forward pass. A field is exact, in pixels, for each axis of the
-image by itself: unit i of an axis sees [start + i jump, start + i jump + size - 1], pixels outside of the image
-(padding) included. Where branches meet, it is the smallest window over all of them (the maximum over all paths).
+field_rules.py has the rule of each operation, and fields.py follows a forward pass. A field is exact, in pixels, for
+each axis of the image by itself: unit i of an axis sees [start + i jump, start + i jump + size - 1], pixels outside of
+the image (padding) included. Where branches meet, it is the smallest window over all of them (the maximum over all
+paths).
 """
 
 from __future__ import annotations

@@ -1,0 +1,286 @@
+"""The rule of every operation for receptive fields; fields.py applies them.
+
+A rule is called with `known` (a tensor's field, or None), the operation's output and its arguments, and returns the
+output's field, or a list of them for several outputs. Raises Mixed where no window describes what the output sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tencrop.complexity.receptive_field import (
+    Dimension,
+    Factor,
+    Field,
+    Mixed,
+    Window,
+    collapsed,
+    expanded,
+    only,
+    pointwise,
+    slid,
+    union,
+)
+
+aten = torch.ops.aten
+Known = Callable[[Any], Field | None]
+# operations that are no pointwise ones to torch, but see what their inputs see
+UNCHANGED = {aten.native_batch_norm, aten._native_batch_norm_legit_no_training, aten.native_dropout, aten.clone,
+             aten._to_copy, aten.detach, aten.alias, aten.contiguous, aten.bernoulli, aten.hardswish, aten.hardtanh,
+             aten._prelu_kernel}  # fmt: skip
+
+
+def _spread(value: Any, num: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * num if len(values) == 1 else values
+
+
+def _convolution(known: Known, output, x, weight, bias, stride, padding, dilation, transposed, *_) -> Field:
+    field, num = known(x), weight.dim() - 2
+    if field is None or transposed:
+        raise Mixed  # kernels made from the image
+    strides, paddings, dilations = (_spread(value, num) for value in (stride, padding, dilation))
+    for axis in range(num):
+        dim = x.dim() - num + axis
+        field = slid(field, dim, output.shape[dim], kernel=weight.shape[2 + axis], stride=strides[axis],
+                      padding=paddings[axis], dilation=dilations[axis])  # fmt: skip
+    if any(factor.axis for factor in field.dims[1]):
+        field = collapsed(field, [1], keep=True)
+    return replace(field, dims=(field.dims[0], (Factor(weight.shape[0]),), *field.dims[2:]))
+
+
+def _pooling(num: int) -> Callable[..., Any]:
+    def rule(known: Known, output, x, kernel, stride=(), padding=0, *rest: Any, **_: Any) -> Field:
+        field, first = known(x), output if isinstance(output, Tensor) else output[0]
+        assert field is not None
+        kernels, paddings = _spread(kernel, num), _spread(padding, num)
+        strides = _spread(stride, num) if stride else kernels
+        is_maximum = not isinstance(output, Tensor)
+        dilations = _spread(rest[0], num) if is_maximum and rest else [1] * num
+        for axis in range(num):
+            dim = x.dim() - num + axis
+            if kernels[axis] > 1 or strides[axis] > 1:
+                field = slid(field, dim, first.shape[dim], kernel=kernels[axis], stride=strides[axis],
+                              padding=paddings[axis], dilation=dilations[axis])  # fmt: skip
+        return field
+
+    return rule
+
+
+def _adaptive(known: Known, output, x, sizes) -> Field:
+    field = known(x)
+    assert field is not None
+    for dim, size in zip((-2, -1), sizes, strict=True):
+        if x.shape[dim] % size:
+            raise Mixed  # windows of different sizes
+        kernel = x.shape[dim] // size
+        field = slid(field, x.dim() + dim, size, kernel=kernel, stride=kernel, padding=0)
+    return field
+
+
+def _reduction(known: Known, output, x, dim=None, keepdim=False, **_: Any) -> Field:
+    field = known(x)
+    assert field is not None
+    dims = range(x.dim()) if dim is None else _spread(dim, 1)
+    return collapsed(field, list(dims), keepdim)
+
+
+def _normalised_over(known: Known, output, x, sizes, *_: Any) -> list[Field]:
+    field = known(x)
+    assert field is not None
+    over_image = any(factor.axis for dim in field.dims[-len(sizes) :] for factor in dim)
+    rows = collapsed(field, range(-len(sizes), 0), keep=True)
+    return [replace(field, is_gated=field.is_gated or over_image), rows, rows]
+
+
+def _group_normalised(known: Known, output, x, *_: Any) -> list[Field | None]:
+    field = known(x)
+    assert field is not None
+    return [replace(field, is_gated=True), None, None]  # its mean and variance are those of whole maps
+
+
+def _product(known: Known, output, a, b) -> Field:
+    """Matrices [..., M, K] and [..., K, N], one of which sees the image."""
+    left, right = known(a), known(b)
+    if left is not None and right is not None:
+        raise Mixed  # attention
+    if left is not None:
+        left = collapsed(left, [-1], keep=True)
+        return replace(left, dims=(*left.dims[:-1], (Factor(output.shape[-1]),)))
+    assert right is not None
+    right = collapsed(right, [-2], keep=True)
+    return replace(right, dims=(*right.dims[:-2], (Factor(output.shape[-2]),), right.dims[-1]))
+
+
+def _view(known: Known, output, x, *_: Any) -> Field:
+    """The same factors in other dimensions; an axis of the image must not be cut."""
+    field = known(x)
+    assert field is not None
+    factors = [factor for dim in field.dims for factor in dim if factor.size > 1]
+    dims: list[Dimension] = []
+    for size in output.shape:
+        dim: list[Factor] = []
+        left = size
+        while left > 1:
+            factor = factors.pop(0)
+            if left % factor.size == 0:
+                dim.append(factor)
+                left //= factor.size
+            elif factor.axis is None and factor.size % left == 0:
+                dim.append(Factor(left))
+                factors.insert(0, Factor(factor.size // left))
+                left = 1
+            else:
+                raise Mixed
+        dims.append(tuple(dim) or (Factor(1),))
+    kept = {factor.axis for dim in dims for factor in dim}
+    windows = {axis: w if axis in kept else w._replace(jump=0) for axis, w in field.windows.items()}
+    return replace(field, dims=tuple(dims), windows=windows)
+
+
+def _permute(known: Known, output, x, order) -> Field:
+    field = known(x)
+    assert field is not None
+    return replace(field, dims=tuple(field.dims[dim] for dim in order))
+
+
+def _transpose(known: Known, output, x, first: int = 0, second: int = 1) -> Field:
+    order = list(range(x.dim()))
+    order[first], order[second] = order[second], order[first]
+    return _permute(known, output, x, order if x.dim() > 1 else [0])
+
+
+def _slice(known: Known, output, x, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1):
+    field = known(x)
+    assert field is not None
+    dim, start = dim % x.dim(), (start or 0) % max(1, x.shape[dim])
+    if output.shape == x.shape:
+        return field
+    moved = slid(field, dim, output.shape[dim], kernel=1, stride=step, padding=0)
+    axis = moved.dims[dim][0].axis
+    if axis is None:
+        return moved
+    begin = field.windows[axis].start + start * field.windows[axis].jump
+    return replace(moved, windows=moved.windows | {axis: moved.windows[axis]._replace(start=begin)})
+
+
+def _padding(known: Known, output, x, pad, *_: Any) -> Field:
+    field = known(x)
+    assert field is not None
+    for number in range(len(pad) // 2):
+        dim = x.dim() - 1 - number
+        if output.shape[dim] != x.shape[dim] or pad[2 * number]:
+            field = slid(field, dim, output.shape[dim], kernel=1, stride=1, padding=pad[2 * number])
+    return field
+
+
+def _select(known: Known, output, x, dim: int, index: int) -> Field:
+    field = known(x)
+    assert field is not None
+    factor = only(field.dims[dim])
+    windows = dict(field.windows)
+    if factor.axis is not None:
+        window = windows[factor.axis]
+        windows[factor.axis] = Window(window.size, 0, window.start + index % factor.size * window.jump)
+    return replace(field, dims=_dropped(field.dims, dim), windows=windows)
+
+
+def _unsqueeze(known: Known, output, x, dim: int) -> Field:
+    field = known(x)
+    assert field is not None
+    dim %= x.dim() + 1
+    return replace(field, dims=(*field.dims[:dim], (Factor(1),), *field.dims[dim:]))
+
+
+def _dropped(dims: tuple[Dimension, ...], dim: int) -> tuple[Dimension, ...]:
+    dim %= len(dims)
+    return (*dims[:dim], *dims[dim + 1 :])
+
+
+def _squeeze(known: Known, output, x, dim=None) -> Field:
+    dims = range(x.dim()) if dim is None else _spread(dim, 1)
+    field = known(x)
+    assert field is not None
+    return collapsed(field, [d for d in dims if x.shape[d] == 1], keep=False)
+
+
+def _expand(known: Known, output, x, *_: Any) -> Field:
+    field = known(x)
+    assert field is not None
+    return expanded(field, tuple(output.shape))
+
+
+def _concatenation(known: Known, output, tensors, dim: int = 0) -> Field:
+    fields = [field for tensor in tensors if (field := known(tensor)) is not None]
+    dim %= output.dim()
+    if any(factor.axis for field in fields for factor in field.dims[dim]):
+        raise Mixed
+    joined = [replace(f, dims=(*f.dims[:dim], (Factor(output.shape[dim]),), *f.dims[dim + 1 :])) for f in fields]
+    return pointwise(joined, tuple(output.shape))
+
+
+def _stacked(known: Known, output, tensors, dim: int = 0) -> Field:
+    field = union([field for tensor in tensors if (field := known(tensor)) is not None])
+    dim %= output.dim()
+    return replace(field, dims=(*field.dims[:dim], (Factor(output.shape[dim]),), *field.dims[dim:]))
+
+
+def _pieces(known: Known, output, x, _sizes, dim: int = 0) -> list[Field]:
+    return [
+        slid(_without_axis(known(x), dim), dim % x.dim(), p.shape[dim], kernel=1, stride=1, padding=0) for p in output
+    ]
+
+
+def _unbound(known: Known, output, x, dim: int = 0) -> list[Field]:
+    return [collapsed(_without_axis(known(x), dim), [dim], keep=False)] * len(output)
+
+
+def _without_axis(field: Field | None, dim: int) -> Field:
+    assert field is not None
+    if any(factor.axis for factor in field.dims[dim]):
+        raise Mixed
+    return field
+
+
+def _softmax(known: Known, output, x, dim: int, *_: Any) -> Field:
+    return _without_axis(known(x), dim)
+
+
+RULES: dict[Any, Callable[..., Any]] = {
+    aten.convolution: _convolution,
+    aten.max_pool2d_with_indices: lambda *args, **kwargs: [_pooling(2)(*args, **kwargs)] * 2,
+    aten.avg_pool2d: _pooling(2),
+    aten.avg_pool3d: _pooling(3),
+    aten._adaptive_avg_pool2d: _adaptive,
+    aten.mean: _reduction,
+    aten.sum: _reduction,
+    aten.amax: _reduction,
+    aten.native_layer_norm: _normalised_over,
+    aten.native_group_norm: _group_normalised,
+    aten.mm: _product,
+    aten.bmm: _product,
+    aten.addmm: lambda known, output, bias, a, b, **_: _product(known, output, a, b),
+    aten.view: _view,
+    aten._unsafe_view: _view,
+    aten.reshape: _view,
+    aten.permute: _permute,
+    aten.transpose: _transpose,
+    aten.t: _transpose,
+    aten.slice: _slice,
+    aten.select: _select,
+    aten.constant_pad_nd: _padding,
+    aten.unsqueeze: _unsqueeze,
+    aten.squeeze: _squeeze,
+    aten.expand: _expand,
+    aten.cat: _concatenation,
+    aten.stack: _stacked,
+    aten.split: _pieces,
+    aten.split_with_sizes: _pieces,
+    aten.unbind: _unbound,
+    aten._softmax: _softmax,
+}
