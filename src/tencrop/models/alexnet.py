@@ -1,7 +1,7 @@
 """AlexNet as Krizhevsky, Sutskever and Hinton describe it (2012), with the variants that their paper measures.
 
 Registered with timm: `alexnet_2012`, `alexnet_2012_one_tower` (section 3.2) and `alexnet_2012_figure1` (CIFAR-10).
-Built by factory.py; zfnet.py, allcnn.py and vgg.py use its layers.
+Built by factory.py; the modules of the later networks use its layers and `scaled`.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class AlexNet(nn.Module):
         for number, num_outputs in enumerate(num_kernels, start=1):
             layer = LAYERS[number]
             if number != remove_layer:
-                num_outputs = num_towers * max(1, round(width * num_outputs / num_towers))
+                num_outputs = num_towers * scaled(num_outputs / num_towers, width)
                 groups = num_towers if layer.reads_own_tower_only else 1
                 features[f"conv{number}"] = nn.Conv2d(
                     num_maps, num_outputs, layer.kernel, layer.stride, layer.padding, groups=groups
@@ -105,7 +105,7 @@ class AlexNet(nn.Module):
             if layer.is_pooled:
                 features[f"pool{number}"] = nn.MaxPool2d(pool_kernel, stride=2)
         self.features = nn.Sequential(features)
-        hidden = max(1, round(4096 * width))
+        hidden = scaled(4096, width)
         self.classifier = nn.Sequential(
             OrderedDict(
                 fc6=nn.Linear(num_maps * side**2, hidden),
@@ -236,6 +236,11 @@ class ScaledDropout(nn.Module):
 
     def forward(self, activations: Tensor) -> Tensor:
         return nn.functional.dropout(activations, self.drop_rate, self.training) * (1 - self.drop_rate)
+
+
+def scaled(number: float, width: float) -> int:
+    """So many maps or units at this width: the nearest whole number, and never none."""
+    return max(1, round(width * number))
 
 
 def pooled_side(img_size: int, pool_kernel: int) -> int:

@@ -9,7 +9,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from tencrop.models.alexnet import HangingWindow
+from tencrop.models.alexnet import HangingWindow, scaled
 from tencrop.models.registry import register
 
 # kernel, width, stride of convolutions 1 to 11; the twelfth is 1 x 1 with a map for each class
@@ -37,7 +37,7 @@ class AllCNN(nn.Module):
         layers: OrderedDict[str, nn.Module] = OrderedDict(pad=HangingWindow(kernel=11, stride=4))
         num_maps = 3
         for number, (kernel, num_kernels, stride) in enumerate(CONVOLUTIONS, start=1):
-            num_kernels = max(1, round(width * num_kernels))
+            num_kernels = scaled(num_kernels, width)
             layers[f"conv{number}"] = nn.Conv2d(
                 num_maps, num_kernels, kernel, stride, kernel // 2 if stride == 1 else 0
             )

@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from tencrop.models.alexnet import scaled
 from tencrop.models.mobilenet import convolution
 from tencrop.models.registry import register
 
@@ -52,7 +53,7 @@ class FractalNet(nn.Module):
             if not 0 <= rate <= 1:
                 raise ValueError(f"{name}={rate} is not a probability; the paper's are 0.15 (local) and 0.5 (global)")
         self.num_columns, self.drop_global = num_columns, drop_global
-        widths = [max(1, round(width * number)) for number in (64, *num_maps)]
+        widths = [scaled(number, width) for number in (64, *num_maps)]
         self.stem = convolution(3, widths[0], kernel=7, stride=2)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.blocks = nn.ModuleList(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tencrop.models.alexnet import LocalResponseNorm
+from tencrop.models.alexnet import LocalResponseNorm, scaled
 from tencrop.models.registry import register
 
 
@@ -173,10 +173,6 @@ def rectified(
 
 def halving_pool() -> nn.MaxPool2d:
     return nn.MaxPool2d(3, stride=2, ceil_mode=True)
-
-
-def scaled(num_kernels: int, width: float) -> int:
-    return max(1, round(width * num_kernels))
 
 
 def auxiliary_side(img_size: int) -> int:

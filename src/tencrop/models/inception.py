@@ -13,7 +13,8 @@ import torch
 from timm.models.inception_v3 import InceptionV3
 from torch import Tensor, nn
 
-from tencrop.models.googlenet import halving_pool, scaled
+from tencrop.models.alexnet import scaled
+from tencrop.models.googlenet import halving_pool
 from tencrop.models.registry import register
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid}

@@ -10,6 +10,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from tencrop.models.alexnet import scaled
 from tencrop.models.registry import register
 
 # maps and stride of each depthwise separable convolution of table 1; the five in the middle are one in table 5
@@ -41,10 +42,10 @@ class MobileNet(nn.Module):
         layers = list(SEPARABLE)
         if shallow:
             del layers[MIDDLE]
-        num_maps = max(1, round(width * 32))
+        num_maps = scaled(32, width)
         features: OrderedDict[str, nn.Module] = OrderedDict(conv0=convolution(3, num_maps, stride=2))
         for number, (num_outputs, stride) in enumerate(layers, start=1):
-            num_outputs = max(1, round(width * num_outputs))
+            num_outputs = scaled(num_outputs, width)
             if separable:
                 features[f"depthwise{number}"] = convolution(num_maps, num_maps, stride=stride, groups=num_maps)
                 features[f"pointwise{number}"] = convolution(num_maps, num_outputs, kernel=1)

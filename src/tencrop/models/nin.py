@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from tencrop.models.alexnet import init_gaussian
+from tencrop.models.alexnet import init_gaussian, scaled
 from tencrop.models.registry import register
 
 # Each block: width, kernel, stride, padding of its convolution, and the standard deviation of its initial weights
@@ -30,7 +30,7 @@ class NetworkInNetwork(nn.Module):
         num_maps = 3
         for number, (num_kernels, kernel, stride, padding, std) in enumerate(BLOCKS, start=1):
             is_last = number == len(BLOCKS)
-            num_kernels = max(1, round(width * num_kernels))
+            num_kernels = scaled(num_kernels, width)
             layers[f"conv{number}"] = gaussian(nn.Conv2d(num_maps, num_kernels, kernel, stride, padding), std)
             layers[f"relu{number}"] = nn.ReLU()
             layers[f"cccp{2 * number - 1}"] = gaussian(nn.Conv2d(num_kernels, num_kernels, 1), 0.05)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet, downsample_conv
 from torch import Tensor, nn
 
+from tencrop.models.alexnet import scaled
 from tencrop.models.registry import register
 
 LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -25,7 +26,7 @@ def resnet(block: type[nn.Module], depth: int, num_classes: int, *, width: float
     paper. The first weights are He et al.'s (2015), N(0, 2 / (k^2 * num_outputs)), those of the last layer torch's.
     `width` scales the blocks and not the first convolution.
     """
-    channels = tuple(max(1, round(width * num_maps)) for num_maps in WIDTHS)
+    channels = tuple(scaled(num_maps, width) for num_maps in WIDTHS)
     options = {"zero_init_last": False, **options}
     return ResNet(block, LAYERS[depth], num_classes=num_classes, channels=channels, **options)  # type: ignore[arg-type]
 

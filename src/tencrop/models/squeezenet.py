@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tencrop.models.alexnet import init_gaussian
-from tencrop.models.googlenet import halving_pool, init_xavier, rectified, scaled
+from tencrop.models.alexnet import init_gaussian, scaled
+from tencrop.models.googlenet import halving_pool, init_xavier, rectified
 from tencrop.models.registry import register
 
 

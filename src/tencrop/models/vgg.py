@@ -9,7 +9,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from tencrop.models.alexnet import LocalResponseNorm
+from tencrop.models.alexnet import LocalResponseNorm, scaled
 from tencrop.models.registry import register
 
 WIDTHS = (64, 128, 256, 512, 512)  # of the five blocks
@@ -61,7 +61,7 @@ class VGG(nn.Module):
         features: OrderedDict[str, nn.Module] = OrderedDict()
         num_maps = 3
         for block, (kernels, num_kernels) in enumerate(zip(BLOCKS[column], WIDTHS, strict=True), start=1):
-            num_kernels = max(1, round(width * num_kernels))
+            num_kernels = scaled(num_kernels, width)
             for number, kernel in enumerate(kernels, start=1):
                 features[f"conv{block}_{number}"] = nn.Conv2d(num_maps, num_kernels, kernel, padding=kernel // 2)
                 features[f"relu{block}_{number}"] = nn.ReLU()
@@ -70,7 +70,7 @@ class VGG(nn.Module):
                 num_maps = num_kernels
             features[f"pool{block}"] = nn.MaxPool2d(2)
         self.features = nn.Sequential(features)
-        hidden = max(1, round(4096 * width))
+        hidden = scaled(4096, width)
         self.classifier = nn.Sequential(
             OrderedDict(
                 fc6=nn.Linear(num_maps * (img_size // 32) ** 2, hidden),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from tencrop.models.alexnet import LocalResponseNorm, ScaledDropout, init_gaussian
+from tencrop.models.alexnet import LocalResponseNorm, ScaledDropout, init_gaussian, scaled
 from tencrop.models.registry import register
 
 # kernel, stride, padding of the convolution; whether its maps are pooled, and normalised
@@ -68,7 +68,7 @@ class ZFNet(nn.Module):
         for (number, layer), num_outputs in zip(LAYERS.items(), num_kernels, strict=True):
             kernel, stride, padding, is_pooled, is_normalised = layer
             if number not in remove_layers:
-                num_outputs = max(1, round(width * num_outputs))
+                num_outputs = scaled(num_outputs, width)
                 features[f"conv{number}"] = nn.Conv2d(num_maps, num_outputs, kernel, stride, padding)
                 features[f"relu{number}"] = nn.ReLU()
                 num_maps = num_outputs
@@ -81,7 +81,7 @@ class ZFNet(nn.Module):
         num_inputs = num_maps * side**2
         for number in (6, 7):
             if number not in remove_layers:
-                num_outputs = max(1, round(width * hidden_units))
+                num_outputs = scaled(hidden_units, width)
                 classifier[f"fc{number}"] = nn.Linear(num_inputs, num_outputs)
                 classifier[f"relu{number}"] = nn.ReLU()
                 classifier[f"drop{number}"] = ScaledDropout(drop_rate)
