@@ -1,7 +1,7 @@
 """Turns a function of a typed configuration into a verb: Hydra, sentences for mistakes, exit codes.
 
-Called by the four scripts at the root. Exit codes: 0 done, 2 the user's input (one sentence on
-stderr), 75 interrupted and resumable, 1 our fault (with its traceback).
+Called by the four scripts at the root and by what runs with python -m. Exit codes: 0 done, 2 the user's input (one
+sentence on stderr), 75 interrupted and resumable, 1 our fault (with its traceback).
 """
 
 from __future__ import annotations
