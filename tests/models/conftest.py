@@ -5,6 +5,20 @@ from collections.abc import Callable
 import pytest
 from torch import nn
 
+from tencrop.models.factory import build_model
+
+
+@pytest.fixture
+def build(composed) -> Callable[..., nn.Module]:
+    """build(name, num_classes=10, width=0.5): the network of conf/model/NAME.yaml with further arguments."""
+
+    def build_with(name: str, *, num_classes: int = 10, **kwargs) -> nn.Module:
+        model = composed(f"model={name}").model
+        model.kwargs.update(kwargs)
+        return build_model(model, num_classes=num_classes)
+
+    return build_with
+
 
 @pytest.fixture(scope="session")
 def switch_off_drops() -> Callable[[nn.Module], nn.Module]:

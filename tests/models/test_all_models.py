@@ -7,7 +7,7 @@ switched off here, are tested there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -16,8 +16,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+import tencrop.models.factory  # noqa: F401  registers our names
 from tencrop.config.verbs import CONF
-from tencrop.models.factory import build_model
 
 OURS = [name for name in timm.list_models() if timm.models.model_entrypoint(name).__module__.startswith("tencrop.")]
 MODEL_FILES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "timm")
@@ -82,18 +82,6 @@ OF_ANOTHER_SIZE = [name for name in MODEL_FILES if name.endswith("_384") and f"{
 CASES = [
     (name, options) for name in MODEL_FILES if name not in OF_ANOTHER_SIZE for options in ({}, *VARIANTS.get(name, []))
 ]
-
-
-@pytest.fixture
-def build(composed) -> Callable[..., nn.Module]:
-    """build(name, num_classes=10, width=0.5): the network of conf/model/NAME.yaml with further arguments."""
-
-    def build_with(name: str, *, num_classes: int, **kwargs) -> nn.Module:
-        model = composed(f"model={name}").model
-        model.kwargs.update(kwargs)
-        return build_model(model, num_classes=num_classes)
-
-    return build_with
 
 
 def test_every_network_of_ours_has_a_file():

@@ -9,10 +9,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from timm.layers import DropPath
-from torch import nn
 
 from tencrop.config.verbs import CONF
-from tencrop.models.factory import build_model
 
 
 def rate_in(path) -> float:
@@ -28,16 +26,6 @@ SMALL = {
     "deit_tiny_distilled_patch16_224": {"img_size": 32, "embed_dim": 16, "num_heads": 1},
     "tf_efficientnet_b0": {},
 }
-
-
-@pytest.fixture
-def build(composed):
-    def build_with(name, **kwargs) -> nn.Module:
-        model = composed(f"model={name}").model
-        model.kwargs.update(kwargs)
-        return build_model(model, num_classes=10)
-
-    return build_with
 
 
 def rates_of_blocks(network) -> list[set[float]]:
