@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from tencrop.config import StoreOptions, UserError
-from tencrop.data.beton import BetonWriter, EncodedSample, tables_sha256
+from tencrop.data.beton import BetonWriter, EncodedSample, partial_name, tables_sha256
 from tencrop.data.encode import KINDS, PLAIN_KINDS, EncodedFile, Undecodable, encode
 from tencrop.data.manifest import file_table, sha256_of, source_fingerprint, store_fingerprint, write_whole
 from tencrop.data.originals import Source, SourceFile
@@ -68,6 +68,8 @@ def write_split(
         return _chunk(source, split, files[start : start + CHUNK_FILES], start, options, every)
 
     if len(parts) < len(keys) or not beton.is_file():
+        if parts and beton.is_file():  # it was finished with later files that are others now
+            os.replace(beton, partial_name(beton))
         written = joined(parts)
         starts = range(num_done, len(files), CHUNK_FILES)
         with (

@@ -253,8 +253,8 @@ class Classifier(pl.LightningModule):
 
     def prepare_checkpoint(self) -> None:
         """Called on all ranks before rank 0 writes: what is apart on the ranks comes together."""
+        self.average_statistics()  # first: what is infinite on one rank is then so on all, and all of them stop
         self.check_finite(weights=True)
-        self.average_statistics()
         gathered_digest(self.trainer)
         total = over_ranks(self.train_counts)
         self.train_counts.copy_(total if self.global_rank == 0 else torch.zeros_like(total))

@@ -156,7 +156,8 @@ class Metrics(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, classifier: Any, *_: Any) -> None:
         step = classifier.global_step
-        if classifier.is_at_step_boundary and (step % self.every_steps == 0 or classifier.is_at_epoch_end):
+        is_last = classifier.is_at_epoch_end or step == classifier.total_steps
+        if classifier.is_at_step_boundary and (step % self.every_steps == 0 or is_last):
             counts = classifier.read_counts(classifier.train_counts)
             num_images = (step - self._since_step) * classifier.global_batch
             images_per_s = round(num_images / (time.perf_counter() - self._since), 1)
