@@ -83,6 +83,26 @@ def test_wandb_offline_without_account(make_config, data_manifest, capfd):
     assert {path.name for path in run_dir.parent.parent.parent.glob("*")} <= {"runs", "tmp", "home", "config"}
 
 
+def test_a_run_outlasts_wandb(make_config, data_manifest, monkeypatch, capfd):
+    """What wandb raises when its own process was killed stops nothing, and is said once."""
+
+    def lost(*_, **__):
+        raise ConnectionResetError("connection lost")
+
+    config = make_config("tracker=wandb")
+    logger = build_logger(config, run_folder(config, data_manifest), say=lambda line: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(logger.experiment, "log", lost)
+        patch.setattr(logger.experiment, "finish", lost)
+        for step in range(3):
+            logger.log_metrics({"loss": 1.0}, step)
+        log_images(logger, torch.zeros(1, 3, 4, 4), key="input")
+        log_error_table(logger, ["protocol"], [["center"]])
+        close_logger(logger)
+    assert capfd.readouterr().err.count("(connection lost); the run goes on without it") == 1
+    logger.experiment.finish()
+
+
 def test_forked_loader_processes_may_import(make_config, data_manifest, monkeypatch):
     """wandb's import hooks raise in a forked process; the reference loader's workers import scikit-learn there."""
     for name in [name for name in sys.modules if name.split(".")[0] == "sklearn"]:

@@ -14,6 +14,7 @@ import logging
 import netrc
 import os
 import shlex
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -68,6 +69,35 @@ def build_logger(config: Config, run_dir: Path, say: Callable[[str], None] = pri
     return logger
 
 
+class LastingWandbLogger(WandbLogger):
+    """wandb's logger for a run that outlasts it: where wandb's own process is killed, for memory or with the job's
+    others, that is said once and nothing more is tracked."""
+
+    has_failed = False
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self._attempt(super().log_metrics, metrics, step)
+
+    def log_image(self, key: str, images: list[Any], step: int | None = None, **options: Any) -> None:
+        self._attempt(super().log_image, key, images, step, **options)
+
+    def log_table(self, key: str, *args: Any, **options: Any) -> None:
+        self._attempt(super().log_table, key, *args, **options)
+
+    def finish(self) -> None:
+        self._attempt(self.experiment.finish)
+
+    def _attempt(self, call: Callable[..., Any], *args: Any, **options: Any) -> None:
+        if self.has_failed:
+            return
+        try:
+            call(*args, **options)
+        except Exception as error:  # wandb has several bases of errors, and none may stop a run
+            self.has_failed = True
+            reason = mask_text(str(error) or type(error).__name__)
+            print(f"wandb: failed ({reason}); the run goes on without it", file=sys.stderr)
+
+
 class InputImages(Callback):
     """Logs the first images of a run as the network sees them: after augmentation and normalisation, in its input.
 
@@ -118,9 +148,9 @@ def log_error_table(logger: Logger | None, columns: Sequence[str], rows: Sequenc
 
 def close_logger(logger: Logger | None) -> None:
     """Write what is pending; with wandb, end the run (it may be opened again)."""
-    if isinstance(logger, WandbLogger):
+    if isinstance(logger, LastingWandbLogger):
         if is_first_process():
-            logger.experiment.finish()
+            logger.finish()
     elif logger is not None:
         logger.finalize("success")
 
@@ -136,7 +166,7 @@ def _facts(config: Config, run_dir: Path) -> dict[str, Any]:
     return facts
 
 
-def _wandb_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -> WandbLogger | None:
+def _wandb_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -> LastingWandbLogger | None:
     import wandb
 
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # wandb's telemetry reports its failures there
@@ -150,7 +180,7 @@ def _wandb_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -> 
         try:
             run = _open_run(config, run_dir, mode="online")
             say(f"wandb: {run.url}")
-        except Exception as error:  # wandb has several bases of errors, and none may stop a run
+        except Exception as error:  # of several bases
             wandb.teardown()  # or the id stays in use
             reason = f"the server did not take the run: {mask_text(str(error)).splitlines()[0]}"
     if run is None:
@@ -160,7 +190,7 @@ def _wandb_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -> 
         say(f"wandb: offline ({why}); upload with: wandb sync {folder}; or look: wandb leet {folder}")
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return WandbLogger(experiment=run, save_dir=run_dir / "tracking", project=config.tracker.project)
+    return LastingWandbLogger(experiment=run, save_dir=run_dir / "tracking", project=config.tracker.project)
 
 
 def _open_run(config: Config, run_dir: Path, *, mode: Literal["online", "offline"]) -> wandb.Run:
