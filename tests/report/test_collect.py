@@ -1,12 +1,14 @@
 """Run folders are found, grouped into experiments, and refused with a sentence where they are broken."""
 
+import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tencrop.config import UserError
-from tencrop.report.collect import collect, collect_evaluations, places
+from tencrop.report.collect import Experiment, collect, collect_evaluations, places
 
 
 def test_runs_are_grouped_by_what_was_learned(evaluated_run, tmp_path):
@@ -91,3 +93,20 @@ def test_places(tmp_path, monkeypatch):
     assert places([]) == [Path("evaluations")]
     Path("runs").mkdir()
     assert places([]) == [Path("runs"), Path("evaluations")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_shown"),
+    [
+        ([], True),
+        (["optimizer.lr=0.2"], True),
+        (["model.name=resnet18"], False),
+        (["model.kwargs.zero_init_last=true"], False),
+        (["image_size=160"], False),
+        (["training.max_steps=3"], False),
+    ],
+)
+def test_a_claim_stands_beside_its_own_network_alone(composed, changes, is_shown):
+    config = dataclasses.asdict(composed("model=resnet50", *changes))
+    experiment = Experiment("resnet50", (SimpleNamespace(config=config),))
+    assert (experiment.claim is not None) == is_shown

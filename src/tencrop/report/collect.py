@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from tencrop.config import UserError
+from tencrop.config.verbs import CONF
 from tencrop.evaluation.members import EVALUATIONS
 from tencrop.evaluation.protocols import usual_side
 from tencrop.evaluation.results import load_result, protocol_label
@@ -92,10 +93,25 @@ class Experiment:
 
     @property
     def claim(self) -> dict[str, Any] | None:
-        """The published result (percent), where it speaks of these data."""
+        """The published result (percent), where it speaks of these data, this network and a whole training."""
         config = self.runs[0].config
         claim = config.get("claim")
-        return claim if claim and claim["data"] == config["data"]["name"] else None
+        if not claim or claim["data"] != config["data"]["name"] or config["training"]["max_steps"] is not None:
+            return None
+        return claim if _is_of_network(claim, config) else None
+
+
+def _is_of_network(claim: dict[str, Any], config: dict[str, Any]) -> bool:
+    """Whether the file of conf/model that claims this, if it is one, is of the run's network and image size."""
+    defaults = yaml.safe_load((CONF / "train.yaml").read_text())
+    for path in (CONF / "model").glob("*.yaml"):
+        file = yaml.safe_load(path.read_text())
+        if file.get("claim") and file["claim"].items() <= claim.items():
+            claimed = {**defaults, **file}
+            return claimed["image_size"] == config["image_size"] and all(
+                claimed["model"][key] == config["model"][key] for key in ("name", "kwargs")
+            )
+    return True
 
 
 @dataclass(frozen=True)
