@@ -74,6 +74,7 @@ def test_wandb_offline_without_account(make_config, data_manifest, capfd):
     identity = json.loads((run_dir / "tracking" / "run.json").read_text())["id"]
     assert len(said) == 1 and "offline (not logged in)" in said[0]
     assert "wandb sync" in said[0] and "wandb leet" in said[0] and identity in said[0]
+    time.sleep(1)  # wandb names the folder of a session by the second
     track(config, run_dir, said)
     assert identity in said[1]  # the same tracked run
     files = list((run_dir / "tracking").rglob(f"run-{identity}.wandb"))
