@@ -88,6 +88,12 @@ def test_every_network_of_ours_has_a_file():
     assert {"lenet5", "alexnet_2012", "vgg_e"} <= set(OURS) <= set(MODEL_FILES)
 
 
+@pytest.mark.parametrize("name", OF_ANOTHER_SIZE)
+def test_what_is_left_out_differs_in_size_alone(name, composed):
+    smaller = f"{name[:-4]}_224"
+    assert composed(f"model={name}").model.kwargs == composed(f"model={smaller}").model.kwargs
+
+
 @pytest.mark.parametrize("name", MODEL_FILES)
 def test_class_scores_at_the_native_resolution(name, build, composed):
     config = composed(f"model={name}")

@@ -5,6 +5,17 @@ import torch
 
 from tencrop.models import lenet
 
+# Which maps of S2 (rows) each map of C3 (columns) reads, drawn as the paper's Table I; from memory, unverified
+TABLE_I = """
+X . . . X X X . . X X X X . X X
+X X . . . X X X . . X X X X . X
+X X X . . . X X X . . X . X X X
+. X X X . . X X X X . . X . X X
+. . X X X . . X X X X . X X . X
+. . . X X X . . X X X X . X X X
+"""
+C3_COLUMNS = list(zip(*(line.split() for line in TABLE_I.strip().splitlines()), strict=True))
+
 
 def num_units(network, images):
     """Units of the layers by name, of one image."""
@@ -36,11 +47,12 @@ def test_subsampling_against_a_naive_loop():
                 torch.testing.assert_close(output[0, channel, row, column], expected)
 
 
-def test_sparse_convolution_against_single_kernels():
-    layer = lenet.SparseConvolution(lenet.C3_INPUTS, num_sources=6).double()
+def test_c3_against_single_kernels():
+    layer = lenet.LeNet5().c3.double()
     maps = torch.randn(1, 6, 14, 14, dtype=torch.float64)
     kernels = iter(layer.weight)
-    for output, sources in enumerate(lenet.C3_INPUTS):
+    for output, column in enumerate(C3_COLUMNS):
+        sources = [source for source, mark in enumerate(column) if mark == "X"]
         expected = sum(torch.nn.functional.conv2d(maps[:, s : s + 1], next(kernels)[None, None]) for s in sources)
         torch.testing.assert_close(layer(maps)[:, output], (expected + layer.bias[output])[:, 0])
 

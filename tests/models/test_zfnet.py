@@ -36,7 +36,7 @@ def test_normalisation_follows_the_pooling_of_layers_1_and_2():
     assert [name for name in names if name.startswith("norm")] == ["norm1", "norm2"]
 
 
-def test_parameters_of_the_tables_rows():
+def test_parameters_without_layers_and_with_narrow_hidden_layers():
     with torch.device("meta"):
         without = zfnet.zfnet(remove_layers=(3, 4, 6, 7))
         assert num_parameters(without) == 14_208 + 614_656 + (256 * 256 * 9 + 256) + (9216 * 1000 + 1000)

@@ -40,9 +40,10 @@ LAYERS_WITH_BIASES = ("conv2", "conv4", "conv5", "fc6", "fc7")  # of 1 at first
 class AlexNet(nn.Module):
     """[N, 3, img_size, img_size] -> logits [N, K]; 60,965,224 parameters for 224 and 1000 classes.
 
-    Two towers are grouped convolutions in layers 2, 4 and 5; layer 3 and the fully-connected layers read both. The
-    towers of layers 1 and 2 lay on different GPUs, which "communicate only in certain layers", so the response
-    normalisation sums over kernels of its own tower. "The ReLU non-linearity is applied to the output of every
+    Two towers are grouped convolutions in layers 2, 4 and 5; layer 3 and the fully-connected layers read both. That the
+    response normalisation sums over kernels of its own tower is our reading: the towers lay on different GPUs, which
+    "communicate only in certain layers", and the first of these is layer 3. Against it stands section 3.3, where "N is
+    the total number of kernels in the layer". "The ReLU non-linearity is applied to the output of every
     convolutional and fully-connected layer" (section 3.5) cannot include the last, whose output is a softmax's input.
 
     Units of the layers at 224: 290,400 - 186,624 - 64,896 - 64,896 - 43,264 - 4096 - 4096 - 1000, together 659,272
@@ -193,7 +194,7 @@ class HangingWindow(nn.Module):
 
 
 class LocalResponseNorm(nn.Module):
-    """b_i = a_i / (k + alpha sum_j a_j^2)^beta over the n maps j around i of its tower (section 3.3): [N, C, H, W].
+    """b_i = a_i / (k + alpha sum_j a_j^2)^beta over the n maps j around i (section 3.3), of its tower: [N, C, H, W].
 
     The paper's formula does not divide alpha by n, and it is what we compute. The author's later code
     (cuda-convnet2, layer.py) divides the configured 0.0001 by the size 5, as do Caffe and torch.nn.LocalResponseNorm;

@@ -52,7 +52,8 @@ class BNInception(nn.Module):
 
     The appendix's figure 5: GoogLeNet with two 3 x 3 convolutions in the place of each 5 x 5, three modules at 28 x 28,
     strides in the modules 3c and 4e, BatchNorm between every convolution and its nonlinearity, a first convolution
-    that is separable with depth multiplier 8, no response normalisation, no auxiliary heads, no dropout (`drop_rate`).
+    that is separable with depth multiplier 8. That response normalisation and dropout (`drop_rate`) are gone is section
+    4.2.1's, read in a lossy copy and from memory, unverified; that there are no auxiliary heads is our reading.
 
     Figure 5 contradicts itself in 4c and 4d: "avg + 128" gives 608 maps where 576 are printed, and 1,056 behind 4e
     where 1,024 are. We take the printed sums, with 96 projected maps, as the authors' later code does

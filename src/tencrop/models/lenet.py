@@ -1,5 +1,9 @@
 """LeNet-5 as LeCun, Bottou, Bengio and Haffner describe it (1998, section II.B), in today's form, and its ancestor.
 
+What is said here of the paper of 1998 is from memory or secondary sources, unverified, "Table I" and "appendix A" too:
+the table of C3, the squashing function, the subsampling with its coefficients, the outputs' pictures and the first
+weights. A lecture's tables print the kernels' weights of C1, C3 and the hidden layers and the 60,000 parameters.
+
 Registered with timm: `lenet5` (60,000 trainable parameters), `lenet5_dense` and `lenet_1989`. Built by factory.py.
 """
 
@@ -141,6 +145,7 @@ class Subsampling(nn.Module):
 
     def __init__(self, num_maps: int):
         super().__init__()
+        # averages at first, which is our choice
         self.coefficient = nn.Parameter(torch.full((num_maps,), 0.25))
         self.bias = nn.Parameter(torch.zeros(num_maps))
 

@@ -29,7 +29,8 @@ class VGG(nn.Module):
 
     Convolutions keep the size, each followed by a ReLU; 2 x 2 maximum pooling with stride 2 ends a block; hidden
     layers of 4096 and 4096 units with dropout 0.5 (torch's form, which is that of the authors' Caffe); a linear
-    output. `lrn=True` (A-LRN) normalises behind the first convolution as AlexNet does (LocalResponseNorm).
+    output. `lrn=True` (A-LRN) normalises behind the first convolution, by table 1; that its
+    constants are AlexNet's (LocalResponseNorm) is from memory, unverified.
 
     `init="normal"` is section 3.1's for A: a normal distribution of variance 0.01, biases 0. Taken at its word, a
     standard deviation of 0.1, it gives A logits of standard deviation 2e6 for images of standard deviation 1 (1e8 for

@@ -37,9 +37,11 @@ class ZFNet(nn.Module):
     the form of dropout, which is AlexNet's. The paper also scales every kernel of the convolutions whose root mean
     square exceeds 0.1 back to it during training: that is the recipe's, not done here.
 
-    `num_kernels=(96, 256, 512, 1024, 512)` is row (b) of table 2. For table 3: `hidden_units`, and `remove_layers`
-    with numbers 3 to 5 (convolutions; pooling and its stride stay, as in AlexNet's remove_layer) and 6 and 7 (hidden
-    layers). `width` scales every layer but the last.
+    `num_kernels=(96, 256, 512, 1024, 512)` is row (b) of table 2. `hidden_units` of 2048 and 8192, alone or with these
+    kernels, are the last rows of table 3. Its first rows, with layers removed or with 2048 and 8192 hidden units, are
+    of the authors' replication of AlexNet, not of this network. `remove_layers` does to this network what they did to
+    that one: 3 to 5 are convolutions (pooling and its stride stay, as in AlexNet's remove_layer), 6 and 7 are hidden
+    layers. `width` scales every layer but the last.
     """
 
     def __init__(
