@@ -91,7 +91,7 @@ class Experiment:
     name: str
     runs: tuple[Run, ...]  # by seed
 
-    @property
+    @cached_property
     def claim(self) -> dict[str, Any] | None:
         """The published result (percent), where it speaks of these data, this network and a whole training."""
         config = self.runs[0].config
