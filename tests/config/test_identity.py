@@ -1,12 +1,28 @@
 """A run's folder depends on what is learned and on nothing else."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 import yaml
 
 from tencrop.config import UserError, check_data, check_store, config_of_run, learning_hash, run_path
 from tencrop.config.verbs import CONF
+
+
+PINNED = json.loads(Path(__file__).with_name("learning_hashes.json").read_text())
+
+
+@pytest.mark.parametrize("words", PINNED)
+def test_learning_hashes_stay(composed, words):
+    """A run folder is found again by this hash: a new key may enter it only where it is not at its default."""
+    assert learning_hash(composed(*words.split())) == PINNED[words]
+
+
+def test_every_experiment_is_pinned():
+    experiments = {f"experiment={path.stem}" for path in (CONF / "experiment").glob("*.yaml")}
+    assert experiments <= PINNED.keys()
 
 
 @pytest.mark.parametrize(
