@@ -13,7 +13,7 @@ def main(config: Config) -> int:
 
     from tencrop.evaluation.evaluate import evaluate_members
     from tencrop.evaluation.results import print_results
-    from tencrop.records.tracking import build_logger, close_logger, log_error_table, log_errors
+    from tencrop.records.tracked_errors import track_result
     from tencrop.report.collect import collect, is_run
     from tencrop.report.tables import COLUMNS, error_rows
 
@@ -23,10 +23,7 @@ def main(config: Config) -> int:
         for member, evaluated in zip(members, found, strict=False):  # an ensemble, last, belongs to no run
             if is_run(run_dir := evaluated.out.parent):
                 rows = error_rows(collect([run_dir]))
-                logger = build_logger(member.config, run_dir)
-                log_errors(logger, evaluated.result)
-                log_error_table(logger, COLUMNS, [row.cells for row in rows])
-                close_logger(logger)
+                track_result(member.config, run_dir, evaluated.result, COLUMNS, [row.cells for row in rows])
     return 0
 
 

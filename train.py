@@ -3,7 +3,13 @@
 The same command typed again continues where the run stands, or shows its result.
 """
 
+from tencrop.signals import exit_at_once, exit_when_asked
+
+if __name__ == "__main__":
+    exit_at_once()  # before the imports below, which take seconds in which a scheduler may send its signal
+
 import copy
+import os
 import sys
 
 from tencrop.config import Config, check_data, check_store, command, derive_batches, run_path
@@ -14,6 +20,7 @@ from tencrop.records.run_folder import finish, run_folder
 
 @command("train", Config)
 def main(config: Config) -> int:
+    exit_at_once()  # of a sweep, the run before has ended with signals ignored
     check_launch(config.hardware)
     batches = derive_batches(config)
     manifest = read_manifest(config.data.root, config.data.name)
@@ -22,36 +29,40 @@ def main(config: Config) -> int:
 
     from tencrop.evaluation.evaluate import evaluate_run
     from tencrop.evaluation.scoring import check_scorable
-    from tencrop.records.tracking import InputImages, build_logger, close_logger, log_error_table, log_errors
+    from tencrop.records.tracked_errors import track_result
+    from tencrop.records.tracking import InputImages, build_logger, close_logger
     from tencrop.report.collect import collect
     from tencrop.report.page import write_report
     from tencrop.report.tables import COLUMNS, error_rows, print_table
     from tencrop.training.fit import build, completed, fit
-    from tencrop.training.monitors import exit_when_asked
     from tencrop.training.ranks import ranks_together
 
     fitted = completed(run_path(config))
     if fitted is None:  # what does not fit is refused before anything is written
         data, classifier = build(config, batches=batches, manifest=manifest)
         check_scorable(copy.deepcopy(classifier.model), config)  # which leaves its network in eval mode
-    run_dir = run_folder(config, manifest)
-    with exit_when_asked(), ranks_together(batches.num_devices if fitted is None else 1):
+    run_dir = run_folder(config, manifest, is_trained=fitted is not None)
+    is_first = is_first_process()
+    with exit_when_asked(is_first=is_first), ranks_together(batches.num_devices if fitted is None else 1):
         logger = None
         if fitted is None:
             logger = build_logger(config, run_dir)
             fitted = fit(data, classifier, run_dir=run_dir, logger=logger, callbacks=[InputImages()])
         finish(run_dir, status=fitted.status, weights_sha256=fitted.weights_sha256, ema_sha256=fitted.ema_sha256)
+        result = None
         if fitted.status == "complete":
             result = evaluate_run(config, manifest=manifest, checkpoint=fitted.checkpoint, out=run_dir / "predictions")
-            if result is not None:  # on the first process
-                experiments = collect([run_dir])
-                rows = error_rows(experiments)
-                print_table(rows)
-                log_errors(logger, result)
-                log_error_table(logger, COLUMNS, [row.cells for row in rows])
+        if result is None:  # not complete, or not the first process
+            close_logger(logger)
+        else:
+            experiments = collect([run_dir])
+            rows = error_rows(experiments)
+            print_table(rows)
+            if logger is not None or (run_dir / "tracking").is_dir():  # after an interrupted evaluation, too
+                track_result(config, run_dir, result, COLUMNS, [row.cells for row in rows], logger=logger)
+            if os.access(run_dir, os.W_OK):  # a read-only folder shows its table
                 write_report(experiments, run_dir)
-        close_logger(logger)
-    if is_first_process():
+    if is_first:
         print(f"{run_dir}: {fitted.message}", file=sys.stdout if fitted.exit_code == 0 else sys.stderr)
     return fitted.exit_code
 

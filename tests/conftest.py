@@ -171,8 +171,30 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """An empty file system of 1 MB (mode bits do not stop root, so a full disk has to be a real one)."""
     folder = tmp_path / "small_disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a tmpfs is not permitted here")
+    _mount("-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder))
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Callable[[Path], Path]]:
+    """read_only(folder) -> a second path of the folder, through which nothing can be written, by root either."""
+    mounted: list[Path] = []
+
+    def mount(folder: Path) -> Path:
+        place = tmp_path / f"read_only{len(mounted)}"
+        place.mkdir()
+        _mount("--bind", str(folder), str(place))
+        mounted.append(place)
+        _mount("-o", "remount,bind,ro", str(place))
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def _mount(*arguments: str) -> None:
+    is_able = os.geteuid() == 0 and shutil.which("mount") is not None
+    if not is_able or subprocess.run(["mount", *arguments], capture_output=True).returncode:
+        pytest.skip("mounting is not permitted here")

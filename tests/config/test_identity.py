@@ -10,7 +10,6 @@ import yaml
 from tencrop.config import UserError, check_data, check_store, config_of_run, learning_hash, run_path
 from tencrop.config.verbs import CONF
 
-
 PINNED = json.loads(Path(__file__).with_name("learning_hashes.json").read_text())
 
 

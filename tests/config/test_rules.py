@@ -17,6 +17,8 @@ def test_every_option_composes(composed, group, option):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
+        (["name=.."], r"name=\.\.: names a folder below runs=runs; give it a letter"),
+        ([f"name={'x' * 201}"], "at most 200 characters"),
         (["data.loader=fcv"], "data.loader=fcv: must be ffcv"),
         (["data.store.quality=500"], "must lie in 1 to 100"),
         (["augmentation.flip=1.5"], r"must lie in \[0, 1\]"),

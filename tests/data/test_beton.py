@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from tencrop.config import UserError
-from tencrop.data.beton import JPEG, METADATA_START, MIN_PAGE_BYTES, RAW, Beton, BetonWriter, EncodedSample
+from tencrop.config.verbs import disk_sentence
+from tencrop.data.beton import JPEG, METADATA_START, MIN_PAGE_BYTES, RAW, Beton, BetonWriter, EncodedSample, whole_file
 
 GENERATOR = np.random.default_rng(0)
 
@@ -248,3 +249,22 @@ os.kill(os.getpid(), signal.SIGKILL)
     write_beton(tmp_path / "a.beton", [raw_sample(2, 2, 1)], 1)
     assert os.listdir(tmp_path) == ["a.beton"]
     assert Beton(tmp_path / "a.beton").num_samples == 1
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    with whole_file(tmp_path / "a") as first, whole_file(tmp_path / "a") as second:
+        first.write(b"first")
+        second.write(b"second")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"first"  # the last to end stays
+
+
+def test_a_full_disk_is_named(small_disk):
+    with pytest.raises(OSError) as failure, whole_file(small_disk / "a") as file:
+        file.write(bytes(2_000_000))
+    assert disk_sentence(failure.value).startswith(f"the disk is full ({small_disk / 'a'})")
+    with pytest.raises(OSError) as failure, BetonWriter(small_disk / "b", 1) as writer:
+        writer.add(EncodedSample(bytes(4_000_000), 0, 1, 1, 0))
+        writer.sync()
+    assert disk_sentence(failure.value).startswith(f"the disk is full ({small_disk / 'b.partial'})")
+    assert [path.name for path in small_disk.iterdir()] == ["b.partial"]

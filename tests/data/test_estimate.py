@@ -25,7 +25,7 @@ def test_a_log_gets_a_line_every_thirty_seconds(clock):
             advance(number)
     assert file.getvalue().splitlines() == [
         "train: 3,000 of 10,000 images, 150 images/s, 0:00:47 left",
-        "train: 4,000 of 10,000 images, 67 images/s, 0:01:30 left",
+        "train: 4,000 of 10,000 images, 66.7 images/s, 0:01:30 left",
         "train: 10,000 of 10,000 images, 100 images/s",
     ]
 

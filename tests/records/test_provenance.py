@@ -40,7 +40,7 @@ def test_holds_what_a_reader_needs_and_no_environment(make_config, data_manifest
         "source_fingerprint": "val" * 8,
         "store_fingerprint": "val" * 9,
     }
-    assert {"python", "torch", "timm"} <= facts["packages"].keys()
+    assert {"python", "torch", "timm"} <= facts["session"]["packages"].keys()
     assert facts["session"]["hardware"]["num_cores"] >= 1
 
 

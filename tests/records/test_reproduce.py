@@ -10,7 +10,7 @@ from tencrop.config import UserError
 from tencrop.data.manifest import FORMAT
 from tencrop.records import reproduce as module
 from tencrop.records.provenance import PACKAGE
-from tencrop.records.reproduce import differences, main, reproduce
+from tencrop.records.reproduce import main, reproduce, what_differs
 from tencrop.records.run_folder import finish, read_manifest, run_folder
 
 
@@ -61,11 +61,11 @@ def test_refusals(complete_run, trains_to, tmp_path, capsys):
 
 def test_says_what_differs(complete_run):
     manifest = read_manifest(complete_run)
-    assert differences(manifest) == []
-    manifest["packages"]["torch"] = "1.0"
+    assert what_differs(manifest) == []
+    manifest["sessions"][0]["packages"]["torch"] = "1.0"
     manifest["sessions"][0]["hardware"]["cpu"] = "abacus"
     manifest["sessions"].append(manifest["sessions"][0])
-    text = "\n".join(differences(manifest))
+    text = "\n".join(what_differs(manifest))
     assert "torch was 1.0" in text and "cpu was abacus" in text and "continued 1 times" in text
 
 

@@ -10,6 +10,8 @@ from omegaconf import OmegaConf
 
 from tencrop.config import Config, UserError, run_path, typed
 from tencrop.config.launch import RANKS
+from tencrop.records import provenance
+from tencrop.records.provenance import installed_packages, sessions_of
 from tencrop.records.run_folder import finish, is_complete, read_manifest, run_folder
 
 
@@ -32,9 +34,51 @@ def test_same_command_continues(make_config, data_manifest):
     assert len(read_manifest(folder)["sessions"]) == 2
     finish(folder, status="complete", weights_sha256="ab" * 32)
     assert is_complete(folder)
-    run_folder(config, data_manifest)
+    run_folder(config, data_manifest, is_trained=True)
     assert len(read_manifest(folder)["sessions"]) == 2  # nothing was continued
     assert (folder / "config.yaml").read_bytes() == written
+
+
+def test_training_again_without_a_checkpoint_is_a_session(make_config, data_manifest, capsys):
+    folder = run_folder(make_config(), data_manifest)
+    finish(folder, status="complete", weights_sha256="ab" * 32)
+    run_folder(make_config(), data_manifest, is_trained=False)
+    manifest = read_manifest(folder)
+    assert len(manifest["sessions"]) == 2 and manifest["result"]["status"] == "running"
+    assert "was complete, but its last checkpoint is missing" in capsys.readouterr().err
+
+
+def test_other_packages_are_recorded_and_said(make_config, data_manifest, monkeypatch, capsys):
+    folder = run_folder(make_config(), data_manifest)
+    assert not capsys.readouterr().err
+    packages = installed_packages()
+    monkeypatch.setattr(provenance, "installed_packages", lambda: packages | {"torch": "9.9"})
+    run_folder(make_config(), data_manifest)
+    assert f"torch was {packages['torch']}, is 9.9" in capsys.readouterr().err
+    recorded = [session["packages"] for session in sessions_of(read_manifest(folder))]
+    assert recorded == [packages, packages | {"torch": "9.9"}]
+
+
+def test_packages_of_earlier_code_are_those_of_the_first_session(make_config, data_manifest):
+    folder = run_folder(make_config(), data_manifest)
+    manifest = read_manifest(folder)
+    manifest["packages"] = manifest["sessions"][0].pop("packages") | {"torch": "1.0"}  # as earlier code wrote them
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    run_folder(make_config(), data_manifest)
+    assert [one["packages"]["torch"] for one in sessions_of(read_manifest(folder))] == [
+        "1.0",
+        installed_packages()["torch"],
+    ]
+
+
+def test_a_complete_run_in_a_read_only_folder_is_found(make_config, data_manifest, tmp_path, read_only):
+    finish(run_folder(make_config(), data_manifest), status="complete", weights_sha256="ab" * 32)
+    config = make_config(f"runs={read_only(tmp_path / 'runs')}")
+    folder = run_folder(config, data_manifest, is_trained=True)
+    assert folder == run_path(config)
+    finish(folder, status="complete", weights_sha256="ab" * 32)
+    with pytest.raises(UserError, match="cannot write"):
+        run_folder(config, data_manifest)
 
 
 def test_other_code_is_refused_unless_told(make_config, data_manifest):
@@ -49,7 +93,7 @@ def test_other_code_is_refused_unless_told(make_config, data_manifest):
     manifest = read_manifest(folder)
     manifest["sessions"][-1]["code"]["learning_sha256"] = "0" * 64
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    run_folder(make_config(), data_manifest)  # complete: there is nothing to continue
+    run_folder(make_config(), data_manifest, is_trained=True)  # complete: there is nothing to continue
 
 
 @pytest.mark.parametrize(("split", "key"), [("train", "store_fingerprint"), ("val", "source_fingerprint")])

@@ -14,7 +14,8 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from tencrop.records.run_folder import run_folder
-from tencrop.records.tracking import InputImages, build_logger, close_logger, log_error_table, log_errors, log_images
+from tencrop.records.tracked_errors import log_error_table, log_errors
+from tencrop.records.tracking import InputImages, build_logger, close_logger, log_images
 
 KEY = "0123456789" * 4
 RESULT = {"scores": "center.safetensors", "averaging": "softmax", "step": 40, "top1_error": 0.25, "top5_error": 0.0}

@@ -130,6 +130,13 @@ def test_max_steps_ends_within_an_epoch_and_validates(train):
     assert train("run", "training.max_steps=4").result()["message"] == "already complete"
 
 
+@pytest.mark.parametrize("changed", [["training.epochs=3"], ["training.max_steps=7"]])
+def test_the_last_step_is_validated_whatever_the_interval(train, changed):
+    run = train("run", "training.evaluate_every_epochs=2", *changed)
+    assert run.exit_code == 0
+    assert [row["step"] for row in run.rows() if row["split"] == "minival"] == [6, run.result()["step"]]
+
+
 def test_a_row_counts_every_image_once(uninterrupted):
     rows = uninterrupted.rows()
     assert sum(row["num_images"] for row in rows if row["split"] == "train") == 4 * 18

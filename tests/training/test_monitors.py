@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tencrop.signals import SIGNALS, exit_when_asked
 from tencrop.training.monitors import (
     Interrupted,
     Interruption,
     duration,
-    exit_when_asked,
     job_end_time,
     keep_rows,
     over_ranks,
@@ -39,22 +39,17 @@ def test_a_second_ctrl_c_stops_at_once():
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_around_a_training_ends_with_75(number, capsys):
-    before = signal.getsignal(number)
-    with pytest.raises(SystemExit, match="75"), exit_when_asked():
-        with Interruption(agree_every_steps=10):
-            os.kill(os.getpid(), number)  # a training's own affair
-        os.kill(os.getpid(), number)
-    assert signal.getsignal(number) == before
-    assert capsys.readouterr().err == "interrupted; the same command continues\n"
-
-
-def test_a_signal_after_the_last_checkpoint_is_passed_on():
-    with pytest.raises(SystemExit, match="75"), exit_when_asked():
-        with Interruption(agree_every_steps=10) as interruption:
-            os.kill(os.getpid(), signal.SIGUSR1)
-        interruption.pass_on()
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_after_the_last_checkpoint_is_passed_on(number):
+    before = {other: signal.getsignal(other) for other in SIGNALS}
+    try:
+        with pytest.raises(SystemExit, match="75"), exit_when_asked(is_first=True):
+            with Interruption(agree_every_steps=10) as interruption:
+                os.kill(os.getpid(), number)  # a training's own affair
+            interruption.pass_on()
+    finally:
+        for other, handler in before.items():
+            signal.signal(other, handler)
 
 
 def test_several_ranks_agree_at_certain_steps_only():

@@ -65,14 +65,20 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
 
 
-def train(root: Path, folder: Path, *overrides: str) -> subprocess.Popen:
-    """train.py with two processes on the photographs."""
+def train(root: Path, folder: Path, *overrides: str, at_exit: signal.Signals | None = None) -> subprocess.Popen:
+    """train.py with two processes on the photographs; `at_exit`: it sends itself this signal when it has ended."""
+    variables = environment()
+    if at_exit is not None:
+        (folder / "sitecustomize.py").write_text(
+            f"import atexit, os\natexit.register(lambda: os.kill(os.getpid(), {int(at_exit)}))\n"
+        )
+        variables["PYTHONPATH"] += f":{folder}"
     recipe = ["data=imagefolder", f"data.root={root}", "model=timm", "model.name=test_resnet", "model.bn_group=4"]
     recipe += ["image_size=32", "short_side=32", "training.global_batch=8", "training.precision=fp32"]
     recipe += ["training.minival_fraction=0.25", "hardware=ddp_cpu2", "tracker=none"]
     recipe += ["log_every_steps=1", f"runs={folder}", "schedule=constant", "allow_other_code=true", *overrides]
     command = [sys.executable, "train.py", *recipe]
-    return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=-1, stderr=-1, text=True)
+    return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=-1, stderr=-1, text=True)
 
 
 def test_a_run_of_two_processes_is_interrupted_and_continues(prepared_photos, tmp_path):
@@ -93,17 +99,24 @@ def test_a_run_of_two_processes_is_interrupted_and_continues(prepared_photos, tm
 
 
 def test_a_signal_in_the_final_evaluation_exits_with_75_and_the_same_command_evaluates(prepared_photos, tmp_path):
-    options = ("training.epochs=1", "hardware=cpu", "hardware.workers=1")
+    options = ("training.epochs=1", "hardware=cpu", "hardware.workers=1", "tracker=csv")
     process = train(prepared_photos, tmp_path, *options)
     manifest = wait_for(tmp_path, "manifest.json", process)
+    tracked = manifest.parent / "tracking" / "metrics.csv"
     while '"status": "complete"' not in manifest.read_text() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGUSR1)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75 and errors.endswith("interrupted; the same command continues\n"), errors
     assert not (manifest.parent / "report.html").exists()
-    process = train(prepared_photos, tmp_path, *options)
+    assert "center/top1_error" not in tracked.read_text()
+    process = train(prepared_photos, tmp_path, *options, at_exit=signal.SIGUSR1)
     assert "already complete" in process.communicate(timeout=60)[0] and process.returncode == 0
+    assert tracked.read_text().count("center/top1_error") == 1
+    tracked.unlink()  # what is there is not logged again
+    process = train(prepared_photos, tmp_path, *options, at_exit=signal.SIGTERM)
+    assert "already complete" in process.communicate(timeout=60)[0] and process.returncode == 0
+    assert not tracked.exists()
 
 
 def wait_for(folder: Path, name: str, process: subprocess.Popen) -> Path:

@@ -57,6 +57,7 @@ def _sentence(error: OmegaConfBaseException, schema: type) -> str:
     return f"{key}: {text}"
 
 
+MAX_NAME = 200  # characters of a run's name: a folder's may have 255 bytes, and wandb adds the seed and the hash
 MAX_MAGNITUDE = {"torchvision": 30, "timm": 10}  # of RandAugment
 FILTERS = ("bilinear", "bicubic", "box", "nearest")
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -278,6 +279,11 @@ def _check_training(config: Config) -> None:
             raise UserError(f"normalization.{key}={value}: must be imagenet, dataset or three numbers on [0, 255]")
         if key == "std" and any(number <= 0 for number in numbers):
             raise UserError(f"normalization.std={value}: every number must be above 0")
+    if config.name is not None and (config.name.strip(".") == "" or len(config.name) > MAX_NAME):
+        raise UserError(
+            f"name={config.name}: names a folder below runs={config.runs}; give it a letter or digit and at most"
+            f" {MAX_NAME} characters"
+        )
     if not config.runs:
         raise UserError("runs=: names no folder; leave it out, or give runs=DIR")
     if config.checkpoint is not None and config.weights is not None:

@@ -27,8 +27,8 @@ from tencrop.config.choices import CONF, asked, names_of, options_of
 from tencrop.config.launch import launched
 from tencrop.config.rules import keys_of, typed
 from tencrop.config.schema import Config, UserError
+from tencrop.signals import INTERRUPTED
 
-INTERRUPTED = 75
 DISK_ERRORS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -39,6 +39,7 @@ DISK_ERRORS = {
     errno.ENOTDIR: "a part of the path is a file and not a folder",
     errno.EEXIST: "there is a file where a folder should be",
     errno.EISDIR: "there is a folder where a file should be",
+    errno.ENAMETOOLONG: "the name is too long",
 }
 
 

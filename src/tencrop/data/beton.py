@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -124,7 +125,9 @@ class BetonWriter:
     def __enter__(self) -> BetonWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(self.partial)  # a full disk's names nothing
         with contextlib.suppress(OSError):  # of a full disk, once more: what matters was synced
             self._file.close()
 
@@ -152,11 +155,26 @@ def partial_name(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file under a temporary name in the same folder; brought to disk and renamed at the end, gone after an error."""
-    partial = partial_name(path)
+def naming(path: Path) -> Iterator[None]:
+    """An OSError of the block names this file where it names none: a full disk's, when an open file is written to."""
     try:
-        with open(partial, "wb", buffering=1 << 20) as file:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file under a temporary name in the same folder; brought to disk and renamed at the end, gone after an error.
+
+    The name is this call's own: several evaluations may write one result at once, and the last one stays, whole.
+    An OSError names `path`.
+    """
+    partial = partial_name(path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}"))
+    try:
+        with naming(path), open(partial, "xb", buffering=1 << 20) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -17,13 +17,13 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
-    TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
 from rich.text import Text
 
 from tencrop.config import StoreOptions, UserError
+from tencrop.console import plain_column, rate
 from tencrop.data.encode import Undecodable, encode
 from tencrop.data.originals import Source
 from tencrop.data.statistics import ColourSums
@@ -86,14 +86,16 @@ def readable(num_bytes: float) -> str:
 @contextlib.contextmanager
 def counting_images(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar with rate and time left, or lines in a log; call what it yields with the number of images done."""
-    with _counting(console, what, total, (MofNCompleteColumn(), _Rate()), "{:,.0f}".format, " images") as advance:
+    columns = (MofNCompleteColumn(), _Rate())
+    with _counting(console, what, total, columns, "{:,.0f}".format, " images", rate) as advance:
         yield advance
 
 
 @contextlib.contextmanager
 def counting_bytes(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
     """The same for bytes."""
-    with _counting(console, what, total, (DownloadColumn(), TransferSpeedColumn()), readable, "") as advance:
+    columns = (DownloadColumn(), TransferSpeedColumn())
+    with _counting(console, what, total, columns, readable, "", lambda amount: f"{readable(amount)}/s") as advance:
         yield advance
 
 
@@ -105,11 +107,12 @@ def _counting(
     columns: Iterable[ProgressColumn],
     amount: Callable[[float], str],
     unit: str,
+    speed: Callable[[float], str],
 ) -> Iterator[Callable[[int], None]]:
     if not console.is_terminal:
-        yield _Lines(console, what, total, amount, unit).advance
+        yield _Lines(console, what, total, amount, unit, speed).advance
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
+    columns = (plain_column("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
     with Progress(*columns, console=console, disable=console.quiet) as bar:
         task = bar.add_task(what, total=total)
         yield lambda number: bar.advance(task, number)
@@ -117,7 +120,7 @@ def _counting(
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{task.finished_speed or task.speed or 0:,.0f} images/s")
+        return Text(rate(task.finished_speed or task.speed or 0))
 
 
 class _Lines:
@@ -126,8 +129,17 @@ class _Lines:
     The clock starts with the first call, which may tell what an interrupted preparation had done.
     """
 
-    def __init__(self, console: Console, what: str, total: int, amount: Callable[[float], str], unit: str) -> None:
-        self._console, self._what, self._total, self._amount, self._unit = console, what, total, amount, unit
+    def __init__(
+        self,
+        console: Console,
+        what: str,
+        total: int,
+        amount: Callable[[float], str],
+        unit: str,
+        speed: Callable[[float], str],
+    ) -> None:
+        self._console, self._what, self._total = console, what, total
+        self._amount, self._unit, self._speed = amount, unit, speed
         self._first: tuple[float, int] | None = None  # when, and how much was done
         self._done, self._last = 0, time.monotonic()
 
@@ -140,7 +152,7 @@ class _Lines:
         self._last = now
         line = f"{self._what}: {self._amount(self._done)} of {self._amount(self._total)}{self._unit}"
         if self._done > done_before and now > start:
-            rate = (self._done - done_before) / (now - start)
-            left = datetime.timedelta(seconds=round((self._total - self._done) / rate))
-            line += f", {self._amount(rate)}{self._unit}/s" + ("" if is_over else f", {left} left")
+            per_s = (self._done - done_before) / (now - start)
+            left = datetime.timedelta(seconds=round((self._total - self._done) / per_s))
+            line += f", {self._speed(per_s)}" + ("" if is_over else f", {left} left")
         self._console.print(line)

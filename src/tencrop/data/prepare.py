@@ -20,6 +20,7 @@ from rich.console import Console
 
 import tencrop
 from tencrop.config import Data, StoreOptions, UserError, num_threads
+from tencrop.console import plain_console
 from tencrop.data.archives import check_md5
 from tencrop.data.beton import partial_name
 from tencrop.data.cifar10 import Cifar10Source
@@ -44,7 +45,7 @@ def prepare(data: Data, *, workers: int | str = "auto", progress: bool = True) -
     folder prepared from other files or with other options; OSError where the disk fills up all the same.
     """
     root = Path(data.root)
-    console = Console(quiet=not progress, highlight=False, soft_wrap=True)
+    console = plain_console(quiet=not progress, soft_wrap=True)
     if _is_prepared(root, data, console):
         return root
     with console.status("looking through the files"):

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from tencrop.config import Data, UserError
+from tencrop.console import plain_console
 from tencrop.data.beton import whole_file
 from tencrop.data.devkit import ARCHIVE as DEVKIT_ARCHIVE
 from tencrop.data.devkit import FOLDER, GROUND_TRUTH, META, SIMULATED
@@ -40,7 +40,7 @@ def simulate(data: Data, *, progress: bool = True) -> Path:
     `data.source` is an ImageFolder tree, its splits named by `data.splits`. The same tree gives the same bytes.
     Raises UserError for a source that is none, or where there are archives already.
     """
-    console = Console(quiet=not progress, highlight=False, soft_wrap=True)
+    console = plain_console(quiet=not progress, soft_wrap=True)
     source, root = FolderSource(data), Path(data.root)
     names = (ARCHIVES["train"], ARCHIVES["val"], DEVKIT_ARCHIVE)
     for name in names:

@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from tencrop.config import UserError
+from tencrop.console import plain_console
 from tencrop.data.estimate import counting_images
 from tencrop.data.manifest import (
     SPLITS,
@@ -37,7 +37,7 @@ def verify(root: str | Path, data: str = "imagefolder", *, num_threads: int = 1,
     `data` is the name of the data group, for the command in the sentence where nothing is prepared.
     """
     root = Path(root)
-    console = Console(quiet=not progress, highlight=False, soft_wrap=True)
+    console = plain_console(quiet=not progress, soft_wrap=True)
     manifest = read_manifest(root, data)
     mend = f"delete {root} and prepare the data again (prepare.py)"
     _check_hash(root / manifest["mean_image"], manifest["mean_image_sha256"], mend)

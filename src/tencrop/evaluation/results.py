@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tencrop.config import Config, UserError
+from tencrop.console import plain_console
 from tencrop.data.manifest import write_whole
 from tencrop.evaluation.errors import error_rate
 from tencrop.evaluation.predictions import Scores
@@ -57,9 +58,12 @@ def result_name(result: dict[str, Any]) -> str:
 
 
 def save_result(path: Path, result: dict[str, Any]) -> None:
-    """Write result.json whole or not at all."""
+    """Write result.json whole or not at all; a file that says the same stays untouched, maybe in a read-only folder."""
+    content = (json.dumps(result, indent=1) + "\n").encode()
+    if path.is_file() and path.read_bytes() == content:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, (json.dumps(result, indent=1) + "\n").encode())
+    write_whole(path, content)
 
 
 def load_result(path: Path) -> dict[str, Any]:
@@ -86,7 +90,7 @@ def print_results(results: Sequence[dict[str, Any]], console: Console | None = N
             cells += [f"{100 * result[f'top{k}_error']:.2f}", f"{100 * low:.2f}–{100 * high:.2f}"]
         name = result["label"] + (" (EMA)" if result["weights"] == "ema" else "")
         table.add_row(name, protocol_label(result), *cells, f"{result['num_images']:,}")
-    (console or Console()).print(table)
+    (console or plain_console()).print(table)
 
 
 def protocol_label(result: dict[str, Any]) -> str:

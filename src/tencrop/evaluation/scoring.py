@@ -21,13 +21,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import Tensor, nn
 
 from tencrop.config import Config, Hardware, Protocol, UserError, accelerator_of, num_workers
 from tencrop.config.launch import launched
 from tencrop.config.verbs import disk_sentence
+from tencrop.console import plain_column, plain_console, rate
 from tencrop.data.colour import normalize
 from tencrop.data.loader import Batch, Loader
 from tencrop.data.manifest import Split, open_split
@@ -200,16 +200,16 @@ def _with_progress(
     batches: Iterator[tuple[Batch, ...]], num_images: int, *, rank: int, num_ranks: int
 ) -> Iterator[tuple[Batch, ...]]:
     """The batches, at every side, with a bar or lines of the first rank's, which takes the others to be as far."""
-    console, timer, done = Console(stderr=True), LogTimer(), 0
-    text, rate = TextColumn("evaluating"), TextColumn("{task.fields[rate]}")
-    columns = (text, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+    console, timer, done = plain_console(stderr=True), LogTimer(), 0
+    text, speed = plain_column("evaluating"), plain_column("{task.fields[rate]}")
+    columns = (text, BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
     is_shown = rank == 0 and console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=not is_shown) as progress:
         bar = progress.add_task("", total=num_images, rate="")
         for batch in batches:
             yield batch
             done = min(num_images, done + len(batch[0].index) * num_ranks)
-            pace = f"{done / (time.monotonic() - timer.start):,.0f} images/s"
+            pace = rate(done / (time.monotonic() - timer.start))
             progress.update(bar, completed=done, rate=pace)
             if rank == 0 and not is_shown and timer.is_due():
                 left = timer.time_left(num_done=done, num_left=num_images - done)

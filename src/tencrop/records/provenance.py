@@ -23,6 +23,7 @@ from tencrop.records.masking import mask_arguments, mask_text
 
 PACKAGE = Path(tencrop.__file__).resolve().parent
 LEARNING_STAGES = ("config", "data", "models", "training")  # a change to these may change what is learned
+EXACT = ("python", "torch", "numpy", "timm", "pytorch-lightning")  # packages whose version may change the last bit
 CODE_PATHS = ("src", "conf", ":(glob)*.py", "pyproject.toml")
 
 
@@ -38,7 +39,6 @@ def provenance(config: Config, data_manifest: dict[str, Any]) -> dict[str, Any]:
         "seeds": {"seed": config.seed},
         "session": session(),
         "data": data_facts(config, data_manifest),
-        "packages": installed_packages(),
     }
 
 
@@ -49,7 +49,27 @@ def session() -> dict[str, Any]:
         "command": command_line(),
         "code": code_version(),
         "hardware": _hardware(),
+        "packages": installed_packages(),
     }
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What changed between two results of `session` and may change the last bit of the weights, a phrase each."""
+    compared = [
+        *(("code", name) for name in ("revision", "learning_sha256")),
+        *(("hardware", name) for name in ("cpu", "num_torch_threads", "gpus")),
+        *(("packages", name) for name in EXACT),
+    ]
+    return [
+        f"{name} was {old}, is {new}"
+        for part, name in compared
+        if (old := before[part].get(name)) != (new := now[part].get(name))
+    ]
+
+
+def sessions_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sessions of a run's manifest, first to last. Earlier code wrote the packages once, those of the first."""
+    return [{"packages": manifest.get("packages", {}), **session} for session in manifest["sessions"]]
 
 
 def command_line() -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,8 @@ from omegaconf import OmegaConf
 
 from tencrop.config import UserError
 from tencrop.data.manifest import read_manifest as read_data_manifest
-from tencrop.records.provenance import PACKAGE, changed_split, installed_packages, session
+from tencrop.records.provenance import PACKAGE, changed_split, differences, session, sessions_of
 from tencrop.records.run_folder import read_manifest
-
-EXACT = ("torch", "numpy", "timm", "pytorch-lightning")  # packages whose version may change the last bit
 
 
 def reproduce(run_dir: Path, into: Path) -> bool:
@@ -35,7 +34,7 @@ def reproduce(run_dir: Path, into: Path) -> bool:
     if into.exists() and any(into.iterdir()):
         raise UserError(f"{into}: not empty; name a fresh folder with --into DIR")
     _check_data(run_dir, before)
-    for line in differences(before):
+    for line in what_differs(before):
         print(f"differs: {line}")
     train_again(run_dir, into)
     (again,) = into.glob("*/*/manifest.json")
@@ -60,26 +59,14 @@ def train_again(run_dir: Path, into: Path) -> None:
         raise SystemExit(exit_code)
 
 
-def differences(before: dict[str, Any]) -> list[str]:
-    """What is not as it was in the run's first session, one sentence each; any may explain other weights."""
-    then, now = before["sessions"][0], session()
-    lines = [
-        f"{name} was {then[part][name]}, is {now[part][name]}"
-        for part, names in (
-            ("code", ("revision", "learning_sha256")),
-            ("hardware", ("cpu", "num_torch_threads", "gpus")),
-        )
-        for name in names
-        if then[part][name] != now[part][name]
-    ]
-    packages = installed_packages()
-    lines += [
-        f"{name} was {before['packages'].get(name)}, is {packages.get(name)}"
-        for name in ("python", *EXACT)
-        if before["packages"].get(name) != packages.get(name)
-    ]
-    if len(before["sessions"]) > 1:
-        lines.append(f"the run was continued {len(before['sessions']) - 1} times")
+def what_differs(before: dict[str, Any]) -> list[str]:
+    """What differs from the run's sessions, a phrase each; any of it may explain other weights."""
+    sessions = sessions_of(before)
+    lines = differences(sessions[0], session())
+    for number, (one, following) in enumerate(pairwise(sessions), 2):
+        lines += [f"in session {number} of the run, {line}" for line in differences(one, following)]
+    if len(sessions) > 1:
+        lines.append(f"the run was continued {len(sessions) - 1} times")
     return lines
 
 

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +20,32 @@ from tencrop.config import Config, UserError, run_path
 from tencrop.config.launch import is_first_process
 from tencrop.data.manifest import write_whole
 from tencrop.records.masking import mask_values
-from tencrop.records.provenance import changed_split, code_diff, data_facts, provenance
+from tencrop.records.provenance import changed_split, code_diff, data_facts, differences, provenance, sessions_of
 
 RUNNING = {"status": "running", "weights_sha256": None, "ema_sha256": None}
 
 
-def run_folder(config: Config, data_manifest: dict[str, Any]) -> Path:
+def run_folder(config: Config, data_manifest: dict[str, Any], *, is_trained: bool = False) -> Path:
     """The run's folder, with its configuration and manifest in it; only the first process of several writes.
 
-    A folder that another version of the code began is continued only with `allow_other_code`, unless it is complete;
-    one that another process is writing to is refused. Raises UserError, also where the folder cannot be written.
+    is_trained: its last checkpoint is that of a complete training. Where the manifest says so too, nothing is written:
+    the result of a run can be shown from a read-only folder. A folder that another version of the code began is
+    continued only with `allow_other_code`; one that another process is writing to is refused. Raises UserError, also
+    where the folder cannot be written.
     """
     folder = run_path(config)
     if not is_first_process():
+        return folder
+    is_begun = (folder / "manifest.json").exists()
+    if is_begun:
+        _refuse_other_data(folder, config, read_manifest(folder)["data"], data_facts(config, data_manifest))
+    if is_trained and is_begun and is_complete(folder):
         return folder
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         (folder / "predictions").mkdir(exist_ok=True)
         _lock(folder)
-        if (folder / "manifest.json").exists():
-            _refuse_other_data(folder, config, read_manifest(folder)["data"], data_facts(config, data_manifest))
-        if not is_complete(folder):
-            _write_records(folder, config, provenance(config, data_manifest))
+        _write_records(folder, config, provenance(config, data_manifest))
     except OSError as error:
         raise UserError(
             f"runs={config.runs}: cannot write {error.filename or folder} ({os.strerror(error.errno or 0)});"
@@ -52,9 +57,10 @@ def run_folder(config: Config, data_manifest: dict[str, Any]) -> Path:
 def finish(folder: Path, *, status: str, weights_sha256: str | None, ema_sha256: str | None = None) -> None:
     """Record how training ended: status complete | interrupted | diverged, and the hashes of its weights."""
     if is_first_process():
-        manifest = read_manifest(folder)
-        manifest["result"] = {"status": status, "weights_sha256": weights_sha256, "ema_sha256": ema_sha256}
-        _write_manifest(folder, manifest)
+        manifest, result = read_manifest(folder), {"status": status, "weights_sha256": weights_sha256}
+        result["ema_sha256"] = ema_sha256
+        if manifest["result"] != result:  # else it stands there already, maybe in a read-only folder
+            _write_manifest(folder, manifest | {"result": result})
 
 
 def is_complete(folder: Path) -> bool:
@@ -79,8 +85,13 @@ def _write_records(folder: Path, config: Config, origin: dict[str, Any]) -> None
         manifest = {**origin, "sessions": [first], "result": dict(RUNNING)}
     else:
         manifest = read_manifest(folder)
-        _refuse_other_code(folder, config, manifest["sessions"][-1], origin["session"])
-        manifest["sessions"].append(origin["session"])
+        if manifest["result"]["status"] == "complete":
+            print(f"{folder}: was complete, but its last checkpoint is missing: it is trained again", file=sys.stderr)
+        before, now = sessions_of(manifest)[-1], origin["session"]
+        _refuse_other_code(folder, config, before, now)
+        for line in differences(before, now):
+            print(f"{folder}: differs from the session before: {line}", file=sys.stderr)
+        manifest["sessions"].append(now)
         manifest["result"] = dict(RUNNING)
     _write_manifest(folder, manifest)
 

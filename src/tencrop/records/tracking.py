@@ -19,7 +19,7 @@ import threading
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,7 +30,6 @@ from torch import Tensor, nn
 from tencrop.config import Config, UserError
 from tencrop.config.launch import is_first_process
 from tencrop.data.manifest import write_whole
-from tencrop.evaluation.results import result_name
 from tencrop.records.csv_logger import CsvLogger
 from tencrop.records.masking import mask_text, mask_values
 from tencrop.records.run_folder import read_manifest
@@ -128,22 +127,6 @@ def log_images(logger: Logger | None, images: Tensor, *, key: str, step: int = 0
         logger.log_image(key, [image.permute(1, 2, 0).numpy() for image in pixels], step=step)
     elif isinstance(logger, TensorBoardLogger):
         logger.experiment.add_images(key, pixels, global_step=step)
-
-
-def log_errors(logger: Logger | None, result: dict[str, Any]) -> None:
-    """NAME/top1_error and NAME/top5_error of an evaluation (the content of NAME.result.json), at the weights' step."""
-    if logger is not None:
-        errors = {f"{result_name(result)}/{key}": result[key] for key in ("top1_error", "top5_error")}
-        logger.log_metrics(errors, step=result["step"])
-
-
-def log_error_table(logger: Logger | None, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """The final error table, as printed (tencrop.report.tables gives columns and rows)."""
-    if isinstance(logger, WandbLogger):
-        logger.log_table("error_table", columns=list(columns), data=[list(row) for row in rows])
-    elif isinstance(logger, TensorBoardLogger):
-        lines = [columns, ["---"] * len(columns), *rows]
-        logger.experiment.add_text("error_table", "\n".join("| " + " | ".join(line) + " |" for line in lines))
 
 
 def close_logger(logger: Logger | None) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import resources
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tencrop.data.manifest import write_whole
+from tencrop.records.provenance import sessions_of
 from tencrop.report.collect import Evaluation, Experiment, Result, Run
 from tencrop.report.comparisons import draw_comparisons
 from tencrop.report.curves import curves
@@ -164,14 +166,18 @@ def _facts(experiment: Experiment) -> list[tuple[str, str]]:
         ("Code", _code(session["code"])),
         ("Data", _data(manifest["data"])),
         ("Hardware", _hardware(session["hardware"])),
-        (
-            "Packages",
-            ", ".join(f"{name} {manifest['packages'][name]}" for name in PACKAGES if name in manifest["packages"]),
-        ),
+        ("Packages", _packages(sessions_of(manifest))),
         ("Seeds", ", ".join(str(run.seed) for run in experiment.runs)),
         ("Started", session["started"]),
     ]
     return facts + ([("Published", f"{claim['source']} ({claim['split']}, {claim['protocol']})")] if claim else [])
+
+
+def _packages(sessions: Sequence[dict[str, Any]]) -> str:
+    """Name and version of each of PACKAGES; "2.14.0, then 2.15.0" where a run was continued with another one."""
+    versions = {name: [one["packages"].get(name, "none") for one in sessions] for name in PACKAGES}
+    texts = {name: ", then ".join(version for version, _ in groupby(found)) for name, found in versions.items()}
+    return ", ".join(f"{name} {text}" for name, text in texts.items() if text != "none")
 
 
 def _run_facts(run: Run) -> tuple[str, str, str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from tencrop.console import plain_console
 from tencrop.evaluation.errors import OverSeeds, over_seeds, wilson_interval
 from tencrop.report.collect import TOP, Evaluation, Experiment, Result, Run
 
@@ -75,7 +76,7 @@ def error_rows(experiments: Sequence[Experiment], evaluations: Sequence[Evaluati
 
 def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
     """The table on the terminal; fits 80 columns."""
-    console = console or Console()
+    console = console or plain_console()
     lines = [("percent", *COLUMNS[3:7]), *(row.cells[2:7] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     aligned = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]

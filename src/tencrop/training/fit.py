@@ -29,9 +29,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tencrop.config import Batches, Config, UserError, accelerator_of, is_deterministic
 from tencrop.config.launch import launched
-from tencrop.config.verbs import INTERRUPTED
 from tencrop.data.module import DataModule
 from tencrop.models.factory import build_model
+from tencrop.signals import INTERRUPTED
 from tencrop.training.checkpoints import AtomicCheckpointIO, Checkpoints, read_checkpoint, weights_sha256
 from tencrop.training.classifier import Classifier
 from tencrop.training.monitors import Diverged, Interrupted, Interruption, Metrics, Pace
@@ -216,5 +216,12 @@ def build_trainer(config: Config, *, run_dir: Path, logger: Logger | None, callb
     # Signals are ours: Lightning would broadcast from within its handler, and of several ranks a flag every step,
     # which waits for the device (2.5.2 and later).
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    epoch_loop = trainer.fit_loop.epoch_loop
+    epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    # The last step is always validated: Lightning leaves the last epoch out where evaluate_every_epochs does not divide
+    # it, and the choice of the best checkpoint with it.
+    is_due = epoch_loop._should_check_val_epoch
+    epoch_loop._should_check_val_epoch = lambda: (  # type: ignore[method-assign]
+        is_due() or trainer.global_step == trainer.lightning_module.total_steps
+    )
     return trainer

@@ -12,8 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -24,11 +22,9 @@ import torch.distributed as dist
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
-from tencrop.config.launch import is_first_process
-from tencrop.config.verbs import INTERRUPTED
+from tencrop.console import rate
 from tencrop.data.digest import digest_text
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+from tencrop.signals import SIGNALS
 
 
 class Interrupted(Exception):
@@ -86,26 +82,6 @@ class Interruption:
             signal.raise_signal(signal.SIGTERM)
 
 
-@contextmanager
-def exit_when_asked() -> Iterator[None]:
-    """While it lasts, SIGTERM, SIGUSR1 and Ctrl-C end the process with exit code 75, but for where an Interruption
-    handles them: around a training it covers what is done again at small cost, like the final evaluation."""
-
-    def stop(*_: object) -> None:
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
-        if is_first_process():
-            print("interrupted; the same command continues", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-
-    previous = {number: signal.signal(number, stop) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def over_ranks(value: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
     """A new tensor, the sum (minimum, maximum) over all ranks of theirs; all must call this."""
     value = value.clone()
@@ -160,7 +136,7 @@ class Metrics(Callback):
         if classifier.is_at_step_boundary and (step % self.every_steps == 0 or is_last):
             counts = classifier.read_counts(classifier.train_counts)
             num_images = (step - self._since_step) * classifier.global_batch
-            images_per_s = round(num_images / (time.perf_counter() - self._since), 1)
+            images_per_s = float(f"{num_images / (time.perf_counter() - self._since):.4g}")
             labels = "heavier" if classifier.is_mixed else "own"
             row = {"lr": classifier.latest_lr, "images_per_s": images_per_s, "labels": labels}
             self._write(trainer, classifier, "train", counts | row | digest_text(gathered_digest(trainer)))
@@ -221,9 +197,7 @@ class Pace(Callback):
 def pace_sentence(images_per_s: float, num_images: int, *, now: float, limit: float | None) -> str:
     """num_images: still to train on. now, limit (end of the job's time): seconds since 1970."""
     end = now + num_images / images_per_s
-    sentence = (
-        f"{images_per_s:,.0f} images/s: training ends in {duration(end - now)}, {_clock(end)} (validation not counted)"
-    )
+    sentence = f"{rate(images_per_s)}: training ends in {duration(end - now)}, {_clock(end)} (validation not counted)"
     if limit is None:
         return sentence
     if end < limit:

@@ -10,9 +10,9 @@ import time
 from typing import Any
 
 from pytorch_lightning import Callback, Trainer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
+from tencrop.console import plain_column, plain_console, rate
 from tencrop.training.monitors import Metrics, duration
 
 LINE_EVERY_S = 30
@@ -44,14 +44,14 @@ class ProgressBar(Callback):
     def __init__(self, metrics: Metrics):
         self.metrics = metrics
         self.bar: Progress | None = None
-        self.console = Console(file=sys.stderr)
+        self.console = plain_console(file=sys.stderr)
 
     def on_train_start(self, trainer: Trainer, classifier: Any) -> None:
         self.timer, self.first_step = LogTimer(), classifier.global_step
         if not trainer.is_global_zero or not self.console.is_terminal:
             return
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        text = TextColumn("{task.description}")
+        text = plain_column("{task.description}")
         self.bar = Progress(text, *columns, console=self.console, refresh_per_second=4, speed_estimate_period=60)
         self.bar.add_task("", total=classifier.total_steps, completed=classifier.global_step)
         self.bar.start()
@@ -72,7 +72,7 @@ class ProgressBar(Callback):
         """What was last read of the training; nothing before the first reading."""
         if (row := self.metrics.latest.get("train")) is None:
             return []
-        return [f"loss {row['loss']:.3f}", f"top-1 {row['top1_error']:.1%}", f"{row['images_per_s']:,.0f} images/s"]
+        return [f"loss {row['loss']:.3f}", f"top-1 {row['top1_error']:.1%}", f"{rate(row['images_per_s'])}"]
 
     def on_validation_batch_end(
         self, trainer: Trainer, classifier: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -91,7 +91,7 @@ class ProgressBar(Callback):
         )
 
     def _say(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(line, soft_wrap=True)
 
     def teardown(self, trainer: Trainer, classifier: Any, stage: str) -> None:
         self._stop()

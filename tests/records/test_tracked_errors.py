@@ -1,0 +1,47 @@
+"""Errors reach the tracker once: after an interruption they are logged, and what is there is not logged again."""
+
+from tencrop.records.run_folder import run_folder
+from tencrop.records.tracked_errors import track_result
+from tencrop.records.tracking import build_logger
+
+RESULT = {"scores": "center.safetensors", "averaging": "softmax", "step": 40, "top1_error": 0.25, "top5_error": 0.0}
+RESULT |= {"weights_sha256": "ab" * 32, "source_fingerprint": "cd" * 32}
+
+
+def track(config, run_dir, result=RESULT, logger=None):
+    track_result(config, run_dir, result, ["protocol"], [["center"]], logger=logger)
+    tracked = run_dir / "tracking" / "metrics.csv"
+    lines = tracked.read_text().splitlines() if tracked.exists() else []
+    return [line for line in lines if "top1_error" in line]
+
+
+def test_once(make_config, data_manifest):
+    config = make_config("tracker=csv")
+    run_dir = run_folder(config, data_manifest)
+    assert track(config, run_dir) == ["40,center/top1_error,0.25"]
+    (run_dir / "tracking" / "metrics.csv").unlink()
+    assert track(config, run_dir) == []
+    assert track(config, run_dir, RESULT | {"top1_error": 0.5}) == ["40,center/top1_error,0.5"]
+
+
+def test_an_open_logger_logs_whatever_is_noted(make_config, data_manifest):
+    config = make_config("tracker=csv")
+    run_dir = run_folder(config, data_manifest)
+    track(config, run_dir)
+    (run_dir / "tracking" / "metrics.csv").unlink()
+    assert track(config, run_dir, logger=build_logger(config, run_dir)) == ["40,center/top1_error,0.25"]
+
+
+def test_a_damaged_note_is_as_none(make_config, data_manifest):
+    config = make_config("tracker=csv")
+    run_dir = run_folder(config, data_manifest)
+    (run_dir / "tracking").mkdir()
+    for text in ("", "[1]", "{", "[" * 100_000):
+        (run_dir / "tracking" / "errors.json").write_text(text)
+        assert track(config, run_dir) == ["40,center/top1_error,0.25"]
+
+
+def test_an_untracked_run_stays_untracked(make_config, data_manifest):
+    config = make_config()
+    run_dir = run_folder(config, data_manifest)
+    assert track(config, run_dir) == [] and not (run_dir / "tracking").exists()
