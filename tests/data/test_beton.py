@@ -268,3 +268,11 @@ def test_a_full_disk_is_named(small_disk):
         writer.sync()
     assert disk_sentence(failure.value).startswith(f"the disk is full ({small_disk / 'b.partial'})")
     assert [path.name for path in small_disk.iterdir()] == ["b.partial"]
+
+
+def test_a_read_only_folder_is_named_by_the_file_that_is_wanted(read_only, tmp_path):
+    (tmp_path / "here").mkdir()
+    folder = read_only(tmp_path / "here")
+    with pytest.raises(OSError) as failure, whole_file(folder / "a"):
+        pass
+    assert disk_sentence(failure.value).startswith(f"the file system is read-only ({folder / 'a'});")

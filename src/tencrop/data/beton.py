@@ -155,12 +155,13 @@ def partial_name(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """An OSError of the block names this file where it names none: a full disk's, when an open file is written to."""
+def naming(path: Path, *, partial: Path | None = None) -> Iterator[None]:
+    """An OSError of the block names this file where it names none (a full disk's, when an open file is written to), or
+    the file `partial` that is to become it."""
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename in (None, str(partial)):
             error.filename = str(path)
         raise
 
@@ -174,7 +175,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """
     partial = partial_name(path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}"))
     try:
-        with naming(path), open(partial, "xb", buffering=1 << 20) as file:
+        with naming(path, partial=partial), open(partial, "xb", buffering=1 << 20) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

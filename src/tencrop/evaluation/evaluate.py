@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -148,7 +149,8 @@ def _save(scores: Scores, config: Config, out: Path, stem: str, *, is_saved: boo
     result = result_of(scores, config, scores=f"{stem}.safetensors", **origin)
     if not is_saved:
         save_scores(out / f"{stem}.safetensors", scores)
-    save_result(out / f"{result_name(result)}.result.json", result)
+    if not is_saved or os.access(out, os.W_OK):  # what was evaluated before is shown from a read-only folder
+        save_result(out / f"{result_name(result)}.result.json", result)
     return Evaluated(scores, result, out)
 
 

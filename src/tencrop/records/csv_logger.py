@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
+
+from tencrop.data.beton import naming
+from tencrop.data.manifest import write_whole
 
 COLUMNS = ("step", "name", "value")
 
@@ -44,7 +48,7 @@ class CsvLogger(Logger):
         if new := metrics.keys() - self._names:
             self._drop(new, step)
             self._names |= new
-        with self.path.open("a", newline="") as file:
+        with naming(self.path), self.path.open("a", newline="") as file:
             csv.writer(file).writerows([step, name, float(value)] for name, value in sorted(metrics.items()))
 
     def _drop(self, names: set[str], step: int) -> None:
@@ -53,5 +57,6 @@ class CsvLogger(Logger):
             with self.path.open(newline="") as file:
                 rows = [row for row in csv.reader(file) if len(row) == len(COLUMNS) and row[0].isdigit()]
         kept = [row for row in rows if int(row[0]) < step or row[1] not in names]
-        with self.path.open("w", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *kept])
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([COLUMNS, *kept])
+        write_whole(self.path, text.getvalue().encode())
