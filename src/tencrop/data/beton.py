@@ -181,7 +181,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only folder's, which hides the error that matters
+            partial.unlink(missing_ok=True)
     _sync_folder(path.parent)
 
 
