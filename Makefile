@@ -11,11 +11,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3 python,$(shell command -v $(name))))
 
-.PHONY: help quickstart test lint format lock install clean
+.PHONY: help quickstart test test-long gpu-check lint format lock install clean
 
 help: ## show this list
 	@echo "tencrop: from a configuration to an error table"
-	@sed -nE 's/^([a-z]+):.*## (.*)/\1 \2/p' $(MAKEFILE_LIST) | while read -r name text; do \
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1 \2/p' $(MAKEFILE_LIST) | while read -r name text; do \
 	    printf '  make %-12s%s\n' "$$name" "$$text"; \
 	done
 
@@ -28,6 +28,9 @@ quickstart: install ## LeNet-5 on handwritten digits: prepare, train, evaluate, 
 
 test: lint ## ruff, mypy and all tests
 	$(BIN)/python -m pytest -q
+
+test-long: install ## what takes minutes: ten random interruptions of two ranks and of four, ...
+	$(BIN)/python -m pytest -q -s -m long
 
 lint: install ## ruff and mypy alone
 	$(BIN)/ruff check .

@@ -67,6 +67,28 @@ def test_response_normalisation_against_the_papers_formula(num_towers, alpha_ove
             torch.testing.assert_close(output[:, tower * num_kernels + i], expected, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("num_maps", [2, 11])
+@pytest.mark.parametrize("n", [3, 4, 5])
+def test_response_normalisation_against_torchs_with_its_gradient(n, num_maps):
+    torch.manual_seed(0)
+    maps, gradient = torch.randn(3, num_maps, 6, 5) * 30, torch.randn(3, num_maps, 6, 5)
+    ours = alexnet.LocalResponseNorm(n=n, k=1.0, alpha_over_n=True)
+    torchs = nn.LocalResponseNorm(n, alpha=1e-4, beta=0.75, k=1.0)
+    inputs = [maps.clone().requires_grad_() for _ in range(2)]
+    outputs = [norm(its) for norm, its in zip((ours, torchs), inputs, strict=True)]
+    torch.testing.assert_close(*outputs, rtol=1e-6, atol=0)
+    for output in outputs:
+        output.backward(gradient)
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-5, atol=1e-6)
+    assert not ours.state_dict()
+
+
+def test_the_gradient_of_response_normalisation_is_that_of_its_output():
+    torch.manual_seed(0)
+    maps = torch.randn(2, 6, 2, 1, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(alexnet.LocalResponseNorm(2, n=4, alpha=0.1), maps)
+
+
 def test_response_normalisation_does_not_overflow_in_half_precision():
     maps = torch.full((1, 8, 1, 1), 1000.0)
     norm = alexnet.LocalResponseNorm()

@@ -42,7 +42,9 @@ def test_normalisation_is_behind_the_first_and_before_the_second_pooling_and_is_
     norms = [layer for layer in network.modules() if isinstance(layer, LocalResponseNorm)]
     maps = torch.rand(1, 4, 2, 2, dtype=torch.float64) * 100
     expected = torch.nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)(maps)
-    assert len(norms) == 2 and all(torch.equal(norm(maps), expected) for norm in norms)
+    assert len(norms) == 2
+    for norm in norms:
+        torch.testing.assert_close(norm(maps), expected, rtol=1e-12, atol=0)
     assert not [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
 
 

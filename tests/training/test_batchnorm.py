@@ -3,7 +3,7 @@ import copy
 import pytest
 import timm
 import torch
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, EvoNorm2dB0
 from torch import nn
 
 from tencrop.config import Batches, UserError
@@ -89,6 +89,28 @@ def test_a_batchnorm_that_cannot_be_grouped_is_refused():
         set_groups(nn.Sequential(nn.BatchNorm2d(2, momentum=None)), layout(micro_batch=4, group=2))
     with pytest.raises(UserError, match="SyncBatchNorm"):
         set_groups(nn.Sequential(nn.SyncBatchNorm(2)), layout(micro_batch=4, group=2))
+
+
+class Renormalized(nn.BatchNorm2d):
+    """Stands for any subclass that computes something else: torch's conversion would make a plain layer of it."""
+
+
+@pytest.mark.parametrize("kind", ["ghost", "sync"])
+def test_a_subclass_of_batchnorm_is_refused(kind):
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), Renormalized(2))
+    with pytest.raises(UserError, match=r"model\.bn_group: layer 1 of the model is a Renormalized"):
+        set_groups(model, Batches(2, 4, 4, 1, kind, 1))
+
+
+@pytest.mark.parametrize("bn", ["none", "ghost", "sync"])
+def test_other_running_statistics_are_refused_where_the_batch_is_divided(bn):
+    def model() -> nn.Module:
+        return nn.Sequential(EvoNorm2dB0(2))
+
+    for num_devices, accumulate in ((2, 1), (1, 2)):
+        with pytest.raises(UserError, match="layer 0 of the model is a EvoNorm2dB0, whose running_var would depend"):
+            set_groups(model(), Batches(num_devices, 4 * accumulate, 4, accumulate, bn, 1))
+    assert set_groups(model(), Batches(1, 4, 4, 1, "none", 1)) is not None
 
 
 def test_sync_converts_and_none_does_nothing():

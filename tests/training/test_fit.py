@@ -209,6 +209,26 @@ def test_two_processes_are_interrupted_together_and_continue(train):
         assert run.result(rank)["weights_sha256"] == whole.result(0)["weights_sha256"]
 
 
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_neither_checkpoints_nor_an_interruption_change_what_ranks_learn(train, num_ranks):
+    """Bit for bit, running statistics of BatchNorm and their EMA too, on every rank."""
+    options = (f"hardware.devices={num_ranks}", "training.global_batch=8")  # 2 steps an epoch
+    options += ("training.epochs=3", "log_every_steps=1")
+    whole = train("whole", *options, num_ranks=num_ranks)
+    assert any("running_mean" in name for name in read_checkpoint(whole.last)["state_dict"])
+    runs = [train(f"every {n}", *options, f"checkpoint_every_steps={n}", num_ranks=num_ranks) for n in (1, 5)]
+    fault = {"signal_number": USR1, "at_step": 3, "rank": str(num_ranks - 1)}  # within an epoch; one rank is asked
+    stopped = train("stopped", *options, num_ranks=num_ranks, fault=fault)
+    assert stopped.exit_code == 75 and read_checkpoint(stopped.last)["tencrop"]["step"] == 3
+    runs.append(train("stopped", *options, num_ranks=num_ranks))
+    for run in (whole, *runs):
+        assert run.exit_codes == [0] * num_ranks
+        assert run.rows() == whole.rows()
+        for rank in range(num_ranks):
+            for weights in ("weights_sha256", "ema_sha256"):
+                assert run.result(rank)[weights] == whole.result()[weights], (run.folder.name, rank, weights)
+
+
 def test_auxiliary_heads_learn_with_their_weight(composed, prepared_photos, tmp_path):
     """Three classifiers that know nothing yet: a loss of (1 + 2 * 0.3) ln K; evaluation sees the first alone."""
     size = ["image_size=80", "short_side=80", "+model.kwargs.img_size=80", "+model.kwargs.width=0.0625"]

@@ -7,7 +7,7 @@ Built by factory.py; the modules of the later networks use its layers and `scale
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -213,14 +213,37 @@ class LocalResponseNorm(nn.Module):
     ):
         super().__init__()
         self.num_towers, self.n, self.k, self.beta = num_towers, n, k, beta
-        self.torch_alpha = alpha if alpha_over_n else alpha * n  # torch divides by n
+        self.alpha = alpha / n if alpha_over_n else alpha
 
     def forward(self, maps: Tensor) -> Tensor:
         towers = maps.unflatten(1, (self.num_towers, -1)).flatten(0, 1)
         if maps.dtype in (torch.float16, torch.bfloat16):
             towers = towers.float()  # squares of activations above 255 overflow float16
-        normed = nn.functional.local_response_norm(towers, self.n, self.torch_alpha, self.beta, self.k)
+        sums = WindowSum.apply(towers * towers, self.n // 2, (self.n - 1) // 2)
+        normed = towers / sums.mul(self.alpha).add(self.k).pow(self.beta)
         return normed.to(maps.dtype).reshape(maps.shape)
+
+
+class WindowSum(torch.autograd.Function):
+    """Each map's sum with the `before` maps in front of it and the `after` behind it: [N, C, H, W] -> [N, C, H, W].
+
+    torch's own response normalisation averages by avg_pool3d, whose gradient on CUDA is added up in any order. Shifted
+    slices are added in one order; the gradient is such a sum, too, so that neither pass keeps more than one tensor.
+    """
+
+    @staticmethod
+    def forward(context: Any, maps: Tensor, before: int, after: int) -> Tensor:
+        context.reach = (after, before)
+        sums = maps.clone()
+        for shift in range(1, before + 1):
+            sums[:, shift:] += maps[:, :-shift]
+        for shift in range(1, after + 1):
+            sums[:, :-shift] += maps[:, shift:]
+        return sums
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return WindowSum.apply(gradient, *context.reach), None, None
 
 
 class ScaledDropout(nn.Module):

@@ -1,7 +1,6 @@
-"""BatchNorm over groups of the recipe's size, whatever the layout of the batch on the devices [7].
+"""BatchNorm over groups of the recipe's size, whatever the layout of the batch on the devices.
 
-Called by the classifier: `set_groups` once, `update_running_statistics` at every optimizer step,
-`average_over_ranks` before every evaluation and checkpoint.
+Called by the classifier: `set_groups` once, `update_running_statistics` at every optimizer step.
 """
 
 from __future__ import annotations
@@ -22,24 +21,39 @@ def set_groups(model: nn.Module, batches: Batches) -> nn.Module:
     """The model whose BatchNorm layers normalise the groups that `batches` says; names of weights stay.
 
     ghost: consecutive groups of a micro-batch, each by its own mean and variance. sync: one group over all devices.
-    Raises UserError for a kind of BatchNorm that is not known to be separable.
+    Raises UserError for a kind of BatchNorm that is not known to be separable, and for another layer with running
+    statistics where the batch is divided: they would be those of a device's last micro-batches.
     """
+    _refuse_other_statistics(model, batches)
     if batches.bn == "none":
         return model
-    if batches.bn == "sync":
-        return convert_sync_batchnorm(model)
-    for name, layer in list(model.named_modules()):
-        if not isinstance(layer, _BatchNorm):
-            continue
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)]
+    for name, layer in layers:
         if type(layer) not in GROUPABLE or layer.momentum is None or not layer.track_running_stats:
             raise UserError(
                 f"model.bn_group: layer {name} of the model is a {type(layer).__name__} with"
-                f" momentum={layer.momentum}, which cannot be split into groups"
+                f" momentum={layer.momentum}, which cannot be split into groups or joined over devices"
             )
+    if batches.bn == "sync":
+        return convert_sync_batchnorm(model)
+    for _, layer in layers:
         layer.__class__ = type(f"Ghost{type(layer).__name__}", (GhostBatchNorm, type(layer)), {})
         assert isinstance(layer, GhostBatchNorm)
         layer.prepare(batches.micro_batch // batches.bn_groups, batches.bn_groups * batches.accumulate)
     return model
+
+
+def _refuse_other_statistics(model: nn.Module, batches: Batches) -> None:
+    if batches.num_devices * batches.accumulate == 1:
+        return
+    for name, layer in model.named_modules():
+        buffers = [buffer for buffer, _ in layer.named_buffers(recurse=False) if buffer.startswith("running_")]
+        if buffers and not isinstance(layer, _BatchNorm):
+            raise UserError(
+                f"model.name: layer {name} of the model is a {type(layer).__name__}, whose {buffers[0]} would depend on"
+                f" the layout of the batch ({batches.num_devices} devices, {batches.accumulate} micro-batches each);"
+                " use one device and one micro-batch"
+            )
 
 
 class GhostBatchNorm(_BatchNorm):
@@ -79,36 +93,41 @@ class GhostBatchNorm(_BatchNorm):
 
 @torch.no_grad()
 def update_running_statistics(model: nn.Module) -> None:
-    """Once an optimizer step: the running statistics move towards the mean over the step's groups."""
+    """Once an optimizer step: the running statistics move towards the mean over the step's groups of all ranks.
+
+    They are the same on every rank at every step, so a checkpoint or an evaluation need not average anything, and
+    rounding does not depend on when one falls.
+    """
     layers = [layer for layer in model.modules() if isinstance(layer, GhostBatchNorm)]
-    running: dict[float, list[Tensor]] = {}
-    targets: dict[float, list[Tensor]] = {}
+    if not layers:
+        return
+    step_means: list[Tensor] = []  # over the groups: of each layer its mean, then its variance
     for layer in layers:
         assert layer.num_filled == len(layer.means), "a step runs every group of the device once"
-        assert layer.running_mean is not None and layer.running_var is not None and layer.momentum is not None
         layer.num_filled = 0
-        running.setdefault(layer.momentum, []).extend((layer.running_mean, layer.running_var))
-        targets.setdefault(layer.momentum, []).extend((layer.means.mean(0), layer.variances.mean(0)))
-    for momentum in running:
-        torch._foreach_lerp_(running[momentum], targets[momentum], momentum)
-    if layers:
-        torch._foreach_add_([layer.num_batches_tracked for layer in layers], 1)  # type: ignore[misc]
+        step_means += [layer.means.mean(0), layer.variances.mean(0)]
+    targets = iter(mean_over_ranks(step_means))
+    running: dict[float, tuple[list[Tensor], list[Tensor]]] = {}  # momentum -> statistics, what they move towards
+    for layer in layers:
+        assert layer.running_mean is not None and layer.running_var is not None and layer.momentum is not None
+        statistics, moves_to = running.setdefault(layer.momentum, ([], []))
+        statistics += [layer.running_mean, layer.running_var]
+        moves_to += [next(targets), next(targets)]
+    for momentum, (statistics, moves_to) in running.items():
+        torch._foreach_lerp_(statistics, moves_to, momentum)
+    torch._foreach_add_([layer.num_batches_tracked for layer in layers], 1)  # type: ignore[misc]
 
 
-@torch.no_grad()
-def average_over_ranks(model: nn.Module) -> None:
-    """Running statistics become their mean over the ranks, in place.
+def mean_over_ranks(tensors: list[Tensor]) -> list[Tensor]:
+    """The mean over the ranks of each tensor; all ranks must call this, with tensors of the same shapes.
 
-    They are linear in the groups' statistics, so the mean over ranks is what one device would hold.
+    One all-reduce of all of them behind one another: a network has a hundred and more, most of a few hundred numbers
+    (ResNet-50: 106 tensors, together 53,120 numbers), and each all-reduce of its own would wait for every rank.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return
-    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
-    tensors = [part for layer in layers for part in (layer.running_mean, layer.running_var) if part is not None]
-    if not tensors:
-        return
+        return tensors
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]

@@ -26,7 +26,7 @@ from tencrop.data.erasing import is_erased, noise_table
 from tencrop.data.loader import Batch
 from tencrop.data.mixing import is_mixed
 from tencrop.models.weights import check_weights
-from tencrop.training.batchnorm import average_over_ranks, set_groups, update_running_statistics
+from tencrop.training.batchnorm import set_groups, update_running_statistics
 from tencrop.training.checkpoints import weights_sha256
 from tencrop.training.ema import update_ema
 from tencrop.training.losses import cross_entropy, heavier_labels, mixed_cross_entropy, topk_errors, with_auxiliary
@@ -180,7 +180,6 @@ class Classifier(pl.LightningModule):
     # Evaluation by the central crop. With EMA, its weights are the ones that count.
     def on_validation_epoch_start(self) -> None:
         self.val_counts.zero_()
-        self.average_statistics()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images = central_crops(batch.images, batch.sizes, size=self.config.image_size)
@@ -233,7 +232,7 @@ class Classifier(pl.LightningModule):
         if not weights:
             return
         floats = [value for value in self.model.state_dict().values() if value.is_floating_point()]
-        if not torch.stack(torch._foreach_norm(floats)).isfinite().all():
+        if not torch.stack(torch._foreach_norm(floats)).isfinite().all():  # the same on all ranks: all of them stop
             raise Diverged(f"a weight is NaN or infinite after step {self.global_step - 1}")
 
     @property
@@ -246,14 +245,8 @@ class Classifier(pl.LightningModule):
         return self.global_step == self.total_steps and not self.trainer.validating
 
     # Checkpoints.
-    def average_statistics(self) -> None:
-        average_over_ranks(self.model)
-        if self.ema is not None:
-            average_over_ranks(self.ema)
-
     def prepare_checkpoint(self) -> None:
         """Called on all ranks before rank 0 writes: what is apart on the ranks comes together."""
-        self.average_statistics()  # first: what is infinite on one rank is then so on all, and all of them stop
         self.check_finite(weights=True)
         gathered_digest(self.trainer)
         total = over_ranks(self.train_counts)

@@ -25,6 +25,7 @@ from pytorch_lightning.plugins.environments import (
     TorchElasticEnvironment,
 )
 from pytorch_lightning.strategies import DDPStrategy
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tencrop.config import Batches, Config, UserError, accelerator_of, is_deterministic
@@ -164,12 +165,28 @@ def _quiet_lightning() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _ddp() -> DDPStrategy:
-    # Ranks keep running statistics of their own until these are averaged. the switch has a new name in torch 2.15.
+def _ddp(*, exactly: bool) -> DDPStrategy:
+    # No buffers from rank 0: running statistics are the mean over the ranks. The switch has a new name in torch 2.15.
     names = inspect.signature(DistributedDataParallel).parameters
     switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     options: dict[str, Any] = {switch: False, "gradient_as_bucket_view": True}
-    return DDPStrategy(**options)
+    return (_ExactDDPStrategy if exactly else DDPStrategy)(**options)
+
+
+class _ExactDDPStrategy(DDPStrategy):
+    """DDP whose sums of gradients round alike in a run that continues and in one that never stopped.
+
+    DDP lays the gradients out anew after its first step, in the order in which they were ready, and the place of a
+    number decides in which order four ranks and more add it up. Here they are laid out once, before the first step, in
+    the order of the parameters. The price: the first layers' gradients, ready last, are exchanged first, so that the
+    exchange begins when the backward pass is over.
+    """
+
+    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+        wrapped = super()._setup_model(model)
+        wrapped.reducer._push_all_rebuilt_params()
+        assert wrapped.reducer._rebuild_buckets(), "torch laid them out anew already"
+        return wrapped
 
 
 def cluster_environment() -> ClusterEnvironment:
@@ -195,7 +212,7 @@ def build_trainer(config: Config, *, run_dir: Path, logger: Logger | None, callb
         accelerator=accelerator,
         devices=hardware.devices,
         num_nodes=hardware.nodes,
-        strategy=_ddp() if distributed else "auto",
+        strategy=_ddp(exactly=exactly) if distributed else "auto",
         plugins=[AtomicCheckpointIO(), cluster_environment()],
         deterministic=exactly,
         benchmark=not exactly,
