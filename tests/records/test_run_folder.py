@@ -37,6 +37,35 @@ def test_same_command_continues(make_config, data_manifest):
     assert (folder / "config.yaml").read_bytes() == written
 
 
+def test_a_folder_says_whose_its_checkpoints_are(make_config, data_manifest):
+    manifests = [
+        read_manifest(run_folder(make_config(f"seed={seed}"), data_manifest, total_steps=12)) for seed in (1, 2, 1)
+    ]
+    assert [manifest["run_id"] == manifests[0]["run_id"] for manifest in manifests] == [True, False, True]
+    assert manifests[0]["total_steps"] == 12 and manifests[0]["model"] == make_config().model.name
+
+
+def test_a_complete_run_that_is_trained_on_must_end_with_the_same_weights(make_config, data_manifest):
+    """Its last checkpoint is damaged, say; interruptions do not make it forget."""
+    config = make_config()
+    folder = run_folder(config, data_manifest, total_steps=12)
+    assert finish(folder, status="complete", weights_sha256="ab" * 32) is None
+    for _ in range(2):
+        run_folder(config, data_manifest, total_steps=12)
+        assert not is_complete(folder)
+        assert finish(folder, status="interrupted", weights_sha256="12" * 32) is None
+    assert len(read_manifest(folder)["sessions"]) == 3
+    run_folder(config, data_manifest, total_steps=12)
+    assert finish(folder, status="complete", weights_sha256="ab" * 32) is None
+    assert read_manifest(folder)["result"] == {"status": "complete", "weights_sha256": "ab" * 32, "ema_sha256": None}
+
+    run_folder(config, data_manifest, total_steps=12)
+    sentence = finish(folder, status="complete", weights_sha256="cd" * 32)
+    assert sentence is not None and "ended with other weights (cdcdcdcd and not abababab)" in sentence
+    result = read_manifest(folder)["result"]
+    assert result["weights_sha256"] == "cd" * 32 and result["ended_with"]["weights_sha256"] == "ab" * 32
+
+
 def test_other_code_is_refused_unless_told(make_config, data_manifest):
     folder = run_folder(make_config(), data_manifest)
     manifest = read_manifest(folder)

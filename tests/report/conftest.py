@@ -14,7 +14,7 @@ import torch
 from tencrop.config import Config
 from tencrop.data.manifest import open_split, read_manifest
 from tencrop.evaluation.predictions import from_averages, save_scores
-from tencrop.evaluation.results import result_of, save_result
+from tencrop.evaluation.results import load_result, result_of, save_result
 from tencrop.records.run_folder import finish, run_folder
 from tencrop.records.run_folder import read_manifest as read_run_manifest
 from tencrop.training.checkpoints import AtomicCheckpointIO
@@ -115,7 +115,7 @@ def loose_result(tmp_path: Path) -> Callable[..., Path]:
 
     def build(folder: Path, **changes: Any) -> Path:
         out = tmp_path / "evaluations" / "loose"
-        facts = json.loads((folder / "predictions" / "center.result.json").read_text())
+        facts = load_result(folder / "predictions" / "center.result.json")
         save_result(out / "center.result.json", facts | {"checkpoint": ["a.ckpt", "b.ckpt"]} | changes)
         return out
 
