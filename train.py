@@ -41,14 +41,16 @@ def main(config: Config) -> int:
     if fitted is None:  # what does not fit is refused before anything is written
         data, classifier = build(config, batches=batches, manifest=manifest)
         check_scorable(copy.deepcopy(classifier.model), config)  # which leaves its network in eval mode
-    run_dir = run_folder(config, manifest, is_trained=fitted is not None)
+    run_dir = run_folder(config, manifest, total_steps=classifier.total_steps if fitted is None else None)
     is_first = is_first_process()
     with exit_when_asked(is_first=is_first), ranks_together(batches.num_devices if fitted is None else 1):
         logger = None
         if fitted is None:
             logger = build_logger(config, run_dir)
             fitted = fit(data, classifier, run_dir=run_dir, logger=logger, callbacks=[InputImages()])
-        finish(run_dir, status=fitted.status, weights_sha256=fitted.weights_sha256, ema_sha256=fitted.ema_sha256)
+        hashes = {"weights_sha256": fitted.weights_sha256, "ema_sha256": fitted.ema_sha256}
+        if warning := finish(run_dir, status=fitted.status, **hashes):
+            print(warning, file=sys.stderr)
         result = None
         if fitted.status == "complete":
             result = evaluate_run(config, manifest=manifest, checkpoint=fitted.checkpoint, out=run_dir / "predictions")

@@ -13,7 +13,9 @@ from tencrop.config import Config
 from tencrop.data.manifest import read_manifest
 from tencrop.data.prepare import prepare
 from tencrop.evaluation.evaluate import evaluate_run
+from tencrop.models.checkpoint_files import run_manifest
 from tencrop.models.factory import build_model
+from tencrop.training.checkpoints import AtomicCheckpointIO
 
 NUM_IMAGES, NUM_CLASSES = 501, 6
 
@@ -61,8 +63,9 @@ def save_checkpoint() -> Callable[..., Path]:
         networks = {"model": network} | ({} if ema is None else {"ema": ema})
         state = {f"{kind}.{name}": value for kind, net in networks.items() for name, value in net.state_dict().items()}
         facts = {"seed": config.seed, "step": 7, "total_steps": 7, "mean": [1.0, 2.0, 3.0], "std": [50.0, 51.0, 52.0]}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"state_dict": {**state, "train_counts": torch.zeros(4)}, "tencrop": facts}, path)
+        facts |= {"model": config.model.name, "run_id": run_manifest(path.parent.parent).get("run_id")}
+        checkpoint = {"state_dict": {**state, "train_counts": torch.zeros(4)}, "tencrop": facts}
+        AtomicCheckpointIO().save_checkpoint(checkpoint, path)
         return path
 
     return save

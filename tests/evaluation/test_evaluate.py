@@ -84,6 +84,42 @@ def test_saved_scores_are_used_again(
         evaluate(config, checkpoint, tmp_path)
 
 
+def test_scores_of_other_code_are_computed_again(
+    make_config, new_network, save_checkpoint, evaluate, no_network_runs, monkeypatch, tmp_path
+) -> None:
+    config = make_config()
+    checkpoint = save_checkpoint(tmp_path / "last.ckpt", config, new_network(config))
+    evaluate(config, checkpoint, tmp_path)
+    no_network_runs()
+    monkeypatch.setattr(module, "code_sha256", lambda package, stages: "of another version")
+    with pytest.raises(AssertionError, match="computed again"):
+        evaluate(config, checkpoint, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+def test_a_damaged_checkpoint_is_not_evaluated(
+    name: str, make_config, new_network, save_checkpoint, evaluate, tmp_path
+) -> None:
+    config = make_config()
+    checkpoint = save_checkpoint(tmp_path / name, config, new_network(config))
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    checkpoint.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name}: is damaged"):
+        evaluate(config, checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_scores_are_computed_again(make_config, new_network, save_checkpoint, evaluate, tmp_path) -> None:
+    config = make_config()
+    checkpoint = save_checkpoint(tmp_path / "last.ckpt", config, new_network(config))
+    first = evaluate(config, checkpoint, tmp_path)
+    path = tmp_path / "center.safetensors"
+    written = path.read_bytes()
+    path.write_bytes(written[:-5] + bytes([written[-5] ^ 1]) + written[-4:])
+    assert evaluate(config, checkpoint, tmp_path) == first and path.read_bytes() == written
+
+
 def test_ema_weights_are_evaluated_where_present(make_config, new_network, save_checkpoint, evaluate, tmp_path) -> None:
     config = make_config()
     raw, ema = new_network(config), new_network(config, seed=1)
@@ -205,8 +241,8 @@ def test_an_ensemble_from_saved_scores(make_config, new_network, save_checkpoint
     again = evaluate_members(members)
     assert [found.result for found in again] == [found.result for found in first] and len(again) == 4
     joint = again[-1]
-    mean = torch.stack([found.scores.softmax.float() for found in again[:3]]).mean(0)
-    torch.testing.assert_close(joint.scores.softmax.float(), mean, rtol=1e-3, atol=1e-4)
+    mean = torch.stack([found.scores.softmax for found in again[:3]]).mean(0)
+    torch.testing.assert_close(joint.scores.softmax, mean)
     assert joint.out.name.startswith("ensemble-") and (joint.out / "flip_pair.result.json").exists()
     assert joint.result["seed"] == [0, 1, 2] and joint.result["protocol"] == "flip_pair"
     assert joint.result["label"] == "ensemble of 3" and joint.result["weights_sha256"].count(" + ") == 2

@@ -1,11 +1,13 @@
 """Score files: what is saved comes back, what is broken is refused, parts become one."""
 
+import json
 import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -18,6 +20,7 @@ from tencrop.evaluation.predictions import (
     Scores,
     from_averages,
     gather,
+    load_ranks,
     load_scores,
     protocol_text,
     save_scores,
@@ -44,38 +47,44 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     save_scores(path, scores)
     assert_same(load_scores(path), scores)
     assert [file.name for file in path.parent.iterdir()] == ["center.safetensors"], "nothing temporary is left"
-    assert scores.softmax.dtype == scores.logits.dtype == torch.float16
+    assert scores.softmax.dtype == scores.logits.dtype == torch.float32
     assert_same(load_scores(path), load_scores(path))
     again = tmp_path / "again.safetensors"
     save_scores(again, scores)
     assert again.read_bytes() == path.read_bytes()
 
 
-def test_ranks_are_counted_before_rounding() -> None:
-    """0.30001 and 0.30002 are one number in float16; the label is still the best."""
+def test_scores_are_saved_as_the_ranks_were_counted() -> None:
+    """0.30001 and 0.30002 are one number in float16; the label is the best, and whoever reads the file sees it."""
     softmax = torch.tensor([[0.30001, 0.30002, 0.39997 - 0.3]])
     scores = from_averages(torch.tensor([0]), torch.tensor([1]), softmax, softmax.log(), IDENTITY)
-    assert scores.softmax[0, 0] == scores.softmax[0, 1]
+    assert torch.equal(scores.softmax, softmax) and torch.equal(scores.logits, softmax.log())
     assert scores.ranks("softmax").tolist() == scores.ranks("logits").tolist() == [0]
 
 
-def test_large_logits_stay_finite_and_nan_stays_nan() -> None:
+def test_an_image_whose_scores_are_nan_has_no_rank(tmp_path: Path) -> None:
     logits = torch.tensor([[1e6, -1e6], [float("nan"), 0.0]])
-    scores = from_averages(torch.arange(2), torch.zeros(2, dtype=torch.int64), logits, logits, IDENTITY)
-    assert scores.logits[0].isfinite().all() and scores.logits[1, 0].isnan()
+    zeros = torch.zeros(2, dtype=torch.int64)
+    scores = from_averages(torch.arange(2), zeros, logits.clone(), logits, IDENTITY, logits[:, None])
+    assert scores.view_logits is not None and scores.view_logits[0].isfinite().all(), "a large one fits into float16"
     assert scores.ranks("logits").tolist() == [0, -1]
+    save_scores(tmp_path / "nan.safetensors", scores)
+    assert load_scores(tmp_path / "nan.safetensors").ranks("logits").tolist() == [0, -1]
 
 
 def test_saved_scores_are_used_only_for_the_same_weights_data_and_protocol(tmp_path: Path) -> None:
     path = tmp_path / "center.safetensors"
-    assert saved_scores(path, IDENTITY) is None
+    labels = np.arange(10) % 7
+    assert saved_scores(path, IDENTITY, labels=labels) is None
     save_scores(path, replace(scores_of(torch.arange(10)), view_logits=None))
-    assert saved_scores(path, IDENTITY) is not None
+    assert saved_scores(path, IDENTITY, labels=labels) is not None
     for key in IDENTITY:
-        assert saved_scores(path, {**IDENTITY, key: "another"}) is None
-    assert saved_scores(path, IDENTITY, with_views=True) is None
+        assert saved_scores(path, {**IDENTITY, key: "another"}, labels=labels) is None
+    assert saved_scores(path, IDENTITY, labels=labels, with_views=True) is None
+    assert saved_scores(path, IDENTITY, labels=labels[:9]) is None, "the data have other images"
+    assert saved_scores(path, IDENTITY, labels=labels[::-1]) is None, "the data have other labels"
     path.write_bytes(path.read_bytes()[:-7])
-    assert saved_scores(path, IDENTITY) is None, "a broken file is computed again"
+    assert saved_scores(path, IDENTITY, labels=labels) is None, "a broken file is computed again"
 
 
 def test_protocol_text_is_of_the_views_alone() -> None:
@@ -103,23 +112,61 @@ def test_broken_and_foreign_files_are_refused(tmp_path: Path) -> None:
         load_scores(path)
 
 
-@pytest.mark.parametrize(
-    "name, bad",
-    [
-        ("index", torch.tensor([0, 1, 1])),  # an image twice
-        ("labels", torch.tensor([0, 1, 7])),  # a label beyond the classes
-        ("labels", torch.tensor([0, 1])),
-        ("softmax", torch.zeros(3, 6, dtype=torch.float16)),
-    ],
-)
-def test_score_files_that_contradict_themselves_are_refused(name: str, bad: torch.Tensor, tmp_path: Path) -> None:
-    path = tmp_path / "scores.safetensors"
-    save_scores(path, scores_of(torch.arange(3)))
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    save_file({**load_file(path), name: bad}, path, metadata)
+NUM_IMAGES = 5
+CRAFTED = {
+    "an image twice": {"index": torch.tensor([0, 1, 1, 3, 4])},
+    "an image left out": {"index": torch.tensor([0, 1, 2, 3, 5])},
+    "a label beyond the classes": {"labels": torch.tensor([0, 1, 2, 3, 7])},
+    "too few labels": {"labels": torch.tensor([0, 1])},
+    "too few classes": {"softmax": torch.zeros(NUM_IMAGES, 6)},
+    "float16": {"softmax": torch.zeros(NUM_IMAGES, 7).half(), "logits": torch.zeros(NUM_IMAGES, 7).half()},
+    "half the images": {name: tensor[:3] for name, tensor in scores_of(torch.arange(NUM_IMAGES)).tensors().items()}
+    | {"softmax": torch.zeros(NUM_IMAGES, 7), "logits": torch.zeros(NUM_IMAGES, 7)},
+    "ranks that are all 0": {"softmax_ranks": torch.zeros(NUM_IMAGES, dtype=torch.int32)},
+    "ranks below 0": {"logits_ranks": torch.full((NUM_IMAGES,), -7, dtype=torch.int32)},
+    "a score that was changed": {"softmax": scores_of(torch.arange(NUM_IMAGES)).softmax + torch.eye(NUM_IMAGES, 7)},
+}
+
+
+@pytest.mark.parametrize("is_signed", [False, True], ids=["damaged", "crafted"])
+@pytest.mark.parametrize("changes", CRAFTED.values(), ids=CRAFTED)
+def test_score_files_that_contradict_themselves_are_refused(changes: dict, is_signed: bool, tmp_path: Path) -> None:
+    """With the digest that was written, and with one that somebody has counted again."""
+    path, scores = tmp_path / "scores.safetensors", scores_of(torch.arange(NUM_IMAGES))
+    save_scores(path, scores)
+    if is_signed:
+        save_scores(path, replace(scores, **changes))
+    else:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        save_file({**load_file(path), **changes}, path, metadata)
     with pytest.raises(UserError, match="broken score file"):
         load_scores(path)
+
+
+def test_metadata_that_were_changed_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "scores.safetensors"
+    save_scores(path, scores_of(torch.arange(3)))
+    path.write_bytes(path.read_bytes().replace(b'weights_sha256\\": \\"ab', b'weights_sha256\\": \\"ac'))
+    with pytest.raises(UserError, match=r"broken score file \(its content is not what was written"):
+        load_scores(path)
+
+
+def save_in_float16(path: Path, scores: Scores) -> None:
+    """As earlier code wrote score files: ranks of the float32 scores beside the same in float16, no digest."""
+    tensors = scores.tensors() | {"softmax": scores.softmax.half(), "logits": scores.logits.half()}
+    facts = {"format": "tencrop scores 1", **scores.metadata}
+    save_file(tensors, path, {"scores": json.dumps(facts, sort_keys=True)})
+
+
+def test_files_in_float16_are_computed_again_and_their_ranks_can_be_read(tmp_path: Path) -> None:
+    path, scores = tmp_path / "center.safetensors", scores_of(torch.arange(10))
+    save_in_float16(path, scores)
+    assert saved_scores(path, IDENTITY, labels=scores.labels.numpy()) is None
+    with pytest.raises(UserError, match=r"no score file of this version .*; run evaluate\.py again"):
+        load_scores(path)
+    ranks, metadata = load_ranks(path, "logits")
+    assert torch.equal(ranks, scores.logits_ranks) and metadata == IDENTITY
 
 
 def test_gather_without_a_group_sorts_by_index() -> None:

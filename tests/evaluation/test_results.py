@@ -1,6 +1,8 @@
 """result.json and the printed table."""
 
 import io
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from rich.console import Console
 
 from tencrop.config import Claim, UserError
-from tencrop.evaluation.predictions import from_averages
+from tencrop.evaluation.predictions import from_averages, save_scores
 from tencrop.evaluation.results import load_result, print_results, result_of, save_result
 
 IDENTITY = {"protocol": "{}", "weights": "ema", "weights_sha256": "ab", "source_fingerprint": "cd", "normalization": ""}
@@ -28,6 +30,7 @@ def result(composed):
         config.claim = Claim(0.95, None, "mnist", "test", "center", "LeCun et al. 1998")
         return result_of(scores, config, label="lenet5 seed 0", scores="five_crop.safetensors")
 
+    build.scores = scores  # type: ignore[attr-defined]
     return build
 
 
@@ -49,6 +52,79 @@ def test_what_is_saved_comes_back_and_what_is_not_ours_is_refused(result, tmp_pa
             load_result(path)
     with pytest.raises(UserError, match="no result"):
         load_result(tmp_path / "missing.json")
+
+
+CHANGES = {
+    "a digit": ('"top1_error": 0.25', '"top1_error": 0.26'),
+    "no images": ('"num_images": 4', '"num_images": 0'),
+    "an error above 1": ('"top1_error": 0.25', '"top1_error": 7.5'),
+    "a type": ('"num_images": 4', '"num_images": "four"'),
+    "a fact": ('"weights": "ema"', '"weights": "raw"'),
+    "no digest": ('"sha256": "', '"sha257": "'),
+    "a digest": ('"sha256": "', '"sha256": "0'),
+}
+
+
+@pytest.mark.parametrize(("before", "after"), CHANGES.values(), ids=CHANGES)
+def test_a_result_that_was_changed_is_refused(result, tmp_path: Path, before: str, after: str) -> None:
+    path = tmp_path / "five_crop.result.json"
+    save_result(path, result())
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+    with pytest.raises(UserError, match=r"five_crop\.result\.json: is damaged.*run evaluate\.py again"):
+        load_result(path)
+
+
+def unsigned(path: Path, **changes) -> None:
+    """Make a result one of earlier code, which had no digest."""
+    facts = json.loads(path.read_text()) | {"format": "tencrop result 1"} | changes
+    del facts["sha256"]
+    path.write_text(json.dumps(facts))
+
+
+@pytest.fixture
+def saved(result, tmp_path: Path):
+    """saved("protocol.average=logits"): the path of a result, its score file beside it."""
+
+    def save(*overrides: str) -> Path:
+        path = tmp_path / "five_crop.result.json"
+        facts = result(*overrides)
+        save_scores(tmp_path / facts["scores"], result.scores)
+        save_result(path, facts)
+        return path
+
+    return save
+
+
+@pytest.mark.parametrize("average", ["softmax", "logits"])
+def test_a_result_says_what_its_scores_give(saved, average: str) -> None:
+    path = saved(f"protocol.average={average}")
+    facts = load_result(path)
+    unsigned(path)
+    assert load_result(path) == facts | {"format": "tencrop result 1"}
+    wrong = {"top1_error": 0.0, "top5_error": 7.5, "num_images": 5, "top1_interval": [0.0, 0.0]}
+    for key, value in wrong.items():
+        save_result(path, facts | {key: value})  # signed by whoever changed it
+        with pytest.raises(UserError, match=r"its errors are not those of five_crop\.safetensors beside it"):
+            load_result(path)
+        unsigned(path)
+        with pytest.raises(UserError, match=r"its errors are not those of five_crop\.safetensors beside it"):
+            load_result(path)
+
+
+def test_without_scores_only_a_result_with_a_digest_is_read(saved, result, tmp_path: Path) -> None:
+    path = saved()
+    facts = load_result(path)
+    other = {**IDENTITY, "weights_sha256": "trained further"}
+    save_scores(tmp_path / "five_crop.safetensors", replace(result.scores, metadata=other))
+    for _ in range(2):  # the scores of other weights, and none
+        save_result(path, facts)
+        assert load_result(path) == facts
+        unsigned(path)
+        with pytest.raises(UserError, match="has no digest, and no scores beside it to count from"):
+            load_result(path)
+        (tmp_path / "five_crop.safetensors").unlink(missing_ok=True)
 
 
 def test_the_table_shows_percent_and_intervals(result) -> None:

@@ -34,7 +34,7 @@ def test_same_command_continues(make_config, data_manifest):
     assert len(read_manifest(folder)["sessions"]) == 2
     finish(folder, status="complete", weights_sha256="ab" * 32)
     assert is_complete(folder)
-    run_folder(config, data_manifest, is_trained=True)
+    run_folder(config, data_manifest)
     assert len(read_manifest(folder)["sessions"]) == 2  # nothing was continued
     assert (folder / "config.yaml").read_bytes() == written
 
@@ -42,10 +42,10 @@ def test_same_command_continues(make_config, data_manifest):
 def test_training_again_without_a_checkpoint_is_a_session(make_config, data_manifest, capsys):
     folder = run_folder(make_config(), data_manifest)
     finish(folder, status="complete", weights_sha256="ab" * 32)
-    run_folder(make_config(), data_manifest, is_trained=False)
+    run_folder(make_config(), data_manifest, total_steps=12)
     manifest = read_manifest(folder)
     assert len(manifest["sessions"]) == 2 and manifest["result"]["status"] == "running"
-    assert "was complete, but its last checkpoint is missing" in capsys.readouterr().err
+    assert "was complete, but its last checkpoint is not" in capsys.readouterr().err
 
 
 def test_other_packages_are_recorded_and_said(make_config, data_manifest, monkeypatch, capsys):
@@ -74,11 +74,40 @@ def test_packages_of_earlier_code_are_those_of_the_first_session(make_config, da
 def test_a_complete_run_in_a_read_only_folder_is_found(make_config, data_manifest, tmp_path, read_only):
     finish(run_folder(make_config(), data_manifest), status="complete", weights_sha256="ab" * 32)
     config = make_config(f"runs={read_only(tmp_path / 'runs')}")
-    folder = run_folder(config, data_manifest, is_trained=True)
+    folder = run_folder(config, data_manifest)
     assert folder == run_path(config)
     finish(folder, status="complete", weights_sha256="ab" * 32)
     with pytest.raises(UserError, match="cannot write"):
         run_folder(config, data_manifest)
+
+
+def test_a_folder_says_whose_its_checkpoints_are(make_config, data_manifest):
+    manifests = [
+        read_manifest(run_folder(make_config(f"seed={seed}"), data_manifest, total_steps=12)) for seed in (1, 2, 1)
+    ]
+    assert [manifest["run_id"] == manifests[0]["run_id"] for manifest in manifests] == [True, False, True]
+    assert manifests[0]["total_steps"] == 12 and manifests[0]["model"] == make_config().model.name
+
+
+def test_a_complete_run_that_is_trained_on_must_end_with_the_same_weights(make_config, data_manifest):
+    """Its last checkpoint is damaged, say; interruptions do not make it forget."""
+    config = make_config()
+    folder = run_folder(config, data_manifest, total_steps=12)
+    assert finish(folder, status="complete", weights_sha256="ab" * 32) is None
+    for _ in range(2):
+        run_folder(config, data_manifest, total_steps=12)
+        assert not is_complete(folder)
+        assert finish(folder, status="interrupted", weights_sha256="12" * 32) is None
+    assert len(read_manifest(folder)["sessions"]) == 3
+    run_folder(config, data_manifest, total_steps=12)
+    assert finish(folder, status="complete", weights_sha256="ab" * 32) is None
+    assert read_manifest(folder)["result"] == {"status": "complete", "weights_sha256": "ab" * 32, "ema_sha256": None}
+
+    run_folder(config, data_manifest, total_steps=12)
+    sentence = finish(folder, status="complete", weights_sha256="cd" * 32)
+    assert sentence is not None and "ended with other weights (cdcdcdcd and not abababab)" in sentence
+    result = read_manifest(folder)["result"]
+    assert result["weights_sha256"] == "cd" * 32 and result["ended_with"]["weights_sha256"] == "ab" * 32
 
 
 def test_other_code_is_refused_unless_told(make_config, data_manifest):
@@ -93,7 +122,7 @@ def test_other_code_is_refused_unless_told(make_config, data_manifest):
     manifest = read_manifest(folder)
     manifest["sessions"][-1]["code"]["learning_sha256"] = "0" * 64
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    run_folder(make_config(), data_manifest, is_trained=True)  # complete: there is nothing to continue
+    run_folder(make_config(), data_manifest)  # complete: there is nothing to continue
 
 
 @pytest.mark.parametrize(("split", "key"), [("train", "store_fingerprint"), ("val", "source_fingerprint")])

@@ -14,8 +14,10 @@ import torch
 from tencrop.config import Config
 from tencrop.data.manifest import open_split, read_manifest
 from tencrop.evaluation.predictions import from_averages, save_scores
-from tencrop.evaluation.results import result_of, save_result
+from tencrop.evaluation.results import load_result, result_of, save_result
 from tencrop.records.run_folder import finish, run_folder
+from tencrop.records.run_folder import read_manifest as read_run_manifest
+from tencrop.training.checkpoints import AtomicCheckpointIO
 
 EPOCHS, STEPS_PER_EPOCH = 6, 40
 
@@ -30,8 +32,9 @@ def make_run(config: Config, *, is_complete: bool = True) -> Path:
         "model.conv1.weight": torch.randn(6, 1, 5, 5, generator=generator),
         "model.output.weight": torch.randn(10, 84, generator=generator),
     }
-    facts = {"step": 1, "total_steps": 1, "weights_sha256": weights_of(config), "ema_sha256": None}
-    torch.save({"state_dict": state, "tencrop": facts}, folder / "checkpoints" / "last.ckpt")
+    facts = {"step": 1, "total_steps": 1, "seed": config.seed, "model": config.model.name}
+    facts["run_id"] = read_run_manifest(folder)["run_id"]
+    AtomicCheckpointIO().save_checkpoint({"state_dict": state, "tencrop": facts}, folder / "checkpoints" / "last.ckpt")
     status = "complete" if is_complete else "interrupted"
     finish(folder, status=status, weights_sha256=weights_of(config))
     return folder
@@ -112,7 +115,7 @@ def loose_result(tmp_path: Path) -> Callable[..., Path]:
 
     def build(folder: Path, **changes: Any) -> Path:
         out = tmp_path / "evaluations" / "loose"
-        facts = json.loads((folder / "predictions" / "center.result.json").read_text())
+        facts = load_result(folder / "predictions" / "center.result.json")
         save_result(out / "center.result.json", facts | {"checkpoint": ["a.ckpt", "b.ckpt"]} | changes)
         return out
 

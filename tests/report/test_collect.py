@@ -59,7 +59,7 @@ def test_refusals(evaluated_run, tmp_path):
     path = folder / "predictions" / "center.result.json"
     facts = json.loads(path.read_text())
     path.write_text(json.dumps({key: value for key, value in facts.items() if key != "num_images"}))
-    with pytest.raises(UserError, match="evaluate again"):
+    with pytest.raises(UserError, match=r"center\.result\.json: is damaged.*; run evaluate\.py again"):
         collect([folder])
     path.write_text("{")
     with pytest.raises(UserError, match="no result of evaluate"):

@@ -1,16 +1,58 @@
 import hashlib
+import json
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
 
 from tencrop.config import UserError
-from tencrop.training.checkpoints import AtomicCheckpointIO, read_checkpoint, weights_sha256
+from tencrop.models.weights import load_weights
+from tencrop.training.checkpoints import AtomicCheckpointIO, last_valid, read_checkpoint, set_aside, weights_sha256
+
+FACTS = {
+    "format": 2, "step": 7, "total_steps": 9, "is_complete": False, "model": "net", "seed": 0, "run_id": "ab",
+    "ema_sha256": None,
+}  # fmt: skip
 
 
-def checkpoint(value: float = 1.0) -> dict:
-    return {"state_dict": {"model.w": torch.full((3, 2), value)}, "tencrop": {"step": 7}, "names": ["a"], "rate": 0.1}
+def checkpoint(value: float = 1.0, **facts) -> dict:
+    state = {"w": torch.full((3, 2), value)}
+    own = {**FACTS, "weights_sha256": weights_sha256(state), **facts}
+    return {"state_dict": {"model.w": state["w"]}, "tencrop": own, "names": ["a"], "rate": 0.1}
+
+
+def save(path, value=1.0, **facts):
+    AtomicCheckpointIO().save_checkpoint(checkpoint(value, **facts), path)
+
+
+def value_in(content) -> float:
+    return float(content["state_dict"]["model.w"][0, 0])
+
+
+def flip(path, *, bit=0, at=0.5):
+    """Flip a bit of the byte that stands at a fraction of the file's length."""
+    content = bytearray(path.read_bytes())
+    content[int(at * len(content))] ^= 1 << bit
+    path.unlink()  # a new file: the other name of a hard link is not touched
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder with the manifest of seed 0, and where its checkpoints lie."""
+    result = {"status": "running", "weights_sha256": None, "ema_sha256": None}
+    manifest = {"run_id": "ab", "model": "net", "total_steps": 9, "seeds": {"seed": 0}, "result": result}
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    return tmp_path
+
+
+def change_manifest(run, **changes):
+    manifest = json.loads((run / "manifest.json").read_text()) | changes
+    kept = {key: value for key, value in manifest.items() if value is not None}
+    (run / "manifest.json").write_text(json.dumps(kept))
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -18,13 +60,13 @@ def test_what_is_written_is_read(tmp_path):
     AtomicCheckpointIO().save_checkpoint(checkpoint(), path)
     back = AtomicCheckpointIO().load_checkpoint(path)
     assert torch.equal(back["state_dict"]["model.w"], torch.ones(3, 2))
-    assert back["tencrop"] == {"step": 7} and back["names"] == ["a"] and back["rate"] == 0.1
+    assert back["tencrop"]["step"] == 7 and back["names"] == ["a"] and back["rate"] == 0.1
     assert os.listdir(path.parent) == ["last.ckpt"]
 
 
 def test_a_full_disk_leaves_the_former_checkpoint(small_disk):
     path = small_disk / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint(checkpoint(2.0), path)
+    save(path, 2.0)
     large = {"state_dict": {"w": torch.zeros(10_000_000)}}
     with pytest.raises(OSError, match="No space left"):
         AtomicCheckpointIO().save_checkpoint(large, path)
@@ -53,12 +95,166 @@ def test_a_broken_or_missing_file_is_named(tmp_path):
     path = tmp_path / "last.ckpt"
     with pytest.raises(UserError, match="there is no such checkpoint"):
         read_checkpoint(path)
-    AtomicCheckpointIO().save_checkpoint(checkpoint(), path)
+    save(path)
     content = path.read_bytes()
     for broken in (b"", b"not a checkpoint", content[: len(content) // 2]):
         path.write_bytes(broken)
-        with pytest.raises(UserError, match=r"last\.ckpt: not a checkpoint"):
+        with pytest.raises(UserError, match=r"last\.ckpt: (not a checkpoint|is damaged)"):
             read_checkpoint(path)
+
+
+def test_plain_torch_reads_a_checkpoint(tmp_path):
+    path = tmp_path / "last.ckpt"
+    save(path, 3.0)
+    assert value_in(torch.load(path, weights_only=True)) == 3.0
+    assert value_in(torch.load(path, weights_only=True, mmap=True)) == 3.0
+    assert zipfile.ZipFile(path).testzip() is None
+    digest = hashlib.sha256(path.read_bytes()[:-64]).hexdigest()
+    assert path.read_bytes().endswith(f"tencrop sha256 {digest}".encode())
+
+
+def test_every_bit_of_a_checkpoint_is_under_its_digest(tmp_path):
+    """The end of the archive, comment and digest, bit by bit, and the rest by samples."""
+    path = tmp_path / "last.ckpt"
+    save(path)
+    content = path.read_bytes()
+    end = 8 * (len(content) - 110)
+    for position in (*range(0, end, 101), *range(end, 8 * len(content), 3)):
+        damaged = bytearray(content)
+        damaged[position // 8] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"last\.ckpt: is damaged"):
+            read_checkpoint(path)
+        with pytest.raises(UserError, match=r"last\.ckpt: is damaged"):
+            load_weights(path)
+
+
+def test_a_checkpoint_without_its_digest_is_damaged(tmp_path):
+    path = tmp_path / "last.ckpt"
+    torch.save(checkpoint(), path)
+    with pytest.raises(UserError, match="its digest is missing"):
+        read_checkpoint(path)
+
+
+def test_checkpoints_of_before_the_digest_are_read_and_their_weights_compared(run):
+    path = run / "checkpoints" / "last.ckpt"
+    change_manifest(run, run_id=None, model=None, total_steps=None)
+    old = checkpoint(2.0, format=1)
+    del old["tencrop"]["run_id"]
+    torch.save(old, path)
+    assert value_in(read_checkpoint(path)) == float(load_weights(path).state["w"][0, 0]) == 2.0
+    old["state_dict"]["model.w"][0, 0] = 2.5
+    torch.save(old, path)
+    for read in (read_checkpoint, load_weights):
+        with pytest.raises(UserError, match=r"its weights are not those that were written \(weights_sha256\)"):
+            read(path)
+
+
+OTHERS = {"seed": 1, "run_id": "cd", "model": "other", "total_steps": 8}
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+@pytest.mark.parametrize("key", OTHERS)
+def test_a_checkpoint_of_another_run_is_refused(run, key, name):
+    path = run / "checkpoints" / name
+    save(path, **{key: OTHERS[key]})
+    for read in (read_checkpoint, load_weights):
+        with pytest.raises(UserError, match=rf"{name}: is of another run: its {key} is {OTHERS[key]} and not"):
+            read(path)
+    (run / "manifest.json").unlink()  # a folder that is none of ours: nothing to compare with
+    assert value_in(read_checkpoint(path)) == 1.0
+
+
+def test_a_complete_run_has_the_weights_that_it_ended_with(run):
+    path = run / "checkpoints" / "last.ckpt"
+    save(path, step=9, is_complete=True)
+    ended = {"status": "complete", "weights_sha256": read_checkpoint(path)["tencrop"]["weights_sha256"]}
+    change_manifest(run, result=ended | {"ema_sha256": None})
+    assert value_in(read_checkpoint(path)) == 1.0
+    save(path, 2.0, step=9, is_complete=True)
+    with pytest.raises(UserError, match="is of another run: its weights_sha256 is"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"[]", b"{", b'{"seeds": 3}', b'{"seeds": {"seed": 0}, "result": []}'])
+def test_a_manifest_that_cannot_be_compared_with_is_a_sentence(run, content):
+    save(run / "checkpoints" / "last.ckpt")
+    (run / "manifest.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"manifest\.json: not the manifest of a run"):
+        read_checkpoint(run / "checkpoints" / "last.ckpt")
+
+
+def test_the_former_checkpoint_stays_as_previous(tmp_path, monkeypatch):
+    last, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
+    save(last, 1.0)
+    assert not previous.exists()
+    for value in (2.0, 3.0):
+        save(last, value)
+        assert (value_in(read_checkpoint(previous)), value_in(read_checkpoint(last))) == (value - 1, value)
+
+    def refuse(*_):
+        raise PermissionError(1, "no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    save(last, 4.0)
+    assert (value_in(read_checkpoint(previous)), value_in(read_checkpoint(last))) == (3.0, 4.0)
+    save(tmp_path / "best.ckpt", 5.0)
+    save(tmp_path / "best.ckpt", 6.0)
+    assert sorted(os.listdir(tmp_path)) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
+
+
+@pytest.mark.parametrize("fault", ["damaged", "of another run", "gone"])
+def test_previous_stands_in_for_a_checkpoint_that_cannot_be_used(run, fault):
+    last, previous = (run / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
+    assert last_valid(run) is None
+    save(last, 1.0)
+    found = last_valid(run)
+    assert found.path == last and found.refusal is None
+    save(last, 2.0)
+    match fault:
+        case "damaged":
+            flip(last)
+        case "of another run":
+            last.unlink()
+            save(last, 2.0, seed=1)
+            save(previous, 1.0)
+        case "gone":
+            last.unlink()
+    found = last_valid(run)
+    assert found.path == previous and value_in(found.content) == 1.0
+    sentence = {"damaged": "is damaged", "of another run": "is of another run", "gone": "there is no such checkpoint"}
+    assert found.refusal.startswith(f"{last}: {sentence[fault]}") and "\n" not in found.refusal
+    assert found.refusal.endswith("; going on from previous.ckpt (step 7 of 9)")
+
+    set_aside(run)
+    assert not last.exists() and (run / "checkpoints" / "refused.ckpt").exists() == (fault != "gone")
+    save(last, 5.0)  # leaves the only valid one in its place
+    assert value_in(read_checkpoint(previous)) == 1.0 and value_in(last_valid(run).content) == 5.0
+    save(last, 6.0)
+    assert value_in(read_checkpoint(previous)) == 5.0
+
+
+def test_where_no_checkpoint_is_valid_there_is_a_sentence(run):
+    last, previous = (run / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
+    save(last)
+    flip(last, bit=3)
+    with pytest.raises(UserError, match=r"last\.ckpt: is damaged: .*; train\.py goes on from previous\.ckpt beside it"):
+        last_valid(run)
+    save(previous)
+    flip(previous, at=0.9)
+    with pytest.raises(UserError, match=r"last\.ckpt: is damaged.* and previous\.ckpt beside it is damaged"):
+        last_valid(run)
+
+
+def test_a_checkpoint_that_was_chosen_is_not_read_again(run):
+    path = run / "checkpoints" / "last.ckpt"
+    save(path)
+    found = last_valid(run)
+    reader = AtomicCheckpointIO(found)
+    path.unlink()
+    assert reader.load_checkpoint(path) is found.content
+    save(path, 2.0)
+    assert value_in(reader.load_checkpoint(path)) == 2.0
 
 
 def test_plain_weights_are_no_checkpoint(tmp_path):

@@ -15,10 +15,7 @@ def ensemble(members: Sequence[Scores], names: Sequence[str]) -> Scores:
     """The scores of an ensemble: float32 means over its members, whose averages over views are kept apart.
 
     Members may differ in weights, network and protocol (VGG fuses scales, Simonyan and Zisserman 2015, Table 6),
-    but not in their images: UserError names the first member that does. Files hold float16 [16], and so the ranks here,
-    unlike a member's own, are those of rounded scores (by 1 part in 2,048, or 3e-8): classes that rounding makes equal
-    count against the label, as all ties do, be it that two members are sure of two classes; and near-equal ones may
-    change places, in the label's favour as well.
+    but not in their images: UserError names the first member that does.
     """
     first = members[0]
     for member, name in zip(members[1:], names[1:], strict=True):
@@ -45,9 +42,9 @@ def _differences(first: Scores, other: Scores) -> list[tuple[str, bool]]:
 
 
 def _mean(scores: list[Tensor]) -> Tensor:
-    total = scores[0].float()
+    total = scores[0]
     for member in scores[1:]:
-        total = total + member.float()
+        total = total + member
     return total / len(scores)
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from tencrop.config import Config
+from tencrop.config.code import PACKAGE, code_sha256
 from tencrop.config.launch import is_first_process
 from tencrop.data.colour import mean_and_std
 from tencrop.evaluation.ensembles import ensemble
@@ -23,10 +24,12 @@ from tencrop.evaluation.members import EVALUATIONS, Member, source_fingerprint
 from tencrop.evaluation.predictions import Scores, cpu_group, protocol_text, save_scores, saved_scores
 from tencrop.evaluation.protocols import usual_side
 from tencrop.evaluation.results import result_name, result_of, save_result
-from tencrop.evaluation.scoring import Task, check_scorable, join_launched, score_split
+from tencrop.evaluation.scoring import Task, check_scorable, join_launched, open_val_split, score_split
 from tencrop.models.factory import build_model
 from tencrop.models.weights import apply_weights, load_weights
 from tencrop.training.checkpoints import weights_sha256
+
+SCORING_STAGES = ("config", "data", "models", "evaluation")  # a change to these may change a score
 
 
 class Evaluated(NamedTuple):
@@ -74,11 +77,16 @@ def _evaluate(member: Member) -> Evaluated | None:
         "source_fingerprint": source_fingerprint(member.manifest),
         "normalization": json.dumps({"mean": mean, "std": std}),
         "precision": config.training.precision,
+        "code_sha256": code_sha256(PACKAGE, SCORING_STAGES),
     }
     digest = _short_hash(identity["weights_sha256"], identity["source_fingerprint"])
     out = member.out or EVALUATIONS / f"{config.model.name.replace('/', '-')}-{digest}"
     stem = file_stem(config, weights.kind, path.stem if weights.facts else "last")
-    scores = saved_scores(out / f"{stem}.safetensors", identity, with_views=config.save_views) if _is_first() else None
+    labels = open_val_split(config).labels  # on all processes: what is wrong with the data stops them together
+    scores = None
+    if _is_first():
+        file = out / f"{stem}.safetensors"
+        scores = saved_scores(file, identity, labels=labels, with_views=config.save_views)
     is_saved = _agreed(scores is not None)
     if not is_saved:
         check_scorable(network, config)

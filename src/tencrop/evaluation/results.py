@@ -6,6 +6,7 @@ Called by evaluate.py. Nothing here is typed by hand: all comes from scores, and
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,15 +14,18 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from tencrop.config import Config, UserError
 from tencrop.console import plain_console
 from tencrop.data.manifest import write_whole
 from tencrop.evaluation.errors import error_rate
-from tencrop.evaluation.predictions import Scores
+from tencrop.evaluation.predictions import Scores, load_ranks
 from tencrop.evaluation.protocols import num_views
 
-FORMAT = "tencrop result 1"
+FORMAT = "tencrop result 2"
+UNSIGNED = "tencrop result 1"  # as earlier code wrote it, without a digest
+TOP = (1, 5)
 
 
 def result_of(scores: Scores, config: Config, /, **origin: Any) -> dict[str, Any]:
@@ -32,12 +36,9 @@ def result_of(scores: Scores, config: Config, /, **origin: Any) -> dict[str, Any
     """
     average = config.protocol.average
     result: dict[str, Any] = {"format": FORMAT}
-    for k in (1, 5):
-        rate = error_rate(scores.ranks(average), k)
-        result |= {f"top{k}_error": rate.fraction, f"top{k}_interval": list(rate.interval)}
+    result |= _errors(scores.ranks(average))
     protocol = dataclasses.asdict(config.protocol)
     return result | {
-        "num_images": len(scores.index),
         "num_classes": scores.softmax.shape[1],
         "split": "val",
         "protocol": protocol.pop("name"),
@@ -57,9 +58,18 @@ def result_name(result: dict[str, Any]) -> str:
     return Path(result["scores"]).stem + ("-logits" if result["averaging"] == "logits" else "")
 
 
+def _errors(ranks: Tensor) -> dict[str, Any]:
+    """The part of a result that is counted from the labels' ranks, int [N]."""
+    errors: dict[str, Any] = {}
+    for k in TOP:
+        rate = error_rate(ranks, k)
+        errors |= {f"top{k}_error": rate.fraction, f"top{k}_interval": list(rate.interval)}
+    return errors | {"num_images": len(ranks)}
+
+
 def save_result(path: Path, result: dict[str, Any]) -> None:
-    """Write result.json whole or not at all; a file that says the same stays untouched, maybe in a read-only folder."""
-    content = (json.dumps(result, indent=1) + "\n").encode()
+    """Write result.json, with its digest as `sha256`, whole or not at all; where it says the same, not at all."""
+    content = (json.dumps({**result, "sha256": _digest(result)}, indent=1) + "\n").encode()
     if path.is_file() and path.read_bytes() == content:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,15 +77,46 @@ def save_result(path: Path, result: dict[str, Any]) -> None:
 
 
 def load_result(path: Path) -> dict[str, Any]:
-    """A result.json; UserError where it is missing, broken or something else."""
+    """A result.json; UserError where it is missing, broken, damaged, something else, or not what its scores give.
+
+    The score file may be gone, or another evaluation may have written it anew by now; then the digest alone vouches
+    for the errors, and a result of earlier code, which has none, is refused.
+    """
     try:
         result = json.loads(path.read_text())
-        found = result["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found, digest = result["format"], result.pop("sha256", None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: is no result of evaluate.py") from error
-    if found != FORMAT:
+    if found not in (FORMAT, UNSIGNED):
         raise UserError(f"{path}: is of format {found} and not {FORMAT}; run evaluate.py again")
+    is_signed = found == FORMAT or digest is not None
+    if is_signed and digest != _digest(result):
+        raise UserError(f"{path}: is damaged: it is not what was written (SHA-256); run evaluate.py again")
+    counted = _counted_again(path, result)
+    if counted is None and not is_signed:
+        raise UserError(f"{path}: has no digest, and no scores beside it to count from; run evaluate.py again")
+    if counted is not None and any(result.get(key) != value for key, value in counted.items()):
+        raise UserError(f"{path}: its errors are not those of {result['scores']} beside it; run evaluate.py again")
     return result
+
+
+def _counted_again(path: Path, result: dict[str, Any]) -> dict[str, Any] | None:
+    """The errors that the score file of a result gives; None where there is none of this evaluation."""
+    try:
+        scores = path.with_name(result["scores"])
+        if not scores.is_file():
+            return None
+        ranks, metadata = load_ranks(scores, result["averaging"])
+        same = ("weights_sha256", "source_fingerprint", *(["code_sha256"] if "code_sha256" in result else []))
+        return _errors(ranks) if all(metadata.get(key) == result[key] for key in same) else None
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: is no result of this version ({error!r}); run evaluate.py again") from error
+
+
+def _digest(result: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
 
 
 def print_results(results: Sequence[dict[str, Any]], console: Console | None = None) -> None:
@@ -85,7 +126,7 @@ def print_results(results: Sequence[dict[str, Any]], console: Console | None = N
         table.add_column(column, justify="right", no_wrap=True)
     for result in results:
         cells = []
-        for k in (1, 5):
+        for k in TOP:
             low, high = result[f"top{k}_interval"]
             cells += [f"{100 * result[f'top{k}_error']:.2f}", f"{100 * low:.2f}–{100 * high:.2f}"]
         name = result["label"] + (" (EMA)" if result["weights"] == "ema" else "")

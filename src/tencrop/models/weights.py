@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tencrop.config import UserError
+from tencrop.models.checkpoint_files import load_checked, with_prefix
 from tencrop.models.mappings import in_own_names
 
 # under which keys a checkpoint keeps its weights: ours, timm's, torchvision's references', and usual ones
@@ -39,7 +39,8 @@ def load_weights(path: Path, *, ema: bool | None = None) -> Weights:
     """The weights in a .safetensors file, a plain state dict (.pth) or a checkpoint, on the CPU.
 
     ema: whether the moving average is wanted; None takes it where there is one. Raises UserError where the file is
-    missing, broken, holds objects other than tensors and plain values (they are never built), or not the weights asked.
+    missing, broken, holds objects other than tensors and plain values (they are never built), or not the weights asked,
+    and for a checkpoint of ours that is damaged or of another run than the folder that it lies in.
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such file of weights")
@@ -47,7 +48,7 @@ def load_weights(path: Path, *, ema: bool | None = None) -> Weights:
     content = content if isinstance(content, Mapping) else {}
     facts = content.get("tencrop", {})
     if facts:  # ours: both stand in one state dict, beside counters
-        raw, average = (_with_prefix(content["state_dict"], prefix) for prefix in ("model.", "ema."))
+        raw, average = (with_prefix(content["state_dict"], prefix) for prefix in ("model.", "ema."))
     else:
         raw = content if _is_state(content) else _first_state(content, RAW_KEYS)
         average = _first_state(content, EMA_KEYS)
@@ -103,9 +104,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
-    with path.open("rb") as file, warnings.catch_warnings(action="ignore", category=UserWarning):
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
         try:
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return load_checked(path)
+        except UserError:
+            raise
         except Exception as error:  # a broken file raises whatever its bytes lead torch's unpickler to
             found = re.search(r"GLOBAL (\S+)", str(error))
             raise UserError(
@@ -117,10 +120,6 @@ def _read_torch(path: Path) -> Any:
                 )
                 + "; save the tensors alone, best as .safetensors"
             ) from error
-
-
-def _with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor] | None:
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)} or None
 
 
 def _first_state(content: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Tensor] | None:

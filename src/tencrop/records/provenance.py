@@ -19,9 +19,9 @@ from typing import Any
 
 import tencrop
 from tencrop.config import Config
+from tencrop.config.code import PACKAGE, code_sha256
 from tencrop.records.masking import mask_arguments, mask_text
 
-PACKAGE = Path(tencrop.__file__).resolve().parent
 LEARNING_STAGES = ("config", "data", "models", "training")  # a change to these may change what is learned
 EXACT = ("python", "torch", "numpy", "timm", "pytorch-lightning")  # packages whose version may change the last bit
 CODE_PATHS = ("src", "conf", ":(glob)*.py", "pyproject.toml")
@@ -36,6 +36,7 @@ def provenance(config: Config, data_manifest: dict[str, Any]) -> dict[str, Any]:
     return {
         "tencrop": tencrop.__version__,
         "name": config.name or f"{config.model.name}-{config.data.name}",
+        "model": config.model.name,
         "seeds": {"seed": config.seed},
         "session": session(),
         "data": data_facts(config, data_manifest),
@@ -91,7 +92,7 @@ def code_version() -> dict[str, Any]:
         "revision": _git(repository, "rev-parse", "HEAD") or None,
         "remote": mask_text(_git(repository, "remote", "get-url", "origin")) or None,
         "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
-        "learning_sha256": _learning_sha256(),
+        "learning_sha256": code_sha256(PACKAGE, LEARNING_STAGES),
     }
 
 
@@ -130,18 +131,6 @@ def changed_split(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """
     keys = {"train": "store_fingerprint", "val": "source_fingerprint"}
     return next((s for s, key in keys.items() if before["splits"][s][key] != now["splits"][s][key]), None)
-
-
-def _learning_sha256() -> str:
-    digest = hashlib.sha256()
-    files = [
-        path for stage in LEARNING_STAGES for path in (PACKAGE / stage).rglob("*") if path.suffix in (".py", ".c", ".h")
-    ]
-    for path in sorted(files):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(PACKAGE).as_posix()}\0{len(content)}\0".encode())
-        digest.update(content)
-    return digest.hexdigest()
 
 
 def installed_packages() -> dict[str, str]:

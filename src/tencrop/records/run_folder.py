@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,18 @@ from tencrop.data.manifest import write_whole
 from tencrop.records.masking import mask_values
 from tencrop.records.provenance import changed_split, code_diff, data_facts, differences, provenance, sessions_of
 
-RUNNING = {"status": "running", "weights_sha256": None, "ema_sha256": None}
+HASHES = ("weights_sha256", "ema_sha256")
+RUNNING = {"status": "running", **dict.fromkeys(HASHES)}
 
 
-def run_folder(config: Config, data_manifest: dict[str, Any], *, is_trained: bool = False) -> Path:
+def run_folder(config: Config, data_manifest: dict[str, Any], *, total_steps: int | None = None) -> Path:
     """The run's folder, with its configuration and manifest in it; only the first process of several writes.
 
-    is_trained: its last checkpoint is that of a complete training. Where the manifest says so too, nothing is written:
-    the result of a run can be shown from a read-only folder. A folder that another version of the code began is
-    continued only with `allow_other_code`; one that another process is writing to is refused. Raises UserError, also
-    where the folder cannot be written.
+    total_steps: of the training that follows; None where none does, as the run is complete. Where the manifest says so
+    too, nothing is written: the result of a run can be shown from a read-only folder. A complete run that is trained on
+    (its last checkpoint is damaged, or gone) must end with the weights that it had: `finish` compares.
+    A folder that another version of the code began is continued only with `allow_other_code`; one that another process
+    is writing to is refused. Raises UserError, also where the folder cannot be written.
     """
     folder = run_path(config)
     if not is_first_process():
@@ -39,13 +42,13 @@ def run_folder(config: Config, data_manifest: dict[str, Any], *, is_trained: boo
     is_begun = (folder / "manifest.json").exists()
     if is_begun:
         _refuse_other_data(folder, config, read_manifest(folder)["data"], data_facts(config, data_manifest))
-    if is_trained and is_begun and is_complete(folder):
+    if total_steps is None and is_begun and is_complete(folder):
         return folder
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         (folder / "predictions").mkdir(exist_ok=True)
         _lock(folder)
-        _write_records(folder, config, provenance(config, data_manifest))
+        _write_records(folder, config, provenance(config, data_manifest), total_steps)
     except OSError as error:
         raise UserError(
             f"runs={config.runs}: cannot write {error.filename or folder} ({os.strerror(error.errno or 0)});"
@@ -54,13 +57,27 @@ def run_folder(config: Config, data_manifest: dict[str, Any], *, is_trained: boo
     return folder
 
 
-def finish(folder: Path, *, status: str, weights_sha256: str | None, ema_sha256: str | None = None) -> None:
-    """Record how training ended: status complete | interrupted | diverged, and the hashes of its weights."""
-    if is_first_process():
-        manifest, result = read_manifest(folder), {"status": status, "weights_sha256": weights_sha256}
-        result["ema_sha256"] = ema_sha256
-        if manifest["result"] != result:  # else it stands there already, maybe in a read-only folder
-            _write_manifest(folder, manifest | {"result": result})
+def finish(folder: Path, *, status: str, weights_sha256: str | None, ema_sha256: str | None = None) -> str | None:
+    """Record how training ended: status complete | interrupted | diverged, and the hashes of its weights.
+
+    Returns a sentence where the run was complete before and has now ended with other weights, else None.
+    """
+    if not is_first_process():
+        return None
+    manifest = read_manifest(folder)
+    before = manifest["result"].get("ended_with")
+    now = {"weights_sha256": weights_sha256, "ema_sha256": ema_sha256}
+    result = {"status": status, **now}
+    if before is not None and (status != "complete" or before != now):
+        result["ended_with"] = before
+    if manifest["result"] != result:  # else it stands there already, maybe in a read-only folder
+        _write_manifest(folder, manifest | {"result": result})
+    if before is None or status != "complete" or before == now:
+        return None
+    return (
+        f"{folder}: was complete before and has now ended with other weights ({str(weights_sha256)[:8]} and not"
+        f" {str(before['weights_sha256'])[:8]}); what was evaluated before is of those, and the manifest names both"
+    )
 
 
 def is_complete(folder: Path) -> bool:
@@ -76,24 +93,32 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: not a run folder; its manifest.json is missing or broken") from error
 
 
-def _write_records(folder: Path, config: Config, origin: dict[str, Any]) -> None:
+def _write_records(folder: Path, config: Config, origin: dict[str, Any], total_steps: int | None) -> None:
     if not (folder / "manifest.json").exists():
         values = OmegaConf.to_yaml(OmegaConf.create(mask_values(dataclasses.asdict(config))))
         write_whole(folder / "config.yaml", values.encode())
         write_whole(folder / "code.diff", code_diff().encode())
         first = origin.pop("session")
-        manifest = {**origin, "sessions": [first], "result": dict(RUNNING)}
+        facts = {"run_id": uuid.uuid4().hex, "total_steps": total_steps}  # checkpoints repeat both: whose are they?
+        manifest = {**facts, **origin, "sessions": [first], "result": dict(RUNNING)}
     else:
         manifest = read_manifest(folder)
         if manifest["result"]["status"] == "complete":
-            print(f"{folder}: was complete, but its last checkpoint is missing: it is trained again", file=sys.stderr)
+            print(f"{folder}: was complete, and its last checkpoint is not: it is trained again", file=sys.stderr)
         before, now = sessions_of(manifest)[-1], origin["session"]
         _refuse_other_code(folder, config, before, now)
         for line in differences(before, now):
             print(f"{folder}: differs from the session before: {line}", file=sys.stderr)
         manifest["sessions"].append(now)
-        manifest["result"] = dict(RUNNING)
+        manifest["result"] = RUNNING | _ended_with(manifest["result"])
     _write_manifest(folder, manifest)
+
+
+def _ended_with(result: dict[str, Any]) -> dict[str, Any]:
+    """The hashes that a run must end with again, of one that was complete; kept until it is."""
+    if result["status"] == "complete":
+        return {"ended_with": {key: result.get(key) for key in HASHES}}
+    return {key: value for key, value in result.items() if key == "ended_with"}
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

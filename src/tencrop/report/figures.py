@@ -134,10 +134,9 @@ def data_url(picture: Image.Image, *, photographic: bool = False) -> str:
 
 
 def _guesses(scores: Scores, position: int) -> Guesses:
-    """The label stands behind those that score like it unless it is the top 1: float16 ties more than were counted."""
+    """The label stands behind those that score like it, as it does where errors are counted."""
     probabilities, label = scores.softmax[position].tolist(), int(scores.labels[position])
-    behind = 1 if scores.softmax_ranks[position] != 0 else -1
-    order = sorted(range(len(probabilities)), key=lambda k: (-probabilities[k], behind * (k == label), k))
+    order = sorted(range(len(probabilities)), key=lambda k: (-probabilities[k], k == label, k))
     top = tuple(order[:NUM_BARS])
     return Guesses(label, top, tuple(probabilities[k] for k in top))
 

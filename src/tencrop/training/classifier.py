@@ -25,9 +25,9 @@ from tencrop.data.colour import ColourNoise, colour_noise, mean_and_std, normali
 from tencrop.data.erasing import is_erased, noise_table
 from tencrop.data.loader import Batch
 from tencrop.data.mixing import is_mixed
+from tencrop.models.checkpoint_files import FORMAT, weights_sha256
 from tencrop.models.weights import check_weights
 from tencrop.training.batchnorm import set_groups, update_running_statistics
-from tencrop.training.checkpoints import weights_sha256
 from tencrop.training.ema import update_ema
 from tencrop.training.losses import cross_entropy, heavier_labels, mixed_cross_entropy, topk_errors, with_auxiliary
 from tencrop.training.monitors import Diverged, gathered_digest, over_ranks
@@ -62,6 +62,7 @@ class Classifier(pl.LightningModule):
         self.model = set_groups(model.to(memory_format=layout), batches)
         self.auxiliary_weight: float = getattr(model, "auxiliary_weight", 0.0)  # of each auxiliary head's loss
         self.ema = copy.deepcopy(self.model).requires_grad_(False) if config.training.ema_decay is not None else None
+        self.run_id: str | None = None  # of the run folder, set by fit: a checkpoint says whose it is
         self.selection_split = "minival" if config.training.minival_fraction > 0 else "val"
 
         mean, std = mean_and_std(config.normalization, statistics)
@@ -258,7 +259,8 @@ class Classifier(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["tencrop"] = {
-            "format": 1,
+            "format": FORMAT,
+            "run_id": self.run_id,
             "step": self.global_step,
             "total_steps": self.total_steps,
             "is_complete": self.is_complete,

@@ -29,11 +29,20 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tencrop.config import Batches, Config, UserError, accelerator_of, is_deterministic
-from tencrop.config.launch import launched
+from tencrop.config.launch import is_first_process, launched
 from tencrop.data.module import DataModule
+from tencrop.models.checkpoint_files import run_manifest
 from tencrop.models.factory import build_model
 from tencrop.signals import INTERRUPTED
-from tencrop.training.checkpoints import AtomicCheckpointIO, Checkpoints, read_checkpoint, weights_sha256
+from tencrop.training.checkpoints import (
+    LAST,
+    AtomicCheckpointIO,
+    Checkpoints,
+    Found,
+    last_valid,
+    set_aside,
+    weights_sha256,
+)
 from tencrop.training.classifier import Classifier
 from tencrop.training.monitors import Diverged, Interrupted, Interruption, Metrics, Pace
 from tencrop.training.progress import ProgressBar
@@ -67,24 +76,34 @@ def fit(
 ) -> FitResult:
     """Train what `build` built, or continue from run_dir/checkpoints/last.ckpt exactly where it stands.
 
-    Raises UserError for a checkpoint that does not fit. Where the ranks were started by this command
+    Where last.ckpt is damaged or of another run, it continues from previous.ckpt and says so; the file is kept as
+    refused.ckpt. Raises UserError for a checkpoint that does not fit. Where the ranks were started by this command
     (training/ranks.py) all but the first end here, with exit code 0, when the run is interrupted or diverges: the first
     says so.
     """
-    config, last = classifier.config, run_dir / "checkpoints" / "last.ckpt"
+    config, last = classifier.config, run_dir / "checkpoints" / LAST
+    classifier.run_id = run_manifest(run_dir).get("run_id")
+    found = last_valid(run_dir)
+    start = None if found is None else str(found.path)
+    if found is not None and found.refusal is not None:
+        set_aside(run_dir)
+        if is_first_process():
+            print(found.refusal, file=sys.stderr)
     interruption = Interruption(agree_every_steps=config.log_every_steps)
     metrics = Metrics(run_dir / "metrics.jsonl", every_steps=config.log_every_steps)
     checkpoints = Checkpoints(last.parent, every_steps=config.checkpoint_every_steps, interruption=interruption)
     watchers = [metrics, Pace(metrics), ProgressBar(metrics), *callbacks, checkpoints]
     status, message = "complete", "complete"
     with interruption, _quiet_lightning():
-        trainer = build_trainer(config, run_dir=run_dir, logger=logger, callbacks=watchers)
+        trainer = build_trainer(config, run_dir=run_dir, logger=logger, callbacks=watchers, found=found)
+        del found  # as large as the state of the training
         try:
-            trainer.fit(classifier, data, ckpt_path=str(last) if last.exists() else None)
+            trainer.fit(classifier, data, ckpt_path=start)
         except Interrupted as reason:
             status, message = "interrupted", str(reason)
         except Diverged as reason:
-            kept = f"{last} is from before" if last.exists() else "there is no checkpoint yet"
+            kept = last if last.exists() else start
+            kept = f"{kept} is from before" if kept else "there is no checkpoint yet"
             mend = "a lower optimizer.lr, more warm-up or training.clip_grad_norm is the usual mend"
             status, message = "diverged", f"{reason}; {kept}; {mend}"
         finally:
@@ -133,14 +152,16 @@ def _refuse_missing_gpus(config: Config) -> None:
 
 
 def completed(run_dir: Path) -> FitResult | None:
-    """The result of a run that has taken all its steps, None for any other."""
-    last = run_dir / "checkpoints" / "last.ckpt"
-    if not last.exists():
+    """The result of a run that has taken all its steps, None for any other.
+
+    Raises UserError where last.ckpt is damaged or of another run, and no previous.ckpt stands in for it.
+    """
+    found = last_valid(run_dir)
+    if found is None or not found.content["tencrop"]["is_complete"]:
         return None
-    facts = read_checkpoint(last)["tencrop"]
-    if not facts["is_complete"]:
-        return None
-    return FitResult("complete", "already complete", last, facts["step"], facts["weights_sha256"], facts["ema_sha256"])
+    facts = found.content["tencrop"]
+    message = "already complete" if found.refusal is None else f"already complete ({found.refusal})"
+    return FitResult("complete", message, found.path, facts["step"], facts["weights_sha256"], facts["ema_sha256"])
 
 
 def _result(last: Path, classifier: Classifier, step: int, status: str, message: str) -> FitResult:
@@ -200,8 +221,13 @@ def cluster_environment() -> ClusterEnvironment:
             return SLURMEnvironment(auto_requeue=False)
 
 
-def build_trainer(config: Config, *, run_dir: Path, logger: Logger | None, callbacks: Iterable[Callback]) -> Trainer:
-    """Lightning's Trainer for this hardware, without what it would add: samplers, bars, checkpoints, requeueing."""
+def build_trainer(
+    config: Config, *, run_dir: Path, logger: Logger | None, callbacks: Iterable[Callback], found: Found | None
+) -> Trainer:
+    """Lightning's Trainer for this hardware, without what it would add: samplers, bars, checkpoints, requeueing.
+
+    found: the checkpoint that it will be told to continue from.
+    """
     hardware = config.hardware
     accelerator = accelerator_of(hardware)
     exactly = is_deterministic(config)
@@ -213,7 +239,7 @@ def build_trainer(config: Config, *, run_dir: Path, logger: Logger | None, callb
         devices=hardware.devices,
         num_nodes=hardware.nodes,
         strategy=_ddp(exactly=exactly) if distributed else "auto",
-        plugins=[AtomicCheckpointIO(), cluster_environment()],
+        plugins=[AtomicCheckpointIO(found), cluster_environment()],
         deterministic=exactly,
         benchmark=not exactly,
         precision="32-true",  # autocast stands in Classifier.logits

@@ -1,0 +1,25 @@
+"""Hashes of the package's own code, by which a run or saved scores know that another version of it wrote them.
+
+Called by records/provenance.py (what decides what is learned) and evaluation/evaluate.py (what decides a score).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import tencrop
+
+PACKAGE = Path(tencrop.__file__).resolve().parent
+
+
+def code_sha256(package: Path, stages: Iterable[str]) -> str:
+    """SHA-256 in hex over the source files of some stages (folders of `package`), with git or without."""
+    digest = hashlib.sha256()
+    files = [path for stage in stages for path in (package / stage).rglob("*") if path.suffix in (".py", ".c", ".h")]
+    for path in sorted(files):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(package).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
