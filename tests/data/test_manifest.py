@@ -15,7 +15,7 @@ from PIL import Image
 from tencrop.config import UserError
 from tencrop.data.beton import JPEG, RAW
 from tencrop.data.encode import KINDS
-from tencrop.data.manifest import open_split, read_manifest, source_fingerprint, write_manifest
+from tencrop.data.manifest import manifest_sha256, open_split, read_manifest, source_fingerprint, write_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -129,7 +129,8 @@ def test_a_manifest_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(TypeError):
         write_manifest(tmp_path, {"format": object()})
     assert os.listdir(tmp_path) == ["manifest.json"]
-    assert json.loads((tmp_path / "manifest.json").read_text()) == {"format": "a"}
+    written = json.loads((tmp_path / "manifest.json").read_text())
+    assert written == {"format": "a", "sha256": manifest_sha256({"format": "a"})}
 
 
 def test_import_is_light():

@@ -83,7 +83,7 @@ def test_place_that_cannot_be_written(make_config, data_manifest, tmp_path):
 
 
 def test_folder_without_manifest(tmp_path):
-    with pytest.raises(UserError, match="not a run folder"):
+    with pytest.raises(UserError, match="not the manifest of a run folder"):
         read_manifest(tmp_path)
 
 

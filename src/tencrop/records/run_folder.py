@@ -16,11 +16,35 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tencrop.config import Config, UserError, run_path
+from tencrop.config.documents import NotEmpty, read_json
 from tencrop.config.launch import is_first_process
-from tencrop.data.manifest import write_whole
+from tencrop.data.manifest import RUN_DATA_SHAPE, write_whole
 from tencrop.records.masking import mask_values
 from tencrop.records.provenance import changed_split, code_diff, data_facts, provenance
+from tencrop.training.metric_rows import last_digest
 
+_TEXT = (str, None)
+_SESSION = {
+    "started": str,
+    "command": str,
+    "code": {"revision": _TEXT, "diff_sha256": _TEXT, "learning_sha256": str},
+    "hardware": {
+        "host": str,
+        "cpu": str,
+        "num_cores": int,
+        "memory_bytes": int,
+        "gpus": [str],
+        "num_torch_threads": int,
+    },
+}
+SHAPE = {
+    "tencrop": str,
+    "name": str,
+    "data": RUN_DATA_SHAPE,
+    "packages": {str: str},
+    "sessions": NotEmpty(_SESSION),
+    "result": {"status": str, "weights_sha256": _TEXT, "ema_sha256?": _TEXT, "metrics_digest?": _TEXT},
+}
 RUNNING = {"status": "running", "weights_sha256": None, "ema_sha256": None}
 
 
@@ -53,7 +77,12 @@ def finish(folder: Path, *, status: str, weights_sha256: str | None, ema_sha256:
     """Record how training ended: status complete | interrupted | diverged, and the hashes of its weights."""
     if is_first_process():
         manifest = read_manifest(folder)
-        manifest["result"] = {"status": status, "weights_sha256": weights_sha256, "ema_sha256": ema_sha256}
+        if manifest["result"]["status"] == "complete":  # its metrics were whole then; now they may be damaged
+            digest = manifest["result"].get("metrics_digest")
+        else:
+            digest = last_digest(folder / "metrics.jsonl")
+        result = {"status": status, "weights_sha256": weights_sha256, "ema_sha256": ema_sha256}
+        manifest["result"] = result | {"metrics_digest": digest}
         _write_manifest(folder, manifest)
 
 
@@ -63,11 +92,11 @@ def is_complete(folder: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The run's manifest; UserError where there is none."""
-    try:
-        return json.loads((folder / "manifest.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder}: not a run folder; its manifest.json is missing or broken") from error
+    """The run's manifest; UserError where there is none, or it is broken."""
+    mend = "bring it back from a copy, or delete the folder and train again"
+    manifest = read_json(folder / "manifest.json", SHAPE, what="the manifest of a run folder", mend=mend)
+    manifest["result"].setdefault("ema_sha256", None)  # as the first runs had it
+    return manifest
 
 
 def _write_records(folder: Path, config: Config, origin: dict[str, Any]) -> None:
