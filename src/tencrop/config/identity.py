@@ -140,7 +140,8 @@ def config_of_run(run_dir: Path, overrides: list[str], *, conf: Path) -> Config:
     try:
         typed(node, Config)
     except UserError as error:
-        raise UserError(f"{run_dir / 'config.yaml'}: not {CONFIG} ({error}); train it again") from error
+        problem = str(error)[:300]  # it quotes the value, which may be of any length
+        raise UserError(f"{run_dir / 'config.yaml'}: not {CONFIG} ({problem}); train it again") from error
     is_group = {override: (conf / override.partition("=")[0]).is_dir() for override in overrides}
     for override in sorted(overrides, key=lambda override: not is_group[override]):  # groups first, as Hydra does
         key, _, value = override.lstrip("+").partition("=")
