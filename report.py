@@ -1,8 +1,9 @@
 """Write the report of runs: python report.py 'runs=[FOLDER,...]' output=DIR. --help tells more."""
 
+import sys
 from pathlib import Path
 
-from tencrop.config import ReportConfig, command
+from tencrop.config import ReportConfig, UserError, command
 
 
 @command("report", ReportConfig)
@@ -12,11 +13,16 @@ def main(config: ReportConfig) -> int:
     from tencrop.report.tables import error_rows, print_table
 
     paths = places(config.runs)
-    experiments, evaluations = collect(paths), collect_evaluations(paths)
+    broken: list[UserError] = []
+    experiments, evaluations = collect(paths, broken.append), collect_evaluations(paths)
+    if broken and not (experiments or evaluations):
+        raise broken[0]
     print_table(error_rows(experiments, evaluations))
     for path in write_report(experiments, Path(config.output), evaluations):
         print(path)
-    return 0
+    for error in broken:
+        print(f"error: left out of the report: {error}", file=sys.stderr)
+    return 2 if broken else 0
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from tencrop.config import UserError, check_data, check_store, config_of_run, learning_hash, run_path
+from tencrop.config.identity import read_config
 from tencrop.config.verbs import CONF
 
 PINNED = json.loads(Path(__file__).with_name("learning_hashes.json").read_text())
@@ -120,3 +122,26 @@ def test_a_protocol_chosen_for_a_run_sees_the_runs_sizes(composed, tmp_path):
         (tmp_path / "config.yaml").write_text(broken)
         with pytest.raises(UserError, match=r"config\.yaml: not the configuration of a run of this version"):
             config_of_run(tmp_path, [], conf=CONF)
+
+
+def test_a_runs_configuration_is_data(composed, tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "told")
+    values = dataclasses.asdict(composed("experiment=lenet5_digits"))
+    values["data"]["root"] = "${oc.env:SECRET}"
+    values["model"]["kwargs"] = {"a": "${seed}", "_target_": "os.system"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    assert read_config(tmp_path)["data"]["root"] == "${oc.env:SECRET}"
+    config = config_of_run(tmp_path, ["protocol=five_crop"], conf=CONF)
+    assert config.data.root == "${oc.env:SECRET}"
+    assert config.model.kwargs == {"a": "${seed}", "_target_": "os.system"}
+    for section in ({"hydra": {"run": {"dir": "/tmp"}}}, {"defaults": ["_self_"]}, {"_target_": "os.system"}):
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(values | section))
+        with pytest.raises(UserError, match=rf"{next(iter(section))}: there is no such key"):
+            config_of_run(tmp_path, [], conf=CONF)
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_configuration_of_every_experiment_is_read_as_it_was_written(composed, tmp_path, path):
+    config = composed(f"experiment={path.stem}")
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
+    assert config_of_run(tmp_path, [], conf=CONF) == config

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 from pathlib import Path
@@ -55,6 +56,26 @@ def test_every_file_counts(copy, name):
     flip_bit(copy / name, (copy / name).stat().st_size - 4)
     with pytest.raises(UserError, match=name):
         verify(copy, progress=False)
+
+
+def test_changed_statistics(copy):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["statistics"]["std"][1] += 1e-9
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"manifest\.json: not the manifest that was written"):
+        verify(copy, progress=False)
+
+
+def test_what_of_a_manifest_of_earlier_code_is_not_checked_is_said(copy, capsys):
+    verify(copy)
+    assert "could not be checked" not in capsys.readouterr().out
+    manifest = json.loads((copy / "manifest.json").read_text())
+    del manifest["sha256"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    verify(copy)
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1].endswith("as it was prepared")
+    assert said[-2].endswith("its statistics, class names and options could not be checked")
 
 
 def test_truncated(copy):

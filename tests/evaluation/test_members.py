@@ -164,6 +164,15 @@ def test_other_classes_than_the_runs_are_refused(make_config, run_folder: Path) 
         members_of(make_config("seed=5", "protocol=five_crop"), [])
 
 
+def test_a_broken_manifest_of_the_run_is_named(make_config, run_folder: Path) -> None:
+    (run_folder / "manifest.json").write_text('{"data": {"classes": []}}')
+    with pytest.raises(UserError, match=r"manifest\.json: not the manifest of a run folder \(data.name is missing\)"):
+        members_of(make_config("seed=5", "protocol=five_crop"), [])
+    (run_folder / "manifest.json").unlink()
+    (member,) = members_of(make_config("seed=5", "protocol=five_crop"), [])
+    assert member.out == run_folder / "predictions"
+
+
 def test_weights_from_elsewhere_are_evaluated_in_float32_unless_a_precision_is_typed(make_config, tmp_path) -> None:
     config = make_config("training.precision=bf16")
     (tmp_path / "weights.pth").touch()

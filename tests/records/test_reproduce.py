@@ -5,12 +5,14 @@ import subprocess
 import sys
 
 import pytest
+from hydra import compose, initialize_config_dir
 
-from tencrop.config import UserError
+from tencrop.config import Config, UserError, config_of_run, typed
+from tencrop.config.verbs import CONF
 from tencrop.data.manifest import FORMAT
 from tencrop.records import reproduce as module
 from tencrop.records.provenance import PACKAGE
-from tencrop.records.reproduce import main, reproduce, what_differs
+from tencrop.records.reproduce import main, reproduce, train_again, what_differs
 from tencrop.records.run_folder import finish, read_manifest, run_folder
 
 
@@ -57,6 +59,27 @@ def test_refusals(complete_run, trains_to, tmp_path, capsys):
     finish(complete_run, status="interrupted", weights_sha256=None)
     assert main([str(complete_run)]) == 2
     assert "not complete (interrupted)" in capsys.readouterr().err
+
+
+def test_a_strangers_configuration_is_not_obeyed(complete_run, trains_to, tmp_path, monkeypatch):
+    """Hydra would obey a section of its own, a list of defaults and interpolations in the file that it composes."""
+    commands = []
+    done = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(module.subprocess, "run", lambda command, check: commands.append(command) or done)
+    path = complete_run / "config.yaml"
+    path.write_text(path.read_text().replace("source: null", "source: ${oc.env:HOME}"))
+    train_again(complete_run, tmp_path / "into")
+    place = commands[0].index("--config-path") + 1
+    with initialize_config_dir(commands[0][place], version_base="1.3"):
+        config = typed(compose(commands[0][place + 2]), Config)
+    assert config.data.source == "${oc.env:HOME}"
+    assert (config.runs, config.tracker.name) == (str(tmp_path / "into"), "none")
+    assert config.model == config_of_run(complete_run, [], conf=CONF).model
+    for section in ("hydra:\n  run:\n    dir: /tmp\n", "defaults:\n- hydra/launcher: submitit_slurm\n"):
+        path.write_text(path.read_text() + section)
+        with pytest.raises(UserError, match="there is no such key"):
+            train_again(complete_run, tmp_path / "other")
+    assert len(commands) == 1
 
 
 def test_says_what_differs(complete_run):

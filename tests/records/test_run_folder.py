@@ -13,6 +13,7 @@ from tencrop.config.launch import RANKS
 from tencrop.records import provenance
 from tencrop.records.provenance import installed_packages, sessions_of
 from tencrop.records.run_folder import finish, is_complete, read_manifest, run_folder
+from tencrop.training.metric_rows import NO_ROWS, append_row
 
 
 def test_stands_alone(make_config, data_manifest):
@@ -155,8 +156,34 @@ def test_place_that_cannot_be_written(make_config, data_manifest, tmp_path):
         run_folder(make_config(), data_manifest)
 
 
+def test_the_digest_of_the_metrics_is_of_when_the_run_was_complete(make_config, data_manifest):
+    folder = run_folder(make_config(), data_manifest)
+    digest = append_row(folder / "metrics.jsonl", {"epoch": 1, "split": "val"}, NO_ROWS)
+    finish(folder, status="complete", weights_sha256="ab" * 32)
+    assert read_manifest(folder)["result"]["metrics_digest"] == digest
+    append_row(folder / "metrics.jsonl", {"epoch": 2, "split": "val"}, digest)
+    finish(folder, status="complete", weights_sha256="ab" * 32)  # train.py once more, which trains nothing
+    assert read_manifest(folder)["result"]["metrics_digest"] == digest
+
+
+@pytest.mark.parametrize("content", [b"[]", b"\xff", b"{}", b"[" * 100_000, b"9" * 5000])
+def test_a_broken_manifest_is_named(make_config, data_manifest, content):
+    folder = run_folder(make_config(), data_manifest)
+    (folder / "manifest.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"manifest\.json: not the manifest of a run folder \(.*\); bring it back"):
+        is_complete(folder)
+
+
+def test_a_manifest_of_the_first_runs(make_config, data_manifest):
+    folder = run_folder(make_config(), data_manifest)
+    manifest = read_manifest(folder)
+    manifest["result"] = {"status": "complete", "weights_sha256": "ab" * 32}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert read_manifest(folder)["result"]["ema_sha256"] is None
+
+
 def test_folder_without_manifest(tmp_path):
-    with pytest.raises(UserError, match="not a run folder"):
+    with pytest.raises(UserError, match="not the manifest of a run folder"):
         read_manifest(tmp_path)
 
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +12,9 @@ import pytest
 
 from tencrop.config import UserError
 from tencrop.report.collect import Experiment, collect, collect_evaluations, places
+from tencrop.training.metric_rows import NO_ROWS, append_row
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_runs_are_grouped_by_what_was_learned(evaluated_run, tmp_path):
@@ -74,6 +80,58 @@ def test_a_seed_counts_once(evaluated_run, tmp_path):
         (again / name).write_text((folder / name).read_text())
     (experiment,) = collect([tmp_path / "runs"])
     assert [run.folder for run in experiment.runs] == [folder]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.yaml", ""),
+        ("config.yaml", "a: &a [1]\nb: *a"),
+        ("manifest.json", "[]"),
+        ("manifest.json", "[" * 100_000),
+        ("metrics.jsonl", '{"epoch": 1, "split": "val"}\n[]\n'),
+        ("metrics.jsonl", '{"epoch": 1, "split": "val", "loss": ' + "9" * 5000 + "}\n"),
+        ("predictions/center.result.json", "{"),
+    ],
+)
+def test_a_broken_run_is_named_and_the_others_are_collected(evaluated_run, tmp_path, name, content):
+    whole, broken = evaluated_run("seed=0"), evaluated_run("seed=1")
+    (broken / name).write_text(content)
+    errors: list[UserError] = []
+    (experiment,) = collect([tmp_path / "runs"], errors.append)
+    assert [run.folder for run in experiment.runs] == [whole]
+    assert [str(error).startswith(f"{broken / name}: ") for error in errors] == [True]
+    with pytest.raises(UserError, match=re.escape(f"{broken / name}: ")):
+        _ = collect([broken])[0].runs[0].metrics
+
+
+def test_a_report_without_its_broken_runs_exits_with_2(evaluated_run, tmp_path):
+    whole, broken = evaluated_run("seed=0"), evaluated_run("seed=1")
+    (broken / "config.yaml").write_text("")
+    command = [sys.executable, ROOT / "report.py", f"runs=[{tmp_path}/runs]", f"output={tmp_path}/page"]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 2, finished.stderr
+    assert finished.stderr.startswith(f"error: left out of the report: {broken}/config.yaml: ")
+    assert finished.stderr.count("\n") == 1
+    markdown = (tmp_path / "page" / "report.md").read_text()
+    assert whole.name in markdown and broken.name not in markdown
+
+
+def test_rows_that_a_complete_run_has_lost_are_missed(evaluated_run):
+    folder = evaluated_run()
+    path = folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.unlink()
+    digest = NO_ROWS
+    for row in rows:
+        digest = append_row(path, row, digest)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["result"]["metrics_digest"] = digest
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert collect([folder])[0].runs[0].metrics == rows
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UserError, match="its last rows are missing"):
+        _ = collect([folder])[0].runs[0].metrics
 
 
 def test_results_outside_run_folders(evaluated_run, loose_result, tmp_path):

@@ -3,6 +3,9 @@
 import base64
 import io
 import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ import torch
 from PIL import Image
 
 from tencrop.data.manifest import open_split
-from tencrop.evaluation.predictions import from_averages, load_scores
+from tencrop.evaluation.predictions import from_averages, load_scores, save_scores
 from tencrop.report.collect import collect
 from tencrop.report.figures import (
     _guesses,
@@ -102,6 +105,27 @@ def test_label_stands_where_it_was_counted(margin, first):
     scores = from_averages(torch.arange(1), torch.zeros(1, dtype=torch.int64), logits.softmax(1), logits, {})
     assert (scores.softmax_ranks[0] == 0) == (first == 0)
     assert _guesses(scores, 0).top[0] == first
+
+
+def test_panel_with_a_damaged_original(evaluated_run, prepared_photos, photo_folder, tmp_path):
+    """Of unchanged length, so that its size does not tell."""
+    run = collect([evaluated_run()])[0].runs[0]
+    moved = Path(shutil.copytree(photo_folder, tmp_path / "moved"))
+    for path in moved.glob("val/*/*"):
+        path.write_bytes(bytes(path.stat().st_size))
+    split = open_split(prepared_photos, "val")
+    labels = torch.tensor(split.labels)
+    logits = torch.nn.functional.one_hot(labels, 10).float()
+    facts = {"source_fingerprint": split.source_fingerprint}
+    scores = from_averages(torch.arange(len(labels)), labels, logits.softmax(1), logits, facts)
+    save_scores(tmp_path / "scores.safetensors", scores)
+    run.config["data"] |= {"root": str(prepared_photos), "source": str(moved), "name": "imagefolder"}
+    result = replace(run.results[0], scores=tmp_path / "scores.safetensors", **facts)
+    assert "is no longer the file that was prepared" in panel_figure(run, result)
+    run.config["data"]["source"] = str(photo_folder)
+    assert "<div class=panel>" in panel_figure(run, result)
+    run.manifest["data"]["classes"].pop()
+    assert "names 9 classes" in panel_figure(run, result)
 
 
 def test_panel_without_its_data(evaluated_run, tmp_path):

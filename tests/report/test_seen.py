@@ -43,5 +43,5 @@ def test_a_broken_record_is_named(evaluated_run) -> None:
     folder = evaluated_run()
     draw(folder, "occlusion", None)
     (folder / "figures" / "occlusion.json").write_text('{"format": "tencrop figure 0"}')
-    with pytest.raises(UserError, match=r"occlusion\.json: is no record .* draw it again"):
+    with pytest.raises(UserError, match=r"occlusion\.json: not a record .* draw it again"):
         seen_figures(collect([folder])[0].runs[0])

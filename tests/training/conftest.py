@@ -16,6 +16,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import runs
 
+from tencrop.training.metric_rows import read_rows
+
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["tencrop.training.fit", "timm"])
 
@@ -43,8 +45,8 @@ class Run:
         return json.loads((self.folder / f"result{rank}.json").read_text())
 
     def rows(self) -> list[dict[str, Any]]:
-        """metrics.jsonl without the speed, which is another every time."""
-        rows = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        """metrics.jsonl without the speed, which is another every time, and the digests, which cover it."""
+        rows = read_rows(self.folder / "metrics.jsonl")
         return [{key: value for key, value in row.items() if key != "images_per_s"} for row in rows]
 
 

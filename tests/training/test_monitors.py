@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 from datetime import datetime
@@ -13,7 +12,6 @@ from tencrop.training.monitors import (
     Interruption,
     duration,
     job_end_time,
-    keep_rows,
     over_ranks,
     pace_sentence,
 )
@@ -69,18 +67,6 @@ def test_stopping_names_the_step():
 def test_over_ranks_copies():
     value = torch.ones(2)
     assert torch.equal(over_ranks(value), value) and over_ranks(value) is not value
-
-
-def test_rows_after_the_checkpoint_are_dropped(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    rows = [json.dumps({"step": step}) + "\n" for step in range(5)]
-    path.write_text("".join(rows) + '{"step": 5, "lo')  # killed while it wrote
-    keep_rows(path, 3)
-    assert path.read_text() == "".join(rows[:3])
-    keep_rows(path, 0)
-    assert path.read_text() == ""
-    keep_rows(tmp_path / "none.jsonl", 3)
-    assert os.listdir(tmp_path) == ["metrics.jsonl"]
 
 
 def test_pace_against_the_time_limit():

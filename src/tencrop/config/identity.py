@@ -9,9 +9,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
+from tencrop.config.documents import FILE_NAME, literal, read_yaml
 from tencrop.config.rules import typed
 from tencrop.config.schema import Config, UserError
 
@@ -95,19 +95,53 @@ EVALUATION_KEYS = (
 )  # fmt: skip
 
 
+CONFIG = "the configuration of a run of this version"
+# What is read of a run's configuration as it stands, without the types of now: runs of earlier code have fewer keys.
+CONFIG_SHAPE = {
+    "seed": int,
+    "image_size": int,
+    "short_side": (int, None),
+    "name?": (str, None),
+    "data": {"name": str, "root": FILE_NAME, "source": (FILE_NAME, None)},
+    "model": {"name": str, "kwargs": {str: object}},
+    "augmentation": {"filter?": str},
+    "schedule": {"name": str},
+    "training": {"epochs": (int, None), "max_steps": (int, None), "ema_decay?": (float, None)},
+    "protocol": {"name": str, "side?": (int, None, [(int, None)]), "region?": str, "average?": str},
+    "claim?": (
+        None,
+        {
+            "top1_error": (float, None),
+            "top5_error": (float, None),
+            "data": str,
+            "split": str,
+            "protocol": str,
+            "source": str,
+        },
+    ),
+}
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """config.yaml of a run folder, as data: nothing in it is interpolated, instantiated or obeyed.
+
+    Raises UserError where it is missing or broken.
+    """
+    return read_yaml(run_dir / "config.yaml", CONFIG_SHAPE, what=CONFIG, mend="train it again")
+
+
 def config_of_run(run_dir: Path, overrides: list[str], *, conf: Path) -> Config:
     """The configuration that `run_dir` was trained with, changed by what the user typed for evaluation.
 
     `overrides` are KEY=VALUE or GROUP=NAME; a group is read from `conf` and sees the run's image_size
     and short_side. Raises UserError for a key that would make it another network.
     """
-    path = run_dir / "config.yaml"
+    node = OmegaConf.create(literal(read_config(run_dir)))
     try:
-        node = OmegaConf.load(path)
-        assert isinstance(node, DictConfig)
         typed(node, Config)
-    except (yaml.YAMLError, AssertionError, UserError) as error:
-        raise UserError(f"{path}: not the configuration of a run of this version ({error}); train it again") from error
+    except UserError as error:
+        problem = str(error)[:300]  # it quotes the value, which may be of any length
+        raise UserError(f"{run_dir / 'config.yaml'}: not {CONFIG} ({problem}); train it again") from error
     is_group = {override: (conf / override.partition("=")[0]).is_dir() for override in overrides}
     for override in sorted(overrides, key=lambda override: not is_group[override]):  # groups first, as Hydra does
         key, _, value = override.lstrip("+").partition("=")

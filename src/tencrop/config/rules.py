@@ -15,6 +15,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tencrop.config.documents import literal
 from tencrop.config.schema import Augmentation, Config, Protocol, UserError
 from tencrop.config.verb_schemas import ComplexityConfig
 
@@ -30,7 +31,7 @@ def typed(node: DictConfig, schema: type[Schema]) -> Schema:
     """
     try:
         values = OmegaConf.to_container(node, resolve=True)
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), literal(values)))
     except OmegaConfBaseException as error:
         raise UserError(_sentence(error, schema)) from error
     check(config)

@@ -3,7 +3,8 @@
 Written by prepare, opened by train, evaluate and report. What is small stands in the JSON; what grows with the
 number of images stands in a memory-mapped table, which costs a process nothing until it looks.
 
-    manifest.json     options, classes, counts, statistics, fingerprints; written last, so it vouches for the rest
+    manifest.json     options, classes, counts, statistics, fingerprints, and a digest of all that; written last, so it
+                      vouches for the rest
     mean_image.npy    float32 [256, 256, 3], the training split's mean at every pixel
     train.beton       images and labels of the training split (val.beton of the evaluation split)
     train.files.npy   one row a sample: name, label, sizes, bytes, SHA-256 of the original file and of what is stored
@@ -15,6 +16,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import tokenize
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,56 @@ from typing import Any
 import numpy as np
 
 from tencrop.config import UserError
+from tencrop.config.documents import FILE_NAME, Between, NotEmpty, check_shape, read_json
 from tencrop.data.beton import Beton, whole_file
-from tencrop.data.originals import MADE, Place, Source, SourceFile, read_original
+from tencrop.data.originals import FLAT, MADE, TAR, TREE, ZIP, Place, Source, SourceFile, read_original
 
 FORMAT = "tencrop-data-2"
 SPLITS = ("train", "val")
 _MEND = "delete {root} and prepare the data again (prepare.py)"
+_COUNT = Between(0, 2**63 - 1)
+_TRIPLE = [float, float, float]
+_SPLIT = {
+    "num_samples": Between(1, 2**63 - 1),
+    "store": {str: object},
+    "beton": str,
+    "beton_bytes": _COUNT,
+    "tables_sha256": str,
+    "files": str,
+    "files_bytes": _COUNT,
+    "files_sha256": str,
+    "source_fingerprint": str,
+    "store_fingerprint": str,
+    "skipped": [{"name": FILE_NAME}],
+}
+_ROUTE = {TREE, FLAT, TAR, ZIP, MADE}
+SHAPE = {
+    "name": str,
+    "options": {str: object},
+    "classes": NotEmpty(FILE_NAME),
+    "splits": {"train": _SPLIT, "val": _SPLIT},
+    "statistics": {
+        "mean": _TRIPLE,
+        "std": _TRIPLE,
+        "covariance": [_TRIPLE] * 3,
+        "eigenvalues": _TRIPLE,
+        "eigenvectors": [_TRIPLE] * 3,
+        "num_images": _COUNT,
+        "num_pixels": _COUNT,
+    },
+    "mean_image": str,
+    "mean_image_sha256": str,
+    "source": {
+        "path": (FILE_NAME, None),
+        "splits": {"train": FILE_NAME, "val": FILE_NAME},
+        "routes": {"train": _ROUTE, "val": _ROUTE},
+        "archives": {str: _COUNT},
+    },
+    "sha256?": str,
+}
+# What a run folder keeps of the manifest of its data.
+_RUN_SPLIT = {key: _SPLIT[key] for key in ("num_samples", "source_fingerprint", "store_fingerprint")}
+RUN_DATA_SHAPE = {"name": str, "classes": SHAPE["classes"], "splits": {"train": _RUN_SPLIT, "val": _RUN_SPLIT}}
 
 
 def read_manifest(root: str | Path, data: str = "imagefolder") -> dict[str, Any]:
@@ -40,19 +86,32 @@ def read_manifest(root: str | Path, data: str = "imagefolder") -> dict[str, Any]
     prepare = f"python prepare.py data={data}{source} data.root={root}"
     if not path.is_file():
         raise UserError(f"data.root={root}: holds no prepared data (no manifest.json); prepare it with: {prepare}")
-    try:
-        manifest = json.loads(path.read_text())
-        found = manifest["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a manifest of prepared data; delete {root} and run: {prepare}") from error
-    if found != FORMAT:
+    what, mend = "a manifest of prepared data", f"delete {root} and run: {prepare}"
+    manifest = read_json(path, {"format": str}, what=what, mend=mend)
+    if (found := manifest["format"]) != FORMAT:
         raise UserError(f"{path}: format {found}, and this code reads {FORMAT}; prepare again elsewhere: {prepare}")
+    try:
+        check_shape(manifest, SHAPE)
+    except ValueError as error:
+        raise UserError(f"{path}: not {what} ({error}); {mend}") from error
+    if "sha256" in manifest and manifest["sha256"] != manifest_sha256(manifest):
+        raise UserError(f"{path}: not the manifest that was written, but changed or damaged; {mend}")
     return manifest
 
 
 def write_manifest(root: Path, manifest: dict[str, Any]) -> None:
-    """Write manifest.json in one piece: it is there wholly, or not at all."""
-    write_whole(root / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    """Write manifest.json, with its digest, in one piece: it is there wholly, or not at all."""
+    content = {**manifest, "sha256": manifest_sha256(manifest)}
+    write_whole(root / "manifest.json", (json.dumps(content, indent=1) + "\n").encode())
+
+
+def manifest_sha256(manifest: dict[str, Any]) -> str:
+    """SHA-256, hexadecimal, of all that a manifest says but for this digest; those of earlier code carry none.
+
+    5 ms for ImageNet's 1,000 classes.
+    """
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -78,6 +137,12 @@ def file_table(num_files: int, name_bytes: int) -> np.ndarray:
         ("stored_width", "<i4"),
     ]
     return np.zeros(num_files, np.dtype(row))
+
+
+def _is_row(dtype: np.dtype) -> bool:
+    """Whether this is a row of a table of files; its names may be of any length."""
+    name, *others = dtype.descr
+    return name[0] == "name" and dtype["name"].kind == "S" and others == file_table(0, 1).dtype.descr[1:]
 
 
 def source_fingerprint(table: np.ndarray) -> str:
@@ -108,12 +173,23 @@ def open_split(root: str | Path, name: str, *, source: str | None = None, data: 
     """Open the split "train" or "val" of a prepared folder.
 
     `source` says where the original files lie now, if not where they were at preparation. Raises UserError where the
-    folder is not prepared, or a file of it is missing, truncated or of another preparation.
+    folder is not prepared, or a file of it is missing, truncated or of another preparation. Manifest, mean image and
+    the tables of the .beton file are compared with their digests; the payloads, and the table of files (200 MB of
+    ImageNet's), only by verify.py.
     """
     manifest = read_manifest(root, data)
     if name not in manifest["splits"]:
         raise UserError(f"{root}: prepared without a split {name}; it has {', '.join(manifest['splits'])}")
+    check_file(Path(root) / manifest["mean_image"], manifest["mean_image_sha256"])
     return Split(Path(root), name, manifest, source)
+
+
+def check_file(path: Path, sha256: str) -> None:
+    """UserError unless the file of a prepared folder is there with this SHA-256 (2 ms for the mean image)."""
+    found = sha256_of(path) if path.is_file() else None
+    if found != sha256:
+        state = "is missing" if found is None else "is not the file that was written"
+        raise UserError(f"{path}: {state}; {_MEND.format(root=path.parent)}")
 
 
 class Split:
@@ -142,12 +218,22 @@ class Split:
             )
         try:
             self.files = np.load(root / facts["files"], mmap_mode="r", allow_pickle=False)
-        except ValueError as error:
+            is_table = self.files.shape == (self.num_samples,) and _is_row(self.files.dtype)
+        except (
+            ValueError,
+            OSError,
+            SyntaxError,
+            tokenize.TokenError,
+        ) as error:  # NumPy reads a header by Python's parser
             raise UserError(f"{root / facts['files']}: not a table of files; {_MEND.format(root=root)}") from error
-        assert self.beton.num_samples == len(self.files) == self.num_samples, f"{root}: counts differ"
+        if not is_table or self.beton.num_samples != self.num_samples:
+            raise UserError(
+                f"{root / facts['files']}: not the table of the {self.num_samples} files of {facts['beton']};"
+                f" {_MEND.format(root=root)}"
+            )
         self.labels = self.beton.labels
         self.stored_sizes = np.stack([self.beton.heights, self.beton.widths], axis=1).astype(np.int32)
-        place = Place(**manifest["source"])
+        place = Place(**{field.name: manifest["source"][field.name] for field in dataclasses.fields(Place)})
         self._place = dataclasses.replace(place, path=source) if source and place.path else place
 
     def names(self, index: int) -> str:
@@ -167,7 +253,7 @@ class Split:
             content = self._maker.read(self.name, file)
         else:
             content = read_original(self._place, self.name, file)
-        if len(content) != file.num_bytes:
+        if hashlib.sha256(content).digest() != row["sha256"].tobytes():  # a hundredth of the time to decode it
             raise UserError(
                 f"{self._place.path}: {file.name} is no longer the file that was prepared; prepare the data again"
             )

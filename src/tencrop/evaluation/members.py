@@ -6,16 +6,16 @@ Imports no torch, so that a mistake is answered at once. An ensemble has several
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tencrop.config import Config, UserError, check_data, config_of_run, run_path
+from tencrop.config.documents import read_json
 from tencrop.config.rules import check_protocol
 from tencrop.config.verbs import CONF
-from tencrop.data.manifest import read_manifest
+from tencrop.data.manifest import RUN_DATA_SHAPE, read_manifest
 
 EVALUATIONS = Path("evaluations")  # holds a folder for weights that no run folder here has trained
 CHOSEN_HERE = ("protocol", "checkpoint", "weights", "ema", "save_views", "output")  # no training knows these keys
@@ -113,11 +113,11 @@ def _given_output(config: Config, alone: bool = True) -> Path | None:
 
 
 def _data_of(run_dir: Path) -> dict[str, Any]:
-    """What a run folder says of its data; nothing where it is unfinished or foreign."""
-    try:
-        return json.loads((run_dir / "manifest.json").read_text())["data"]
-    except (OSError, ValueError, KeyError, TypeError):
+    """What a run folder says of its data; nothing where it has no manifest. UserError where that is broken."""
+    path, mend = run_dir / "manifest.json", "bring it back from a copy, or evaluate the plain weights with weights=PATH"
+    if not path.exists():
         return {}
+    return read_json(path, {"data": RUN_DATA_SHAPE}, what="the manifest of a run folder", mend=mend)["data"]
 
 
 def source_fingerprint(manifest: dict[str, Any]) -> str:

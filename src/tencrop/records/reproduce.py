@@ -8,6 +8,7 @@ Exit codes: 0 the same weights, 1 other weights, 2 wrong input, and those of tra
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import subprocess
 import sys
 from itertools import pairwise
@@ -16,8 +17,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tencrop.config import UserError
+from tencrop.config import UserError, config_of_run
+from tencrop.config.documents import literal
+from tencrop.config.identity import read_config
+from tencrop.config.verbs import CONF
 from tencrop.data.manifest import read_manifest as read_data_manifest
+from tencrop.data.manifest import write_whole
 from tencrop.records.provenance import PACKAGE, changed_split, differences, session, sessions_of
 from tencrop.records.run_folder import read_manifest
 
@@ -47,12 +52,20 @@ def reproduce(run_dir: Path, into: Path) -> bool:
 
 
 def train_again(run_dir: Path, into: Path) -> None:
-    """Run train.py, untracked, with the resolved configuration of `run_dir`; its exit code other than 0 ends this."""
+    """Run train.py, untracked, with the resolved configuration of `run_dir`; its exit code other than 0 ends this.
+
+    Hydra reads a copy in `into`, made of the keys that a run has: it would obey a section `hydra`, a list of defaults
+    and interpolations in the run's own file, which may be a stranger's.
+    """
     script = PACKAGE.parents[1] / "train.py"
     if not script.exists():
         raise UserError(f"{script}: not there; reproduce needs the checkout, not only the installed package")
-    command = [sys.executable, str(script), "--config-path", str(run_dir.resolve()), "--config-name", "config"]
-    overrides = [f"runs={into.resolve()}", "tracker.name=none", "hydra.run.dir=.", "hydra.output_subdir=null"]
+    config = dataclasses.asdict(config_of_run(run_dir, [], conf=CONF))
+    config["runs"], config["tracker"]["name"] = str(into.resolve()), "none"
+    into.mkdir(parents=True, exist_ok=True)
+    write_whole(into / "reproduce.yaml", OmegaConf.to_yaml(OmegaConf.create(literal(config))).encode())
+    command = [sys.executable, str(script), "--config-path", str(into.resolve()), "--config-name", "reproduce"]
+    overrides = ["hydra.run.dir=.", "hydra.output_subdir=null"]
     quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
     exit_code = subprocess.run([*command, *overrides, *quiet], check=False).returncode
     if exit_code:
@@ -71,9 +84,9 @@ def what_differs(before: dict[str, Any]) -> list[str]:
 
 
 def _check_data(run_dir: Path, before: dict[str, Any]) -> None:
-    config = OmegaConf.load(run_dir / "config.yaml")
-    if split := changed_split(before["data"], read_data_manifest(config.data.root, config.data.name)):
-        raise UserError(f"data.root={config.data.root}: its {split} images are not those of {run_dir}")
+    data = read_config(run_dir)["data"]
+    if split := changed_split(before["data"], read_data_manifest(data["root"], data["name"])):
+        raise UserError(f"data.root={data['root']}: its {split} images are not those of {run_dir}")
 
 
 def main(arguments: list[str] | None = None) -> int:

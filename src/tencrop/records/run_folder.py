@@ -18,11 +18,37 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tencrop.config import Config, UserError, run_path
+from tencrop.config.documents import NotEmpty, read_json
 from tencrop.config.launch import is_first_process
-from tencrop.data.manifest import write_whole
+from tencrop.data.manifest import RUN_DATA_SHAPE, write_whole
 from tencrop.records.masking import mask_values
 from tencrop.records.provenance import changed_split, code_diff, data_facts, differences, provenance, sessions_of
+from tencrop.training.metric_rows import last_digest
 
+_TEXT = (str, None)
+_HASHES = {"weights_sha256": _TEXT, "ema_sha256?": _TEXT}
+_SESSION = {
+    "started": str,
+    "command": str,
+    "code": {"revision": _TEXT, "diff_sha256": _TEXT, "learning_sha256": str},
+    "hardware": {
+        "host": str,
+        "cpu": str,
+        "num_cores": int,
+        "memory_bytes": int,
+        "gpus": [str],
+        "num_torch_threads": int,
+    },
+    "packages?": {str: str},
+}
+SHAPE = {
+    "tencrop": str,
+    "name": str,
+    "data": RUN_DATA_SHAPE,
+    "packages?": {str: str},  # earlier code's, of the first session
+    "sessions": NotEmpty(_SESSION),
+    "result": {"status": str, **_HASHES, "metrics_digest?": _TEXT, "ended_with?": _HASHES},
+}
 HASHES = ("weights_sha256", "ema_sha256")
 RUNNING = {"status": "running", **dict.fromkeys(HASHES)}
 
@@ -68,6 +94,10 @@ def finish(folder: Path, *, status: str, weights_sha256: str | None, ema_sha256:
     before = manifest["result"].get("ended_with")
     now = {"weights_sha256": weights_sha256, "ema_sha256": ema_sha256}
     result = {"status": status, **now}
+    if manifest["result"]["status"] == "complete":  # its metrics were whole then; now they may be damaged
+        result["metrics_digest"] = manifest["result"].get("metrics_digest")
+    else:
+        result["metrics_digest"] = last_digest(folder / "metrics.jsonl")
     if before is not None and (status != "complete" or before != now):
         result["ended_with"] = before
     if manifest["result"] != result:  # else it stands there already, maybe in a read-only folder
@@ -86,11 +116,11 @@ def is_complete(folder: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The run's manifest; UserError where there is none."""
-    try:
-        return json.loads((folder / "manifest.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder}: not a run folder; its manifest.json is missing or broken") from error
+    """The run's manifest; UserError where there is none, or it is broken."""
+    mend = "bring it back from a copy, or delete the folder and train again"
+    manifest = read_json(folder / "manifest.json", SHAPE, what="the manifest of a run folder", mend=mend)
+    manifest["result"].setdefault("ema_sha256", None)  # as the first runs had it
+    return manifest
 
 
 def _write_records(folder: Path, config: Config, origin: dict[str, Any], total_steps: int | None) -> None:

@@ -13,6 +13,7 @@ import json
 import logging
 import netrc
 import os
+import re
 import shlex
 import sys
 import threading
@@ -28,6 +29,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor, nn
 
 from tencrop.config import Config, UserError
+from tencrop.config.documents import read_json
 from tencrop.config.launch import is_first_process
 from tencrop.data.manifest import write_whole
 from tencrop.records.csv_logger import CsvLogger
@@ -212,9 +214,10 @@ def _tracked_id(run_dir: Path) -> str:
     path = run_dir / "tracking" / "run.json"
     if not path.exists():
         write_whole(path, (json.dumps({"id": uuid.uuid4().hex[:12]}) + "\n").encode())
-    identity = json.loads(path.read_text())["id"]
-    if not (isinstance(identity, str) and identity.isalnum()):
-        raise UserError(f"{path}: holds no run id; delete it to begin another tracked run")
+    what, mend = "the id of a tracked run", "delete it to begin another tracked run"
+    identity = read_json(path, {"id": str}, what=what, mend=mend)["id"]
+    if not re.fullmatch("[A-Za-z0-9]{1,64}", identity):
+        raise UserError(f"{path}: holds no run id; {mend}")
     return identity
 
 

@@ -5,8 +5,7 @@ Called by report.py; touches neither data nor weights.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +14,13 @@ from typing import Any
 import yaml
 
 from tencrop.config import UserError
+from tencrop.config.identity import read_config
 from tencrop.config.verbs import CONF
 from tencrop.evaluation.members import EVALUATIONS
 from tencrop.evaluation.protocols import usual_side
 from tencrop.evaluation.results import load_result, protocol_label
 from tencrop.records.run_folder import read_manifest
+from tencrop.training.metric_rows import read_rows
 
 TOP = (1, 5)
 RUNS = Path("runs")  # where train.py writes unless told otherwise
@@ -78,10 +79,8 @@ class Run:
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl; a last line that a kill cut short is left out."""
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return list(_parsed(lines))
+        """The rows of metrics.jsonl; UserError where they are not what was written."""
+        return read_rows(self.folder / "metrics.jsonl", expected=self.manifest["result"].get("metrics_digest"))
 
 
 @dataclass(frozen=True)
@@ -134,16 +133,25 @@ def places(runs: Sequence[str]) -> list[Path]:
     return [Path(path) for path in runs] or usual
 
 
-def collect(paths: Iterable[Path]) -> list[Experiment]:
+def collect(paths: Iterable[Path], on_broken: Callable[[UserError], None] | None = None) -> list[Experiment]:
     """All runs in or below `paths`, grouped into experiments, sorted by name. A seed counts once: of a run and its
     reproduction, the first folder's name.
 
-    Raises UserError for a path that is not there or holds neither runs nor results.
+    Raises UserError for a path that is not there or holds neither runs nor results; and for a broken run, unless
+    `on_broken` is there to be told of it: then the run is left out.
     """
     groups: dict[tuple[str, str], dict[Path, Run]] = {}
     for path in paths:
         for folder in _run_folders(path):
-            run = read_run(folder)
+            try:
+                run = read_run(folder)
+                if on_broken is not None:
+                    _ = run.metrics  # read now, so that only this run is left out where they are broken
+            except UserError as error:
+                if on_broken is None:
+                    raise
+                on_broken(error)
+                continue
             learning_hash = folder.name.rpartition("-")[2]
             groups.setdefault((run.manifest["name"], learning_hash), {})[folder] = run
     names = [name for name, _ in groups]
@@ -175,10 +183,7 @@ def _one_a_seed(runs: Iterable[Run]) -> tuple[Run, ...]:
 
 def read_run(folder: Path) -> Run:
     """The run of a folder; UserError where config.yaml, manifest.json or a result is missing or broken."""
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{folder}: not a run folder; its config.yaml is missing or broken") from error
+    config = read_config(folder)
     results = [_read_result(path, config) for path in sorted((folder / "predictions").glob("*.result.json"))]
     return Run(folder=folder, config=config, manifest=read_manifest(folder), results=tuple(results))
 
@@ -239,12 +244,3 @@ def _is_usual(facts: dict[str, Any], config: dict[str, Any]) -> bool:
     if facts["views"] == 1:
         del own["averaging"]
     return all(facts[key] == value for key, value in own.items())
-
-
-def _parsed(lines: list[str]) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(lines):
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            if number < len(lines) - 1:
-                raise

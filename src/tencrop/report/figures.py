@@ -82,11 +82,13 @@ def panel_figure(run: Run, result: Result) -> str:
         split = open_split(data["root"], "val", source=data["source"], data=data["name"])
         if split.source_fingerprint != result.source_fingerprint:
             raise UserError(f"{split.root}: prepared from other images than those that were evaluated")
+        names = label_names(run.manifest["data"]["classes"])
+        if len(names) != scores.softmax.shape[1]:
+            raise UserError(f"{run.folder}: its manifest names {len(names)} classes, not those of {result.scores.name}")
         chosen = choose_images(scores)
         pictures = [split.read_original(int(scores.index[position])) for position in chosen]
     except UserError as error:
         return f"<p>No test images to show: {escape(str(error))}.</p>"
-    names = label_names(run.manifest["data"]["classes"])
     cards = [_card(content, _guesses(scores, at), names) for at, content in zip(chosen, pictures, strict=True)]
     wrong = sum(int(scores.softmax_ranks[position] != 0) for position in chosen)
     return (

@@ -40,8 +40,9 @@ def write_report(
     rows = error_rows(experiments, evaluations)
     figures = draw_comparisons(experiments, evaluations, folder / "figures")
     html, markdown = folder / "report.html", folder / "report.md"
-    write_whole(html, html_page(experiments, rows, figures, evaluations).encode())
-    write_whole(markdown, markdown_page(experiments, rows, figures, evaluations).encode())
+    # the name of a class folder need not be UTF-8
+    write_whole(html, html_page(experiments, rows, figures, evaluations).encode(errors="replace"))
+    write_whole(markdown, markdown_page(experiments, rows, figures, evaluations).encode(errors="replace"))
     return html, markdown
 
 

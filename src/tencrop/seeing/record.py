@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from tencrop.config import UserError
+from tencrop.config.documents import read_json
 from tencrop.data.manifest import write_whole
 
 FORMAT = "tencrop figure 1"
+SHAPE = {
+    "format": {FORMAT},
+    "title": str,
+    "caption": str,
+    "model": str,
+    "weights_sha256?": (str, None),
+    "command?": str,
+}
 
 
 @dataclass(frozen=True)
@@ -30,12 +38,6 @@ def save_record(path: Path, record: Record) -> None:
 
 def load_record(path: Path) -> Record:
     """Raises UserError where the file is broken or of another version."""
-    try:
-        facts = json.loads(path.read_text())
-        if facts.pop("format") != FORMAT:
-            raise ValueError("another format")
-        return Record(**facts)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}: is no record of a figure of this version ({FORMAT}); draw it again with python -m tencrop.seeing"
-        ) from error
+    what, mend = f"a record of a figure of this version ({FORMAT})", "draw it again with python -m tencrop.seeing"
+    facts = read_json(path, SHAPE, what=what, mend=mend)
+    return Record(**{field.name: facts[field.name] for field in fields(Record) if field.name in facts})

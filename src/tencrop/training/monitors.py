@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -25,6 +24,7 @@ from torch import Tensor
 from tencrop.console import rate
 from tencrop.data.digest import digest_text
 from tencrop.signals import SIGNALS
+from tencrop.training.metric_rows import NO_ROWS, append_row, keep_rows
 
 
 class Interrupted(Exception):
@@ -113,18 +113,19 @@ class Metrics(Callback):
         self.path = path
         self.every_steps = every_steps
         self.num_rows = 0
+        self.digest: str | None = NO_ROWS  # of all rows; None of a checkpoint of earlier code
         self.latest: dict[str, dict[str, Any]] = {}  # the last row of each split
         self._start_clock(0)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"num_rows": self.num_rows}
+        return {"num_rows": self.num_rows, "digest": self.digest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.num_rows = state_dict["num_rows"]
+        self.num_rows, self.digest = state_dict["num_rows"], state_dict.get("digest")
 
     def on_train_start(self, trainer: Trainer, classifier: Any) -> None:
         if trainer.is_global_zero:
-            keep_rows(self.path, self.num_rows)
+            self.num_rows, self.digest = keep_rows(self.path, self.num_rows, self.digest)
         self._start_clock(classifier.global_step)
 
     def on_train_epoch_start(self, trainer: Trainer, classifier: Any) -> None:
@@ -156,23 +157,11 @@ class Metrics(Callback):
         self.num_rows += 1
         if not trainer.is_global_zero:
             return
-        with open(self.path, "a") as file:
-            file.write(json.dumps(self.latest[split]) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        assert self.digest is not None
+        self.digest = append_row(self.path, self.latest[split], self.digest)
         numbers = {f"{split}/{key}": value for key, value in values.items() if isinstance(value, int | float)}
         for logger in trainer.loggers:
             logger.log_metrics(numbers | {"epoch": epoch}, step)
-
-
-def keep_rows(path: Path, num_rows: int) -> None:
-    """Drops the rows of metrics.jsonl after the first `num_rows`: those that a resumed run will write again."""
-    if not path.exists():
-        return
-    lines = path.read_text().splitlines(keepends=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(lines[:num_rows]))
-    os.replace(temporary, path)
 
 
 class Pace(Callback):

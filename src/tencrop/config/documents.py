@@ -1,0 +1,271 @@
+"""JSON and YAML files read as data: bounded in size and depth, and of a declared shape.
+
+Every reader of such a file of a run folder or a prepared folder calls `read_json` or `read_yaml`. These folders are
+copied, edited and damaged, and may be a stranger's: a reader returns plain values or raises UserError, nothing else.
+
+A shape is declared as data:
+
+    str, int, float, bool, None   a value of that kind; float takes integers too, and neither NaN nor infinity
+    FILE_NAME                     text that os.fsencode takes: a name that is not UTF-8 has surrogates in it
+    NUMBER                        a float that may be NaN or infinite
+    object                        any plain value
+    {"a", "b"}                    one of these texts
+    (shape, shape)                a value of one of these shapes
+    Between(low, high)            a number of this range
+    [shape]                       a list of any length; [shape, shape, ...] of exactly this one; NotEmpty(shape)
+    {"key": shape, "key?": shape} a mapping with these keys, "?" where one may be missing; others may be there as well
+    {str: shape}                  a mapping of any keys
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import yaml
+
+from tencrop.config.schema import UserError
+
+# A manifest of 14 million images of which every hundredth was skipped, by name, is 15 MB. Python needs about ten times
+# the bytes of a JSON file to hold it.
+MAX_JSON_BYTES = 64 << 20
+# A configuration is 4 kB. PyYAML reads 100 kB a second.
+MAX_YAML_BYTES = 256 << 10
+MAX_DEPTH = 40  # of lists and mappings in each other: ours go to 6, and Python's recursion ends at some hundreds
+FILE_NAME, NUMBER = "file name", "number"
+
+
+class NotEmpty(NamedTuple):
+    """A list of at least one value of a shape."""
+
+    shape: Any
+
+
+class Between(NamedTuple):
+    """An integer, or with a float as a bound any number, from `low` to `high`."""
+
+    low: float
+    high: float
+
+
+def read_json(path: Path, shape: Any, *, what: str, mend: str) -> Any:
+    """The value of a JSON file. Raises UserError where it is missing, broken or of another shape: "PATH: not `what`
+    (the problem); `mend`"."""
+    try:
+        return parse_json(_content(path, MAX_JSON_BYTES), shape)
+    except ValueError as error:
+        raise UserError(f"{path}: not {what} ({error}); {mend}") from error
+
+
+def read_yaml(path: Path, shape: Any, *, what: str, mend: str) -> Any:
+    """The value of a YAML file, of JSON's types only; UserError as in `read_json`.
+
+    Aliases are refused, since a file of 300 bytes can mean 10^9 values by them, and so are tags; our writer writes
+    neither. An interpolation is a text like any other.
+    """
+    try:
+        value = yaml.load(_content(path, MAX_YAML_BYTES).decode(), _DataLoader)
+        check_plain(value)
+        check_shape(value, shape)
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not {what} ({_problem(error)}); {mend}") from error
+    return value
+
+
+def parse_json(content: bytes, shape: Any) -> Any:
+    """The value of a JSON text; ValueError, in a few words, where it is broken or of another shape."""
+    try:
+        value = json.loads(content.decode(), parse_int=_integer, object_pairs_hook=_mapping)
+    except RecursionError as error:
+        raise ValueError(f"lists or mappings are nested more than {MAX_DEPTH} deep") from error
+    except ValueError as error:
+        raise ValueError(_problem(error)) from error
+    check_plain(value)
+    check_shape(value, shape)
+    return value
+
+
+def literal(value: Any) -> Any:
+    """`value` for OmegaConf, which then reads "${...}" in a text as these characters and interpolates nothing."""
+    if isinstance(value, dict):
+        return {key: literal(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [literal(part) for part in value]
+    if isinstance(value, str):  # backslashes in front are doubled, and one more escapes the interpolation
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return value
+
+
+def check_plain(value: Any) -> None:
+    """ValueError unless everything in `value` is of JSON's types, at most MAX_DEPTH deep, with integers of 64 bits and
+    text that file names can be made of."""
+    rest = [(value, 0)]
+    while rest:
+        value, depth = rest.pop()
+        if depth > MAX_DEPTH:
+            raise ValueError(f"lists or mappings are nested more than {MAX_DEPTH} deep")
+        if isinstance(value, dict):
+            rest += [(part, depth + 1) for pair in value.items() for part in pair]
+            if not all(isinstance(key, str) for key in value):
+                raise ValueError("a key is not text")
+        elif isinstance(value, list):
+            rest += [(part, depth + 1) for part in value]
+        elif isinstance(value, str):
+            if not is_file_name(value):
+                raise ValueError("a text is not Unicode, or has a NUL in it")
+        elif isinstance(value, int):
+            if not -(2**63) <= value < 2**64:
+                raise ValueError("an integer has more than 64 bits")
+        elif not (value is None or isinstance(value, float)):
+            raise ValueError(f"a value is a {type(value).__name__}")
+
+
+def check_shape(value: Any, shape: Any, key: str = "") -> None:
+    """ValueError unless `value` is of `shape`; `key` is where it stands, for the message."""
+    if isinstance(shape, tuple) and not isinstance(shape, Between | NotEmpty):
+        if not any(_fits(value, one) for one in shape):
+            raise ValueError(f"{key or 'it'} must be {' or '.join(map(_name, shape))}, not {_shown(value)}")
+    elif isinstance(shape, dict) and isinstance(value, dict):
+        for name, inner in shape.items():
+            if name is str:
+                for found, part in value.items():
+                    check_shape(part, inner, _joined(key, found))
+            elif name.removesuffix("?") in value:
+                check_shape(value[name.removesuffix("?")], inner, _joined(key, name.removesuffix("?")))
+            elif not name.endswith("?"):
+                raise ValueError(f"{_joined(key, name)} is missing")
+    elif isinstance(shape, list | NotEmpty) and isinstance(value, list):
+        inner = shape if isinstance(shape, list) and len(shape) > 1 else [shape[0]] * len(value)
+        if len(inner) != len(value) or (isinstance(shape, NotEmpty) and not value):
+            raise ValueError(f"{key or 'it'} is a list of {len(value)} and must be {_name(shape)}")
+        for number, (part, one) in enumerate(zip(value, inner, strict=True)):
+            check_shape(part, one, f"{key}[{number}]")
+    elif not _is_simple(value, shape):
+        raise ValueError(f"{key or 'it'} must be {_name(shape)}, not {_shown(value)}")
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a file can be called so: no NUL, and no surrogates but those that stand for bytes outside UTF-8."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    try:
+        check_shape(value, shape)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_simple(value: Any, shape: Any) -> bool:
+    if isinstance(shape, Between):
+        kinds = (int, float) if float in map(type, shape) else (int,)
+        return type(value) in kinds and shape.low <= value <= shape.high
+    if isinstance(shape, set):
+        return isinstance(value, str) and value in shape
+    if shape is object or (shape is None and value is None):
+        return True
+    if shape is str:
+        return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+    if shape is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    if shape == NUMBER:
+        return type(value) in (int, float)
+    return type(value) is (str if shape == FILE_NAME else shape)  # a bool is no int
+
+
+def _name(shape: Any) -> str:
+    names = {str: "text", int: "an integer", float: "a finite number", bool: "true or false", None: "null"}
+    if isinstance(shape, Between):
+        return f"from {shape.low} to {shape.high}"
+    if isinstance(shape, set):
+        return " or ".join(sorted(shape))
+    if isinstance(shape, NotEmpty):
+        return "a list that is not empty"
+    if isinstance(shape, list):
+        return f"a list of {len(shape)}" if len(shape) > 1 else "a list"
+    return "a mapping" if isinstance(shape, dict) else names.get(shape, f"a {shape}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _joined(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else name
+
+
+def _content(path: Path, max_bytes: int) -> bytes:
+    if not path.is_file():  # a pipe would be waited for
+        raise ValueError("it is no file" if path.exists() else "it is missing")
+    try:
+        with open(path, "rb") as file:
+            content = file.read(max_bytes + 1)
+    except OSError as error:
+        raise ValueError(f"it cannot be read: {os.strerror(error.errno or 0)}") from error
+    if len(content) > max_bytes:
+        raise ValueError(f"it is larger than {max_bytes:,} bytes")
+    return content
+
+
+def _problem(error: Exception) -> str:
+    """In a few words of one line."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 at byte {error.start}"
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}, line {error.lineno}"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return " ".join(f"{error.problem}, line {error.problem_mark.line + 1}".split())
+    return " ".join(str(error).partition(";")[0].split())
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20:  # int() takes time that grows with the square, and raises from 4,300 digits on
+        raise ValueError(f"an integer has {len(digits)} digits")
+    return int(digits)
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
+        raise ValueError("a key stands twice in a mapping")
+    return mapping
+
+
+class _DataLoader(yaml.SafeLoader):
+    """YAML without aliases, tags, dates and duplicate keys, at most MAX_DEPTH deep."""
+
+    depth = 0
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":merge", ":value"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            raise yaml.composer.ComposerError(None, None, "an anchor or alias", event.start_mark)
+        if getattr(event, "tag", None) is not None:
+            raise yaml.composer.ComposerError(None, None, "a tag", event.start_mark)
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.composer.ComposerError(None, None, f"nested more than {MAX_DEPTH} deep", event.start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [(key.tag, str(key.value)) for key, _ in node.value]
+        if len(set(keys)) != len(keys):
+            raise yaml.constructor.ConstructorError(None, None, "a key stands twice in a mapping", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
