@@ -26,6 +26,7 @@ from tencrop.evaluation.scoring import Task, check_scorable, join_launched, scor
 from tencrop.models.factory import build_model
 from tencrop.models.weights import apply_weights, load_weights
 from tencrop.training.checkpoints import weights_sha256
+from tencrop.training.precision import set_precision
 
 
 class Evaluated(NamedTuple):
@@ -73,6 +74,7 @@ def _evaluate(member: Member) -> Evaluated | None:
         "source_fingerprint": source_fingerprint(member.manifest),
         "normalization": json.dumps({"mean": mean, "std": std}),
         "precision": config.training.precision,
+        "allow_tf32": json.dumps(set_precision(config.training.precision)),
     }
     digest = _short_hash(identity["weights_sha256"], identity["source_fingerprint"])
     out = member.out or EVALUATIONS / f"{config.model.name.replace('/', '-')}-{digest}"
