@@ -1,6 +1,6 @@
 """Evaluate trained weights: python evaluate.py checkpoint=PATH protocol=ten_crop. --help tells more."""
 
-from tencrop.config import Config, command, overrides
+from tencrop.config import Config, check_precision, command, overrides
 from tencrop.config.launch import check_launch
 from tencrop.evaluation.members import check_ensemble, members_of
 
@@ -9,6 +9,8 @@ from tencrop.evaluation.members import check_ensemble, members_of
 def main(config: Config) -> int:
     members = members_of(config, overrides())  # what is wrong is refused before torch is imported
     check_ensemble(members)
+    for member in members:
+        check_precision(member.config)
     check_launch(members[0].config.hardware)
 
     from tencrop.evaluation.evaluate import evaluate_members

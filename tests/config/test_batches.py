@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tencrop.config import Batches, UserError, derive_batches, num_threads
+from tencrop.config import Batches, UserError, derive_batches, num_threads, num_workers
 
 
 def layout(composed, *overrides):
@@ -59,9 +59,31 @@ def test_what_cannot_be_is_refused_with_its_arithmetic(composed, overrides, word
         layout(composed, *overrides)
 
 
-def test_processes_share_the_systems_cores_but_not_slurms(monkeypatch):
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}
+SRUN = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_NAME": "tencrop"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [({}, 2), (SRUN, 5), (TORCHRUN, 1), (SRUN | TORCHRUN, 1), (SRUN | {"SLURM_JOB_NAME": "bash"}, 1)],
+    ids=["no launcher", "srun", "torchrun in a batch job", "torchrun under srun", "train.py in an interactive job"],
+)
+def test_processes_share_the_cores_of_their_task_unless_srun_gave_each_its_own(monkeypatch, variables, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(9)))
-    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    for name in {*TORCHRUN, *SRUN, "SLURM_CPUS_PER_TASK"}:
+        monkeypatch.delenv(name, raising=False)
     assert num_threads("auto") == 9 and num_threads("auto", 4) == 2 and num_threads("auto", 10) == 1
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "5")
-    assert num_threads("auto", 4) == 5 and num_threads(3, 4) == 3
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if variables:
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", "5")
+    assert num_threads("auto", 4) == expected and num_threads(3, 4) == 3
+
+
+def test_ranks_that_train_py_starts_in_a_batch_job_share_its_cores(monkeypatch, composed):
+    """sbatch sets SLURM_NTASKS and no step: the loader's threads and torch's of 8 ranks are 64 together, not 512."""
+    for name in {*TORCHRUN, *SRUN}:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "64")
+    assert num_workers(composed("hardware=gpu8").hardware) == num_threads("auto", 8) == 8

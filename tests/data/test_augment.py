@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tencrop.config import Augmentation, Erasing, Jitter, Mixing, Pca, RandAugment
-from tencrop.data.augment import HOST, partner_labels, training_inputs
+from tencrop.data.augment import partner_labels, training_inputs
 from tencrop.data.colour import ColourNoise, colour_noise, normalize
 from tencrop.data.erasing import erase, noise_table
 from tencrop.data.jitter import jittered
-from tencrop.data.loader import Batch
+from tencrop.data.loader import ON_DEVICE, Batch
 from tencrop.data.operations import apply_operations
 from tencrop.data.plan import training_plan
 
@@ -35,10 +35,11 @@ def batch_for(augmentation: Augmentation, num_samples: int = 8) -> Batch:
     index = np.arange(num_samples)
     stored = np.full((num_samples, 2), 16, np.int32)
     plan = training_plan(index, stored, augmentation=augmentation, seed=0, epoch=0, places=index)
-    plan = plan._replace(colour=plan.colour.astype(np.float32))
-    arrays = {name: torch.from_numpy(np.asarray(array)) for name, array in plan._asdict().items()}
-    not_looked_at = dict.fromkeys(set(Batch._fields) - {"images", "labels", *arrays}, torch.zeros(num_samples))
-    return Batch(images=images, labels=torch.arange(num_samples) * 10, **arrays, **not_looked_at)
+    plan = plan._replace(
+        colour=plan.colour.astype(np.float32), operation_values=plan.operation_values.astype(np.float32)
+    )
+    fields = {n: torch.from_numpy(array) if n in ON_DEVICE else array for n, array in plan._asdict().items()}
+    return Batch(images=images, labels=torch.arange(num_samples) * 10, **fields, hashes=np.zeros((num_samples, 2)))
 
 
 def inputs(batch: Batch, augmentation: Augmentation, **options) -> torch.Tensor:
@@ -85,7 +86,7 @@ def test_what_is_off_costs_no_bit():
 def test_what_lies_beyond_a_moved_image(source, around):
     augmentation = dataclasses.replace(PLAIN, pca=Pca(0.0, "torch"), randaugment=RandAugment(source, num_ops=1))
     batch = batch_for(augmentation, 1)
-    moved = batch._replace(operations=torch.tensor([[3]]), operation_values=torch.tensor([[15.0]]))
+    moved = batch._replace(operations=np.array([[3]]), operation_values=np.array([[15.0]], np.float32))
     expected = (torch.tensor(around) - MEAN) / STD
     result = inputs(moved, augmentation)[0, :, :, 1:]
     torch.testing.assert_close(result, expected[:, None, None].expand(3, 16, 15), rtol=1e-5, atol=1e-5)
@@ -98,8 +99,7 @@ def test_nothing_is_read_back_from_the_device(source):
     if source == "torchvision":
         augmentation.jitter.hue = 0.1
     batch = batch_for(augmentation)
-    fields = {name: getattr(batch, name) for name in batch._fields}
-    there = batch._replace(**{name: value.to("meta") for name, value in fields.items() if name not in HOST})
+    there = batch._replace(**{name: getattr(batch, name).to("meta") for name in ("images", *ON_DEVICE)})
     noise = ColourNoise(torch.empty(3, 3, device="meta"), 1.0)
     mean, std, erasing_noise = (tensor.to("meta") for tensor in (MEAN, STD, NOISE))
     result = training_inputs(there, augmentation, mean=mean, std=std, noise=noise, erasing_noise=erasing_noise)

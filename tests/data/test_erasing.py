@@ -69,8 +69,8 @@ def test_the_table_is_normal(noise):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_erasing_pixel_by_pixel(noise, layout):
-    boxes = torch.tensor([[2, 3, 4, 5], [0, 0, 0, 0], [0, 0, 8, 7], [7, 9, 1, 1]])
-    offsets = torch.tensor([0, 77, NUM_OFFSETS - 1, 12345])
+    boxes = np.array([[2, 3, 4, 5], [0, 0, 0, 0], [0, 0, 8, 7], [7, 9, 1, 1]])
+    offsets = np.array([0, 77, NUM_OFFSETS - 1, 12345])
     inputs = torch.randn(4, 3, 8, 10).to(memory_format=layout)
     expected = inputs.clone()
     for image, (top, left, height, width), offset in zip(expected, boxes.tolist(), offsets.tolist(), strict=True):

@@ -28,7 +28,7 @@ def images(photographs) -> torch.Tensor:
 
 def drawn(**options) -> tuple[torch.Tensor, torch.Tensor]:
     key = {"seed": 1, "index": np.arange(24), "epoch": 0}
-    return torch.from_numpy(jitter_factors(key, Jitter(**options))), torch.from_numpy(jitter_orders(key))
+    return torch.from_numpy(jitter_factors(key, Jitter(**options))), jitter_orders(key)
 
 
 def blend(image, other, factor):
@@ -75,7 +75,7 @@ def test_torchvisions_functions_one_image_at_a_time(images):
 def test_pillows_enhancements_to_one_grey_level(images, step, enhance, factor):
     factors = torch.tensor([[1.0, 1.0, 1.0, 0.0]] * 2)
     factors[:, step] = factor
-    orders = torch.arange(4).expand(2, 4)
+    orders = np.tile(np.arange(4), (2, 1))
     ours = jittered(images[:2], factors, orders, FULL["torchvision"], dtype=torch.float32)
     for image, result in zip(images[:2].numpy(), ours.numpy(), strict=True):
         expected = np.asarray(enhance(Image.fromarray(image)).enhance(factor)).astype(np.float32)
@@ -83,7 +83,7 @@ def test_pillows_enhancements_to_one_grey_level(images, step, enhance, factor):
 
 
 def test_a_whole_turn_of_the_hue_is_no_turn(images):
-    orders = torch.arange(4).expand(24, 4)
+    orders = np.tile(np.arange(4), (24, 1))
     once = jittered(images, torch.tensor([[1.0, 1, 1, 1]] * 24), orders, FULL["torchvision"], dtype=torch.float64)
     torch.testing.assert_close(once, images.double(), rtol=0, atol=1e-6)
 

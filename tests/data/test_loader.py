@@ -48,7 +48,7 @@ def training(split, *, crop="random_resized", filter="nearest", size=32, seed=0,
 
 def collect(batches) -> list[list[np.ndarray]]:
     """The batches' arrays, copied (their memory is used again)."""
-    return [[tensor.numpy().copy() for tensor in batch] for batch in batches]
+    return [[np.asarray(field).copy() for field in batch] for batch in batches]
 
 
 def same(first, second) -> bool:
@@ -110,19 +110,19 @@ def test_the_planned_boxes_and_flips_are_applied(coordinates, crop):
 def test_the_contract(photos):
     with Loader(**training(photos), num_threads=1) as loader:
         batch = next(iter(loader))
-    shapes = {
+    shapes = {  # what the device computes with is a tensor, what the host reads an array
         "images": (torch.uint8, (2, 32, 32, 3)),
         "labels": (torch.int64, (2,)),
-        "index": (torch.int64, (2,)),
-        "boxes": (torch.int32, (2, 4)),
-        "flips": (torch.bool, (2,)),
-        "sizes": (torch.int32, (2, 2)),
+        "index": (np.int64, (2,)),
+        "boxes": (np.int32, (2, 4)),
+        "flips": (np.bool_, (2,)),
+        "sizes": (np.int32, (2, 2)),
         "colour": (torch.float32, (2, 3)),
-        "hashes": (torch.int64, (2, 2)),
+        "hashes": (np.int64, (2, 2)),
     }
     assert {name: (getattr(batch, name).dtype, tuple(getattr(batch, name).shape)) for name in shapes} == shapes
-    assert all(len(tensor) == 2 for tensor in batch)
-    assert batch.labels.tolist() == photos.labels[batch.index.numpy()].tolist()
+    assert all(len(field) == 2 for field in batch)
+    assert batch.labels.tolist() == photos.labels[batch.index].tolist()
     assert batch.colour.abs().sum() > 0
 
 
@@ -260,8 +260,8 @@ def test_evaluation_batches_are_padded_with_zeros(photos):
         photos, lambda epoch: parts, lambda index, epoch: plan(index), filter="bicubic", num_threads=2
     ) as loader:
         for batch in loader:
-            assert tuple(batch.images.shape[1:3]) == tuple(batch.sizes.max(dim=0).values)
-            assert bool((batch.sizes.min(dim=1).values == 40).all())
+            assert tuple(batch.images.shape[1:3]) == tuple(batch.sizes.max(axis=0))
+            assert (batch.sizes.min(axis=1) == 40).all()
             for image, (height, width) in zip(batch.images, batch.sizes.tolist(), strict=True):
                 assert image[:height, :width].any()
                 assert not image[height:].any() and not image[:, width:].any()
@@ -342,6 +342,40 @@ def test_pinned_memory_is_filled_again_only_after_its_copy(monkeypatch):
         calls.append("filled")
         slot.release()
     assert calls == ["filled", "record", "synchronize", "filled", "record"]
+
+
+@pytest.mark.parametrize("pin_memory", [True, False])
+def test_the_thread_uses_the_consumers_gpu(photos, monkeypatch, pin_memory):
+    """Before it pins memory or waits for an event: either would open a context on GPU 0, a new thread's own."""
+    threads = {}  # the calls of each thread that makes batches
+
+    def note(*call) -> None:
+        if (thread := threading.current_thread()).name == "tencrop-loader":
+            threads.setdefault(thread, []).append(call)
+
+    class Event:
+        def record(self):
+            note("record")
+
+        def synchronize(self):
+            note("synchronize")
+
+    def pinned(*shape, pin_memory=False, **options):
+        if pin_memory:
+            note("pin")
+        return empty(*shape, **options)
+
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", pinned)
+    cuda = {"Event": Event, "current_device": lambda: 3, "set_device": partial(note, "set_device")}
+    for name, stand_in in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    with Loader(**training(photos), num_threads=1, prefetch=1, pin_memory=pin_memory) as loader:
+        for _ in range(2):
+            assert len(list(loader)) == len(loader)
+    assert len(threads) == (2 if pin_memory else 0)
+    for calls in threads.values():
+        assert calls[0] == ("set_device", 3) and len(calls) > 1 and {*calls[1:]} <= {("pin",), ("synchronize",)}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

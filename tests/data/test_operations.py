@@ -56,7 +56,7 @@ COLOURS = {
 def one(image: np.ndarray, operation: Operation, value: float, filter: str = "nearest") -> np.ndarray:
     """Applied to the middle one of three images; the other two must stay as they are."""
     images = torch.from_numpy(np.stack([image[::-1], image, image[:, ::-1]]).copy())
-    operations, values = torch.tensor([[0], [operation], [0]]), torch.tensor([[0.0], [value], [0.0]])
+    operations, values = np.array([[0], [operation], [0]]), np.array([[0.0], [value], [0.0]], np.float32)
     result = apply_operations(images, operations, values, filter=filter, fill=torch.tensor(FILL))
     assert torch.equal(result[0], images[0]) and torch.equal(result[2], images[2])
     assert result.dtype == torch.uint8
@@ -147,8 +147,8 @@ def test_no_bits_are_black():
 def test_operations_follow_one_another(photographs):
     image = np.asarray(photographs["flower"].resize((50, 40)))
     images = torch.from_numpy(np.stack([image, image]))
-    operations = torch.tensor([[Operation.INVERT, Operation.SOLARIZE], [Operation.SOLARIZE, Operation.COLOR]])
-    values = torch.tensor([[0.0, 100.0], [100.0, 0.5]])
+    operations = np.array([[Operation.INVERT, Operation.SOLARIZE], [Operation.SOLARIZE, Operation.COLOR]])
+    values = np.array([[0.0, 100.0], [100.0, 0.5]], np.float32)
     result = apply_operations(images, operations, values, filter="nearest", fill=torch.zeros(3))
     pillow = Image.fromarray(image)
     assert np.array_equal(result[0], np.asarray(ImageOps.solarize(ImageOps.invert(pillow), 100)))
@@ -157,8 +157,10 @@ def test_operations_follow_one_another(photographs):
 
 def test_no_operations_no_change():
     images = torch.randint(256, (2, 5, 6, 3), dtype=torch.uint8)
-    none = torch.zeros(2, 0, dtype=torch.int64)
-    assert torch.equal(apply_operations(images, none, none.float(), filter="nearest", fill=torch.zeros(3)), images)
+    none = np.zeros((2, 0), np.int64)
+    assert torch.equal(
+        apply_operations(images, none, none.astype(np.float32), filter="nearest", fill=torch.zeros(3)), images
+    )
 
 
 def test_histograms_are_pillows(photographs):

@@ -54,7 +54,8 @@ def pairs(arguments, num_threads=0):
         assert len(loader) == len(reference)
         for ours, theirs in zip(loader, reference, strict=True):
             for name in ours._fields[1:]:
-                assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+                assert type(getattr(ours, name)) is type(getattr(theirs, name)), name
+                assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
             assert ours.images.shape == theirs.images.shape
             yield ours.images, theirs.images
         assert loader.state_dict() == reference.state_dict()

@@ -21,12 +21,12 @@ def protocol(name: str, *, size: int = 5, region: str = "whole") -> Protocol:
     return Protocol(name=name, side=None, size=size, region=region, filter="bicubic", average="softmax")
 
 
-def batch(sizes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+def batch(sizes: list[tuple[int, int]]) -> tuple[Tensor, np.ndarray]:
     """Images of these sizes with random pixels, padded with other random pixels to the largest."""
     height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
     generator = torch.Generator().manual_seed(height * 1000 + width)
     images = torch.randint(0, 256, (len(sizes), height, width, 3), dtype=torch.uint8, generator=generator)
-    return images, torch.tensor(sizes, dtype=torch.int32)
+    return images, np.array(sizes, np.int32)
 
 
 def views_by_torchvision(image: Tensor, protocol: Protocol) -> list[Tensor]:
@@ -75,10 +75,10 @@ def test_order_of_the_ten_views() -> None:
     """Pixel (row, column) of an 8 x 10 image holds its own coordinates, so that a view shows where it lies."""
     rows, columns = torch.meshgrid(torch.arange(8), torch.arange(10), indexing="ij")
     image = torch.stack([rows, columns, rows], dim=2).to(torch.uint8)[None]
-    found = views(image, torch.tensor([[8, 10]]), protocol("ten_crop", size=4))
+    found = views(image, np.array([[8, 10]]), protocol("ten_crop", size=4))
     first_pixels = [tuple(view[0, 0, 0, :2].tolist()) for view in found]
     assert first_pixels == [(0, 0), (0, 6), (4, 0), (4, 6), (2, 3), (0, 3), (0, 9), (4, 3), (4, 9), (2, 6)]
-    square = views(image, torch.tensor([[8, 10]]), protocol("five_crop", size=4, region="square"))
+    square = views(image, np.array([[8, 10]]), protocol("five_crop", size=4, region="square"))
     assert [tuple(view[0, 0, 0, :2].tolist()) for view in square] == [(0, 1), (0, 5), (4, 1), (4, 5), (2, 3)]
 
 
@@ -139,7 +139,7 @@ def test_144_crops_are_those_of_a_slow_loop(extent, photographs) -> None:
     height, width = extent
     image = photographs["china"].resize((width, height))
     rule = replace(protocol("crops_144", size=224), side=min(extent))
-    found = views(torch.tensor(np.array(image))[None], torch.tensor([extent]), rule)[:, 0]
+    found = views(torch.tensor(np.array(image))[None], np.array([extent]), rule)[:, 0]
     expected = torch.tensor(np.stack(crops_by_pillow(image, 224)))
     assert found.shape == expected.shape == (36, 224, 224, 3)
     cut = [view for view in range(36) if view % 18 < 15]

@@ -1,6 +1,14 @@
 """The configuration: typed, checked, and turned into a verb's argument. Imports neither torch nor timm."""
 
-from tencrop.config.batches import Batches, accelerator_of, derive_batches, is_deterministic, num_threads, num_workers
+from tencrop.config.batches import (
+    Batches,
+    accelerator_of,
+    check_precision,
+    derive_batches,
+    is_deterministic,
+    num_threads,
+    num_workers,
+)
 from tencrop.config.identity import check_data, check_store, config_of_run, learning_hash, learning_keys, run_path
 from tencrop.config.rules import check, typed
 from tencrop.config.schema import (
@@ -66,6 +74,7 @@ __all__ = [
     "accelerator_of",
     "check",
     "check_data",
+    "check_precision",
     "check_store",
     "command",
     "config_of_run",

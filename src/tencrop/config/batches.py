@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from tencrop.config.launch import launched
 from tencrop.config.schema import Config, Hardware, UserError
 
 
@@ -28,6 +29,7 @@ def derive_batches(config: Config) -> Batches:
     Groups of `model.bn_group` (and of `mix_group`) samples are consecutive slices of the global batch; no layout may
     change them.
     """
+    check_precision(config)
     hardware, batch, group = config.hardware, config.training.global_batch, config.model.bn_group
     num_devices = hardware.devices * hardware.nodes
     if batch % num_devices:
@@ -86,6 +88,15 @@ def accelerator_of(hardware: Hardware) -> str:
     return "gpu" if Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else "cpu"
 
 
+def check_precision(config: Config) -> None:
+    """Raises UserError where the hardware does not have the precision: a result must not name one that it lacks."""
+    if config.training.precision == "tf32" and accelerator_of(config.hardware) == "cpu":
+        raise UserError(
+            "training.precision=tf32: a CPU has no TF32 and computes in float32; set training.precision=fp32,"
+            " or choose a GPU (hardware=gpu1)"
+        )
+
+
 def is_deterministic(config: Config) -> bool:
     """Whether the run is to be the same bit for bit when it is done again: as asked, or because it runs on CPUs."""
     return config.deterministic if config.deterministic is not None else accelerator_of(config.hardware) == "cpu"
@@ -99,10 +110,12 @@ def num_workers(hardware: Hardware) -> int:
 def num_threads(workers: int | str, num_processes: int = 1) -> int:
     """`workers` threads of one process; auto: its share of the cores that SLURM or the system granted.
 
-    SLURM grants its cores to each process, the system to the `num_processes` of a node together.
+    SLURM grants its cores to a task. A process that srun launched is one; those that torchrun or this program started
+    inside a task share its cores, as the `num_processes` of a node share the system's.
     """
     if isinstance(workers, int):
         return workers
-    if granted := os.environ.get("SLURM_CPUS_PER_TASK"):
+    granted, found = os.environ.get("SLURM_CPUS_PER_TASK"), launched()
+    if granted and found is not None and found.launcher == "srun":
         return int(granted)
-    return max(1, len(os.sched_getaffinity(0)) // num_processes)
+    return max(1, int(granted or len(os.sched_getaffinity(0))) // num_processes)

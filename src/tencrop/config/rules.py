@@ -83,7 +83,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "hardware.accelerator": ("auto", "cpu", "gpu"),
     "figure": ("all", "architecture", "tradeoff", "receptive_field", "retrieval", "occlusion", "attention", "patches"),
     "tracker.name": ("wandb", "tensorboard", "csv", "none"),
-    "training.precision": ("fp32", "bf16"),
+    "training.precision": ("fp32", "tf32", "bf16"),
     "format": ("terminal", "markdown", "csv", "json"),
     "layers": ("main", "all"),
 }
@@ -269,6 +269,11 @@ def _check_training(config: Config) -> None:
         raise UserError(
             "schedule=plateau: the learning rate follows a minival, so that the test images are not looked at;"
             " set training.minival_fraction (0.02, say)"
+        )
+    if training.precision == "tf32" and config.deterministic:
+        raise UserError(
+            "training.precision=tf32: how TF32 rounds is the GPU's matter, which deterministic=true does not promise;"
+            " set training.precision=fp32 or deterministic=false"
         )
     if training.minival_fraction == 1:
         raise UserError("training.minival_fraction=1.0: leaves nothing to train on; 0.02 is usual")

@@ -196,7 +196,7 @@ class Training:
     epochs: int
     max_steps: int | None  # stop after so many optimizer steps (to try a recipe)
     global_batch: int
-    precision: str  # fp32 | bf16
+    precision: str  # fp32 (float32) | tf32 (a GPU's products of factors rounded to 11 bits) | bf16
     label_smoothing: float
     clip_grad_norm: float | None
     ema_decay: float | None

@@ -18,8 +18,6 @@ from tencrop.data.mixing import is_mixed, mix, partner_rows
 from tencrop.data.operations import apply_operations
 from tencrop.data.randaugment import is_randaugmented
 
-HOST = {"operations", "operation_values", "jitter_orders", "erased_boxes", "noise_offsets"}  # fields of a batch
-
 
 def training_inputs(
     batch: Batch,
@@ -34,7 +32,7 @@ def training_inputs(
     """Inputs [B, 3, H, W] in the dtype of `mean`: RandAugment's operations, colour jitter, PCA noise, normalisation,
     erasing and mixing, in this order.
 
-    What the plan says of which image befalls what (HOST) is read on the host, the rest on the device.
+    Which image befalls what is read on the host, from the batch's arrays; the tensors are on one device.
     mean, std: [3] on [0, 255]; what a moved image does not cover is `mean` under timm's RandAugment, black under
     torchvision's. erasing_noise: the run's `noise_table` where erasing.fill is normal.
     """

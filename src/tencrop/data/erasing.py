@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -60,11 +61,9 @@ def noise_table(*, seed: int, size: int) -> Tensor:
     return torch.from_numpy(table.astype(np.float32).reshape(-1))
 
 
-def erase(inputs: Tensor, boxes: Tensor, offsets: Tensor, *, noise: Tensor | None) -> Tensor:
-    """Normalised inputs [B, 3, H, W] with the boxes int [B, 4] replaced: by noise (row y, column x, channel c of an
+def erase(inputs: Tensor, boxes: npt.NDArray[np.int32], offsets: Index, *, noise: Tensor | None) -> Tensor:
+    """Normalised inputs [B, 3, H, W] with the boxes [B, 4] replaced: by noise (row y, column x, channel c of an
     h x w box is number offset + 3 (w y + x) + c of `noise`), or, where that is None, by 0, the mean.
-
-    boxes and offsets are on the host.
     """
     inputs = inputs.clone()
     for image, (top, left, height, width), offset in zip(inputs, boxes.tolist(), offsets.tolist(), strict=True):

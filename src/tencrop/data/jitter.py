@@ -36,10 +36,10 @@ def is_jittered(jitter: Jitter) -> bool:
     return max(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) > 0
 
 
-def jittered(images: Tensor, factors: Tensor, orders: Tensor, jitter: Jitter, *, dtype: torch.dtype) -> Tensor:
+def jittered(images: Tensor, factors: Tensor, orders: Index, jitter: Jitter, *, dtype: torch.dtype) -> Tensor:
     """Images [B, H, W, 3] on [0, 255] (uint8 or not), jittered: [B, H, W, 3] of `dtype`.
 
-    factors, orders: [B, 4] as drawn; orders on the host.
+    factors, orders: [B, 4] as drawn; factors on the images' device.
     torch: fb.resnet.torch (datasets/transforms.lua). Each step is x <- f x + (1 - f) y, with y black for brightness,
         the image's mean grey for contrast, its grey image for saturation. Nothing is cut off at black and white, so
         the three steps commute, as f scales grey and mean alike and saturation leaves both: its random order has no
@@ -57,9 +57,9 @@ def jittered(images: Tensor, factors: Tensor, orders: Tensor, jitter: Jitter, *,
     assert jitter.source == "torchvision", jitter.source
     pixels = pixels.clone()
     strengths = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
-    for order in orders.unbind(1):
+    for order in orders.T:
         for kind in [kind for kind in range(4) if strengths[kind] > 0]:
-            rows = (order == kind).nonzero()[:, 0].to(pixels.device, non_blocking=True)
+            rows = torch.from_numpy(np.flatnonzero(order == kind)).to(pixels.device, non_blocking=True)
             pixels.index_copy_(0, rows, _torchvision_step(pixels[rows], factors[rows, kind, None, None, None], kind))
     return pixels
 

@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -28,25 +29,32 @@ PLANNED_AHEAD = 2  # batches whose bytes are asked for while another one is deco
 
 
 class Batch(NamedTuple):
-    """A micro-batch of B samples on the host [6]."""
+    """A micro-batch of B samples on the host [6].
+
+    Tensors are what the device computes with. What the host reads is an array: DDP's forward pass moves every tensor
+    of its arguments to the GPU, where a read waits, and leaves arrays alone.
+    """
 
     images: Tensor  # uint8 [B, H, W, 3], sRGB; an image smaller than H x W lies in the upper left, the rest is 0
     labels: Tensor  # int64 [B]
-    index: Tensor  # type: ignore[assignment]  # int64 [B], sample indices; hides tuple.index
-    boxes: Tensor  # int32 [B, 4]: top, left, height, width in stored pixels
-    flips: Tensor  # bool [B]
-    sizes: Tensor  # int32 [B, 2], height and width of each image
+    index: Index  # type: ignore[assignment]  # int64 [B], sample indices; hides tuple.index
+    boxes: npt.NDArray[np.int32]  # [B, 4]: top, left, height, width in stored pixels
+    flips: npt.NDArray[np.bool_]  # [B]
+    sizes: npt.NDArray[np.int32]  # [B, 2], height and width of each image
     colour: Tensor  # float32 [B, 3], alphas of the RGB principal components
     jitter: Tensor  # float32 [B, 4], factors of brightness, contrast, saturation, and the turn of hue
-    jitter_orders: Tensor  # int64 [B, 4], which of these four comes first, second, third, fourth
-    operations: Tensor  # int64 [B, num_ops], RandAugment's in order
-    operation_values: Tensor  # float32 [B, num_ops]
-    erased_boxes: Tensor  # int32 [B, 4]: top, left, height, width; empty where nothing is erased
-    noise_offsets: Tensor  # int64 [B], where their noise begins in the run's table
+    jitter_orders: Index  # int64 [B, 4], which of these four comes first, second, third, fourth
+    operations: Index  # int64 [B, num_ops], RandAugment's in order
+    operation_values: npt.NDArray[np.float32]  # [B, num_ops]
+    erased_boxes: npt.NDArray[np.int32]  # [B, 4]: top, left, height, width; empty where nothing is erased
+    noise_offsets: Index  # int64 [B], where their noise begins in the run's table
     partners: Tensor  # int64 [B], places from a sample to the one it is mixed with
     mix_weights: Tensor  # float32 [B], a sample's own share of its mix
     mix_boxes: Tensor  # int32 [B, 4]: top, left, height, width pasted from the partner; empty where nothing is
-    hashes: Tensor  # int64 [B, 2] of all of the above but the images; [B, 4] with theirs behind (digest.py)
+    hashes: Index  # int64 [B, 2] of all of the above but the images; [B, 4] with theirs behind (digest.py)
+
+
+ON_DEVICE = {"labels", "colour", "jitter", "partners", "mix_weights", "mix_boxes"}  # tensors, as the images are
 
 
 class BaseLoader:
@@ -159,6 +167,7 @@ class Loader(BaseLoader):
             lambda index: _planned(split, plan(index, epoch)),
             lambda plan, slot: _decoded(split, plan, slot, **options),
             self._slots,
+            device=torch.cuda.current_device() if self._pin_memory else None,
         )
         end = weakref.finalize(self, producer.end)  # also when the interpreter ends
         try:
@@ -208,7 +217,8 @@ def batch_of(images: Tensor, split: Split, plan: Plan, *, hash_pixels: bool) -> 
     arrays = {"labels": split.labels[plan.index], **plan._asdict()}
     arrays = {name: a.astype(np.float32) if a.dtype.kind == "f" else a for name, a in arrays.items()}
     arrays["hashes"] = sample_hashes(arrays.values(), images.numpy() if hash_pixels else None)
-    return Batch(images, **{name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()})
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in ON_DEVICE}
+    return Batch(images, **(arrays | tensors))
 
 
 class _Slot:
@@ -237,6 +247,8 @@ class _Slot:
 class _Producer:
     """A thread that makes batches ahead, in a ring of slots; it plans them PLANNED_AHEAD batches before.
 
+    device: the consumer's GPU, None where memory is not pinned. A new thread's is GPU 0, on which pinning memory or
+    waiting for an event would open a context, about 0.5 GB for each rank of the machine.
     SimpleQueue: its put may be called by a finalizer.
     """
 
@@ -246,8 +258,10 @@ class _Producer:
         plan: Callable[[Index], Plan],
         make: Callable[[Plan, _Slot], Batch],
         slots: list[_Slot],
+        *,
+        device: int | None,
     ) -> None:
-        self._batches, self._plan, self._make = batches, plan, make
+        self._batches, self._plan, self._make, self._device = batches, plan, make, device
         self._free: SimpleQueue[_Slot | None] = SimpleQueue()
         self._ready: SimpleQueue[tuple[Batch, _Slot] | BaseException] = SimpleQueue()
         self._held: deque[_Slot] = deque()  # of the batches that the consumer may still look at
@@ -279,6 +293,8 @@ class _Producer:
 
     def _run(self) -> None:
         try:
+            if self._device is not None:
+                torch.cuda.set_device(self._device)
             for plan in self._plans():
                 slot = self._free.get()
                 if slot is None or self._ended:

@@ -11,7 +11,6 @@ import pytorch_lightning as pl
 import torch
 
 from tencrop.config import Batches, Config, Protocol, UserError, is_deterministic, num_workers
-from tencrop.data.augment import HOST
 from tencrop.data.digest import Digest
 from tencrop.data.draws import Index
 from tencrop.data.loader import BaseLoader, Batch, Loader
@@ -97,9 +96,9 @@ class DataModule(pl.LightningDataModule):
         """Asserts that a training batch is the one that (epoch, micro-batch) means: none replayed, none skipped;
         and counts it into the digest."""
         places = self.places()[batch_idx]
-        assert np.array_equal(batch.index.numpy(), self.samples(places, epoch)[0]), (epoch, batch_idx)
+        assert np.array_equal(batch.index, self.samples(places, epoch)[0]), (epoch, batch_idx)
         images_per_epoch = self.steps_per_epoch * self.config.training.global_batch
-        self.digest.add(batch.hashes.numpy(), epoch * images_per_epoch + places)
+        self.digest.add(batch.hashes, epoch * images_per_epoch + places)
 
     def state_dict(self) -> dict[str, Any]:
         return {"digest": self.digest.sums.clone()}
@@ -110,9 +109,13 @@ class DataModule(pl.LightningDataModule):
         self.digest.sums.copy_(state_dict["digest"] if is_first else torch.zeros_like(self.digest.sums))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """What the step computes with crosses without waiting; the rest of the batch stays on the host."""
-        names = set(batch._fields) - {"index", "boxes", "flips", "hashes"} - HOST
-        return batch._replace(**{name: getattr(batch, name).to(device, non_blocking=True) for name in names})
+        """The tensors cross without waiting; the arrays stay on the host."""
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in batch._asdict().items()
+            if isinstance(value, torch.Tensor)
+        }
+        return batch._replace(**moved)
 
     def teardown(self, stage: str) -> None:
         self.close()

@@ -10,8 +10,12 @@ import math
 from collections.abc import Callable
 from enum import IntEnum
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from tencrop.data.draws import Index
 
 
 class Operation(IntEnum):
@@ -35,20 +39,22 @@ class Operation(IntEnum):
     INVERT = 15
 
 
-def apply_operations(images: Tensor, operations: Tensor, values: Tensor, *, filter: str, fill: Tensor) -> Tensor:
-    """Images uint8 [B, H, W, 3] after each image's own operations int64 [B, N] of the values [B, N], first to last.
+def apply_operations(
+    images: Tensor, operations: Index, values: npt.NDArray[np.float32], *, filter: str, fill: Tensor
+) -> Tensor:
+    """Images uint8 [B, H, W, 3] after each image's own operations [B, N] of the values [B, N], first to last.
 
-    operations and values are on the host. fill: [3], grey levels where a moved image does not reach.
+    fill: [3], grey levels where a moved image does not reach, on the device of the images.
     filter: nearest | bilinear | bicubic, Pillow's of that name in Image.transform (its bicubic there has a = -1).
     """
     images = images.clone()
-    for operation, value in zip(operations.unbind(1), values.float().unbind(1), strict=True):
-        for kind in operation.unique().tolist():
+    for operation, value in zip(operations.T, values.T, strict=True):
+        for kind in np.unique(operation).tolist():
             if kind == Operation.IDENTITY:
                 continue
-            rows = (operation == kind).nonzero()[:, 0]
-            amount = value[rows].to(images.device, non_blocking=True)
-            rows = rows.to(images.device, non_blocking=True)
+            chosen = np.flatnonzero(operation == kind)
+            amount = torch.from_numpy(value[chosen]).to(images.device, non_blocking=True)
+            rows = torch.from_numpy(chosen).to(images.device, non_blocking=True)
             if kind in PLACES:
                 result = moved(images[rows], PLACES[kind](amount, images.shape), filter=filter, fill=fill)
             else:
@@ -61,10 +67,11 @@ def apply_operations(images: Tensor, operations: Tensor, values: Tensor, *, filt
 
 
 def affine(value: Tensor, *, place: int) -> Tensor:
-    """The identity but for one of the six."""
-    matrix = value.new_tensor([1, 0, 0, 0, 1, 0]).repeat(len(value), 1)
-    matrix[:, place] = value
-    return matrix
+    """The identity but for one of the six. Filled on the device: a list of numbers would wait to be copied there."""
+    one, zero = torch.ones_like(value), torch.zeros_like(value)
+    columns = [one, zero, zero, zero, one, zero]
+    columns[place] = value
+    return torch.stack(columns, dim=1)
 
 
 def rotation(degrees: Tensor, shape: torch.Size) -> Tensor:

@@ -6,6 +6,7 @@ Called by the data module (data.loader=torch) and by the tests, which compare th
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ class TorchLoader(BaseLoader):
         loader = DataLoader(
             dataset,
             batch_size=None,  # an item is a batch already
+            collate_fn=_unchanged,  # torch's default makes tensors of arrays
             num_workers=self._num_threads,
             prefetch_factor=max(1, self._prefetch // self._num_threads) if self._num_threads else None,
             pin_memory=self._pin_memory,
@@ -43,6 +45,10 @@ class TorchLoader(BaseLoader):
             if isinstance(item, Exception):
                 raise item
             yield item
+
+
+def _unchanged(item: Any) -> Any:
+    return item
 
 
 class _Batches(Dataset):

@@ -28,6 +28,7 @@ from tencrop.evaluation.scoring import Task, check_scorable, join_launched, open
 from tencrop.models.factory import build_model
 from tencrop.models.weights import apply_weights, load_weights
 from tencrop.training.checkpoints import weights_sha256
+from tencrop.training.precision import set_precision
 
 SCORING_STAGES = ("config", "data", "models", "evaluation")  # a change to these may change a score
 
@@ -78,6 +79,7 @@ def _evaluate(member: Member) -> Evaluated | None:
         "normalization": json.dumps({"mean": mean, "std": std}),
         "precision": config.training.precision,
         "code_sha256": code_sha256(PACKAGE, SCORING_STAGES),
+        "allow_tf32": json.dumps(set_precision(config.training.precision)),
     }
     digest = _short_hash(identity["weights_sha256"], identity["source_fingerprint"])
     out = member.out or EVALUATIONS / f"{config.model.name.replace('/', '-')}-{digest}"

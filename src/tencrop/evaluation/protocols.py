@@ -1,17 +1,23 @@
 """Test protocols: which views of an image the network sees, and how their scores become one.
 
-Called by scoring.py. All are pure functions of tensors on one device; an image crosses to the device once for each
-side that the protocol rescales to, as uint8, and its views are cut there.
+Called by scoring.py. All are pure functions: places are computed on the host, from the sizes of the images, and views
+are cut on the device, to which an image crosses once for each side that the protocol rescales to, as uint8. Nothing
+waits for the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from tencrop.config import Protocol
+from tencrop.data.draws import Index
+
+Sizes = npt.NDArray[np.integer]
 
 # position of a view's corner between the top left (0, 0) and the bottom right (1, 1) of the room it can move in
 CENTRE = ((0.5, 0.5),)
@@ -41,52 +47,49 @@ def num_views(protocol: Protocol) -> int:
     return len(protocol.sides) * one_side * (2 if protocol.name in REFLECTED else 1)
 
 
-def view_groups(images: Tensor, sizes: Tensor, protocol: Protocol) -> Iterator[tuple[Tensor, Tensor]]:
-    """(slots int64 [b], views uint8 [V, b, H, W, 3]): the images of a batch in groups whose views have one size.
+def view_groups(images: Tensor, sizes: Sizes, protocol: Protocol) -> Iterator[tuple[Index, Tensor]]:
+    """(slots [b], views uint8 [V, b, H, W, 3]): the images of a batch in groups whose views have one size.
 
     Crops are one group; whole images (dense) are a group for every size among them: itself, then its reflection.
     Arguments as of `views`.
     """
     if protocol.name != "dense":
-        yield torch.arange(len(images), device=images.device), views(images, sizes, protocol)
+        yield np.arange(len(images)), views(images, sizes, protocol)
         return
-    for height, width in sizes.cpu().unique(dim=0).tolist():
-        slots = (sizes.cpu() == torch.tensor([height, width])).all(1).nonzero()[:, 0].to(images.device)
-        whole = images[slots, :height, :width]
+    for height, width in np.unique(sizes, axis=0).tolist():
+        slots = np.flatnonzero((sizes == [height, width]).all(axis=1))
+        whole = images[_moved(slots, images.device), :height, :width]
         yield slots, torch.stack([whole, whole.flip(2)])
 
 
-def views(images: Tensor, sizes: Tensor, protocol: Protocol) -> Tensor:
+def views(images: Tensor, sizes: Sizes, protocol: Protocol) -> Tensor:
     """The crops of a batch, uint8 [V, B, size, size, 3], on the device of `images`.
 
-    images: uint8 [B, H, W, 3], each in the top left of its slot; sizes: int [B, 2], its height and width there,
+    images: uint8 [B, H, W, 3], each in the top left of its slot; sizes: [B, 2], its height and width there,
     at least protocol.size. The order: top left, top right, bottom left, bottom right, centre, and then the
     reflection of each in the same order. region=whole takes corners of the image (fb.resnet.torch), region=square
     those of its central square (Krizhevsky et al. 2012, section 4.1). The centre is rounded as in torchvision.
     crops_144 takes these five of the left, central and right square (top, central and bottom), then the three squares
     resized to size x size, then the reflections of all (Szegedy et al. 2015, section 7).
     """
-    tops, lefts = corners(sizes.cpu(), protocol)
-    crops = _cut(images, tops, lefts, protocol.size)
+    crops = _cut(images, corners(sizes, protocol), protocol.size)
     if protocol.name == "crops_144":
         side = int(sizes.min())
-        squares = _cut(images, *_square_corners(sizes.cpu(), SQUARES), side)
+        squares = _cut(images, _square_corners(sizes, SQUARES), side)
         crops = torch.cat([crops, _resized(squares, protocol.size, protocol.filter)])
     return torch.cat([crops, crops.flip(3)]) if protocol.name in REFLECTED else crops
 
 
-def corners(sizes: Tensor, protocol: Protocol) -> tuple[Tensor, Tensor]:
-    """Top and left pixel of each unreflected crop: two int64 [V', B] of sizes int [B, 2]."""
-    assert int(sizes.min()) >= protocol.size, f"an image of {sizes.amin(0).tolist()} is smaller than {protocol.size}"
-    region, start = sizes.to(torch.float64)[None], torch.zeros(1, *sizes.shape, dtype=torch.float64)
+def corners(sizes: Sizes, protocol: Protocol) -> Index:
+    """Top and left pixel of each unreflected crop, [V', B, 2] of sizes [B, 2]."""
+    assert sizes.min() >= protocol.size, f"an image of {sizes.min(axis=0).tolist()} is smaller than {protocol.size}"
+    region, start = sizes, np.zeros((1, *sizes.shape), np.int64)
     if protocol.region == "square" or protocol.name == "crops_144":
-        places = SQUARES if protocol.name == "crops_144" else (0.5,)
-        start = torch.stack(_square_corners(sizes, places), dim=-1).to(torch.float64)
-        region = sizes.amin(1, keepdim=True).expand_as(sizes).to(torch.float64)[None]
-    place = torch.tensor(POSITIONS[protocol.name], dtype=torch.float64)[:, None]
-    room = torch.round((region - protocol.size) * place)  # half to even, as Python's round in torchvision
-    tops, lefts = (start[:, None] + room).flatten(0, 1).to(torch.int64).unbind(-1)
-    return tops, lefts
+        start = _square_corners(sizes, SQUARES if protocol.name == "crops_144" else (0.5,))
+        region = sizes.min(axis=1, keepdims=True)
+    place = np.array(POSITIONS[protocol.name])[:, None]
+    room = np.rint((region - protocol.size) * place).astype(np.int64)  # half to even, as Python's in torchvision
+    return (start[:, None] + room).reshape(-1, *sizes.shape)
 
 
 def merge(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,21 +101,22 @@ def merge(logits: Tensor) -> tuple[Tensor, Tensor]:
     return logits.softmax(2).mean(0), logits.mean(0)
 
 
-def _square_corners(sizes: Tensor, places: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """Top and left pixel of the largest squares at those places along the longer side: two int64 [S, B]."""
-    room = (sizes - sizes.amin(1, keepdim=True)).to(torch.float64)
-    tops, lefts = torch.round(room * torch.tensor(places, dtype=torch.float64)[:, None, None]).long().unbind(-1)
-    return tops, lefts
+def _square_corners(sizes: Sizes, places: tuple[float, ...]) -> Index:
+    """Top and left pixel of the largest squares at those places along the longer side, [S, B, 2]."""
+    room = sizes - sizes.min(axis=1, keepdims=True)
+    return np.rint(room * np.array(places)[:, None, None]).astype(np.int64)
 
 
-def _cut(images: Tensor, tops: Tensor, lefts: Tensor, size: int) -> Tensor:
-    """Squares [V, B, size, size, 3] of the images whose top left pixels are tops and lefts [V, B]."""
-    span = torch.arange(size)
-    rows, columns = (
-        part.to(images.device, non_blocking=True) for part in (tops[..., None] + span, lefts[..., None] + span)
-    )
+def _cut(images: Tensor, starts: Index, size: int) -> Tensor:
+    """Squares [V, B, size, size, 3] of the images whose top left pixels are `starts` [V, B, 2]."""
+    there, span = _moved(starts, images.device), torch.arange(size, device=images.device)
+    rows, columns = (there[..., axis, None] + span for axis in (0, 1))
     slots = torch.arange(len(images), device=images.device)
     return images[slots[:, None, None], rows[..., :, None], columns[..., None, :]]
+
+
+def _moved(places: Index, device: torch.device) -> Tensor:
+    return torch.from_numpy(places).to(device, non_blocking=True)
 
 
 def _resized(squares: Tensor, size: int, filter: str) -> Tensor:

@@ -24,7 +24,7 @@ import torch.multiprocessing as mp
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import Tensor, nn
 
-from tencrop.config import Config, Hardware, Protocol, UserError, accelerator_of, num_workers
+from tencrop.config import Config, Hardware, Protocol, UserError, accelerator_of, num_threads, num_workers
 from tencrop.config.launch import launched
 from tencrop.config.verbs import disk_sentence
 from tencrop.console import plain_column, plain_console, rate
@@ -41,6 +41,7 @@ from tencrop.models.factory import build_model, check_image_size
 from tencrop.models.weights import apply_weights, load_weights
 from tencrop.training.checkpoints import weights_sha256
 from tencrop.training.fit import cluster_environment
+from tencrop.training.precision import set_precision
 from tencrop.training.progress import LogTimer
 
 IMAGES_AT_ONCE = {"cpu": 32, "gpu": 256}  # where hardware.max_micro_batch is null
@@ -89,8 +90,10 @@ def score_split(task: Task, network: nn.Module) -> Scores | None:
     if not dist.is_initialized() and config.hardware.devices > 1:
         scores: Scores | None = _score_in_new_processes(task, config.hardware.devices)
     else:
-        rank, num_ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        scores = gather(score_part(task, network, split, rank=rank, num_ranks=num_ranks))
+        rank, num_ranks, local_rank = 0, 1, 0
+        if dist.is_initialized():
+            rank, num_ranks, local_rank = dist.get_rank(), dist.get_world_size(), cluster_environment().local_rank()
+        scores = gather(score_part(task, network, split, rank=rank, num_ranks=num_ranks, local_rank=local_rank))
     if scores is not None:
         assert torch.equal(scores.index, torch.arange(split.num_samples)), "an image was left out or counted twice"
         assert np.array_equal(scores.labels, split.labels)
@@ -114,16 +117,20 @@ def open_val_split(config: Config) -> Split:
     return open_split(config.data.root, "val", source=config.data.source, data=config.data.name)
 
 
-def score_part(task: Task, network: nn.Module, split: Split, *, rank: int, num_ranks: int) -> Scores:
+def score_part(
+    task: Task, network: nn.Module, split: Split, *, rank: int, num_ranks: int, local_rank: int = 0
+) -> Scores:
     """Scores of this rank's part of the split, on its device; the part may be empty.
 
+    local_rank: of the ranks on this machine, each has a GPU.
     Where the protocol has several sides, a loader for each gives the same images, and views of all are averaged.
     """
     config, num_classes = task.config, task.num_classes
     if config.protocol.name == "dense":
         size, name = config.protocol.size, config.model.name
         network = MeanScores(fully_convolutional(network, image_size=size, name=name))
-    device = _device(config.hardware, rank)
+    set_precision(config.training.precision)
+    device = _device(config.hardware, local_rank)
     layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
     network = network.to(device, memory_format=layout).eval()  # type: ignore[call-overload]
     num_at_once = config.hardware.max_micro_batch or IMAGES_AT_ONCE[accelerator_of(config.hardware)]
@@ -132,10 +139,10 @@ def score_part(task: Task, network: nn.Module, split: Split, *, rank: int, num_r
     largest = replace(config.protocol, side=max(config.protocol.sides, key=lambda side: side or 0))
     batches = within_memory(batches, evaluation_plan(index, split.stored_sizes, protocol=largest).sizes)
 
-    nothing = torch.empty(0, dtype=torch.int64, device=device)
+    nothing = torch.empty(0, dtype=torch.int64)
     no_scores = torch.empty(0, num_classes, device=device)
     no_views = torch.empty(0, num_views(config.protocol), num_classes, device=device) if config.save_views else None
-    parts = [from_averages(nothing, nothing, no_scores, no_scores, task.identity, no_views)]
+    parts = [from_averages(nothing, nothing.to(device), no_scores, no_scores, task.identity, no_views)]
     mean, std = torch.tensor(task.mean, device=device), torch.tensor(task.std, device=device)
     protocols = [replace(config.protocol, side=side) for side in config.protocol.sides]
     with torch.inference_mode(), ExitStack() as stack:
@@ -143,7 +150,7 @@ def score_part(task: Task, network: nn.Module, split: Split, *, rank: int, num_r
         scales = zip(*loaders, strict=True)  # each image at every side
         for batches_here in _with_progress(scales, split.num_samples, rank=rank, num_ranks=num_ranks):
             batch = batches_here[0]
-            assert all(torch.equal(other.index, batch.index) for other in batches_here)
+            assert all(np.array_equal(other.index, batch.index) for other in batches_here)
             logits = torch.cat(
                 [
                     view_logits(network, one, mean, std, replace(config, protocol=protocol))
@@ -152,7 +159,7 @@ def score_part(task: Task, network: nn.Module, split: Split, *, rank: int, num_r
             )
             assert logits.shape[::2] == (num_views(config.protocol), num_classes), f"the network gives {logits.shape}"
             softmax, mean_logits = merge(logits)
-            index_here, labels = batch.index.to(device), batch.labels.to(device)
+            index_here, labels = torch.from_numpy(batch.index), batch.labels.to(device, non_blocking=True)
             of_views = logits.transpose(0, 1) if config.save_views else None
             parts.append(from_averages(index_here, labels, softmax, mean_logits, task.identity, of_views))
     tensors = [part.tensors() for part in parts]
@@ -162,12 +169,13 @@ def score_part(task: Task, network: nn.Module, split: Split, *, rank: int, num_r
 def view_logits(network: nn.Module, batch: Batch, mean: Tensor, std: Tensor, config: Config) -> Tensor:
     """Logits float32 [V, B, K] of all views of a batch, on the device of `mean`."""
     images = batch.images.to(mean.device, non_blocking=True)
-    groups, order = [], []
+    groups, slots_of_groups = [], []
     for slots, group in view_groups(images, batch.sizes, config.protocol):
         inputs = (normalize(view, mean, std, channels_last=config.model.channels_last) for view in group)
         groups.append(torch.stack([forward(network, view, config) for view in inputs]))
-        order.append(slots)
-    return torch.cat(groups, dim=1)[:, torch.cat(order).argsort()]
+        slots_of_groups.append(slots)
+    order = torch.from_numpy(np.concatenate(slots_of_groups).argsort()).to(mean.device, non_blocking=True)
+    return torch.cat(groups, dim=1)[:, order]
 
 
 def forward(network: nn.Module, inputs: Tensor, config: Config) -> Tensor:
@@ -229,17 +237,17 @@ def _refuse_small_images(config: Config, split: Split) -> None:
         )
 
 
-def _device(hardware: Hardware, rank: int) -> torch.device:
+def _device(hardware: Hardware, local_rank: int) -> torch.device:
+    """Not by the rank in the group: srun may deal ranks out to the machines in turn (--distribution=cyclic)."""
     if accelerator_of(hardware) == "cpu":
         return torch.device("cpu")
-    number = rank % hardware.devices
-    if number >= torch.cuda.device_count():
+    if local_rank >= torch.cuda.device_count():
         raise UserError(
             f"hardware.devices={hardware.devices}: torch sees {torch.cuda.device_count()} GPUs here;"
             " choose fewer, or hardware=cpu"
         )
-    torch.cuda.set_device(number)
-    return torch.device("cuda", number)
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
 
 
 def _score_in_new_processes(task: Task, num_processes: int) -> Scores:
@@ -257,12 +265,14 @@ def _score_in_new_processes(task: Task, num_processes: int) -> Scores:
 def _process(rank: int, task: Task, num_ranks: int, folder: Path, messages: SimpleQueue[str]) -> None:
     """The life of a started process; the first one leaves the scores in `folder`, one that fails a sentence."""
     try:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_ranks))
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(num_threads("auto", num_ranks))
         dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=num_ranks)
         network = build_network(task)
         if weights_sha256(network.state_dict()) != task.identity["weights_sha256"]:
             raise UserError(f"{task.path}: was written anew while it was evaluated; evaluate it again")
-        part = score_part(task, network, open_val_split(task.config), rank=rank, num_ranks=num_ranks)
+        split = open_val_split(task.config)
+        part = score_part(task, network, split, rank=rank, num_ranks=num_ranks, local_rank=rank)
         scores = gather(part)
         if scores is not None:
             save_scores(folder / "scores.safetensors", scores)

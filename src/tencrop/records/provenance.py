@@ -51,6 +51,7 @@ def session() -> dict[str, Any]:
         "code": code_version(),
         "hardware": _hardware(),
         "packages": installed_packages(),
+        "allow_tf32": _allow_tf32(),
     }
 
 
@@ -156,6 +157,12 @@ def _hardware() -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version() if properties else None,
         "num_torch_threads": torch.get_num_threads(),
     }
+
+
+def _allow_tf32() -> dict[str, bool]:
+    from tencrop.training.precision import allow_tf32  # imports torch
+
+    return allow_tf32()
 
 
 def _cpu_name() -> str:

@@ -71,7 +71,7 @@ class Subject:
         ) as all_:
             for batch in all_:
                 (crop,) = views(batch.images, batch.sizes, protocol)  # new memory: the loader fills its own again
-                yield Pictures(batch.index, batch.labels, crop)
+                yield Pictures(torch.from_numpy(batch.index), batch.labels, crop)
 
 
 def subject_of(member: Member) -> Subject:

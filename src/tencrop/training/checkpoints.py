@@ -110,7 +110,7 @@ class AtomicCheckpointIO(CheckpointIO):
         add_digest(buffer)
         temporary = path.with_name(path.name + ".tmp")
         try:
-            with open(temporary, "wb") as file:
+            with naming(path, partial=temporary), open(temporary, "wb") as file:
                 file.write(buffer.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())

@@ -14,6 +14,8 @@ import struct
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
@@ -287,14 +289,14 @@ class Classifier(pl.LightningModule):
         self.best_error, self.best_step = state["best"]["top1_error"], state["best"]["step"]
 
 
-def central_crops(images: Tensor, sizes: Tensor, *, size: int) -> Tensor:
+def central_crops(images: Tensor, sizes: npt.NDArray[np.integer], *, size: int) -> Tensor:
     """The central size x size pixels of each image: uint8 [B, H, W, 3] -> [B, size, size, 3], on their device.
 
-    sizes: int [B, 2], height and width of each image in the top left of its slot, at least `size`. Half pixels go
+    sizes: [B, 2], height and width of each image in the top left of its slot, at least `size`. Half pixels go
     to the even side, as in torchvision's CenterCrop.
     """
-    torch._assert_async((sizes >= size).all(), f"an image is smaller than {size} pixels")  # no wait for the device
-    corners = torch.round((sizes.to(torch.float64) - size) / 2).to(torch.int64)
+    assert sizes.min() >= size, f"an image is smaller than {size} pixels"
+    corners = torch.from_numpy(np.rint((sizes - size) / 2).astype(np.int64)).to(images.device, non_blocking=True)
     span = torch.arange(size, device=images.device)
     rows, columns = (corners[:, axis, None] + span for axis in (0, 1))
     slots = torch.arange(len(images), device=images.device)

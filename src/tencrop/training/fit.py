@@ -45,6 +45,7 @@ from tencrop.training.checkpoints import (
 )
 from tencrop.training.classifier import Classifier
 from tencrop.training.monitors import Diverged, Interrupted, Interruption, Metrics, Pace
+from tencrop.training.precision import set_precision
 from tencrop.training.progress import ProgressBar
 
 EXIT_CODES = {"complete": 0, "interrupted": INTERRUPTED, "diverged": 1}
@@ -121,6 +122,7 @@ def build(config: Config, *, batches: Batches, manifest: dict[str, Any]) -> tupl
     Raises UserError for hardware, data or model that do not fit the configuration.
     """
     _refuse_missing_gpus(config)
+    set_precision(config.training.precision)
     data = DataModule(config, batches)
     _refuse_small_images(config, data)
     torch.manual_seed(config.seed)

@@ -21,7 +21,7 @@ from typing import NoReturn
 
 import torch
 
-from tencrop.config import UserError
+from tencrop.config import UserError, num_threads
 from tencrop.config.launch import launched
 from tencrop.config.verbs import disk_sentence
 
@@ -62,7 +62,7 @@ class _Others:
         self.reader, writer = os.pipe()
         self.ending = threading.Lock()  # whoever takes it ends this process
         if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_ranks))
+            torch.set_num_threads(num_threads("auto", num_ranks))
             os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(num_ranks)}
         os.environ.update(meeting | {"NODE_RANK": "0", "LOCAL_RANK": "0"})
