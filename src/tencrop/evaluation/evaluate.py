@@ -72,7 +72,7 @@ def _evaluate(member: Member) -> Evaluated | None:
         "data": config.data.name,
         "source_fingerprint": source_fingerprint(member.manifest),
         "normalization": json.dumps({"mean": mean, "std": std}),
-        "precision": config.training.precision,
+        "precision": _precision(config),
     }
     digest = _short_hash(identity["weights_sha256"], identity["source_fingerprint"])
     out = member.out or EVALUATIONS / f"{config.model.name.replace('/', '-')}-{digest}"
@@ -86,6 +86,12 @@ def _evaluate(member: Member) -> Evaluated | None:
     if scores is None:
         return None
     return _save(scores, config, out, stem, is_saved=is_saved, **_origin(member, weights.facts))
+
+
+def _precision(config: Config) -> str:
+    """Scores that were saved before the last layer was kept in float32 say bf16 alone, and are computed again."""
+    precision = config.training.precision
+    return f"{precision}, last layer fp32" if precision == "bf16" else precision
 
 
 def _origin(member: Member, facts: dict[str, Any]) -> dict[str, Any]:
