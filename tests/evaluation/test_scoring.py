@@ -20,7 +20,9 @@ from tencrop.evaluation.predictions import Scores
 from tencrop.evaluation.scoring import (
     Task,
     _score_in_new_processes,
+    build_network,
     check_scorable,
+    forward,
     open_val_split,
     score_part,
     score_split,
@@ -77,6 +79,13 @@ def test_scores_are_those_of_a_slow_loop(make_config, make_task) -> None:
     assert scores.softmax.float().sum(1) == pytest.approx(torch.ones(501).tolist(), abs=2e-3)
     assert 0 < error_rate(scores.ranks("softmax"), 1).fraction <= 1
     assert scores.metadata == task.identity and scores.view_logits is None
+
+
+def test_class_scores_are_computed_in_float32_whatever_the_precision(make_config, make_task) -> None:
+    task, _ = make_task(make_config("training.precision=bf16"))
+    with torch.inference_mode():
+        logits = forward(build_network(task).eval(), torch.randn(8, 3, 32, 32), task.config)
+    assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
 
 
 def test_501_images_on_three_processes_are_each_counted_once(make_config, make_task) -> None:

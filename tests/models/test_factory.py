@@ -34,7 +34,11 @@ def test_builds_by_name(named):
 )
 def test_what_does_not_fit_is_refused(named, words):
     with pytest.raises(UserError, match=words):
-        build_model(named, num_classes=10)
+        build_model(named, num_classes=10, image_size=32)
+
+
+def test_a_network_that_is_only_evaluated_needs_no_group_of_batch_norm():
+    assert build_model(model("resnet18"), num_classes=10).eval()(torch.randn(1, 3, 32, 32)).shape == (1, 10)
 
 
 @pytest.mark.skipif(timm.__version__ != TIMM_OF_THE_LIST, reason=f"the committed names are timm {TIMM_OF_THE_LIST}'s")

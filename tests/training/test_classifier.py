@@ -4,7 +4,8 @@ import timm
 import torch
 import torchvision.transforms.functional as T
 
-from tencrop.config import Batches
+from tencrop.config import Batches, Model
+from tencrop.models.factory import build_model
 from tencrop.training.classifier import Classifier, central_crops
 
 STATISTICS = {"mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0]}
@@ -67,6 +68,18 @@ def test_logits_come_in_the_precision_of_the_weights(classifier):
     assert one.dtype == other.dtype == torch.float32
     assert 0 < (one - other).abs().max() < 0.1 * one.abs().max()
     assert all(parameter.dtype == torch.float32 for parameter in fast.parameters())
+
+
+def test_validation_scores_in_float32_whatever_the_precision(classifier):
+    """Training's own logits are those of bfloat16."""
+    one = classifier("training.precision=bf16")
+    one.model = build_model(Model("test_resnet", {}, False, None), num_classes=10)
+    images = torch.randint(256, (8, 32, 32, 3), dtype=torch.uint8)
+    for is_training in (True, False):
+        one.train(is_training)
+        with torch.no_grad():
+            logits = one.logits(one.model, images)
+        assert torch.equal(logits, logits.bfloat16().float()) == is_training
 
 
 def test_counts_add_up(classifier):

@@ -257,7 +257,7 @@ def _check_training(config: Config) -> None:
             f"augmentation.side={augmentation.side}: a crop of {augmentation.size} pixels does not fit"
             f" into a shorter side of {augmentation.side[0]}; lower image_size or raise augmentation.side"
         )
-    if config.checkpoint is None:  # else the sizes are those of the checkpoint's run: members_of checks them
+    if config.checkpoint is None and config.weights is None:  # else the sizes are the weights' own: members_of checks
         check_protocol(config.protocol)
     if config.short_side is not None and config.short_side < config.image_size:
         raise UserError(

@@ -22,7 +22,9 @@ from tencrop.data.colour import mean_and_std
 from tencrop.evaluation.ensembles import ensemble
 from tencrop.evaluation.members import EVALUATIONS, Member, source_fingerprint
 from tencrop.evaluation.predictions import Scores, cpu_group, protocol_text, save_scores, saved_scores
+from tencrop.evaluation.preprocessing import preprocessing_line
 from tencrop.evaluation.protocols import usual_side
+from tencrop.evaluation.publishers import with_preprocessing
 from tencrop.evaluation.results import result_name, result_of, save_result
 from tencrop.evaluation.scoring import Task, check_scorable, join_launched, open_val_split, score_split
 from tencrop.models.factory import build_model
@@ -62,12 +64,15 @@ def evaluate_members(members: Sequence[Member]) -> list[Evaluated]:
 
 
 def _evaluate(member: Member) -> Evaluated | None:
-    config, path = member.config, member.path
-    weights = load_weights(path, ema=config.ema)
-    network = build_model(config.model, num_classes=member.num_classes)
+    path = member.path
+    weights = load_weights(path, ema=member.config.ema)
+    network = build_model(member.config.model, num_classes=member.num_classes)
+    config, source = with_preprocessing(member, network, weights.facts)
     apply_weights(network, weights.state, source=str(path), name=f"{config.model.name} ({member.num_classes} classes)")
     # normalization=dataset means the data that the network was trained on
     mean, std = mean_and_std(config.normalization, weights.facts or member.manifest["statistics"])
+    if _is_first() and (member.typed is not None or config.weights is not None):
+        print(preprocessing_line(path.name, config, mean, std, source), flush=True)
     identity = {
         "protocol": protocol_text(config.protocol),
         "model": config.model.name,
@@ -96,7 +101,8 @@ def _evaluate(member: Member) -> Evaluated | None:
         scores = score_split(task, network)
     if scores is None:
         return None
-    return _save(scores, config, out, stem, is_saved=is_saved, **_origin(member, weights.facts))
+    origin = {"mean": mean, "std": std, "preprocessing": source, **_origin(member, weights.facts)}
+    return _save(scores, config, out, stem, is_saved=is_saved, **origin)
 
 
 def _origin(member: Member, facts: dict[str, Any]) -> dict[str, Any]:
@@ -127,7 +133,7 @@ def _evaluate_ensemble(members: Sequence[Member], found: Sequence[Evaluated]) ->
         "seed": [one.result["seed"] for one in found],
         "claim": None,  # a member's is not the ensemble's
     }
-    for key in ("protocol", "side", "size", "region", "filter"):
+    for key in ("protocol", "side", "size", "region", "filter", "mean", "std", "preprocessing"):
         every = [one.result[key] for one in found]
         values = [value for number, value in enumerate(every) if value not in every[:number]]  # a side may be a list
         origin[key] = values[0] if len(values) == 1 else " + ".join(str(value) for value in values)

@@ -16,6 +16,7 @@ from tencrop.config.documents import read_json
 from tencrop.config.rules import check_protocol
 from tencrop.config.verbs import CONF
 from tencrop.data.manifest import RUN_DATA_SHAPE, read_manifest
+from tencrop.evaluation.preprocessing import Preprocessing, prepared_as
 
 EVALUATIONS = Path("evaluations")  # holds a folder for weights that no run folder here has trained
 CHOSEN_HERE = ("protocol", "checkpoint", "weights", "ema", "save_views", "output")  # no training knows these keys
@@ -29,6 +30,7 @@ class Member:
     path: Path  # a checkpoint, or a plain state dict
     manifest: dict[str, Any]  # of the prepared data
     out: Path | None  # folder of its score files; null: evaluations/<model>-<hash of weights and data>
+    typed: frozenset[str] | None = None  # keys typed, for weights whose publisher says the rest of the preprocessing
 
     @property
     def num_classes(self) -> int:
@@ -39,14 +41,12 @@ def members_of(config: Config, typed: list[str]) -> list[Member]:
     """The members that a command names; `typed` is what stood behind evaluate.py, as KEY=VALUE.
 
     A checkpoint in a run folder brings the run's configuration, changed by `typed`; weights from elsewhere are
-    evaluated in float32 unless a precision is typed. Raises UserError where a file or the prepared data are missing,
-    or the data have other classes than the run's.
+    evaluated in float32 unless a precision is typed, and on images prepared as their publisher says. Raises UserError
+    where a file or the prepared data are missing, or the data have other classes than the run's.
     """
     if (weights := config.weights) is not None:
-        if not any(word.lstrip("+").startswith("training.precision=") for word in typed):
-            config = dataclasses.replace(config, training=dataclasses.replace(config.training, precision="fp32"))
         _check_file("weights", Path(weights))
-        return [_member(config, Path(weights), _given_output(config))]
+        return [_from_elsewhere(config, Path(weights), typed, _given_output(config))]
     if config.checkpoint is None:
         path = run_path(config) / "checkpoints" / "last.ckpt"
         if not path.exists():
@@ -64,7 +64,7 @@ def members_of(config: Config, typed: list[str]) -> list[Member]:
         if (run_dir / "config.yaml").exists():
             members.append(_of_run(config_of_run(run_dir, typed, conf=CONF), path, run_dir, alone=alone))
         else:
-            members.append(_member(config, path, _given_output(config, alone)))
+            members.append(_from_elsewhere(config, path, typed, _given_output(config, alone)))
     return members
 
 
@@ -86,6 +86,30 @@ def _check_file(key: str, path: Path) -> None:
         raise UserError(f"{key}={path}: there is no such file")
 
 
+def _from_elsewhere(config: Config, path: Path, words: Sequence[str], out: Path | None) -> Member:
+    """Of weights that are not named as the checkpoint of a run; `words` as typed.
+
+    Images are prepared as the run says whose folder the weights lie in, or as the experiment that is typed, or else as
+    the publisher says, which is known when timm is imported.
+    """
+    typed = dict(word.lstrip("+").partition("=")[::2] for word in words)
+    if "training.precision" not in typed:
+        config = dataclasses.replace(config, training=dataclasses.replace(config.training, precision="fp32"))
+    files = ("config.yaml", "manifest.json")  # others write a config.yaml, too
+    run_dir = next((dir for dir in path.absolute().parents[:2] if all((dir / file).exists() for file in files)), None)
+    if run_dir is not None:
+        config = prepared_as(config, _of_images(config_of_run(run_dir, [], conf=CONF)), typed)
+    is_published = run_dir is None and typed.get("experiment", "null") in ("null", "auto")
+    return _member(config, path, out, frozenset(typed) if is_published else None)
+
+
+def _of_images(run: Config) -> Preprocessing:
+    normalization, filter = run.normalization, run.augmentation.filter
+    return Preprocessing(
+        "the run", normalization.mean, normalization.std, filter, run.image_size, lambda _: run.short_side
+    )
+
+
 def _of_run(config: Config, path: Path, run_dir: Path, *, alone: bool) -> Member:
     """Score files lie in the run's folder unless the data are not those it was trained beside."""
     member = _member(config, path, _given_output(config, alone))
@@ -101,11 +125,12 @@ def _of_run(config: Config, path: Path, run_dir: Path, *, alone: bool) -> Member
     return member
 
 
-def _member(config: Config, path: Path, out: Path | None) -> Member:
-    check_protocol(config.protocol)
+def _member(config: Config, path: Path, out: Path | None, typed: frozenset[str] | None = None) -> Member:
+    # a publisher's sizes are not known yet, and a crop of one pixel fits all sides; publishers.py checks them then
+    check_protocol(config.protocol if typed is None else dataclasses.replace(config.protocol, size=1))
     manifest = read_manifest(config.data.root, config.data.name)
     check_data(config, manifest)
-    return Member(config, path, manifest, out)
+    return Member(config, path, manifest, out, typed)
 
 
 def _given_output(config: Config, alone: bool = True) -> Path | None:

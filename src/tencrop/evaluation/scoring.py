@@ -179,7 +179,8 @@ def view_logits(network: nn.Module, batch: Batch, mean: Tensor, std: Tensor, con
 
 
 def forward(network: nn.Module, inputs: Tensor, config: Config) -> Tensor:
-    """Logits float32 [B, K] of normalised images [B, 3, H, W], in the precision of the recipe."""
+    """Logits float32 [B, K] of normalised images [B, 3, H, W], in the precision of the recipe but for the last layer,
+    which build_model keeps in float32."""
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.training.precision == "bf16"):
         return network(inputs).float()
 

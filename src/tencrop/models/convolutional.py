@@ -14,6 +14,7 @@ from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
 from tencrop.config import UserError
+from tencrop.models.last_layer import score_in_float32
 
 TOLERANCE = 1e-3  # of the largest score: far above rounding, far below another head
 Shape = tuple[int, int, int]  # maps, height, width
@@ -67,6 +68,7 @@ def fully_convolutional(network: nn.Module, *, image_size: int, name: str = "the
         raise UserError(
             f"{name} cannot be made fully convolutional: {error}; choose another protocol than dense, or another model"
         ) from error
+    score_in_float32(converted.head, num_classes=logits.shape[1])
     return converted
 
 

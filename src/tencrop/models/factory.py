@@ -31,24 +31,20 @@ import tencrop.models.vit
 import tencrop.models.wide_resnet
 import tencrop.models.zfnet  # noqa: F401  each registers its names with timm
 from tencrop.config import Model, UserError
+from tencrop.models.last_layer import score_in_float32
 
 
 def build_model(model: Model, *, num_classes: int, image_size: int | None = None) -> nn.Module:
     """The network with freshly drawn weights from torch's global generator, [N, 3, H, W] -> logits [N, num_classes].
 
-    Raises UserError for an unknown name, arguments that its constructor does not take, a bn_group that the network
-    does not need or lacks, and, where image_size is given, what it cannot be trained on: images of that size, or
-    auxiliary heads whose weight in the loss is not said.
+    In eval mode its last layer computes in float32 under autocast too. Raises UserError for an unknown name, arguments
+    that its constructor does not take and, where image_size is given, what it cannot be trained on: a bn_group that it
+    does not need or lacks, images of that size, or auxiliary heads whose weight in the loss is not said.
     """
     network = create_network(model, num_classes=num_classes)
-    has_batch_norm = any(isinstance(module, _BatchNorm) for module in network.modules())
-    if has_batch_norm and model.bn_group is None:
-        raise UserError(
-            f"model.bn_group=null: {model.name} has BatchNorm; say how many samples it normalises together, 32 is usual"
-        )
-    if not has_batch_norm and model.bn_group is not None:
-        raise UserError(f"model.bn_group={model.bn_group}: {model.name} has no BatchNorm; set model.bn_group=null")
+    score_in_float32(network, num_classes)
     if image_size is not None:
+        _check_bn_group(network, model)
         if getattr(network, "aux_logits", False) and not hasattr(network, "auxiliary_weight"):  # their libraries' own
             raise UserError(
                 f"model.name={model.name}: has auxiliary heads, and nobody says what their loss counts; choose"
@@ -56,6 +52,16 @@ def build_model(model: Model, *, num_classes: int, image_size: int | None = None
             )
         check_image_size(network, model.name, image_size, for_training=True)
     return network
+
+
+def _check_bn_group(network: nn.Module, model: Model) -> None:
+    has_batch_norm = any(isinstance(module, _BatchNorm) for module in network.modules())
+    if has_batch_norm and model.bn_group is None:
+        raise UserError(
+            f"model.bn_group=null: {model.name} has BatchNorm; say how many samples it normalises together, 32 is usual"
+        )
+    if not has_batch_norm and model.bn_group is not None:
+        raise UserError(f"model.bn_group={model.bn_group}: {model.name} has no BatchNorm; set model.bn_group=null")
 
 
 def create_network(model: Model, *, num_classes: int) -> nn.Module:

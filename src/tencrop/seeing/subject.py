@@ -20,6 +20,7 @@ from tencrop.data.module import validation_protocol
 from tencrop.data.plan import evaluation_plan
 from tencrop.evaluation.members import Member
 from tencrop.evaluation.protocols import views
+from tencrop.evaluation.publishers import with_preprocessing
 from tencrop.models.factory import build_model
 from tencrop.models.weights import apply_weights, load_weights
 from tencrop.training.checkpoints import weights_sha256
@@ -76,11 +77,11 @@ class Subject:
 
 def subject_of(member: Member) -> Subject:
     """The member's network with its weights, and beside it with those that its seed drew for training."""
-    config = member.config
-    weights = load_weights(member.path, ema=config.ema)
-    torch.manual_seed((weights.facts or {}).get("seed", config.seed))
-    initial = build_model(config.model, num_classes=member.num_classes)
-    network = build_model(config.model, num_classes=member.num_classes)
+    weights = load_weights(member.path, ema=member.config.ema)
+    torch.manual_seed((weights.facts or {}).get("seed", member.config.seed))
+    initial = build_model(member.config.model, num_classes=member.num_classes)
+    network = build_model(member.config.model, num_classes=member.num_classes)
+    config, _ = with_preprocessing(member, network, weights.facts)
     apply_weights(network, weights.state, source=str(member.path), name=config.model.name)
     mean, std = mean_and_std(config.normalization, weights.facts or member.manifest["statistics"])
     classes = member.manifest["classes"]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tencrop.config import UserError
 from tencrop.config.launch import is_first_process
+from tencrop.data.beton import naming
 from tencrop.models.checkpoint_files import RefusedCheckpoint, add_digest, load_checked, weights_sha256
 from tencrop.training.monitors import Interruption
 

@@ -147,7 +147,11 @@ class Classifier(pl.LightningModule):
         return self.predict(network, normalize(images, self.mean, self.std, channels_last=channels_last))[0]
 
     def predict(self, network: nn.Module, inputs: Tensor) -> list[Tensor]:
-        """Logits [B, K] in the precision of the weights; in training, those of auxiliary heads follow."""
+        """Logits [B, K] as numbers of the weights' type; in training, those of auxiliary heads follow.
+
+        Under bf16 they are rounded to bfloat16 in training, and in float32 from the last layer on in eval mode
+        (models/last_layer.py).
+        """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.training.precision == "bf16"):
             outputs = network(inputs)
         heads = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -204,6 +208,8 @@ class Classifier(pl.LightningModule):
 
     # Counters. They stay on the device between the steps at which someone reads them.
     def count(self, counts: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a micro-batch. Under bf16 the errors of training are those of rounded logits, whose ties count against
+        the label: some tenths of a point more than in float32. Validation counts float32 logits."""
         with torch.no_grad():
             num_images = torch.full_like(loss, len(labels))
             errors = [topk_errors(logits, labels, k).sum() for k in (1, 5)]
