@@ -4,11 +4,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.distributed.utils import _to_kwargs
 
 from tencrop.config import UserError, derive_batches
+from tencrop.data.augment import partner_labels, training_inputs
+from tencrop.data.colour import ColourNoise
 from tencrop.data.loader import ON_DEVICE
 from tencrop.data.module import DataModule, validation_protocol
 from tencrop.data.order import epoch_order
+from tencrop.training.classifier import central_crops
 
 OPTIONS = ("data=imagefolder", "model=lenet5", "image_size=32", "short_side=32", "training.global_batch=8", "seed=3",
            "hardware=cpu", "hardware.workers=1")  # fmt: skip
@@ -189,6 +193,34 @@ def test_what_the_step_does_not_compute_with_stays_on_the_host(module):
     there = {field for field, value in moved._asdict().items() if not isinstance(value, np.ndarray) and value.is_meta}
     assert there == {"images"} | ON_DEVICE
     assert all(isinstance(getattr(moved, field), np.ndarray) for field in set(moved._fields) - there)
+
+
+MOVING = (*FULL, "augmentation.jitter.source=torchvision", "augmentation.jitter.hue=0.1")
+
+
+@pytest.mark.parametrize("loader", ["ffcv", "torch"])
+def test_the_host_reads_its_part_of_a_batch_that_ddp_has_moved(module, loader):
+    """With device_ids DDP's forward pass moves every tensor of its arguments to the GPU; here to meta, whose tensors
+    nobody can read. What a step does on the host, and with both, works all the same."""
+    data, meta = module(f"data.loader={loader}", *MOVING), torch.device("meta")
+    training, validation = (
+        _to_kwargs((next(iter(loader)), 0), {}, meta, False)[0][0][0]
+        for loader in (data.train_dataloader(), data.val_dataloader())
+    )
+    assert training.images.is_meta and training.labels.is_meta and validation.images.is_meta
+    data.check(training, 0, 0)
+    assert data.digest.sums.count_nonzero() == 4
+    mean, std, axes, noise = (torch.ones(*shape, device=meta) for shape in ((3,), (3,), (3, 3), (2**21,)))
+    inputs = training_inputs(
+        training,
+        data.config.augmentation,
+        mean=mean,
+        std=std,
+        noise=ColourNoise(axes, 1.0),
+        erasing_noise=noise,
+    )
+    assert inputs.is_meta and inputs.shape == (8, 3, 32, 32) and partner_labels(training).is_meta
+    assert central_crops(validation.images, validation.sizes, size=32).shape == (8, 32, 32, 3)
 
 
 def test_closing_ends_the_threads(module):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 from torch import Tensor, nn
 
@@ -122,6 +123,37 @@ def test_views_are_saved_on_request(loader: str, make_config, make_task) -> None
     part: Scores = score_part(task, network, split, rank=2, num_ranks=40)
     assert part.view_logits is not None and part.view_logits.shape == (len(part.index), 10, 6)
     torch.testing.assert_close(part.view_logits.float().mean(1), part.logits.float(), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("start", ["in its group", "alone", "in new processes"])
+def test_the_local_rank_chooses_the_gpu(make_config, make_task, monkeypatch, start) -> None:
+    """The group's second rank of four is the first of the second machine: srun deals them out in turn."""
+    devices = {"in its group": 2, "alone": 1, "in new processes": 2}[start]
+    config = make_config("hardware.accelerator=gpu", f"hardware.devices={devices}", "hardware.nodes=2")
+    task, network = make_task(config)
+    used: list[int] = []
+
+    class Known(Exception):
+        """All that matters is."""
+
+    def set_device(number: int) -> None:
+        used.append(number)
+        raise Known
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    if start == "in its group":
+        monkeypatch.setattr(dist, "is_initialized", lambda: True)
+        monkeypatch.setattr(dist, "get_rank", lambda: 1)
+        monkeypatch.setattr(dist, "get_world_size", lambda: 4)
+    with pytest.raises(Known):
+        if start == "in new processes":
+            monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
+            scoring._process(1, task, 2, Path("."), None)
+        else:
+            score_split(task, network)
+    assert used == [1 if start == "in new processes" else 0]
 
 
 def test_images_smaller_than_the_crop_are_refused_by_name(make_config, make_task) -> None:
