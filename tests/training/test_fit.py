@@ -109,6 +109,21 @@ def test_a_run_whose_last_checkpoint_is_damaged_ends_as_one_that_was_left_alone(
     assert sorted(path.name for path in run.last.parent.iterdir()) == names
 
 
+def test_all_ranks_go_on_from_the_same_checkpoint(train):
+    """The first renames the damaged one while the other may be reading it."""
+    options = ("hardware.devices=2", "hardware.max_micro_batch=null", "model.bn_group=3", "training.epochs=2")
+    options += ("checkpoint_every_steps=2",)
+    whole = train("whole", *options, num_ranks=2)
+    damage(whole.last)
+    run = train("whole", *options, num_ranks=2)
+    assert whole.exit_codes == run.exit_codes == [0, 0]
+    assert run.result(0)["message"] == "complete"
+    facts = read_checkpoint(run.last)["tencrop"]
+    assert {run.result(rank)["weights_sha256"] for rank in (0, 1)} == {facts["weights_sha256"]}
+    refused = torch.load(run.last.with_name("refused.ckpt"), weights_only=True)["tencrop"]
+    assert refused["weights_sha256"] == facts["weights_sha256"], "as the damaged one said"
+
+
 def test_a_nan_loss_stops_and_names_the_step(train):
     run = train("run", "checkpoint_every_steps=2", nan_at_step=5)
     assert run.exit_code == 1
