@@ -183,6 +183,7 @@ def test_a_damaged_original_of_unchanged_length(prepared_digits, prepared_photos
         open_split(prepared_photos, "train", source=str(moved)).read_original(0)
 
 
+@pytest.mark.filterwarnings("ignore:Data type alias:DeprecationWarning")
 def test_a_damaged_header_of_the_table_of_files(copy):
     """Each bit of the bytes that describe the table; the rows behind are compared by verify."""
     path = copy / "val.files.npy"

@@ -70,6 +70,24 @@ def test_only_what_is_missing_is_done(photo_folder, data_config, tmp_path, monke
     assert 36 - 20 <= len(seen) <= 36 - 16
 
 
+@pytest.mark.parametrize("damage", ["header", "middle", "directory", "cut", "empty"])
+def test_a_damaged_part_is_written_again(photo_folder, data_config, tmp_path, monkeypatch, damage):
+    interrupt_after(monkeypatch, 12, Interrupted(), [])
+    with pytest.raises(Interrupted):
+        prepare(data_config(photo_folder, tmp_path / "root"), workers=1, progress=False)
+    path = tmp_path / "root" / "train.part00001.npz"
+    content = path.read_bytes()
+    place = {"header": 8, "middle": len(content) // 2, "directory": len(content) - 12, "cut": 9, "empty": 0}[damage]
+    changed = content[:place] + bytes([content[place] ^ 7]) + content[place + 1 :]
+    path.write_bytes(content[:place] if damage in ("cut", "empty") else changed)
+    monkeypatch.undo()
+    monkeypatch.setattr(parts, "PART_FILES", 4)
+    monkeypatch.setattr(store, "CHUNK_FILES", 2)
+    root = prepare(data_config(photo_folder, tmp_path / "root"), workers=1, progress=False)
+    whole = prepare(data_config(photo_folder, tmp_path / "whole"), workers=1, progress=False)
+    assert contents(root) == contents(whole)
+
+
 def test_other_options_or_files_begin_anew(photo_folder, data_config, tmp_path, monkeypatch):
     """What another preparation left is not taken over; a change behind the safe part costs only what is behind it."""
     photos = Path(shutil.copytree(photo_folder, tmp_path / "photos"))

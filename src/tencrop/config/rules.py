@@ -106,6 +106,10 @@ NON_NEGATIVE = (
     "schedule.max_drops", "augmentation.pca.std", "augmentation.mixing.mixup_alpha", "augmentation.mixing.cutmix_alpha",
     "augmentation.randaugment.num_ops", "augmentation.randaugment.magnitude", "augmentation.randaugment.std",
 )  # fmt: skip
+NUMBERS = (
+    "augmentation.area", "augmentation.aspect", "augmentation.side", "augmentation.erasing.area",
+    "augmentation.erasing.aspect", "optimizer.betas", "schedule.milestones", "images",
+)  # fmt: skip
 # the keys that a named choice uses: it needs these, and its neighbours must be null
 VARIANTS = {
     "data.store.mode": {"jpeg": set(), "raw": set(), "proportion": {"jpeg_fraction"}},
@@ -145,6 +149,9 @@ def check(config: Any) -> None:
     for key in FRACTIONS:
         if key in values and not 0 <= (value := values[key]) <= 1:
             raise UserError(f"{key}={value}: must lie in [0, 1]")
+    for key in NUMBERS:  # OmegaConf lets null and mappings into a list of numbers
+        if not all(isinstance(part, int | float) for part in values.get(key, [])):
+            raise UserError(f"{key}={values[key]}: must be a list of numbers")
     for key, variants in VARIANTS.items():
         if key in values:
             _check_variant(values, key, variants)

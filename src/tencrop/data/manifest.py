@@ -219,12 +219,7 @@ class Split:
         try:
             self.files = np.load(root / facts["files"], mmap_mode="r", allow_pickle=False)
             is_table = self.files.shape == (self.num_samples,) and _is_row(self.files.dtype)
-        except (
-            ValueError,
-            OSError,
-            SyntaxError,
-            tokenize.TokenError,
-        ) as error:  # NumPy reads a header by Python's parser
+        except (ValueError, OSError, SyntaxError, tokenize.TokenError) as error:  # of a header, by Python's parser
             raise UserError(f"{root / facts['files']}: not a table of files; {_MEND.format(root=root)}") from error
         if not is_table or self.beton.num_samples != self.num_samples:
             raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tencrop.data.beton import naming
 from tencrop.data.manifest import write_whole
 
 COLUMNS = ("step", "name", "value")
+STEP = re.compile("[0-9]{1,18}")
 
 
 class CsvLogger(Logger):
@@ -54,8 +56,9 @@ class CsvLogger(Logger):
     def _drop(self, names: set[str], step: int) -> None:
         rows: list[list[str]] = []
         if self.path.exists():
-            with self.path.open(newline="") as file:
-                rows = [row for row in csv.reader(file) if len(row) == len(COLUMNS) and row[0].isdigit()]
+            with self.path.open(newline="", errors="replace") as file:
+                rows = [row for line in file if len(line) < 1000 for row in csv.reader([line])]
+        rows = [row for row in rows if len(row) == len(COLUMNS) and STEP.fullmatch(row[0])]
         kept = [row for row in rows if int(row[0]) < step or row[1] not in names]
         text = io.StringIO(newline="")
         csv.writer(text).writerows([COLUMNS, *kept])
