@@ -344,6 +344,7 @@ def test_pinned_memory_is_filled_again_only_after_its_copy(monkeypatch):
     assert calls == ["filled", "record", "synchronize", "filled", "record"]
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_copies_to_a_gpu_are_waited_for(photos):
     """Asynchronous copies behind a long computation still read the right images."""

@@ -242,7 +242,7 @@ class WindowSum(torch.autograd.Function):
         return sums
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return WindowSum.apply(gradient, *context.reach), None, None
 
 
