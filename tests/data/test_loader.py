@@ -378,6 +378,7 @@ def test_the_thread_uses_the_consumers_gpu(photos, monkeypatch, pin_memory):
         assert calls[0] == ("set_device", 3) and len(calls) > 1 and {*calls[1:]} <= {("pin",), ("synchronize",)}
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_copies_to_a_gpu_are_waited_for(photos):
     """Asynchronous copies behind a long computation still read the right images."""

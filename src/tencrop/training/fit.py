@@ -44,6 +44,7 @@ from tencrop.training.checkpoints import (
     weights_sha256,
 )
 from tencrop.training.classifier import Classifier
+from tencrop.training.determinism import check_deterministic
 from tencrop.training.monitors import Diverged, Interrupted, Interruption, Metrics, Pace
 from tencrop.training.precision import set_precision
 from tencrop.training.progress import ProgressBar
@@ -127,6 +128,7 @@ def build(config: Config, *, batches: Batches, manifest: dict[str, Any]) -> tupl
     _refuse_small_images(config, data)
     torch.manual_seed(config.seed)
     model = build_model(config.model, num_classes=len(manifest["classes"]), image_size=config.image_size)
+    check_deterministic(model, config)
     classifier = Classifier(
         config, model, statistics=manifest["statistics"], batches=batches, steps_per_epoch=data.steps_per_epoch
     )
