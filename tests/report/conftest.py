@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 import torch
 
 from tencrop.config import Config
+from tencrop.config.verbs import CONF
 from tencrop.data.manifest import open_split, read_manifest
+from tencrop.evaluation import claims
 from tencrop.evaluation.predictions import from_averages, save_scores
 from tencrop.evaluation.results import load_result, result_of, save_result
 from tencrop.records.run_folder import finish, run_folder
@@ -86,10 +89,30 @@ def make_result(config: Config, folder: Path, *, num_wrong: int, weights_sha256:
 
 
 @pytest.fixture
-def digits_config(composed: Callable[..., Config], prepared_digits: Path, tmp_path: Path) -> Callable[..., Config]:
-    """digits_config("seed=1", ...): LeNet-5 on prepared digits, its runs in a temporary folder."""
+def make_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """make_claim("claim={...}"): a copy of conf/, in which the file of lenet5_digits makes that claim."""
+
+    def make(claim: str) -> None:
+        conf = tmp_path / f"conf{len(list(tmp_path.glob('conf*')))}"
+        shutil.copytree(CONF, conf)
+        with (conf / "experiment" / "lenet5_digits.yaml").open("a") as file:
+            file.write(claim.replace("claim=", "claim: ") + "\n")
+        monkeypatch.setattr(claims, "CONF", conf)
+
+    return make
+
+
+@pytest.fixture
+def digits_config(
+    composed: Callable[..., Config], prepared_digits: Path, tmp_path: Path, make_claim: Callable[[str], None]
+) -> Callable[..., Config]:
+    """digits_config("seed=1", ...): LeNet-5 on prepared digits, its runs in a temporary folder; a claim among the words
+    is made by its experiment file."""
 
     def build(*overrides: str) -> Config:
+        for word in overrides:
+            if word.startswith("claim="):
+                make_claim(word)
         place = [f"runs={tmp_path}/runs", f"data.root={prepared_digits}", "tracker=none"]
         return composed("experiment=lenet5_digits", *place, *overrides)
 

@@ -43,7 +43,7 @@ def test_metrics_and_results(evaluated_run):
     assert run.metrics[-1]["split"] == "val"
     (result,) = run.results
     assert result.errors == {1: 10 / 500, 5: 0.0} and result.num_images == 500
-    assert result.protocol == "center" and result.is_usual and result.scores.exists()
+    assert result.protocol == "center" and result.scores.exists()
 
 
 def test_results_of_weights_trained_further_are_left_out(evaluated_run):
@@ -139,7 +139,6 @@ def test_results_outside_run_folders(evaluated_run, loose_result, tmp_path):
     loose = loose_result(folder, label="ensemble of 2")
     (evaluation,) = collect_evaluations([tmp_path, loose])  # that of the run is the run's own; found twice, read once
     assert evaluation.folder == loose and evaluation.name == "ensemble of 2 (lenet5 on digits)"
-    assert not evaluation.result.is_usual, "no recipe says what is usual"
     assert collect([loose]) == [], "a folder of results alone is none of runs, and no mistake"
 
 
@@ -153,18 +152,41 @@ def test_places(tmp_path, monkeypatch):
     assert places([]) == [Path("runs"), Path("evaluations")]
 
 
+IMAGENET = {"splits": {"train": {"num_samples": 1_281_167}, "val": {"num_samples": 50_000}}, "classes": ["c"] * 1000}
+SIMULATED = {"splits": {"train": {"num_samples": 1000}, "val": {"num_samples": 1000}}, "classes": ["c"] * 1000}
+SUBSET = {"splits": {"train": {"num_samples": 128_000}, "val": {"num_samples": 5_000}}, "classes": ["c"] * 100}
+
+
 @pytest.mark.parametrize(
-    ("changes", "is_shown"),
+    ("changes", "data", "is_shown"),
     [
-        ([], True),
-        (["optimizer.lr=0.2"], True),
-        (["model.name=resnet18"], False),
-        (["model.kwargs.zero_init_last=true"], False),
-        (["image_size=160"], False),
-        (["training.max_steps=3"], False),
+        ([], IMAGENET, True),
+        (["seed=3", "hardware=gpu8", "protocol=ten_crop", "tracker=none"], IMAGENET, True),
+        (["optimizer.lr=0.2"], IMAGENET, False),
+        (["optimizer=adamw", "training.epochs=2"], IMAGENET, False),
+        (["model.name=resnet18"], IMAGENET, False),
+        (["model.kwargs.zero_init_last=true"], IMAGENET, False),
+        (["image_size=160"], IMAGENET, False),
+        (["training.max_steps=3"], IMAGENET, False),
+        (["data=imagefolder"], IMAGENET, False),
+        (["claim.top1_error=20"], IMAGENET, False),
+        ([], SIMULATED, False),
+        ([], SUBSET, False),
+        ([], {}, False),
     ],
 )
-def test_a_claim_stands_beside_its_own_network_alone(composed, changes, is_shown):
+def test_a_claim_stands_beside_whole_runs_of_its_own_recipe_alone(composed, changes, data, is_shown):
     config = dataclasses.asdict(composed("model=resnet50", *changes))
-    experiment = Experiment("resnet50", (SimpleNamespace(config=config),))
-    assert (experiment.claim is not None) == is_shown
+    run = SimpleNamespace(config=config, manifest={"data": data})
+    assert (Experiment("resnet50", (run,)).claim is not None) == is_shown
+    other = SimpleNamespace(config=config, manifest={"data": SUBSET})
+    assert Experiment("resnet50", (run, other)).claim is None, "one of two is not of the claim's data"
+
+
+def test_configurations_that_cannot_be_read_claim_nothing(composed):
+    config = dataclasses.asdict(composed("model=resnet50"))
+    for change in ({"unknown": 1}, {"short_side": "${image_size}"}, {"training": None}):
+        run = SimpleNamespace(config={**config, **change}, manifest={"data": IMAGENET})
+        assert Experiment("resnet50", (run,)).claim is None
+    run = SimpleNamespace(config={}, manifest={"data": IMAGENET})
+    assert Experiment("resnet50", (run,)).claim is None

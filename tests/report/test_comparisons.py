@@ -1,5 +1,6 @@
 """Figures over several experiments reach the page where the runs have the numbers for them, and only there."""
 
+import dataclasses
 import json
 import re
 
@@ -27,24 +28,27 @@ def test_training_errors_of_one_network_on_the_same_data_are_drawn(evaluated_run
     assert not (tmp_path / "none").exists()
 
 
-def of_imagenet(folder) -> None:
-    """Make the run one of ResNet-50 on ImageNet with a claim of 24.01 percent."""
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    config["model"] |= {"name": "resnet50", "kwargs": model_file("resnet50")[0].kwargs}
-    config["data"]["name"], config["image_size"] = "imagenet", 224
-    claim = {"top1_error": 24.01, "top5_error": 7.02, "data": "imagenet", "protocol": "center"}
-    config["claim"] = claim | {"split": "val", "source": "a paper"}
+def of_imagenet(folder, composed) -> None:
+    """Make the run one of ResNet-50's recipe on ImageNet, which claims 24.01 percent."""
+    config = dataclasses.asdict(composed("model=resnet50"))
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    splits = {"train": {"num_samples": 1_281_167}, "val": {"num_samples": 50_000}}
+    manifest["data"] |= {"splits": splits, "classes": ["c"] * 1000}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_claims_are_drawn_first_and_measured_errors_as_they_come(evaluated_run, loose_result, tmp_path):
+def test_claims_are_drawn_first_and_measured_errors_as_they_come(evaluated_run, loose_result, composed, tmp_path):
     folder = evaluated_run()
     assert draw_comparisons(collect([folder]), [], tmp_path / "digits") == [], "the figure is of ImageNet"
-    of_imagenet(folder)
+    of_imagenet(folder, composed)
     (svg,) = draw_comparisons(collect([folder]), [], tmp_path / "claimed")
     assert "claimed by these experiments" in svg.read_text() and "measured here" not in svg.read_text()
     kwargs = json.dumps(model_file("resnet50")[0].kwargs)
     measured = {"data": "imagenet", "model": "resnet50", "model_kwargs": kwargs, "size": 224, "checkpoint": "w.pth"}
+    loose = loose_result(folder, label="w.pth", **measured)  # 500 images in 10 classes
+    assert draw_comparisons([], collect_evaluations([loose]), tmp_path / "few") == []
+    measured |= {"num_images": 50_000, "num_classes": 1000}
     loose = loose_result(folder, label="w.pth", **measured)
     (svg,) = draw_comparisons([], collect_evaluations([loose]), tmp_path / "measured")
     assert "measured here" in svg.read_text() and "claimed by these experiments" not in svg.read_text()

@@ -1,6 +1,7 @@
 """The table's numbers: paper, ours over seeds, difference, interval; and "not run"."""
 
 import io
+import json
 
 import pytest
 from rich.console import Console
@@ -43,6 +44,44 @@ def test_claimed_protocol_that_was_not_run_comes_first(evaluated_run):
     assert [row.protocol for row in rows] == ["five_crop"] * 2 + ["center 32 of 36 px"] * 2
     assert rows[0].cells[3:6] == ("1.5", "not run", "–")
     assert rows[2].published is None
+
+
+@pytest.mark.parametrize("word", ["optimizer.lr=0.5", "training.epochs=2", "training.max_steps=3", "image_size=36"])
+def test_another_recipe_than_that_of_the_file_which_claims_is_not_compared(evaluated_run, word):
+    assert [row.published for row in rows_of(evaluated_run(CLAIM, word))] == [None, None]
+
+
+def test_a_claim_that_no_file_makes_is_not_compared(evaluated_run, make_claim):
+    folder = evaluated_run(CLAIM)
+    make_claim(CLAIM.replace("1.5", "1.4"))  # the file of today
+    assert [row.published for row in rows_of(folder)] == [None, None]
+
+
+def test_fewer_images_or_classes_are_not_compared(evaluated_run):
+    folder = evaluated_run(CLAIM)
+    for path, change in (
+        (folder / "manifest.json", lambda facts: facts["data"]["splits"]["val"].update(num_samples=100)),
+        (folder / "manifest.json", lambda facts: facts["data"]["splits"]["train"].update(num_samples=100)),
+        (folder / "manifest.json", lambda facts: facts["data"]["classes"].pop()),
+        (folder / "manifest.json", lambda facts: facts["data"].pop("splits")),  # of another version
+        (folder / "predictions" / "center.result.json", lambda facts: facts.update(num_images=100)),
+        (folder / "predictions" / "center.result.json", lambda facts: facts.update(num_classes=9)),
+        (folder / "predictions" / "center.result.json", lambda facts: facts.pop("num_classes")),
+    ):
+        before, facts = path.read_text(), json.loads(path.read_text())
+        change(facts)
+        path.write_text(json.dumps(facts))
+        assert [row.published for row in rows_of(folder) if row.measured] == [None, None], facts
+        path.write_text(before)
+    assert rows_of(folder)[0].published == 1.5
+
+
+def test_an_unfinished_training_is_not_compared(evaluated_run, digits_config, run_maker):
+    folder = evaluated_run(CLAIM)
+    assert run_maker(digits_config(CLAIM), is_complete=False) == folder
+    rows = rows_of(folder)
+    assert [row.published for row in rows] == [1.5, None, None, None], "the first two are of what was not run"
+    assert rows[0].measured is None and rows[2].measured is not None
 
 
 def test_claim_about_other_data_is_not_compared(evaluated_run):

@@ -49,7 +49,7 @@ def result_of(model: str, **changes) -> dict:
     """What measured() reads of a result.json."""
     kwargs = json.dumps(model_file(model)[0].kwargs)
     usual = {"data": "imagenet", "model": model, "model_kwargs": kwargs, "size": 224, "top1_error": 0.25}
-    return usual | {"checkpoint": "last.ckpt"} | changes
+    return usual | {"checkpoint": "last.ckpt", "num_images": 50_000, "num_classes": 1000} | changes
 
 
 def test_measured_results_of_imagenet_whose_costs_are_known() -> None:
@@ -57,6 +57,8 @@ def test_measured_results_of_imagenet_whose_costs_are_known() -> None:
     results = [
         result_of("resnet50"),
         result_of("resnet50", data="digits"),
+        result_of("resnet50", num_images=1000),  # of simulated archives
+        result_of("resnet50", num_classes=100),
         result_of("resnet50", size=288),
         result_of("resnet50", model_kwargs='{"width": 2}'),
         result_of("resnet50") | {"model": "unknown"},

@@ -19,6 +19,7 @@ from tencrop.config import Config
 from tencrop.config.code import PACKAGE, code_sha256
 from tencrop.config.launch import is_first_process
 from tencrop.data.colour import mean_and_std
+from tencrop.evaluation.claims import claimant, is_claimed
 from tencrop.evaluation.ensembles import ensemble
 from tencrop.evaluation.members import EVALUATIONS, Member, source_fingerprint
 from tencrop.evaluation.predictions import Scores, cpu_group, protocol_text, save_scores, saved_scores
@@ -102,7 +103,9 @@ def _evaluate(member: Member) -> Evaluated | None:
     if scores is None:
         return None
     origin = {"mean": mean, "std": std, "preprocessing": source, **_origin(member, weights.facts)}
-    return _save(scores, config, out, stem, is_saved=is_saved, **origin)
+    is_of_run = bool(weights.facts) and member.typed is None and config.weights is None
+    recipe = claimant(config, member.manifest) if is_of_run else None
+    return _save(scores, config, out, stem, recipe=recipe, is_saved=is_saved, **origin)
 
 
 def _origin(member: Member, facts: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +116,7 @@ def _origin(member: Member, facts: dict[str, Any]) -> dict[str, Any]:
     label = f"{config.name or config.model.name} seed {facts['seed']}"
     if facts["step"] < facts["total_steps"]:
         label += f", step {facts['step']} of {facts['total_steps']}"
-    return {  # trained here: the configuration is the recipe's, and so is its claim
+    return {  # trained here: the configuration is the recipe's
         "checkpoint": str(path),
         "label": label,
         "selection": "best" if path.stem == "best" else "last",
@@ -160,9 +163,23 @@ def file_stem(config: Config, kind: str = "raw", checkpoint: str = "last") -> st
     return "-".join(part for part, differs in parts.items() if differs)
 
 
-def _save(scores: Scores, config: Config, out: Path, stem: str, *, is_saved: bool = False, **origin: Any) -> Evaluated:
-    """Write scores and result; nothing where the scores are not finite (UserError)."""
+def _save(
+    scores: Scores,
+    config: Config,
+    out: Path,
+    stem: str,
+    *,
+    recipe: Config | None = None,
+    is_saved: bool = False,
+    **origin: Any,
+) -> Evaluated:
+    """Write scores and result; nothing where the scores are not finite (UserError).
+
+    recipe: of the file that claims a published error, where these weights are those of a run of it.
+    """
     result = result_of(scores, config, scores=f"{stem}.safetensors", **origin)
+    if recipe is None or not is_claimed(result, recipe):
+        result["claim"] = None
     if not is_saved:
         save_scores(out / f"{stem}.safetensors", scores)
     if not is_saved or os.access(out, os.W_OK):  # what was evaluated before is shown from a read-only folder

@@ -5,19 +5,17 @@ Called by report.py; touches neither data nor weights.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from tencrop.config import UserError
+from tencrop.config import Config, UserError
 from tencrop.config.identity import read_config
-from tencrop.config.verbs import CONF
+from tencrop.evaluation.claims import claimant_of_run
 from tencrop.evaluation.members import EVALUATIONS
-from tencrop.evaluation.protocols import usual_side
 from tencrop.evaluation.results import load_result, protocol_label
 from tencrop.records.run_folder import read_manifest
 from tencrop.training.metric_rows import read_rows
@@ -35,7 +33,6 @@ class Result:
     average: str  # softmax | logits
     is_ema: bool  # of the averaged weights
     is_best: bool  # of the checkpoint that was best on the minival, not of the last one
-    is_usual: bool  # at the recipe's own sizes, filter, region and average, of the weights that its recipe ends with
     errors: dict[int, float]  # k -> top-k error, a fraction
     num_images: int
     weights_sha256: str
@@ -91,26 +88,15 @@ class Experiment:
     runs: tuple[Run, ...]  # by seed
 
     @cached_property
+    def recipe(self) -> Config | None:
+        """That of the file of conf/ which makes the claim; None where one of these is no run of it on whole data."""
+        found = [claimant_of_run(run.config, run.manifest["data"]) for run in self.runs]
+        return None if None in found else found[0]
+
+    @property
     def claim(self) -> dict[str, Any] | None:
-        """The published result (percent), where it speaks of these data, this network and a whole training."""
-        config = self.runs[0].config
-        claim = config.get("claim")
-        if not claim or claim["data"] != config["data"]["name"] or config["training"]["max_steps"] is not None:
-            return None
-        return claim if _is_of_network(claim, config) else None
-
-
-def _is_of_network(claim: dict[str, Any], config: dict[str, Any]) -> bool:
-    """Whether the file of conf/model that claims this, if it is one, is of the run's network and image size."""
-    defaults = yaml.safe_load((CONF / "train.yaml").read_text())
-    for path in (CONF / "model").glob("*.yaml"):
-        file = yaml.safe_load(path.read_text())
-        if file.get("claim") and file["claim"].items() <= claim.items():
-            claimed = {**defaults, **file}
-            return claimed["image_size"] == config["image_size"] and all(
-                claimed["model"][key] == config["model"][key] for key in ("name", "kwargs")
-            )
-    return True
+        """The published result (percent) that these runs may stand beside."""
+        return None if self.recipe is None or self.recipe.claim is None else dataclasses.asdict(self.recipe.claim)
 
 
 @dataclass(frozen=True)
@@ -167,7 +153,7 @@ def collect(paths: Iterable[Path], on_broken: Callable[[UserError], None] | None
 def collect_evaluations(paths: Iterable[Path]) -> list[Evaluation]:
     """All results in or below `paths` that lie in no run folder, by path."""
     found = sorted({file for path in paths for file in _loose_results(path.resolve())})
-    return [Evaluation(_read_result(file, None), file.parent) for file in found]
+    return [Evaluation(_read_result(file), file.parent) for file in found]
 
 
 def _loose_results(path: Path) -> list[Path]:
@@ -184,7 +170,7 @@ def _one_a_seed(runs: Iterable[Run]) -> tuple[Run, ...]:
 def read_run(folder: Path) -> Run:
     """The run of a folder; UserError where config.yaml, manifest.json or a result is missing or broken."""
     config = read_config(folder)
-    results = [_read_result(path, config) for path in sorted((folder / "predictions").glob("*.result.json"))]
+    results = [_read_result(path) for path in sorted((folder / "predictions").glob("*.result.json"))]
     return Run(folder=folder, config=config, manifest=read_manifest(folder), results=tuple(results))
 
 
@@ -212,8 +198,7 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.yaml").exists() and (folder / "manifest.json").exists()
 
 
-def _read_result(path: Path, config: dict[str, Any] | None) -> Result:
-    """config: of the run that the result belongs to, if any: what is usual is said by its recipe."""
+def _read_result(path: Path) -> Result:
     facts = load_result(path)
     try:
         return Result(
@@ -222,7 +207,6 @@ def _read_result(path: Path, config: dict[str, Any] | None) -> Result:
             average=facts["averaging"],
             is_ema=facts["weights"] == "ema",
             is_best=facts["selection"] == "best",
-            is_usual=config is not None and _is_usual(facts, config),
             errors={k: float(facts[f"top{k}_error"]) for k in TOP},
             num_images=int(facts["num_images"]),
             weights_sha256=facts["weights_sha256"],
@@ -232,15 +216,3 @@ def _read_result(path: Path, config: dict[str, Any] | None) -> Result:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a result of this version ({error!r}); evaluate again") from error
-
-
-def _is_usual(facts: dict[str, Any], config: dict[str, Any]) -> bool:
-    side = usual_side(facts["protocol"], config["short_side"])
-    if isinstance(config["protocol"]["side"], list) and facts["protocol"] == config["protocol"]["name"]:
-        side = config["protocol"]["side"]  # several scales are the recipe's own
-    own = {"side": side, "size": config["image_size"], "region": config["protocol"]["region"]}
-    own |= {"filter": config["augmentation"]["filter"], "averaging": config["protocol"]["average"]}
-    own |= {"weights": "raw" if config["training"]["ema_decay"] is None else "ema"}
-    if facts["views"] == 1:
-        del own["averaging"]
-    return all(facts[key] == value for key, value in own.items())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from tencrop.evaluation.claims import is_on_whole
 from tencrop.report.collect import Evaluation, Experiment
 from tencrop.report.training_error import draw_training_error, has_training_error
 
@@ -39,7 +40,7 @@ def _draw_tradeoff(experiments: Sequence[Experiment], evaluations: Sequence[Eval
     facts = [result.facts for result in (*results, *(evaluation.result for evaluation in evaluations))]
     claims = [(one.runs[0].config, one.claim["top1_error"]) for one in experiments if one.claim]
     claims = [(config, error) for config, error in claims if config["data"]["name"] == "imagenet"]
-    if not claims and not any(one["data"] == "imagenet" for one in facts):
+    if not claims and not any(is_on_whole("imagenet", one) for one in facts):
         return []
 
     from tencrop.complexity.golden import golden_counts

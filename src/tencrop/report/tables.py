@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tencrop.console import plain_console
+from tencrop.evaluation.claims import is_claimed
 from tencrop.evaluation.errors import OverSeeds, over_seeds, wilson_interval
 from tencrop.report.collect import TOP, Evaluation, Experiment, Result, Run
 
@@ -119,21 +120,23 @@ def _rows(experiment: Experiment) -> list[Row]:
     for run in experiment.runs:
         for result in run.valid_results:
             groups.setdefault((result.title, result.source_fingerprint), []).append((run, result))
-    ordered = sorted(groups.values(), key=lambda members: (not _is_claimed(claim, members[0][1]), members[0][1].title))
-    if claim and not any(_is_claimed(claim, members[0][1]) for members in ordered):
+    ordered = sorted(groups.values(), key=lambda members: (not _is_claimed(experiment, members), members[0][1].title))
+    if claim and not any(_is_claimed(experiment, members) for members in ordered):
         rows = _rows_not_run(experiment, claim["protocol"])
     else:
         rows = [] if ordered else _rows_not_run(experiment, experiment.runs[0].config["protocol"]["name"])
     for members in ordered:
         results, note = [result for _, result in members], _note(experiment, [run for run, _ in members])
         for k in TOP:
-            published = _published(claim, k) if _is_claimed(claim, results[0]) else None
+            published = _published(claim, k) if _is_claimed(experiment, members) else None
             rows.append(_row(experiment.name, k, results, published=published, note=note))
     return rows
 
 
-def _is_claimed(claim: dict[str, Any] | None, result: Result) -> bool:
-    return claim is not None and result.is_usual and not result.is_best and result.protocol == claim["protocol"]
+def _is_claimed(experiment: Experiment, members: Sequence[tuple[Run, Result]]) -> bool:
+    """Whether the claim is about results as these, all of whole trainings."""
+    recipe = experiment.recipe
+    return recipe is not None and all(run.is_complete and is_claimed(one.facts, recipe) for run, one in members)
 
 
 def _rows_not_run(experiment: Experiment, protocol: str) -> list[Row]:

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from tencrop.complexity.networks import model_file
 from tencrop.config.verbs import CONF
+from tencrop.evaluation.claims import is_on_whole
 from tencrop.seeing.drawing import INK, PAPER, RULE, SOFT, styled, titled
 from tencrop.seeing.record import Record
 
@@ -77,10 +78,10 @@ def point_of(
 
 
 def measured(results: Iterable[Mapping[str, Any]], counts: Mapping[str, Mapping[str, int]]) -> list[Point]:
-    """Of some result.json those on ImageNet, of one network (no ensemble) whose costs are known."""
+    """Of some result.json those on all of ImageNet, of one network (no ensemble) whose costs are known."""
     points = []
     for result in results:
-        if result["data"] == "imagenet" and isinstance(result["checkpoint"], str):
+        if is_on_whole("imagenet", result) and isinstance(result["checkpoint"], str):
             kwargs, error = json.loads(result["model_kwargs"]), 100 * result["top1_error"]
             points.append(point_of(result["model"], kwargs, result["size"], error, counts))
     return [one for one in points if one is not None]
