@@ -29,8 +29,11 @@ quickstart: install ## LeNet-5 on handwritten digits: prepare, train, evaluate, 
 test: lint ## ruff, mypy and all tests
 	$(BIN)/python -m pytest -q
 
-test-long: install ## what takes minutes: ten random interruptions of two ranks and of four, ...
+test-long: install ## what takes minutes rather than seconds
 	$(BIN)/python -m pytest -q -s -m long
+
+gpu-check: install ## what needs a GPU: marked tests, DDP, exact resume, protocols; prints a table
+	$(BIN)/python bench/gpu_check.py
 
 lint: install ## ruff and mypy alone
 	$(BIN)/ruff check .
