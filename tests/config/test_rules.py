@@ -66,7 +66,6 @@ def test_every_option_composes(composed, group, option):
         (["augmentation.mixing.cutmix_alpha=1", "augmentation.mixing.mix_group=1"], "a sample alone has no partner"),
         (["augmentation.mixing.switch_prob=2"], r"must lie in \[0, 1\]"),
         (["augmentation.erasing.aspect=[0.3,{a:1}]"], "must be a list of numbers"),
-        (["augmentation.area=[null,1]"], "must be a list of numbers"),
         (["short_side=200", "protocol.side=256"], "short_side=200: a crop of image_size=224"),
     ],
 )

@@ -38,7 +38,7 @@ def test_an_evaluation_adds_to_the_rows_of_its_step(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", [b"\xff,lr,0.1", b"9" * 5000 + b",lr,1", "²,lr,1".encode(), b'"' + b"x" * 200_000, b"\0"]
+    "line", [b"\xff,lr,1", b"9" * 5000 + b",lr,1", "²,lr,1".encode(), b'"' + b"x" * 200_000, b"\0"]
 )
 def test_damaged_lines_are_dropped(tmp_path, line):
     path = tmp_path / "metrics.csv"

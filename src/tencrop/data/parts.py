@@ -123,7 +123,7 @@ def _read_part(path: Path, key: str) -> tuple[Part, ColourSums] | None:
     if not path.is_file():
         return None
     # a damaged file raises what zipfile, zlib, NumPy or Python's parser raises, and its files are read again
-    with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as arrays:
+    with contextlib.suppress(Exception), np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
         if arrays["key"].tobytes().decode(errors="replace") == key:
             sums = ColourSums()
             sums.num_images, sums.num_pixels = (int(count) for count in arrays["counts"])
