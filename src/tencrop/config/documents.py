@@ -103,30 +103,36 @@ def literal(value: Any) -> Any:
 def check_plain(value: Any) -> None:
     """ValueError unless everything in `value` is of JSON's types, at most MAX_DEPTH deep, with integers of 64 bits and
     text that file names can be made of."""
-    rest = [(value, 0)]
-    while rest:
-        value, depth = rest.pop()
+    parts, depth = [value], 0
+    while parts:  # all that stands at one depth, then what stands within it
         if depth > MAX_DEPTH:
             raise ValueError(f"lists or mappings are nested more than {MAX_DEPTH} deep")
-        if isinstance(value, dict):
-            rest += [(part, depth + 1) for pair in value.items() for part in pair]
-            if not all(isinstance(key, str) for key in value):
-                raise ValueError("a key is not text")
-        elif isinstance(value, list):
-            rest += [(part, depth + 1) for part in value]
-        elif isinstance(value, str):
-            if not is_file_name(value):
-                raise ValueError("a text is not Unicode, or has a NUL in it")
-        elif isinstance(value, int):
-            if not -(2**63) <= value < 2**64:
-                raise ValueError("an integer has more than 64 bits")
-        elif not (value is None or isinstance(value, float)):
-            raise ValueError(f"a value is a {type(value).__name__}")
+        inner: list[Any] = []
+        for part in parts:
+            if isinstance(part, str):
+                if not is_file_name(part):
+                    raise ValueError("a text is not Unicode, or has a NUL in it")
+            elif isinstance(part, dict):
+                inner += part
+                inner += part.values()
+                if not all(isinstance(key, str) for key in part):
+                    raise ValueError("a key is not text")
+            elif isinstance(part, list):
+                inner += part
+            elif isinstance(part, int):
+                if not -(2**63) <= part < 2**64:
+                    raise ValueError("an integer has more than 64 bits")
+            elif not (part is None or isinstance(part, float)):
+                raise ValueError(f"a value is a {type(part).__name__}")
+        parts, depth = inner, depth + 1
 
 
 def check_shape(value: Any, shape: Any, key: str = "") -> None:
     """ValueError unless `value` is of `shape`; `key` is where it stands, for the message."""
-    if isinstance(shape, tuple) and not isinstance(shape, Between | NotEmpty):
+    if isinstance(shape, Between) or not isinstance(shape, tuple | list | dict):  # most of a file's values
+        if not _is_simple(value, shape):
+            raise ValueError(f"{key or 'it'} must be {_name(shape)}, not {_shown(value)}")
+    elif isinstance(shape, tuple) and not isinstance(shape, NotEmpty):
         if not any(_fits(value, one) for one in shape):
             raise ValueError(f"{key or 'it'} must be {' or '.join(map(_name, shape))}, not {_shown(value)}")
     elif isinstance(shape, dict) and isinstance(value, dict):
@@ -144,12 +150,14 @@ def check_shape(value: Any, shape: Any, key: str = "") -> None:
             raise ValueError(f"{key or 'it'} is a list of {len(value)} and must be {_name(shape)}")
         for number, (part, one) in enumerate(zip(value, inner, strict=True)):
             check_shape(part, one, f"{key}[{number}]")
-    elif not _is_simple(value, shape):
+    else:
         raise ValueError(f"{key or 'it'} must be {_name(shape)}, not {_shown(value)}")
 
 
 def is_file_name(text: str) -> bool:
     """Whether a file can be called so: no NUL, and no surrogates but those that stand for bytes outside UTF-8."""
+    if text.isascii():
+        return "\0" not in text
     try:
         return b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
@@ -173,7 +181,9 @@ def _is_simple(value: Any, shape: Any) -> bool:
     if shape is object or (shape is None and value is None):
         return True
     if shape is str:
-        return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+        return isinstance(value, str) and (
+            value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
+        )
     if shape is float:
         return type(value) in (int, float) and math.isfinite(value)
     if shape == NUMBER:

@@ -94,6 +94,11 @@ def read_all(read: Reader, path: Path, contents: st.SearchStrategy[bytes], cases
     read_one()
 
 
+@pytest.fixture(params=[200, pytest.param(1000, marks=pytest.mark.long)])
+def cases(request) -> int:
+    return request.param
+
+
 @pytest.fixture
 def run(composed, prepared_digits, tmp_path) -> Path:
     """A complete run of five rows."""
@@ -111,47 +116,47 @@ def made_up(contents: bytes) -> st.SearchStrategy[bytes]:
     return st.one_of(PLAIN.map(lambda value: json.dumps(value).encode()), st.binary(max_size=60))
 
 
-def test_metrics(run):
+def test_metrics(run, cases):
     path = run / "metrics.jsonl"
     written = read_rows(path)
     content = path.read_bytes()
-    read_all(read_rows, path, damaged(content), 1000, lambda rows, _: rows == written[: len(rows)])
-    read_all(read_rows, path, made_up(content), 300, lambda rows, _: isinstance(rows, list))
+    read_all(read_rows, path, damaged(content), cases, lambda rows, _: rows == written[: len(rows)])
+    read_all(read_rows, path, made_up(content), cases // 4, lambda rows, _: isinstance(rows, list))
     expected = read_manifest(run)["result"]["metrics_digest"]
     whole = lambda rows, content: rows == written  # noqa: E731
-    read_all(lambda path: read_rows(path, expected=expected), path, damaged(content), 300, whole)
-    read_all(lambda path: keep_rows(path, 3), path, damaged(content), 300, lambda kept, _: kept[0] == 3)
+    read_all(lambda path: read_rows(path, expected=expected), path, damaged(content), cases // 4, whole)
+    read_all(lambda path: keep_rows(path, 3), path, damaged(content), cases // 4, lambda kept, _: kept[0] == 3)
 
 
-def test_manifest_of_a_run(run):
+def test_manifest_of_a_run(run, cases):
     path = run / "manifest.json"
     content = path.read_bytes()
     typed = lambda value, _: isinstance(value["result"]["status"], str) and value["sessions"][0]["code"]  # noqa: E731
-    read_all(lambda path: read_manifest(path.parent), path, damaged(content), 1000, typed)
-    read_all(lambda path: read_manifest(path.parent), path, made_up(content), 300, typed)
+    read_all(lambda path: read_manifest(path.parent), path, damaged(content), cases, typed)
+    read_all(lambda path: read_manifest(path.parent), path, made_up(content), cases // 4, typed)
 
 
-def test_manifest_of_data(prepared_digits, tmp_path):
+def test_manifest_of_data(prepared_digits, tmp_path, cases):
     path, content = tmp_path / "manifest.json", (prepared_digits / "manifest.json").read_bytes()
     written = {key: value for key, value in json.loads(content).items() if key != "sha256"}
     same = lambda value, _: written.items() <= value.items()  # noqa: E731
-    read_all(lambda path: read_data_manifest(path.parent), path, damaged(content), 1000, same)
-    read_all(lambda path: read_data_manifest(path.parent), path, made_up(content), 300, same)
+    read_all(lambda path: read_data_manifest(path.parent), path, damaged(content), cases, same)
+    read_all(lambda path: read_data_manifest(path.parent), path, made_up(content), cases // 4, same)
 
 
-def test_id_of_a_tracked_run(tmp_path):
+def test_id_of_a_tracked_run(tmp_path, cases):
     path = tmp_path / "tracking" / "run.json"
     path.parent.mkdir()
     is_id = lambda value, _: isinstance(value, str) and value.isascii() and value.isalnum()  # noqa: E731
     contents = st.one_of(damaged(b'{"id": "0123456789ab"}\n'), made_up(b""))
-    read_all(lambda path: _tracked_id(path.parents[1]), path, contents, 1000, is_id)
+    read_all(lambda path: _tracked_id(path.parents[1]), path, contents, cases, is_id)
 
 
-def test_record_of_a_figure(tmp_path):
+def test_record_of_a_figure(tmp_path, cases):
     path = tmp_path / "occlusion.json"
     save_record(path, Record("Occlusion", "What it sees", "lenet5", "ab" * 32, "python -m tencrop.seeing"))
     contents = st.one_of(damaged(path.read_bytes()), made_up(b""))
-    read_all(load_record, path, contents, 1000, lambda record, _: isinstance(record.title + record.caption, str))
+    read_all(load_record, path, contents, cases, lambda record, _: isinstance(record.title + record.caption, str))
 
 
 @pytest.mark.parametrize("cases", [60, pytest.param(1000, marks=pytest.mark.long)])
