@@ -1,0 +1,92 @@
+"""A run whose last checkpoint is damaged or of another run goes on from the one before, says so, and ends the same."""
+
+import json
+import runpy
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tencrop.training.checkpoints import read_checkpoint
+
+ROOT = Path(__file__).parents[2]
+
+
+def damage(path) -> None:
+    """Flip a bit in the middle of a file; another name of it (previous.ckpt) keeps its bytes."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "fault", [{"signal_number": signal.SIGTERM, "at_step": 8}, None], ids=["interrupted", "complete"]
+)
+def test_a_run_whose_last_checkpoint_is_damaged_ends_as_one_that_was_left_alone(train, uninterrupted, fault):
+    run = train("run", "checkpoint_every_steps=2", fault=fault)
+    damage(run.last)
+    run = train("run", "checkpoint_every_steps=2")
+    assert run.exit_code == 0 and run.result()["message"] == "complete"
+    for key in ("weights_sha256", "ema_sha256"):
+        assert run.result()[key] == uninterrupted.result()[key]
+    assert run.rows() == uninterrupted.rows()
+    names = ["best.ckpt", "last.ckpt", "previous.ckpt", "refused.ckpt"]
+    assert sorted(path.name for path in run.last.parent.iterdir()) == names
+
+
+def test_all_ranks_go_on_from_the_same_checkpoint(train):
+    """The first renames the damaged one while the other may be reading it."""
+    options = ("hardware.devices=2", "hardware.max_micro_batch=null", "model.bn_group=3", "training.epochs=2")
+    options += ("checkpoint_every_steps=2",)
+    whole = train("whole", *options, num_ranks=2)
+    damage(whole.last)
+    run = train("whole", *options, num_ranks=2)
+    assert whole.exit_codes == run.exit_codes == [0, 0]
+    assert run.result(0)["message"] == "complete"
+    facts = read_checkpoint(run.last)["tencrop"]
+    assert {run.result(rank)["weights_sha256"] for rank in (0, 1)} == {facts["weights_sha256"]}
+    refused = torch.load(run.last.with_name("refused.ckpt"), weights_only=True)["tencrop"]
+    assert refused["weights_sha256"] == facts["weights_sha256"], "as the damaged one said"
+
+
+@pytest.fixture
+def train_verb(prepared_digits, tmp_path, monkeypatch, capsys):
+    """train_verb("seed=1"): train.py on the digits for 6 steps; its exit code and what it writes to stderr."""
+    monkeypatch.chdir(tmp_path)
+    words = ["experiment=lenet5_digits", f"data.root={prepared_digits}", "training.max_steps=6", "hardware=cpu"]
+    words += ["hardware.workers=1", "checkpoint_every_steps=3", "tracker=none", f"runs={tmp_path}/runs"]
+
+    def run(*overrides: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["train.py", *words, *overrides])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        torch.use_deterministic_algorithms(False)
+        return ended.value.code, capsys.readouterr().err
+
+    return run
+
+
+def test_a_complete_run_is_never_taken_for_what_its_checkpoint_is_not(train_verb, tmp_path):
+    """Damaged, it is trained on from previous.ckpt to the same weights; another seed's is refused."""
+    for seed in (0, 1):
+        assert train_verb(f"seed={seed}")[0] == 0
+    first, second = sorted((tmp_path / "runs" / "lenet5_digits").iterdir())
+    ended = json.loads((first / "manifest.json").read_text())
+    last = first / "checkpoints" / "last.ckpt"
+
+    damage(last)
+    exit_code, errors = train_verb("seed=0")
+    (line,) = [line for line in errors.splitlines() if "last.ckpt" in line]
+    assert exit_code == 0 and "is damaged" in line and line.endswith("going on from previous.ckpt (step 3 of 6)")
+    manifest = json.loads((first / "manifest.json").read_text())
+    assert manifest["result"] == ended["result"] and len(manifest["sessions"]) == 2
+
+    for name in ("last.ckpt", "previous.ckpt"):
+        shutil.copy(second / "checkpoints" / name, first / "checkpoints" / name)
+    exit_code, errors = train_verb("seed=0")
+    assert exit_code == 2 and errors.count("\n") == 1 and "last.ckpt: is of another run: its seed is 1" in errors
+    assert json.loads((first / "manifest.json").read_text()) == manifest
