@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,12 +19,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tencrop.config import Config, UserError, derive_batches
+from tencrop.config.verbs import CONF
 from tencrop.data.manifest import read_manifest
+from tencrop.evaluation import claims
 from tencrop.evaluation import evaluate as module
 from tencrop.evaluation.errors import wilson_interval
 from tencrop.evaluation.evaluate import evaluate_members, file_stem
 from tencrop.evaluation.members import Member
-from tencrop.evaluation.predictions import load_scores
+from tencrop.evaluation.predictions import load_scores, save_scores
 from tencrop.evaluation.results import load_result
 from tencrop.training.checkpoints import AtomicCheckpointIO, weights_sha256
 from tencrop.training.classifier import Classifier
@@ -66,6 +69,48 @@ def test_result_and_scores_are_written(make_config, new_network, save_checkpoint
         "source_fingerprint": read_manifest(config.data.root)["splits"]["val"]["source_fingerprint"],
     }  # fmt: skip
     assert {key: result[key] for key in expected} == expected
+
+
+CLAIM = "{top1_error: 30, top5_error: null, data: imagefolder, split: val, protocol: flip_pair, source: a table}"
+
+
+def test_a_result_has_the_claim_of_a_whole_run_of_its_recipe_alone(
+    make_config, new_network, save_checkpoint, evaluate, tmp_path, monkeypatch
+) -> None:
+    shutil.copytree(CONF, tmp_path / "conf")
+    recipe = "defaults: [override /data: imagefolder, override /model: lenet5_dense]\nimage_size: 32\nshort_side: 36\n"
+    recipe = f"# @package _global_\n{recipe}training: {{precision: fp32}}\nclaim: {CLAIM}\n"
+    (tmp_path / "conf" / "experiment" / "claiming.yaml").write_text(recipe)
+    monkeypatch.setattr(claims, "CONF", tmp_path / "conf")
+    checkpoint = save_checkpoint(tmp_path / "last.ckpt", make_config(), new_network(make_config()))
+
+    def claimed(*overrides: str) -> bool:
+        config = make_config(f"claim={CLAIM}", *overrides)
+        return evaluate(config, checkpoint, tmp_path)["claim"] is not None
+
+    assert not claimed("protocol=flip_pair"), "nobody counted these data"
+    monkeypatch.setitem(claims.WHOLE_DATA, "imagefolder", (6, 501, 6))
+    assert claimed("protocol=flip_pair")
+    for overrides in (["protocol=center"], ["protocol=flip_pair", "protocol.side=40"]):
+        assert not claimed(*overrides)
+    for override in ("optimizer.lr=3", "training.epochs=2", "training.max_steps=3"):
+        assert not claimed("protocol=flip_pair", override)
+    monkeypatch.setitem(claims.WHOLE_DATA, "imagefolder", (6, 502, 6))
+    assert not claimed("protocol=flip_pair"), "an image is missing"
+
+
+def test_scores_of_bf16_logits_are_computed_again(
+    make_config, new_network, save_checkpoint, evaluate, no_network_runs, tmp_path
+) -> None:
+    """As older versions saved them; the file says which they are."""
+    config = make_config("training.precision=bf16")
+    checkpoint = save_checkpoint(tmp_path / "last.ckpt", config, new_network(config))
+    assert evaluate(config, checkpoint, tmp_path)["precision"] == "bf16, last layer fp32"
+    scores = load_scores(tmp_path / "center.safetensors")
+    save_scores(tmp_path / "center.safetensors", replace(scores, metadata=scores.metadata | {"precision": "bf16"}))
+    no_network_runs()
+    with pytest.raises(AssertionError, match="computed again"):
+        evaluate(config, checkpoint, tmp_path)
 
 
 def test_saved_scores_are_used_again(

@@ -9,8 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
 from tencrop.config import UserError
+from tencrop.config.verbs import CONF
+from tencrop.evaluation.claims import _composed
 from tencrop.report.collect import Experiment, collect, collect_evaluations, places
 from tencrop.training.metric_rows import NO_ROWS, append_row
 
@@ -183,9 +187,20 @@ def test_a_claim_stands_beside_whole_runs_of_its_own_recipe_alone(composed, chan
     assert Experiment("resnet50", (run, other)).claim is None, "one of two is not of the claim's data"
 
 
+def test_claims_are_looked_up_while_a_verb_runs(composed):
+    """hydra.compose() refuses to."""
+    config = dataclasses.asdict(composed("model=resnet50"))
+    _composed.cache_clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        before = GlobalHydra.instance().hydra
+        run = SimpleNamespace(config=config, manifest={"data": IMAGENET})
+        assert Experiment("resnet50", (run,)).claim is not None
+        assert GlobalHydra.instance().hydra is before
+
+
 def test_configurations_that_cannot_be_read_claim_nothing(composed):
     config = dataclasses.asdict(composed("model=resnet50"))
-    for change in ({"unknown": 1}, {"short_side": "${image_size}"}, {"training": None}):
+    for change in ({"unknown": 1}, {"short_side": "${image_size}"}, {"training": None}, {"data": None}):
         run = SimpleNamespace(config={**config, **change}, manifest={"data": IMAGENET})
         assert Experiment("resnet50", (run,)).claim is None
     run = SimpleNamespace(config={}, manifest={"data": IMAGENET})
