@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import struct
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tencrop.config import UserError
+from tencrop.config.documents import read_json
 
 FORMAT = 2  # of our checkpoints ("tencrop" in them); files of format 1 have no digest
 END_BYTES, END_SIGNATURE = 22, b"PK\x05\x06"  # end of central directory record of a zip archive without a comment
@@ -27,6 +27,16 @@ DIGEST_BYTES = 64  # hexadecimal
 COMMENT = b"tencrop sha256 "
 BLOCK_BYTES = 1 << 20
 MEND = "train.py goes on from previous.ckpt beside it where there is one; else name another file, or delete it"
+
+
+_TEXT = (str, None)
+RUN_SHAPE = {  # what a checkpoint is compared with; records/run_folder.py has all of it
+    "seeds": {"seed": int},
+    "result": {"status": str, "weights_sha256": _TEXT, "ema_sha256?": _TEXT},
+    "run_id?": _TEXT,
+    "model?": _TEXT,
+    "total_steps?": (int, None),
+}
 
 
 class RefusedCheckpoint(UserError):
@@ -84,14 +94,10 @@ def load_checked(path: str | Path) -> Any:
 def run_manifest(folder: Path) -> dict[str, Any]:
     """manifest.json of a run folder, empty where there is none; UserError where it is broken."""
     path = folder / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text())
-        assert isinstance(manifest, dict), "no JSON object"
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (ValueError, RecursionError, AssertionError) as error:
-        raise UserError(f"{path}: not the manifest of a run ({error}); bring it back, or delete the folder") from error
-    return manifest
+    mend = "bring it back from a copy, or delete the folder and train again"
+    return read_json(path, RUN_SHAPE, what="the manifest of a run", mend=mend)
 
 
 def with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor] | None:
@@ -133,14 +139,11 @@ def _compare_with_run(path: Path, facts: Mapping[str, Any]) -> None:
     manifest = run_manifest(folder.parent) if folder.name == "checkpoints" else {}
     if not manifest:
         return
-    try:
-        expected = {"seed": manifest["seeds"]["seed"], "run_id": manifest.get("run_id")}
-        expected |= {key: manifest[key] for key in ("model", "total_steps") if manifest.get(key) is not None}
-        ended = manifest["result"]
-        if ended["status"] == "complete" and facts.get("is_complete"):
-            expected |= {key: ended[key] for key in ("weights_sha256", "ema_sha256")}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder.parent / 'manifest.json'}: not the manifest of a run ({error!r})") from error
+    expected = {"seed": manifest["seeds"]["seed"], "run_id": manifest.get("run_id")}
+    expected |= {key: manifest[key] for key in ("model", "total_steps") if manifest.get(key) is not None}
+    ended = manifest["result"]
+    if ended["status"] == "complete" and facts.get("is_complete"):
+        expected |= {key: ended.get(key) for key in ("weights_sha256", "ema_sha256")}
     for key, value in expected.items():
         if facts.get(key) != value:
             reason = f"is of another run: its {key} is {facts.get(key)} and not {value}, as the folder's manifest says"
