@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,10 +22,20 @@ from PIL import Image
 from tencrop.config import Config, Data, Splits, StoreOptions, typed
 from tencrop.config.verbs import CONF
 from tencrop.data.prepare import prepare
+from tencrop.signals import SIGNALS
 
 CLASSES = ("china", "flower", "mirrored")
 NUM_IMAGES = {"train": 8, "val": 4}  # of a class
 SIZES = ((96, 128), (128, 96), (64, 64), (120, 161), (75, 50), (240, 320), (33, 97), (100, 100))  # height, width
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    """train.py, where a test runs it in this process, leaves signals handled or ignored: not for the next test."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

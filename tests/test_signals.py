@@ -28,14 +28,6 @@ runpy.run_path("train.py", run_name="__main__")
 """
 
 
-@pytest.fixture(autouse=True)
-def handlers_as_before():
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("module", ["hydra", "torch", "pytorch_lightning"])
 def test_a_signal_while_python_imports_ends_with_75(prepared_digits, tmp_path, module, number):
