@@ -99,20 +99,6 @@ def test_a_result_has_the_claim_of_a_whole_run_of_its_recipe_alone(
     assert not claimed("protocol=flip_pair"), "an image is missing"
 
 
-def test_scores_of_bf16_logits_are_computed_again(
-    make_config, new_network, save_checkpoint, evaluate, no_network_runs, tmp_path
-) -> None:
-    """As older versions saved them; the file says which they are."""
-    config = make_config("training.precision=bf16")
-    checkpoint = save_checkpoint(tmp_path / "last.ckpt", config, new_network(config))
-    assert evaluate(config, checkpoint, tmp_path)["precision"] == "bf16, last layer fp32"
-    scores = load_scores(tmp_path / "center.safetensors")
-    save_scores(tmp_path / "center.safetensors", replace(scores, metadata=scores.metadata | {"precision": "bf16"}))
-    no_network_runs()
-    with pytest.raises(AssertionError, match="computed again"):
-        evaluate(config, checkpoint, tmp_path)
-
-
 def test_saved_scores_are_used_again(
     make_config, new_network, save_checkpoint, evaluate, no_network_runs, tmp_path
 ) -> None:
