@@ -26,7 +26,7 @@ from tencrop.evaluation import evaluate as module
 from tencrop.evaluation.errors import wilson_interval
 from tencrop.evaluation.evaluate import evaluate_members, file_stem
 from tencrop.evaluation.members import Member
-from tencrop.evaluation.predictions import load_scores, save_scores
+from tencrop.evaluation.predictions import load_scores
 from tencrop.evaluation.results import load_result
 from tencrop.training.checkpoints import AtomicCheckpointIO, weights_sha256
 from tencrop.training.classifier import Classifier
