@@ -11,6 +11,7 @@ from tencrop.config import Model
 from tencrop.models.convolutional import MeanScores, fully_convolutional
 from tencrop.models.factory import build_model, create_network
 from tencrop.models.last_layer import last_layers
+from tencrop.training.precision import allow_tf32, set_precision
 
 NUM_CLASSES = 1000
 # name, arguments, image size
@@ -112,3 +113,31 @@ def test_a_copy_keeps_it_and_uses_its_own_weights() -> None:
             parameter.requires_grad_(False).mul_(2)
         logits = under_bf16(copied, images)
         assert logits.dtype == torch.float32 and not torch.allclose(logits, under_bf16(network, images))
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_tf32_is_off_in_the_last_layer_alone(is_training: bool, monkeypatch) -> None:
+    """The switches as they stand when each layer computes; on a CPU they change nothing."""
+    network = build_model(model("test_resnet", {}), num_classes=NUM_CLASSES).train(is_training)
+    (last,) = last_layers(network, NUM_CLASSES)
+    seen: list[tuple[bool, bool]] = []
+
+    def note(*_: object) -> None:
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+
+    forward = type(last).forward
+    monkeypatch.setattr(last, "forward", lambda inputs: (note(), forward(last, inputs))[1])
+    before = allow_tf32()
+    try:
+        set_precision("tf32")
+        network(torch.zeros(2, 3, 64, 64))
+        note()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before.values()
+    assert seen == ([(True, True)] * 2 if is_training else [(True, True), (False, False), (True, True)])
+
+
+def test_meta_tensors_pass() -> None:
+    with torch.device("meta"):
+        network = build_model(model("test_resnet", {}), num_classes=NUM_CLASSES).eval()
+    assert network(torch.empty(1, 3, 64, 64, device="meta")).shape == (1, NUM_CLASSES)

@@ -5,6 +5,8 @@ Called by factory.py, for every network that is trained or evaluated, and by con
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +15,8 @@ from torch.nn.modules.conv import _ConvNd
 
 
 def score_in_float32(network: nn.Module, num_classes: int) -> None:
-    """Let `network` compute its class scores in float32 in eval mode, under autocast too; training is left as it is.
+    """Let `network` compute its class scores in float32 in eval mode, under autocast and TF32 too; training stays as
+    it is.
 
     bfloat16 has 8 significant bits: logits between 8 and 16 are multiples of 0.0625, so that the best two of an image
     tie, and a tie counts against the label. Costs the last layer twice.
@@ -41,7 +44,22 @@ def _num_outputs(layer: nn.Module) -> int | None:
 def _again_in_float32(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
     """A forward hook; it holds no state, so that a copied or pickled network keeps it."""
     kind = output.device.type
-    if layer.training or not torch.is_autocast_enabled(kind):
+    if layer.training or kind == "meta" or not (torch.is_autocast_enabled(kind) or _is_tf32()):
         return None
-    with torch.autocast(kind, enabled=False):
+    with torch.autocast(kind, enabled=False), _without_tf32():
         return layer.forward(inputs[0].float())  # not layer(), whose hook this is
+
+
+def _is_tf32() -> bool:
+    return torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """The switches are read when an operation is launched: nothing waits for the device."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
