@@ -33,8 +33,9 @@ def of_imagenet(folder, composed) -> None:
     config = dataclasses.asdict(composed("model=resnet50"))
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     manifest = json.loads((folder / "manifest.json").read_text())
-    splits = {"train": {"num_samples": 1_281_167}, "val": {"num_samples": 50_000}}
-    manifest["data"] |= {"splits": splits, "classes": ["c"] * 1000}
+    for split, num_images in (("train", 1_281_167), ("val", 50_000)):
+        manifest["data"]["splits"][split]["num_samples"] = num_images
+    manifest["data"]["classes"] = ["c"] * 1000
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
