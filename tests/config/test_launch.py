@@ -49,3 +49,12 @@ def test_processes_as_the_hardware_says(started, composed):
         started(variables)
         check_launch(composed("hardware=gpu8").hardware)
         assert launched() is None and is_first_process()
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, SRUN], ids=["torchrun", "srun"])
+def test_one_process_is_the_first_whatever_another_launcher_calls_it(launcher, started):
+    own, other = ("RANK", "SLURM_PROCID") if launcher is TORCHRUN else ("SLURM_PROCID", "RANK")
+    for rank in ("0", "1"):  # torchrun under srun, and the other way round
+        started(SRUN | launcher | {own: rank, other: str(1 - int(rank)), "LOCAL_RANK": "0"})
+        assert launched().launcher == ("torchrun" if launcher is TORCHRUN else "srun")
+        assert is_first_process() == (rank == "0")

@@ -15,6 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from tencrop.config import UserError
 from tencrop.config.verbs import CONF
 from tencrop.evaluation.claims import _composed
+from tencrop.evaluation.results import load_result, save_result
 from tencrop.report.collect import Experiment, collect, collect_evaluations, places
 from tencrop.training.metric_rows import NO_ROWS, append_row
 
@@ -57,6 +58,23 @@ def test_results_of_weights_trained_further_are_left_out(evaluated_run):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     run = collect([folder])[0].runs[0]
     assert len(run.results) == 1 and run.valid_results == []
+
+
+def test_a_best_checkpoint_that_was_replaced_by_a_better_is_left_out(evaluated_run):
+    folder = evaluated_run()
+    path = folder / "predictions" / "center.result.json"
+    facts = load_result(path)
+    errors = {40: 0.3, 80: 0.2, 120: 0.2}  # of equals the first is kept
+    for step in (40, 80, 120):
+        save_result(path, facts | {"selection": "best", "step": step})
+        rows = [{"step": at, "epoch": at / 40, "split": "minival", "top1_error": errors[at]} for at in errors]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert len(collect([folder])[0].runs[0].valid_results) == (step == 80), step
+    (folder / "metrics.jsonl").unlink()  # nothing says that there was a better one
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["result"]["metrics_digest"] = None
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert len(collect([folder])[0].runs[0].valid_results) == 1
 
 
 def test_refusals(evaluated_run, tmp_path):

@@ -7,6 +7,7 @@ import re
 import yaml
 
 from tencrop.complexity.networks import model_file
+from tencrop.evaluation.results import load_result, save_result
 from tencrop.report.collect import collect, collect_evaluations
 from tencrop.report.comparisons import draw_comparisons, families
 from tencrop.report.page import write_report
@@ -33,8 +34,9 @@ def of_imagenet(folder, composed) -> None:
     config = dataclasses.asdict(composed("model=resnet50"))
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     manifest = json.loads((folder / "manifest.json").read_text())
-    splits = {"train": {"num_samples": 1_281_167}, "val": {"num_samples": 50_000}}
-    manifest["data"] |= {"splits": splits, "classes": ["c"] * 1000}
+    for split, num_images in (("train", 1_281_167), ("val", 50_000)):
+        manifest["data"]["splits"][split]["num_samples"] = num_images
+    manifest["data"]["classes"] = ["c"] * 1000
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -52,3 +54,21 @@ def test_claims_are_drawn_first_and_measured_errors_as_they_come(evaluated_run, 
     loose = loose_result(folder, label="w.pth", **measured)
     (svg,) = draw_comparisons([], collect_evaluations([loose]), tmp_path / "measured")
     assert "measured here" in svg.read_text() and "claimed by these experiments" not in svg.read_text()
+
+
+def test_an_unfinished_run_has_measured_nothing(evaluated_run, composed, tmp_path):
+    folder = evaluated_run()
+    of_imagenet(folder, composed)
+    path = folder / "predictions" / "center.result.json"
+    facts = load_result(path)
+    (folder / "predictions" / "center.safetensors").unlink()
+    kwargs = json.dumps(model_file("resnet50")[0].kwargs)
+    measured = {"data": "imagenet", "model": "resnet50", "model_kwargs": kwargs, "size": 224}
+    save_result(path, facts | measured | {"num_images": 50_000, "num_classes": 1000})
+    for status in ("complete", "interrupted"):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["result"]["status"] = status
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        (svg,) = draw_comparisons(collect([folder]), [], tmp_path / status)
+        assert "claimed by these experiments" in svg.read_text()
+        assert ("measured here" in svg.read_text()) == (status == "complete")

@@ -133,3 +133,13 @@ def test_panel_without_its_data(evaluated_run, tmp_path):
     run.config["data"]["root"] = str(tmp_path / "<gone>")
     html = panel_figure(run, run.results[0])
     assert html.startswith("<p>No test images to show") and "&lt;gone&gt;" in html
+
+
+def test_no_panel_of_scores_that_another_evaluation_has_written_since(evaluated_run):
+    run = collect([evaluated_run()])[0].runs[0]
+    scores = load_scores(run.results[0].scores)
+    others = replace(scores, metadata=scores.metadata | {"weights_sha256": "f" * 64})
+    save_scores(run.results[0].scores, others)
+    (result,) = collect([run.folder])[0].runs[0].results
+    html = panel_figure(run, result)
+    assert html.startswith("<p>No test images to show") and "of other weights than this result" in html

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from tencrop.evaluation.errors import wilson_interval
+from tencrop.evaluation.results import load_result, save_result
 from tencrop.report.collect import collect, collect_evaluations
 from tencrop.report.tables import error_rows, html_table, markdown_table, print_table
 
@@ -59,18 +60,20 @@ def test_a_claim_that_no_file_makes_is_not_compared(evaluated_run, make_claim):
 
 def test_fewer_images_or_classes_are_not_compared(evaluated_run):
     folder = evaluated_run(CLAIM)
+    (folder / "predictions" / "center.safetensors").unlink()  # which a result is compared with
+    manifest, result = folder / "manifest.json", folder / "predictions" / "center.result.json"
     for path, change in (
-        (folder / "manifest.json", lambda facts: facts["data"]["splits"]["val"].update(num_samples=100)),
-        (folder / "manifest.json", lambda facts: facts["data"]["splits"]["train"].update(num_samples=100)),
-        (folder / "manifest.json", lambda facts: facts["data"]["classes"].pop()),
-        (folder / "manifest.json", lambda facts: facts["data"].pop("splits")),  # of another version
-        (folder / "predictions" / "center.result.json", lambda facts: facts.update(num_images=100)),
-        (folder / "predictions" / "center.result.json", lambda facts: facts.update(num_classes=9)),
-        (folder / "predictions" / "center.result.json", lambda facts: facts.pop("num_classes")),
+        (manifest, lambda facts: facts["data"]["splits"]["val"].update(num_samples=100)),
+        (manifest, lambda facts: facts["data"]["splits"]["train"].update(num_samples=100)),
+        (manifest, lambda facts: facts["data"]["classes"].pop()),
+        (result, lambda facts: facts.update(num_images=100)),
+        (result, lambda facts: facts.update(num_classes=9)),
+        (result, lambda facts: facts.pop("num_classes")),
     ):
-        before, facts = path.read_text(), json.loads(path.read_text())
+        before = path.read_text()
+        facts = load_result(path) if path == result else json.loads(before)
         change(facts)
-        path.write_text(json.dumps(facts))
+        save_result(path, facts) if path == result else path.write_text(json.dumps(facts))
         assert [row.published for row in rows_of(folder) if row.measured] == [None, None], facts
         path.write_text(before)
     assert rows_of(folder)[0].published == 1.5
@@ -126,3 +129,53 @@ def test_html_and_markdown_escape(evaluated_run):
     markdown = markdown_table(rows)
     assert "a&lt;b>\\|c" in markdown
     assert {line.replace("\\|", "").count("|") for line in markdown.splitlines()} == {11}
+
+
+@pytest.fixture
+def another_result():
+    """another_result(folder, stem, ...): the centre-crop result of a run once more, under another name, so changed."""
+
+    def add(folder, stem, **changes):
+        predictions = folder / "predictions"
+        facts = load_result(predictions / "center.result.json")
+        (predictions / f"{stem}.safetensors").write_bytes((predictions / "center.safetensors").read_bytes())
+        save_result(predictions / f"{stem}.result.json", facts | {"scores": f"{stem}.safetensors"} | changes)
+
+    return add
+
+
+def test_a_run_is_one_seed_however_often_it_was_evaluated(evaluated_run, another_result):
+    folder = evaluated_run()
+    another_result(folder, "center-copy")  # of a checkpoint under another name
+    another_result(folder, "center-bicubic", filter="bicubic")
+    rows = [row for row in rows_of(folder) if row.k == 1]
+    assert [row.protocol for row in rows] == ["center 32 of 36 px", "center 32 of 36 px, filter bicubic"]
+    assert [(row.measured.n, row.measured.std) for row in rows] == [(1, None)] * 2
+
+
+def test_an_unfinished_run_counts_by_its_latest_checkpoint(digits_config, evaluated_run, run_maker, another_result):
+    folder = evaluated_run(num_wrong=8)
+    run_maker(digits_config(), is_complete=False)
+    for stem, step in (("center-b", 30), ("center-a", 20), ("center-c", 10)):
+        another_result(folder, stem, step=step, num_images=500 + step)
+        (folder / "predictions" / f"{stem}.safetensors").unlink()
+    top1, _ = rows_of(folder)
+    assert top1.measured.n == 1 and top1.num_images == 530
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"precision": "bf16"}, {"mean": [0.0, 0.0, 0.0]}, {"std": [1.0, 1.0, 1.0]}, {"filter": "bicubic"}],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_was_measured_otherwise_than_trained_is_named_and_not_compared(evaluated_run, another_result, change):
+    folder = evaluated_run(CLAIM)
+    config = collect([folder])[0].runs[0].config
+    same = {"precision": config["training"]["precision"], **config["normalization"], "filter": "bilinear"}
+    assert all(change[key] != same[key] for key in change)
+    another_result(folder, "center", **same)
+    assert rows_of(folder)[0].published == 1.5
+    another_result(folder, "center", **(same | change))
+    rows = [row for row in rows_of(folder) if row.measured]
+    ((key, value),) = change.items()
+    assert [row.published for row in rows] == [None, None] and rows[0].protocol.endswith(f", {key} {value}")

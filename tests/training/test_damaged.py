@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tencrop.training.checkpoints import read_checkpoint
+from tencrop.models.checkpoint_files import with_prefix
+from tencrop.training.checkpoints import AtomicCheckpointIO, read_checkpoint, weights_sha256
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,3 +94,23 @@ def test_a_complete_run_is_never_taken_for_what_its_checkpoint_is_not(train_verb
     exit_code, errors = train_verb("seed=0")
     assert exit_code == 2 and errors.count("\n") == 1 and "last.ckpt: is of another run: its seed is 1" in errors
     assert (first / "manifest.json").read_text() == manifest
+
+
+def test_a_complete_run_does_not_take_other_weights_of_its_own(train_verb, tmp_path):
+    """A whole, complete checkpoint of the same run: a copy from before it was trained again, say."""
+    assert train_verb("seed=0")[0] == 0
+    (run_dir,) = (tmp_path / "runs" / "lenet5_digits").iterdir()
+    ended = json.loads((run_dir / "manifest.json").read_text())["result"]
+    last = run_dir / "checkpoints" / "last.ckpt"
+    other = read_checkpoint(last)
+    weights = with_prefix(other["state_dict"], "model.")
+    next(iter(weights.values())).add_(1.0)
+    other["tencrop"]["weights_sha256"] = weights_sha256(weights)
+    AtomicCheckpointIO().save_checkpoint(other, run_dir / "other.ckpt")
+    (run_dir / "other.ckpt").replace(last)
+
+    exit_code, errors = train_verb("seed=0")
+    (line,) = [line for line in errors.splitlines() if "last.ckpt" in line]
+    assert exit_code == 0 and "is of another run: its weights_sha256" in line
+    result = json.loads((run_dir / "manifest.json").read_text())["result"]
+    assert result["weights_sha256"] == ended["weights_sha256"] and "ended_with" not in result

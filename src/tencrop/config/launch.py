@@ -20,8 +20,14 @@ class Launched(NamedTuple):
 
 
 def is_first_process() -> bool:
-    """Whether this is rank 0, judged as Lightning does."""
-    return all(os.environ.get(name, "0") == "0" for name in RANKS)
+    """Whether this is rank 0, judged by the launcher's own variable, as Lightning does.
+
+    The others' may stand beside it with other numbers: torchrun orders machines by name, srun by the node list, so that
+    under `srun torchrun` rank 0 may have any SLURM_PROCID.
+    """
+    found = launched()
+    names = RANKS if found is None else ("RANK",) if found.launcher == "torchrun" else ("SLURM_PROCID",)
+    return all(os.environ.get(name, "0") == "0" for name in names)
 
 
 def launched() -> Launched | None:

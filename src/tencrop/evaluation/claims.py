@@ -22,6 +22,7 @@ from tencrop.config import Config, UserError, learning_keys, typed
 from tencrop.config.documents import literal
 from tencrop.config.verbs import CONF
 from tencrop.evaluation.protocols import usual_side
+from tencrop.evaluation.results import measured_otherwise
 
 # images of the training and the evaluation split, and classes, of the data that a claim can be about
 WHOLE_DATA = {
@@ -70,7 +71,7 @@ def is_whole(name: str, data: Mapping[str, Any]) -> bool:
 
 def is_claimed(result: Mapping[str, Any], recipe: Config) -> bool:
     """Whether a result.json is measured as the claim of `recipe` was: on as many images and classes, under its protocol
-    at the recipe's own sizes, filter, region and average, with the weights that the recipe ends with."""
+    in the recipe's own way (`is_usual`), with the weights that the recipe ends with."""
     assert recipe.claim is not None
     is_last = result["selection"] == "last" and result.get("step") == result.get("total_steps")
     is_same = result["protocol"] == recipe.claim.protocol and is_on_whole(recipe.claim.data, result)
@@ -84,8 +85,8 @@ def is_on_whole(name: str, result: Mapping[str, Any]) -> bool:
 
 
 def is_usual(result: Mapping[str, Any], recipe: Config) -> bool:
-    """Whether a result was measured at the recipe's own sizes, filter, region and average, of the weights that it ends
-    with; the protocol may be any."""
+    """Whether a result was measured at the recipe's own sizes, filter, region, average, precision and normalization, of
+    the weights that it ends with; the protocol may be any."""
     protocol = recipe.protocol
     side = usual_side(result["protocol"], recipe.short_side)
     if isinstance(protocol.side, list) and result["protocol"] == protocol.name:
@@ -94,7 +95,8 @@ def is_usual(result: Mapping[str, Any], recipe: Config) -> bool:
     own |= {"filter": recipe.augmentation.filter, "weights": "raw" if recipe.training.ema_decay is None else "ema"}
     if result["views"] == 1:
         del own["averaging"]
-    return all(result[key] == value for key, value in own.items())
+    is_same = all(result[key] == value for key, value in own.items())
+    return is_same and not measured_otherwise(result, dataclasses.asdict(recipe))
 
 
 def _files_with(conf: Path, claim: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tencrop.config import Config, UserError
 from tencrop.console import plain_console
+from tencrop.data.colour import IMAGENET
 from tencrop.data.manifest import write_whole
 from tencrop.evaluation.errors import error_rate
 from tencrop.evaluation.predictions import Scores, load_ranks
@@ -141,3 +142,16 @@ def protocol_label(result: dict[str, Any]) -> str:
     label = f"{result['protocol']} {result['size']} of {side}"
     label += ", central square" if result["region"] == "square" else ""
     return label + (f", {result['averaging']}" if result["views"] > 1 else "")
+
+
+def measured_otherwise(result: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """In what a result was measured otherwise than its weights were trained: "precision fp32", "filter bicubic".
+
+    config: the training's, as config.yaml has it. What results and runs of earlier code do not say, and the mean and
+    std of data that are not here, are taken to be the same.
+    """
+    trained = {"filter": config["augmentation"].get("filter"), "precision": config["training"].get("precision")}
+    for key, given in (config.get("normalization") or {}).items():
+        trained[key] = list(IMAGENET[key]) if given == "imagenet" else given
+    known = {key: value for key, value in trained.items() if value not in (None, "dataset") and key in result}
+    return [f"{key} {result[key]}" for key, value in known.items() if result[key] != value]

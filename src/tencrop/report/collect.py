@@ -16,7 +16,7 @@ from tencrop.config import Config, UserError
 from tencrop.config.identity import read_config
 from tencrop.evaluation.claims import claimant_of_run
 from tencrop.evaluation.members import EVALUATIONS
-from tencrop.evaluation.results import load_result, protocol_label
+from tencrop.evaluation.results import load_result, measured_otherwise, protocol_label
 from tencrop.records.run_folder import read_manifest
 from tencrop.training.metric_rows import read_rows
 
@@ -67,12 +67,25 @@ class Run:
     @property
     def valid_results(self) -> list[Result]:
         """Results of the final weights and of the best; those of weights since trained further are left out."""
+        if not self.is_complete:
+            return list(self.results)
         final = {self.manifest["result"][key] for key in ("weights_sha256", "ema_sha256")}
         return [
             result
             for result in self.results
-            if not self.is_complete or result.is_best or result.weights_sha256 in final
+            if (self._is_of_best(result) if result.is_best else result.weights_sha256 in final)
         ]
+
+    def _is_of_best(self, result: Result) -> bool:
+        """Whether no validation since was better; so, too, where the log does not say."""
+        rows = [row for row in self.metrics if row["split"] == "minival" and "top1_error" in row]
+        best = min(rows, key=lambda row: row["top1_error"], default={})  # of equals the first, as best.ckpt is
+        step = best.get("step")
+        return step is None or result.facts.get("step") in (None, step)
+
+    def title_of(self, result: Result) -> str:
+        """The result's title, and in what it was measured otherwise than the run trained."""
+        return ", ".join([result.title, *measured_otherwise(result.facts, self.config)])
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:

@@ -36,7 +36,8 @@ def _name(experiment: Experiment) -> str:
 
 def _draw_tradeoff(experiments: Sequence[Experiment], evaluations: Sequence[Evaluation], folder: Path) -> list[Path]:
     """Nothing unless an experiment claims or has measured an error on ImageNet, of a network whose costs are known."""
-    results = [result for experiment in experiments for run in experiment.runs for result in run.valid_results]
+    runs = [run for experiment in experiments for run in experiment.runs if run.is_complete]
+    results = [result for run in runs for result in run.valid_results]
     facts = [result.facts for result in (*results, *(evaluation.result for evaluation in evaluations))]
     claims = [(one.runs[0].config, one.claim["top1_error"]) for one in experiments if one.claim]
     claims = [(config, error) for config, error in claims if config["data"]["name"] == "imagenet"]

@@ -78,6 +78,9 @@ def panel_figure(run: Run, result: Result) -> str:
     """Test images with the five most probable labels as bars, the right one in red; a sentence where there are none."""
     try:
         scores = load_scores(result.scores)
+        if scores.metadata.get("weights_sha256", result.weights_sha256) != result.weights_sha256:
+            # the result of the other average has the same file
+            raise UserError(f"{result.scores}: of other weights than this result; run evaluate.py again")
         data = run.config["data"]
         split = open_split(data["root"], "val", source=data["source"], data=data["name"])
         if split.source_fingerprint != result.source_fingerprint:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -71,7 +72,7 @@ def error_rows(experiments: Sequence[Experiment], evaluations: Sequence[Evaluati
     rows = [row for experiment in experiments for row in _rows(experiment)]
     for one in evaluations:
         note = f"of no run folder: {one.folder.parent.name}/{one.folder.name}"
-        rows += [_row(one.name, k, [one.result], published=None, note=note) for k in TOP]
+        rows += [_row(one.name, k, [one.result], published=None, note=note, protocol=one.result.title) for k in TOP]
     return rows
 
 
@@ -116,11 +117,7 @@ def html_table(rows: Sequence[Row]) -> str:
 
 def _rows(experiment: Experiment) -> list[Row]:
     claim = experiment.claim
-    groups: dict[tuple[str, str], list[tuple[Run, Result]]] = {}
-    for run in experiment.runs:
-        for result in run.valid_results:
-            groups.setdefault((result.title, result.source_fingerprint), []).append((run, result))
-    ordered = sorted(groups.values(), key=lambda members: (not _is_claimed(experiment, members), members[0][1].title))
+    ordered = sorted(_groups(experiment), key=lambda members: (not _is_claimed(experiment, members), _title(members)))
     if claim and not any(_is_claimed(experiment, members) for members in ordered):
         rows = _rows_not_run(experiment, claim["protocol"])
     else:
@@ -129,8 +126,26 @@ def _rows(experiment: Experiment) -> list[Row]:
         results, note = [result for _, result in members], _note(experiment, [run for run, _ in members])
         for k in TOP:
             published = _published(claim, k) if _is_claimed(experiment, members) else None
-            rows.append(_row(experiment.name, k, results, published=published, note=note))
+            rows.append(_row(experiment.name, k, results, published=published, note=note, protocol=_title(members)))
     return rows
+
+
+def _groups(experiment: Experiment) -> list[list[tuple[Run, Result]]]:
+    """The results that are one number over seeds: measured in one way, of every run one.
+
+    Of a run that was evaluated so at several checkpoints, while it trained, it is the latest.
+    """
+    groups: dict[tuple[str, str], dict[Path, tuple[Run, Result]]] = {}
+    for run in experiment.runs:
+        for result in sorted(run.valid_results, key=lambda result: result.facts.get("step") or 0):
+            key = run.title_of(result), result.source_fingerprint
+            groups.setdefault(key, {})[run.folder] = run, result
+    return [list(group.values()) for group in groups.values()]
+
+
+def _title(members: Sequence[tuple[Run, Result]]) -> str:
+    run, result = members[0]
+    return run.title_of(result)
 
 
 def _is_claimed(experiment: Experiment, members: Sequence[tuple[Run, Result]]) -> bool:
@@ -144,11 +159,11 @@ def _rows_not_run(experiment: Experiment, protocol: str) -> list[Row]:
     return [Row(experiment.name, protocol, k, _published(experiment.claim, k), None, None, None, note) for k in TOP]
 
 
-def _row(name: str, k: int, results: Sequence[Result], *, published: float | None, note: str) -> Row:
+def _row(name: str, k: int, results: Sequence[Result], *, published: float | None, note: str, protocol: str) -> Row:
     measured = over_seeds([100 * result.errors[k] for result in results])
     num_images = results[0].num_images
     low, high = wilson_interval(measured.mean / 100 * num_images, num_images)
-    return Row(name, results[0].title, k, published, measured, (100 * low, 100 * high), num_images, note)
+    return Row(name, protocol, k, published, measured, (100 * low, 100 * high), num_images, note)
 
 
 def _published(claim: dict[str, Any] | None, k: int) -> float | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -36,6 +37,7 @@ from tencrop.models.factory import build_model
 from tencrop.signals import INTERRUPTED
 from tencrop.training.checkpoints import (
     LAST,
+    REFUSED,
     AtomicCheckpointIO,
     Checkpoints,
     Found,
@@ -87,10 +89,8 @@ def fit(
     classifier.run_id = run_manifest(run_dir).get("run_id")
     found = last_valid(run_dir)
     start = None if found is None else str(found.path)
-    if found is not None and found.refusal is not None:
-        set_aside(run_dir)
-        if is_first_process():
-            print(found.refusal, file=sys.stderr)
+    if found is not None:
+        _pass_over_refused(last, found)
     interruption = Interruption(agree_every_steps=config.log_every_steps)
     metrics = Metrics(run_dir / "metrics.jsonl", every_steps=config.log_every_steps)
     checkpoints = Checkpoints(last.parent, every_steps=config.checkpoint_every_steps, interruption=interruption)
@@ -156,16 +156,32 @@ def _refuse_missing_gpus(config: Config) -> None:
 
 
 def completed(run_dir: Path) -> FitResult | None:
-    """The result of a run that has taken all its steps, None for any other.
+    """The result of a run that has taken all its steps, None for any other, whose last.ckpt is then set aside if it is
+    damaged or of another run.
 
+    Now, before the manifest says that a complete run is trained again: from then on it does not say which weights a
+    complete checkpoint must have, and another rank, or `fit`, would take the one that is refused here.
     Raises UserError where last.ckpt is damaged or of another run, and no previous.ckpt stands in for it.
     """
-    found = last_valid(run_dir)
-    if found is None or not found.content["tencrop"]["is_complete"]:
+    found, last = last_valid(run_dir), run_dir / "checkpoints" / LAST
+    if found is None:
+        return None
+    if not found.content["tencrop"]["is_complete"]:
+        if last.exists() and os.access(last.parent, os.W_OK):
+            _pass_over_refused(last, found)
         return None
     facts = found.content["tencrop"]
     message = "already complete" if found.refusal is None else f"already complete ({found.refusal})"
     return FitResult("complete", message, found.path, facts["step"], facts["weights_sha256"], facts["ema_sha256"])
+
+
+def _pass_over_refused(last: Path, found: Found) -> None:
+    """Set aside a last.ckpt that was passed over, and say why, once."""
+    if found.refusal is None or (not last.exists() and last.with_name(REFUSED).exists()):
+        return
+    set_aside(last.parent.parent)
+    if is_first_process():
+        print(found.refusal, file=sys.stderr)
 
 
 def _result(last: Path, classifier: Classifier, step: int, status: str, message: str) -> FitResult:
