@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tencrop.config.documents import literal
-from tencrop.config.schema import Augmentation, Config, Protocol, UserError
+from tencrop.config.recipe_rules import check_recipe
+from tencrop.config.schema import Config, Protocol, UserError
 from tencrop.config.verb_schemas import ComplexityConfig
 
 Schema = TypeVar("Schema")
@@ -59,7 +60,6 @@ def _sentence(error: OmegaConfBaseException, schema: type) -> str:
 
 
 MAX_NAME = 200  # characters of a run's name: a folder's may have 255 bytes, and wandb adds the seed and the hash
-MAX_MAGNITUDE = {"torchvision": 30, "timm": 10}  # of RandAugment
 FILTERS = ("bilinear", "bicubic", "box", "nearest")
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.loader": ("ffcv", "torch"),
@@ -106,6 +106,16 @@ NON_NEGATIVE = (
     "schedule.max_drops", "augmentation.pca.std", "augmentation.mixing.mixup_alpha", "augmentation.mixing.cutmix_alpha",
     "augmentation.randaugment.num_ops", "augmentation.randaugment.magnitude", "augmentation.randaugment.std",
 )  # fmt: skip
+MAX_PIXELS = 65_500  # of a side: libjpeg's limit, which keeps sizes far from the ends of int32
+AT_MOST = {
+    **dict.fromkeys(("image_size", "short_side", "augmentation.size", "protocol.size"), MAX_PIXELS),
+    **dict.fromkeys(("data.store.short_side", "data.store.max_side"), MAX_PIXELS),
+    **dict.fromkeys(("hardware.devices", "hardware.nodes"), 10_000),
+    "augmentation.randaugment.num_ops": 100,
+    "augmentation.repeats": 1000,
+    "training.epochs": 1_000_000,
+    "training.global_batch": 1 << 30,
+}
 NUMBERS = (
     "augmentation.area", "augmentation.aspect", "augmentation.side", "augmentation.erasing.area",
     "augmentation.erasing.aspect", "optimizer.betas", "schedule.milestones", "images",
@@ -149,6 +159,9 @@ def check(config: Any) -> None:
     for key in FRACTIONS:
         if key in values and not 0 <= (value := values[key]) <= 1:
             raise UserError(f"{key}={value}: must lie in [0, 1]")
+    for key, most in AT_MOST.items():
+        if key in values and values[key] > most:
+            raise UserError(f"{key}={values[key]}: must be at most {most:,}")
     for key in NUMBERS:  # OmegaConf lets null and mappings into a list of numbers
         if not all(isinstance(part, int | float) for part in values.get(key, [])):
             raise UserError(f"{key}={values[key]}: must be a list of numbers")
@@ -164,8 +177,8 @@ def check(config: Any) -> None:
     if isinstance(config, Config | ComplexityConfig) and config.model is not None:
         _check_model(config.model.name)
     if isinstance(config, Config):
-        _check_augmentation(config.augmentation)
-        _check_training(config)
+        check_recipe(config)
+        _check_run(config)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -197,39 +210,6 @@ def _check_model(name: str) -> None:
         raise UserError(f"model.name={name}: there is no such model; {hint}")
 
 
-def _check_augmentation(augmentation: Augmentation) -> None:
-    jitter, mixing, randaugment = augmentation.jitter, augmentation.mixing, augmentation.randaugment
-    most = MAX_MAGNITUDE[randaugment.source]
-    if randaugment.magnitude > most:
-        raise UserError(
-            f"augmentation.randaugment.magnitude={randaugment.magnitude}: {randaugment.source}'s goes to {most}"
-        )
-    for key, pair in (("area", augmentation.erasing.area), ("aspect", augmentation.erasing.aspect)):
-        if not (len(pair) == 2 and 0 < pair[0] <= pair[1] and (key == "aspect" or pair[1] < 1)):
-            least = "0 < low <= high" + (" < 1" if key == "area" else "")
-            raise UserError(f"augmentation.erasing.{key}={pair}: must be [low, high] with {least}")
-    if not 0 <= jitter.hue <= 0.5:
-        raise UserError(f"augmentation.jitter.hue={jitter.hue}: must lie in [0, 0.5]; 0.5 is half the colour circle")
-    if jitter.hue > 0 and jitter.source == "torch":
-        raise UserError(
-            f"augmentation.jitter.hue={jitter.hue}: fb.resnet.torch has no hue;"
-            " set augmentation.jitter.source=torchvision, or hue to 0"
-        )
-    is_mixed = mixing.mixup_alpha > 0 or mixing.cutmix_alpha > 0
-    if is_mixed and mixing.mix_group is None:
-        raise UserError(
-            "augmentation.mixing.mix_group: mixup_alpha or cutmix_alpha above 0 needs a value for it;"
-            " the number of samples that share one lambda (the samples of a device in most papers)"
-        )
-    if not is_mixed and mixing.mix_group is not None:
-        raise UserError(
-            f"augmentation.mixing.mix_group={mixing.mix_group}: nothing is mixed;"
-            " raise mixup_alpha or cutmix_alpha above 0, or set augmentation.mixing.mix_group=null"
-        )
-    if is_mixed and mixing.mix_group == 1:
-        raise UserError("augmentation.mixing.mix_group=1: a sample alone has no partner; 2 is the least")
-
-
 def check_protocol(protocol: Protocol) -> None:
     """Raise UserError for the first rule that a protocol breaks."""
     if not protocol.sides:
@@ -239,6 +219,8 @@ def check_protocol(protocol: Protocol) -> None:
             continue
         if isinstance(side, bool) or not isinstance(side, int) or side <= 0:
             raise UserError(f"protocol.side={protocol.side}: must be a number above 0, a list of such, or null")
+        if side > MAX_PIXELS:
+            raise UserError(f"protocol.side={protocol.side}: must be at most {MAX_PIXELS:,}")
         if side < protocol.size:
             raise UserError(
                 f"protocol.side={side}: a crop of {protocol.size} pixels does not fit;"
@@ -252,38 +234,13 @@ def check_protocol(protocol: Protocol) -> None:
         raise UserError(f"protocol.filter={protocol.filter}: crops_144 resizes on the device; use bilinear or bicubic")
 
 
-def _check_training(config: Config) -> None:
-    augmentation, training = config.augmentation, config.training
-    for key, pair in (("area", augmentation.area), ("aspect", augmentation.aspect), ("side", augmentation.side)):
-        if pair is not None and not (len(pair) == 2 and 0 < pair[0] <= pair[1]):
-            raise UserError(f"augmentation.{key}={pair}: must be [low, high] with 0 < low <= high")
-    if augmentation.area is not None and augmentation.area[1] > 1:
-        raise UserError(f"augmentation.area={augmentation.area}: a crop cannot cover more than 1 of the image")
-    if augmentation.side is not None and augmentation.side[0] < augmentation.size:
-        raise UserError(
-            f"augmentation.side={augmentation.side}: a crop of {augmentation.size} pixels does not fit"
-            f" into a shorter side of {augmentation.side[0]}; lower image_size or raise augmentation.side"
-        )
+def _check_run(config: Config) -> None:
     if config.checkpoint is None and config.weights is None:  # else the sizes are the weights' own: members_of checks
         check_protocol(config.protocol)
     if config.short_side is not None and config.short_side < config.image_size:
         raise UserError(
             f"short_side={config.short_side}: a crop of image_size={config.image_size} pixels does not fit; raise it"
         )
-    if config.optimizer.nesterov and not config.optimizer.momentum:
-        raise UserError("optimizer.nesterov=true: needs optimizer.momentum above 0; 0.9 is usual")
-    if config.schedule.name == "plateau" and training.minival_fraction == 0:
-        raise UserError(
-            "schedule=plateau: the learning rate follows a minival, so that the test images are not looked at;"
-            " set training.minival_fraction (0.02, say)"
-        )
-    if training.precision == "tf32" and config.deterministic:
-        raise UserError(
-            "training.precision=tf32: how TF32 rounds is the GPU's matter, which deterministic=true does not promise;"
-            " set training.precision=fp32 or deterministic=false"
-        )
-    if training.minival_fraction == 1:
-        raise UserError("training.minival_fraction=1.0: leaves nothing to train on; 0.02 is usual")
     if not 0 <= config.seed < 2**63:
         raise UserError(f"seed={config.seed}: must be a number from 0 to 2**63 - 1")
     for key, value in (("mean", config.normalization.mean), ("std", config.normalization.std)):
