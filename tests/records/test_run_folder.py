@@ -46,7 +46,7 @@ def test_training_again_without_a_checkpoint_is_a_session(make_config, data_mani
     run_folder(make_config(), data_manifest, total_steps=12)
     manifest = read_manifest(folder)
     assert len(manifest["sessions"]) == 2 and manifest["result"]["status"] == "running"
-    assert "was complete, but its last checkpoint is not" in capsys.readouterr().err
+    assert "was complete, and its last checkpoint is not: it is trained again" in capsys.readouterr().err
 
 
 def test_other_packages_are_recorded_and_said(make_config, data_manifest, monkeypatch, capsys):
@@ -79,7 +79,7 @@ def test_a_complete_run_in_a_read_only_folder_is_found(make_config, data_manifes
     assert folder == run_path(config)
     finish(folder, status="complete", weights_sha256="ab" * 32)
     with pytest.raises(UserError, match="cannot write"):
-        run_folder(config, data_manifest)
+        run_folder(config, data_manifest, total_steps=12)
 
 
 def test_a_folder_says_whose_its_checkpoints_are(make_config, data_manifest):
@@ -102,7 +102,8 @@ def test_a_complete_run_that_is_trained_on_must_end_with_the_same_weights(make_c
     assert len(read_manifest(folder)["sessions"]) == 3
     run_folder(config, data_manifest, total_steps=12)
     assert finish(folder, status="complete", weights_sha256="ab" * 32) is None
-    assert read_manifest(folder)["result"] == {"status": "complete", "weights_sha256": "ab" * 32, "ema_sha256": None}
+    ended = {"weights_sha256": "ab" * 32, "ema_sha256": None}
+    assert read_manifest(folder)["result"] == {"status": "complete", **ended, "metrics_digest": None}
 
     run_folder(config, data_manifest, total_steps=12)
     sentence = finish(folder, status="complete", weights_sha256="cd" * 32)

@@ -5,7 +5,7 @@ A rule about one key alone stands in rules.py's tables; here are those about lis
 
 from __future__ import annotations
 
-import math
+from itertools import pairwise
 
 from tencrop.config.schema import Augmentation, Config, Optimizer, Schedule, Training, UserError
 
@@ -86,9 +86,7 @@ def _check_schedule(schedule: Schedule, training: Training) -> None:
             f" training.epochs={training.epochs}; lower it"
         )
     milestones = schedule.milestones
-    if milestones is not None and not all(
-        0 < one < other for one, other in zip(milestones, [*milestones[1:], math.inf], strict=True)
-    ):
+    if milestones is not None and not all(one < other for one, other in pairwise([0, *milestones])):
         raise UserError(f"schedule.milestones={milestones}: must be epochs above 0, each later than the one before")
     if schedule.gamma is not None and schedule.gamma > 1:
         raise UserError(f"schedule.gamma={schedule.gamma}: multiplies the learning rate and must be at most 1")
