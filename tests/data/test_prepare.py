@@ -220,6 +220,21 @@ def test_jpeg_larger_than_a_page(data_config, tmp_path):
     assert beton.payload(0).tobytes() == content
 
 
+def test_skipped_files_give_the_same_manifest_every_time(spoiled, data_config, tmp_path):
+    """Pillow's message of what is no image holds the address of an object."""
+    (spoiled / "train/china/08.JPEG").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n")
+    (spoiled / "train/china/09.JPEG").write_bytes(b"<html>404 Not Found</html>")
+    kept = [bytearray(1 << 12)]  # so that objects lie elsewhere the second time
+    roots = [tmp_path / name for name in ("first", "second")]
+    for root in roots:
+        prepare(data_config(spoiled, root, undecodable="skip"), workers=2, progress=False)
+        kept += [bytearray(1 << 12) for _ in range(100)]
+    assert contents(roots[0]) == contents(roots[1])
+    skipped = read_manifest(roots[0])["splits"]["train"]["skipped"]
+    assert [entry["name"] for entry in skipped] == ["china/08.JPEG", "china/09.JPEG", "flower/05.JPEG"]
+    assert not any("0x" in entry["reason"] for entry in skipped)
+
+
 def test_root_must_not_lie_among_the_images(photo_folder, data_config):
     with pytest.raises(UserError, match="lies among the images of the train split"):
         prepare(data_config(photo_folder, photo_folder / "train" / "prepared"), progress=False)
