@@ -235,6 +235,29 @@ def test_skipped_files_give_the_same_manifest_every_time(spoiled, data_config, t
     assert not any("0x" in entry["reason"] for entry in skipped)
 
 
+def test_what_is_left_out_is_said(photo_folder, data_config, tmp_path, capsys):
+    """Thumbnails by a file server do not change the store; they and other endings are counted, here and there."""
+    source = Path(shutil.copytree(photo_folder, tmp_path / "photos"))
+    shutil.copytree(source / "train/china", source / "train/china/@eaDir")
+    for name in ("train/flower/a.jfif", "train/flower/b.jfif", "val/flower/c"):
+        shutil.copy(source / "val/china/00.JPEG", source / name)
+    root = prepare(data_config(source, tmp_path / "root"), workers=1)
+    assert "left out: 2 .jfif, 1 @eaDir of train; 1 without an ending of val (images are what ends in .jpg" in (
+        capsys.readouterr().out
+    )
+    assert read_manifest(root)["left_out"] == {"train": {".jfif": 2, "@eaDir": 1}, "val": {"without an ending": 1}}
+    assert open_split(root, "train").num_samples == 24
+
+
+def test_the_same_folder_named_otherwise(photo_folder, data_config, tmp_path):
+    """data.source one folder lower or higher, data.splits accordingly."""
+    root = prepare(data_config(photo_folder, tmp_path / "root"), workers=1, progress=False)
+    parent, name = photo_folder.parent, photo_folder.name
+    assert prepare(data_config(parent, root, splits=(f"{name}/train", f"{name}/val")), progress=False) == root
+    with pytest.raises(UserError, match=r"data\.splits\.train=.*val: .* was prepared with data\.splits\.train=train"):
+        prepare(data_config(parent, root, splits=(f"{name}/val", f"{name}/val")), progress=False)
+
+
 def test_root_must_not_lie_among_the_images(photo_folder, data_config):
     with pytest.raises(UserError, match="lies among the images of the train split"):
         prepare(data_config(photo_folder, photo_folder / "train" / "prepared"), progress=False)
