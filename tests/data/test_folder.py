@@ -94,6 +94,12 @@ def test_hugging_faces_layout_is_named(tmp_path, data_config, name, data):
         open_source(data_config(tmp_path / "source", tmp_path / "root", name=data))
 
 
+def test_a_table_beside_folders_is_not_hugging_faces_layout(tmp_path, open_folder):
+    tree(tmp_path / "source", "train/a/1.jpg", "valid/a/1.jpg", "labels.parquet")
+    with pytest.raises(UserError, match=r"data\.splits\.val=val: .*/val is not there \(.* holds train, valid\)"):
+        open_folder()
+
+
 def test_splits_may_be_the_source_itself(tmp_path, open_folder):
     tree(tmp_path / "source", "a/1.jpg", "b/1.jpg")
     source = open_folder(splits=(".", "."))

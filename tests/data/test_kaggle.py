@@ -140,6 +140,13 @@ def test_a_list_that_is_none(line):
         read_solution(f"ILSVRC2012_val_00000007,n1\n{line}".encode(), "list")
 
 
+def test_another_archive_of_that_name(data_of, tmp_path):
+    with zipfile.ZipFile(tmp_path / ARCHIVE, "w") as archive:
+        archive.writestr("train/china/00.JPEG", b"x")
+    with pytest.raises(UserError, match=rf"{ARCHIVE}: holds no file in {IMAGES}/train; download it again"):
+        IlsvrcSource(data_of(tmp_path))
+
+
 def test_compressed_as_a_whole(data_of, tmp_path):
     (tmp_path / "imagenet_object_localization_patched2019.tar.gz").write_bytes(b"x")
     with pytest.raises(

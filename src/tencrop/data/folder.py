@@ -82,7 +82,9 @@ def class_folders(source: Path, split: str, folder: str) -> list[str]:
 
 
 def check_no_shards(source: Path) -> None:
-    """UserError where the folder holds Hugging Face's files, whose images only their library finds."""
+    """UserError where the folder holds Hugging Face's files, whose images only their library finds, and no other."""
+    if set(subfolders(source)) - {"data"}:
+        return  # a table beside folders of images
     if shard := next((path for pattern in SHARDS for path in source.glob(pattern)), None):
         raise UserError(
             f"{shard}: Hugging Face's layout (parquet, Arrow or tar.gz shards) is not read; write its images into class"

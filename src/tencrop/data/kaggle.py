@@ -74,7 +74,7 @@ def read_solution(content: bytes, name: str) -> GroundTruth:
 
 
 def read_archive(path: Path) -> Archived:
-    """What is of use in Kaggle's zip. It lists two million files, most of them boxes and test images."""
+    """What is of use in Kaggle's zip, which also lists boxes and test images; UserError where it has no images."""
     images: dict[str, list[Member]] = {"train": [], "val": []}
     solution = None
     for member in zip_members(path):
@@ -84,6 +84,8 @@ def read_archive(path: Path) -> Archived:
             images[split].append(member._replace(name=inner))
         elif member.name.rpartition("/")[2] == SOLUTION and not member.name.startswith("__MACOSX/"):
             solution = member
+    if missing := [split for split, members in images.items() if not members]:
+        raise UserError(f"{path}: holds no file in {IMAGES}/{missing[0]}; download it again")
     return Archived(images, solution)
 
 
