@@ -7,7 +7,7 @@ from PIL import Image
 
 from tencrop.config import StoreOptions, UserError
 from tencrop.data.beton import JPEG, RAW
-from tencrop.data.encode import Undecodable, decode_rgb, encode
+from tencrop.data.encode import MAX_PIXELS, Undecodable, decode_rgb, encode, open_image
 
 ORIGINAL = StoreOptions(mode="jpeg", short_side=None, max_side=None, quality=95)
 
@@ -81,6 +81,97 @@ def test_sixteen_bits_keep_the_upper_eight():
     values = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
     decoded = decode_rgb(saved(Image.fromarray(values), "PNG"))
     assert np.array_equal(np.asarray(decoded)[..., 0], values >> 8)
+
+
+RAMP = np.linspace(0, 65535, 32 * 32).reshape(32, 32)
+
+
+def tiff_of_12_bits(values: np.ndarray) -> bytes:
+    """Two values in three bytes; Pillow reads such files and writes none."""
+    first, second = values.reshape(-1, 2).astype(int).T
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1).astype(np.uint8)
+    content = saved(Image.fromarray(packed.reshape(values.shape[0], -1)), "TIFF")
+    tags = {256: values.shape[1], 258: 12}
+    entries = int.from_bytes(content[4:8], "little")
+    for place in range(entries + 2, entries + 2 + 12 * int.from_bytes(content[entries : entries + 2], "little"), 12):
+        if (tag := int.from_bytes(content[place : place + 2], "little")) in tags:
+            size = 2 if content[place + 2] == 3 else 4
+            content = content[: place + 8] + tags[tag].to_bytes(size, "little") + content[place + 8 + size :]
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (saved(Image.fromarray(RAMP.astype(np.uint16)), "TIFF"), RAMP.astype(int) >> 8),
+        (saved(Image.fromarray(RAMP.astype(np.int32)), "TIFF"), RAMP.astype(int) >> 8),
+        (b"P5 32 32 65535\n" + RAMP.astype(">u2").tobytes(), RAMP.astype(int) >> 8),
+        (b"P5 32 32 1023\n" + (RAMP / 64.1).astype(">u2").tobytes(), (RAMP / 64.1).astype(int) * 65535 / 1023 // 256),
+        (saved(Image.fromarray((RAMP / 65535).astype(np.float32)), "TIFF"), np.rint(RAMP / 257)),
+        (tiff_of_12_bits(RAMP.astype(int) >> 4), RAMP.astype(int) >> 8),
+    ],
+    ids=["uint16 TIFF", "int32 TIFF", "16-bit PGM", "10-bit PGM", "float TIFF", "12-bit TIFF"],
+)
+def test_deep_gray_is_scaled_and_not_cut_off(content, expected):
+    decoded = np.asarray(decode_rgb(content))
+    assert np.abs(decoded[..., 0] - expected).max() <= (1 if content[:2] == b"P5" else 0)  # Pillow scales PGM, rounded
+    assert (decoded == decoded[..., :1]).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (255 * RAMP / 65535, "floats that are not all of 0 to 1"),
+        (np.full((4, 4), np.nan), "floats that are not all of 0 to 1"),
+        (RAMP.astype(np.int32) - 1, "integers that are not all of 0 to 65,535"),
+        (RAMP.astype(np.int32) + 1, "integers that are not all of 0 to 65,535"),
+        ((RAMP / 257).astype(np.uint16), "so small that it would be black"),
+        (RAMP / 65535 / 1000, "so small that it would be black"),
+    ],
+)
+def test_deep_gray_of_an_unknown_range_is_refused(values, message):
+    values = values.astype(np.float32) if values.dtype == float else values
+    with pytest.raises(Undecodable, match=message):
+        decode_rgb(saved(Image.fromarray(values), "TIFF"))
+
+
+def test_signed_16_bits_are_refused():
+    content = saved(Image.fromarray(RAMP.astype(np.int32)), "TIFF", tiffinfo={339: 2})
+    content = content.replace(b"\x02\x01\x03\x00\x01\x00\x00\x00\x20\x00", b"\x02\x01\x03\x00\x01\x00\x00\x00\x10\x00")
+    with pytest.raises(Undecodable, match="gray of more than 8 bits that is signed"):
+        decode_rgb(content)
+
+
+@pytest.mark.parametrize("name", ["EPS", "TGA", "PCX", "ICO"])
+def test_only_listed_formats_are_opened(image, name):
+    """Pillow would start Ghostscript on the first; which of the others exist depends on its version."""
+    content = saved(image.resize((32, 32)), name)
+    with pytest.raises(
+        Undecodable, match=r"^not an image of a format that is read: JPEG, PNG, GIF, BMP, PPM, TIFF, WEBP"
+    ):
+        open_image(content)
+
+
+def with_size(jpeg: bytes, height: int, width: int) -> bytes:
+    """The JPEG with another size in its header."""
+    place = jpeg.index(b"\xff\xc0") + 5
+    return jpeg[:place] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + jpeg[place + 4 :]
+
+
+def test_one_limit_of_pixels_for_every_reader(image):
+    """Of a store as it is, of a reduced one, and of the reference loader; Pillow's own limit is 179 million."""
+    content = saved(image, "JPEG")
+    assert open_image(with_size(content, 12_500, 15_000))[0].size == (15_000, 12_500)
+    assert open_image(with_size(content, 1 << 14, MAX_PIXELS >> 14))[0].height == 1 << 14
+    large, sentence = (
+        with_size(content, 1 << 14, (MAX_PIXELS >> 14) + 1),
+        "16385 x 16384 pixels are more than 268,435,456",
+    )
+    for options in (ORIGINAL, StoreOptions(mode="jpeg", short_side=None, max_side=500, quality=95)):
+        with pytest.raises(Undecodable, match=sentence):
+            encode(large, 0, options)
+    with pytest.raises(Undecodable, match=sentence):
+        decode_rgb(large)
 
 
 def test_orientation_is_ignored(image):

@@ -1,11 +1,13 @@
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tencrop.config import UserError
-from tencrop.data.folder import FolderSource
+from tencrop.data.folder import FolderSource, counted
 from tencrop.data.originals import SourceFile, read_file
+from tencrop.data.prepare import open_source
 
 
 def tree(root: Path, *names: str) -> Path:
@@ -45,6 +47,57 @@ def test_only_images_count(tmp_path, open_folder):
     tree(tmp_path / "source", "train/a/images/1.JPEG", "train/a/2.webp", "train/a/notes.txt", "train/a/.3.jpg")
     tree(tmp_path / "source", "train/README.md", "train/.cache/1.jpg", "val/a/1.jpg")
     assert [file.name for file in open_folder().files["train"]] == ["a/2.webp", "a/images/1.JPEG"]
+
+
+def test_what_is_left_out_is_counted(tmp_path, open_folder):
+    """Thumbnails of a file server, files of macOS and Windows, endings that torchvision leaves out, too."""
+    tree(tmp_path / "source", "train/a/1.JPEG", "train/a/@eaDir/1.JPEG/SYNOPHOTO_THUMB_M.jpg", "train/@eaDir/2.jpg")
+    tree(tmp_path / "source", "train/a/._1.JPEG", "train/a/.DS_Store", "train/.cache/1.jpg", "train/a/__MACOSX/1.jpg")
+    tree(
+        tmp_path / "source", "train/a/Thumbs.db", "train/a/deep/2.jfif", "train/a/3.JPE", "train/a/4", "train/a/im.0001"
+    )
+    tree(tmp_path / "source", "train/README.md", "val/a/1.jpg", "val/labels.csv")
+    source = open_folder()
+    assert source.classes == ["a"]
+    assert [file.name for file in source.files["train"]] == ["a/1.JPEG"]
+    assert source.left_out == {
+        "train": {
+            "@eaDir": 2,
+            "hidden": 3,
+            "__MACOSX": 1,
+            ".db": 1,
+            ".jfif": 1,
+            ".jpe": 1,
+            "without an ending": 2,
+            ".md": 1,
+        },
+        "val": {".csv": 1},
+    }
+
+
+def test_counts_in_words():
+    assert counted(Counter({".jfif": 1200, "hidden": 1, ".db": 1})) == "1,200 .jfif, 1 .db, 1 hidden"
+    assert counted(Counter({".a": 3, ".b": 2, ".c": 1, ".d": 1}), most=2) == "3 .a, 2 .b, 2 of 2 other endings"
+
+
+def test_a_class_of_endings_that_are_left_out(tmp_path, open_folder):
+    tree(tmp_path / "source", "train/a/1.jfif", "train/a/2.jfif", "val/a/1.jpg")
+    with pytest.raises(UserError, match=r"train/a: the class folder holds no image \(\.jpg .*\), but 2 \.jfif; add"):
+        open_folder()
+
+
+@pytest.mark.parametrize("name", ["data/train-00000-of-00294.parquet", "x.arrow", "data/train_images_0.tar.gz"])
+@pytest.mark.parametrize("data", ["imagefolder", "imagenet", "tiny_imagenet"])
+def test_hugging_faces_layout_is_named(tmp_path, data_config, name, data):
+    tree(tmp_path / "source", name)
+    with pytest.raises(UserError, match=rf"source/{name}: Hugging Face's layout .* is not read; write its images"):
+        open_source(data_config(tmp_path / "source", tmp_path / "root", name=data))
+
+
+def test_a_table_beside_folders_is_not_hugging_faces_layout(tmp_path, open_folder):
+    tree(tmp_path / "source", "train/a/1.jpg", "valid/a/1.jpg", "labels.parquet")
+    with pytest.raises(UserError, match=r"data\.splits\.val=val: .*/val is not there \(.* holds train, valid\)"):
+        open_folder()
 
 
 def test_splits_may_be_the_source_itself(tmp_path, open_folder):

@@ -220,6 +220,44 @@ def test_jpeg_larger_than_a_page(data_config, tmp_path):
     assert beton.payload(0).tobytes() == content
 
 
+def test_skipped_files_give_the_same_manifest_every_time(spoiled, data_config, tmp_path):
+    """Pillow's message of what is no image holds the address of an object."""
+    (spoiled / "train/china/08.JPEG").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n")
+    (spoiled / "train/china/09.JPEG").write_bytes(b"<html>404 Not Found</html>")
+    kept = [bytearray(1 << 12)]  # so that objects lie elsewhere the second time
+    roots = [tmp_path / name for name in ("first", "second")]
+    for root in roots:
+        prepare(data_config(spoiled, root, undecodable="skip"), workers=2, progress=False)
+        kept += [bytearray(1 << 12) for _ in range(100)]
+    assert contents(roots[0]) == contents(roots[1])
+    skipped = read_manifest(roots[0])["splits"]["train"]["skipped"]
+    assert [entry["name"] for entry in skipped] == ["china/08.JPEG", "china/09.JPEG", "flower/05.JPEG"]
+    assert not any("0x" in entry["reason"] for entry in skipped)
+
+
+def test_what_is_left_out_is_said(photo_folder, data_config, tmp_path, capsys):
+    """Thumbnails by a file server do not change the store; they and other endings are counted, here and there."""
+    source = Path(shutil.copytree(photo_folder, tmp_path / "photos"))
+    shutil.copytree(source / "train/china", source / "train/china/@eaDir")
+    for name in ("train/flower/a.jfif", "train/flower/b.jfif", "val/flower/c"):
+        shutil.copy(source / "val/china/00.JPEG", source / name)
+    root = prepare(data_config(source, tmp_path / "root"), workers=1)
+    assert "left out: 2 .jfif, 1 @eaDir of train; 1 without an ending of val (images are what ends in .jpg" in (
+        capsys.readouterr().out
+    )
+    assert read_manifest(root)["left_out"] == {"train": {".jfif": 2, "@eaDir": 1}, "val": {"without an ending": 1}}
+    assert open_split(root, "train").num_samples == 24
+
+
+def test_the_same_folder_named_otherwise(photo_folder, data_config, tmp_path):
+    """data.source one folder lower or higher, data.splits accordingly."""
+    root = prepare(data_config(photo_folder, tmp_path / "root"), workers=1, progress=False)
+    parent, name = photo_folder.parent, photo_folder.name
+    assert prepare(data_config(parent, root, splits=(f"{name}/train", f"{name}/val")), progress=False) == root
+    with pytest.raises(UserError, match=r"data\.splits\.train=.*val: .* was prepared with data\.splits\.train=train"):
+        prepare(data_config(parent, root, splits=(f"{name}/val", f"{name}/val")), progress=False)
+
+
 def test_root_must_not_lie_among_the_images(photo_folder, data_config):
     with pytest.raises(UserError, match="lies among the images of the train split"):
         prepare(data_config(photo_folder, photo_folder / "train" / "prepared"), progress=False)

@@ -79,6 +79,69 @@ def test_prepared(files, data_config, tmp_path, zipped):
             assert split.read_original(index) == source.read(name, file)
 
 
+@pytest.mark.parametrize("inner", ["", "images/"])
+def test_validation_images_sorted_into_classes(files, tmp_path, inner):
+    """As by the scripts that go round, which may leave val/images and the annotations behind; the same samples."""
+    expected = TinyImagenetSource(write(tmp_path / "flat", files, zipped=False), subset=True)
+    classes = dict(line.split("\t")[:2] for line in files["val/val_annotations.txt"].decode().splitlines())
+    sorted_files = {
+        f"val/{classes[name.rpartition('/')[2]]}/{inner}{name.rpartition('/')[2]}"
+        if name.startswith("val/images/")
+        else name: content
+        for name, content in files.items()
+    }
+    sorted_files["val/images/.DS_Store"] = b"x"
+    source = TinyImagenetSource(write(tmp_path / "sorted", sorted_files, zipped=False), subset=True)
+    for split in ("train", "val"):
+        assert [source.read(split, file) for file in source.files[split]] == [
+            expected.read(split, file) for file in expected.files[split]
+        ]
+        assert [file.label for file in source.files[split]] == [file.label for file in expected.files[split]]
+    path = tmp_path / "sorted/tiny-imagenet-200"
+    moved = source.files["val"][0].name
+    target = path / "val" / moved.replace("n01443537", "n01629819")
+    (path / "val" / moved).rename(target)
+    with pytest.raises(UserError, match=r"lies in the folder of n01629819, and val/val_annotations.txt says n01443537"):
+        TinyImagenetSource(tmp_path / "sorted", subset=True)
+    (path / "val/val_annotations.txt").unlink()
+    assert len(TinyImagenetSource(tmp_path / "sorted", subset=True).files["val"]) == 12
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_macos_adds_is_left_out(files, tmp_path, zipped):
+    expected = TinyImagenetSource(write(tmp_path / "plain", files, zipped=zipped), subset=True)
+    added = {}
+    for name, content in files.items():
+        folder, _, file = name.rpartition("/")
+        added |= {name: content, f"{folder}/._{file}".removeprefix("/"): b"\0\5\x16\7"}
+    added["val/images/Thumbs.db"] = b"x"
+    source = TinyImagenetSource(write(tmp_path / "added", added, zipped=zipped), subset=True)
+    for split in ("train", "val"):
+        assert [file.name for file in source.files[split]] == [file.name for file in expected.files[split]]
+    assert source.left_out["val"] == {"hidden": 12, ".db": 1}
+    assert source.left_out["train"]["hidden"] == 24 + 3  # and of the boxes
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_training_image_among_those_of_another_class(files, tmp_path, zipped):
+    files["train/n01629819/images/n01443537_0.JPEG"] = files.pop("train/n01443537/images/n01443537_0.JPEG")
+    with pytest.raises(
+        UserError, match=r"n01443537_0.JPEG: lies in the folder of n01629819, and its name says n01443537"
+    ):
+        TinyImagenetSource(write(tmp_path / "source", files, zipped=zipped), subset=True)
+
+
+def test_a_class_folder_that_is_missing(files, tmp_path):
+    without = {name: content for name, content in files.items() if not name.startswith("train/n01443537")}
+    with pytest.raises(
+        UserError, match=r"train: the folder of class n01443537 is missing; extract tiny-imagenet-200\.zip"
+    ):
+        TinyImagenetSource(write(tmp_path / "train", without, zipped=False), subset=True)
+    without = {name: content for name, content in files.items() if not name.startswith("val/images")}
+    with pytest.raises(UserError, match=r"val: the folder of class n01443537 is missing \(nor has val/images"):
+        TinyImagenetSource(write(tmp_path / "val", without, zipped=False), subset=True)
+
+
 def test_an_image_without_annotation(files, tmp_path):
     files["val/images/val_12.JPEG"] = files["val/images/val_0.JPEG"]
     with pytest.raises(UserError, match=r"gives no class of wnids\.txt to val_12\.JPEG"):

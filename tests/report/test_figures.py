@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tencrop.data import encode
 from tencrop.data.manifest import open_split
 from tencrop.evaluation.predictions import from_averages, load_scores, save_scores
 from tencrop.report.collect import collect
@@ -126,6 +127,14 @@ def test_panel_with_a_damaged_original(evaluated_run, prepared_photos, photo_fol
     assert "<div class=panel>" in panel_figure(run, result)
     run.manifest["data"]["classes"].pop()
     assert "names 9 classes" in panel_figure(run, result)
+
+
+def test_panel_opens_only_listed_formats(evaluated_run, monkeypatch):
+    """Else a file of the data could choose what is run when a report is made; the digits are PNG files."""
+    run = collect([evaluated_run()])[0].runs[0]
+    monkeypatch.setattr(encode, "FORMATS", ("JPEG",))
+    html = panel_figure(run, run.results[0])
+    assert html.startswith("<p>No test images to show: not an image of a format that is read: JPEG.")
 
 
 def test_panel_without_its_data(evaluated_run, tmp_path):

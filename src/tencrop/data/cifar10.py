@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class Cifar10Source:
         self.classes = sorted(names, key=os.fsencode)
         labels = np.array([self.classes.index(name) for name in names])
         self.files: dict[str, list[SourceFile]] = {}
+        self.left_out: dict[str, Counter[str]] = {}
         self._pixels: dict[str, np.ndarray] = {}
         for split, batches in BATCHES.items():
             contents = [_batch(path / archive, batch + ending, files[batch + ending], ending) for batch in batches]

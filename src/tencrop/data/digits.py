@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections import Counter
 from functools import cached_property
 
 import numpy as np
@@ -45,6 +46,7 @@ class DigitsSource:
         order = permutation()
         self.place = Place(None, {"train": "train", "val": "val"}, {"train": MADE, "val": MADE})
         self.classes = [str(digit) for digit in range(10)]
+        self.left_out: dict[str, Counter[str]] = {}
         self.files = {"train": self._files(order[:NUM_TRAIN]), "val": self._files(order[NUM_TRAIN:])}
 
     def read(self, split: str, file: SourceFile) -> bytes:

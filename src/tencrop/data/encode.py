@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 
 from tencrop.config import StoreOptions
 from tencrop.data.beton import JPEG, MAX_PAYLOAD_BYTES, RAW, EncodedSample
@@ -24,6 +26,12 @@ from tencrop.data.reduce import JpegHeader, denominator, jpeg_header, reduced_im
 KINDS = ("jpeg", "gray jpeg", "cmyk jpeg", "png", "other", "damaged jpeg")
 PLAIN_KINDS = ("jpeg", "gray jpeg")  # a decoder of JPEG makes RGB of these, so their bytes can be stored
 STORE_FILTER = Image.Resampling.BILINEAR  # of a reduced store; Pillow's, so antialiased
+# The decoders that a file may choose by its first bytes. Of the others that Pillow has, some run programs (Ghostscript
+# for EPS) and some appear only where a library is installed: which images exist would depend on the machine.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
+MAX_PIXELS = 1 << 28  # of an image, for every reader of files: 1 GB as Pillow holds it, 805 MB in a raw store
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower, holds for it alone, and can be set in no other way
+ENCODING = 2  # counts up where `encode` makes something else of the same file
 
 
 class Undecodable(ValueError):
@@ -95,7 +103,8 @@ def decode_rgb(content: bytes) -> Image.Image:
 def open_image(content: bytes) -> tuple[Image.Image, str]:
     """The image, its header read and its pixels not yet, and its kind. Raises Undecodable."""
     with _pillows_errors():
-        image = Image.open(io.BytesIO(content))
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    _check_num_pixels(image.height, image.width)
     if image.format in ("JPEG", "MPO"):  # MPO: JPEG with further pictures behind, which decoders do not look at
         return image, {"RGB": "jpeg", "L": "gray jpeg", "CMYK": "cmyk jpeg"}[image.mode]
     return image, "png" if image.format == "PNG" else "other"
@@ -105,13 +114,42 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """The first frame as RGB; orientation tags are ignored [6]. Raises Undecodable for anything but a whole image.
 
     Grayscale is repeated; CMYK, palettes and transparency go through Pillow's convert, as torchvision's loader does;
-    16-bit grayscale keeps its upper 8 bits.
+    grayscale of more than 8 bits is scaled.
     """
     with _pillows_errors():
         image.load()
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image if image.mode == "RGB" else image.convert("RGB")
+        if image.mode.startswith("I") or image.mode == "F":
+            image = Image.fromarray(_eight_bits(image))
+        return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Deep grayscale, uint8 [height, width]: integers of 0 to 65,535 keep their upper 8 bits, floats are of 0 to 1.
+
+    Pillow's convert cuts all values off at 255, which makes such an image white or black. Raises Undecodable where
+    the range of the values is another one, so that what is white cannot be known.
+    """
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    num_bits, is_signed = tags.get(BITSPERSAMPLE, (16,))[0], tags.get(SAMPLEFORMAT, (1,))[0] == 2
+    if tags.get(PHOTOMETRIC_INTERPRETATION) == 0 or (num_bits == 16 and is_signed):
+        raise Undecodable("gray of more than 8 bits that is signed, or in which 0 is white; save it with 8 bits")
+    values = np.asarray(image)
+    if image.mode == "F":
+        if not (values.min() >= 0 and values.max() <= 1):  # nor where one is no number
+            raise Undecodable("its pixels are floats that are not all of 0 to 1; save it with 8 bits")
+        pixels = np.rint(255 * values)
+    else:
+        if values.min() < 0 or values.max() >= 1 << 16:
+            raise Undecodable("its pixels are integers that are not all of 0 to 65,535; save it with 8 bits")
+        pixels = values >> (num_bits - 8 if num_bits < 16 else 8)
+    if values.any() and not pixels.any():
+        raise Undecodable("its deep gray values are so small that it would be black; save it with 8 bits")
+    return pixels.astype(np.uint8)
+
+
+def _check_num_pixels(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise Undecodable(f"{width} x {height} pixels are more than {MAX_PIXELS:,}")
 
 
 def _read_plain_jpeg(content: bytes, *, with_pixels: bool) -> tuple[JpegHeader | None, npt.NDArray[np.uint8] | None]:
@@ -122,6 +160,7 @@ def _read_plain_jpeg(content: bytes, *, with_pixels: bool) -> tuple[JpegHeader |
         header = jpeg_header(content)
         if header.num_components not in (1, 3):
             return None, None
+        _check_num_pixels(header.height, header.width)
         pixels = reduced_jpeg(content, header, denominator(header.height, header.width) if with_pixels else 8)
     except DecodeError:
         return None, None
@@ -146,5 +185,8 @@ def _pillows_errors() -> Iterator[None]:
         yield
     except MemoryError:
         raise
+    except UnidentifiedImageError as error:
+        raise Undecodable(f"not an image of a format that is read: {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        raise Undecodable(str(error) or type(error).__name__) from error
+        reason = re.sub(r" (object )?at 0x[0-9a-f]+", "", str(error))  # the manifest keeps it, the same every time
+        raise Undecodable(reason or type(error).__name__) from error

@@ -25,6 +25,7 @@ from rich.text import Text
 from tencrop.config import StoreOptions, UserError
 from tencrop.console import plain_column, rate
 from tencrop.data.encode import Undecodable, encode
+from tencrop.data.folder import EXTENSIONS, counted
 from tencrop.data.originals import Source
 from tencrop.data.statistics import ColourSums
 
@@ -50,6 +51,8 @@ def announce(
         f" about {datetime.timedelta(seconds=round(seconds) + 1)} with {num_threads} threads"
         + (f"; {readable(written)} of it are there already" if written else "")
     )
+    if left_out := "; ".join(f"{counted(sorts)} of {split}" for split, sorts in source.left_out.items() if sorts):
+        console.print(f"left out: {left_out} (images are what ends in {' '.join(EXTENSIONS)}, as in torchvision)")
     if num_bytes > free + written:
         raise UserError(
             f"data.root={root}: about {readable(num_bytes)} would be written and {readable(free)} are free;"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from pathlib import Path
 
 from tencrop.config import Data, UserError
@@ -10,12 +12,25 @@ from tencrop.data.originals import TREE, Place, SourceFile, read_original
 
 # torchvision's ImageFolder takes these
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+ENDING = re.compile(r"\.[a-z][a-z0-9]{0,7}")  # what counts as one: not the .0001 of a name
+# Folders that file servers and desktops put among a user's own, in lower case: thumbnails, deleted files
+LITTER = {"@eadir", "#recycle", "#snapshot", "$recycle.bin", "__macosx", "lost+found", "system volume information"}
+# Where Hugging Face's ImageNet and other parquet data sets have their files
+SHARDS = (
+    "*.parquet",
+    "data/*.parquet",
+    "*.arrow",
+    "data/*.arrow",
+    "train_images_*.tar.gz",
+    "data/train_images_*.tar.gz",
+)
 
 
 class FolderSource:
     """Class folders of images under the two folders named by `data.splits`.
 
-    Images may lie deeper within a class folder, as in torchvision; files of other endings are not images.
+    Images may lie deeper within a class folder, as in torchvision; files of other endings are not images, nor is what
+    is hidden or litter: `left_out` counts them.
     Raises UserError where a split is missing, a class folder holds no image, or the splits' classes differ.
     """
 
@@ -27,7 +42,10 @@ class FolderSource:
         check_same_classes(found["train"], found["val"])
         self.classes = found["train"]
         check_num_classes(data, self.classes)
-        self.files = {split: list_images(path / folder, self.classes) for split, folder in splits.items()}
+        self.left_out: dict[str, Counter[str]] = {split: Counter() for split in splits}
+        self.files = {
+            split: list_images(path / folder, self.classes, self.left_out[split]) for split, folder in splits.items()
+        }
 
     def read(self, split: str, file: SourceFile) -> bytes:
         return read_original(self.place, split, file)
@@ -56,31 +74,67 @@ def class_folders(source: Path, split: str, folder: str) -> list[str]:
         return names
     here = ", ".join(subfolders(source)[:5]) or "no folders"
     reason = "holds no class folders" if path.is_dir() else "is not there"
+    check_no_shards(source)
     raise UserError(
         f"data.splits.{split}={folder}: {path} {reason} ({source} holds {here}); name the folder of the {split}"
         f" split's class folders with data.splits.{split}=FOLDER (. is data.source itself)"
     )
 
 
-def list_images(folder: Path, classes: list[str]) -> list[SourceFile]:
-    """The images of the class folders in sample order; UserError for a class without any."""
+def check_no_shards(source: Path) -> None:
+    """UserError where the folder holds Hugging Face's files, whose images only their library finds, and no other."""
+    if set(subfolders(source)) - {"data"}:
+        return  # a table beside folders of images
+    if shard := next((path for pattern in SHARDS for path in source.glob(pattern)), None):
+        raise UserError(
+            f"{shard}: Hugging Face's layout (parquet, Arrow or tar.gz shards) is not read; write its images into class"
+            " folders, train/CLASS/ and val/CLASS/, or name the folder of the published archives as data.source"
+        )
+
+
+def list_images(folder: Path, classes: list[str], left_out: Counter[str]) -> list[SourceFile]:
+    """The images of the class folders in sample order; UserError for a class without any.
+
+    What else lies there is added to `left_out`, by what it is.
+    """
     files = []
+    left_out.update(_beside(folder, set(classes)))
     for label, name in enumerate(classes):
-        images = sorted(_images(folder / name), key=lambda image: os.fsencode(image[0]))
+        others: Counter[str] = Counter()
+        images = sorted(_images(folder / name, others), key=lambda image: os.fsencode(image[0]))
         if not images:
             raise UserError(
-                f"{folder / name}: the class folder holds no image ({' '.join(EXTENSIONS)});"
-                " add images or remove the folder from every split"
+                f"{folder / name}: the class folder holds no image ({' '.join(EXTENSIONS)})"
+                + (f", but {counted(others)}" if others else "")
+                + "; add images or remove the folder from every split"
             )
+        left_out.update(others)
         files += [SourceFile(f"{name}/{image}", label, num_bytes) for image, num_bytes in images]
     return files
 
 
 def subfolders(path: Path) -> list[str]:
-    """Names of the folders in a folder, hidden ones left out, sorted bytewise."""
+    """Names of the folders in a folder, sorted bytewise; hidden ones and litter are left out."""
     with os.scandir(path) as entries:
-        names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        names = [entry.name for entry in entries if entry.is_dir() and not _is_litter(entry.name)]
     return sorted(names, key=os.fsencode)
+
+
+def sort_of(name: str) -> str:
+    """What a file that is left out is counted as: hidden, its ending in lower case, or without an ending."""
+    if name.startswith("."):
+        return "hidden"
+    ending = os.path.splitext(name)[1].lower()
+    return ending if ENDING.fullmatch(ending) else "without an ending"
+
+
+def counted(left_out: Counter[str], most: int = 8) -> str:
+    """3 .jfif, 1 hidden: the most frequent first."""
+    ordered = sorted(left_out.items(), key=lambda pair: (-pair[1], pair[0]))
+    texts = [f"{number:,} {sort}" for sort, number in ordered[:most]]
+    if len(ordered) > most:
+        texts.append(f"{sum(number for _, number in ordered[most:]):,} of {len(ordered) - most} other endings")
+    return ", ".join(texts)
 
 
 def check_same_classes(train: list[str], val: list[str]) -> None:
@@ -103,18 +157,34 @@ def check_num_classes(data: Data, classes: list[str]) -> None:
         )
 
 
-def _images(folder: Path) -> list[tuple[str, int]]:
-    """(path within the class folder, bytes) of the images in it, in no order."""
+def _is_litter(folder: str) -> bool:
+    return folder.startswith(".") or folder.lower() in LITTER
+
+
+def _beside(folder: Path, classes: set[str]) -> Counter[str]:
+    """What lies in a split's folder and is no class, counted; a folder counts once."""
+    with os.scandir(folder) as entries:
+        return Counter(_sort_of_entry(entry) for entry in entries if entry.name not in classes)
+
+
+def _sort_of_entry(entry: os.DirEntry[str]) -> str:
+    if not entry.is_dir() or entry.name.startswith("."):
+        return sort_of(entry.name)
+    return entry.name if _is_litter(entry.name) else "other folders"
+
+
+def _images(folder: Path, left_out: Counter[str]) -> list[tuple[str, int]]:
+    """(path within the class folder, bytes) of the images in it, in no order; what else is there is counted."""
     images = []
     pending = [""]
     while pending:
         inner = pending.pop()
         with os.scandir(folder / inner) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    pending.append(f"{inner}{entry.name}/")
-                elif entry.name.lower().endswith(EXTENSIONS):
+                if not entry.name.startswith(".") and entry.name.lower().endswith(EXTENSIONS) and not entry.is_dir():
                     images.append((inner + entry.name, entry.stat().st_size))
+                elif entry.is_dir() and not _is_litter(entry.name):
+                    pending.append(f"{inner}{entry.name}/")
+                else:
+                    left_out[_sort_of_entry(entry)] += 1
     return images

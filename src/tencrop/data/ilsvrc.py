@@ -6,7 +6,8 @@
 
 A class is a WNID, its label the rank among the sorted WNIDs (as in Caffe, torchvision and timm), whatever its
 ILSVRC2012_ID. A split whose archive is not there is looked for as a folder, `data.splits`: class folders, or for the
-validation images one flat folder.
+validation images one flat folder. Kaggle's layout is the third way (kaggle.py). Whatever says the class of an image,
+folder, file name, devkit or Kaggle's list, is compared with what else says it (labels.py).
 """
 
 from __future__ import annotations
@@ -14,15 +15,26 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tencrop.config import Data, UserError
+from tencrop.data import kaggle
 from tencrop.data.archives import Member, tar_members
 from tencrop.data.devkit import ARCHIVE as DEVKIT_ARCHIVE
 from tencrop.data.devkit import Devkit, find_devkit, read_devkit
-from tencrop.data.folder import check_num_classes, check_same_classes, class_folders, list_images, source_folder
-from tencrop.data.originals import FLAT, TAR, TREE, Place, SourceFile, read_original
+from tencrop.data.folder import (
+    EXTENSIONS,
+    check_no_shards,
+    check_num_classes,
+    check_same_classes,
+    class_folders,
+    list_images,
+    sort_of,
+    source_folder,
+)
+from tencrop.data.labels import GroundTruth, check_folders, check_names, check_same_truth
+from tencrop.data.originals import FLAT, TAR, TREE, ZIP, Place, SourceFile, read_original
 
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
 # as in torchvision/datasets/imagenet.py
@@ -40,8 +52,8 @@ SUBSET = "set data.subset=true if that is meant"
 
 
 class IlsvrcSource:
-    """Raises UserError for a missing, truncated or unsafe archive, for files without a class, and for counts that are
-    not ILSVRC2012's (its devkit's own, for simulated archives) unless `data.subset` is set."""
+    """Raises UserError for a missing, truncated or unsafe archive, for files without a class or of two, and for counts
+    that are not ILSVRC2012's (its devkit's own, for simulated archives) unless `data.subset` is set."""
 
     def __init__(self, data: Data) -> None:
         path = source_folder(data)
@@ -49,21 +61,20 @@ class IlsvrcSource:
         self.devkit = read_devkit(found) if found else None
         splits, routes = {}, {}
         for split, folder in (("train", data.splits.train), ("val", data.splits.val)):
-            if (path / ARCHIVES[split]).is_file():
-                splits[split], routes[split] = ARCHIVES[split], TAR
-            else:
-                splits[split] = folder
-                routes[split] = FLAT if split == "val" and _is_flat(path / folder) else TREE
-        read = [path / name for split, name in splits.items() if routes[split] == TAR]
+            splits[split], routes[split] = _locate(path, split, folder)
+        zipped = kaggle.read_archive(path / kaggle.ARCHIVE) if ZIP in routes.values() else None
+        read = [path / name for name in dict.fromkeys(splits.values()) if (path / name).is_file()]
         read += [found] if found and found.is_file() else []
         archives = {archive.name: archive.stat().st_size for archive in read}
         self.place = Place(str(path), splits, routes, archives)
-        if routes["val"] != TREE and self.devkit is None:
+        truth = _ground_truth(self.devkit, kaggle.find_ground_truth(path, zipped))
+        if routes["val"] != TREE and truth is None:
             raise UserError(
                 f"data.source={data.source}: the classes of the validation images are in {DEVKIT_ARCHIVE}, which is not"
-                " there; put it beside them (or its folder, extracted)"
+                f" there; put it beside them (or its folder, extracted), or Kaggle's {kaggle.SOLUTION}"
             )
-        self.classes, self.files = self._list(path)
+        self.left_out: dict[str, Counter[str]] = {split: Counter() for split in splits}
+        self.classes, self.files = self._list(path, truth, zipped)
         check_num_classes(data, self.classes)
         if not data.subset:
             self._check_counts()
@@ -78,22 +89,27 @@ class IlsvrcSource:
         assert self.place.path is not None
         return _md5_list(Path(self.place.path) / MD5_LIST)
 
-    def _list(self, path: Path) -> tuple[list[str], dict[str, list[SourceFile]]]:
+    def _list(
+        self, path: Path, truth: GroundTruth | None, zipped: kaggle.Archived | None
+    ) -> tuple[list[str], dict[str, list[SourceFile]]]:
         """The sorted classes, and the files of both splits in sample order."""
         named: dict[str, dict[str, list[SourceFile]]] = {}  # by split and class; labels follow
         for split, place in self.place.splits.items():
-            if self.place.routes[split] == TREE:
-                names = class_folders(path, split, place)
-                by_class: dict[str, list[SourceFile]] = {name: [] for name in names}
-                for file in list_images(path / place, names):
-                    by_class[file.name.partition("/")[0]].append(file)
-                named[split] = by_class
+            route, left_out = self.place.routes[split], self.left_out[split]
+            if route == TREE:
+                named[split] = _class_folders(path, split, place, left_out)
+                if split == "val" and truth:
+                    check_folders(path / place, _all(named[split]), truth.of_image, said_by=truth.said_by)
+            elif split == "train" and zipped:
+                named[split] = _zipped_train(zipped.images[split], left_out)
             elif split == "train":
-                named[split] = _train_archive(path / place)
+                named[split] = _train_archive(path / place, left_out)
             else:
-                assert self.devkit is not None
-                members = _flat_files(path / place) if self.place.routes[split] == FLAT else tar_members(path / place)
-                named[split] = _by_ground_truth(path / place, members, self.devkit)
+                assert truth is not None
+                members = _flat_files(path / place, left_out) if route == FLAT else tar_members(path / place)
+                members = zipped.images[split] if route == ZIP and zipped else members
+                named[split] = _by_ground_truth(path / place, members, truth, left_out)
+            check_names(path / place, _all(named[split]))
         classes, others = ({name for name, files in named[split].items() if files} for split in ("train", "val"))
         check_same_classes(list(classes), list(others))
         if self.devkit and (strange := classes - set(self.devkit.num_train_images)):
@@ -126,11 +142,47 @@ class IlsvrcSource:
                     expected = per_class[label] if simulated else NUM_VAL_IMAGES_OF_A_CLASS
                 if per_class[label] != expected:
                     raise UserError(
-                        f"data.source: class {wnid} has {per_class[label]} {split} images, and the devkit says"
-                        f" {expected}; {SUBSET}"
+                        f"data.source: class {wnid} has {per_class[label]} {split} images, and"
+                        f" {'the devkit says' if self.devkit else 'ILSVRC2012 has'} {expected}; {SUBSET}"
                     )
         if simulated and (missing := len(self.devkit.ground_truth) - len(self.files["val"])):  # type: ignore[union-attr]
             raise UserError(f"data.source: {missing} val images of the devkit's ground truth are not there; {SUBSET}")
+
+
+def _locate(path: Path, split: str, folder: str) -> tuple[str, str]:
+    """Folder or archive of a split within the user's folder, and its route."""
+    if (path / ARCHIVES[split]).is_file():
+        return ARCHIVES[split], TAR
+    folder = kaggle.folder_within(path, folder)
+    if not (path / folder).is_dir():
+        if (path / kaggle.ARCHIVE).is_file():
+            return kaggle.ARCHIVE, ZIP
+        kaggle.check_not_compressed(path)
+        check_no_shards(path)
+    return folder, FLAT if split == "val" and _is_flat(path / folder) else TREE
+
+
+def _ground_truth(devkit: Devkit | None, solution: GroundTruth | None) -> GroundTruth | None:
+    """The classes of the validation images, by the devkit or Kaggle's list; UserError where the two differ."""
+    if devkit is None:
+        return solution
+    wnids = {number: devkit.wnids[ilsvrc2012_id] for number, ilsvrc2012_id in enumerate(devkit.ground_truth, start=1)}
+    truth = GroundTruth("the devkit", wnids)
+    if solution:
+        check_same_truth(truth, solution)
+    return truth
+
+
+def _all(by_class: dict[str, list[SourceFile]]) -> Iterable[SourceFile]:
+    return (file for files in by_class.values() for file in files)
+
+
+def _class_folders(path: Path, split: str, place: str, left_out: Counter[str]) -> dict[str, list[SourceFile]]:
+    names = class_folders(path, split, place)
+    by_class: dict[str, list[SourceFile]] = {name: [] for name in names}
+    for file in list_images(path / place, names, left_out):
+        by_class[file.name.partition("/")[0]].append(file)
+    return by_class
 
 
 def _md5_list(path: Path) -> dict[str, str]:
@@ -146,31 +198,53 @@ def _md5_list(path: Path) -> dict[str, str]:
     return sums
 
 
-def _train_archive(path: Path) -> dict[str, list[SourceFile]]:
+def _train_archive(path: Path, left_out: Counter[str]) -> dict[str, list[SourceFile]]:
     by_class: dict[str, list[SourceFile]] = {}
-    for archive in tar_members(path):
+    for archive in _not_hidden(tar_members(path), left_out):
         wnid, ending = os.path.splitext(os.path.basename(archive.name))
         if ending != ".tar":
             raise UserError(f"{path}: {archive.name} is not the tar of a class; this is not {ARCHIVES['train']}")
         by_class[wnid] = [
             SourceFile(f"{wnid}/{os.path.basename(member.name)}", 0, member.num_bytes, member.offset)
-            for member in tar_members(path, archive)
+            for member in _not_hidden(tar_members(path, archive), left_out)
         ]
     return by_class
 
 
-def _by_ground_truth(path: Path, members: Iterable[Member], devkit: Devkit) -> dict[str, list[SourceFile]]:
-    """Validation images by the class that the devkit gives to the number in their names."""
-    by_class: dict[str, list[SourceFile]] = {wnid: [] for wnid in devkit.wnids.values()}
-    for member in members:
+def _zipped_train(members: Iterable[Member], left_out: Counter[str]) -> dict[str, list[SourceFile]]:
+    """Training images of Kaggle's zip, called train/WNID/NAME in it."""
+    by_class: dict[str, list[SourceFile]] = {}
+    for member in _not_hidden(members, left_out):
+        wnid, _, name = member.name.removeprefix("train/").partition("/")
+        if name.lower().endswith(EXTENSIONS):
+            by_class.setdefault(wnid, []).append(SourceFile(f"{wnid}/{name}", 0, member.num_bytes, member.offset))
+        else:
+            left_out[sort_of(name)] += 1
+    return by_class
+
+
+def _by_ground_truth(
+    path: Path, members: Iterable[Member], truth: GroundTruth, left_out: Counter[str]
+) -> dict[str, list[SourceFile]]:
+    """Validation images by the class that the ground truth gives to the number in their names."""
+    by_class: dict[str, list[SourceFile]] = {wnid: [] for wnid in truth.wnids.values()}
+    for member in _not_hidden(members, left_out):
         name = os.path.basename(member.name)
         matched = VAL_NAME.fullmatch(name)
-        number = int(matched[1]) if matched else 0
-        if not 1 <= number <= len(devkit.ground_truth):
-            raise UserError(f"{path}: {name} is none of the {len(devkit.ground_truth):,} images of the ground truth")
-        wnid = devkit.wnids[devkit.ground_truth[number - 1]]
+        wnid = truth.wnids.get(int(matched[1])) if matched else None
+        if wnid is None:
+            raise UserError(f"{path}: {name} is none of the {len(truth.wnids):,} images of the ground truth")
         by_class[wnid].append(SourceFile(f"{wnid}/{name}", 0, member.num_bytes, member.offset))
     return by_class
+
+
+def _not_hidden(members: Iterable[Member], left_out: Counter[str]) -> Iterator[Member]:
+    """Without what macOS adds where an archive is made anew: ._NAME beside every file."""
+    for member in members:
+        if os.path.basename(member.name).startswith("."):
+            left_out["hidden"] += 1
+        else:
+            yield member
 
 
 def _is_flat(folder: Path) -> bool:
@@ -181,6 +255,12 @@ def _is_flat(folder: Path) -> bool:
         return any(VAL_NAME.fullmatch(entry.name) for entry in entries)
 
 
-def _flat_files(folder: Path) -> list[Member]:
+def _flat_files(folder: Path, left_out: Counter[str]) -> list[Member]:
+    members = []
     with os.scandir(folder) as entries:
-        return [Member(entry.name, 0, entry.stat().st_size) for entry in entries if VAL_NAME.fullmatch(entry.name)]
+        for entry in entries:
+            if VAL_NAME.fullmatch(entry.name):
+                members.append(Member(entry.name, 0, entry.stat().st_size))
+            else:
+                left_out["folders" if entry.is_dir() else sort_of(entry.name)] += 1
+    return members

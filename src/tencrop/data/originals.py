@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -42,6 +43,7 @@ class Source(Protocol):
     place: Place
     classes: list[str]  # sorted bytewise
     files: dict[str, list[SourceFile]]  # by split: "train", "val"
+    left_out: dict[str, Counter[str]]  # by split: files that are not taken for images, counted by what they are
 
     def read(self, split: str, file: SourceFile) -> bytes:
         """The encoded image. May be called from several threads."""

@@ -21,6 +21,7 @@ import PIL.features
 
 from tencrop.config import StoreOptions
 from tencrop.data.beton import SAMPLE, end_of_payloads, partial_name
+from tencrop.data.encode import ENCODING
 from tencrop.data.manifest import FORMAT, SPLITS, file_table, write_whole
 from tencrop.data.originals import SourceFile
 from tencrop.data.statistics import ColourSums
@@ -47,7 +48,7 @@ def part_ranges(num_files: int) -> list[range]:
 
 def part_keys(files: list[SourceFile], options: StoreOptions, every: int | None) -> list[str]:
     """What the parts of a split are made of, one hash each."""
-    versions = [FORMAT, PIL.__version__, PIL.features.version("libjpeg_turbo")]
+    versions = [FORMAT, ENCODING, PIL.__version__, PIL.features.version("libjpeg_turbo")]
     common = json.dumps([dataclasses.asdict(options), versions, len(files), every], sort_keys=True).encode()
     return [
         hashlib.sha256(common + repr(files[ranks.start : ranks.stop]).encode(errors="surrogateescape")).hexdigest()

@@ -118,6 +118,7 @@ def _manifest(data: Data, source: Source, splits: dict[str, Any], sums: ColourSu
         "mean_image": "mean_image.npy",
         "mean_image_sha256": sha256_of(Path(data.root) / "mean_image.npy"),
         "source": dataclasses.asdict(source.place),
+        "left_out": {split: dict(sorted(sorts.items())) for split, sorts in source.left_out.items()},
         **({"permutation": permutation()} if data.name == "digits" else {}),
         "created": {
             "tencrop": tencrop.__version__,
@@ -151,7 +152,7 @@ def _check_prepared(root: Path, data: Data) -> None:
     if manifest["name"] != data.name:
         raise UserError(f"data.root={root}: holds prepared {manifest['name']}, not {data.name}; {mend}")
     for key, value in _options(data).items():
-        if (found := manifest["options"].get(key)) != value:
+        if (found := manifest["options"].get(key)) != value and not _is_same_folder(key, data, manifest["source"]):
             raise UserError(f"data.{key}={value}: {root} was prepared with data.{key}={found}; {mend}")
     splits = {split: open_split(root, split, data=data.name) for split in SPLITS}
     if data.name == "digits" or data.source is None or not Path(data.source).is_dir():
@@ -168,6 +169,15 @@ def _check_prepared(root: Path, data: Data) -> None:
         now = [(os.fsencode(file.name), file.num_bytes) for file in source.files[split] if file.name not in skipped]
         if now != list(zip(opened.files["name"].tolist(), opened.files["bytes"].tolist(), strict=True)):
             raise UserError(f"data.source={data.source}: not the files that {root} was prepared from ({split}); {mend}")
+
+
+def _is_same_folder(key: str, data: Data, read: dict[str, Any]) -> bool:
+    """Whether `data.splits.SPLIT` of another `data.source` names the folder that was read."""
+    split = key.removeprefix("splits.")
+    if split not in SPLITS or data.source is None or read["path"] is None:
+        return False
+    folder = dataclasses.asdict(data.splits)[split]
+    return (Path(data.source) / folder).resolve() == (Path(read["path"]) / read["splits"][split]).resolve()
 
 
 def _check_root(root: Path, source: Source) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from tencrop.config import UserError
 from tencrop.data.class_names import label_names
+from tencrop.data.encode import Undecodable, decode_rgb
 from tencrop.data.manifest import open_split
 from tencrop.evaluation.predictions import Scores, load_scores
 from tencrop.models.weights import load_weights
@@ -90,9 +91,9 @@ def panel_figure(run: Run, result: Result) -> str:
             raise UserError(f"{run.folder}: its manifest names {len(names)} classes, not those of {result.scores.name}")
         chosen = choose_images(scores)
         pictures = [split.read_original(int(scores.index[position])) for position in chosen]
-    except UserError as error:
+        cards = [_card(content, _guesses(scores, at), names) for at, content in zip(chosen, pictures, strict=True)]
+    except (UserError, Undecodable) as error:
         return f"<p>No test images to show: {escape(str(error))}.</p>"
-    cards = [_card(content, _guesses(scores, at), names) for at, content in zip(chosen, pictures, strict=True)]
     wrong = sum(int(scores.softmax_ranks[position] != 0) for position in chosen)
     return (
         f"<div class=panel>{''.join(cards)}</div><p class=caption>The five labels that the network holds most probable"
@@ -147,7 +148,7 @@ def _guesses(scores: Scores, position: int) -> Guesses:
 
 
 def _card(content: bytes, guesses: Guesses, names: list[str]) -> str:
-    picture = Image.open(io.BytesIO(content)).convert("RGB")
+    picture = decode_rgb(content)
     is_small = min(picture.size) < PICTURE_PIXELS / 2
     if min(picture.size) > PICTURE_PIXELS:
         scale = PICTURE_PIXELS / min(picture.size)
