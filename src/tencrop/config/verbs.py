@@ -27,6 +27,7 @@ from tencrop.config.choices import CONF, asked, names_of, options_of
 from tencrop.config.launch import launched
 from tencrop.config.rules import keys_of, typed
 from tencrop.config.schema import Config, UserError
+from tencrop.printable import print_any_text
 from tencrop.signals import INTERRUPTED
 
 DISK_ERRORS = {
@@ -80,6 +81,7 @@ def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type)
         if exit_codes[-1] == INTERRUPTED:
             sys.exit(INTERRUPTED)  # past Hydra, which would start the next job of a sweep
 
+    print_any_text()
     # Threads of torch's that wait by spinning make a small network 50 times slower where cores are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, for the sentences below

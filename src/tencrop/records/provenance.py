@@ -20,6 +20,7 @@ from typing import Any
 import tencrop
 from tencrop.config import Config
 from tencrop.config.code import PACKAGE, code_sha256
+from tencrop.printable import printable
 from tencrop.records.masking import mask_arguments, mask_text
 
 LEARNING_STAGES = ("config", "data", "models", "training")  # a change to these may change what is learned
@@ -75,10 +76,10 @@ def sessions_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def command_line() -> str:
-    """This process's command, fit to be pasted into a shell; credentials masked."""
+    """This process's command, fit to be pasted into a shell where its names are Unicode; credentials masked."""
     spec = sys.modules["__main__"].__spec__  # of python -m MODULE; a script has none
     program = ["-m", spec.name.removesuffix(".__main__")] if spec else [os.path.basename(sys.argv[0]) or "-c"]
-    return shlex.join(["python", *program, *mask_arguments(sys.argv[1:])])
+    return printable(shlex.join(["python", *program, *mask_arguments(sys.argv[1:])]))
 
 
 def code_version() -> dict[str, Any]:
