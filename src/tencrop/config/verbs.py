@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tencrop.config.choices import CONF, asked, names_of, options_of
 from tencrop.config.launch import launched
+from tencrop.config.own_files import use_own_source
 from tencrop.config.rules import keys_of, typed
 from tencrop.config.schema import Config, UserError
 from tencrop.printable import print_any_text
@@ -96,6 +97,7 @@ def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type)
         return 0
     try:
         _check_flags(sys.argv[1:])
+        use_own_source()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except UserError as error:
         return _refuse(str(error))
