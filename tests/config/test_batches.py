@@ -1,7 +1,5 @@
 """The recipe's batch on every hardware, or a refusal with the arithmetic."""
 
-import os
-
 import pytest
 
 from tencrop.config import Batches, UserError, derive_batches, num_threads, num_workers
@@ -69,7 +67,7 @@ SRUN = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4",
     ids=["no launcher", "srun", "torchrun in a batch job", "torchrun under srun", "train.py in an interactive job"],
 )
 def test_processes_share_the_cores_of_their_task_unless_srun_gave_each_its_own(monkeypatch, variables, expected):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(9)))
+    monkeypatch.setattr("tencrop.config.batches.num_granted_cores", lambda: 9)
     for name in {*TORCHRUN, *SRUN, "SLURM_CPUS_PER_TASK"}:
         monkeypatch.delenv(name, raising=False)
     assert num_threads("auto") == 9 and num_threads("auto", 4) == 2 and num_threads("auto", 10) == 1
@@ -78,6 +76,9 @@ def test_processes_share_the_cores_of_their_task_unless_srun_gave_each_its_own(m
     if variables:
         monkeypatch.setenv("SLURM_CPUS_PER_TASK", "5")
     assert num_threads("auto", 4) == expected and num_threads(3, 4) == 3
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4(x2)")
+    with pytest.raises(UserError, match=r"SLURM_CPUS_PER_TASK=4\(x2\): is no number"):
+        num_threads("auto")
 
 
 def test_ranks_that_train_py_starts_in_a_batch_job_share_its_cores(monkeypatch, composed):

@@ -1,10 +1,14 @@
 """Mistakes in a command get one sentence and exit code 2, fast, before torch is imported."""
 
+import errno
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tencrop.config.verbs import disk_sentence
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,3 +104,42 @@ def test_a_disk_that_a_sweep_cannot_be_written_to_gets_one_sentence(small_disk):
             file.write(bytes(4096))
     result = run("-m", "seed=0,1", f"hydra.sweep.dir={small_disk}/sweep")
     assert result.returncode == 2 and result.stderr.startswith("error: the disk is full"), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ELOOP, "symbolic links lead round in a circle (/a); remove the link"),
+        (errno.EIO, "dmesg says more"),
+        (errno.ESTALE, "stale file handle"),
+        (errno.EMFILE, "raise the limit (ulimit -n"),
+        (errno.ENOSPC, "the disk is full (/a); make room"),
+    ],
+)
+def test_an_error_of_the_system_is_a_sentence_with_its_own_advice(number, words):
+    text = disk_sentence(OSError(number, "", "/a"))
+    assert words in text and "\n" not in text and ("make room" in text) == (number == errno.ENOSPC)
+
+
+def test_an_error_that_no_disk_explains_stays_ours():
+    with pytest.raises(OSError, match="Broken pipe"):
+        disk_sentence(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+
+
+def test_a_circle_of_links_is_cut_where_it_is_shown():
+    assert len(disk_sentence(OSError(errno.ELOOP, "", "/a/up" * 40_000))) < 400
+
+
+def test_links_in_a_circle_are_a_sentence(tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    result = run(f"runs=[{tmp_path}/a]", verb="report.py")
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+
+
+def test_a_folder_that_holds_a_link_to_its_parent_is_a_sentence(photo_folder, tmp_path):
+    shutil.copytree(photo_folder, tmp_path / "source")
+    (tmp_path / "source" / "train" / "china" / "up").symlink_to("..")
+    arguments = (f"data.source={tmp_path}/source", f"data.root={tmp_path}/prepared")
+    result = run("data=imagefolder", *arguments, verb="prepare.py")
+    assert result.returncode == 2 and result.stderr.startswith("error: symbolic links lead round"), result.stderr

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -268,6 +269,14 @@ def test_root_that_is_a_file(photo_folder, data_config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"data\.root=.*file: is a file"):
         prepare(data_config(photo_folder, tmp_path / "file"), progress=False)
+
+
+def test_a_disk_that_does_not_tell_its_space_is_not_taken_for_a_full_one(
+    photo_folder, data_config, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(total=0, used=0, free=0))
+    prepare(data_config(photo_folder, tmp_path), workers=1)
+    assert "(free space not known)" in capsys.readouterr().out
 
 
 def test_too_little_space_is_refused_beforehand(photo_folder, data_config, small_disk):

@@ -1,9 +1,12 @@
 """What a manifest says of its run, and what it never says."""
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib.machinery import ModuleSpec
+
+import pytest
 
 from tencrop.records import provenance
 
@@ -66,6 +69,17 @@ def test_code_version_of_a_checkout(tmp_path, monkeypatch):
     assert provenance.code_version()["learning_sha256"] != clean["learning_sha256"]
 
 
+def test_what_an_editor_leaves_beside_the_code_makes_no_other_code(tmp_path, monkeypatch):
+    package = checkout(tmp_path)
+    monkeypatch.setattr(provenance, "PACKAGE", package)
+    clean = provenance.code_version()
+    (package / "models" / "._net.py").write_bytes(b"\0\5")
+    (package / "models" / ".#net.py").symlink_to("me@host.1:2")
+    (package / "models" / ".ipynb_checkpoints").mkdir()
+    (package / "models" / ".ipynb_checkpoints" / "net-checkpoint.py").write_text("width = 63\n")
+    assert provenance.code_version() == clean
+
+
 def test_diff_applies_and_has_new_files(tmp_path, monkeypatch):
     package = checkout(tmp_path)
     monkeypatch.setattr(provenance, "PACKAGE", package)
@@ -80,6 +94,68 @@ def test_diff_applies_and_has_new_files(tmp_path, monkeypatch):
     subprocess.run(["git", "-C", str(tmp_path), "apply"], input=diff.encode(), check=True)
     assert (package / "models" / "net.py").read_text() == "width = 96\n"
     assert (package / "models" / "new.py").read_text() == "depth = 8\n"
+
+
+@pytest.mark.parametrize("problem", ["owner", "no git", "damaged"])
+def test_git_that_does_not_answer_is_no_unchanged_code(problem, tmp_path, monkeypatch):
+    package = checkout(tmp_path)
+    monkeypatch.setattr(provenance, "PACKAGE", package)
+    clean = provenance.code_version()
+    if problem == "owner":
+        monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    elif problem == "no git":
+        monkeypatch.setenv("PATH", str(tmp_path))
+    else:
+        (tmp_path / ".git" / "index").write_bytes(b"DIRC")
+    words = {"owner": f"safe.directory {tmp_path}", "no git": "cannot be run", "damaged": "git failed: "}[problem]
+    found = provenance.code_version()
+    assert words in found["not_known"] and found["revision"] is None and found["diff_sha256"] is None
+    assert found["learning_sha256"] == clean["learning_sha256"] and "not_known" not in clean
+    diff = provenance.code_diff()
+    assert diff.startswith("# not known") and words in diff and diff.count("\n") == 1
+
+
+def test_what_is_not_known_is_no_difference_to_none(session_of):
+    before, now = session_of(revision="ab" * 20), session_of(revision=None, not_known="git failed: why")
+    assert provenance.differences(before, now) == [f"revision was {'ab' * 20}, is unknown (git failed: why)"]
+    assert provenance.differences(before, session_of(revision=None)) == [f"revision was {'ab' * 20}, is None"]
+
+
+@pytest.fixture
+def session_of():
+    def build(**code):
+        return {"code": {"learning_sha256": "c", **code}, "hardware": {}, "packages": {}}
+
+    return build
+
+
+def test_a_checkout_without_a_commit_has_no_revision_and_all_its_files_are_new(tmp_path, monkeypatch):
+    package = checkout(tmp_path)
+    shutil.rmtree(tmp_path / ".git")
+    git(tmp_path, "init", "-q")
+    monkeypatch.setattr(provenance, "PACKAGE", package)
+    found = provenance.code_version()
+    assert found["revision"] is None and found["diff_sha256"] and "not_known" not in found
+    assert "width = 64" in provenance.code_diff()
+
+
+def test_gpus_that_torch_does_not_see_are_not_known(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(provenance, "DRIVER", tmp_path / "none")
+    assert "not_known" not in provenance._hardware()
+    monkeypatch.setattr(provenance, "DRIVER", tmp_path)
+    assert "GPUs" in provenance._hardware()["not_known"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "not_known" not in provenance._hardware()
+
+
+def test_a_package_without_a_version_is_recorded_as_text(tmp_path, monkeypatch):
+    folder = tmp_path / "broken_thing-1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Name: Broken-Thing\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert provenance.installed_packages()["broken-thing"] == "unknown"
 
 
 def test_package_installed_below_a_checkout_is_not_that_checkout(tmp_path, monkeypatch):

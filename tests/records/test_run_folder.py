@@ -13,6 +13,7 @@ from tencrop.config.launch import RANKS
 from tencrop.records import provenance
 from tencrop.records.provenance import installed_packages, sessions_of
 from tencrop.records.run_folder import finish, is_complete, read_manifest, run_folder
+from tencrop.report.page import _code
 from tencrop.training.metric_rows import NO_ROWS, append_row
 
 
@@ -173,6 +174,16 @@ def test_a_broken_manifest_is_named(make_config, data_manifest, content):
     (folder / "manifest.json").write_bytes(content)
     with pytest.raises(UserError, match=r"manifest\.json: not the manifest of a run folder \(.*\); bring it back"):
         is_complete(folder)
+
+
+def test_what_git_does_not_tell_is_said_recorded_and_shown(make_config, data_manifest, monkeypatch, capsys):
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    folder = run_folder(make_config(), data_manifest)
+    assert "recorded as not known: git failed" in capsys.readouterr().err
+    code = read_manifest(folder)["sessions"][0]["code"]
+    assert "safe.directory" in code["not_known"] and code["revision"] is None
+    assert "# not known" in (folder / "code.diff").read_text()
+    assert _code(code).startswith("not known (git failed") and "outside git" not in _code(code)
 
 
 def test_a_manifest_of_the_first_runs(make_config, data_manifest):

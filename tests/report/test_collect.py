@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from tencrop.config import UserError
 from tencrop.config.verbs import CONF
-from tencrop.evaluation.claims import _composed
+from tencrop.evaluation.claims import _claims, _composed
 from tencrop.evaluation.results import load_result, save_result
 from tencrop.report.collect import Experiment, collect, collect_evaluations, places
 from tencrop.training.metric_rows import NO_ROWS, append_row
@@ -203,6 +203,28 @@ def test_a_claim_stands_beside_whole_runs_of_its_own_recipe_alone(composed, chan
     assert (Experiment("resnet50", (run,)).claim is not None) == is_shown
     other = SimpleNamespace(config=config, manifest={"data": SUBSET})
     assert Experiment("resnet50", (run, other)).claim is None, "one of two is not of the claim's data"
+
+
+def test_a_broken_file_beside_the_one_that_claims_is_passed_over_and_named(tmp_path, capsys):
+    for group in ("experiment", "model"):
+        (tmp_path / group).mkdir()
+    (tmp_path / "model" / "good.yaml").write_text("name: a\nclaim: {top1_error: 24.0}\n")
+    (tmp_path / "model" / "._good.yaml").write_bytes(b"\0\5\nclaim: {top1_error: 24.0}\xff")
+    (tmp_path / "model" / ".#good.yaml").symlink_to("me@host.1:2")
+    (tmp_path / "model" / "empty.yaml").write_bytes(b"")
+    (tmp_path / "experiment" / "latin.yaml").write_bytes(b"# caf\xe9\nclaim: {top1_error: 24.0}\n")
+    (tmp_path / "experiment" / "half.yaml").write_bytes(b"name: a\nclaim: {top1_error: ")
+    (tmp_path / "experiment" / "odd.yaml").write_bytes(b"name: a\nclaim: [24.0]\n")
+    assert _claims(tmp_path) == [("model", "good", {"top1_error": 24.0})]
+    named = capsys.readouterr().err
+    assert "latin.yaml: line 1: is not UTF-8" in named and "half.yaml: line 2" in named and "good" not in named
+
+
+def test_hidden_files_are_no_results(evaluated_run):
+    folder = evaluated_run()
+    (folder / "predictions" / "._center.result.json").write_bytes(b"\0\5\xff")
+    (experiment,) = collect([folder])
+    assert len(experiment.runs[0].results) == 1
 
 
 def test_claims_are_looked_up_while_a_verb_runs(composed):

@@ -60,6 +60,15 @@ def test_text_is_escaped(evaluated_run, tmp_path):
     assert "&lt;script&gt;" in html.read_text()
 
 
+def test_a_report_is_written_of_classes_that_are_not_utf8(evaluated_run, tmp_path):
+    folder = evaluated_run()
+    manifest = (folder / "manifest.json").read_text()
+    (folder / "manifest.json").write_text(manifest.replace('"3"', '"caf\\udce9"'))
+    html, markdown = write_report(collect([folder]), tmp_path / "report")
+    assert "caf\\udce9" in html.read_text(encoding="utf-8") and "caf?" not in html.read_text(encoding="utf-8")
+    assert markdown.read_text(encoding="utf-8")
+
+
 def test_run_that_has_only_begun(digits_config, run_maker, tmp_path):
     folder = run_maker(digits_config(), is_complete=False)
     (folder / "metrics.jsonl").unlink()

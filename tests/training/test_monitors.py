@@ -76,6 +76,18 @@ def test_durations_are_readable():
     assert [duration(seconds) for seconds in (-1, 12.4, 250, 12_000)] == ["0 s", "12 s", "4 min 10 s", "3 h 20 min"]
 
 
+@pytest.mark.parametrize("end", ["Unknown", "nan", "1e300", "99999999999999", "-1", "\u00b2"])
+def test_an_end_of_the_job_that_is_no_time_is_said_and_asked_for(end, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", end)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert job_end_time() is None
+    assert f"SLURM_JOB_END_TIME={end}: is no time" in capsys.readouterr().err
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho 2026-11-21T12:00:00\n")
+    (tmp_path / "squeue").chmod(0o755)
+    assert job_end_time() == NOW
+
+
 def test_the_jobs_end_comes_from_slurm(monkeypatch, tmp_path):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert job_end_time() is None

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from tencrop.config.cores import num_granted_cores
 from tencrop.config.launch import launched
 from tencrop.config.schema import Config, Hardware, UserError
 
@@ -109,7 +110,8 @@ def num_workers(hardware: Hardware) -> int:
 
 
 def num_threads(workers: int | str, num_processes: int = 1) -> int:
-    """`workers` threads of one process; auto: its share of the cores that SLURM or the system granted.
+    """`workers` threads of one process; auto: its share of the cores that SLURM or the system granted
+    (cores.py: no more than a container's quota).
 
     SLURM grants its cores to a task. A process that srun launched is one; those that torchrun or this program started
     inside a task share its cores, as the `num_processes` of a node share the system's.
@@ -117,6 +119,8 @@ def num_threads(workers: int | str, num_processes: int = 1) -> int:
     if isinstance(workers, int):
         return workers
     granted, found = os.environ.get("SLURM_CPUS_PER_TASK"), launched()
+    if granted and not granted.isdecimal():
+        raise UserError(f"SLURM_CPUS_PER_TASK={granted}: is no number of cores; unset it, or set workers to a number")
     if granted and found is not None and found.launcher == "srun":
         return int(granted)
-    return max(1, int(granted or len(os.sched_getaffinity(0))) // num_processes)
+    return max(1, int(granted or num_granted_cores()) // num_processes)

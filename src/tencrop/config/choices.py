@@ -9,6 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+from tencrop.config.own_files import own_files
 from tencrop.config.rules import MODEL_NAMES
 from tencrop.config.schema import Config
 
@@ -41,7 +42,11 @@ def describe(group: str) -> str:
 def header(path: Path) -> str:
     """The first sentence of a file's comment, without its last stop."""
     comments = []
-    for line in path.read_text().splitlines():
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # a link to nothing: only who chooses it is told
+        return ""
+    for line in text.splitlines():
         if not line.startswith("#"):
             break
         if not line.startswith("# @package"):
@@ -59,12 +64,12 @@ def names_of(*chosen: str) -> str:
 
 def groups() -> list[str]:
     """The folders of conf/."""
-    return [path.name for path in CONF.iterdir() if path.is_dir()]
+    return [path.name for path in CONF.iterdir() if path.is_dir() and not path.name.startswith(".")]
 
 
 def options_of(group: str) -> list[str]:
     """Sorted by the numbers in them, so that resnet18 comes before resnet101."""
-    names = [path.stem for path in (CONF / group).glob("*.yaml")]
+    names = [path.stem for path in own_files(CONF / group)]
     return sorted(
         names, key=lambda name: [part.zfill(9) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
     )

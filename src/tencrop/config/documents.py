@@ -6,7 +6,7 @@ copied, edited and damaged, and may be a stranger's: a reader returns plain valu
 A shape is declared as data:
 
     str, int, float, bool, None   a value of that kind; float takes integers too, and neither NaN nor infinity
-    FILE_NAME                     text that os.fsencode takes: a name that is not UTF-8 has surrogates in it
+    FILE_NAME                     text that a file name can be: one that is not UTF-8 has surrogates in it
     NUMBER                        a float that may be NaN or infinite
     object                        any plain value
     {"a", "b"}                    one of these texts
@@ -159,7 +159,7 @@ def is_file_name(text: str) -> bool:
     if text.isascii():
         return "\0" not in text
     try:
-        return b"\0" not in os.fsencode(text)
+        return b"\0" not in text.encode("utf-8", "surrogateescape")  # os.fsencode, whatever the locale
     except UnicodeEncodeError:
         return False
 

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tencrop.config.documents import FILE_NAME, literal, read_yaml
+from tencrop.config.own_files import own_mapping
 from tencrop.config.rules import typed
 from tencrop.config.schema import Config, UserError
 
@@ -148,7 +149,7 @@ def config_of_run(run_dir: Path, overrides: list[str], *, conf: Path) -> Config:
         if not any(key == name or key.startswith(f"{name}.") for name in EVALUATION_KEYS):
             raise UserError(f"{override}: the checkpoint's own run fixes it; leave it out")
         if is_group[override]:
-            OmegaConf.update(node, key, OmegaConf.load(conf / key / f"{value}.yaml"), merge=False)
+            OmegaConf.update(node, key, own_mapping(conf / key / f"{value}.yaml"), merge=False)
         else:
             OmegaConf.update(node, key, OmegaConf.create(f"value: {value}").value, force_add=True)
     return typed(node, Config)

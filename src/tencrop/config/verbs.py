@@ -25,8 +25,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tencrop.config.choices import CONF, asked, names_of, options_of
 from tencrop.config.launch import launched
+from tencrop.config.own_files import use_own_source
 from tencrop.config.rules import keys_of, typed
 from tencrop.config.schema import Config, UserError
+from tencrop.printable import print_any_text
 from tencrop.signals import INTERRUPTED
 
 DISK_ERRORS = {
@@ -40,7 +42,24 @@ DISK_ERRORS = {
     errno.EEXIST: "there is a file where a folder should be",
     errno.EISDIR: "there is a folder where a file should be",
     errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "symbolic links lead round in a circle",
+    errno.EIO: "the disk, or the server that has it, failed to read or write",
+    errno.ESTALE: "the file is gone from the network share, or the share was mounted anew (stale file handle)",
+    errno.ETIMEDOUT: "the network share does not answer",
+    errno.EMFILE: "this process has as many files open as it may",
+    errno.ENFILE: "this machine has as many files open as it can",
+    errno.EFBIG: "the file would be larger than the file system or the limit of this process allows",
 }
+MENDS = {  # what helps instead of another place
+    errno.ELOOP: "remove the link, or name another file or folder",
+    errno.EIO: "run it again, and look at the disk if it fails again (dmesg says more)",
+    errno.ESTALE: "run it again, and mount the share anew if it fails again",
+    errno.ETIMEDOUT: "run it again when the share answers",
+    errno.EMFILE: "raise the limit (ulimit -n 65536), or use fewer workers",
+    errno.ENFILE: "end other programs, or have the limit raised (sysctl fs.file-max)",
+    errno.EFBIG: "raise the limit (ulimit -f unlimited), or name a folder on another file system",
+}
+LONGEST_PATH = 200  # characters; a path round a circle of links has thousands
 
 
 def command(config_name: str, schema: type) -> Callable[[Callable[[Any], int | None]], Callable[[], None]]:
@@ -63,6 +82,7 @@ def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type)
         if exit_codes[-1] == INTERRUPTED:
             sys.exit(INTERRUPTED)  # past Hydra, which would start the next job of a sweep
 
+    print_any_text()
     # Threads of torch's that wait by spinning make a small network 50 times slower where cores are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, for the sentences below
@@ -77,6 +97,7 @@ def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type)
         return 0
     try:
         _check_flags(sys.argv[1:])
+        use_own_source()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except UserError as error:
         return _refuse(str(error))
@@ -107,14 +128,26 @@ def _run_once(run: Callable[[Any], int | None], node: DictConfig, schema: type) 
         return _refuse(str(error))
     except OSError as error:
         return _refuse(disk_sentence(error))
+    except RuntimeError as error:  # Path.resolve, until Python 3.13, of what is ELOOP to the system
+        if not str(error).startswith("Symlink loop"):
+            raise
+        place = str(error).removeprefix("Symlink loop from ").strip("'")
+        return _refuse(disk_sentence(OSError(errno.ELOOP, "", place)))
 
 
 def disk_sentence(error: OSError) -> str:
     """One sentence for an error that the user's disk or path explains; any other is raised again."""
     if error.errno not in DISK_ERRORS:
         raise error
-    place = f" ({error.filename})" if error.filename else ""
-    return f"{DISK_ERRORS[error.errno]}{place}; make room, or name another file or folder"
+    mend = MENDS.get(error.errno, "make room, or name another file or folder")
+    return f"{DISK_ERRORS[error.errno]}{_place(error)}; {mend}"
+
+
+def _place(error: OSError) -> str:
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename or "")
+    if error.errno in (errno.ELOOP, errno.ENAMETOOLONG) and len(name) > LONGEST_PATH:
+        name = f"{name[:LONGEST_PATH]}..."
+    return f" ({name})" if name else ""
 
 
 def _check_sweep(config: Any) -> None:

@@ -42,18 +42,20 @@ def announce(
         bytes_of_split, seconds_of_split = estimate(source, split, options_of_split)
         num_bytes, seconds = num_bytes + bytes_of_split, seconds + seconds_of_split / num_threads
     written = sum(path.stat().st_size for path in root.glob("*.beton*"))  # by a preparation that was interrupted
-    free = shutil.disk_usage(root).free
+    disk = shutil.disk_usage(root)
+    free = disk.free if disk.total else None  # some network mounts say 0 of 0
+    space = "free space not known" if free is None else f"{readable(free)} free"
     counts = " and ".join(f"{len(source.files[split]):,} {split}" for split in options)
     routes = ", ".join(f"{split} from {source.place.splits[split]}" for split in options)
     console.print(
         f"{name}: {counts} images of {len(source.classes):,} classes ({routes}) -> {root}\n"
-        f"about {readable(num_bytes)} to write ({readable(free)} free),"
+        f"about {readable(num_bytes)} to write ({space}),"
         f" about {datetime.timedelta(seconds=round(seconds) + 1)} with {num_threads} threads"
         + (f"; {readable(written)} of it are there already" if written else "")
     )
     if left_out := "; ".join(f"{counted(sorts)} of {split}" for split, sorts in source.left_out.items() if sorts):
         console.print(f"left out: {left_out} (images are what ends in {' '.join(EXTENSIONS)}, as in torchvision)")
-    if num_bytes > free + written:
+    if free is not None and num_bytes > free + written:
         raise UserError(
             f"data.root={root}: about {readable(num_bytes)} would be written and {readable(free)} are free;"
             " name a larger disk, or store less (data.store.short_side=256, data.store.mode=jpeg)"

@@ -7,12 +7,12 @@ result.json by evaluate.py, and by report/collect.py.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.types import RunMode
@@ -20,6 +20,7 @@ from omegaconf import OmegaConf, open_dict
 
 from tencrop.config import Config, UserError, learning_keys, typed
 from tencrop.config.documents import literal
+from tencrop.config.own_files import own_files, own_text, read_own
 from tencrop.config.verbs import CONF
 from tencrop.evaluation.protocols import usual_side
 from tencrop.evaluation.results import measured_otherwise
@@ -102,17 +103,24 @@ def is_usual(result: Mapping[str, Any], recipe: Config) -> bool:
 def _files_with(conf: Path, claim: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Group and name of the files that make a claim."""
     for group, name, made in _claims(conf):
-        if made.items() <= claim.items():
+        if all(key in claim and claim[key] == value for key, value in made.items()):
             yield group, name
 
 
 @cache
 def _claims(conf: Path) -> list[tuple[str, str, dict[str, Any]]]:
-    """Group, name and claim of every file that makes one."""
-    files = [path for group in ("experiment", "model") for path in sorted((conf / group).glob("*.yaml"))]
-    texts = [(path, path.read_text()) for path in files]
-    found = [(path, yaml.safe_load(text).get("claim")) for path, text in texts if "\nclaim:" in text]
-    return [(path.parent.name, path.stem, claim) for path, claim in found if claim]
+    """Group, name and claim of every file that makes one. A broken file makes none: all images may be scored by now,
+    and who chooses that file is told."""
+    found = []
+    for path in (path for group in ("experiment", "model") for path in own_files(conf / group)):
+        try:
+            said = read_own(path) if "\nclaim:" in own_text(path) else None
+        except (UserError, OSError) as error:
+            print(f"warning: passed over for its claim: {error}", file=sys.stderr)
+            continue
+        if isinstance(said, dict) and isinstance(claim := said.get("claim"), dict):
+            found.append((path.parent.name, path.stem, claim))
+    return found
 
 
 @cache

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -23,8 +24,31 @@ from tencrop.models.mappings import in_own_names
 RAW_KEYS = ("state_dict", "model", "model_state_dict", "net", "module")
 EMA_KEYS = ("ema_state_dict", "state_dict_ema", "model_ema", "ema")
 # what DistributedDataParallel, Lightning and torch.compile put before every name
-PREFIXES = ("module.", "model.", "_orig_mod.", "network.")
+PREFIXES = ("module.", "model.", "_orig_mod.", "network.", "net.")
+AVERAGED = "n_averaged"  # torch's AveragedModel, and torchvision's below it, count beside the weights
 NUM_NAMED = 3  # differences that a message names
+
+
+class Inert:
+    """Stands in a file's place for an object that is not wanted: it takes what is given and does nothing with it."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+# What timm, torchvision's references and others put beside the weights: arguments, paths, and numpy's numbers and
+# arrays. An Inert is built in their place, and of any other class nothing; torch's unpickler stops there.
+SET_ASIDE = (
+    "argparse.Namespace",
+    *(f"pathlib.{name}" for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
+    *(f"pathlib._local.{name}" for name in ("Path", "PosixPath", "WindowsPath")),  # Python 3.13
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *("numpy.dtype", "numpy.ndarray"),
+    *(f"numpy.dtypes.{kind}DType" for kind in ("Float16", "Float32", "Float64", "Int32", "Int64", "Bool")),
+)
 
 
 class Weights(NamedTuple):
@@ -39,8 +63,8 @@ def load_weights(path: Path, *, ema: bool | None = None) -> Weights:
     """The weights in a .safetensors file, a plain state dict (.pth) or a checkpoint, on the CPU.
 
     ema: whether the moving average is wanted; None takes it where there is one. Raises UserError where the file is
-    missing, broken, holds objects other than tensors and plain values (they are never built), or not the weights asked,
-    and for a checkpoint of ours that is damaged or of another run than the folder that it lies in.
+    missing, broken, holds objects other than tensors, plain values and those of SET_ASIDE (none is ever built), or not
+    the weights asked, and for a checkpoint of ours that is damaged or of another run than the folder that it lies in.
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such file of weights")
@@ -104,7 +128,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
-    with warnings.catch_warnings(action="ignore", category=UserWarning):
+    inert: list[Any] = [(Inert, name) for name in SET_ASIDE]
+    with warnings.catch_warnings(action="ignore", category=UserWarning), torch.serialization.safe_globals(inert):
         try:
             return load_checked(path)
         except UserError:
@@ -134,7 +159,7 @@ def _is_state(content: Any) -> bool:
 
 
 def _without_prefixes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    state = dict(state)
+    state = {key: value for key, value in state.items() if key != AVERAGED or key in own}
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) and key not in own for key in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state

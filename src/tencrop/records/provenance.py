@@ -20,10 +20,12 @@ from typing import Any
 import tencrop
 from tencrop.config import Config
 from tencrop.config.code import PACKAGE, code_sha256
+from tencrop.printable import printable
 from tencrop.records.masking import mask_arguments, mask_text
 
 LEARNING_STAGES = ("config", "data", "models", "training")  # a change to these may change what is learned
 EXACT = ("python", "torch", "numpy", "timm", "pytorch-lightning")  # packages whose version may change the last bit
+DRIVER = Path("/dev/nvidiactl")
 CODE_PATHS = ("src", "conf", ":(glob)*.py", "pyproject.toml")
 
 
@@ -63,10 +65,14 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         *(("packages", name) for name in EXACT),
     ]
     return [
-        f"{name} was {old}, is {new}"
+        f"{name} was {_known(before[part], old)}, is {_known(now[part], new)}"
         for part, name in compared
         if (old := before[part].get(name)) != (new := now[part].get(name))
     ]
+
+
+def _known(facts: dict[str, Any], value: Any) -> str:
+    return f"unknown ({facts['not_known']})" if value is None and "not_known" in facts else str(value)
 
 
 def sessions_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
@@ -75,54 +81,87 @@ def sessions_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def command_line() -> str:
-    """This process's command, fit to be pasted into a shell; credentials masked."""
+    """This process's command, fit to be pasted into a shell where its names are Unicode; credentials masked."""
     spec = sys.modules["__main__"].__spec__  # of python -m MODULE; a script has none
     program = ["-m", spec.name.removesuffix(".__main__")] if spec else [os.path.basename(sys.argv[0]) or "-c"]
-    return shlex.join(["python", *program, *mask_arguments(sys.argv[1:])])
+    return printable(shlex.join(["python", *program, *mask_arguments(sys.argv[1:])]))
 
 
 def code_version() -> dict[str, Any]:
     """Revision and state of the git checkout that the package runs from (None outside one), and hashes of the code.
 
+    Where there is a checkout and git did not answer, `not_known` says why: None is then no "unchanged".
     `learning_sha256` covers the stages that decide what is learned, git or not: a report that was reworded does not
     make it another code.
     """
-    repository = _repository()
-    diff = code_diff()
-    return {
-        "revision": _git(repository, "rev-parse", "HEAD") or None,
-        "remote": mask_text(_git(repository, "remote", "get-url", "origin")) or None,
-        "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
-        "learning_sha256": code_sha256(PACKAGE, LEARNING_STAGES),
-    }
+    facts: dict[str, Any] = dict.fromkeys(("revision", "remote", "diff_sha256"))
+    try:
+        if repository := _repository():
+            diff = _diff(repository)
+            facts = {
+                "revision": _revision(repository),
+                "remote": mask_text(_git(repository, "remote", "get-url", "origin", fine=(0, 2)).strip()) or None,
+                "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
+            }
+    except GitFailed as error:
+        facts["not_known"] = str(error)
+    return facts | {"learning_sha256": code_sha256(PACKAGE, LEARNING_STAGES)}
 
 
 def code_diff() -> str:
-    """The checkout's code against its last commit, new files included, as a patch; empty without git or changes."""
-    repository = _repository()
-    diff = _git(repository, "diff", "HEAD", "--no-color", "--no-ext-diff", "--", *CODE_PATHS)
-    untracked = _git(repository, "ls-files", "-z", "--others", "--exclude-standard", "--", *CODE_PATHS)
+    """The checkout's code against its last commit, new files included, as a patch; empty outside a checkout and without
+    changes, a line that says why where git did not answer."""
+    try:
+        repository = _repository()
+        return _diff(repository) if repository else ""
+    except GitFailed as error:
+        return f"# not known whether the code was changed: {error}\n"
+
+
+class GitFailed(Exception):
+    """Git did not answer in a checkout, and why: of another owner, not installed, damaged."""
+
+
+def _diff(repository: Path) -> str:
+    limits = ("--", *CODE_PATHS)
+    options = ("--no-color", "--no-ext-diff")
+    diff = _git(repository, "diff", "HEAD", *options, *limits) if _revision(repository) else ""
+    untracked = _git(repository, "ls-files", "-z", "--others", "--exclude-standard", *limits)
     for name in filter(None, untracked.split("\0")):
-        diff += _git(repository, "diff", "--no-color", "--no-ext-diff", "--no-index", "--", os.devnull, name)
+        if not any(part.startswith(".") for part in name.split("/")):  # an editor's or macOS', and no code
+            diff += _git(repository, "diff", *options, "--no-index", "--", os.devnull, name, fine=(0, 1))
     return mask_text(diff)
+
+
+def _revision(repository: Path) -> str | None:
+    """None before the first commit."""
+    return _git(repository, "rev-parse", "--verify", "--quiet", "HEAD", fine=(0, 1)).strip() or None
 
 
 def _repository() -> Path | None:
     """The checkout's root, only where the package in use is that checkout's (not one installed below it)."""
-    root = _git(PACKAGE, "rev-parse", "--show-toplevel").strip()
-    return Path(root) if root and Path(root, "src", "tencrop").resolve() == PACKAGE else None
+    root = PACKAGE.parents[1]
+    return root if root / "src" / "tencrop" == PACKAGE and (root / ".git").exists() else None
 
 
-def _git(folder: Path | None, *arguments: str) -> str:
-    """The output of a git command, without the newline of one line; empty where git or the checkout is missing."""
-    if folder is None:
-        return ""
+def _git(folder: Path, *arguments: str, fine: tuple[int, ...] = (0,)) -> str:
+    """The output of a git command; GitFailed where it ends with another exit code than those that are `fine`.
+
+    Git refuses a folder of another owner, usual in containers. It is not overruled (-c safe.directory): whoever may
+    write to .git could then run programs as this user.
+    """
+    command, english = ["git", "-C", str(folder), *arguments], os.environ | {"LC_ALL": "C"}
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    text = done.stdout.decode("utf-8", "replace")
-    return text.strip() if arguments[0] in ("rev-parse", "remote") else text
+        done = subprocess.run(command, capture_output=True, timeout=30, check=False, env=english)
+    except OSError as error:
+        raise GitFailed(f"git cannot be run ({os.strerror(error.errno or 0)})") from error
+    except subprocess.TimeoutExpired as error:
+        raise GitFailed("git did not answer within 30 s") from error
+    if done.returncode not in fine:
+        said = done.stderr.decode("utf-8", "replace").splitlines() or [f"exit code {done.returncode}"]
+        mend = f"; git config --global --add safe.directory {folder}" if "dubious ownership" in said[0] else ""
+        raise GitFailed(mask_text(f"git failed: {said[0].removeprefix('fatal: ')}{mend}"))
+    return done.stdout.decode("utf-8", "replace")
 
 
 def changed_split(before: dict[str, Any], now: dict[str, Any]) -> str | None:
@@ -136,7 +175,8 @@ def changed_split(before: dict[str, Any], now: dict[str, Any]) -> str | None:
 
 def installed_packages() -> dict[str, str]:
     installed = {
-        (distribution.metadata["Name"] or "").lower(): distribution.version for distribution in metadata.distributions()
+        (distribution.metadata["Name"] or "").lower(): distribution.version or "unknown"
+        for distribution in metadata.distributions()
     }
     return {"python": platform.python_version(), **{name: installed[name] for name in sorted(installed) if name}}
 
@@ -145,6 +185,7 @@ def _hardware() -> dict[str, Any]:
     import torch  # seconds; the caller is about to need it
 
     properties = [torch.cuda.get_device_properties(device) for device in range(torch.cuda.device_count())]
+    unseen = {"not_known": "GPUs: there is a driver, and torch sees none"}
     return {
         "host": socket.gethostname(),
         "system": platform.platform(),
@@ -156,6 +197,7 @@ def _hardware() -> dict[str, Any]:
         "cuda": torch.version.cuda if properties else None,
         "cudnn": torch.backends.cudnn.version() if properties else None,
         "num_torch_threads": torch.get_num_threads(),
+        **(unseen if DRIVER.exists() and not properties and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else {}),
     }
 
 
@@ -169,7 +211,7 @@ def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        lines = []
+        return f"unknown ({platform.machine()})"
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 

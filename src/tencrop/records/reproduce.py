@@ -23,6 +23,7 @@ from tencrop.config.identity import read_config
 from tencrop.config.verbs import CONF
 from tencrop.data.manifest import read_manifest as read_data_manifest
 from tencrop.data.manifest import write_whole
+from tencrop.printable import print_any_text
 from tencrop.records.provenance import PACKAGE, changed_split, differences, session, sessions_of
 from tencrop.records.run_folder import read_manifest
 
@@ -94,6 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tencrop.records.reproduce", description=__doc__.splitlines()[0])
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--into", type=Path, help="fresh folder (default: RUN_DIR/reproduced)")
+    print_any_text()
     options = parser.parse_args(arguments)
     try:
         is_same = reproduce(options.run_dir, options.into or options.run_dir / "reproduced")

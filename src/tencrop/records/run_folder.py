@@ -30,8 +30,9 @@ _HASHES = {"weights_sha256": _TEXT, "ema_sha256?": _TEXT}
 _SESSION = {
     "started": str,
     "command": str,
-    "code": {"revision": _TEXT, "diff_sha256": _TEXT, "learning_sha256": str},
+    "code": {"revision": _TEXT, "diff_sha256": _TEXT, "learning_sha256": str, "not_known?": str},
     "hardware": {
+        "not_known?": str,
         "host": str,
         "cpu": str,
         "num_cores": int,
@@ -124,6 +125,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _write_records(folder: Path, config: Config, origin: dict[str, Any], total_steps: int | None) -> None:
+    for facts in (origin["session"]["code"], origin["session"]["hardware"]):
+        if "not_known" in facts:
+            print(f"{folder}: recorded as not known: {facts['not_known']}", file=sys.stderr)
     if not (folder / "manifest.json").exists():
         values = OmegaConf.to_yaml(OmegaConf.create(mask_values(dataclasses.asdict(config))))
         write_whole(folder / "config.yaml", values.encode())
@@ -157,7 +161,7 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 def _refuse_other_code(folder: Path, config: Config, before: dict[str, Any], now: dict[str, Any]) -> None:
     if before["code"]["learning_sha256"] != now["code"]["learning_sha256"] and not config.allow_other_code:
-        revision = (before["code"]["revision"] or "outside git")[:12]
+        revision = (before["code"]["revision"] or ("unknown" if "not_known" in before["code"] else "outside git"))[:12]
         raise UserError(
             f"{folder}: begun by another version of the code ({revision}, {before['started']});"
             " check that version out, or continue with allow_other_code=true, or delete the folder"

@@ -170,7 +170,7 @@ def collect_evaluations(paths: Iterable[Path]) -> list[Evaluation]:
 
 
 def _loose_results(path: Path) -> list[Path]:
-    return [file for file in path.rglob("*.result.json") if not any(is_run(parent) for parent in file.parents)]
+    return [file for file in path.rglob("[!.]*.result.json") if not any(is_run(parent) for parent in file.parents)]
 
 
 def _one_a_seed(runs: Iterable[Run]) -> tuple[Run, ...]:
@@ -183,7 +183,7 @@ def _one_a_seed(runs: Iterable[Run]) -> tuple[Run, ...]:
 def read_run(folder: Path) -> Run:
     """The run of a folder; UserError where config.yaml, manifest.json or a result is missing or broken."""
     config = read_config(folder)
-    results = [_read_result(path) for path in sorted((folder / "predictions").glob("*.result.json"))]
+    results = [_read_result(path) for path in sorted((folder / "predictions").glob("[!.]*.result.json"))]
     return Run(folder=folder, config=config, manifest=read_manifest(folder), results=tuple(results))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from tencrop.data.manifest import write_whole
+from tencrop.printable import printable
 from tencrop.records.provenance import sessions_of
 from tencrop.report.collect import Evaluation, Experiment, Result, Run
 from tencrop.report.comparisons import draw_comparisons
@@ -41,8 +42,8 @@ def write_report(
     figures = draw_comparisons(experiments, evaluations, folder / "figures")
     html, markdown = folder / "report.html", folder / "report.md"
     # the name of a class folder need not be UTF-8
-    write_whole(html, html_page(experiments, rows, figures, evaluations).encode(errors="replace"))
-    write_whole(markdown, markdown_page(experiments, rows, figures, evaluations).encode(errors="replace"))
+    write_whole(html, printable(html_page(experiments, rows, figures, evaluations)).encode())
+    write_whole(markdown, printable(markdown_page(experiments, rows, figures, evaluations)).encode())
     return html, markdown
 
 
@@ -54,7 +55,7 @@ def html_page(
     versions = sorted({run.manifest["tencrop"] for experiment in experiments for run in experiment.runs})
     num_runs = sum(len(experiment.runs) for experiment in experiments)
     about = f"{_counted(num_runs, 'run')} · tencrop {', '.join(versions)}"
-    style = resources.files("tencrop.report").joinpath("page.css").read_text()
+    style = resources.files("tencrop.report").joinpath("page.css").read_text(encoding="utf-8")
     drawn = "".join(drawn_figure(path) for path in figures)
     sections = f"<h2>Compared</h2>\n{drawn}\n" if drawn else ""
     sections += "".join(_section(experiment) for experiment in experiments) + _of_no_run(evaluations)
@@ -192,6 +193,8 @@ def _run_facts(run: Run) -> tuple[str, str, str, str]:
 
 
 def _code(code: dict[str, Any]) -> str:
+    if "not_known" in code:
+        return f"not known ({code['not_known']}), stages up to training {code['learning_sha256'][:12]}"
     if code["revision"] is None:
         return f"outside git, stages up to training {code['learning_sha256'][:12]}"
     return f"{code['revision'][:12]}{', with changes (code.diff)' if code['diff_sha256'] else ''}"

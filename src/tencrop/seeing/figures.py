@@ -92,7 +92,7 @@ def _architecture(network: torch.nn.Module, config: Config) -> Drawn:
 def _tradeoff(config: Config) -> Drawn:
     counts = golden_counts()
     series = published(counts)
-    results = [path for folder in (Path(config.runs), EVALUATIONS) for path in folder.rglob("*.result.json")]
+    results = [path for folder in (Path(config.runs), EVALUATIONS) for path in folder.rglob("[!.]*.result.json")]
     own = measured([load_result(path) for path in sorted(results)], counts)
     return tradeoff_figure(series, own), tradeoff_record(series)
 

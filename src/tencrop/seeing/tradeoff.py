@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from matplotlib.figure import Figure
 
 from tencrop.complexity.networks import model_file
+from tencrop.config.own_files import read_own
 from tencrop.config.verbs import CONF
 from tencrop.evaluation.claims import is_on_whole
 from tencrop.seeing.drawing import INK, PAPER, RULE, SOFT, styled, titled
@@ -51,7 +51,7 @@ class Series:
 def published(counts: dict[str, dict[str, int]], path: Path = PUBLISHED) -> list[Series]:
     """The printed results with the costs of `counts` (complexity.golden), accuracies as 100 minus themselves."""
     found = []
-    for entry in yaml.safe_load(path.read_text()):
+    for entry in read_own(path):
         assert entry["unit"] in ("error", "accuracy"), entry
         points = [
             Point(

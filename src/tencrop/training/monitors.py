@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import torch.distributed as dist
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
+from tencrop.config.launch import is_first_process
 from tencrop.console import rate
 from tencrop.data.digest import digest_text
 from tencrop.signals import SIGNALS
@@ -209,8 +211,11 @@ def job_end_time() -> float | None:
     """When SLURM ends this job, seconds since 1970; None outside a job and where SLURM does not say."""
     if "SLURM_JOB_ID" not in os.environ:
         return None
-    if end := os.environ.get("SLURM_JOB_END_TIME"):
+    end = os.environ.get("SLURM_JOB_END_TIME", "")
+    if re.fullmatch(r"[0-9]{1,10}(\.[0-9]*)?", end):  # until 2286: a date that datetime cannot show would end the run
         return float(end)
+    if end and is_first_process():
+        print(f"SLURM_JOB_END_TIME={end}: is no time in seconds since 1970; squeue is asked", file=sys.stderr)
     command = ["squeue", "--noheader", "--format=%e", f"--jobs={os.environ['SLURM_JOB_ID']}"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -1,0 +1,36 @@
+"""How text leaves the program, decided once: whatever a name holds, it can be printed and written.
+
+Two things cannot be written as they are. A terminal or log that is not UTF-8 (a container without a locale, an
+ISO locale) lacks the marks of our tables and letters of names; and a file name that is not UTF-8, as Windows archives
+bring, holds surrogates, which no encoding takes. A verb calls `print_any_text` first; pages and figures take
+`printable` names; JSON and YAML escape such characters by themselves. Imports nothing slow.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import sys
+
+MARKS = str.maketrans({"–": "-", "−": "-", "±": "+-", "×": "x", "·": "-", "…": "...", "’": "'", "•": "*"})
+ERRORS = "tencrop.printable"
+
+
+def print_any_text() -> None:
+    """From now on stdout and stderr replace what they cannot encode: our marks by ASCII, all else by an escape."""
+    codecs.register_error(ERRORS, _replace)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # neither closed (None) nor somebody's own
+            stream.reconfigure(errors=ERRORS)
+
+
+def printable(text: str) -> str:
+    r"""`text` in UTF-8's reach: the byte 0xE9 of a name that is not UTF-8 becomes the six characters \udce9."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end].translate(MARKS)
+    # a name that is not UTF-8 has surrogates, which stay different from each other as escapes
+    return lacking.encode("ascii", "backslashreplace").decode(), error.end
