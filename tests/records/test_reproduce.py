@@ -61,6 +61,13 @@ def test_refusals(complete_run, trains_to, tmp_path, capsys):
     assert "not complete (interrupted)" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_made_is_a_sentence(complete_run, capsys):
+    into = complete_run / "manifest.json" / "again"
+    assert main([str(complete_run), "--into", str(into)]) == 2
+    said = capsys.readouterr().err
+    assert "a part of the path is a file and not a folder" in said and said.count("\n") == 1
+
+
 def test_a_strangers_configuration_is_not_obeyed(complete_run, trains_to, tmp_path, monkeypatch):
     """Hydra would obey a section of its own, a list of defaults and interpolations in the file that it composes."""
     commands = []

@@ -13,7 +13,7 @@ from tencrop.config.launch import RANKS
 from tencrop.records import provenance
 from tencrop.records.provenance import installed_packages, sessions_of
 from tencrop.records.run_folder import finish, is_complete, read_manifest, run_folder
-from tencrop.report.page import _code
+from tencrop.report.page import _code, _hardware
 from tencrop.training.metric_rows import NO_ROWS, append_row
 
 
@@ -184,6 +184,8 @@ def test_what_git_does_not_tell_is_said_recorded_and_shown(make_config, data_man
     assert "safe.directory" in code["not_known"] and code["revision"] is None
     assert "# not known" in (folder / "code.diff").read_text()
     assert _code(code).startswith("not known (git failed") and "outside git" not in _code(code)
+    hardware = read_manifest(folder)["sessions"][0]["hardware"] | {"gpus": [], "not_known": "GPUs: why"}
+    assert _hardware(hardware).startswith("not known: GPUs: why; ")
 
 
 def test_a_manifest_of_the_first_runs(make_config, data_manifest):

@@ -211,6 +211,8 @@ def _data(data: dict[str, Any]) -> str:
 def _hardware(hardware: dict[str, Any]) -> str:
     gpus = hardware["gpus"]
     found = f"{len(gpus)} × {gpus[0]}, " if gpus else ""
+    if "not_known" in hardware:
+        found = f"not known: {hardware['not_known']}; "
     memory = hardware["memory_bytes"] / 2**30
     return f"{found}{hardware['cpu']}, {_counted(hardware['num_cores'], 'core')}, {memory:.0f} GiB, {hardware['host']}"
 
