@@ -1,10 +1,14 @@
 """Mistakes in a command get one sentence and exit code 2, fast, before torch is imported."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tencrop.config.verbs import disk_sentence
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,3 +104,9 @@ def test_a_disk_that_a_sweep_cannot_be_written_to_gets_one_sentence(small_disk):
             file.write(bytes(4096))
     result = run("-m", "seed=0,1", f"hydra.sweep.dir={small_disk}/sweep")
     assert result.returncode == 2 and result.stderr.startswith("error: the disk is full"), result.stderr
+
+
+@pytest.mark.parametrize("number", [errno.ELOOP, errno.EIO])
+def test_what_the_disk_is_to_blame_for_gets_one_sentence(number):
+    """A symbolic link to itself; a disk that fails."""
+    assert "(runs/last.ckpt)" in disk_sentence(OSError(number, os.strerror(number), "runs/last.ckpt"))

@@ -40,6 +40,8 @@ DISK_ERRORS = {
     errno.EEXIST: "there is a file where a folder should be",
     errno.EISDIR: "there is a folder where a file should be",
     errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "the path goes round in a circle of symbolic links",
+    errno.EIO: "the disk fails to read or write",
 }
 
 
