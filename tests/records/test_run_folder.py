@@ -203,7 +203,7 @@ def test_a_configuration_that_was_changed_is_refused(make_config, data_manifest)
     for change in ({"seed": 7}, {"short_side": 40}, {"normalization": {"mean": [0, 0, 0], "std": [1, 1, 1]}}):
         path.write_text(yaml.safe_dump(written | change))
         for read in (lambda: read_config(folder), lambda: run_folder(make_config(), data_manifest)):
-            with pytest.raises(UserError, match=r"config\.yaml: changed since the run began"):
+            with pytest.raises(UserError, match=r"config\.yaml: not what the manifest beside it was written with"):
                 read()
     path.unlink()
     with pytest.raises(UserError, match=r"config\.yaml: .*it is missing.*bring it back"):

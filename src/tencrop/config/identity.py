@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from tencrop.config.documents import FILE_NAME, literal, read_json, read_yaml
@@ -138,7 +139,9 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         mend = "bring it back from a copy, or delete the folder and train again"
         begun = read_json(manifest, {"config_sha256?": str}, what="the manifest of a run folder", mend=mend)
         if begun.get("config_sha256") not in (None, config_sha256(config)):
-            raise UserError(f"{path}: changed since the run began, or another run's; {MEND}")
+            raise UserError(
+                f"{path}: not what the manifest beside it was written with: one is changed, or another run's; {MEND}"
+            )
     return config
 
 
@@ -169,5 +172,6 @@ def config_of_run(run_dir: Path, overrides: list[str], *, conf: Path) -> Config:
         if is_group[override]:
             OmegaConf.update(node, key, OmegaConf.load(conf / key / f"{value}.yaml"), merge=False)
         else:
-            OmegaConf.update(node, key, OmegaConf.create(f"value: {value}").value, force_add=True)
+            # in Hydra's grammar, as it was typed: in YAML \' does not stand for an apostrophe
+            OmegaConf.update(node, key, OverridesParser.create().parse_override(override).value(), force_add=True)
     return typed(node, Config)

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from tencrop.config import UserError, config_of_run
 from tencrop.config.documents import literal
 from tencrop.config.identity import read_config
-from tencrop.config.verbs import CONF
+from tencrop.config.verbs import CONF, disk_sentence
 from tencrop.data.manifest import read_manifest as read_data_manifest
 from tencrop.data.manifest import write_whole
 from tencrop.records.provenance import PACKAGE, changed_split, differences, session, sessions_of
@@ -99,6 +99,9 @@ def main(arguments: list[str] | None = None) -> int:
         is_same = reproduce(options.run_dir, options.into or options.run_dir / "reproduced")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {disk_sentence(error)}", file=sys.stderr)
         return 2
     print("the same weights, bit for bit" if is_same else "other weights")
     return 0 if is_same else 1
