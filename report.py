@@ -14,7 +14,7 @@ def main(config: ReportConfig) -> int:
 
     paths = places(config.runs)
     broken: list[UserError] = []
-    experiments, evaluations = collect(paths, broken.append), collect_evaluations(paths)
+    experiments, evaluations = collect(paths, broken.append), collect_evaluations(paths, broken.append)
     if broken and not (experiments or evaluations):
         raise broken[0]
     print_table(error_rows(experiments, evaluations))

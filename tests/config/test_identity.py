@@ -145,3 +145,10 @@ def test_the_configuration_of_every_experiment_is_read_as_it_was_written(compose
     config = composed(f"experiment={path.stem}")
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
     assert config_of_run(tmp_path, [], conf=CONF) == config
+
+
+def test_an_apostrophe_in_a_path_is_read_as_it_was_typed(tmp_path, composed):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(composed("model=lenet5", "data=digits"))))
+    path = r"""checkpoint='/it\'s [here], "there"/last.ckpt'"""
+    assert config_of_run(tmp_path, [path], conf=CONF).checkpoint == """/it's [here], "there"/last.ckpt"""
+    assert config_of_run(tmp_path, ["checkpoint=[a.ckpt,b.ckpt]"], conf=CONF).checkpoint == ["a.ckpt", "b.ckpt"]

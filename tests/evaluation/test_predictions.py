@@ -189,3 +189,17 @@ def _gather_parts(rank: int, parts: list[list[int]], folder: Path) -> None:
 def test_gather_joins_uneven_and_empty_parts_of_processes(tmp_path: Path) -> None:
     mp.spawn(_gather_parts, ([[], [3, 0, 6, 1, 2, 5, 4]], tmp_path), nprocs=2)
     assert_same(load_scores(tmp_path / "whole.safetensors"), scores_of(torch.arange(7)))
+
+
+def test_a_file_that_may_not_be_read_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "scores.safetensors"
+    scores = scores_of(torch.arange(3))
+    save_scores(path, scores)
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError("No such file or directory")  # as safetensors says it, without a number
+
+    monkeypatch.setattr("tencrop.evaluation.predictions.safe_open", refused)
+    with pytest.raises(UserError, match=r"scores\.safetensors: is a broken score file"):
+        load_ranks(path, "softmax")
+    assert saved_scores(path, scores.metadata, labels=scores.labels.numpy()) is None

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,3 +135,10 @@ def test_the_table_shows_percent_and_intervals(result) -> None:
     row = next(line for line in text.splitlines() if "lenet5 seed 0 (EMA)" in line)
     for cell in ("five_crop 32 of 36 px, softmax", "25.00", "4.56–69.94", " 4 "):
         assert cell in row, (cell, text)
+
+
+def test_a_pipe_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "center.result.json")
+    monkeypatch.setattr(Path, "read_text", lambda _: pytest.fail("it would be waited for"))
+    with pytest.raises(UserError, match="is no result of evaluate"):
+        load_result(tmp_path / "center.result.json")

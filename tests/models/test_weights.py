@@ -1,5 +1,6 @@
 """Weights from files: read without executing anything, applied only where they fit."""
 
+import errno
 import os
 import pickle
 import zipfile
@@ -145,3 +146,13 @@ def test_old_weights_without_batch_counts_are_accepted(resnet18: nn.Module) -> N
     network = timm.create_model("resnet18", num_classes=10)
     apply_weights(network, state, source="f", name="resnet18")
     assert same(network, resnet18)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("tencrop.models.weights.load_checked", refused)
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(UserError, match=r"last\.ckpt: cannot be read \(Permission denied\)"):
+        load_weights(tmp_path / "last.ckpt")

@@ -82,6 +82,9 @@ def test_a_strangers_configuration_is_not_obeyed(complete_run, trains_to, tmp_pa
     assert config.data.source == "${oc.env:HOME}"
     assert (config.runs, config.tracker.name) == (str(tmp_path / "into"), "none")
     assert config.model == config_of_run(complete_run, [], conf=CONF).model
+    manifest = read_manifest(complete_run)
+    del manifest["config_sha256"]  # a stranger's has the digest that fits, or none
+    (complete_run / "manifest.json").write_text(json.dumps(manifest))
     for section in ("hydra:\n  run:\n    dir: /tmp\n", "defaults:\n- hydra/launcher: submitit_slurm\n"):
         path.write_text(path.read_text() + section)
         with pytest.raises(UserError, match="there is no such key"):

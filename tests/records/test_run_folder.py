@@ -9,6 +9,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from tencrop.config import Config, UserError, run_path, typed
+from tencrop.config.identity import read_config
 from tencrop.config.launch import RANKS
 from tencrop.records import provenance
 from tencrop.records.provenance import installed_packages, sessions_of
@@ -207,3 +208,41 @@ def test_secrets_stay_out_of_the_folder(make_config, data_manifest, monkeypatch)
     for path in folder.rglob("*.*"):
         assert not path.is_file() or "hunter22" not in path.read_text(), path
     assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["source"] == "https://***@h/x"
+
+
+def test_a_configuration_that_was_changed_is_refused(make_config, data_manifest):
+    """It says how the images of an evaluation are prepared, and what `reproduce` trains."""
+    folder = run_folder(make_config(), data_manifest)
+    path, written = folder / "config.yaml", yaml.safe_load((folder / "config.yaml").read_text())
+    for change in ({"seed": 7}, {"short_side": 40}, {"normalization": {"mean": [0, 0, 0], "std": [1, 1, 1]}}):
+        path.write_text(yaml.safe_dump(written | change))
+        for read in (lambda: read_config(folder), lambda: run_folder(make_config(), data_manifest)):
+            with pytest.raises(UserError, match=r"config\.yaml: not what the manifest beside it was written with"):
+                read()
+    path.unlink()
+    with pytest.raises(UserError, match=r"config\.yaml: .*it is missing.*bring it back"):
+        run_folder(make_config(), data_manifest)
+    assert len(read_manifest(folder)["sessions"]) == 1
+
+
+def test_whoever_received_a_run_says_where_its_data_are(make_config, data_manifest):
+    folder = run_folder(make_config(), data_manifest)
+    written = yaml.safe_load((folder / "config.yaml").read_text())
+    written["data"] |= {"root": "elsewhere", "source": "there"}
+    (folder / "config.yaml").write_text(yaml.safe_dump(written | {"hardware": {"devices": 8}, "runs": "here"}))
+    assert read_config(folder)["data"]["root"] == "elsewhere"
+    manifest = read_manifest(folder)
+    del manifest["config_sha256"]  # earlier code's
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "config.yaml").write_text(yaml.safe_dump(written | {"seed": 7}))
+    assert read_config(folder)["seed"] == 7
+
+
+def test_checkpoints_without_a_manifest_are_not_taken_over(make_config, data_manifest):
+    """A new manifest would say that they are another run's, and every later command refuse them."""
+    folder = run_folder(make_config(), data_manifest)
+    (folder / "checkpoints" / "last.ckpt").write_bytes(b"whole")
+    (folder / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"no manifest\.json that says whose; bring it back"):
+        run_folder(make_config(), data_manifest)
+    assert not (folder / "manifest.json").exists()

@@ -245,3 +245,35 @@ def test_configurations_that_cannot_be_read_claim_nothing(composed):
         assert Experiment("resnet50", (run,)).claim is None
     run = SimpleNamespace(config={}, manifest={"data": IMAGENET})
     assert Experiment("resnet50", (run,)).claim is None
+
+
+def test_one_broken_result_leaves_the_others(evaluated_run, loose_result):
+    loose = loose_result(evaluated_run())
+    (loose / "broken.result.json").write_text("{}")
+    with pytest.raises(UserError, match=r"broken\.result\.json"):
+        collect_evaluations([loose])
+    broken = []
+    (evaluation,) = collect_evaluations([loose], broken.append)
+    assert evaluation.result.num_images == 500 and "broken.result.json" in str(broken)
+
+
+def test_a_result_of_another_runs_weights_is_refused(evaluated_run):
+    """Of a run that is not complete, or of best.ckpt, the manifest has no hash to compare with."""
+    folder = evaluated_run()
+    path = folder / "predictions" / "center.result.json"
+    facts = load_result(path)
+    save_result(path, facts | {"run_id": json.loads((folder / "manifest.json").read_text())["run_id"]})
+    assert len(collect([folder])[0].runs[0].results) == 1
+    save_result(path, facts | {"run_id": "0" * 32})
+    with pytest.raises(UserError, match=r"center\.result\.json: is of another run's weights"):
+        collect([folder])
+
+
+def test_metrics_that_cannot_be_read_cost_one_run(evaluated_run, tmp_path):
+    folder = evaluated_run("seed=1")
+    evaluated_run("seed=2")
+    (folder / "metrics.jsonl").unlink()
+    (folder / "metrics.jsonl").mkdir()
+    broken = []
+    (experiment,) = collect([tmp_path / "runs"], broken.append)
+    assert [run.seed for run in experiment.runs] == [2] and "metrics.jsonl: is no file" in str(broken)

@@ -59,6 +59,8 @@ def test_kernel_figure(evaluated_run):
     html = kernel_figure(run)
     assert "6 kernels of 5 × 5 × 1" in html
     assert pictures_in(html)[0].size == (6 * 45 + 5 * 4, 45)
+    (folder / "checkpoints" / "last.ckpt").write_bytes(b"damaged")
+    assert "No kernels to show" in kernel_figure(run), "the errors of this run, and other runs, are reported"
     (folder / "checkpoints" / "last.ckpt").unlink()
     assert "not in the run folder" in kernel_figure(run)
 

@@ -1,6 +1,7 @@
 """Figures in a run's folder reach the page; those of other weights do not."""
 
 import base64
+import json
 import re
 
 import pytest
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 from tencrop.config import UserError
 from tencrop.report.collect import collect
 from tencrop.report.page import write_report
-from tencrop.report.seen import seen_figures
+from tencrop.report.seen import drawn_figure, seen_figures
 from tencrop.seeing.drawing import save_figure
 from tencrop.seeing.record import Record
 
@@ -43,5 +44,31 @@ def test_a_broken_record_is_named(evaluated_run) -> None:
     folder = evaluated_run()
     draw(folder, "occlusion", None)
     (folder / "figures" / "occlusion.json").write_text('{"format": "tencrop figure 0"}')
-    with pytest.raises(UserError, match=r"occlusion\.json: not a record .* draw it again"):
-        seen_figures(collect([folder])[0].runs[0])
+    draw(folder, "architecture", None)
+    html = seen_figures(collect([folder])[0].runs[0])
+    assert re.search(r"occlusion\.json: not a record .* draw it again", html)
+    assert "<b>Architecture.</b>" in html, "what is whole is shown"
+
+
+@pytest.mark.parametrize("content", [b"<svg/>", b"", None])
+def test_a_figure_that_is_not_what_was_drawn_is_named(evaluated_run, content) -> None:
+    folder = evaluated_run()
+    draw(folder, "occlusion", None)
+    path = folder / "figures" / "occlusion.svg"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"occlusion\.svg: is missing, or not the figure that was drawn"):
+        drawn_figure(path)
+    html = seen_figures(collect([folder])[0].runs[0])
+    assert "No figure occlusion to show" in html and "<img" not in html
+
+
+def test_a_record_of_earlier_code_has_no_digest_of_its_figure(evaluated_run) -> None:
+    folder = evaluated_run()
+    draw(folder, "occlusion", None)
+    path = folder / "figures" / "occlusion.json"
+    facts = json.loads(path.read_text())
+    assert facts.pop("svg_sha256")
+    path.write_text(json.dumps(facts))
+    assert "<b>Occlusion.</b>" in drawn_figure(path.with_suffix(".svg"))

@@ -9,9 +9,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from tencrop.config.documents import FILE_NAME, literal, read_yaml
+from tencrop.config.documents import FILE_NAME, literal, read_json, read_yaml
 from tencrop.config.own_files import own_mapping
 from tencrop.config.rules import typed
 from tencrop.config.schema import Config, UserError
@@ -97,6 +98,10 @@ EVALUATION_KEYS = (
 
 
 CONFIG = "the configuration of a run of this version"
+MEND = "bring it back from a copy, or train it again"
+# what whoever received a run folder may have to change in its config.yaml: where the data lie, what it runs on
+OF_THE_PLACE = {"hardware", "tracker", "runs"}
+OF_THE_PLACE_DATA = {"root", "source"}
 # What is read of a run's configuration as it stands, without the types of now: runs of earlier code have fewer keys.
 CONFIG_SHAPE = {
     "seed": int,
@@ -126,9 +131,26 @@ CONFIG_SHAPE = {
 def read_config(run_dir: Path) -> dict[str, Any]:
     """config.yaml of a run folder, as data: nothing in it is interpolated, instantiated or obeyed.
 
-    Raises UserError where it is missing or broken.
+    Raises UserError where it is missing or broken, or not what the run began with (as far as the manifest beside it
+    says; that of earlier code has no digest of it).
     """
-    return read_yaml(run_dir / "config.yaml", CONFIG_SHAPE, what=CONFIG, mend="train it again")
+    path, manifest = run_dir / "config.yaml", run_dir / "manifest.json"
+    config = read_yaml(path, CONFIG_SHAPE, what=CONFIG, mend=MEND)
+    if manifest.exists():
+        mend = "bring it back from a copy, or delete the folder and train again"
+        begun = read_json(manifest, {"config_sha256?": str}, what="the manifest of a run folder", mend=mend)
+        if begun.get("config_sha256") not in (None, config_sha256(config)):
+            raise UserError(
+                f"{path}: not what the manifest beside it was written with: one is changed, or another run's; {MEND}"
+            )
+    return config
+
+
+def config_sha256(config: dict[str, Any]) -> str:
+    """SHA-256, hexadecimal, of the content of a config.yaml but for what is of the place where it lies."""
+    kept = {key: value for key, value in config.items() if key not in OF_THE_PLACE}
+    kept["data"] = {key: value for key, value in config["data"].items() if key not in OF_THE_PLACE_DATA}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def config_of_run(run_dir: Path, overrides: list[str], *, conf: Path) -> Config:
@@ -142,7 +164,7 @@ def config_of_run(run_dir: Path, overrides: list[str], *, conf: Path) -> Config:
         typed(node, Config)
     except UserError as error:
         problem = str(error)[:300]  # it quotes the value, which may be of any length
-        raise UserError(f"{run_dir / 'config.yaml'}: not {CONFIG} ({problem}); train it again") from error
+        raise UserError(f"{run_dir / 'config.yaml'}: not {CONFIG} ({problem}); {MEND}") from error
     is_group = {override: (conf / override.partition("=")[0]).is_dir() for override in overrides}
     for override in sorted(overrides, key=lambda override: not is_group[override]):  # groups first, as Hydra does
         key, _, value = override.lstrip("+").partition("=")
@@ -151,5 +173,6 @@ def config_of_run(run_dir: Path, overrides: list[str], *, conf: Path) -> Config:
         if is_group[override]:
             OmegaConf.update(node, key, own_mapping(conf / key / f"{value}.yaml"), merge=False)
         else:
-            OmegaConf.update(node, key, OmegaConf.create(f"value: {value}").value, force_add=True)
+            # in Hydra's grammar, as it was typed: in YAML \' does not stand for an apostrophe
+            OmegaConf.update(node, key, OverridesParser.create().parse_override(override).value(), force_add=True)
     return typed(node, Config)

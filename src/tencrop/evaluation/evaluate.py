@@ -121,6 +121,7 @@ def _origin(member: Member, facts: dict[str, Any]) -> dict[str, Any]:
         "label": label,
         "selection": "best" if path.stem == "best" else "last",
         **{key: facts[key] for key in ("seed", "step", "total_steps")},
+        "run_id": facts.get("run_id"),  # checkpoints of earlier code have none
     }
 
 

@@ -33,8 +33,9 @@ from tencrop.models.checkpoint_files import weights_sha256
 FORMAT = "tencrop scores 2"
 RANKED_FORMATS = ("tencrop scores 1", FORMAT)  # the first held the same ranks beside float16 scores
 AVERAGES = ("softmax", "logits")
-# what bytes that are not a score file's lead to; RuntimeError is torch's, for shapes and dtypes
-BROKEN = (SafetensorError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+# what bytes that are not a score file's lead to; RuntimeError is torch's, for shapes and dtypes. safe_open raises a
+# FileNotFoundError without a number for a file that it may not read
+BROKEN = (SafetensorError, OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 FLOAT16_MAX = torch.finfo(torch.float16).max
 
 

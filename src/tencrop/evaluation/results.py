@@ -84,7 +84,7 @@ def load_result(path: Path) -> dict[str, Any]:
     for the errors, and a result of earlier code, which has none, is refused.
     """
     try:
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text() if path.is_file() else "null")  # a pipe would be waited for
         found, digest = result["format"], result.pop("sha256", None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: is no result of evaluate.py") from error

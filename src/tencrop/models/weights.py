@@ -5,6 +5,7 @@ Called by evaluate.py and its processes.
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -134,6 +135,8 @@ def _read_torch(path: Path) -> Any:
             return load_checked(path)
         except UserError:
             raise
+        except PermissionError as error:
+            raise UserError(f"{path}: cannot be read ({os.strerror(error.errno or 0)})") from error
         except Exception as error:  # a broken file raises whatever its bytes lead torch's unpickler to
             found = re.search(r"GLOBAL (\S+)", str(error))
             raise UserError(

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from tencrop.config import Config, UserError, run_path
 from tencrop.config.documents import NotEmpty, read_json
+from tencrop.config.identity import config_sha256, read_config
 from tencrop.config.launch import is_first_process
 from tencrop.data.manifest import RUN_DATA_SHAPE, write_whole
 from tencrop.records.masking import mask_values
@@ -52,6 +53,7 @@ SHAPE = {
 }
 HASHES = ("weights_sha256", "ema_sha256")
 RUNNING = {"status": "running", **dict.fromkeys(HASHES)}
+MEND = "bring it back from a copy, or delete the folder and train again"
 
 
 def run_folder(config: Config, data_manifest: dict[str, Any], *, total_steps: int | None = None) -> Path:
@@ -69,6 +71,9 @@ def run_folder(config: Config, data_manifest: dict[str, Any], *, total_steps: in
     is_begun = (folder / "manifest.json").exists()
     if is_begun:
         _refuse_other_data(folder, config, read_manifest(folder)["data"], data_facts(config, data_manifest))
+        read_config(folder)  # whoever evaluates the run reads it: refused now, not when training has ended
+    elif any((folder / "checkpoints").glob("*.ckpt")):  # none is written before the manifest
+        raise UserError(f"{folder}: has checkpoints and no manifest.json that says whose; {MEND}")
     if total_steps is None and is_begun and is_complete(folder):
         return folder
     try:
@@ -118,8 +123,7 @@ def is_complete(folder: Path) -> bool:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The run's manifest; UserError where there is none, or it is broken."""
-    mend = "bring it back from a copy, or delete the folder and train again"
-    manifest = read_json(folder / "manifest.json", SHAPE, what="the manifest of a run folder", mend=mend)
+    manifest = read_json(folder / "manifest.json", SHAPE, what="the manifest of a run folder", mend=MEND)
     manifest["result"].setdefault("ema_sha256", None)  # as the first runs had it
     return manifest
 
@@ -134,6 +138,7 @@ def _write_records(folder: Path, config: Config, origin: dict[str, Any], total_s
         write_whole(folder / "code.diff", code_diff().encode())
         first = origin.pop("session")
         facts = {"run_id": uuid.uuid4().hex, "total_steps": total_steps}  # checkpoints repeat both: whose are they?
+        facts["config_sha256"] = config_sha256(read_config(folder))
         manifest = {**facts, **origin, "sessions": [first], "result": dict(RUNNING)}
     else:
         manifest = read_manifest(folder)

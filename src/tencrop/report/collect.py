@@ -16,7 +16,7 @@ from tencrop.config import Config, UserError
 from tencrop.config.identity import read_config
 from tencrop.evaluation.claims import claimant_of_run
 from tencrop.evaluation.members import EVALUATIONS
-from tencrop.evaluation.results import load_result, measured_otherwise, protocol_label
+from tencrop.evaluation.results import load_result, measured_otherwise, protocol_label, result_name
 from tencrop.records.run_folder import read_manifest
 from tencrop.training.metric_rows import read_rows
 
@@ -163,10 +163,19 @@ def collect(paths: Iterable[Path], on_broken: Callable[[UserError], None] | None
     ]
 
 
-def collect_evaluations(paths: Iterable[Path]) -> list[Evaluation]:
-    """All results in or below `paths` that lie in no run folder, by path."""
-    found = sorted({file for path in paths for file in _loose_results(path.resolve())})
-    return [Evaluation(_read_result(file), file.parent) for file in found]
+def collect_evaluations(
+    paths: Iterable[Path], on_broken: Callable[[UserError], None] | None = None
+) -> list[Evaluation]:
+    """All results in or below `paths` that lie in no run folder, by path; a broken one as in `collect`."""
+    found = []
+    for file in sorted({file for path in paths for file in _loose_results(path.resolve())}):
+        try:
+            found.append(Evaluation(_read_result(file), file.parent))
+        except UserError as error:
+            if on_broken is None:
+                raise
+            on_broken(error)
+    return found
 
 
 def _loose_results(path: Path) -> list[Path]:
@@ -183,8 +192,13 @@ def _one_a_seed(runs: Iterable[Run]) -> tuple[Run, ...]:
 def read_run(folder: Path) -> Run:
     """The run of a folder; UserError where config.yaml, manifest.json or a result is missing or broken."""
     config = read_config(folder)
+    manifest = read_manifest(folder)
     results = [_read_result(path) for path in sorted((folder / "predictions").glob("[!.]*.result.json"))]
-    return Run(folder=folder, config=config, manifest=read_manifest(folder), results=tuple(results))
+    for result in results:
+        if result.facts.get("run_id") not in (None, manifest.get("run_id")):
+            place = folder / "predictions" / f"{result_name(result.facts)}.result.json"
+            raise UserError(f"{place}: is of another run's weights (run_id); remove it and run evaluate.py again")
+    return Run(folder=folder, config=config, manifest=manifest, results=tuple(results))
 
 
 def _run_folders(path: Path) -> list[Path]:

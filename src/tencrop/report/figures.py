@@ -35,7 +35,10 @@ def kernel_figure(run: Run) -> str:
     path = run.folder / "checkpoints" / "last.ckpt"
     if not path.exists():
         return f"<p>No kernels to show: {escape(path.name)} is not in the run folder.</p>"
-    found = first_kernels(load_weights(path).state)
+    try:
+        found = first_kernels(load_weights(path).state)
+    except UserError as error:  # the run's errors are of saved scores, and other runs' may be whole
+        return f"<p>No kernels to show: {escape(str(error))}.</p>"
     if found is None:
         return "<p>No kernels to show: no layer takes the image’s channels.</p>"
     num, channels, height, width = found.shape

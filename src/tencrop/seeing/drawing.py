@@ -5,6 +5,7 @@ Called by the modules of figures. The same figure gives the same bytes.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tencrop.data.manifest import write_whole
+from tencrop.data.manifest import sha256_of, write_whole
 from tencrop.seeing.record import Record, save_record
 
 PAPER, INK, SOFT, RULE = "#fdfcfa", "#1d1c1a", "#6d6963", "#dfdbd3"  # of the report's page
@@ -49,7 +50,8 @@ def save_figure(figure: Figure, folder: Path, name: str, record: Record) -> list
             figure.savefig(buffer, format=kind, bbox_inches="tight", pad_inches=0.12, **options)
         paths.append(folder / f"{name}.{kind}")
         write_whole(paths[-1], buffer.getvalue())
-    save_record(folder / f"{name}.json", record)
+    svg_sha256 = sha256_of(folder / f"{name}.svg")
+    save_record(folder / f"{name}.json", dataclasses.replace(record, svg_sha256=svg_sha256))
     return paths
 
 

@@ -17,6 +17,7 @@ SHAPE = {
     "model": str,
     "weights_sha256?": (str, None),
     "command?": str,
+    "svg_sha256?": (str, None),
 }
 
 
@@ -29,6 +30,7 @@ class Record:
     model: str
     weights_sha256: str | None = None  # None: of no trained weights
     command: str = ""  # that drew it
+    svg_sha256: str | None = None  # of the bytes of NAME.svg; earlier records have none
 
 
 def save_record(path: Path, record: Record) -> None:

@@ -91,7 +91,12 @@ def last_digest(path: Path) -> str | None:
 
 def _lines(path: Path) -> tuple[list[bytes], bool]:
     """The lines of a file, and whether the last of them has no end."""
-    lines = path.read_bytes().split(b"\n")
+    if not path.is_file():  # a pipe would be waited for
+        raise UserError(f"{path}: is no file; {_MEND}")
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({os.strerror(error.errno or 0)}); {_MEND}") from error
     return (lines, True) if lines[-1] else (lines[:-1], False)
 
 
