@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 def run(arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["bash", "-c", f"{sys.executable} {arguments}"], cwd=ROOT, capture_output=True, text=True, timeout=60
+        ["bash", "-c", f"{sys.executable} {arguments}"], cwd=ROOT, capture_output=True, text=True, timeout=900
     )
 
 

@@ -77,7 +77,7 @@ def test_a_verb_reads_the_files_that_it_is_told_to_only(conf):
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "train.py", *words]
         environment = {"PYTHONPATH": str(root / "src"), "PATH": "/usr/bin:/bin"}
-        return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=900)
 
     fine = run("experiment=lenet5_digits", "--cfg", "job")
     assert fine.returncode == 0 and not fine.stderr, fine.stderr

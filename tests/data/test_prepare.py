@@ -314,7 +314,7 @@ def test_killed_preparation_is_simply_run_again(photo_folder, prepared_photos, t
         assert finished.returncode == -signal.SIGKILL, finished.stderr.decode()
         with pytest.raises(UserError, match="holds no prepared data"):
             open_split(root, "train")
-    finished = subprocess.run([sys.executable, "prepare.py", *arguments], cwd=ROOT, env=environment, timeout=60)
+    finished = subprocess.run([sys.executable, "prepare.py", *arguments], cwd=ROOT, env=environment, timeout=900)
     assert finished.returncode == 0
     assert contents(root) == contents(prepared_photos)
 

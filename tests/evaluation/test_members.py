@@ -104,7 +104,7 @@ def test_what_is_missing_is_refused(make_config, tmp_path: Path) -> None:
 
 def evaluate(*words: str, cwd: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "evaluate.py"), *words]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900)
 
 
 def test_the_verb_refuses_in_one_line_before_torch_is_imported(prepared_501, run_folder: Path, tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def test_the_publisher_is_asked_only_after_the_command_is_checked(prepared_photo
             "finally: assert not {'torch', 'timm'} & set(sys.modules)"
         )
         command = [sys.executable, "-c", program]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
         assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1, done
 
 

@@ -54,7 +54,7 @@ FAULTS = {
 def test_ranks_end_together_with_one_sentence(case):
     fault, failing, exit_code, words = FAULTS[case]
     command = [sys.executable, "-c", PROGRAM, "experiment=lenet5_digits", fault, failing]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=environment())
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, env=environment())
     assert result.returncode == exit_code, result.stderr
     assert result.stderr.startswith(words) and result.stderr.count("error: ") + result.stderr.count("Traceback") <= 1
     processes = result.stdout.split()
@@ -85,7 +85,7 @@ def test_a_run_of_two_processes_is_interrupted_and_continues(prepared_photos, tm
     process = train(prepared_photos, tmp_path, "training.epochs=1000")
     metrics = wait_for(tmp_path, "metrics.jsonl", process)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=900)
     assert process.returncode == 75, errors
     assert "interrupted after step" in errors and "Traceback" not in errors
     checkpoint = metrics.parent / "checkpoints" / "last.ckpt"
@@ -94,7 +94,7 @@ def test_a_run_of_two_processes_is_interrupted_and_continues(prepared_photos, tm
     while read_checkpoint(checkpoint)["tencrop"]["step"] == step and process.poll() is None:
         time.sleep(0.2)
     process.send_signal(signal.SIGUSR1)
-    process.communicate(timeout=60)
+    process.communicate(timeout=900)
     assert process.returncode == 75
 
 
@@ -106,16 +106,16 @@ def test_a_signal_in_the_final_evaluation_exits_with_75_and_the_same_command_eva
     while '"status": "complete"' not in manifest.read_text() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGUSR1)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=900)
     assert process.returncode == 75 and errors.endswith("interrupted; the same command continues\n"), errors
     assert not (manifest.parent / "report.html").exists()
     assert "center/top1_error" not in tracked.read_text()
     process = train(prepared_photos, tmp_path, *options, at_exit=signal.SIGUSR1)
-    assert "already complete" in process.communicate(timeout=60)[0] and process.returncode == 0
+    assert "already complete" in process.communicate(timeout=900)[0] and process.returncode == 0
     assert tracked.read_text().count("center/top1_error") == 1
     tracked.unlink()  # what is there is not logged again
     process = train(prepared_photos, tmp_path, *options, at_exit=signal.SIGTERM)
-    assert "already complete" in process.communicate(timeout=60)[0] and process.returncode == 0
+    assert "already complete" in process.communicate(timeout=900)[0] and process.returncode == 0
     assert not tracked.exists()
 
 
@@ -135,7 +135,7 @@ def test_an_image_that_only_the_second_rank_evaluates(prepared_photos, tmp_path)
         file.seek(int(split.beton.pointers[number]) + 2)
         file.write(bytes(int(split.beton.payload_bytes[number]) - 2))
     process = train(root, tmp_path / "runs", "training.epochs=1")
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=900)
     assert process.returncode == 2, errors
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert split.names(number) in line and "Traceback" not in errors
