@@ -127,6 +127,20 @@ def test_scores_of_other_code_are_computed_again(
         evaluate(config, checkpoint, tmp_path)
 
 
+def test_scores_of_other_code_are_shown_from_a_read_only_folder(
+    make_config, new_network, save_checkpoint, evaluate, no_network_runs, monkeypatch, read_only, tmp_path, capsys
+) -> None:
+    config = make_config()
+    checkpoint = save_checkpoint(tmp_path / "last.ckpt", config, new_network(config))
+    (tmp_path / "out").mkdir()
+    result = evaluate(config, checkpoint, tmp_path / "out")
+    no_network_runs()
+    monkeypatch.setattr(module, "code_sha256", lambda package, stages: "of another version")
+    shown = evaluate(config, checkpoint, read_only(tmp_path / "out"))
+    assert shown["top1_error"] == result["top1_error"] and shown["code_sha256"] == result["code_sha256"]
+    assert "computed by another version of the code" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
 def test_a_damaged_checkpoint_is_not_evaluated(
     name: str, make_config, new_network, save_checkpoint, evaluate, tmp_path

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,8 +94,11 @@ def _evaluate(member: Member) -> Evaluated | None:
     labels = open_val_split(config).labels  # on all processes: what is wrong with the data stops them together
     scores = None
     if _is_first():
-        file = out / f"{stem}.safetensors"
-        scores = saved_scores(file, identity, labels=labels, with_views=config.save_views)
+        file, is_read_only = out / f"{stem}.safetensors", out.is_dir() and not os.access(out, os.W_OK)
+        options: dict[str, Any] = {"labels": labels, "with_views": config.save_views, "of_any_code": is_read_only}
+        scores = saved_scores(file, identity, **options)
+        if scores is not None and scores.metadata["code_sha256"] != identity["code_sha256"]:
+            print(f"{file}: computed by another version of the code; its folder is read-only", file=sys.stderr)
     is_saved = _agreed(scores is not None)
     if not is_saved:
         check_scorable(network, config)

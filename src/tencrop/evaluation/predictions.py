@@ -172,11 +172,12 @@ def _check_images(index: Tensor, labels: Tensor, ranks: dict[str, Tensor], num_c
 
 
 def saved_scores(
-    path: Path, identity: dict[str, str], *, labels: np.ndarray, with_views: bool = False
+    path: Path, identity: dict[str, str], *, labels: np.ndarray, with_views: bool = False, of_any_code: bool = False
 ) -> Scores | None:
     """The scores at `path` if they are those that `identity` names (weights, data, protocol, code), else None.
 
-    labels: int64 [N], of the prepared data; scores of other images are none.
+    labels: int64 [N], of the prepared data; scores of other images are none. of_any_code: another version of the code
+    may have computed them.
     """
     if not path.is_file():
         return None
@@ -184,7 +185,8 @@ def saved_scores(
         scores = load_scores(path)
     except UserError:
         return None  # computed again, and written over
-    found = scores.metadata == identity and (scores.view_logits is not None or not with_views)
+    code = {"code_sha256": scores.metadata.get("code_sha256", "")} if of_any_code else {}
+    found = scores.metadata == {**identity, **code} and (scores.view_logits is not None or not with_views)
     return scores if found and np.array_equal(scores.labels, labels) else None
 
 
