@@ -12,7 +12,16 @@ import copy
 import os
 import sys
 
-from tencrop.config import Config, check_data, check_store, command, derive_batches, run_path
+from tencrop.config import (
+    Config,
+    check_data,
+    check_preparation,
+    check_store,
+    command,
+    derive_batches,
+    overrides,
+    run_path,
+)
 from tencrop.config.launch import check_launch, is_first_process
 from tencrop.data.manifest import read_manifest
 from tencrop.records.run_folder import finish, run_folder
@@ -26,6 +35,7 @@ def main(config: Config) -> int:
     manifest = read_manifest(config.data.root, config.data.name)
     check_data(config, manifest)
     check_store(config, manifest)
+    check_preparation(config, manifest, overrides())
 
     from tencrop.evaluation.evaluate import evaluate_run
     from tencrop.evaluation.scoring import check_scorable

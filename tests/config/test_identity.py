@@ -8,7 +8,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from tencrop.config import UserError, check_data, check_store, config_of_run, learning_hash, run_path
+from tencrop.config import UserError, check_data, check_preparation, check_store, config_of_run, learning_hash, run_path
 from tencrop.config.identity import read_config
 from tencrop.config.verbs import CONF
 
@@ -152,3 +152,28 @@ def test_an_apostrophe_in_a_path_is_read_as_it_was_typed(tmp_path, composed):
     path = r"""checkpoint='/it\'s [here], "there"/last.ckpt'"""
     assert config_of_run(tmp_path, [path], conf=CONF).checkpoint == """/it's [here], "there"/last.ckpt"""
     assert config_of_run(tmp_path, ["checkpoint=[a.ckpt,b.ckpt]"], conf=CONF).checkpoint == ["a.ckpt", "b.ckpt"]
+
+
+OPTIONS = {"splits.train": "train", "splits.val": "valid", "undecodable": "stop", "store.mode": "jpeg"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (
+            "data.splits.val=train",
+            r"data\.splits\.val=train: only prepare\.py obeys it, and x was prepared with .*=valid",
+        ),
+        ("data.undecodable=skip", r"was prepared with data\.undecodable=stop"),
+        ("data.store.mode=raw", r"was prepared with data\.store\.mode=jpeg"),
+        ("+data.check_md5=true", r"data\.check_md5=True: only prepare\.py obeys it; leave it out"),
+    ],
+)
+def test_what_only_preparation_obeys_is_refused(composed, typed, words):
+    with pytest.raises(UserError, match=words):
+        check_preparation(composed("data=imagefolder", "data.root=x", typed), {"options": OPTIONS}, [typed])
+
+
+def test_what_was_prepared_so_may_be_typed_again_and_what_is_not_typed_is_not_compared(composed):
+    check_preparation(composed("data.splits.val=valid"), {"options": OPTIONS}, ["data.splits.val=valid"])
+    check_preparation(composed("data.splits.val=other"), {"options": OPTIONS}, ["data=imagefolder", "seed=1"])

@@ -9,7 +9,15 @@ from tencrop.config.batches import (
     num_threads,
     num_workers,
 )
-from tencrop.config.identity import check_data, check_store, config_of_run, learning_hash, learning_keys, run_path
+from tencrop.config.identity import (
+    check_data,
+    check_preparation,
+    check_store,
+    config_of_run,
+    learning_hash,
+    learning_keys,
+    run_path,
+)
 from tencrop.config.rules import check, typed
 from tencrop.config.schema import (
     Augmentation,
@@ -75,6 +83,7 @@ __all__ = [
     "check",
     "check_data",
     "check_precision",
+    "check_preparation",
     "check_store",
     "command",
     "config_of_run",

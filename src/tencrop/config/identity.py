@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,25 @@ def check_data(config: Config, manifest: dict[str, Any]) -> int:
             f" set data.num_classes={prepared} or name another data.root"
         )
     return prepared
+
+
+def check_preparation(config: Config, manifest: dict[str, Any], typed: Iterable[str]) -> None:
+    """UserError where a key that prepare.py alone obeys is typed, as KEY=VALUE, and the data were not prepared so.
+
+    The validation split would be evaluated under data.splits.val=train, too, and the record would say otherwise.
+    """
+    data = config.data
+    values = {f"splits.{key}": value for key, value in dataclasses.asdict(data.splits).items()}
+    values |= {f"store.{key}": value for key, value in dataclasses.asdict(data.store).items()}
+    values |= {"undecodable": data.undecodable, "check_md5": data.check_md5, "subset": data.subset}
+    keys = {word.lstrip("+").partition("=")[0] for word in typed}
+    for name, value in values.items():
+        prepared = manifest["options"].get(name)
+        if f"data.{name}" in keys and value != prepared:
+            was = "" if prepared is None else f", and {data.root} was prepared with data.{name}={prepared}"
+            raise UserError(
+                f"data.{name}={value}: only prepare.py obeys it{was}; leave it out, or name another data.root"
+            )
 
 
 def check_store(config: Config, manifest: dict[str, Any]) -> None:

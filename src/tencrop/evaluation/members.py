@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tencrop.config import Config, UserError, check_data, config_of_run, run_path
+from tencrop.config import Config, UserError, check_data, check_preparation, config_of_run, run_path
 from tencrop.config.documents import read_json
 from tencrop.config.rules import check_protocol
 from tencrop.config.verbs import CONF
@@ -44,6 +44,13 @@ def members_of(config: Config, typed: list[str]) -> list[Member]:
     evaluated in float32 unless a precision is typed, and on images prepared as their publisher says. Raises UserError
     where a file or the prepared data are missing, or the data have other classes than the run's.
     """
+    members = _members_of(config, typed)
+    for member in members:
+        check_preparation(member.config, member.manifest, typed)
+    return members
+
+
+def _members_of(config: Config, typed: list[str]) -> list[Member]:
     if (weights := config.weights) is not None:
         _check_file("weights", Path(weights))
         return [_from_elsewhere(config, Path(weights), typed, _given_output(config))]
