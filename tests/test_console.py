@@ -15,7 +15,7 @@ from tencrop.evaluation.results import print_results
 NAME = "p[/x] :apple: [bold]"
 
 
-def test_strings_and_captions_are_plain(monkeypatch):
+def test_strings_and_captions_are_plain():
     console = plain_console(file=io.StringIO(), force_terminal=True, width=200, color_system=None)
     console.print(NAME)
     with Progress(plain_column("{task.description}"), console=console) as bar:

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from tencrop.config.schema import Augmentation, Config, Optimizer, Schedule, Training, UserError
 
-MAX_RANGE = 65_500  # of a side in pixels (libjpeg's limit), and of an aspect ratio
+MAX_SIDE = 65_500  # pixels: libjpeg's limit, which keeps sizes, and aspect ratios, far from the ends of int32
 MAX_MAGNITUDE = {"torchvision": 30, "timm": 10}  # of RandAugment
 
 
@@ -25,8 +25,8 @@ def _check_augmentation(augmentation: Augmentation) -> None:
     for key, pair in (("area", augmentation.area), ("aspect", augmentation.aspect), ("side", augmentation.side)):
         if pair is not None and not (len(pair) == 2 and 0 < pair[0] <= pair[1]):
             raise UserError(f"augmentation.{key}={pair}: must be [low, high] with 0 < low <= high")
-        if pair is not None and pair[1] > MAX_RANGE:
-            raise UserError(f"augmentation.{key}={pair}: must be at most {MAX_RANGE:,}")
+        if pair is not None and pair[1] > MAX_SIDE:
+            raise UserError(f"augmentation.{key}={pair}: must be at most {MAX_SIDE:,}")
     if augmentation.area is not None and augmentation.area[1] > 1:
         raise UserError(f"augmentation.area={augmentation.area}: a crop cannot cover more than 1 of the image")
     if augmentation.side is not None and augmentation.side[0] < augmentation.size:
@@ -41,7 +41,7 @@ def _check_augmentation(augmentation: Augmentation) -> None:
             f"augmentation.randaugment.magnitude={randaugment.magnitude}: {randaugment.source}'s goes to {most}"
         )
     for key, pair in (("area", augmentation.erasing.area), ("aspect", augmentation.erasing.aspect)):
-        if not (len(pair) == 2 and 0 < pair[0] <= pair[1] < (MAX_RANGE if key == "aspect" else 1)):
+        if not (len(pair) == 2 and 0 < pair[0] <= pair[1] < (MAX_SIDE if key == "aspect" else 1)):
             least = "0 < low <= high" + (" < 1" if key == "area" else "")
             raise UserError(f"augmentation.erasing.{key}={pair}: must be [low, high] with {least}")
     if not 0 <= jitter.hue <= 0.5:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tencrop.config.documents import literal
-from tencrop.config.recipe_rules import check_recipe
+from tencrop.config.recipe_rules import MAX_SIDE, check_recipe
 from tencrop.config.schema import Config, Protocol, UserError
 from tencrop.config.verb_schemas import ComplexityConfig
 
@@ -106,10 +106,9 @@ NON_NEGATIVE = (
     "schedule.max_drops", "augmentation.pca.std", "augmentation.mixing.mixup_alpha", "augmentation.mixing.cutmix_alpha",
     "augmentation.randaugment.num_ops", "augmentation.randaugment.magnitude", "augmentation.randaugment.std",
 )  # fmt: skip
-MAX_PIXELS = 65_500  # of a side: libjpeg's limit, which keeps sizes far from the ends of int32
 AT_MOST = {
-    **dict.fromkeys(("image_size", "short_side", "augmentation.size", "protocol.size"), MAX_PIXELS),
-    **dict.fromkeys(("data.store.short_side", "data.store.max_side"), MAX_PIXELS),
+    **dict.fromkeys(("image_size", "short_side", "augmentation.size", "protocol.size"), MAX_SIDE),
+    **dict.fromkeys(("data.store.short_side", "data.store.max_side"), MAX_SIDE),
     **dict.fromkeys(("hardware.devices", "hardware.nodes"), 10_000),
     "augmentation.randaugment.num_ops": 100,
     "augmentation.repeats": 1000,
@@ -219,8 +218,8 @@ def check_protocol(protocol: Protocol) -> None:
             continue
         if isinstance(side, bool) or not isinstance(side, int) or side <= 0:
             raise UserError(f"protocol.side={protocol.side}: must be a number above 0, a list of such, or null")
-        if side > MAX_PIXELS:
-            raise UserError(f"protocol.side={protocol.side}: must be at most {MAX_PIXELS:,}")
+        if side > MAX_SIDE:
+            raise UserError(f"protocol.side={protocol.side}: must be at most {MAX_SIDE:,}")
         if side < protocol.size:
             raise UserError(
                 f"protocol.side={side}: a crop of {protocol.size} pixels does not fit;"

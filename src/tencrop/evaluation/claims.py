@@ -22,15 +22,16 @@ from tencrop.config import Config, UserError, learning_keys, typed
 from tencrop.config.documents import literal
 from tencrop.config.own_files import own_files, own_text, read_own
 from tencrop.config.verbs import CONF
+from tencrop.data import cifar10, digits, ilsvrc, tiny_imagenet
 from tencrop.evaluation.protocols import usual_side
 from tencrop.evaluation.results import measured_otherwise
 
 # images of the training and the evaluation split, and classes, of the data that a claim can be about
 WHOLE_DATA = {
-    "imagenet": (1_281_167, 50_000, 1000),
-    "cifar10": (50_000, 10_000, 10),
-    "tiny_imagenet": (100_000, 10_000, 200),
-    "digits": (1_297, 500, 10),
+    "imagenet": (*ilsvrc.NUM_IMAGES.values(), 1000),
+    "cifar10": (*(len(files) * cifar10.IMAGES_OF_A_BATCH for files in cifar10.BATCHES.values()), 10),
+    "tiny_imagenet": (*tiny_imagenet.NUM_IMAGES.values(), 200),
+    "digits": (digits.NUM_TRAIN, digits.NUM_DIGITS - digits.NUM_TRAIN, 10),
 }
 
 
