@@ -104,9 +104,10 @@ def run(composed, prepared_digits, tmp_path) -> Path:
     """A complete run of five rows."""
     config = composed("experiment=lenet5_digits", "tracker=none", f"runs={tmp_path}", f"data.root={prepared_digits}")
     folder, digest = run_folder(config, read_data_manifest(prepared_digits)), NO_ROWS
-    for step in range(1, 6):
-        row = {"step": step, "epoch": step / 2, "split": "train", "loss": 1 / step, "top1_error": 0.5, "num_images": 32}
-        digest = append_row(folder / "metrics.jsonl", row | {"lr": 0.1, "labels": "own", "data_digest": "ab"}, digest)
+    row = {"split": "train", "top1_error": 0.5, "num_images": 32, "lr": 0.1, "labels": "own", "data_digest": "ab"}
+    with (folder / "metrics.jsonl").open("a") as file:
+        for step in range(1, 6):
+            digest = append_row(file, {"step": step, "epoch": step / 2, "loss": 1 / step} | row, digest)
     finish(folder, status="complete", weights_sha256="ab" * 32)
     return folder
 

@@ -161,10 +161,11 @@ def test_place_that_cannot_be_written(make_config, data_manifest, tmp_path):
 
 def test_the_digest_of_the_metrics_is_of_when_the_run_was_complete(make_config, data_manifest):
     folder = run_folder(make_config(), data_manifest)
-    digest = append_row(folder / "metrics.jsonl", {"epoch": 1, "split": "val"}, NO_ROWS)
-    finish(folder, status="complete", weights_sha256="ab" * 32)
-    assert read_manifest(folder)["result"]["metrics_digest"] == digest
-    append_row(folder / "metrics.jsonl", {"epoch": 2, "split": "val"}, digest)
+    with (folder / "metrics.jsonl").open("a") as file:
+        digest = append_row(file, {"epoch": 1, "split": "val"}, NO_ROWS)
+        finish(folder, status="complete", weights_sha256="ab" * 32)
+        assert read_manifest(folder)["result"]["metrics_digest"] == digest
+        append_row(file, {"epoch": 2, "split": "val"}, digest)
     finish(folder, status="complete", weights_sha256="ab" * 32)  # train.py once more, which trains nothing
     assert read_manifest(folder)["result"]["metrics_digest"] == digest
 

@@ -145,8 +145,9 @@ def test_rows_that_a_complete_run_has_lost_are_missed(evaluated_run):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     path.unlink()
     digest = NO_ROWS
-    for row in rows:
-        digest = append_row(path, row, digest)
+    with path.open("a") as file:
+        for row in rows:
+            digest = append_row(file, row, digest)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["result"]["metrics_digest"] = digest
     (folder / "manifest.json").write_text(json.dumps(manifest))

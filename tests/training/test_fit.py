@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 import runpy
 import signal
 import sys
@@ -15,6 +16,7 @@ import torch
 from tencrop.config import UserError, derive_batches
 from tencrop.data.manifest import read_manifest
 from tencrop.models.factory import build_model
+from tencrop.training import monitors
 from tencrop.training.checkpoints import read_checkpoint
 from tencrop.training.fit import build, fit
 
@@ -246,6 +248,48 @@ def test_auxiliary_heads_learn_with_their_weight(composed, prepared_photos, tmp_
     new = build_model(config.model, num_classes=len(manifest["classes"])).state_dict()
     for name in ("heads.inception4a.fc2.weight", "heads.inception4d.fc2.weight", "classifier.fc.weight"):
         assert not torch.equal(trained[f"model.{name}"], new[name])
+
+
+class Disk:
+    """Notes what is written to disk, in order: rows of metrics.jsonl, fsyncs of it and renames of checkpoints."""
+
+    def __init__(self, monkeypatch):
+        self.events: list[str] = []
+        self._append, self._fsync, self._replace = monitors.append_row, os.fsync, os.replace
+        monkeypatch.setattr(monitors, "append_row", self._on_row)
+        monkeypatch.setattr(os, "fsync", self._on_fsync)
+        monkeypatch.setattr(os, "replace", self._on_replace)
+
+    def _on_row(self, *arguments):
+        self.events.append("row begins")
+        digest = self._append(*arguments)
+        self.events.append("row")
+        return digest
+
+    def _on_fsync(self, descriptor):
+        self.events.append(f"fsync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        self._fsync(descriptor)
+
+    def _on_replace(self, source, target):
+        self._replace(source, target)
+        self.events.append(f"rename {Path(target).name}")
+
+
+def test_rows_wait_for_the_disk_before_a_checkpoint_and_at_no_other_step(prepared_photos, tmp_path, monkeypatch):
+    disk = Disk(monkeypatch)
+    config = runs.recipe(prepared_photos, "log_every_steps=1", "checkpoint_every_steps=2", "training.epochs=2")
+    manifest = read_manifest(prepared_photos)
+    result = fit(*build(config, batches=derive_batches(config), manifest=manifest), run_dir=tmp_path)
+    assert result.status == "complete"
+    text = " ".join(disk.events).replace("row begins row", "ROW")
+    assert "row" not in text.split(), "no row waits for an fsync"
+    num_rows, num_checkpoints = text.count("ROW"), text.count("rename last.ckpt")
+    assert (num_rows, num_checkpoints) == (6 + 2, 4), "after steps 2 and 4, and after both epochs"
+    assert text.count("fsync metrics.jsonl") == text.count(".ckpt.tmp") + 1, "once before each, and at the end"
+    for before in text.split("rename last.ckpt")[:-1]:
+        after_last_row = before.rpartition("ROW")[2]
+        assert after_last_row.startswith(f" fsync metrics.jsonl fsync {tmp_path.name} "), "rows and the file's name"
+        assert "fsync last.ckpt.tmp" in after_last_row
 
 
 ROOT = Path(__file__).parents[2]

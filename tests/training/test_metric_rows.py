@@ -9,12 +9,17 @@ from tencrop.training.metric_rows import NO_ROWS, append_row, keep_rows, last_di
 ROWS = [{"step": step, "epoch": step / 4, "split": "train", "loss": 2.5, "top1_error": 0.75} for step in range(1, 6)]
 
 
+def write_rows(path, rows, digest):
+    with path.open("a") as file:
+        for row in rows:
+            digest = append_row(file, row, digest)
+    return digest
+
+
 @pytest.fixture
 def path(tmp_path):
     """metrics.jsonl of five rows."""
-    digest = NO_ROWS
-    for row in ROWS:
-        digest = append_row(tmp_path / "metrics.jsonl", row, digest)
+    digest = write_rows(tmp_path / "metrics.jsonl", ROWS, NO_ROWS)
     assert last_digest(tmp_path / "metrics.jsonl") == digest
     return tmp_path / "metrics.jsonl"
 
@@ -70,7 +75,7 @@ def test_rows_of_earlier_code_are_read_and_covered(path):
     path.write_text(without_digests(ROWS[:2]))
     assert read_rows(path) == ROWS[:2] and last_digest(path) is None
     num_rows, digest = keep_rows(path, 2)
-    append_row(path, ROWS[2], digest)
+    write_rows(path, ROWS[2:3], digest)
     assert num_rows == 2 and read_rows(path) == ROWS[:3]
     path.write_text(path.read_text().replace("0.75", "0.25", 1))
     with pytest.raises(UserError, match="row 3 is not what was written"):
@@ -85,8 +90,7 @@ def test_a_resumed_run_continues_the_digests(path, tmp_path):
     path.write_bytes(whole + b'{"step": 6, "lo')  # killed while it wrote
     num_rows, digest = keep_rows(path, 3)
     assert (num_rows, path.read_bytes()) == (3, kept) and os.listdir(tmp_path) == ["metrics.jsonl"]
-    for row in ROWS[3:]:
-        digest = append_row(path, row, digest)
+    digest = write_rows(path, ROWS[3:], digest)
     assert path.read_bytes() == whole
     assert keep_rows(path, 5, digest) == (5, digest)
     assert keep_rows(path, 0) == (0, NO_ROWS) and path.read_bytes() == b""

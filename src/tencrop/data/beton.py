@@ -120,7 +120,7 @@ class BetonWriter:
         self._file.write(header.tobytes() + fields.tobytes() + self._metadata[: self.count].tobytes())
         self.sync()
         os.replace(self.partial, self.path)
-        _sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
 
     def __enter__(self) -> BetonWriter:
         return self
@@ -183,10 +183,10 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):  # a read-only folder's, which hides the error that matters
             partial.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the names in a folder (a rename, say) survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -7,7 +7,7 @@ import io
 import re
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
@@ -27,6 +27,7 @@ class CsvLogger(Logger):
         super().__init__()
         self.path = path
         self._names: set[str] = set()  # that this process has logged
+        self._file: TextIO | None = None  # stays open: closing it on NFS would wait for the server, in a training step
 
     @property
     def name(self) -> str:
@@ -50,10 +51,21 @@ class CsvLogger(Logger):
         if new := metrics.keys() - self._names:
             self._drop(new, step)
             self._names |= new
-        with naming(self.path), self.path.open("a", newline="") as file:
-            csv.writer(file).writerows([step, name, float(value)] for name, value in sorted(metrics.items()))
+        if self._file is None:
+            self._file = self.path.open("a", newline="")
+        with naming(self.path):
+            csv.writer(self._file).writerows([step, name, float(value)] for name, value in sorted(metrics.items()))
+            self._file.flush()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            with naming(self.path):
+                file.close()
 
     def _drop(self, names: set[str], step: int) -> None:
+        self.finalize("written anew")
         rows: list[list[str]] = []
         if self.path.exists():
             with self.path.open(newline="", errors="replace") as file:

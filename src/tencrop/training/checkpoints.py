@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tencrop.config import UserError
 from tencrop.config.launch import is_first_process
-from tencrop.data.beton import naming
+from tencrop.data.beton import naming, sync_folder
 from tencrop.models.checkpoint_files import RefusedCheckpoint, add_digest, load_checked, weights_sha256
 from tencrop.training.monitors import Interruption
 
@@ -121,11 +121,7 @@ class AtomicCheckpointIO(CheckpointIO):
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         found, self.found = self.found, None  # let go: it is as large as the training's own state

@@ -110,6 +110,7 @@ def fit(
             status, message = "diverged", f"{reason}; {kept}; {mend}"
         finally:
             data.close()
+            metrics.close()
     if status != "complete" and not trainer.is_global_zero and launched() is None:
         sys.exit(0)
     if status == "complete":

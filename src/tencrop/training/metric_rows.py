@@ -11,11 +11,11 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tencrop.config import UserError
 from tencrop.config.documents import NUMBER, Between, parse_json
-from tencrop.data.beton import naming
+from tencrop.data.beton import naming, sync_folder
 from tencrop.data.manifest import write_whole
 
 # A validation's loss may be infinite where no training loss was.
@@ -37,18 +37,26 @@ _MEND = "bring it back from a copy, or delete it: the run then goes on, and is r
 _DIGEST = re.compile(r'(.*), "row_digest": "([0-9a-f]{16})"\}')  # at the end of a row's text
 
 
-def append_row(path: Path, row: dict[str, Any], before: str) -> str:
-    """Write a row at the end of metrics.jsonl and bring it to disk; `before` is the digest of the rows before it.
+def append_row(file: TextIO, row: dict[str, Any], before: str) -> str:
+    """Write a row at the end of metrics.jsonl; `before` is the digest of the rows before it. Returns its own.
 
-    Returns its own.
+    The row survives a kill of the process from here on, and a power cut from the next `sync_rows` on: a step would wait
+    for each fsync. The caller keeps the file open, as closing one on NFS waits for its server, too.
     """
     text = json.dumps(row)
     digest = _digest(before, text)
-    with naming(path), open(path, "a") as file:
+    with naming(Path(file.name)):
         file.write(f'{text[:-1]}, "row_digest": "{digest}"}}\n')
         file.flush()
-        os.fsync(file.fileno())
     return digest
+
+
+def sync_rows(file: TextIO) -> None:
+    """Bring all rows to disk, and the file's name. Raises OSError where an earlier write has failed since."""
+    path = Path(file.name)
+    with naming(path):
+        os.fsync(file.fileno())
+        sync_folder(path.parent)
 
 
 def read_rows(path: Path, *, expected: str | None = None) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
@@ -26,7 +27,7 @@ from tencrop.config.launch import is_first_process
 from tencrop.console import rate
 from tencrop.data.digest import digest_text
 from tencrop.signals import SIGNALS
-from tencrop.training.metric_rows import NO_ROWS, append_row, keep_rows
+from tencrop.training.metric_rows import NO_ROWS, append_row, keep_rows, sync_rows
 
 
 class Interrupted(Exception):
@@ -104,11 +105,13 @@ def gathered_digest(trainer: Trainer) -> Tensor:
 class Metrics(Callback):
     """Reads the counters from the device every `every_steps` steps, and writes rows to metrics.jsonl and the tracker.
 
-    Between these steps nothing waits for the device. A row holds step, epoch (epochs done, with fractions), split
-    (train | val | minival), loss (nats), top1_error and top5_error (fractions) over the num_images since the last row;
-    a training row lr and images_per_s too, and which labels its errors are counted against (own | heavier: of the two
-    of a mixed image the one with the larger share), and the digest of all training data so far; a validation row the
-    weights it used (raw | ema).
+    Between these steps nothing waits for the device, and no step waits for the disk: rows are brought there before each
+    checkpoint, so that a power cut loses no row of a step that a checkpoint has.
+
+    A row holds step, epoch (epochs done, with fractions), split (train | val | minival), loss (nats), top1_error and
+    top5_error (fractions) over the num_images since the last row; a training row lr and images_per_s too, and which
+    labels its errors are counted against (own | heavier: of the two of a mixed image the one with the larger share),
+    and the digest of all training data so far; a validation row the weights it used (raw | ema).
     """
 
     def __init__(self, path: Path, *, every_steps: int):
@@ -117,6 +120,7 @@ class Metrics(Callback):
         self.num_rows = 0
         self.digest: str | None = NO_ROWS  # of all rows; None of a checkpoint of earlier code
         self.latest: dict[str, dict[str, Any]] = {}  # the last row of each split
+        self._file: TextIO | None = None  # on the first rank, from its first row on
         self._start_clock(0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -129,6 +133,21 @@ class Metrics(Callback):
         if trainer.is_global_zero:
             self.num_rows, self.digest = keep_rows(self.path, self.num_rows, self.digest)
         self._start_clock(classifier.global_step)
+
+    def on_save_checkpoint(self, trainer: Trainer, classifier: Any, checkpoint: dict[str, Any]) -> None:
+        if self._file is not None:  # Lightning calls this before the checkpoint is written
+            sync_rows(self._file)
+
+    def close(self) -> None:
+        """Bring the last rows to disk, before the manifest says how the run has ended."""
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        try:
+            sync_rows(file)
+        finally:
+            with contextlib.suppress(OSError):  # what a full disk did not take: the first error has named it
+                file.close()
 
     def on_train_epoch_start(self, trainer: Trainer, classifier: Any) -> None:
         self._start_clock(classifier.global_step)
@@ -160,7 +179,9 @@ class Metrics(Callback):
         if not trainer.is_global_zero:
             return
         assert self.digest is not None
-        self.digest = append_row(self.path, self.latest[split], self.digest)
+        if self._file is None:
+            self._file = self.path.open("a")
+        self.digest = append_row(self._file, self.latest[split], self.digest)
         numbers = {f"{split}/{key}": value for key, value in values.items() if isinstance(value, int | float)}
         for logger in trainer.loggers:
             logger.log_metrics(numbers | {"epoch": epoch}, step)
