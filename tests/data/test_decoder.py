@@ -351,7 +351,7 @@ def test_modules_that_check_themselves(tmp_path, jpegs):
         "ASAN_OPTIONS": "detect_leaks=0",
         "PYTHONPATH": str(SOURCES.parents[1]),
     }
-    result = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=200)
+    result = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0 and result.stdout.strip() == "sound", result.stderr[-3000:]
 
 
