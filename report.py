@@ -4,10 +4,14 @@ import sys
 from pathlib import Path
 
 from tencrop.config import ReportConfig, UserError, command
+from tencrop.config.writable import check_writable
 
 
 @command("report", ReportConfig)
 def main(config: ReportConfig) -> int:
+    output, mend = Path(config.output), "make room, or name another folder with output=DIR"
+    check_writable(output / "report.html", output / "report.md", mend=mend)
+
     from tencrop.report.collect import collect, collect_evaluations, places
     from tencrop.report.page import write_report
     from tencrop.report.tables import error_rows, print_table
@@ -18,7 +22,7 @@ def main(config: ReportConfig) -> int:
     if broken and not (experiments or evaluations):
         raise broken[0]
     print_table(error_rows(experiments, evaluations))
-    for path in write_report(experiments, Path(config.output), evaluations):
+    for path in write_report(experiments, output, evaluations):
         print(path)
     for error in broken:
         print(f"error: left out of the report: {error}", file=sys.stderr)

@@ -21,6 +21,7 @@ from tencrop.data.digits import permutation
 from tencrop.data.encode import encode
 from tencrop.data.manifest import open_split, read_manifest
 from tencrop.data.prepare import prepare
+from tencrop.data.simulate import simulate
 from tencrop.data.statistics import ColourSums
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -361,6 +362,22 @@ def test_the_verb_refuses_in_one_sentence(arguments, sentence, tmp_path):
     assert sentence in finished.stderr
     assert finished.stderr.count("\n") == 1
     assert not (tmp_path / "root").exists()
+
+
+def test_a_root_that_cannot_be_written_is_found_before_the_source_is_read(
+    photo_folder, data_config, tmp_path, read_only, monkeypatch
+):
+    (tmp_path / "root").mkdir()
+    data = data_config(photo_folder, read_only(tmp_path / "root") / "photos")
+
+    def fail(*_, **__):
+        raise AssertionError("the source was read")
+
+    monkeypatch.setattr(module, "open_source", fail)
+    monkeypatch.setattr("tencrop.data.simulate.FolderSource", fail)
+    for write in (prepare, simulate):
+        with pytest.raises(UserError, match=r"cannot be written \(the file system is read-only\); .* data\.root=DIR$"):
+            write(data, progress=False)
 
 
 def test_the_manifest_is_small_and_plain(prepared_photos):

@@ -127,6 +127,31 @@ def test_scores_of_other_code_are_computed_again(
         evaluate(config, checkpoint, tmp_path)
 
 
+def test_a_folder_that_cannot_be_written_is_found_before_an_image_is_scored(
+    make_config, new_network, save_checkpoint, evaluate, no_network_runs, read_only, tmp_path, monkeypatch
+) -> None:
+    config = make_config()
+    one, other = (
+        save_checkpoint(tmp_path / name / "last.ckpt", config, new_network(config, seed=seed))
+        for seed, name in enumerate(("one", "other"))
+    )
+    (tmp_path / "out").mkdir()
+    place = read_only(tmp_path / "out")
+    no_network_runs()
+    unwritable = r"scores.safetensors: cannot be written \(the file system is read-only\); .* output=DIR$"
+    with pytest.raises(UserError, match=unwritable.replace("scores", "center")):
+        evaluate(config, one, place / "predictions")
+    manifest = read_manifest(config.data.root)
+    with pytest.raises(UserError, match=unwritable):  # of a member
+        evaluate_members([Member(config, one, manifest, tmp_path / "a"), Member(config, other, manifest, place)])
+    with pytest.raises(UserError, match=unwritable):  # of the ensemble
+        config.output = str(place)
+        evaluate_members([Member(config, one, manifest, None), Member(config, other, manifest, None)])
+    (tmp_path / "out" / "center.safetensors").mkdir()
+    with pytest.raises(UserError, match=r"center\.safetensors: .*(directory|folder|no score file)"):
+        evaluate(config, one, tmp_path / "out")
+
+
 def test_scores_of_other_code_are_shown_from_a_read_only_folder(
     make_config, new_network, save_checkpoint, evaluate, no_network_runs, monkeypatch, read_only, tmp_path, capsys
 ) -> None:

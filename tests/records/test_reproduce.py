@@ -48,6 +48,16 @@ def test_compares_the_weights(complete_run, trains_to, capsys, weights_sha256, e
     assert weights_sha256 in capsys.readouterr().out
 
 
+def test_a_place_that_cannot_be_written_is_found_before_the_training(complete_run, read_only, tmp_path, capsys):
+    place = read_only(tmp_path / "runs") / complete_run.relative_to(tmp_path / "runs")
+    assert main([str(place)]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(
+        f"error: {place}/reproduced/reproduce.yaml: cannot be written (the file system is read-only);"
+    )
+    assert said.err.endswith("--into DIR\n") and said.out == ""
+
+
 def test_refusals(complete_run, trains_to, tmp_path, capsys):
     trains_to("a" * 64)
     with pytest.raises(UserError, match="not empty"):

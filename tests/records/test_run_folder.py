@@ -84,6 +84,16 @@ def test_a_complete_run_in_a_read_only_folder_is_found(make_config, data_manifes
         run_folder(config, data_manifest, total_steps=12)
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "predictions"])
+def test_a_part_of_the_folder_that_cannot_be_written_is_found(make_config, data_manifest, tmp_path, read_only, name):
+    (tmp_path / "elsewhere").mkdir()
+    folder = run_path(make_config())
+    folder.mkdir(parents=True)
+    (folder / name).symlink_to(read_only(tmp_path / "elsewhere"))
+    with pytest.raises(UserError, match=rf"{name}/.* cannot be written \(the file system is read-only\); .*runs=DIR$"):
+        run_folder(make_config(), data_manifest, total_steps=12)
+
+
 def test_a_folder_says_whose_its_checkpoints_are(make_config, data_manifest):
     manifests = [
         read_manifest(run_folder(make_config(f"seed={seed}"), data_manifest, total_steps=12)) for seed in (1, 2, 1)

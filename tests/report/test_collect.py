@@ -139,6 +139,16 @@ def test_a_report_without_its_broken_runs_exits_with_2(evaluated_run, tmp_path):
     assert whole.name in markdown and broken.name not in markdown
 
 
+def test_a_report_that_cannot_be_written_is_refused_before_the_runs_are_read(evaluated_run, tmp_path, read_only):
+    evaluated_run()
+    (tmp_path / "page").mkdir()
+    place = read_only(tmp_path / "page")
+    command = [sys.executable, ROOT / "report.py", f"runs=[{tmp_path}/none]", f"output={place}"]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 2 and finished.stdout == "" and finished.stderr.count("\n") == 1
+    assert finished.stderr.startswith(f"error: {place}/report.html: cannot be written (the file system is read-only)")
+
+
 def test_rows_that_a_complete_run_has_lost_are_missed(evaluated_run):
     folder = evaluated_run()
     path = folder / "metrics.jsonl"

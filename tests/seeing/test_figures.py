@@ -15,6 +15,7 @@ from tencrop.config.verbs import CONF
 from tencrop.data.manifest import open_split
 from tencrop.evaluation.members import members_of
 from tencrop.models.factory import build_model
+from tencrop.seeing import figures
 from tencrop.seeing.figures import draw_model, draw_run
 from tencrop.seeing.record import load_record
 from tencrop.seeing.subject import chosen, subject_of
@@ -43,6 +44,22 @@ def draw(config: SeeingConfig) -> list[Path]:
     plain = Config(**{field.name: getattr(config, field.name) for field in fields(Config)})
     (member,) = members_of(plain, [])
     return list(draw_run(member, config, command="python -m tencrop.seeing"))
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_network_is_built(config, tmp_path, read_only, monkeypatch):
+    (tmp_path / "figures").mkdir()
+    found = config("figure=occlusion", f"output={read_only(tmp_path / 'figures')}")
+
+    def fail(*_, **__):
+        raise AssertionError("it was built")
+
+    monkeypatch.setattr(figures, "subject_of", fail)
+    monkeypatch.setattr(figures, "build_model", fail)
+    unwritable = r"\.svg: cannot be written \(the file system is read-only\); .* output=DIR$"
+    with pytest.raises(UserError, match=unwritable):
+        draw(found)
+    with pytest.raises(UserError, match=unwritable):
+        list(draw_model(found, "architecture", command=""))
 
 
 def test_all_figures_of_a_run(config, tmp_path, texts_of) -> None:

@@ -20,6 +20,7 @@ from rich.console import Console
 
 import tencrop
 from tencrop.config import Data, StoreOptions, UserError, num_threads
+from tencrop.config.writable import check_writable
 from tencrop.console import plain_console
 from tencrop.data.archives import check_md5
 from tencrop.data.beton import partial_name
@@ -36,6 +37,8 @@ from tencrop.data.statistics import ColourSums, sampled_every
 from tencrop.data.store import write_npy, write_split
 from tencrop.data.tiny_imagenet import TinyImagenetSource
 
+ROOM = "make room, or name another folder with data.root=DIR"
+
 
 def prepare(data: Data, *, workers: int | str = "auto", progress: bool = True) -> Path:
     """Write the prepared folder `data.root` and return it; where it is prepared already, only say so.
@@ -48,9 +51,12 @@ def prepare(data: Data, *, workers: int | str = "auto", progress: bool = True) -
     console = plain_console(quiet=not progress, soft_wrap=True)
     if _is_prepared(root, data, console):
         return root
+    if root.exists() and not root.is_dir():
+        raise UserError(f"data.root={root}: is a file; name a folder for the prepared data")
+    check_writable(root / "manifest.json", mend=ROOM)  # archives are read through first, which takes minutes
     with console.status("looking through the files"):
         source = open_source(data)
-    _check_root(root, source)
+    _check_place(root, source)
     root.mkdir(parents=True, exist_ok=True)
     with _only_writer(root):
         if not _is_prepared(root, data, console):  # by another process, meanwhile
@@ -180,9 +186,7 @@ def _is_same_folder(key: str, data: Data, read: dict[str, Any]) -> bool:
     return (Path(data.source) / folder).resolve() == (Path(read["path"]) / read["splits"][split]).resolve()
 
 
-def _check_root(root: Path, source: Source) -> None:
-    if root.exists() and not root.is_dir():
-        raise UserError(f"data.root={root}: is a file; name a folder for the prepared data")
+def _check_place(root: Path, source: Source) -> None:
     if source.place.path is None:
         return
     for split, folder in source.place.splits.items():

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from tencrop.config import Data, UserError
+from tencrop.config.writable import check_writable
 from tencrop.console import plain_console
 from tencrop.data.beton import whole_file
 from tencrop.data.devkit import ARCHIVE as DEVKIT_ARCHIVE
@@ -40,8 +41,9 @@ def simulate(data: Data, *, progress: bool = True) -> Path:
     `data.source` is an ImageFolder tree, its splits named by `data.splits`. The same tree gives the same bytes.
     Raises UserError for a source that is none, or where there are archives already.
     """
-    console = plain_console(quiet=not progress, soft_wrap=True)
-    source, root = FolderSource(data), Path(data.root)
+    console, root = plain_console(quiet=not progress, soft_wrap=True), Path(data.root)
+    check_writable(root / MD5_LIST, mend="make room, or name another folder with data.root=DIR")
+    source = FolderSource(data)
     names = (ARCHIVES["train"], ARCHIVES["val"], DEVKIT_ARCHIVE)
     for name in names:
         if (root / name).exists():

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from tencrop.config import Config
+from tencrop.config import Config, UserError
 from tencrop.config.code import PACKAGE, code_sha256
 from tencrop.config.launch import is_first_process
+from tencrop.config.writable import check_writable
 from tencrop.data.colour import mean_and_std
 from tencrop.evaluation.claims import claimant, is_claimed
 from tencrop.evaluation.ensembles import ensemble
@@ -34,6 +35,7 @@ from tencrop.models.weights import apply_weights, load_weights
 from tencrop.training.checkpoints import weights_sha256
 from tencrop.training.precision import set_precision
 
+MEND = "make room, or name another folder with evaluate.py's output=DIR"
 SCORING_STAGES = ("config", "data", "models", "evaluation")  # a change to these may change a score
 
 
@@ -61,6 +63,7 @@ def evaluate_members(members: Sequence[Member]) -> list[Evaluated]:
     join_launched()  # before a file is looked at: the first process decides for all
     if not _is_first() and not dist.is_initialized():
         return []  # one of several that nobody joined
+    _stop_together(_unwritable(_places_of(members)))
     found = [evaluated for member in members if (evaluated := _evaluate(member)) is not None]
     return [*found, _evaluate_ensemble(members, found)] if len(found) > 1 else found
 
@@ -92,13 +95,15 @@ def _evaluate(member: Member) -> Evaluated | None:
     out = member.out or EVALUATIONS / f"{config.model.name.replace('/', '-')}-{digest}"
     stem = file_stem(config, weights.kind, path.stem if weights.facts else "last")
     labels = open_val_split(config).labels  # on all processes: what is wrong with the data stops them together
-    scores = None
+    scores = refusal = None
     if _is_first():
         file, is_read_only = out / f"{stem}.safetensors", out.is_dir() and not os.access(out, os.W_OK)
         options: dict[str, Any] = {"labels": labels, "with_views": config.save_views, "of_any_code": is_read_only}
         scores = saved_scores(file, identity, **options)
         if scores is not None and scores.metadata["code_sha256"] != identity["code_sha256"]:
             print(f"{file}: computed by another version of the code; its folder is read-only", file=sys.stderr)
+        refusal = None if scores is not None else _unwritable([file, out / f"{stem}.result.json"])
+    _stop_together(refusal)
     is_saved = _agreed(scores is not None)
     if not is_saved:
         check_scorable(network, config)
@@ -110,6 +115,32 @@ def _evaluate(member: Member) -> Evaluated | None:
     is_of_run = bool(weights.facts) and member.typed is None and config.weights is None
     recipe = claimant(config, member.manifest) if is_of_run else None
     return _save(scores, config, out, stem, recipe=recipe, is_saved=is_saved, **origin)
+
+
+def _places_of(members: Sequence[Member]) -> list[Path]:
+    """Files that an ensemble will certainly write, tried before its first member is scored."""
+    if len(members) < 2:
+        return []
+    config, outs = members[0].config, [member.out for member in members if member.out is not None]
+    joint = EVALUATIONS if config.output is None else Path(config.output)
+    folders = [joint, *(out for out in outs if not any(out.glob("*.safetensors")))]
+    return [folder / "scores.safetensors" for folder in folders]
+
+
+def _unwritable(paths: Sequence[Path]) -> UserError | None:
+    """Why one of the files cannot be written; None where all can, and on all processes but the first."""
+    try:
+        if _is_first():
+            check_writable(*paths, mend=MEND)
+    except UserError as error:
+        return error
+    return None
+
+
+def _stop_together(refusal: UserError | None) -> None:
+    """Raises the first process's refusal there, and ends the others with its exit code: they would wait for it."""
+    if _agreed(refusal is not None):
+        raise refusal or SystemExit(2)
 
 
 def _origin(member: Member, facts: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from tencrop.config import UserError, config_of_run
 from tencrop.config.documents import literal
 from tencrop.config.identity import read_config
 from tencrop.config.verbs import CONF, disk_sentence
+from tencrop.config.writable import check_writable
 from tencrop.data.manifest import read_manifest as read_data_manifest
 from tencrop.data.manifest import write_whole
 from tencrop.printable import print_any_text
@@ -37,6 +38,7 @@ def reproduce(run_dir: Path, into: Path) -> bool:
     before = read_manifest(run_dir)
     if before["result"]["status"] != "complete":
         raise UserError(f"{run_dir}: not complete ({before['result']['status']}); run train.py to its end first")
+    check_writable(into / "reproduce.yaml", mend="make room, or name another folder with --into DIR")
     if into.exists() and any(into.iterdir()):
         raise UserError(f"{into}: not empty; name a fresh folder with --into DIR")
     _check_data(run_dir, before)

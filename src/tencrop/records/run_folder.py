@@ -21,6 +21,7 @@ from tencrop.config import Config, UserError, run_path
 from tencrop.config.documents import NotEmpty, read_json
 from tencrop.config.identity import config_sha256, read_config
 from tencrop.config.launch import is_first_process
+from tencrop.config.writable import check_writable
 from tencrop.data.manifest import RUN_DATA_SHAPE, write_whole
 from tencrop.records.masking import mask_values
 from tencrop.records.provenance import changed_split, code_diff, data_facts, differences, provenance, sessions_of
@@ -53,6 +54,7 @@ SHAPE = {
 }
 HASHES = ("weights_sha256", "ema_sha256")
 RUNNING = {"status": "running", **dict.fromkeys(HASHES)}
+ROOM = "make room, or name another folder with runs=DIR"
 MEND = "bring it back from a copy, or delete the folder and train again"
 
 
@@ -80,11 +82,11 @@ def run_folder(config: Config, data_manifest: dict[str, Any], *, total_steps: in
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         (folder / "predictions").mkdir(exist_ok=True)
         _lock(folder)
+        check_writable(folder / "checkpoints" / "last.ckpt", folder / "predictions" / "scores.safetensors", mend=ROOM)
         _write_records(folder, config, provenance(config, data_manifest), total_steps)
     except OSError as error:
         raise UserError(
-            f"runs={config.runs}: cannot write {error.filename or folder} ({os.strerror(error.errno or 0)});"
-            " make room, or name another folder with runs=DIR"
+            f"runs={config.runs}: cannot write {error.filename or folder} ({os.strerror(error.errno or 0)}); {ROOM}"
         ) from error
     return folder
 

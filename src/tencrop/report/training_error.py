@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tencrop.config import ReportConfig, UserError, command
+from tencrop.config.writable import check_writable
 from tencrop.report.collect import Experiment, Run, collect, places
 from tencrop.seeing.record import Record
 
@@ -25,6 +26,8 @@ Point = tuple[float, float]
 
 @command("report", ReportConfig)
 def main(config: ReportConfig) -> int:
+    output = Path(config.output)
+    check_writable(output / "training_error.svg", mend="make room, or name another folder with output=DIR")
     experiments = collect(places(config.runs))
     for experiment in experiments:
         if not has_training_error(experiment):
@@ -33,7 +36,7 @@ def main(config: ReportConfig) -> int:
                 " labels; train it further, or leave it out of runs="
             )
     print(race_table(by_speed(experiments)))
-    for path in draw_training_error(experiments, Path(config.output)):
+    for path in draw_training_error(experiments, output):
         print(path)
     return 0
 

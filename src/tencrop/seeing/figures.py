@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from tencrop.complexity.golden import golden_counts
 from tencrop.config import Config, SeeingConfig, UserError
+from tencrop.config.writable import check_writable
 from tencrop.data.class_names import label_names
 from tencrop.evaluation.evaluate import EVALUATIONS
 from tencrop.evaluation.members import Member
@@ -35,18 +36,21 @@ NUM_OCCLUDED = 5
 NUM_ATTENDED = 4
 NUM_SEARCHED = 500  # images among which those that excite a unit are looked for
 IMAGENET_CLASSES = 1000
+MEND = "make room, or name another folder with output=DIR"
 Drawn = tuple[Figure, Record]
 
 
 def draw_model(config: Config, name: str, *, command: str) -> Iterator[Path]:
     """The figure that needs no training, architecture or tradeoff: the paths written."""
+    default = FIGURES if name == "tradeoff" else FIGURES / config.model.name.replace("/", "-")
+    out = default if config.output is None else Path(config.output)
+    check_writable(out / f"{name}.svg", mend=MEND)
     if name == "tradeoff":
-        out, (figure, record) = FIGURES, _tradeoff(config)
+        figure, record = _tradeoff(config)
     else:
         torch.manual_seed(config.seed)
         network = build_model(config.model, num_classes=config.data.num_classes or IMAGENET_CLASSES)
-        out, (figure, record) = FIGURES / config.model.name.replace("/", "-"), _architecture(network, config)
-    out = out if config.output is None else Path(config.output)
+        figure, record = _architecture(network, config)
     yield from save_figure(figure, out, name, replace(record, command=command))
 
 
@@ -60,8 +64,10 @@ def draw_run(member: Member, config: SeeingConfig, *, command: str) -> Iterator[
         "patches": _patches,
         "attention": _attention,
     }
-    subject, out = subject_of(member), _folder(member, config)
-    for name in draw if config.figure == "all" else [config.figure]:
+    names, out = list(draw) if config.figure == "all" else [config.figure], _folder(member, config)
+    check_writable(*(out / f"{name}.svg" for name in names), mend=MEND)
+    subject = subject_of(member)
+    for name in names:
         try:
             figure, record = draw[name](subject, config)
         except HasNone:
