@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from tencrop.config import UserError
 from tencrop.config.verbs import CONF
 from tencrop.evaluation.claims import _claims, _composed
 from tencrop.evaluation.results import load_result, save_result
-from tencrop.report.collect import Experiment, collect, collect_evaluations, places
+from tencrop.report.collect import Broken, Experiment, collect, collect_evaluations, places
 from tencrop.training.metric_rows import NO_ROWS, append_row
 
 ROOT = Path(__file__).parents[2]
@@ -119,15 +120,29 @@ def test_a_seed_counts_once(evaluated_run, tmp_path):
 def test_a_broken_run_is_named_and_the_others_are_collected(evaluated_run, tmp_path, name, content):
     whole, broken = evaluated_run("seed=0"), evaluated_run("seed=1")
     (broken / name).write_text(content)
-    errors: list[UserError] = []
+    errors: list[Broken] = []
     (experiment,) = collect([tmp_path / "runs"], errors.append)
     assert [run.folder for run in experiment.runs] == [whole]
     assert [str(error).startswith(f"{broken / name}: ") for error in errors] == [True]
+    assert errors[0].place == broken and errors[0].name == f"{broken.parent.name}/{broken.name}"
+    assert errors[0].reason.startswith(f"broken: {name}: ") and "\n" not in errors[0].reason
     with pytest.raises(UserError, match=re.escape(f"{broken / name}: ")):
         _ = collect([broken])[0].runs[0].metrics
 
 
-def test_a_report_without_its_broken_runs_exits_with_2(evaluated_run, tmp_path):
+@pytest.mark.parametrize("missing", ["config.yaml", "manifest.json"])
+def test_a_run_that_was_copied_in_part_is_named(evaluated_run, tmp_path, missing):
+    whole, broken = evaluated_run("seed=0"), evaluated_run("seed=1")
+    (broken / missing).unlink()
+    errors: list[Broken] = []
+    (experiment,) = collect([tmp_path / "runs"], errors.append)
+    assert [run.folder for run in experiment.runs] == [whole] and [error.place for error in errors] == [broken]
+    assert errors[0].reason.startswith(f"broken: {missing}: ")
+    shutil.rmtree(broken / "checkpoints")  # others write a config.yaml or a manifest.json, too
+    collect([tmp_path / "runs"])
+
+
+def test_a_report_marks_broken_runs_and_exits_with_2(evaluated_run, tmp_path):
     whole, broken = evaluated_run("seed=0"), evaluated_run("seed=1")
     (broken / "config.yaml").write_text("")
     command = [sys.executable, ROOT / "report.py", f"runs=[{tmp_path}/runs]", f"output={tmp_path}/page"]
@@ -135,8 +150,14 @@ def test_a_report_without_its_broken_runs_exits_with_2(evaluated_run, tmp_path):
     assert finished.returncode == 2, finished.stderr
     assert finished.stderr.startswith(f"error: left out of the report: {broken}/config.yaml: ")
     assert finished.stderr.count("\n") == 1
-    markdown = (tmp_path / "page" / "report.md").read_text()
-    assert whole.name in markdown and broken.name not in markdown
+    name, reason = f"{broken.parent.name}/{broken.name}", "broken: config.yaml: "
+    markdown, html = ((tmp_path / "page" / f"report.{kind}").read_text() for kind in ("md", "html"))
+    assert whole.name in markdown and whole.name in html
+    (line,) = (line for line in markdown.splitlines() if broken.name in line)
+    assert line.startswith(f"| {name} | – |") and reason in line and line.count("|") == 11
+    assert f"<b>{name}</b> <small>{reason}" in html
+    assert f"{name}  {reason}" in finished.stdout
+    assert str(broken) not in markdown + html, "where these runs lie is nobody's business"
 
 
 def test_a_report_that_cannot_be_written_is_refused_before_the_runs_are_read(evaluated_run, tmp_path, read_only):

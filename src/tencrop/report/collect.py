@@ -126,13 +126,34 @@ class Evaluation:
         return f"{facts['label']} ({facts['model']} on {facts['data']})"
 
 
+@dataclass(frozen=True)
+class Broken:
+    """A run folder, or a result of no run, that cannot be read: marked in the report and left out of its numbers."""
+
+    place: Path  # the folder, or the result's file
+    error: UserError
+
+    @property
+    def name(self) -> str:
+        return f"{self.place.parent.name}/{self.place.name}"
+
+    @property
+    def reason(self) -> str:
+        """What is wrong, on one line, without the folder where these runs lie."""
+        text = " ".join(str(self.error).split())
+        return f"broken: {text.replace(f'{self.place}/', '').replace(f'{self.place}: ', '')}"
+
+    def __str__(self) -> str:
+        return str(self.error)
+
+
 def places(runs: Sequence[str]) -> list[Path]:
     """The folders to collect from: those named, else runs/ and evaluations/ as far as they are there."""
     usual = [path for path in (RUNS, EVALUATIONS) if path.is_dir()] or [RUNS]
     return [Path(path) for path in runs] or usual
 
 
-def collect(paths: Iterable[Path], on_broken: Callable[[UserError], None] | None = None) -> list[Experiment]:
+def collect(paths: Iterable[Path], on_broken: Callable[[Broken], None] | None = None) -> list[Experiment]:
     """All runs in or below `paths`, grouped into experiments, sorted by name. A seed counts once: of a run and its
     reproduction, the first folder's name.
 
@@ -149,7 +170,7 @@ def collect(paths: Iterable[Path], on_broken: Callable[[UserError], None] | None
             except UserError as error:
                 if on_broken is None:
                     raise
-                on_broken(error)
+                on_broken(Broken(folder, error))
                 continue
             learning_hash = folder.name.rpartition("-")[2]
             groups.setdefault((run.manifest["name"], learning_hash), {})[folder] = run
@@ -163,9 +184,7 @@ def collect(paths: Iterable[Path], on_broken: Callable[[UserError], None] | None
     ]
 
 
-def collect_evaluations(
-    paths: Iterable[Path], on_broken: Callable[[UserError], None] | None = None
-) -> list[Evaluation]:
+def collect_evaluations(paths: Iterable[Path], on_broken: Callable[[Broken], None] | None = None) -> list[Evaluation]:
     """All results in or below `paths` that lie in no run folder, by path; a broken one as in `collect`."""
     found = []
     for file in sorted({file for path in paths for file in _loose_results(path.resolve())}):
@@ -174,7 +193,7 @@ def collect_evaluations(
         except UserError as error:
             if on_broken is None:
                 raise
-            on_broken(error)
+            on_broken(Broken(file, error))
     return found
 
 
@@ -202,15 +221,16 @@ def read_run(folder: Path) -> Run:
 
 
 def _run_folders(path: Path) -> list[Path]:
-    """Run folders in or below `path`, resolved; not those within a run folder (its own reproductions)."""
+    """Run folders in or below `path`, resolved, also those that were copied in part; not those within a run folder
+    (its own reproductions)."""
     if not path.is_dir():
         raise UserError(f"runs={path}: there is no such folder; train.py makes one below runs/")
-    if is_run(path):
+    if is_run(path) or _is_part_of_a_run(path):
         return [path.resolve()]
     found: list[Path] = []
-    for manifest in sorted(path.resolve().rglob("manifest.json")):
-        folder = manifest.parent
-        if is_run(folder) and not any(parent in found for parent in folder.parents):
+    root, files = path.resolve(), ("config.yaml", "manifest.json")
+    for folder in sorted({file.parent for name in files for file in root.rglob(name)}):
+        if (is_run(folder) or _is_part_of_a_run(folder)) and not any(parent in found for parent in folder.parents):
             found.append(folder)
     if not found and not _loose_results(path.resolve()):
         raise UserError(
@@ -223,6 +243,12 @@ def _run_folders(path: Path) -> list[Path]:
 def is_run(folder: Path) -> bool:
     """Whether train.py has made this folder for a run."""
     return (folder / "config.yaml").exists() and (folder / "manifest.json").exists()
+
+
+def _is_part_of_a_run(folder: Path) -> bool:
+    """Whether a run's copy stopped halfway: it has trained, and one of the files that say how is missing."""
+    found = [(folder / name).exists() for name in ("config.yaml", "manifest.json")]
+    return any(found) and not all(found) and any((folder / "checkpoints").glob("*.ckpt"))
 
 
 def _read_result(path: Path) -> Result:

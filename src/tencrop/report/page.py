@@ -18,7 +18,7 @@ import yaml
 from tencrop.data.manifest import write_whole
 from tencrop.printable import printable
 from tencrop.records.provenance import sessions_of
-from tencrop.report.collect import Evaluation, Experiment, Result, Run
+from tencrop.report.collect import Broken, Evaluation, Experiment, Result, Run
 from tencrop.report.comparisons import draw_comparisons
 from tencrop.report.curves import curves
 from tencrop.report.figures import kernel_figure, panel_figure
@@ -34,21 +34,32 @@ INTERVAL = (
 
 
 def write_report(
-    experiments: Sequence[Experiment], folder: Path, evaluations: Sequence[Evaluation] = ()
+    experiments: Sequence[Experiment],
+    folder: Path,
+    evaluations: Sequence[Evaluation] = (),
+    *,
+    broken: Sequence[Broken] = (),
 ) -> tuple[Path, Path]:
-    """Write report.html and report.md into `folder`, and figures/ over several experiments; returns both paths."""
+    """Write report.html and report.md into `folder`, and figures/ over several experiments; returns both paths.
+
+    broken: what could not be read, which the table marks.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rows = error_rows(experiments, evaluations)
     figures = draw_comparisons(experiments, evaluations, folder / "figures")
     html, markdown = folder / "report.html", folder / "report.md"
     # the name of a class folder need not be UTF-8
-    write_whole(html, printable(html_page(experiments, rows, figures, evaluations)).encode())
-    write_whole(markdown, printable(markdown_page(experiments, rows, figures, evaluations)).encode())
+    write_whole(html, printable(html_page(experiments, rows, figures, evaluations, broken)).encode())
+    write_whole(markdown, printable(markdown_page(experiments, rows, figures, evaluations, broken)).encode())
     return html, markdown
 
 
 def html_page(
-    experiments: Sequence[Experiment], rows: Sequence[Row], figures: Sequence[Path], evaluations: Sequence[Evaluation]
+    experiments: Sequence[Experiment],
+    rows: Sequence[Row],
+    figures: Sequence[Path],
+    evaluations: Sequence[Evaluation],
+    broken: Sequence[Broken],
 ) -> str:
     """The page as text; `figures` are the SVGs over several experiments."""
     title = experiments[0].name if len(experiments) == 1 else _counted(len(experiments), "experiment")
@@ -66,15 +77,20 @@ def html_page(
         " 'unsafe-inline'\">"
         f"<title>{escape(title)} – tencrop</title>\n<style>\n{style}</style>\n"
         f"<header><h1>{escape(title)}</h1><p>{escape(about)}</p></header>"
-        f"<main><div class=scroll>{html_table(rows)}</div><p class=caption>{INTERVAL}</p>\n{sections}</main></html>\n"
+        f"<main><div class=scroll>{html_table(rows, broken=broken)}</div><p class=caption>{INTERVAL}</p>\n"
+        f"{sections}</main></html>\n"
     )
 
 
 def markdown_page(
-    experiments: Sequence[Experiment], rows: Sequence[Row], figures: Sequence[Path], evaluations: Sequence[Evaluation]
+    experiments: Sequence[Experiment],
+    rows: Sequence[Row],
+    figures: Sequence[Path],
+    evaluations: Sequence[Evaluation],
+    broken: Sequence[Broken],
 ) -> str:
     """Table, figures beside it and facts in Markdown."""
-    parts = ["# Error table\n", markdown_table(rows), f"{INTERVAL}\n"]
+    parts = ["# Error table\n", markdown_table(rows, broken=broken), f"{INTERVAL}\n"]
     parts += [f"![{path.stem}]({path.parent.name}/{path.name})\n" for path in figures]
     for experiment in experiments:
         facts = [f"{name}: {value}" for name, value in _facts(experiment)]

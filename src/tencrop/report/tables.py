@@ -17,7 +17,7 @@ from rich.text import Text
 from tencrop.console import plain_console
 from tencrop.evaluation.claims import is_claimed
 from tencrop.evaluation.errors import OverSeeds, over_seeds, wilson_interval
-from tencrop.report.collect import TOP, Evaluation, Experiment, Result, Run
+from tencrop.report.collect import TOP, Broken, Evaluation, Experiment, Result, Run
 
 COLUMNS = ("experiment", "protocol", "error", "paper", "ours", "difference", "95% interval", "images", "seeds", "note")
 NOT_RUN = "not run"
@@ -76,8 +76,8 @@ def error_rows(experiments: Sequence[Experiment], evaluations: Sequence[Evaluati
     return rows
 
 
-def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
-    """The table on the terminal; fits 80 columns."""
+def print_table(rows: Sequence[Row], console: Console | None = None, *, broken: Sequence[Broken] = ()) -> None:
+    """The table on the terminal; fits 80 columns. Below it what is broken."""
     console = console or plain_console()
     lines = [("percent", *COLUMNS[3:7]), *(row.cells[2:7] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
@@ -90,12 +90,16 @@ def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
                 Text.assemble((row.experiment, "bold"), f"  {row.protocol}  ", (row.about, "dim")), soft_wrap=True
             )
         console.print(Text(f"  {line}"), soft_wrap=True)
+    for one in broken:
+        console.print(Text.assemble((one.name, "bold"), f"  {one.reason}"), soft_wrap=True)
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
-    """The table in Markdown."""
+def markdown_table(rows: Sequence[Row], *, broken: Sequence[Broken] = ()) -> str:
+    """The table in Markdown; what is broken has a row without numbers."""
     alignment = [":--" if column in ("experiment", "protocol", "note") else "--:" for column in COLUMNS]
+    without_numbers = [NONE] * (len(COLUMNS) - 2)
     lines = [COLUMNS, alignment, *(row.cells for row in rows)]
+    lines += [(one.name, *without_numbers, one.reason) for one in broken]
     return "".join("| " + " | ".join(markdown_text(cell) for cell in line) + " |\n" for line in lines)
 
 
@@ -104,15 +108,14 @@ def markdown_text(text: str) -> str:
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
-def html_table(rows: Sequence[Row]) -> str:
-    """The table in HTML: a group of rows for each experiment and protocol, six narrow columns."""
+def html_table(rows: Sequence[Row], *, broken: Sequence[Broken] = ()) -> str:
+    """The table in HTML: a group of rows for each experiment and protocol, six narrow columns; last what is broken."""
     head = "".join(f"<th scope=col>{column}</th>" for column in ("", "Paper", "Ours", "Difference", "95% interval"))
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.experiment, row.protocol), []).append(row)
-    return (
-        f"<table class=errors><thead><tr>{head}</tr></thead>{''.join(_html_group(*g) for g in groups.items())}</table>"
-    )
+    bodies = "".join(_html_group(*group) for group in groups.items()) + "".join(map(_html_broken, broken))
+    return f"<table class=errors><thead><tr>{head}</tr></thead>{bodies}</table>"
 
 
 def _rows(experiment: Experiment) -> list[Row]:
@@ -190,6 +193,11 @@ def _html_group(key: tuple[str, str], rows: list[Row]) -> str:
     head = f"<b>{escape(experiment)}</b> {escape(protocol)} <small>{escape(rows[0].about)}</small>"
     body = "".join(_html_row(row) for row in rows)
     return f"<tbody><tr><th colspan=5 scope=rowgroup>{head}</th></tr>{body}</tbody>"
+
+
+def _html_broken(one: Broken) -> str:
+    head = f"<b>{escape(one.name)}</b> <small>{escape(one.reason)}</small>"
+    return f"<tbody><tr><th colspan=5 scope=rowgroup>{head}</th></tr></tbody>"
 
 
 def _html_row(row: Row) -> str:
