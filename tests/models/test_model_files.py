@@ -3,8 +3,10 @@
 import re
 
 import pytest
+import timm
 import torch
 import yaml
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from tencrop.config.verbs import CONF
@@ -52,6 +54,32 @@ def test_images_of_the_papers_resolution(name, composed):
     assert config.augmentation.size == config.protocol.size == config.image_size
     if "efficientnet" in name:
         assert config.short_side == config.image_size + 32
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_pixels_are_normalized_as_for_the_weights_that_timm_publishes(name):
+    """The papers' recipes, too: pixels from -1 to 1 for the ViT of Dosovitskiy et al. and of Beyer et al., ImageNet's
+    mean for DeiT."""
+    file = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())
+    network = file.get("model", file)["name"]
+    cfg = timm.get_pretrained_cfg(network) if timm.is_model(network) else None
+    if cfg is not None and (cfg.url or cfg.hf_hub_id):
+        wanted = {"mean": cfg.mean, "std": cfg.std}
+    elif network == "vit_small_patch16_plain":
+        wanted = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    else:
+        return
+    ours = file.get("normalization", {"mean": "imagenet", "std": "imagenet"})
+    known = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+    ours = {key: known[key] if value == "imagenet" else [v / 255 for v in value] for key, value in ours.items()}
+    for key in wanted:
+        assert ours[key] == pytest.approx(wanted[key], abs=1e-6)
+
+
+def test_the_normalization_of_a_model_file_reaches_the_configuration(composed):
+    assert composed("model=vit_base_patch16_384").normalization.mean == [127.5] * 3
+    assert composed("model=vit_base_patch16_384", "normalization.mean=imagenet").normalization.mean == "imagenet"
+    assert composed("model=deit_base_patch16_384").normalization.mean == "imagenet"
 
 
 @pytest.mark.parametrize("name", ["regnetx_002", "resnext50_32x4d", "wide_resnet50_2"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tencrop.config.schema import Claim, Config, Data, Model
+from tencrop.config.schema import Claim, Config, Data, Model, Normalization
 
 
 @dataclass
@@ -77,7 +77,8 @@ class ComplexityConfig:
     model: Model | None
     table: PrintedTable | None
     image_size: int  # pixels
-    short_side: int | None  # files of conf/model set it and `claim`; neither is read here
+    short_side: int | None  # files of conf/model set it and the next two; none is read here
+    normalization: Normalization | None
     claim: Claim | None
     num_classes: int | None  # null: as many as the network has by itself
     format: str  # terminal | markdown | csv | json
