@@ -269,6 +269,18 @@ def test_evaluation_batches_are_padded_with_zeros(photos):
         assert len(empty) == 0 and list(empty) == []
 
 
+def test_memory_of_an_outsized_image_is_not_kept(coordinates, monkeypatch):
+    """A slot for each of five such images would stay for the rest of the evaluation."""
+    monkeypatch.setattr("tencrop.data.loader.MAX_PADDED_BYTES", limit := 3 * 80 * 100)
+    protocol = Protocol("center", side=None, size=1, region="whole", filter="bicubic", average="softmax")
+    parts = [np.array([index]) for index in range(coordinates.num_samples)] * 2
+    plan = partial(evaluation_plan, stored_sizes=coordinates.stored_sizes, protocol=protocol)
+    with Loader(coordinates, lambda _: parts, lambda index, _: plan(index), filter="bicubic", num_threads=1) as loader:
+        seen = [batch.images.shape[1:3] for batch in loader]
+        assert [tuple(shape) for shape in seen] == SIZES * 2 and 3 * max(h * w for h, w in SIZES) > limit
+        assert all(slot._memory.numel() <= limit for slot in loader._slots)
+
+
 def test_a_damaged_image_is_named(prepared_photos, tmp_path):
     root = shutil.copytree(prepared_photos, tmp_path / "damaged")
     split = open_split(root, "train")

@@ -11,6 +11,7 @@ from tencrop.config import UserError
 from tencrop.data.draws import Purpose, hashes
 from tencrop.data.order import (
     MAX_PADDED_BYTES,
+    check_rescaled,
     epoch_order,
     evaluation_batches,
     evaluation_part,
@@ -138,3 +139,16 @@ def test_minival_of_nothing_and_of_all():
     assert len(minival_split(10, fraction=0.01)[1]) == 1
     with pytest.raises(UserError, match=r"training\.minival_fraction=0\.99"):
         minival_split(10, fraction=0.99)
+
+
+def test_what_a_large_image_takes_is_said_and_one_that_no_memory_holds_is_refused():
+    def said(*sizes):
+        return check_rescaled(np.array([(50, 60), *sizes], np.int32), "image {}".format, key="protocol.side=256")
+
+    assert said((6688, 6688)) is None, "a batch of 134 MB"
+    assert said((9000, 9000)) == (
+        "protocol.side=256: image 1 has 9000 x 9000 pixels at that side: a batch of it alone takes 243 MB,"
+        " 4 times that as the network's input"
+    )
+    with pytest.raises(UserError, match=r"protocol\.side=256: image 2 has 16768000 x 256 pixels .* leave it out"):
+        said((9000, 9000), (256, 16_768_000))

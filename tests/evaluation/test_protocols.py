@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms import functional as tv
 
 from tencrop.config import Protocol
+from tencrop.evaluation import protocols as module
 from tencrop.evaluation.protocols import SIDES_144, merge, num_views, usual_side, view_groups, views
 
 NAMES = ("center", "flip_pair", "five_crop", "ten_crop")
@@ -112,7 +113,7 @@ def test_every_protocol_of_conf_has_views(composed) -> None:
         for side in rule.sides:
             image, sizes = batch([(side, side + 3)])
             ((_, group),) = view_groups(image, sizes, replace(rule, side=side))
-            found += len(group)
+            found += len(list(group))
         assert found == num_views(rule)
     assert num_views(composed("protocol=crops_144").protocol) == 144
     assert num_views(composed("protocol=dense", "protocol.side=[256,384,512]").protocol) == 6
@@ -159,10 +160,46 @@ def test_144_crops_of_several_images_do_not_mix() -> None:
 
 def test_dense_views_are_whole_images_and_their_reflections() -> None:
     images, sizes = batch([(6, 9), (7, 5), (6, 9), (5, 5)])
-    groups = list(view_groups(images, sizes, protocol("dense")))
+    groups = [(slots, tuple(group)) for slots, group in view_groups(images, sizes, protocol("dense"))]
     assert sorted(slot for slots, _ in groups for slot in slots.tolist()) == [0, 1, 2, 3] and len(groups) == 3
     for slots, group in groups:
+        once, reflected = group
         for position, slot in enumerate(slots.tolist()):
             height, width = sizes[slot].tolist()
             whole = images[slot, :height, :width]
-            assert torch.equal(group[0, position], whole) and torch.equal(group[1, position], whole.flip(1))
+            assert torch.equal(once[position], whole) and torch.equal(reflected[position], whole.flip(1))
+
+
+def test_views_are_the_same_however_many_squares_are_resized_at_once(monkeypatch) -> None:
+    images, sizes = batch([(40, 40), (40, 61), (55, 40), (40, 47)])
+    rule = replace(protocol("crops_144", size=9), side=40)
+    whole, interpolate, held = views(images, sizes, rule), torch.nn.functional.interpolate, []
+
+    def counted(pixels: Tensor, *arguments, **options) -> Tensor:
+        held.append(pixels.nbytes)
+        return interpolate(pixels, *arguments, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "interpolate", counted)
+    square_bytes = 4 * 3 * 40**2
+    for limit, num_at_once in ((square_bytes - 1, 1), (2 * square_bytes, 2), (3 * square_bytes, 3), (1 << 28, 4)):
+        held.clear()
+        monkeypatch.setattr("tencrop.evaluation.protocols.RESIZED_BYTES", limit)
+        assert torch.equal(views(images, sizes, rule), whole)
+        assert max(held) == num_at_once * square_bytes
+
+
+def test_the_views_of_a_batch_are_made_when_they_are_asked_for(monkeypatch) -> None:
+    """Together, 36 views of 256 images are 1.4 GB."""
+    cut, num_cut = module._cut, 0
+
+    def counted(*arguments) -> Tensor:
+        nonlocal num_cut
+        num_cut += 1
+        return cut(*arguments)
+
+    monkeypatch.setattr(module, "_cut", counted)
+    images, sizes = batch([(12, 12), (12, 15)])
+    ((_, group),) = view_groups(images, sizes, protocol("ten_crop"))
+    for number, _ in enumerate(group, start=1):
+        assert num_cut == number
+    assert num_cut == 10

@@ -14,7 +14,8 @@ import torch.distributed as dist
 from PIL import Image
 from torch import Tensor, nn
 
-from tencrop.config import Config, UserError
+from tencrop.config import Config, UserError, derive_batches
+from tencrop.data.manifest import read_manifest
 from tencrop.evaluation import scoring
 from tencrop.evaluation.errors import error_rate
 from tencrop.evaluation.predictions import Scores
@@ -29,6 +30,7 @@ from tencrop.evaluation.scoring import (
     score_split,
 )
 from tencrop.training.checkpoints import weights_sha256
+from tencrop.training.fit import build
 from tencrop.training.progress import LogTimer
 
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 61.0, 62.0]
@@ -267,3 +269,22 @@ def test_without_a_terminal_the_progress_is_lines_without_control_characters(
         "evaluating: 200 of 501", "evaluating: 400 of 501", "evaluating: 501 of 501",
     ]  # fmt: skip
     assert err.endswith(" images/s, 0 s left\n")
+
+
+def test_an_image_that_no_memory_holds_is_refused_before_the_work_and_a_large_one_is_said(
+    make_config, new_network, monkeypatch, capsys
+) -> None:
+    config = make_config("protocol=ten_crop", "protocol.side=[36,72]")
+    network = new_network(config)
+    check_scorable(network, config)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("tencrop.data.order.MAX_PADDED_BYTES", 3 * 72 * 80)
+    check_scorable(network, config)
+    assert capsys.readouterr().err.startswith("protocol.side=72: class"), "and nothing of a side of 36"
+    monkeypatch.setattr("tencrop.data.order.MAX_PIXELS", 72 * 80)
+    with pytest.raises(UserError, match=r"protocol\.side=72: class.* more than the 5,760 that an image may have"):
+        check_scorable(network, config)
+    manifest = read_manifest(config.data.root)
+    monkeypatch.setattr("tencrop.data.order.MAX_PIXELS", 36 * 40)
+    with pytest.raises(UserError, match=r"short_side=36: class.* more than the 1,440 that an image may have"):
+        build(config := make_config("training.global_batch=6"), batches=derive_batches(config), manifest=manifest)

@@ -23,6 +23,7 @@ from tencrop.data.decoder import DecodeError, decode_batch, read_ahead
 from tencrop.data.digest import sample_hashes
 from tencrop.data.draws import Index
 from tencrop.data.manifest import Split
+from tencrop.data.order import MAX_PADDED_BYTES
 from tencrop.data.plan import Plan
 
 PLANNED_AHEAD = 2  # batches whose bytes are asked for while another one is decoded
@@ -145,7 +146,8 @@ class Loader(BaseLoader):
     is filled again. On a GPU a copy that was begun before that, on the current stream, is waited for.
 
     Memory: `prefetch` + 2 slots, each as large as the largest batch that it held. Of 256 crops of 224 x 224 pixels that
-    is 5 x 38.5 MB; of whole images at most 5 x 134 MB (order.MAX_PADDED_BYTES), unless a single one is larger.
+    is 5 x 38.5 MB; of whole images at most 5 x 134 MB (order.MAX_PADDED_BYTES). Memory for a single image that is
+    larger is not kept.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -222,7 +224,7 @@ def batch_of(images: Tensor, split: Split, plan: Plan, *, hash_pixels: bool) -> 
 
 
 class _Slot:
-    """Memory for the images of one batch, kept from batch to batch; grows to need."""
+    """Memory for the images of one batch, kept from batch to batch; grows to need, but for an outsized image."""
 
     def __init__(self, pin_memory: bool) -> None:
         self._pin_memory = pin_memory
@@ -233,9 +235,13 @@ class _Slot:
         if self._copied is not None:
             self._copied.synchronize()
         num_bytes = num_images * height * width * 3
-        if self._memory.numel() < num_bytes:
-            self._memory = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._pin_memory)
-        return self._memory[:num_bytes].view(num_images, height, width, 3)
+        memory = self._memory
+        if memory.numel() < num_bytes:
+            self._memory = memory = torch.empty(0, dtype=torch.uint8)  # the former is free before more is asked for
+            memory = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._pin_memory)
+            if num_images > 1 or num_bytes <= MAX_PADDED_BYTES:
+                self._memory = memory
+        return memory[:num_bytes].view(num_images, height, width, 3)
 
     def release(self) -> None:
         """What the consumer's stream does until now with the images must be done before they are overwritten."""

@@ -6,11 +6,14 @@ ranks and micro-batches only cut it, so every layout sees the same global batche
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
 from tencrop.config import UserError
 from tencrop.data.draws import Index, Purpose, hashes
+from tencrop.data.encode import MAX_PIXELS
 
 MAX_PADDED_BYTES = 1 << 27  # 128 images of 480 x 728 pixels; the loader holds several batches
 
@@ -47,6 +50,24 @@ def within_memory(batches: list[Index], sizes: npt.NDArray[np.int32]) -> list[In
     MAX_PADDED_BYTES at most, unless a single image does not.
     """
     return [part for batch in batches for part in _cut(batch, sizes[batch].tolist())]
+
+
+def check_rescaled(sizes: npt.NDArray[np.int32], name_of: Callable[[int], str], *, key: str) -> str | None:
+    """What a batch of the largest image takes, in a sentence, where that is more than MAX_PADDED_BYTES; else None.
+
+    sizes: as in `within_memory`. key: what rescales the images, as KEY=VALUE. Raises UserError where an image would
+    have more pixels than a file may have: a strip of 1 x 65,500 pixels has 4.3 billion at a shorter side of 256.
+    """
+    num_pixels = sizes.astype(np.int64).prod(axis=1)
+    largest = int(num_pixels.argmax())
+    height, width = sizes[largest].tolist()
+    what = f"{key}: {name_of(largest)} has {width} x {height} pixels at that side"
+    if num_pixels[largest] > MAX_PIXELS:
+        raise UserError(f"{what}, more than the {MAX_PIXELS:,} that an image may have; leave it out, or crop the file")
+    num_bytes = 3 * int(num_pixels[largest])
+    if num_bytes <= MAX_PADDED_BYTES:
+        return None
+    return f"{what}: a batch of it alone takes {num_bytes / 1e6:,.0f} MB, 4 times that as the network's input"
 
 
 def _cut(batch: Index, sizes: list[list[int]]) -> list[Index]:

@@ -7,7 +7,8 @@ waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ POSITIONS = {
 }
 SIDES_144 = [256, 288, 320, 352]  # as in conf/protocol/crops_144.yaml
 SQUARES = (0.0, 0.5, 1.0)  # where the squares of crops_144 lie along the longer side
+RESIZED_BYTES = 1 << 28  # of float32 pixels that crops_144 resizes at once: one square of 4,729 pixels
 REFLECTED = {"flip_pair", "ten_crop", "crops_144", "dense"}
 
 
@@ -47,19 +49,19 @@ def num_views(protocol: Protocol) -> int:
     return len(protocol.sides) * one_side * (2 if protocol.name in REFLECTED else 1)
 
 
-def view_groups(images: Tensor, sizes: Sizes, protocol: Protocol) -> Iterator[tuple[Index, Tensor]]:
-    """(slots [b], views uint8 [V, b, H, W, 3]): the images of a batch in groups whose views have one size.
+def view_groups(images: Tensor, sizes: Sizes, protocol: Protocol) -> Iterator[tuple[Index, Iterator[Tensor]]]:
+    """(slots [b], views, each uint8 [b, H, W, 3]): the images of a batch in groups whose views have one size.
 
     Crops are one group; whole images (dense) are a group for every size among them: itself, then its reflection.
-    Arguments as of `views`.
+    A view is made when it is asked for, so that one is held at a time. Arguments as of `views`.
     """
     if protocol.name != "dense":
-        yield np.arange(len(images)), views(images, sizes, protocol)
+        yield np.arange(len(images)), _each_view(images, sizes, protocol)
         return
     for height, width in np.unique(sizes, axis=0).tolist():
         slots = np.flatnonzero((sizes == [height, width]).all(axis=1))
         whole = images[_moved(slots, images.device), :height, :width]
-        yield slots, torch.stack([whole, whole.flip(2)])
+        yield slots, _reflected([whole])
 
 
 def views(images: Tensor, sizes: Sizes, protocol: Protocol) -> Tensor:
@@ -72,12 +74,21 @@ def views(images: Tensor, sizes: Sizes, protocol: Protocol) -> Tensor:
     crops_144 takes these five of the left, central and right square (top, central and bottom), then the three squares
     resized to size x size, then the reflections of all (Szegedy et al. 2015, section 7).
     """
-    crops = _cut(images, corners(sizes, protocol), protocol.size)
-    if protocol.name == "crops_144":
-        side = int(sizes.min())
-        squares = _cut(images, _square_corners(sizes, SQUARES), side)
-        crops = torch.cat([crops, _resized(squares, protocol.size, protocol.filter)])
-    return torch.cat([crops, crops.flip(3)]) if protocol.name in REFLECTED else crops
+    return torch.stack(list(_each_view(images, sizes, protocol)))
+
+
+def _each_view(images: Tensor, sizes: Sizes, protocol: Protocol) -> Iterator[Tensor]:
+    """The views one after the other, [B, size, size, 3]; of crops_144 the resized squares alone are kept."""
+    starts = _moved(corners(sizes, protocol), images.device)
+    squares = _resized_squares(images, sizes, protocol) if protocol.name == "crops_144" else []
+    for is_reflected in (False, True) if protocol.name in REFLECTED else (False,):
+        crops = (_cut(images, start, protocol.size) for start in starts)
+        yield from (view.flip(2) if is_reflected else view for view in chain(crops, squares))
+
+
+def _reflected(wholes: Sequence[Tensor]) -> Iterator[Tensor]:
+    yield from wholes
+    yield from (whole.flip(2) for whole in wholes)
 
 
 def corners(sizes: Sizes, protocol: Protocol) -> Index:
@@ -107,12 +118,25 @@ def _square_corners(sizes: Sizes, places: tuple[float, ...]) -> Index:
     return np.rint(room * np.array(places)[:, None, None]).astype(np.int64)
 
 
-def _cut(images: Tensor, starts: Index, size: int) -> Tensor:
-    """Squares [V, B, size, size, 3] of the images whose top left pixels are `starts` [V, B, 2]."""
-    there, span = _moved(starts, images.device), torch.arange(size, device=images.device)
-    rows, columns = (there[..., axis, None] + span for axis in (0, 1))
+def _resized_squares(images: Tensor, sizes: Sizes, protocol: Protocol) -> list[Tensor]:
+    """The squares of crops_144 at the crop's size, each [B, size, size, 3]. As many images at once as RESIZED_BYTES
+    allows: how many is of no consequence to the pixels."""
+    side = int(sizes.min())
+    num_at_once = max(1, RESIZED_BYTES // (4 * 3 * side**2))
+    parts = [slice(first, first + num_at_once) for first in range(0, len(images), num_at_once)]
+    places = _moved(_square_corners(sizes, SQUARES), images.device)
+    return [
+        torch.cat([_resized(_cut(images[p], place[p], side), protocol.size, protocol.filter) for p in parts])
+        for place in places
+    ]
+
+
+def _cut(images: Tensor, starts: Tensor, size: int) -> Tensor:
+    """Squares [B, size, size, 3] of the images whose top left pixels are `starts` [B, 2]."""
+    span = torch.arange(size, device=images.device)
+    rows, columns = (starts[:, axis, None] + span for axis in (0, 1))
     slots = torch.arange(len(images), device=images.device)
-    return images[slots[:, None, None], rows[..., :, None], columns[..., None, :]]
+    return images[slots[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def _moved(places: Index, device: torch.device) -> Tensor:
@@ -120,8 +144,8 @@ def _moved(places: Index, device: torch.device) -> Tensor:
 
 
 def _resized(squares: Tensor, size: int, filter: str) -> Tensor:
-    """uint8 [V, B, H, H, 3] at size x size as Pillow does it: first across, then down, rounded after either."""
-    pixels = squares.flatten(0, 1).permute(0, 3, 1, 2).float()
-    for extent in ((squares.shape[2], size), (size, size)):
+    """uint8 [B, H, H, 3] at size x size as Pillow does it: first across, then down, rounded after either."""
+    pixels = squares.permute(0, 3, 1, 2).float()
+    for extent in ((squares.shape[1], size), (size, size)):
         pixels = torch.nn.functional.interpolate(pixels, extent, mode=filter, antialias=True).round_().clamp_(0, 255)
-    return pixels.to(torch.uint8).permute(0, 2, 3, 1).unflatten(0, squares.shape[:2])
+    return pixels.to(torch.uint8).permute(0, 2, 3, 1)

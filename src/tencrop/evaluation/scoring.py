@@ -25,13 +25,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from torch import Tensor, nn
 
 from tencrop.config import Config, Hardware, Protocol, UserError, accelerator_of, num_threads, num_workers
-from tencrop.config.launch import launched
+from tencrop.config.launch import is_first_process, launched
 from tencrop.config.verbs import disk_sentence
 from tencrop.console import plain_column, plain_console, rate
 from tencrop.data.colour import normalize
 from tencrop.data.loader import Batch, Loader
 from tencrop.data.manifest import Split, open_split
-from tencrop.data.order import evaluation_batches, within_memory
+from tencrop.data.order import check_rescaled, evaluation_batches, within_memory
 from tencrop.data.plan import evaluation_plan
 from tencrop.data.reference import TorchLoader
 from tencrop.evaluation.predictions import Scores, from_averages, gather, load_scores, save_scores
@@ -101,12 +101,19 @@ def score_split(task: Task, network: nn.Module) -> Scores | None:
 
 
 def check_scorable(network: nn.Module, config: Config) -> None:
-    """Raises UserError where the network, on the CPU, or an image of the split does not fit the protocol.
+    """Raises UserError where the network, on the CPU, or an image of the split does not fit the protocol; says what
+    the largest image takes where that is much.
 
     A pass of one image; afterwards the network is in eval mode.
     """
     protocol, name = config.protocol, config.model.name
-    _refuse_small_images(config, open_val_split(config))
+    split = open_val_split(config)
+    _refuse_small_images(config, split)
+    for side in protocol.sides:
+        sizes = evaluation_plan(np.arange(split.num_samples), split.stored_sizes, protocol=replace(protocol, side=side))
+        said = check_rescaled(sizes.sizes, split.names, key=f"protocol.side={'null' if side is None else side}")
+        if said is not None and is_first_process():
+            print(said, file=sys.stderr)
     check_image_size(network, name, protocol.size, key="protocol.size")
     if protocol.name == "dense":
         fully_convolutional(network, image_size=protocol.size, name=name)

@@ -17,6 +17,7 @@ from tencrop.data.colour import mean_and_std, normalize
 from tencrop.data.loader import Loader
 from tencrop.data.manifest import Split, open_split
 from tencrop.data.module import validation_protocol
+from tencrop.data.order import within_memory
 from tencrop.data.plan import evaluation_plan
 from tencrop.evaluation.members import Member
 from tencrop.evaluation.protocols import views
@@ -66,6 +67,7 @@ class Subject:
         protocol = validation_protocol(self.config)
         plan = partial(evaluation_plan, stored_sizes=split.stored_sizes, protocol=protocol)
         batches = [index[start : start + AT_ONCE] for start in range(0, len(index), AT_ONCE)]
+        batches = within_memory(batches, plan(np.arange(split.num_samples)).sizes)
         threads = num_workers(self.config.hardware)
         with Loader(
             split, lambda _: batches, lambda i, _: plan(i), filter=protocol.filter, num_threads=threads

@@ -31,7 +31,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tencrop.config import Batches, Config, UserError, accelerator_of, is_deterministic
 from tencrop.config.launch import is_first_process, launched
-from tencrop.data.module import DataModule
+from tencrop.data.module import DataModule, validation_protocol
+from tencrop.data.order import check_rescaled
+from tencrop.data.plan import evaluation_plan
 from tencrop.models.checkpoint_files import run_manifest
 from tencrop.models.factory import build_model
 from tencrop.signals import INTERRUPTED
@@ -126,7 +128,7 @@ def build(config: Config, *, batches: Batches, manifest: dict[str, Any]) -> tupl
     _refuse_missing_gpus(config)
     set_precision(config.training.precision)
     data = DataModule(config, batches)
-    _refuse_small_images(config, data)
+    _refuse_unfit_images(config, data)
     torch.manual_seed(config.seed)
     model = build_model(config.model, num_classes=len(manifest["classes"]), image_size=config.image_size)
     check_deterministic(model, config)
@@ -136,9 +138,12 @@ def build(config: Config, *, batches: Batches, manifest: dict[str, Any]) -> tupl
     return data, classifier
 
 
-def _refuse_small_images(config: Config, data: DataModule) -> None:
-    """A validation crops the centre of images, which short_side=null leaves as they are."""
+def _refuse_unfit_images(config: Config, data: DataModule) -> None:
+    """A validation crops the centre of images, which short_side=null leaves as they are; all of each is rescaled."""
     sides = data.val_split.stored_sizes[data.val_index].min(1)
+    sizes = evaluation_plan(data.val_index, data.val_split.stored_sizes, protocol=validation_protocol(config)).sizes
+    key = f"short_side={'null' if config.short_side is None else config.short_side}"
+    check_rescaled(sizes, lambda place: data.val_split.names(data.val_index[place]), key=key)
     if config.short_side is None and sides.min() < config.image_size:
         name = data.val_split.names(data.val_index[sides.argmin()])
         raise UserError(
