@@ -234,6 +234,19 @@ def test_dense_scores_are_those_of_a_slow_loop(sides: list[int], make_config, ma
         torch.testing.assert_close(part.softmax[position].float(), expected, rtol=2e-3, atol=2e-4)
 
 
+def test_what_dense_takes_is_said_before_the_work(make_config, make_task, monkeypatch, capsys) -> None:
+    config = make_config(*DENSE, "protocol.side=[64,72]", "hardware.max_micro_batch=10")
+    _, network = make_task(config)
+    check_scorable(network, config)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(scoring, "largest_layer_bytes", lambda network, height, width: 1e5 * height * width)
+    check_scorable(network, config)
+    assert capsys.readouterr().err == (  # of the images of 36 x 44, ten times 88 x 72 x 1e5 bytes
+        "protocol=dense: images of up to 88 x 72 pixels take up to 6.3 GB in one layer of vgg_a, 10 at once"
+        " (hardware.max_micro_batch)\n"
+    )
+
+
 def test_144_crops_average_all_sides(make_config, make_task) -> None:
     """The mean over the four sides of what each of them gives alone."""
     options = ("protocol=crops_144", "protocol.filter=bilinear")

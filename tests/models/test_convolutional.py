@@ -7,7 +7,7 @@ from torch import nn
 
 import tencrop.models.factory  # noqa: F401  registers our names
 from tencrop.config import Model, UserError
-from tencrop.models.convolutional import MeanScores, fully_convolutional
+from tencrop.models.convolutional import MeanScores, fully_convolutional, largest_layer_bytes
 from tencrop.models.factory import build_model
 
 # name, arguments, own size, a larger one, the map it gives there
@@ -127,3 +127,12 @@ def test_a_head_that_does_more_than_its_layers_is_refused() -> None:
 
     with pytest.raises(UserError, match="does more than its layers say"):
         fully_convolutional(Doubled(), image_size=8)
+
+
+def test_the_largest_layer_is_counted_of_shapes_alone() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.MaxPool2d(2), nn.Conv2d(8, 20, 1))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    for height, width in ((6, 10), (50_000, 100_000)):
+        assert largest_layer_bytes(network.eval(), height, width) == 4 * (8 + 8) * height * width, "of BatchNorm"
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert not any(layer._forward_hooks for layer in network)

@@ -31,12 +31,12 @@ from tencrop.console import plain_column, plain_console, rate
 from tencrop.data.colour import normalize
 from tencrop.data.loader import Batch, Loader
 from tencrop.data.manifest import Split, open_split
-from tencrop.data.order import check_rescaled, evaluation_batches, within_memory
+from tencrop.data.order import MAX_PADDED_BYTES, check_rescaled, evaluation_batches, within_memory
 from tencrop.data.plan import evaluation_plan
 from tencrop.data.reference import TorchLoader
 from tencrop.evaluation.predictions import Scores, from_averages, gather, load_scores, save_scores
 from tencrop.evaluation.protocols import merge, num_views, view_groups
-from tencrop.models.convolutional import MeanScores, fully_convolutional
+from tencrop.models.convolutional import MeanScores, fully_convolutional, largest_layer_bytes
 from tencrop.models.factory import build_model, check_image_size
 from tencrop.models.weights import apply_weights, load_weights
 from tencrop.training.checkpoints import weights_sha256
@@ -45,6 +45,7 @@ from tencrop.training.precision import set_precision
 from tencrop.training.progress import LogTimer
 
 IMAGES_AT_ONCE = {"cpu": 32, "gpu": 256}  # where hardware.max_micro_batch is null
+SAID_ABOVE_BYTES = 4_000_000_000  # of memory for one layer: a machine or GPU may not have it
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,22 @@ def check_scorable(network: nn.Module, config: Config) -> None:
             print(said, file=sys.stderr)
     check_image_size(network, name, protocol.size, key="protocol.size")
     if protocol.name == "dense":
-        fully_convolutional(network, image_size=protocol.size, name=name)
+        _say_what_dense_takes(fully_convolutional(network, image_size=protocol.size, name=name), config, split)
+
+
+def _say_what_dense_takes(network: nn.Module, config: Config, split: Split) -> None:
+    """A network sees whole images of any size at once: the maps of a batch may be many times its pixels."""
+    largest = replace(config.protocol, side=max(config.protocol.sides, key=lambda side: side or 0))
+    sizes = evaluation_plan(np.arange(split.num_samples), split.stored_sizes, protocol=largest).sizes
+    height, width = sizes[sizes.astype(np.int64).prod(axis=1).argmax()].tolist()
+    one, num_at_once = largest_layer_bytes(network, height, width), _num_at_once(config)
+    num_bytes = one * max(1, min(num_at_once, MAX_PADDED_BYTES // (3 * height * width)))
+    if num_bytes > SAID_ABOVE_BYTES and is_first_process():
+        print(
+            f"protocol=dense: images of up to {width} x {height} pixels take up to {num_bytes / 1e9:.1f} GB in one"
+            f" layer of {config.model.name}, {num_at_once} at once (hardware.max_micro_batch)",
+            file=sys.stderr,
+        )
 
 
 def open_val_split(config: Config) -> Split:
@@ -140,9 +156,8 @@ def score_part(
     device = _device(config.hardware, local_rank)
     layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
     network = network.to(device, memory_format=layout).eval()  # type: ignore[call-overload]
-    num_at_once = config.hardware.max_micro_batch or IMAGES_AT_ONCE[accelerator_of(config.hardware)]
     index = np.arange(split.num_samples)
-    batches = evaluation_batches(index, micro_batch=num_at_once, rank=rank, num_ranks=num_ranks)
+    batches = evaluation_batches(index, micro_batch=_num_at_once(config), rank=rank, num_ranks=num_ranks)
     largest = replace(config.protocol, side=max(config.protocol.sides, key=lambda side: side or 0))
     batches = within_memory(batches, evaluation_plan(index, split.stored_sizes, protocol=largest).sizes)
 
@@ -171,6 +186,10 @@ def score_part(
             parts.append(from_averages(index_here, labels, softmax, mean_logits, task.identity, of_views))
     tensors = [part.tensors() for part in parts]
     return Scores(metadata=task.identity, **{name: torch.cat([part[name] for part in tensors]) for name in tensors[0]})
+
+
+def _num_at_once(config: Config) -> int:
+    return config.hardware.max_micro_batch or IMAGES_AT_ONCE[accelerator_of(config.hardware)]
 
 
 def view_logits(network: nn.Module, batch: Batch, mean: Tensor, std: Tensor, config: Config) -> Tensor:

@@ -7,11 +7,13 @@ A hidden layer over C maps of h x w is a convolution with that kernel, and those
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 import torchvision
 from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from tencrop.config import UserError
 from tencrop.models.last_layer import score_in_float32
@@ -70,6 +72,28 @@ def fully_convolutional(network: nn.Module, *, image_size: int, name: str = "the
         ) from error
     score_in_float32(converted.head, num_classes=logits.shape[1])
     return converted
+
+
+def largest_layer_bytes(network: nn.Module, height: int, width: int) -> int:
+    """Float32 bytes of what goes into and comes out of the layer where that is most, for one image of this size.
+
+    Of shapes alone (torch's meta device): nothing is computed. A pass holds at least this much.
+    """
+    found = [0]
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        found.append(sum(value.numel() * 4 for value in (*inputs, output) if isinstance(value, Tensor)))
+
+    layers = [layer for layer in network.modules() if not list(layer.children())]
+    handles = [layer.register_forward_hook(note) for layer in layers]
+    shapes = {name: value.to("meta") for name, value in (*network.named_parameters(), *network.named_buffers())}
+    try:
+        with torch.no_grad():
+            functional_call(network, shapes, (torch.empty(1, 3, height, width, device="meta"),))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return max(found)
 
 
 class _Unconvertible(Exception):
