@@ -2,7 +2,10 @@ import time
 
 import pytest
 
-from tencrop.data.store import _in_order
+from tencrop.data import store
+from tencrop.data.originals import SourceFile
+from tencrop.data.prepare import prepare
+from tencrop.data.store import CHUNK_BYTES, CHUNK_FILES, _in_order, _tasks
 
 
 def test_results_come_in_order_whatever_the_threads_do():
@@ -31,3 +34,21 @@ def test_an_error_comes_at_its_place():
     assert [result for _, result in (next(results), next(results), next(results))] == [0, 0, 1]
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+def test_a_task_is_of_few_files_where_they_are_large():
+    sizes = [1000] * 40 + [CHUNK_BYTES + 1] * 3 + [CHUNK_BYTES // 3] * 7 + [1000]
+    files = [SourceFile(f"a/{rank}", 0, num_bytes) for rank, num_bytes in enumerate(sizes)]
+    tasks = list(_tasks(files, range(5, len(files))))
+    assert [rank for task in tasks for rank in task] == list(range(5, len(files)))
+    assert max(map(len, tasks)) == CHUNK_FILES == 16
+    for task in tasks:
+        assert len(task) == 1 or sum(sizes[rank] for rank in task) <= CHUNK_BYTES
+    assert [len(task) for task in tasks] == [16, 16, 3, 1, 1, 1, 3, 3, 2]
+
+
+def test_a_store_does_not_depend_on_its_tasks(photo_folder, data_config, prepared_photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "CHUNK_BYTES", 5000)
+    root = prepare(data_config(photo_folder, tmp_path / "root"), workers=2, progress=False)
+    for name in ("train.beton", "val.beton", "mean_image.npy", "manifest.json"):
+        assert (root / name).read_bytes() == (prepared_photos / name).read_bytes()

@@ -26,7 +26,8 @@ from tencrop.data.originals import Source, SourceFile
 from tencrop.data.parts import Part, joined, part_keys, part_ranges, read_parts, remove_parts, write_part
 from tencrop.data.statistics import ColourSums
 
-CHUNK_FILES = 16  # a thread's task; divides PART_FILES
+CHUNK_FILES = 16  # a thread's task at most
+CHUNK_BYTES = 1 << 23  # of the files of a task, unless it is a single one: what a thread makes of them is held
 MAX_LISTED = 1000  # converted files, and grayscale ones, that the manifest names; the table has the kind of every file
 
 Item = TypeVar("Item")
@@ -64,17 +65,17 @@ def write_split(
     advance(num_done)
     beton, names = root / f"{split}.beton", root / f"{split}.files.npy"
 
-    def make(start: int) -> Chunk:
-        return _chunk(source, split, files[start : start + CHUNK_FILES], start, options, every)
+    def make(ranks: range) -> Chunk:
+        return _chunk(source, split, files[ranks.start : ranks.stop], ranks.start, options, every)
 
     if len(parts) < len(keys) or not beton.is_file():
         if parts and beton.is_file():  # it was finished with later files that are others now
             os.replace(beton, partial_name(beton))
         written = joined(parts)
-        starts = range(num_done, len(files), CHUNK_FILES)
+        tasks = [task for part in ranges[len(parts) :] for task in _tasks(files, part)]
         with (
             BetonWriter(beton, len(files), written.metadata, written.payload_bytes) as writer,
-            contextlib.closing(_in_order(make, starts, num_threads=num_threads)) as chunks,
+            contextlib.closing(_in_order(make, tasks, num_threads=num_threads)) as chunks,
         ):
             for number in range(len(parts), len(keys)):
                 part, sums = _written_part(writer, chunks, len(ranges[number]), split, undecodable, advance)
@@ -122,7 +123,7 @@ def write_npy(path: Path, array: np.ndarray) -> None:
 
 def _written_part(
     writer: BetonWriter,
-    chunks: Iterator[tuple[int, Chunk]],
+    chunks: Iterator[tuple[range, Chunk]],
     num_files: int,
     split: str,
     undecodable: str,
@@ -150,6 +151,18 @@ def _written_part(
     for place, row in enumerate(rows):
         table[place] = row
     return Part(table, *writer.written(first), skipped), sums
+
+
+def _tasks(files: list[SourceFile], part: range) -> Iterator[range]:
+    """A part cut into the ranks of CHUNK_FILES files each, fewer where these are large: 16 images of 25 million pixels,
+    stored raw, are 1.2 GB, and 2 tasks a thread are held."""
+    first, num_bytes = part.start, 0
+    for rank in part:
+        num_bytes += files[rank].num_bytes
+        if rank > first and (rank - first == CHUNK_FILES or num_bytes > CHUNK_BYTES):
+            yield range(first, rank)
+            first, num_bytes = rank, files[rank].num_bytes
+    yield range(first, part.stop)
 
 
 def _chunk(
