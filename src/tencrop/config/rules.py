@@ -39,13 +39,18 @@ def typed(node: DictConfig, schema: type[Schema]) -> Schema:
     return config  # type: ignore[return-value]
 
 
-def keys_of(schema: Any, prefix: str = "") -> list[str]:
+def keys_of(schema: Any) -> list[str]:
     """All dotted keys of a dataclass."""
-    keys = []
+    return list(kinds_of(schema))
+
+
+def kinds_of(schema: Any, prefix: str = "") -> dict[str, Any]:
+    """All dotted keys of a dataclass, and the type that each is declared as."""
+    kinds: dict[str, Any] = {}
     for name, kind in get_type_hints(schema).items():
         inner = next((kind for kind in (kind, *get_args(kind)) if dataclasses.is_dataclass(kind)), None)
-        keys += keys_of(inner, f"{prefix}{name}.") if inner else [prefix + name]
-    return keys
+        kinds |= kinds_of(inner, f"{prefix}{name}.") if inner else {prefix + name: kind}
+    return kinds
 
 
 def _sentence(error: OmegaConfBaseException, schema: type) -> str:

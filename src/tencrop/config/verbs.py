@@ -18,12 +18,14 @@ from typing import Any, NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tencrop.config.choices import CONF, asked, names_of, options_of
+from tencrop.config.command_line import PATHS, checked, home, several
+from tencrop.config.documents import literal
 from tencrop.config.launch import launched
 from tencrop.config.own_files import use_own_source
 from tencrop.config.rules import keys_of, typed
@@ -64,22 +66,27 @@ MENDS = {  # what helps instead of another place
 LONGEST_PATH = 200  # characters; a path round a circle of links has thousands
 
 
-def command(config_name: str, schema: type) -> Callable[[Callable[[Any], int | None]], Callable[[], None]]:
-    """Decorator: `run(config: schema) -> exit code` becomes a script's main, configured by conf/<config_name>.yaml."""
+def command(config_name: str, schema: type) -> Callable[[Callable[[Any], int | None]], Callable[..., None]]:
+    """Decorator: `run(config: schema) -> exit code` becomes a script's main, configured by conf/<config_name>.yaml.
 
-    def decorate(run: Callable[[Any], int | None]) -> Callable[[], None]:
-        def main() -> None:
-            sys.exit(_exit_code(run, config_name, schema))
+    main(words) reads other words than those behind the script's name; sys.argv stays what was typed.
+    """
+
+    def decorate(run: Callable[[Any], int | None]) -> Callable[..., None]:
+        def main(words: list[str] | None = None) -> None:
+            sys.exit(_exit_code(run, config_name, schema, sys.argv[1:] if words is None else words))
 
         return main
 
     return decorate
 
 
-def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type) -> int:
+def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type, words: list[str]) -> int:
     exit_codes: list[int] = []
+    arguments = sys.argv
 
     def job(node: DictConfig) -> None:
+        sys.argv = arguments  # as typed: what starts this command again, or records it, reads them
         exit_codes.append(_run_once(run, node, schema))
         if exit_codes[-1] == INTERRUPTED:
             sys.exit(INTERRUPTED)  # past Hydra, which would start the next job of a sweep
@@ -90,15 +97,15 @@ def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, for the sentences below
     OmegaConf.register_new_resolver("choices", names_of, replace=True)  # the help texts use it
     # argparse, behind Hydra, takes no KEY=VALUE after a flag that stands among them
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
-    answer = asked(sys.argv[1:])
-    if answer or {"--help", "-h"} & set(sys.argv):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends them quietly, like other tools
-    if answer:
-        print(answer)
-        return 0
+    words = sorted(words, key=lambda word: word not in ("-m", "--multirun"))
     try:
-        _check_flags(sys.argv[1:])
+        answer = asked(words)
+        if answer or {"--help", "-h"} & set(words):
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends them quietly, like other tools
+        if answer:
+            print(answer)
+            return 0
+        sys.argv = [arguments[0], *_checked(words, schema)]  # which Hydra reads
         use_own_source()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except UserError as error:
@@ -107,22 +114,32 @@ def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type)
         return _refuse(sentence(error))
     except OSError as error:  # Hydra's own: it makes the folders of a sweep
         return _refuse(disk_sentence(error))
+    finally:
+        sys.argv = arguments
     return max(exit_codes, default=0)
 
 
-def _check_flags(words: list[str]) -> None:
-    """UserError for what argparse, behind Hydra, would answer with its usage."""
+def _checked(words: list[str], schema: type) -> list[str]:
+    """The words as Hydra is to read them; UserError for what argparse, behind Hydra, would answer with its usage, and
+    for a value that Hydra cannot read."""
 
     def refuse(message: str) -> NoReturn:
         raise UserError(f"{message}; a value is KEY=VALUE, and flags such as --help stand behind all values")
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
-    parser.parse_args(words)
+    values = parser.parse_args(words).overrides
+    read = dict(zip(values, checked(values, schema), strict=True))
+    return [read.get(word, word) for word in words]
 
 
 def _run_once(run: Callable[[Any], int | None], node: DictConfig, schema: type) -> int:
     try:
+        for key in PATHS:
+            value = OmegaConf.select(node, key)
+            value = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
+            if home(value) != value:
+                OmegaConf.update(node, key, literal(home(value)))
         config: Any = typed(node, schema)
         _check_sweep(config)
         return run(config) or 0
@@ -168,7 +185,8 @@ def overrides() -> list[str]:
 
 
 def _refuse(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    line = re.sub(r"\s*\n\s*", " ", message.strip())  # other spaces may be a path's
+    print(f"error: {line}", file=sys.stderr)
     return 2
 
 
@@ -180,6 +198,8 @@ def sentence(error: Exception) -> str:
         hint = "; any timm model is model=timm model.name=NAME" if group == "model" else ""
         near = nearest(option, options_of(group)) or f"; {group}=? lists what there is"
         return f"{group}={option}: there is no conf/{group}/{option}.yaml{near}{hint}"
+    if found := re.search(r"Multiple values for (\S+)\. .* '(?:override )?\S+: (.*)'", text):
+        return f"{found[1]}: has a value already; leave the plus sign out: {found[1]}={found[2]}"
     if found := re.search(r"Could not override '([^']+)'", text):
         key = found[1]
         if addition := re.search(r"use (\+model\.kwargs\..+)", text):
@@ -192,10 +212,8 @@ def sentence(error: Exception) -> str:
         if key in known:
             return f"{key}: neither this command nor the groups chosen use it; --help shows the keys"
         return f"{key}: there is no such key{nearest(key, known)}"
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read as KEY=VALUE; a list is KEY=[A,B], and quotes keep the shell off it"
-    if found := re.search(r"Ambiguous value for argument '(.+)'", text):
-        return f"{found[1]}: several values are a sweep, which needs -m; one that is a list stands in brackets"
+    if found := re.search(r"Ambiguous value for argument '(.+?)'\s+1\. To use", text, re.DOTALL):
+        return f"{found[1]}: several values are a sweep, which needs -m; {several(found[1])}"
     return text.splitlines()[0] + "".join(f" ({key})" for key in re.findall(r"full_key: (\S+)", text)[:1])
 
 

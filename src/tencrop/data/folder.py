@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from tencrop.config import Data, UserError
+from tencrop.config.command_line import typed_word
 from tencrop.data.originals import TREE, Place, SourceFile, read_original
 
 # torchvision's ImageFolder takes these
@@ -59,7 +60,7 @@ def source_folder(data: Data) -> Path:
     if data.source is None:
         raise UserError(
             f"data.source: where are the images? Run: python prepare.py data={data.name}"
-            f" data.source=FOLDER_OF_IMAGES data.root={data.root}"
+            f" data.source=FOLDER_OF_IMAGES {typed_word('data.root', data.root)}"
         )
     if not Path(data.source).is_dir():
         raise UserError(f"data.source={data.source}: there is no such folder")

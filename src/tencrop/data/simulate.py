@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from tencrop.config import Data, UserError
+from tencrop.config.command_line import typed_word
 from tencrop.console import plain_console
 from tencrop.data.beton import whole_file
 from tencrop.data.devkit import ARCHIVE as DEVKIT_ARCHIVE
@@ -57,7 +58,7 @@ def simulate(data: Data, *, progress: bool = True) -> Path:
     write_whole(root / MD5_LIST, "".join(f"{md5}  {name}\n" for name, md5 in sums.items()).encode())
     console.print(
         f"{root}: {', '.join(names)}; python prepare.py data=imagenet data.num_classes={len(source.classes)}"
-        f" data.source={root} data.root=PREPARED prepares them"
+        f" {typed_word('data.source', root)} data.root=PREPARED prepares them"
     )
     return root
 
