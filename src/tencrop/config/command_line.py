@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from tencrop.config.choices import groups, options_of
+from tencrop.config.choices import IS_INSTALLED, groups, options_of
 from tencrop.config.documents import literal
 from tencrop.config.rules import kinds_of
 from tencrop.config.schema import UserError
@@ -63,6 +63,11 @@ def home(value: Any) -> Any:
     if isinstance(value, list):
         return [home(part) for part in value]
     return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+def verb(name: str) -> str:
+    """How a command begins that is to be typed: tencrop NAME where that is installed, python NAME.py in a checkout."""
+    return f"tencrop {name}" if IS_INSTALLED else f"python {name}.py"
 
 
 def typed_word(key: str, value: str | Path | list[str]) -> str:

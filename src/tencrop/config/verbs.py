@@ -1,6 +1,6 @@
 """Turns a function of a typed configuration into a verb: Hydra, sentences for mistakes, exit codes.
 
-Called by the four scripts at the root and by what runs with python -m. Exit codes: 0 done, 2 the user's input (one
+Called by tencrop.commands and by what runs with python -m. Exit codes: 0 done, 2 the user's input (one
 sentence on stderr), 75 interrupted and resumable, 1 our fault (with its traceback).
 """
 
@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tencrop.config.choices import CONF, asked, names_of, options_of
+from tencrop.config.choices import CONF, asked, check_conf, names_of, options_of
 from tencrop.config.command_line import PATHS, checked, home, several
 from tencrop.config.documents import literal
 from tencrop.config.launch import launched
@@ -99,6 +99,7 @@ def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type,
     # argparse, behind Hydra, takes no KEY=VALUE after a flag that stands among them
     words = sorted(words, key=lambda word: word not in ("-m", "--multirun"))
     try:
+        check_conf()
         answer = asked(words)
         if answer or {"--help", "-h"} & set(words):
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends them quietly, like other tools

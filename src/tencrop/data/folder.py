@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from tencrop.config import Data, UserError
-from tencrop.config.command_line import typed_word
+from tencrop.config.command_line import typed_word, verb
 from tencrop.data.originals import TREE, Place, SourceFile, read_original
 
 # torchvision's ImageFolder takes these
@@ -59,7 +59,7 @@ def source_folder(data: Data) -> Path:
     """`data.source` as an absolute path; UserError where it is not given or no folder."""
     if data.source is None:
         raise UserError(
-            f"data.source: where are the images? Run: python prepare.py data={data.name}"
+            f"data.source: where are the images? Run: {verb('prepare')} data={data.name}"
             f" data.source=FOLDER_OF_IMAGES {typed_word('data.root', data.root)}"
         )
     if not Path(data.source).is_dir():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tencrop.config import Config, UserError, check_data, check_preparation, config_of_run, run_path
-from tencrop.config.command_line import for_shell, parse, typed_word
+from tencrop.config.command_line import for_shell, parse, typed_word, verb
 from tencrop.config.documents import read_json
 from tencrop.config.rules import check_protocol
 from tencrop.config.verbs import CONF
@@ -60,7 +60,7 @@ def _members_of(config: Config, typed: list[str]) -> list[Member]:
         if not path.exists():
             keys = (override.key_or_group.split(".")[0] for override in parse(typed))
             words = [for_shell(word) for word, key in zip(typed, keys, strict=True) if key not in CHOSEN_HERE]
-            mend = f"name one with checkpoint=PATH, or train it with: {' '.join(['python train.py', *words])}"
+            mend = f"name one with checkpoint=PATH, or train it with: {' '.join([verb('train'), *words])}"
             raise UserError(f"{path}: there is no such checkpoint; {mend}")
         return [_of_run(config, path, path.parent.parent, alone=True)]
     paths = [Path(path) for path in (config.checkpoint if isinstance(config.checkpoint, list) else [config.checkpoint])]
