@@ -52,6 +52,8 @@ def checked(words: Iterable[str], schema: type) -> list[str]:
 def several(word: str) -> str:
     """What to type instead of a word that is a sweep to Hydra, as a clause."""
     key, _, text = word.partition("=")
+    if key in groups():
+        return "choose one of them"
     clauses = [] if key in TEXTS else [f"a list is typed as {for_shell(f'{key}=[{text}]')}"]
     if key in (*PATHS, "name"):
         clauses.append(f"one text is typed as {typed_word(key, text)}")
@@ -101,9 +103,13 @@ def _checked(word: str, kinds: dict[str, Any]) -> str:
         raise UserError(f"{word}: cannot be read as KEY=VALUE{_instead(word, found, kind)}") from error
     if word.startswith("="):
         raise UserError(f"{word}: names no key; a value is KEY=VALUE")
-    if found is None or not _takes(kind, str) or override.is_sweep_override():
+    if found is None or override.is_sweep_override():
         return word
     value = override.value()
+    if found["key"] in groups() and isinstance(value, int | float):  # true or false, too
+        raise UserError(f"{word}: {found['key']} is a name; {found['key']}=? lists what there is")
+    if not _takes(kind, str):
+        return word
     if get_origin(kind) is list and isinstance(value, str):  # a list of texts: report.py runs=DIR
         return f"{found['sign']}{found['key']}=[{found['text']}]"
     if isinstance(value, list | dict):

@@ -10,10 +10,10 @@ import dataclasses
 import difflib
 import math
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException, ValidationError
 
 from tencrop.config.documents import literal
 from tencrop.config.recipe_rules import MAX_SIDE, check_recipe
@@ -61,7 +61,32 @@ def _sentence(error: OmegaConfBaseException, schema: type) -> str:
         return f"{key}: there is no such key" + (f"; did you mean {' or '.join(close)}?" if close else "")
     if "missing mandatory value" in text.lower():
         return f"{key}: needs a value; give {key}=..."
+    if isinstance(error, InterpolationResolutionError):
+        return f"{key}: {text}; correct what ${{...}} names, or type \\${{...}} to mean these characters"
+    kinds = kinds_of(schema)
+    value = OmegaConf.to_container(error.value) if OmegaConf.is_config(error.value) else error.value
+    inner = [name for name in kinds if name.startswith(f"{key}.")]
+    if inner:
+        return f"{key}={_as_typed(value)}: holds several keys; give one of them a value: {', '.join(inner[:3])}, ..."
+    if isinstance(error, ValidationError) and key in kinds:
+        return f"{key}={_as_typed(value)}: must be {_named(kinds[key])}"
     return f"{key}: {text}"
+
+
+def _as_typed(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(_as_typed, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _named(kind: Any) -> str:
+    """A declared type in the words of whoever types the value."""
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    if get_origin(kind) is list:
+        return "a list, [A,B]"
+    if get_origin(kind) is dict:
+        return "a mapping, {A: 1, B: 2}"
+    return names.get(kind) or " or ".join(_named(one) for one in get_args(kind))
 
 
 MAX_NAME = 200  # characters of a run's name: a folder's may have 255 bytes, and wandb adds the seed and the hash

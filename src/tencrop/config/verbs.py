@@ -6,7 +6,6 @@ sentence on stderr), 75 interrupted and resumable, 1 our fault (with its traceba
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
 import re
@@ -23,12 +22,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tencrop.config.choices import CONF, asked, check_conf, names_of, options_of
-from tencrop.config.command_line import PATHS, checked, home, several
+from tencrop.config.choices import CONF, asked, check_conf, names_of
+from tencrop.config.command_line import PATHS, checked, home
 from tencrop.config.documents import literal
 from tencrop.config.launch import launched
+from tencrop.config.mistakes import sentence
 from tencrop.config.own_files import use_own_source
-from tencrop.config.rules import keys_of, typed
+from tencrop.config.rules import typed
 from tencrop.config.schema import Config, UserError
 from tencrop.printable import print_any_text
 from tencrop.signals import INTERRUPTED
@@ -112,7 +112,7 @@ def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type,
     except UserError as error:
         return _refuse(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        return _refuse(sentence(error))
+        return _refuse(sentence(error, schema))
     except OSError as error:  # Hydra's own: it makes the folders of a sweep
         return _refuse(disk_sentence(error))
     finally:
@@ -137,7 +137,7 @@ def _checked(words: list[str], schema: type) -> list[str]:
 def _run_once(run: Callable[[Any], int | None], node: DictConfig, schema: type) -> int:
     try:
         for key in PATHS:
-            value = OmegaConf.select(node, key)
+            value = OmegaConf.select(node, key, throw_on_resolution_failure=False)
             value = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
             if home(value) != value:
                 OmegaConf.update(node, key, literal(home(value)))
@@ -189,38 +189,3 @@ def _refuse(message: str) -> int:
     line = re.sub(r"\s*\n\s*", " ", message.strip())  # other spaces may be a path's
     print(f"error: {line}", file=sys.stderr)
     return 2
-
-
-def sentence(error: Exception) -> str:
-    """One sentence for an error of Hydra's or OmegaConf's: the key, the value and the nearest names."""
-    text = str(error)
-    if found := re.search(r"Could not find '([^']+)/([^'/]*)'", text):
-        group, option = found.groups()
-        hint = "; any timm model is model=timm model.name=NAME" if group == "model" else ""
-        near = nearest(option, options_of(group)) or f"; {group}=? lists what there is"
-        return f"{group}={option}: there is no conf/{group}/{option}.yaml{near}{hint}"
-    if found := re.search(r"Multiple values for (\S+)\. .* '(?:override )?\S+: (.*)'", text):
-        return f"{found[1]}: has a value already; leave the plus sign out: {found[1]}={found[2]}"
-    if found := re.search(r"Could not override '([^']+)'", text):
-        key = found[1]
-        if addition := re.search(r"use (\+model\.kwargs\..+)", text):
-            return f"{key}: a new entry of model.kwargs needs a plus sign: {addition[1]}"
-        cause = str(error.__cause__ or "")
-        parent = re.search(r"full_key: (\S+)", cause)
-        key, known = parent[1] if parent else key, keys_of(Config)
-        if key.startswith("model.kwargs."):  # typed as a mapping
-            return f"{key}: a new entry of model.kwargs needs a plus sign: +{key}=VALUE"
-        if key in known:
-            return f"{key}: neither this command nor the groups chosen use it; --help shows the keys"
-        return f"{key}: there is no such key{nearest(key, known)}"
-    if found := re.search(r"Ambiguous value for argument '(.+?)'\s+1\. To use", text, re.DOTALL):
-        return f"{found[1]}: several values are a sweep, which needs -m; {several(found[1])}"
-    return text.splitlines()[0] + "".join(f" ({key})" for key in re.findall(r"full_key: (\S+)", text)[:1])
-
-
-def nearest(name: str, names: list[str]) -> str:
-    """The nearest of `names` as a clause of a sentence, empty where none is near."""
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if close:
-        return f"; did you mean {' or '.join(close)}?"
-    return f"; there are {', '.join(names)}" if len(names) < 30 else ""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tencrop.config import Config, UserError, check_data, check_preparation, config_of_run, run_path
-from tencrop.config.command_line import for_shell, parse, typed_word, verb
+from tencrop.config.command_line import for_shell, keys_typed, parse, typed_word, verb
 from tencrop.config.documents import read_json
 from tencrop.config.rules import check_protocol
 from tencrop.config.verbs import CONF
@@ -66,9 +66,12 @@ def _members_of(config: Config, typed: list[str]) -> list[Member]:
     paths = [Path(path) for path in (config.checkpoint if isinstance(config.checkpoint, list) else [config.checkpoint])]
     if not paths:
         raise UserError("checkpoint=[]: names no checkpoint; give checkpoint=PATH or checkpoint=[PATH,PATH]")
-    members = []
     for path in paths:
         _check_file("checkpoint", path)
+    if not any((path.absolute().parents[1] / "config.yaml").exists() for path in paths):
+        _check_named(paths[0], typed)
+    members = []
+    for path in paths:
         run_dir, alone = path.absolute().parent.parent, len(paths) == 1
         if (run_dir / "config.yaml").exists():
             members.append(_of_run(config_of_run(run_dir, typed, conf=CONF), path, run_dir, alone=alone))
@@ -93,6 +96,15 @@ def _check_file(key: str, path: Path) -> None:
         raise UserError(f"{key}={path}: is a folder; name a file such as RUN/checkpoints/last.ckpt")
     if not path.is_file():
         raise UserError(f"{key}={path}: there is no such file")
+
+
+def _check_named(path: Path, typed: Sequence[str]) -> None:
+    """UserError where no run folder says which network a checkpoint is of, and the command does not either."""
+    if not keys_typed(typed) & {"model", "model.name", "experiment"}:
+        raise UserError(
+            f"checkpoint={path}: lies in no run folder (RUN/config.yaml and RUN/checkpoints/), which would say of which"
+            " network and data it is; name them with model=NAME data=NAME data.root=FOLDER, or experiment=NAME"
+        )
 
 
 def _from_elsewhere(config: Config, path: Path, words: Sequence[str], out: Path | None) -> Member:
