@@ -51,12 +51,12 @@ SLIPS = {  # (verb, word): what the sentence says
     (
         "train",
         "experiment=conf/experiment/lenet5_digits.yaml",
-    ): "is a name, not a file or folder; type experiment=lenet5_digits",
+    ): "a name, not a file or folder; type experiment=lenet5_digits",
     ("train", "experiment=mine.yaml"): "is a name, not a file or folder; experiment=? lists what there is",
     (
         "train",
         "data=/data/imagenet",
-    ): "data is a name, not a file or folder; type data=imagenet, and the folder is data.root=",
+    ): "not a file or folder; type data=imagenet, and the folder is data.root=",
     ("train", "hydra/launcher=nothing"): "hydra/launcher=nothing: Hydra has none of this name",
     ("train", "hardware=8"): "hardware=8: hardware is a name; hardware=? lists what there is",
     ("train", "tracker=false"): "tracker=false: tracker is a name",

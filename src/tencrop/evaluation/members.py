@@ -68,7 +68,7 @@ def _members_of(config: Config, typed: list[str]) -> list[Member]:
         raise UserError("checkpoint=[]: names no checkpoint; give checkpoint=PATH or checkpoint=[PATH,PATH]")
     for path in paths:
         _check_file("checkpoint", path)
-    if not any((path.absolute().parents[1] / "config.yaml").exists() for path in paths):
+    if not any((path.absolute().parent.parent / "config.yaml").exists() for path in paths):
         _check_named(paths[0], typed)
     members = []
     for path in paths:
