@@ -226,7 +226,7 @@ def _check_variant(values: dict[str, Any], key: str, variants: dict[str, set[str
     for name in sorted(set().union(*variants.values())):
         value = values.get(f"{group}.{name}")
         if name in variants[choice] and value is None:
-            raise UserError(f"{group}.{name}: {key}={choice} needs a value for it")
+            raise UserError(f"{group}.{name}: {key}={choice} needs a value for it; give {group}.{name}=VALUE")
         if name not in variants[choice] and value is not None:
             raise UserError(f"{group}.{name}={value}: {key}={choice} does not use it; set {group}.{name}=null")
 
@@ -258,7 +258,9 @@ def check_protocol(protocol: Protocol) -> None:
     if protocol.name in ("crops_144", "dense") and protocol.region != "whole":
         raise UserError(f"protocol.region={protocol.region}: {protocol.name} sees the whole image; set region=whole")
     if protocol.name == "crops_144" and protocol.side is None:
-        raise UserError("protocol.side=null: crops_144 takes squares of one size; its paper's are [256,288,320,352]")
+        raise UserError(
+            "protocol.side=null: crops_144 takes squares of one size; give protocol.side=[256,288,320,352], its paper's"
+        )
     if protocol.name == "crops_144" and protocol.filter not in ("bilinear", "bicubic"):
         raise UserError(f"protocol.filter={protocol.filter}: crops_144 resizes on the device; use bilinear or bicubic")
 

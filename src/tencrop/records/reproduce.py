@@ -85,7 +85,8 @@ def what_differs(before: dict[str, Any]) -> list[str]:
 def _check_data(run_dir: Path, before: dict[str, Any]) -> None:
     data = read_config(run_dir)["data"]
     if split := changed_split(before["data"], read_data_manifest(data["root"], data["name"])):
-        raise UserError(f"data.root={data['root']}: its {split} images are not those of {run_dir}")
+        mend = f"prepare the run's own again, or name their folder as data.root in {run_dir}/config.yaml"
+        raise UserError(f"data.root={data['root']}: its {split} images are not those of {run_dir}; {mend}")
 
 
 def main(arguments: list[str] | None = None) -> int:
