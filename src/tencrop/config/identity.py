@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from tencrop.config.command_line import PATHS, home, keys_typed, parse
@@ -176,8 +177,8 @@ def config_sha256(config: dict[str, Any]) -> str:
 def config_of_run(run_dir: Path, overrides: list[str], *, conf: Path) -> Config:
     """The configuration that `run_dir` was trained with, changed by what the user typed for evaluation.
 
-    `overrides` are KEY=VALUE or GROUP=NAME; a group is read from `conf` and sees the run's image_size
-    and short_side. Raises UserError for a key that would make it another network.
+    `overrides` are KEY=VALUE or GROUP=NAME; a group is read from `conf`, or from the folder that --config-dir names,
+    and sees the run's image_size and short_side. Raises UserError for a key that would make it another network.
     """
     node = OmegaConf.create(literal(read_config(run_dir)))
     try:
@@ -191,7 +192,15 @@ def config_of_run(run_dir: Path, overrides: list[str], *, conf: Path) -> Config:
         if not any(key == name or key.startswith(f"{name}.") for name in EVALUATION_KEYS):
             raise UserError(f"{text}: the checkpoint's own run fixes it; leave it out")
         if is_group[key]:
-            OmegaConf.update(node, key, own_mapping(conf / key / f"{value}.yaml"), merge=False)
+            OmegaConf.update(node, key, own_mapping(_option(conf, key, value)), merge=False)
         else:
             OmegaConf.update(node, key, home(value) if key in PATHS else value, force_add=True)
     return typed(node, Config)
+
+
+def _option(conf: Path, group: str, name: Any) -> Path:
+    """The file of an option, the user's own first, as Hydra found it."""
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
+    own = [Path(source.path) for source in sources if source.provider == "command-line"]
+    paths = [folder / group / f"{name}.yaml" for folder in (*own, conf)]
+    return next((path for path in paths if path.exists()), paths[-1])
