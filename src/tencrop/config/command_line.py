@@ -26,7 +26,7 @@ PATHS = ("data.root", "data.source", "runs", "checkpoint", "weights", "output") 
 TEXTS = ("data.root", "data.source", "weights", "output", "name")  # keys that take no list
 WORD = re.compile(r"(?P<sign>[+~]{0,2})(?P<key>[A-Za-z_][\w./@-]*)=(?P<text>.*)", re.ASCII | re.DOTALL)
 FOR_SHELL = re.compile(r'([^"$`\\!]|\\[^"$`\\!])*')  # what double quotes keep as it is, in an interactive bash too
-A_LIST = re.compile(r"\[(.*)\]", re.DOTALL)
+A_LIST = re.compile(r"\[([^'\"]*)\]")
 
 
 def parse(words: Iterable[str]) -> list[Override]:
@@ -108,30 +108,36 @@ def _checked(word: str, kinds: dict[str, Any]) -> str:
     value = override.value()
     if found["key"] in groups() and isinstance(value, int | float):  # true or false, too
         raise UserError(f"{word}: {found['key']} is a name; {found['key']}=? lists what there is")
-    if not _takes(kind, str):
-        return word
     if get_origin(kind) is list and isinstance(value, str):  # a list of texts: report.py runs=DIR
         return f"{found['sign']}{found['key']}=[{found['text']}]"
-    if isinstance(value, list | dict):
-        read = "" if _takes(kind, type(value)) else "a list" if isinstance(value, list) else "a mapping"
-    elif isinstance(value, bool):
-        read = "true or false"
-    else:
-        read = "" if value is None or isinstance(value, str) or str(value) == found["text"] else f"the number {value}"
-    if read:
+    if _takes(kind, str) and (read := _read_as(value, found["text"], kind)):
         raise UserError(f"{word}: is read as {read}; to mean this text, type {_form(found, kind)}")
     return word
+
+
+def _read_as(value: Any, text: str, kind: Any) -> str:
+    """What a text is read as that its key does not take; empty where it is read as text."""
+    if value is None or isinstance(value, str) or _takes(kind, type(value)):
+        return ""
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "" if str(value) == text else f"the number {value}"
+    return "a list" if isinstance(value, list) else "a mapping"
 
 
 def _instead(word: str, found: re.Match[str] | None, kind: Any) -> str:
     """What to type instead of a word that Hydra cannot read, as a clause."""
     if found is None:
         named = [f"{group}={word}" for group in groups() if word in options_of(group)]
-        return f"; did you mean {' or '.join(named)}?" if named else '; a value with spaces is typed as "KEY=A B"'
+        return f"; did you mean {' or '.join(named)}?" if named else '; with spaces in its value, type "KEY=A B"'
+    if found["key"] in groups():
+        return f"; {found['key']} is a name, and {found['key']}=? lists what there is"
     if not (kind is Any or _takes(kind, str) or _takes(kind, list)):
         return f"; {found['key']} takes no text"
-    if found["text"].startswith(("[", "{")) and not A_LIST.fullmatch(found["text"]):
-        return '; a list is typed as "KEY=[A,B]", and a mapping as "KEY={A: 1, B: 2}"'
+    is_text = _takes(kind, str) and not _takes(kind, list)
+    if found["text"].startswith(("[", "{")) and not A_LIST.fullmatch(found["text"]) and not is_text:
+        return '; a list is typed as "KEY=[A,\'B C\']", and a mapping as "KEY={A: 1, B: 2}"'
     return f"; type {_form(found, kind)}"
 
 
@@ -139,8 +145,7 @@ def _form(found: re.Match[str], kind: Any) -> str:
     """The word that means what this one looks like."""
     listed = A_LIST.fullmatch(found["text"])
     if listed and (kind is Any or _takes(kind, list)):
-        parts = [part.strip().strip("'\"") for part in listed[1].split(",")]
-        return typed_word(found["sign"] + found["key"], parts)
+        return typed_word(found["sign"] + found["key"], [part.strip() for part in listed[1].split(",")])
     return typed_word(found["sign"] + found["key"], found["text"])
 
 

@@ -83,6 +83,8 @@ def _no_key(typed: str, missing: str, schema: type) -> str:
         return f"{missing}: a new entry of model.kwargs needs a plus sign: +{missing}=VALUE"
     if typed in every or missing in known or any(key.startswith(f"{typed}.") for key in every):
         return f"{typed}: neither this command nor the groups chosen use it; --help shows the keys"
+    if typed.startswith("hydra."):
+        return f"{typed}: Hydra has no such key; --cfg hydra shows those that it has"
     last = typed.rpartition(".")[2]
     familiar = FAMILIAR.get(last, "")
     same = [familiar] if familiar in (*known, *groups()) else [key for key in known if key.rpartition(".")[2] == last]

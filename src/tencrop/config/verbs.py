@@ -125,7 +125,9 @@ def _checked(words: list[str], schema: type) -> list[str]:
     for a value that Hydra cannot read."""
 
     def refuse(message: str) -> NoReturn:
-        raise UserError(f"{message}; a value is KEY=VALUE, and flags such as --help stand behind all values")
+        raise UserError(
+            f"{message}; a value is KEY=VALUE without dashes, and flags such as --help stand behind all values"
+        )
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
