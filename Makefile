@@ -54,7 +54,7 @@ clean: ## remove .venv and what was built, keep runs and prepared data
 
 install: $(VENV)/installed ## install only
 
-$(VENV)/installed: pyproject.toml $(wildcard src/tencrop/data/*.[ch]) $(VENV)/locked
+$(VENV)/installed: pyproject.toml setup.py $(wildcard src/tencrop/data/*.[ch]) $(VENV)/locked
 	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -3,23 +3,7 @@
 Reads conf/prepare.yaml; the work is in src/tencrop/data/prepare.py, verify.py and simulate.py.
 """
 
-from tencrop.config import PrepareConfig, command, num_threads
-
-
-@command("prepare", PrepareConfig)
-def main(config: PrepareConfig) -> int:
-    from tencrop.data.prepare import prepare
-    from tencrop.data.simulate import simulate
-    from tencrop.data.verify import verify
-
-    if config.verify:
-        verify(config.data.root, config.data.name, num_threads=num_threads(config.workers))
-    elif config.simulate:
-        simulate(config.data)
-    else:
-        prepare(config.data, workers=config.workers)
-    return 0
-
+from tencrop.commands.prepare import main
 
 if __name__ == "__main__":
     main()

@@ -1,33 +1,6 @@
 """Write the report of runs: python report.py 'runs=[FOLDER,...]' output=DIR. --help tells more."""
 
-import sys
-from pathlib import Path
-
-from tencrop.config import ReportConfig, command
-from tencrop.config.writable import check_writable
-
-
-@command("report", ReportConfig)
-def main(config: ReportConfig) -> int:
-    output, mend = Path(config.output), "make room, or name another folder with output=DIR"
-    check_writable(output / "report.html", output / "report.md", mend=mend)
-
-    from tencrop.report.collect import Broken, collect, collect_evaluations, places
-    from tencrop.report.page import write_report
-    from tencrop.report.tables import error_rows, print_table
-
-    paths = places(config.runs)
-    broken: list[Broken] = []
-    experiments, evaluations = collect(paths, broken.append), collect_evaluations(paths, broken.append)
-    if broken and not (experiments or evaluations):
-        raise broken[0].error
-    print_table(error_rows(experiments, evaluations), broken=broken)
-    for path in write_report(experiments, output, evaluations, broken=broken):
-        print(path)
-    for error in broken:
-        print(f"error: left out of the report: {error}", file=sys.stderr)
-    return 2 if broken else 0
-
+from tencrop.commands.report import main
 
 if __name__ == "__main__":
     main()

@@ -3,81 +3,12 @@
 The same command typed again continues where the run stands, or shows its result.
 """
 
-from tencrop.signals import exit_at_once, exit_when_asked
+from tencrop.signals import exit_at_once
 
 if __name__ == "__main__":
-    exit_at_once()  # before the imports below, which take seconds in which a scheduler may send its signal
+    exit_at_once()  # before the import below, which takes seconds in which a scheduler may send its signal
 
-import copy
-import os
-import sys
-
-from tencrop.config import (
-    Config,
-    check_data,
-    check_preparation,
-    check_store,
-    command,
-    derive_batches,
-    overrides,
-    run_path,
-)
-from tencrop.config.launch import check_launch, is_first_process
-from tencrop.data.manifest import read_manifest
-from tencrop.records.run_folder import finish, run_folder
-
-
-@command("train", Config)
-def main(config: Config) -> int:
-    exit_at_once()  # of a sweep, the run before has ended with signals ignored
-    check_launch(config.hardware)
-    batches = derive_batches(config)
-    manifest = read_manifest(config.data.root, config.data.name)
-    check_data(config, manifest)
-    check_store(config, manifest)
-    check_preparation(config, manifest, overrides())
-
-    from tencrop.evaluation.evaluate import evaluate_run
-    from tencrop.evaluation.scoring import check_scorable
-    from tencrop.records.tracked_errors import track_result
-    from tencrop.records.tracking import InputImages, build_logger, close_logger
-    from tencrop.report.collect import collect
-    from tencrop.report.page import write_report
-    from tencrop.report.tables import COLUMNS, error_rows, print_table
-    from tencrop.training.fit import build, completed, fit
-    from tencrop.training.ranks import ranks_together
-
-    fitted = completed(run_path(config))
-    if fitted is None:  # what does not fit is refused before anything is written
-        data, classifier = build(config, batches=batches, manifest=manifest)
-        check_scorable(copy.deepcopy(classifier.model), config)  # which leaves its network in eval mode
-    run_dir = run_folder(config, manifest, total_steps=classifier.total_steps if fitted is None else None)
-    is_first = is_first_process()
-    with exit_when_asked(is_first=is_first), ranks_together(batches.num_devices if fitted is None else 1):
-        logger = None
-        if fitted is None:
-            logger = build_logger(config, run_dir)
-            fitted = fit(data, classifier, run_dir=run_dir, logger=logger, callbacks=[InputImages()])
-        hashes = {"weights_sha256": fitted.weights_sha256, "ema_sha256": fitted.ema_sha256}
-        if warning := finish(run_dir, status=fitted.status, **hashes):
-            print(warning, file=sys.stderr)
-        result = None
-        if fitted.status == "complete":
-            result = evaluate_run(config, manifest=manifest, checkpoint=fitted.checkpoint, out=run_dir / "predictions")
-        if result is None:  # not complete, or not the first process
-            close_logger(logger)
-        else:
-            experiments = collect([run_dir])
-            rows = error_rows(experiments)
-            print_table(rows)
-            if logger is not None or (run_dir / "tracking").is_dir():  # after an interrupted evaluation, too
-                track_result(config, run_dir, result, COLUMNS, [row.cells for row in rows], logger=logger)
-            if os.access(run_dir, os.W_OK):  # a read-only folder shows its table
-                write_report(experiments, run_dir)
-    if is_first:
-        print(f"{run_dir}: {fitted.message}", file=sys.stdout if fitted.exit_code == 0 else sys.stderr)
-    return fitted.exit_code
-
+from tencrop.commands.train import main
 
 if __name__ == "__main__":
     main()

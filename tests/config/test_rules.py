@@ -61,7 +61,7 @@ def test_every_option_composes(composed, group, option):
         (["augmentation.erasing.fill=pixel"], "must be one of normal, mean"),
         (["augmentation.repeats=0"], "must be above 0"),
         (["augmentation.mixing.mixup_alpha=-1"], "must be 0 or above"),
-        (["augmentation.mixing.mixup_alpha=0.2"], "mix_group: mixup_alpha or cutmix_alpha above 0 needs a value"),
+        (["augmentation.mixing.mixup_alpha=0.2"], "mixup_alpha or cutmix_alpha is above 0 and needs it; give"),
         (["augmentation.mixing.mix_group=64"], "nothing is mixed"),
         (["augmentation.mixing.cutmix_alpha=1", "augmentation.mixing.mix_group=1"], "a sample alone has no partner"),
         (["augmentation.mixing.switch_prob=2"], r"must lie in \[0, 1\]"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tencrop.config import Config, PrepareConfig, command
 from tencrop.config.verbs import disk_sentence
 
 ROOT = Path(__file__).parents[2]
@@ -17,7 +18,7 @@ MISTAKES = {
     "unknown key, added": (["+training.foo=1"], "training.foo: there is no such key"),
     "entry of kwargs": (["model.kwargs.drop_rate=0.1"], "needs a plus sign: +model.kwargs.drop_rate=0.1"),
     "key of another variant": (["optimizer.betas=[0.9,0.99]"], "optimizer.betas: neither this command nor the groups"),
-    "wrong type": (["training.epochs=many"], "training.epochs: Value 'many'"),
+    "wrong type": (["training.epochs=many"], "training.epochs=many: must be a whole number"),
     "misspelt option": (["model=resnet5O"], "did you mean resnet50"),
     "misspelt name": (["model=timm", "model.name=resnet5O"], "did you mean resnet50"),
     "no name": (["model=timm"], "model.name: needs a value"),
@@ -28,17 +29,49 @@ MISTAKES = {
     "sweep of several processes": (["-m", "seed=0,1", "hardware=ddp_cpu2"], "under srun or torchrun"),
     "machines without a launcher": (["hardware=nodes2x8"], "hardware.nodes=2: start it under srun or torchrun"),
     "sweep folder that is a file": (["-m", "seed=0,1", "hydra.sweep.dir=train.py"], "a file where a folder should be"),
-    "no KEY=VALUE": (["resnet50"], "resnet50: cannot be read as KEY=VALUE"),
+    "no KEY=VALUE": (["resnet50"], "resnet50: cannot be read as KEY=VALUE; did you mean model=resnet50?"),
     "list without its end": (["protocol.side=[32"], "protocol.side=[32: cannot be read as KEY=VALUE"),
     "sweep without -m": (["seed=0,1"], "seed=0,1: several values are a sweep, which needs -m"),
     "mapping of kwargs": (["model.kwargs={width: 1}"], "needs a plus sign: +model.kwargs.width=VALUE"),
     "flag among the keys": (["seed=0", "-m", "training.epochs=0,0"], "training.epochs=0: must be above 0"),
     "not a number": (["optimizer.lr=nan"], "optimizer.lr=nan: must be a finite number"),
-    "unknown flag": (["--foo"], "unrecognized arguments: --foo; a value is KEY=VALUE"),
+    "unknown flag": (["--foo"], "unrecognized arguments: --foo; a value is KEY=VALUE without dashes"),
     "wrong value of a flag": (["--cfg", "jobs"], "invalid choice: 'jobs'"),
     "key after a flag's value": (["seed=0", "--cfg", "job", "seed=1"], "flags such as --help stand behind all values"),
     "no folder": (["runs="], "runs=: names no folder"),
 }
+
+
+SLIPS = {  # (verb, word): what the sentence says
+    ("train", "lr=0.1"): "lr: there is no such key; did you mean optimizer.lr?",
+    ("train", "hardware.lr=0.1"): "hardware.lr: there is no such key; did you mean optimizer.lr?",
+    ("train", "batch_size=256"): "batch_size: there is no such key; did you mean training.global_batch?",
+    ("train", "arch=resnet50"): "did you mean model?",
+    ("train", "experiment=conf/experiment/lenet5_digits.yaml"): "not a file or folder; type experiment=lenet5_digits",
+    ("train", "data=/data/imagenet"): "not a file or folder; type data=imagenet, and the folder is data.root=",
+    ("train", "hydra.foo=1"): "hydra.foo: Hydra has no such key",
+    ("train", "hydra/launcher=nothing"): "hydra/launcher=nothing: Hydra has none of this name",
+    ("train", "hardware=8"): "hardware=8: hardware is a name; hardware=? lists what there is",
+    ("train", "+experiment=lenet5_digits"): "leave the plus sign out: experiment=lenet5_digits",
+    ("train", "data=digits,imagenet"): "several values are a sweep, which needs -m; choose one of them",
+    ("train", "data.root=a,b"): "one text is typed as \"data.root='a,b'\"",
+    ("train", "training.epochs=[1]"): "training.epochs=[1]: must be a whole number",
+    ("train", "training.max_steps=x"): "training.max_steps=x: must be a whole number or null",
+    ("train", "schedule.milestones=30"): "schedule.milestones=30: must be a list, [A,B] or null",
+    ("train", "augmentation.pca=3"): "holds several keys; give one of them a value: augmentation.pca.std",
+    ("train", "data.root=${nope}"): "correct what ${...} names, or type \\${...}",
+    ("prepare", "training.epochs=3"): "training.epochs: neither this command nor the groups chosen use it",
+    ("prepare", "verify=maybe"): "verify=maybe: must be true or false",
+}
+SCHEMAS = {"train": Config, "prepare": PrepareConfig}
+
+
+@pytest.mark.parametrize(("verb", "word"), SLIPS)
+def test_a_slip_is_told_what_was_meant(verb, word, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command(verb, SCHEMAS[verb])(lambda config: None)([word])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and SLIPS[verb, word] in said and said.count("\n") == 1, said
 
 
 def run(*arguments: str, verb: str = "train.py") -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,5 @@
 import os
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -133,6 +134,16 @@ def test_classes_of_the_splits_differ(tmp_path, open_folder):
     tree(tmp_path / "source", "val/b/1.jpg", "val/c/1.jpg", "val/d/1.jpg")
     with pytest.raises(UserError, match="class folder d of the val split has no counterpart in train"):
         open_folder()
+
+
+def test_names_that_differ_in_the_form_of_an_accent_alone_are_told_apart(tmp_path, open_folder):
+    composed, decomposed = "caf\u00e9 d'or", "cafe\u0301 d'or"
+    tree(tmp_path / "source", f"train/{composed}/1.jpg", "train/a/1.jpg", f"val/{decomposed}/1.jpg", "val/a/1.jpg")
+    with pytest.raises(UserError, match=r"looks like .* of val, and its accents are written otherwise") as error:
+        open_folder()
+    mend = str(error.value).partition("type: ")[2]
+    subprocess.run(["bash", "-c", mend], cwd=tmp_path / "source" / "val", check=True)
+    assert open_folder().classes == ["a", composed]
 
 
 def test_number_of_classes_differs(tmp_path, open_folder):

@@ -93,6 +93,11 @@ def test_what_is_missing_is_refused(make_config, tmp_path: Path) -> None:
     config.checkpoint = str(tmp_path)
     with pytest.raises(UserError, match=r": is a folder; name a file such as RUN/checkpoints/last\.ckpt"):
         members_of(config, [])
+    (tmp_path / "elsewhere.ckpt").touch()
+    config.checkpoint = str(tmp_path / "elsewhere.ckpt")
+    with pytest.raises(UserError, match=r"lies in no run folder .* name them with model=NAME data=NAME"):
+        members_of(config, ["data=digits", f"checkpoint={config.checkpoint}"])
+    assert members_of(config, ["model.name=lenet5_dense"])[0].path.name == "elsewhere.ckpt"
     config = make_config(f"data.root={tmp_path}/nothing")
     config.weights = str(tmp_path / "weights.pth")
     with pytest.raises(UserError, match=r"weights\.pth: there is no such file"):

@@ -8,7 +8,9 @@ from importlib.machinery import ModuleSpec
 
 import pytest
 
+import tencrop
 from tencrop.records import provenance
+from tencrop.report.page import _code
 
 
 def git(folder, *arguments):
@@ -158,10 +160,30 @@ def test_a_package_without_a_version_is_recorded_as_text(tmp_path, monkeypatch):
     assert provenance.installed_packages()["broken-thing"] == "unknown"
 
 
-def test_package_installed_below_a_checkout_is_not_that_checkout(tmp_path, monkeypatch):
+def test_package_installed_below_a_checkout_is_not_that_checkout(tmp_path, monkeypatch, session_of):
     checkout(tmp_path)
     installed = tmp_path / ".venv" / "tencrop"
     installed.mkdir(parents=True)
     monkeypatch.setattr(provenance, "PACKAGE", installed)
-    assert provenance.code_version()["revision"] is None
-    assert provenance.code_diff() == ""
+    found = provenance.code_version()
+    assert found["revision"] is None and found["installed"] == tencrop.__version__
+    said = f"installed package, version {tencrop.__version__}"
+    assert provenance.code_diff() == f"# not known whether the code was changed: {said}\n"
+    before, now = session_of(revision="ab" * 20), session_of(revision=None, installed="1.2")
+    assert provenance.differences(before, now)[0].endswith("is that of an installed package (1.2)")
+    assert _code(found).startswith(said)
+
+
+def test_a_copy_of_a_checkout_without_git_is_not_said_to_be_unchanged(tmp_path, monkeypatch):
+    package = checkout(tmp_path)
+    shutil.rmtree(tmp_path / ".git")
+    monkeypatch.setattr(provenance, "PACKAGE", package)
+    found = provenance.code_version()
+    assert found["revision"] is None and "installed" not in found and _code(found).startswith("outside git")
+    assert provenance.code_diff() == "# not known whether the code was changed: no git repository\n"
+
+
+def test_the_command_of_an_installed_verb_is_what_was_typed(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/venv/bin/tencrop", "train", "seed=3"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    assert provenance.command_line() == "tencrop train seed=3"

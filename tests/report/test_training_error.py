@@ -86,6 +86,6 @@ def test_the_picture_has_a_line_for_each_and_is_the_same_again(two_experiments, 
         assert picture.width > 500
     record = load_record(svg.with_suffix(".json"))
     assert "slow: 6.00 epochs to 25% training error" in record.caption
-    assert record.command.startswith("python -m tencrop.report.training_error 'runs=[")
+    assert record.command.startswith('python -m tencrop.report.training_error "runs=[')
     again, _ = draw_training_error(two_experiments, tmp_path / "again")
     assert again.read_bytes() == svg.read_bytes()

@@ -67,9 +67,14 @@ def derive_batches(config: Config) -> Batches:
         return Batches(num_devices, per_device, micro_batch, per_device // micro_batch, "ghost", micro_batch // group)
     arithmetic = f"{batch} / {num_devices} devices = {per_device} samples a device, groups of model.bn_group={group}"
     if micro_batch != per_device:
-        raise UserError(f"hardware.max_micro_batch={limit}: {arithmetic}; accumulation cannot enlarge a group")
+        raise UserError(
+            f"hardware.max_micro_batch={limit}: {arithmetic}; accumulation cannot enlarge a group: raise"
+            f" hardware.max_micro_batch to {per_device}, or use a bn_group that divides it"
+        )
     if group % per_device or group != batch:
-        raise UserError(f"model.bn_group={group}: {arithmetic}; use fewer devices, or a bn_group that divides the part")
+        raise UserError(
+            f"model.bn_group={group}: {arithmetic}; use fewer devices, or a bn_group that divides {per_device}"
+        )
     if accelerator_of(hardware) == "cpu":
         raise UserError(
             f"model.bn_group={group}: {arithmetic}; a group over several devices needs synchronised BatchNorm,"

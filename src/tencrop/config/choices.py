@@ -11,10 +11,18 @@ from pathlib import Path
 
 from tencrop.config.own_files import own_files
 from tencrop.config.rules import MODEL_NAMES
-from tencrop.config.schema import Config
+from tencrop.config.schema import Config, UserError
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
+PACKAGE = Path(__file__).resolve().parents[1]
+IS_INSTALLED = PACKAGE.parts[-2:] != ("src", "tencrop")  # and no checkout, which has conf/ and the scripts at its root
+CONF = PACKAGE / "conf" if IS_INSTALLED else PACKAGE.parents[1] / "conf"  # a wheel carries a copy (setup.py)
 SENTENCE_END = re.compile(r"(?<! al)[.;:](?= |$)| Published ")
+
+
+def check_conf() -> None:
+    """UserError where the package lies neither in a checkout nor as a wheel installs it: a copy of the code alone."""
+    if not CONF.is_dir():
+        raise UserError(f"{CONF}: is not there; in tencrop's checkout, type pip install . or pip install -e .")
 
 
 def asked(arguments: list[str]) -> str | None:

@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from tencrop.config.command_line import PATHS, home, keys_typed, parse
 from tencrop.config.documents import FILE_NAME, literal, read_json, read_yaml
 from tencrop.config.own_files import own_mapping
 from tencrop.config.rules import typed
@@ -83,7 +84,7 @@ def check_preparation(config: Config, manifest: dict[str, Any], typed: Iterable[
     values = {f"splits.{key}": value for key, value in dataclasses.asdict(data.splits).items()}
     values |= {f"store.{key}": value for key, value in dataclasses.asdict(data.store).items()}
     values |= {"undecodable": data.undecodable, "check_md5": data.check_md5, "subset": data.subset}
-    keys = {word.lstrip("+").partition("=")[0] for word in typed}
+    keys = keys_typed(typed)
     for name, value in values.items():
         prepared = manifest["options"].get(name)
         if f"data.{name}" in keys and value != prepared:
@@ -176,8 +177,8 @@ def config_sha256(config: dict[str, Any]) -> str:
 def config_of_run(run_dir: Path, overrides: list[str], *, conf: Path) -> Config:
     """The configuration that `run_dir` was trained with, changed by what the user typed for evaluation.
 
-    `overrides` are KEY=VALUE or GROUP=NAME; a group is read from `conf` and sees the run's image_size
-    and short_side. Raises UserError for a key that would make it another network.
+    `overrides` are KEY=VALUE or GROUP=NAME; a group is read from `conf`, or from the folder that --config-dir names,
+    and sees the run's image_size and short_side. Raises UserError for a key that would make it another network.
     """
     node = OmegaConf.create(literal(read_config(run_dir)))
     try:
@@ -185,14 +186,21 @@ def config_of_run(run_dir: Path, overrides: list[str], *, conf: Path) -> Config:
     except UserError as error:
         problem = str(error)[:300]  # it quotes the value, which may be of any length
         raise UserError(f"{run_dir / 'config.yaml'}: not {CONFIG} ({problem}); {MEND}") from error
-    is_group = {override: (conf / override.partition("=")[0]).is_dir() for override in overrides}
-    for override in sorted(overrides, key=lambda override: not is_group[override]):  # groups first, as Hydra does
-        key, _, value = override.lstrip("+").partition("=")
+    changes = [(override.input_line, override.key_or_group, override.value()) for override in parse(overrides)]
+    is_group = {key: (conf / key).is_dir() for _, key, _ in changes}
+    for text, key, value in sorted(changes, key=lambda change: not is_group[change[1]]):  # groups first, as Hydra does
         if not any(key == name or key.startswith(f"{name}.") for name in EVALUATION_KEYS):
-            raise UserError(f"{override}: the checkpoint's own run fixes it; leave it out")
-        if is_group[override]:
-            OmegaConf.update(node, key, own_mapping(conf / key / f"{value}.yaml"), merge=False)
+            raise UserError(f"{text}: the checkpoint's own run fixes it; leave it out")
+        if is_group[key]:
+            OmegaConf.update(node, key, own_mapping(_option(conf, key, value)), merge=False)
         else:
-            # in Hydra's grammar, as it was typed: in YAML \' does not stand for an apostrophe
-            OmegaConf.update(node, key, OverridesParser.create().parse_override(override).value(), force_add=True)
+            OmegaConf.update(node, key, home(value) if key in PATHS else value, force_add=True)
     return typed(node, Config)
+
+
+def _option(conf: Path, group: str, name: Any) -> Path:
+    """The file of an option, the user's own first, as Hydra found it."""
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
+    own = [Path(source.path) for source in sources if source.provider == "command-line"]
+    paths = [folder / group / f"{name}.yaml" for folder in (*own, conf)]
+    return next((path for path in paths if path.exists()), paths[-1])

@@ -54,7 +54,7 @@ def _check_augmentation(augmentation: Augmentation) -> None:
     is_mixed = mixing.mixup_alpha > 0 or mixing.cutmix_alpha > 0
     if is_mixed and mixing.mix_group is None:
         raise UserError(
-            "augmentation.mixing.mix_group: mixup_alpha or cutmix_alpha above 0 needs a value for it;"
+            "augmentation.mixing.mix_group=null: mixup_alpha or cutmix_alpha is above 0 and needs it; give"
             " the number of samples that share one lambda (the samples of a device in most papers)"
         )
     if not is_mixed and mixing.mix_group is not None:

@@ -10,10 +10,10 @@ import dataclasses
 import difflib
 import math
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException, ValidationError
 
 from tencrop.config.documents import literal
 from tencrop.config.recipe_rules import MAX_SIDE, check_recipe
@@ -39,13 +39,18 @@ def typed(node: DictConfig, schema: type[Schema]) -> Schema:
     return config  # type: ignore[return-value]
 
 
-def keys_of(schema: Any, prefix: str = "") -> list[str]:
+def keys_of(schema: Any) -> list[str]:
     """All dotted keys of a dataclass."""
-    keys = []
+    return list(kinds_of(schema))
+
+
+def kinds_of(schema: Any, prefix: str = "") -> dict[str, Any]:
+    """All dotted keys of a dataclass, and the type that each is declared as."""
+    kinds: dict[str, Any] = {}
     for name, kind in get_type_hints(schema).items():
         inner = next((kind for kind in (kind, *get_args(kind)) if dataclasses.is_dataclass(kind)), None)
-        keys += keys_of(inner, f"{prefix}{name}.") if inner else [prefix + name]
-    return keys
+        kinds |= kinds_of(inner, f"{prefix}{name}.") if inner else {prefix + name: kind}
+    return kinds
 
 
 def _sentence(error: OmegaConfBaseException, schema: type) -> str:
@@ -56,7 +61,32 @@ def _sentence(error: OmegaConfBaseException, schema: type) -> str:
         return f"{key}: there is no such key" + (f"; did you mean {' or '.join(close)}?" if close else "")
     if "missing mandatory value" in text.lower():
         return f"{key}: needs a value; give {key}=..."
+    if isinstance(error, InterpolationResolutionError):
+        return f"{key}: {text}; correct what ${{...}} names, or type \\${{...}} to mean these characters"
+    kinds = kinds_of(schema)
+    value = OmegaConf.to_container(error.value) if OmegaConf.is_config(error.value) else error.value
+    inner = [name for name in kinds if name.startswith(f"{key}.")]
+    if inner:
+        return f"{key}={_as_typed(value)}: holds several keys; give one of them a value: {', '.join(inner[:3])}, ..."
+    if isinstance(error, ValidationError) and key in kinds:
+        return f"{key}={_as_typed(value)}: must be {_named(kinds[key])}"
     return f"{key}: {text}"
+
+
+def _as_typed(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(_as_typed, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _named(kind: Any) -> str:
+    """A declared type in the words of whoever types the value."""
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    if get_origin(kind) is list:
+        return "a list, [A,B]"
+    if get_origin(kind) is dict:
+        return "a mapping, {A: 1, B: 2}"
+    return names.get(kind) or " or ".join(_named(one) for one in get_args(kind))
 
 
 MAX_NAME = 200  # characters of a run's name: a folder's may have 255 bytes, and wandb adds the seed and the hash
@@ -196,7 +226,7 @@ def _check_variant(values: dict[str, Any], key: str, variants: dict[str, set[str
     for name in sorted(set().union(*variants.values())):
         value = values.get(f"{group}.{name}")
         if name in variants[choice] and value is None:
-            raise UserError(f"{group}.{name}: {key}={choice} needs a value for it")
+            raise UserError(f"{group}.{name}: {key}={choice} needs a value for it; give {group}.{name}=VALUE")
         if name not in variants[choice] and value is not None:
             raise UserError(f"{group}.{name}={value}: {key}={choice} does not use it; set {group}.{name}=null")
 
@@ -228,7 +258,9 @@ def check_protocol(protocol: Protocol) -> None:
     if protocol.name in ("crops_144", "dense") and protocol.region != "whole":
         raise UserError(f"protocol.region={protocol.region}: {protocol.name} sees the whole image; set region=whole")
     if protocol.name == "crops_144" and protocol.side is None:
-        raise UserError("protocol.side=null: crops_144 takes squares of one size; its paper's are [256,288,320,352]")
+        raise UserError(
+            "protocol.side=null: crops_144 takes squares of one size; give protocol.side=[256,288,320,352], its paper's"
+        )
     if protocol.name == "crops_144" and protocol.filter not in ("bilinear", "bicubic"):
         raise UserError(f"protocol.filter={protocol.filter}: crops_144 resizes on the device; use bilinear or bicubic")
 

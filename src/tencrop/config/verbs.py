@@ -1,12 +1,11 @@
 """Turns a function of a typed configuration into a verb: Hydra, sentences for mistakes, exit codes.
 
-Called by the four scripts at the root and by what runs with python -m. Exit codes: 0 done, 2 the user's input (one
+Called by tencrop.commands and by what runs with python -m. Exit codes: 0 done, 2 the user's input (one
 sentence on stderr), 75 interrupted and resumable, 1 our fault (with its traceback).
 """
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
 import re
@@ -18,15 +17,18 @@ from typing import Any, NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tencrop.config.choices import CONF, asked, names_of, options_of
+from tencrop.config.choices import CONF, asked, check_conf, names_of
+from tencrop.config.command_line import PATHS, checked, home
+from tencrop.config.documents import literal
 from tencrop.config.launch import launched
+from tencrop.config.mistakes import sentence
 from tencrop.config.own_files import use_own_source
-from tencrop.config.rules import keys_of, typed
+from tencrop.config.rules import typed
 from tencrop.config.schema import Config, UserError
 from tencrop.printable import print_any_text
 from tencrop.signals import INTERRUPTED
@@ -64,22 +66,27 @@ MENDS = {  # what helps instead of another place
 LONGEST_PATH = 200  # characters; a path round a circle of links has thousands
 
 
-def command(config_name: str, schema: type) -> Callable[[Callable[[Any], int | None]], Callable[[], None]]:
-    """Decorator: `run(config: schema) -> exit code` becomes a script's main, configured by conf/<config_name>.yaml."""
+def command(config_name: str, schema: type) -> Callable[[Callable[[Any], int | None]], Callable[..., None]]:
+    """Decorator: `run(config: schema) -> exit code` becomes a script's main, configured by conf/<config_name>.yaml.
 
-    def decorate(run: Callable[[Any], int | None]) -> Callable[[], None]:
-        def main() -> None:
-            sys.exit(_exit_code(run, config_name, schema))
+    main(words) reads other words than those behind the script's name; sys.argv stays what was typed.
+    """
+
+    def decorate(run: Callable[[Any], int | None]) -> Callable[..., None]:
+        def main(words: list[str] | None = None) -> None:
+            sys.exit(_exit_code(run, config_name, schema, sys.argv[1:] if words is None else words))
 
         return main
 
     return decorate
 
 
-def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type) -> int:
+def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type, words: list[str]) -> int:
     exit_codes: list[int] = []
+    arguments = sys.argv
 
     def job(node: DictConfig) -> None:
+        sys.argv = arguments  # as typed: what starts this command again, or records it, reads them
         exit_codes.append(_run_once(run, node, schema))
         if exit_codes[-1] == INTERRUPTED:
             sys.exit(INTERRUPTED)  # past Hydra, which would start the next job of a sweep
@@ -90,39 +97,52 @@ def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, for the sentences below
     OmegaConf.register_new_resolver("choices", names_of, replace=True)  # the help texts use it
     # argparse, behind Hydra, takes no KEY=VALUE after a flag that stands among them
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
-    answer = asked(sys.argv[1:])
-    if answer or {"--help", "-h"} & set(sys.argv):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends them quietly, like other tools
-    if answer:
-        print(answer)
-        return 0
+    words = sorted(words, key=lambda word: word not in ("-m", "--multirun"))
     try:
-        _check_flags(sys.argv[1:])
+        check_conf()
+        answer = asked(words)
+        if answer or {"--help", "-h"} & set(words):
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends them quietly, like other tools
+        if answer:
+            print(answer)
+            return 0
+        sys.argv = [arguments[0], *_checked(words, schema)]  # which Hydra reads
         use_own_source()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except UserError as error:
         return _refuse(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        return _refuse(sentence(error))
+        return _refuse(sentence(error, schema))
     except OSError as error:  # Hydra's own: it makes the folders of a sweep
         return _refuse(disk_sentence(error))
+    finally:
+        sys.argv = arguments
     return max(exit_codes, default=0)
 
 
-def _check_flags(words: list[str]) -> None:
-    """UserError for what argparse, behind Hydra, would answer with its usage."""
+def _checked(words: list[str], schema: type) -> list[str]:
+    """The words as Hydra is to read them; UserError for what argparse, behind Hydra, would answer with its usage, and
+    for a value that Hydra cannot read."""
 
     def refuse(message: str) -> NoReturn:
-        raise UserError(f"{message}; a value is KEY=VALUE, and flags such as --help stand behind all values")
+        raise UserError(
+            f"{message}; a value is KEY=VALUE without dashes, and flags such as --help stand behind all values"
+        )
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
-    parser.parse_args(words)
+    values = parser.parse_args(words).overrides
+    read = dict(zip(values, checked(values, schema), strict=True))
+    return [read.get(word, word) for word in words]
 
 
 def _run_once(run: Callable[[Any], int | None], node: DictConfig, schema: type) -> int:
     try:
+        for key in PATHS:
+            value = OmegaConf.select(node, key, throw_on_resolution_failure=False)
+            value = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
+            if home(value) != value:
+                OmegaConf.update(node, key, literal(home(value)))
         config: Any = typed(node, schema)
         _check_sweep(config)
         return run(config) or 0
@@ -168,40 +188,6 @@ def overrides() -> list[str]:
 
 
 def _refuse(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    line = re.sub(r"\s*\n\s*", " ", message.strip())  # other spaces may be a path's
+    print(f"error: {line}", file=sys.stderr)
     return 2
-
-
-def sentence(error: Exception) -> str:
-    """One sentence for an error of Hydra's or OmegaConf's: the key, the value and the nearest names."""
-    text = str(error)
-    if found := re.search(r"Could not find '([^']+)/([^'/]*)'", text):
-        group, option = found.groups()
-        hint = "; any timm model is model=timm model.name=NAME" if group == "model" else ""
-        near = nearest(option, options_of(group)) or f"; {group}=? lists what there is"
-        return f"{group}={option}: there is no conf/{group}/{option}.yaml{near}{hint}"
-    if found := re.search(r"Could not override '([^']+)'", text):
-        key = found[1]
-        if addition := re.search(r"use (\+model\.kwargs\..+)", text):
-            return f"{key}: a new entry of model.kwargs needs a plus sign: {addition[1]}"
-        cause = str(error.__cause__ or "")
-        parent = re.search(r"full_key: (\S+)", cause)
-        key, known = parent[1] if parent else key, keys_of(Config)
-        if key.startswith("model.kwargs."):  # typed as a mapping
-            return f"{key}: a new entry of model.kwargs needs a plus sign: +{key}=VALUE"
-        if key in known:
-            return f"{key}: neither this command nor the groups chosen use it; --help shows the keys"
-        return f"{key}: there is no such key{nearest(key, known)}"
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read as KEY=VALUE; a list is KEY=[A,B], and quotes keep the shell off it"
-    if found := re.search(r"Ambiguous value for argument '(.+)'", text):
-        return f"{found[1]}: several values are a sweep, which needs -m; one that is a list stands in brackets"
-    return text.splitlines()[0] + "".join(f" ({key})" for key in re.findall(r"full_key: (\S+)", text)[:1])
-
-
-def nearest(name: str, names: list[str]) -> str:
-    """The nearest of `names` as a clause of a sentence, empty where none is near."""
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if close:
-        return f"; did you mean {' or '.join(close)}?"
-    return f"; there are {', '.join(names)}" if len(names) < 30 else ""

@@ -109,13 +109,15 @@ def check_md5(path: Path, expected: str, advance: Callable[[int], None] = lambda
 def _safe_name(archive: str, entry: tarfile.TarInfo) -> str:
     _check_name(archive, entry.name)
     if not entry.isreg() or entry.issparse():
-        raise UserError(f"{archive}: {entry.name} is a link, a device or no plain file; refused")
+        raise UserError(f"{archive}: {entry.name} is a link, a device or no plain file; refused: archive plain files")
     return entry.name.removeprefix("./")
 
 
 def _check_name(archive: str, name: str) -> None:
     if name.startswith("/") or ".." in name.replace("\\", "/").split("/") or "\0" in name:
-        raise UserError(f"{archive}: a member is called {name!r}, which leads outside of it; refused")
+        raise UserError(
+            f"{archive}: a member is called {name!r}, which leads outside of it; refused: archive the files anew"
+        )
 
 
 class _Window(io.RawIOBase):

@@ -50,7 +50,7 @@ def read_devkit(path: Path) -> Devkit:
     except ValueError as error:
         raise UserError(f"{path}, {GROUND_TRUTH}: not one number a line ({error})") from error
     if strange := set(ground_truth) - set(wnids):
-        raise UserError(f"{path}, {GROUND_TRUTH}: class {min(strange)} is not in {META}")
+        raise UserError(f"{path}, {GROUND_TRUTH}: class {min(strange)} is not in {META}; download {ARCHIVE} again")
     return Devkit(wnids, num_train_images, ground_truth, SIMULATED in files)
 
 
@@ -66,5 +66,5 @@ def _read_meta(path: Path, content: bytes) -> tuple[dict[int, str], dict[str, in
     except Exception as error:  # scipy raises whatever a damaged file leads it to
         raise UserError(f"{path}, {META}: not the table of synsets of ILSVRC2012 ({error})") from error
     if len(num_train_images) != len(leaves) or len(wnids) != len(leaves):
-        raise UserError(f"{path}, {META}: two classes have the same number or the same WNID")
+        raise UserError(f"{path}, {META}: two classes have the same number or the same WNID; download {ARCHIVE} again")
     return wnids, num_train_images

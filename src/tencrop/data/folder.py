@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
 from tencrop.config import Data, UserError
+from tencrop.config.command_line import typed_word, verb
 from tencrop.data.originals import TREE, Place, SourceFile, read_original
 
 # torchvision's ImageFolder takes these
@@ -58,8 +60,8 @@ def source_folder(data: Data) -> Path:
     """`data.source` as an absolute path; UserError where it is not given or no folder."""
     if data.source is None:
         raise UserError(
-            f"data.source: where are the images? Run: python prepare.py data={data.name}"
-            f" data.source=FOLDER_OF_IMAGES data.root={data.root}"
+            f"data.source: where are the images? Run: {verb('prepare')} data={data.name}"
+            f" data.source=FOLDER_OF_IMAGES {typed_word('data.root', data.root)}"
         )
     if not Path(data.source).is_dir():
         raise UserError(f"data.source={data.source}: there is no such folder")
@@ -141,11 +143,32 @@ def check_same_classes(train: list[str], val: list[str]) -> None:
     """UserError unless both splits have the same classes."""
     for names, others, split, other in ((train, val, "train", "val"), (val, train, "val", "train")):
         if missing := sorted(set(names) - set(others), key=os.fsencode):
+            _check_accents(missing, set(others) - set(names), split, other)
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise UserError(
                 f"data.source: class folder {missing[0]}{more} of the {split} split has no counterpart in {other};"
                 " both splits need the same class folders"
             )
+
+
+def _check_accents(missing: list[str], others: set[str], split: str, other: str) -> None:
+    """UserError where a name differs from one of the other split only in how its letters are composed (NFC, NFD).
+
+    The two look the same in print: macOS writes an accent as a character of its own where Linux has one for both.
+    """
+    composed = {unicodedata.normalize("NFC", name): name for name in others}
+    for name in missing:
+        if twin := composed.get(unicodedata.normalize("NFC", name)):
+            raise UserError(
+                f"data.source: class folder {name} of the {split} split looks like {twin} of {other}, and its accents"
+                f" are written otherwise (NFC, NFD); in the {other} folder type: mv {_in_bytes(twin)} {_in_bytes(name)}"
+            )
+
+
+def _in_bytes(name: str) -> str:
+    """A name for bash, in which two that look the same differ."""
+    shown = (chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f"\\x{byte:02x}" for byte in os.fsencode(name))
+    return f"$'{''.join(shown)}'"
 
 
 def check_num_classes(data: Data, classes: list[str]) -> None:

@@ -113,7 +113,10 @@ class IlsvrcSource:
         classes, others = ({name for name, files in named[split].items() if files} for split in ("train", "val"))
         check_same_classes(list(classes), list(others))
         if self.devkit and (strange := classes - set(self.devkit.num_train_images)):
-            raise UserError(f"data.source: class {min(strange)} is not one of the devkit's {len(self.devkit.wnids)}")
+            raise UserError(
+                f"data.source: class {min(strange)} is not one of the devkit's {len(self.devkit.wnids)}; remove its"
+                " folder, or use data=imagefolder if other classes are meant"
+            )
         ordered = sorted(classes, key=os.fsencode)
         files = {}
         for split, by_class in named.items():
@@ -233,7 +236,7 @@ def _by_ground_truth(
         matched = VAL_NAME.fullmatch(name)
         wnid = truth.wnids.get(int(matched[1])) if matched else None
         if wnid is None:
-            raise UserError(f"{path}: {name} is none of the {len(truth.wnids):,} images of the ground truth")
+            raise UserError(f"{path}: {name} is none of the {len(truth.wnids):,} images of the ground truth; remove it")
         by_class[wnid].append(SourceFile(f"{wnid}/{name}", 0, member.num_bytes, member.offset))
     return by_class
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from tencrop.config import UserError
+from tencrop.config.command_line import typed_word, verb
 from tencrop.config.documents import FILE_NAME, Between, NotEmpty, check_shape, read_json
 from tencrop.data.beton import Beton, whole_file
 from tencrop.data.originals import FLAT, MADE, TAR, TREE, ZIP, Place, Source, SourceFile, read_original
@@ -83,7 +84,7 @@ def read_manifest(root: str | Path, data: str = "imagefolder") -> dict[str, Any]
     """
     path = Path(root) / "manifest.json"
     source = "" if data == "digits" else " data.source=FOLDER_OF_IMAGES"
-    prepare = f"python prepare.py data={data}{source} data.root={root}"
+    prepare = f"{verb('prepare')} data={data}{source} {typed_word('data.root', root)}"
     if not path.is_file():
         raise UserError(f"data.root={root}: holds no prepared data (no manifest.json); prepare it with: {prepare}")
     what, mend = "a manifest of prepared data", f"delete {root} and run: {prepare}"

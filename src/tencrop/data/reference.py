@@ -79,7 +79,10 @@ class _Batches(Dataset):
                 try:
                     image[: size[0], : size[1]] = cut(content, stored_size, box, size, flip, self._filter)
                 except Undecodable as error:
-                    raise UserError(f"{self._split.names(int(index))}: cannot be decoded any more: {error}") from error
+                    name = self._split.names(int(index))
+                    raise UserError(
+                        f"{name}: cannot be decoded any more ({error}); put back what was prepared"
+                    ) from error
             return batch_of(torch.from_numpy(images), self._split, plan, hash_pixels=self._hash_pixels)
         except Exception as error:
             return error

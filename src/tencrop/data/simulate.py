@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from tencrop.config import Data, UserError
+from tencrop.config.command_line import typed_word, verb
 from tencrop.config.writable import check_writable
 from tencrop.console import plain_console
 from tencrop.data.beton import whole_file
@@ -58,8 +59,8 @@ def simulate(data: Data, *, progress: bool = True) -> Path:
     sums = {name: _md5(root / name) for name in names}
     write_whole(root / MD5_LIST, "".join(f"{md5}  {name}\n" for name, md5 in sums.items()).encode())
     console.print(
-        f"{root}: {', '.join(names)}; python prepare.py data=imagenet data.num_classes={len(source.classes)}"
-        f" data.source={root} data.root=PREPARED prepares them"
+        f"{root}: {', '.join(names)}; {verb('prepare')} data=imagenet data.num_classes={len(source.classes)}"
+        f" {typed_word('data.source', root)} data.root=PREPARED prepares them"
     )
     return root
 

@@ -92,7 +92,9 @@ def write_split(
     if not per_class.all():
         beton.unlink()
         remove_parts(root)
-        raise UserError(f"class {source.classes[per_class.argmin()]} of the {split} split: no image can be decoded")
+        raise UserError(
+            f"class {source.classes[per_class.argmin()]} of the {split} split: no image can be decoded; replace them"
+        )
     write_npy(names, table)
     facts = {
         "num_samples": len(table),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tencrop.config import Config, UserError, check_data, check_preparation, config_of_run, run_path
+from tencrop.config.command_line import for_shell, keys_typed, parse, typed_word, verb
 from tencrop.config.documents import read_json
 from tencrop.config.rules import check_protocol
 from tencrop.config.verbs import CONF
@@ -57,16 +58,20 @@ def _members_of(config: Config, typed: list[str]) -> list[Member]:
     if config.checkpoint is None:
         path = run_path(config) / "checkpoints" / "last.ckpt"
         if not path.exists():
-            train = " ".join(word for word in typed if word.lstrip("+").split("=")[0].split(".")[0] not in CHOSEN_HERE)
-            mend = f"name one with checkpoint=PATH, or train it with: python train.py {train}"
-            raise UserError(f"{path}: there is no such checkpoint; {mend}".rstrip())
+            keys = (override.key_or_group.split(".")[0] for override in parse(typed))
+            words = [for_shell(word) for word, key in zip(typed, keys, strict=True) if key not in CHOSEN_HERE]
+            mend = f"name one with checkpoint=PATH, or train it with: {' '.join([verb('train'), *words])}"
+            raise UserError(f"{path}: there is no such checkpoint; {mend}")
         return [_of_run(config, path, path.parent.parent, alone=True)]
     paths = [Path(path) for path in (config.checkpoint if isinstance(config.checkpoint, list) else [config.checkpoint])]
     if not paths:
         raise UserError("checkpoint=[]: names no checkpoint; give checkpoint=PATH or checkpoint=[PATH,PATH]")
-    members = []
     for path in paths:
         _check_file("checkpoint", path)
+    if not any((path.absolute().parent.parent / "config.yaml").exists() for path in paths):
+        _check_named(paths[0], typed)
+    members = []
+    for path in paths:
         run_dir, alone = path.absolute().parent.parent, len(paths) == 1
         if (run_dir / "config.yaml").exists():
             members.append(_of_run(config_of_run(run_dir, typed, conf=CONF), path, run_dir, alone=alone))
@@ -93,20 +98,29 @@ def _check_file(key: str, path: Path) -> None:
         raise UserError(f"{key}={path}: there is no such file")
 
 
+def _check_named(path: Path, typed: Sequence[str]) -> None:
+    """UserError where no run folder says which network a checkpoint is of, and the command does not either."""
+    if not keys_typed(typed) & {"model", "model.name", "experiment"}:
+        raise UserError(
+            f"checkpoint={path}: lies in no run folder (RUN/config.yaml and RUN/checkpoints/), which would say of which"
+            " network and data it is; name them with model=NAME data=NAME data.root=FOLDER, or experiment=NAME"
+        )
+
+
 def _from_elsewhere(config: Config, path: Path, words: Sequence[str], out: Path | None) -> Member:
     """Of weights that are not named as the checkpoint of a run; `words` as typed.
 
     Images are prepared as the run says whose folder the weights lie in, or as the experiment that is typed, or else as
     the publisher says, which is known when timm is imported.
     """
-    typed = dict(word.lstrip("+").partition("=")[::2] for word in words)
+    typed = {override.key_or_group: override.value() for override in parse(words)}
     if "training.precision" not in typed:
         config = dataclasses.replace(config, training=dataclasses.replace(config.training, precision="fp32"))
     files = ("config.yaml", "manifest.json")  # others write a config.yaml, too
     run_dir = next((dir for dir in path.absolute().parents[:2] if all((dir / file).exists() for file in files)), None)
     if run_dir is not None:
         config = prepared_as(config, _of_images(config_of_run(run_dir, [], conf=CONF)), typed)
-    is_published = run_dir is None and typed.get("experiment", "null") in ("null", "auto")
+    is_published = run_dir is None and typed.get("experiment") in (None, "auto")
     return _member(config, path, out, frozenset(typed) if is_published else None)
 
 
@@ -124,7 +138,7 @@ def _of_run(config: Config, path: Path, run_dir: Path, *, alone: bool) -> Member
     if data.get("classes", member.manifest["classes"]) != member.manifest["classes"]:
         raise UserError(
             f"data.root={config.data.root}: its classes are not those that {path} was trained on; name other data,"
-            f" or evaluate the plain weights with weights={path}"
+            f" or evaluate the plain weights with {typed_word('weights', path)}"
         )
     trained_beside = data.get("splits", {}).get("val", {}).get("source_fingerprint")
     if member.out is None and trained_beside in (None, source_fingerprint(member.manifest)):

@@ -47,7 +47,7 @@ def build_model(model: Model, *, num_classes: int, image_size: int | None = None
         _check_bn_group(network, model)
         if getattr(network, "aux_logits", False) and not hasattr(network, "auxiliary_weight"):  # their libraries' own
             raise UserError(
-                f"model.name={model.name}: has auxiliary heads, and nobody says what their loss counts; choose"
+                f"model.name={model.name}: has auxiliary heads, whose weight in the loss is not known; choose"
                 " inception_v3_aux or googlenet_2014, or add +model.kwargs.aux_logits=false"
             )
         check_image_size(network, model.name, image_size, for_training=True)

@@ -72,7 +72,10 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _known(facts: dict[str, Any], value: Any) -> str:
-    return f"unknown ({facts['not_known']})" if value is None and "not_known" in facts else str(value)
+    if value is None and "not_known" in facts:
+        return f"unknown ({facts['not_known']})"
+    is_installed = value is None and "installed" in facts
+    return f"that of an installed package ({facts['installed']})" if is_installed else str(value)
 
 
 def sessions_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
@@ -84,13 +87,15 @@ def command_line() -> str:
     """This process's command, fit to be pasted into a shell where its names are Unicode; credentials masked."""
     spec = sys.modules["__main__"].__spec__  # of python -m MODULE; a script has none
     program = ["-m", spec.name.removesuffix(".__main__")] if spec else [os.path.basename(sys.argv[0]) or "-c"]
-    return printable(shlex.join(["python", *program, *mask_arguments(sys.argv[1:])]))
+    python = ["python"] if spec or program[0].endswith((".py", "-c")) else []  # not of an installed command
+    return printable(shlex.join([*python, *program, *mask_arguments(sys.argv[1:])]))
 
 
 def code_version() -> dict[str, Any]:
     """Revision and state of the git checkout that the package runs from (None outside one), and hashes of the code.
 
-    Where there is a checkout and git did not answer, `not_known` says why: None is then no "unchanged".
+    Where there is a checkout and git did not answer, `not_known` says why: None is then no "unchanged". Of a package
+    that pip installed `installed` is the version.
     `learning_sha256` covers the stages that decide what is learned, git or not: a report that was reworded does not
     make it another code.
     """
@@ -105,17 +110,21 @@ def code_version() -> dict[str, Any]:
             }
     except GitFailed as error:
         facts["not_known"] = str(error)
+    if not _is_of_checkout():
+        facts["installed"] = tencrop.__version__
     return facts | {"learning_sha256": code_sha256(PACKAGE, LEARNING_STAGES)}
 
 
 def code_diff() -> str:
-    """The checkout's code against its last commit, new files included, as a patch; empty outside a checkout and without
-    changes, a line that says why where git did not answer."""
+    """The checkout's code against its last commit, new files included, as a patch; empty without changes, a line that
+    says why it is not known outside a checkout and where git did not answer."""
     try:
-        repository = _repository()
-        return _diff(repository) if repository else ""
+        if repository := _repository():
+            return _diff(repository)
+        reason = "no git repository" if _is_of_checkout() else f"installed package, version {tencrop.__version__}"
     except GitFailed as error:
-        return f"# not known whether the code was changed: {error}\n"
+        reason = str(error)
+    return f"# not known whether the code was changed: {reason}\n"
 
 
 class GitFailed(Exception):
@@ -141,7 +150,11 @@ def _revision(repository: Path) -> str | None:
 def _repository() -> Path | None:
     """The checkout's root, only where the package in use is that checkout's (not one installed below it)."""
     root = PACKAGE.parents[1]
-    return root if root / "src" / "tencrop" == PACKAGE and (root / ".git").exists() else None
+    return root if _is_of_checkout() and (root / ".git").exists() else None
+
+
+def _is_of_checkout() -> bool:
+    return PACKAGE.parts[-2:] == ("src", "tencrop")
 
 
 def _git(folder: Path, *arguments: str, fine: tuple[int, ...] = (0,)) -> str:

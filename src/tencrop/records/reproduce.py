@@ -25,7 +25,7 @@ from tencrop.config.writable import check_writable
 from tencrop.data.manifest import read_manifest as read_data_manifest
 from tencrop.data.manifest import write_whole
 from tencrop.printable import print_any_text
-from tencrop.records.provenance import PACKAGE, changed_split, differences, session, sessions_of
+from tencrop.records.provenance import changed_split, differences, session, sessions_of
 from tencrop.records.run_folder import read_manifest
 
 
@@ -55,19 +55,17 @@ def reproduce(run_dir: Path, into: Path) -> bool:
 
 
 def train_again(run_dir: Path, into: Path) -> None:
-    """Run train.py, untracked, with the resolved configuration of `run_dir`; its exit code other than 0 ends this.
+    """Train, untracked, with the resolved configuration of `run_dir`; its exit code other than 0 ends this.
 
     Hydra reads a copy in `into`, made of the keys that a run has: it would obey a section `hydra`, a list of defaults
     and interpolations in the run's own file, which may be a stranger's.
     """
-    script = PACKAGE.parents[1] / "train.py"
-    if not script.exists():
-        raise UserError(f"{script}: not there; reproduce needs the checkout, not only the installed package")
     config = dataclasses.asdict(config_of_run(run_dir, [], conf=CONF))
     config["runs"], config["tracker"]["name"] = str(into.resolve()), "none"
     into.mkdir(parents=True, exist_ok=True)
     write_whole(into / "reproduce.yaml", OmegaConf.to_yaml(OmegaConf.create(literal(config))).encode())
-    command = [sys.executable, str(script), "--config-path", str(into.resolve()), "--config-name", "reproduce"]
+    config_file = ["--config-path", str(into.resolve()), "--config-name", "reproduce"]
+    command = [sys.executable, "-m", "tencrop", "train", *config_file]
     overrides = ["hydra.run.dir=.", "hydra.output_subdir=null"]
     quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
     exit_code = subprocess.run([*command, *overrides, *quiet], check=False).returncode
@@ -89,7 +87,8 @@ def what_differs(before: dict[str, Any]) -> list[str]:
 def _check_data(run_dir: Path, before: dict[str, Any]) -> None:
     data = read_config(run_dir)["data"]
     if split := changed_split(before["data"], read_data_manifest(data["root"], data["name"])):
-        raise UserError(f"data.root={data['root']}: its {split} images are not those of {run_dir}")
+        mend = f"prepare the run's own again, or name their folder as data.root in {run_dir}/config.yaml"
+        raise UserError(f"data.root={data['root']}: its {split} images are not those of {run_dir}; {mend}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -32,7 +32,7 @@ _HASHES = {"weights_sha256": _TEXT, "ema_sha256?": _TEXT}
 _SESSION = {
     "started": str,
     "command": str,
-    "code": {"revision": _TEXT, "diff_sha256": _TEXT, "learning_sha256": str, "not_known?": str},
+    "code": {"revision": _TEXT, "diff_sha256": _TEXT, "learning_sha256": str, "not_known?": str, "installed?": str},
     "hardware": {
         "not_known?": str,
         "host": str,
@@ -168,7 +168,9 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 def _refuse_other_code(folder: Path, config: Config, before: dict[str, Any], now: dict[str, Any]) -> None:
     if before["code"]["learning_sha256"] != now["code"]["learning_sha256"] and not config.allow_other_code:
-        revision = (before["code"]["revision"] or ("unknown" if "not_known" in before["code"] else "outside git"))[:12]
+        code = before["code"]
+        place = f"installed, {code['installed']}" if "installed" in code else "outside git"
+        revision = (code["revision"] or "")[:12] or ("unknown" if "not_known" in code else place)
         raise UserError(
             f"{folder}: begun by another version of the code ({revision}, {before['started']});"
             " check that version out, or continue with allow_other_code=true, or delete the folder"

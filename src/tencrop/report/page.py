@@ -211,6 +211,8 @@ def _run_facts(run: Run) -> tuple[str, str, str, str]:
 def _code(code: dict[str, Any]) -> str:
     if "not_known" in code:
         return f"not known ({code['not_known']}), stages up to training {code['learning_sha256'][:12]}"
+    if "installed" in code:
+        return f"installed package, version {code['installed']}, stages up to training {code['learning_sha256'][:12]}"
     if code["revision"] is None:
         return f"outside git, stages up to training {code['learning_sha256'][:12]}"
     return f"{code['revision'][:12]}{', with changes (code.diff)' if code['diff_sha256'] else ''}"

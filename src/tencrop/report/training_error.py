@@ -9,11 +9,11 @@ Prints the epochs until 25% training error and their ratio to the fastest; write
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from tencrop.config import ReportConfig, UserError, command
+from tencrop.config.command_line import typed_word
 from tencrop.config.writable import check_writable
 from tencrop.report.collect import Experiment, Run, collect, places
 from tencrop.seeing.record import Record
@@ -122,8 +122,8 @@ def draw_training_error(experiments: Sequence[Experiment], folder: Path, name: s
         "Error over the training images since the row of metrics.jsonl before, as in figure 1 of Krizhevsky et al."
         f" 2012; a line for each seed, dotted the target. {race_table(shown).replace(chr(10), '; ')}.{left_out}"
     )
-    folders = ",".join(str(run.folder) for experiment in shown for run in experiment.runs)
-    line = shlex.join(["python", "-m", "tencrop.report.training_error", f"runs=[{folders}]"])
+    folders = [str(run.folder) for experiment in shown for run in experiment.runs]
+    line = f"python -m tencrop.report.training_error {typed_word('runs', folders)}"
     model = experiments[0].runs[0].config["model"]["name"]
     return save_figure(figure, folder, name, Record("Training error", caption, model, command=line))
 

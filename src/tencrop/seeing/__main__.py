@@ -6,6 +6,7 @@ import dataclasses
 import shlex
 
 from tencrop.config import Config, SeeingConfig, command, overrides
+from tencrop.config.command_line import keys_typed
 from tencrop.evaluation.members import members_of
 from tencrop.records.masking import mask_arguments
 
@@ -18,7 +19,7 @@ OF_NO_RUN = ("architecture", "tradeoff")
 @command("seeing", SeeingConfig)
 def main(config: SeeingConfig) -> int:
     plain = Config(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Config)})
-    typed = [word for word in overrides() if word.lstrip("+").partition("=")[0] not in OWN_KEYS]
+    typed = [word for word in overrides() if not keys_typed([word]) & OWN_KEYS]
     is_of_run = config.figure not in OF_NO_RUN or config.checkpoint is not None
     members = members_of(plain, typed) if is_of_run else []  # refuses what is missing before torch is imported
 

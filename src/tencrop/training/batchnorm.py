@@ -32,7 +32,8 @@ def set_groups(model: nn.Module, batches: Batches) -> nn.Module:
         if type(layer) not in GROUPABLE or layer.momentum is None or not layer.track_running_stats:
             raise UserError(
                 f"model.bn_group: layer {name} of the model is a {type(layer).__name__} with"
-                f" momentum={layer.momentum}, which cannot be split into groups or joined over devices"
+                f" momentum={layer.momentum}, which cannot be split into groups or joined over devices;"
+                " choose another network"
             )
     if batches.bn == "sync":
         return convert_sync_batchnorm(model)

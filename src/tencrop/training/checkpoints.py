@@ -18,6 +18,7 @@ from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
 from tencrop.config import UserError
+from tencrop.config.command_line import typed_word
 from tencrop.config.launch import is_first_process
 from tencrop.data.beton import naming, sync_folder
 from tencrop.models.checkpoint_files import RefusedCheckpoint, add_digest, load_checked, weights_sha256
@@ -86,7 +87,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         reason = "not a checkpoint that can be read safely (broken, or a pickle with code in it)"
         raise RefusedCheckpoint(path, reason) from error
     if not isinstance(checkpoint, dict) or "tencrop" not in checkpoint:
-        mend = f"plain weights are evaluated with weights={path}"
+        mend = f"plain weights are evaluated with {typed_word('weights', path)}"
         raise RefusedCheckpoint(path, "not one of our checkpoints", mend)
     return checkpoint
 

@@ -1,0 +1,29 @@
+"""Evaluates trained weights under a protocol. Called by evaluate.py and `tencrop evaluate`."""
+
+from tencrop.config import Config, check_precision, command, overrides
+from tencrop.config.launch import check_launch
+from tencrop.evaluation.members import check_ensemble, members_of
+
+
+@command("evaluate", Config)
+def main(config: Config) -> int:
+    members = members_of(config, overrides())  # what is wrong is refused before torch is imported
+    check_ensemble(members)
+    for member in members:
+        check_precision(member.config)
+    check_launch(members[0].config.hardware)
+
+    from tencrop.evaluation.evaluate import evaluate_members
+    from tencrop.evaluation.results import print_results
+    from tencrop.records.tracked_errors import track_result
+    from tencrop.report.collect import collect, is_run
+    from tencrop.report.tables import COLUMNS, error_rows
+
+    if found := evaluate_members(members):  # empty but on the first of several processes
+        print_results([evaluated.result for evaluated in found])
+        print("\n".join(f"{evaluated.out}/{evaluated.result['scores']}" for evaluated in found))
+        for member, evaluated in zip(members, found, strict=False):  # an ensemble, last, belongs to no run
+            if is_run(run_dir := evaluated.out.parent):
+                rows = error_rows(collect([run_dir]))
+                track_result(member.config, run_dir, evaluated.result, COLUMNS, [row.cells for row in rows])
+    return 0

@@ -1,0 +1,21 @@
+"""Writes a data set once, compares it with its fingerprints, or makes archives like ImageNet's.
+
+Called by prepare.py and `tencrop prepare`; the work is in data/prepare.py, verify.py and simulate.py.
+"""
+
+from tencrop.config import PrepareConfig, command, num_threads
+
+
+@command("prepare", PrepareConfig)
+def main(config: PrepareConfig) -> int:
+    from tencrop.data.prepare import prepare
+    from tencrop.data.simulate import simulate
+    from tencrop.data.verify import verify
+
+    if config.verify:
+        verify(config.data.root, config.data.name, num_threads=num_threads(config.workers))
+    elif config.simulate:
+        simulate(config.data)
+    else:
+        prepare(config.data, workers=config.workers)
+    return 0
