@@ -8,6 +8,11 @@ from tencrop.config import ReportConfig, UserError, command
 
 @command("report", ReportConfig)
 def main(config: ReportConfig) -> int:
+    if config.table is not None:
+        from tencrop.tables.command import report_tables
+
+        return report_tables(config.table, config.runs, Path(config.output))
+
     from tencrop.report.collect import collect, collect_evaluations, places
     from tencrop.report.page import write_report
     from tencrop.report.tables import error_rows, print_table

@@ -17,6 +17,7 @@ from rich.text import Text
 from tencrop.console import plain_console
 from tencrop.evaluation.claims import is_claimed
 from tencrop.evaluation.errors import OverSeeds, over_seeds, wilson_interval
+from tencrop.printable import markdown_text
 from tencrop.report.collect import TOP, Evaluation, Experiment, Result, Run
 
 COLUMNS = ("experiment", "protocol", "error", "paper", "ours", "difference", "95% interval", "images", "seeds", "note")
@@ -97,11 +98,6 @@ def markdown_table(rows: Sequence[Row]) -> str:
     alignment = [":--" if column in ("experiment", "protocol", "note") else "--:" for column in COLUMNS]
     lines = [COLUMNS, alignment, *(row.cells for row in rows)]
     return "".join("| " + " | ".join(markdown_text(cell) for cell in line) + " |\n" for line in lines)
-
-
-def markdown_text(text: str) -> str:
-    """`text` on one line, without what Markdown would take for a cell's end or for HTML."""
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def html_table(rows: Sequence[Row]) -> str:

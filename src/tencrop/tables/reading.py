@@ -117,7 +117,7 @@ class _Reader:
         """A file as it stands, its shape checked, and its rows one by one."""
         if name not in self.names:
             near = nearest(name, self.names) or "; table=? lists what there is"
-            raise UserError(f"table={name}: there is no {self.folder.name}/{name}.yaml{near}")
+            raise UserError(f"table={name}: there is no {self.folder.parent.name}/{self.folder.name}/{name}.yaml{near}")
         if name not in self.files:
             path = self.folder / f"{name}.yaml"
             said = read_yaml(path, _TABLE, what="an error table", mend="correct it")
