@@ -43,7 +43,7 @@ _PROTOCOL = {
     "filter": (set(CHOICES["protocol.filter"]), None),
     "average": ({"softmax", "logits"}, None),
 }
-_DELTA = (None, {f"{key}?": shape for key, shape in _PROTOCOL.items()})
+_DELTA = {f"{key}?": shape for key, shape in _PROTOCOL.items()}
 _NUM_RUNS = Between(1, 1000)
 _CONFIDENCE = (set(CONFIDENCES), {str: set(CONFIDENCES)})
 _TABLE = {
@@ -58,7 +58,7 @@ _TABLE = {
     "num_runs?": _NUM_RUNS,
     "note?": (str, None),
     "cannot?": (str, None),
-    "protocol": (_PROTOCOL, None),
+    "protocol": object,
     "rows": NotEmpty({"id": str, str: object}),
 }
 _ROW = {
@@ -68,8 +68,8 @@ _ROW = {
     "experiment?": (str, None),
     "overrides?": [str],
     "cannot?": (str, None),
-    "protocol?": _DELTA,
-    "members?": NotEmpty({"row": str, "seeds?": Between(1, 100), "protocol?": _DELTA}),
+    "protocol?": object,
+    "members?": NotEmpty({"row": str, "seeds?": Between(1, 100), "protocol?": object}),
     "delta_of?": str,
     "num_runs?": _NUM_RUNS,
 }
@@ -205,8 +205,7 @@ def _check_table(path: Path, table: dict[str, Any]) -> None:
         raise UserError(f"{path}: columns: one stands twice; name each once")
     if isinstance(table["confidence"], dict) and set(table["confidence"]) != set(table["columns"]):
         raise UserError(f"{path}: confidence: must name each of the columns, or be one text for all")
-    if table["protocol"] is not None and (unknown := set(table["protocol"]) - set(_PROTOCOL)):
-        raise UserError(f"{path}: protocol.{min(unknown)}: there is no such key; leave it out")
+    _check_protocol(f"{path}: ", table["protocol"], _PROTOCOL)
 
 
 def _check_row(where: str, row: dict[str, Any], table: dict[str, Any]) -> None:
@@ -231,16 +230,25 @@ def _check_row(where: str, row: dict[str, Any], table: dict[str, Any]) -> None:
 
 
 def _check_keys(where: str, row: dict[str, Any], columns: list[str]) -> None:
-    confidence, protocols = row.get("confidence"), [row.get("protocol")]
+    confidence = row.get("confidence")
     if isinstance(confidence, dict) and set(confidence) != set(columns):
         raise UserError(f"{where}confidence: must name each of {', '.join(columns)}, or be one text for all")
+    _check_protocol(where, row.get("protocol"), _DELTA)
     for member in row.get("members", []):
         if unknown := set(member) - _MEMBER_KEYS:
             raise UserError(f"{where}members: {min(unknown)}: there is no such key; leave it out")
-        protocols.append(member.get("protocol"))
-    for protocol in protocols:
-        if unknown := set(protocol or {}) - set(_PROTOCOL):
-            raise UserError(f"{where}protocol.{min(unknown)}: there is no such key; leave it out")
+        _check_protocol(f"{where}members: ", member.get("protocol"), _DELTA)
+
+
+def _check_protocol(where: str, said: Any, shape: dict[str, Any]) -> None:
+    if said is None:
+        return
+    try:
+        check_shape(said, shape, "protocol")
+    except ValueError as error:
+        raise UserError(f"{where}{error}; write null for what the paper does not state") from error
+    if unknown := set(said) - set(_PROTOCOL):
+        raise UserError(f"{where}protocol.{min(unknown)}: there is no such key; leave it out")
 
 
 def _check_origin(where: str, row: dict[str, Any], table: dict[str, Any]) -> None:
