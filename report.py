@@ -9,7 +9,7 @@ from tencrop.config import ReportConfig, UserError, command
 @command("report", ReportConfig)
 def main(config: ReportConfig) -> int:
     if config.table is not None:
-        from tencrop.tables.command import report_tables
+        from tencrop.report.paper_tables import report_tables
 
         return report_tables(config.table, config.runs, Path(config.output))
 

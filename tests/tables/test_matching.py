@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from tencrop.config import Config, UserError
+from tencrop.config.choices import CONF
 from tencrop.config.compose import compose_training
-from tencrop.tables.lines import lines_of
-from tencrop.tables.matching import Ours, match_runs, refusals
+from tencrop.report.matching import match_runs, refusals
+from tencrop.tables.lines import Ours, lines_of
 from tencrop.tables.reading import read_table
 
 FinishedRun = Callable[..., Path]
@@ -26,7 +27,7 @@ DATA = {"classes": list("0123456789"), "splits": {"train": {"num_samples": 1297}
 
 @pytest.fixture(scope="module")
 def recipe() -> Config:
-    return compose_training(["experiment=lenet5_digits"])
+    return compose_training(["experiment=lenet5_digits"], CONF)
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from tencrop.tables.lines import Line, lines_of, protocol_text
-from tencrop.tables.matching import Ours
+from tencrop.tables.lines import Line, Ours, lines_of, protocol_text
 from tencrop.tables.reading import read_table
 from tencrop.tables.render import csv_table, latex_table, latex_text, markdown_table, terminal_table
 from tencrop.tables.schema import ErrorTable, RowProtocol

@@ -11,12 +11,11 @@ from hydra._internal.utils import create_config_search_path
 from hydra.types import RunMode
 from omegaconf import open_dict
 
-from tencrop.config.choices import CONF
 from tencrop.config.rules import typed
 from tencrop.config.schema import Config
 
 
-def compose_training(words: Sequence[str], conf: Path = CONF) -> Config:
+def compose_training(words: Sequence[str], conf: Path) -> Config:
     """As `python train.py WORDS` composes it from the files of `conf`; 0.3 s."""
     # hydra.compose() does the same, and refuses to while a verb runs under Hydra
     loader = ConfigLoaderImpl(create_config_search_path(str(conf)))

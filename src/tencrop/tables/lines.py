@@ -1,18 +1,31 @@
-"""The lines of a table: every row's printed numbers beside ours, as text. Called by render.py and command.py."""
+"""The lines of a table: every row's printed numbers beside ours, as text. Called by report/paper_tables.py."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from tencrop.printable import printable
-from tencrop.tables.matching import Key, Ours
 from tencrop.tables.schema import MEASURED, ErrorRow, ErrorTable, RowProtocol, parse_printed
 from tencrop.tables.verdicts import NO_CLAIM, NOT_RUN, Verdict, judge
 
 NONE = "–"
 GUESSED = "*"  # behind a verdict whose band is a guess
+
+
+Key = tuple[str, str]  # table and row
+
+
+@dataclass(frozen=True)
+class Ours:
+    """What was measured for a row; where `refused` says why it supports no claim, no errors are given."""
+
+    errors: dict[int, tuple[float, ...]]  # k -> percent, one a seed
+    num_images: int
+    runs: tuple[Path, ...]  # their folders, by seed
+    refused: str | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ neither can be. A row that says none of these has the table's `cannot`.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,20 @@ def read_tables(folder: Path = ERRORS) -> list[ErrorTable]:
     """All tables."""
     reader = _Reader(folder)
     return [reader.table(name) for name in table_names(folder)]
+
+
+def read_rows(references: Iterable[str], folder: Path = ERRORS) -> list[tuple[ErrorTable, ErrorRow]]:
+    """The rows that TABLE.ID name, with their tables; UserError where there is no such row."""
+    reader = _Reader(folder)
+    tables: dict[str, ErrorTable] = {}
+    found = []
+    for reference in references:
+        name, row_id, _ = reader.found("", "", reference)
+        if name not in tables:
+            tables[name] = reader.table(name)
+        table = tables[name]
+        found.append((table, next(row for row in table.rows if row.id == row_id)))
+    return found
 
 
 class _Reader:

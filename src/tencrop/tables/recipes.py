@@ -1,7 +1,7 @@
 """The learning hashes of the configurations that rows name, by which the runs of a row are found.
 
 Composing a configuration takes 0.3 s, so hashes are kept in a file of the report's folder until a file of conf/ or the
-code that reads it changes. Called by matching.py; imports no torch.
+code that reads it changes. Called by report/matching.py; imports no torch.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def learning_hashes(recipes: Iterable[Words], kept: Path) -> dict[Words, str]:
 
 def _learning_hash(words: Words) -> str:
     try:
-        return learning_hash(compose_training(words))
+        return learning_hash(compose_training(words, CONF))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"train.py {' '.join(words)}: {sentence(error)}") from error
 

@@ -1,4 +1,4 @@
-"""A paper's table beside ours: on the terminal, in Markdown, CSV and LaTeX (booktabs). Called by command.py."""
+"""A table beside ours: on the terminal, in Markdown, CSV and LaTeX (booktabs). Called by report/paper_tables.py."""
 
 from __future__ import annotations
 

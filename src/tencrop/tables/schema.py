@@ -120,6 +120,13 @@ class ErrorTable:
     note: str | None
     rows: tuple[ErrorRow, ...]
 
+    def error(self, row: ErrorRow, column: str) -> float:
+        """What the row prints in a column, as an error in percent."""
+        printed = row.printed[column]
+        assert printed is not None, (self.name, row.id, column)
+        value = parse_printed(printed).value
+        return value if self.unit == "error" else 100 - value
+
     def can_measure(self, column: str) -> bool:
         """Whether evaluate.py gives this column of this table."""
         return column in MEASURED and self.split == "val"

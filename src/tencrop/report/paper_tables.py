@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tencrop.config import UserError
 from tencrop.data.manifest import write_whole
+from tencrop.report.matching import match_runs
 from tencrop.tables.lines import lines_of
-from tencrop.tables.matching import match_runs
 from tencrop.tables.reading import ERRORS, read_table, read_tables
 from tencrop.tables.render import csv_table, latex_table, markdown_table, terminal_table
 

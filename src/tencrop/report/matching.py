@@ -1,37 +1,27 @@
 """Which finished runs support which rows of a table, and why others do not.
 
 A run belongs to a row when it learns by the keys that the row's words compose, whatever its folder is called; one of
-its results supports the row when it counts the table's images under the row's protocol. Called by command.py. Reads
-names of folders first: reading runs imports torch, and most tables have none.
+its results supports the row when it counts the table's images under the row's protocol. Called by paper_tables.py.
+Reads names of folders first: reading runs imports torch, and most tables have none.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tencrop.config import Config, UserError
+from tencrop.config.choices import CONF
+from tencrop.tables.lines import Key, Ours
 from tencrop.tables.recipes import Words, learning_hashes
 from tencrop.tables.schema import ErrorRow, ErrorTable, RowProtocol
 
 if TYPE_CHECKING:
     from tencrop.report.collect import Result, Run
 
-Key = tuple[str, str]  # table and row
 OnBroken = Callable[[UserError], None]
-
-
-@dataclass(frozen=True)
-class Ours:
-    """What was measured for a row; where `refused` says why it supports no claim, no errors are given."""
-
-    errors: dict[int, tuple[float, ...]]  # k -> percent, one a seed
-    num_images: int
-    runs: tuple[Path, ...]  # their folders, by seed
-    refused: str | None = None
 
 
 def match_runs(
@@ -140,7 +130,7 @@ def _runs(words: Words, folders: Sequence[Path], on_broken: OnBroken) -> tuple[C
     from tencrop.config.documents import literal
     from tencrop.report.collect import read_run
 
-    recipe = compose_training(words)
+    recipe = compose_training(words, CONF)
     own = learning_keys(recipe)
     by_seed: dict[int, Run] = {}
     for folder in sorted(folders, key=str):

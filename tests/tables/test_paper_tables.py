@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tencrop.tables.command import report_tables
+from tencrop.report.paper_tables import report_tables
 from tencrop.tables.reading import table_names
 
 ROOT = Path(__file__).parents[2]
