@@ -11,6 +11,7 @@ import pytest
 from tencrop.config import Config, UserError
 from tencrop.config.choices import CONF
 from tencrop.config.compose import compose_training
+from tencrop.evaluation.results import load_result, save_result
 from tencrop.report.matching import match_runs, refusals
 from tencrop.tables.lines import Ours, lines_of
 from tencrop.tables.reading import read_table
@@ -90,6 +91,42 @@ def test_a_row_of_another_protocol_makes_no_claim(
     assert line.joined("verdict") == "no claim"
     assert line.joined("ours") == line.joined("difference") == "–"
     assert line.run == f"lenet5_digits/{folder.name}: protocol center, not ten_crop; side 36, not 40"
+
+
+ENSEMBLE = [
+    {"id": "lenet5", "row": "LeNet-5", "top1": "2.0", "top5": "0.0", "experiment": "lenet5_digits"},
+    {"id": "two", "row": "2 LeNets", "top1": "1.8", "top5": "0.0", "members": [{"row": "lenet5", "seeds": 2}]},
+    {"id": "three", "row": "3 LeNets", "top1": "1.7", "top5": "0.0", "members": [{"row": "lenet5", "seeds": 3}]},
+    {"id": "ten_views", "row": "2 LeNets, ten views", "top1": "1.7", "top5": "0.0",
+     "members": [{"row": "lenet5", "seeds": 2, "protocol": {"name": "ten_crop", "average": "softmax"}}]},
+]  # fmt: skip
+
+
+def test_an_ensemble_is_of_the_runs_of_its_members(
+    finished_run: FinishedRun, write_table: Callable[..., Path], tmp_path: Path
+) -> None:
+    folders = [finished_run(f"seed={seed}", num_wrong=10 + seed) for seed in range(3)]
+    other = finished_run("optimizer.lr=0.002", "seed=3")
+    table = read_table("digits", write_table(rows=ENSEMBLE))
+
+    def found(*members: Path, wrong: str | None = None) -> dict[str, Ours]:
+        result = load_result(folders[0] / "predictions" / "center.result.json")
+        hashes = [wrong or f"{int(folder.name[4]):064x}" for folder in members]
+        facts = {"checkpoint": [f"{folder}/checkpoints/last.ckpt" for folder in members], "selection": None}
+        out = tmp_path / "evaluations" / "ensemble-0123abcd"
+        facts |= {"weights_sha256": " + ".join(hashes), "seed": None, "run_id": None}
+        save_result(out / "center.result.json", result | facts)
+        paths = [tmp_path / "runs", tmp_path / "evaluations"]
+        matched = match_runs([table], paths, kept=tmp_path / "hashes.json", on_broken=_raise)
+        return {row: ours for (_, row), ours in matched.items() if row != "lenet5"}
+
+    ours = found(*folders[:2])
+    assert ours["two"] == Ours({1: (2.0,), 5: (0.0,)}, 500, (tmp_path / "evaluations" / "ensemble-0123abcd",))
+    assert ours["ten_views"].refused == "protocol center, not ten_crop" and set(ours) == {"two", "ten_views"}
+    assert set(found(*folders)) == {"three"}
+    assert found(folders[0], other) == {}  # one learned otherwise
+    assert found(*folders, other) == {}
+    assert found(*folders[:2], wrong="f" * 64) == {}  # of weights that the runs do not end with
 
 
 def test_the_recipe_measured_in_its_own_way_supports_the_row(refused: Callable[..., list[str]]) -> None:

@@ -8,7 +8,8 @@ Reads names of folders first: reading runs imports torch, and most tables have n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,16 +28,17 @@ OnBroken = Callable[[UserError], None]
 def match_runs(
     tables: Sequence[ErrorTable], paths: Sequence[Path], *, kept: Path, on_broken: OnBroken
 ) -> dict[Key, Ours]:
-    """Ours for every row that has finished and evaluated runs in or below `paths`.
+    """Ours for every row that has finished and evaluated runs, or ensembles of them, in or below `paths`.
 
     kept: file of learning hashes computed before. Raises UserError for a path that is not there; a broken run is told
     to `on_broken` and left out.
     """
-    rows = [(table, row) for table in tables for row in table.rows if row.words is not None and row.delta_of is None]
+    rows = [(table, row) for table in tables for row in table.rows if row.reason is None and row.delta_of is None]
     folders = [folder for path in paths for folder in _run_folders(path)]
-    if not rows or not folders:
+    wanted = [words for _, row in rows for words in (row.words, *(member.words for member in row.members)) if words]
+    if not wanted or not folders:
         return {}
-    hashes = learning_hashes([row.words for _, row in rows if row.words is not None], kept)
+    hashes = learning_hashes(wanted, kept)
     by_hash: dict[str, list[Path]] = {}
     for folder in folders:
         by_hash.setdefault(folder.name.rpartition("-")[2], []).append(folder)
@@ -44,12 +46,15 @@ def match_runs(
     for words, learned in hashes.items():
         if learned in by_hash:
             runs_of[words] = _runs(words, by_hash[learned], on_broken)
+    if not runs_of:
+        return {}
     matched = {}
     for table, row in rows:
         recipe, runs = runs_of.get(row.words or (), (None, []))
         if recipe is not None and (ours := _ours(table, row, recipe, runs)) is not None:
             matched[table.name, row.id] = ours
-    return matched
+    ensembles = [(table, row) for table, row in rows if row.members]
+    return matched | (_match_ensembles(ensembles, runs_of, paths, on_broken) if ensembles else {})
 
 
 def refusals(
@@ -119,6 +124,38 @@ def _ours(table: ErrorTable, row: ErrorRow, recipe: Config, runs: Sequence[Run])
         return None
     reasons, folder = min(others, key=lambda other: len(other[0]))  # the nearest
     return Ours({}, 0, (folder,), refused="; ".join(reasons))
+
+
+def _match_ensembles(
+    rows: Sequence[tuple[ErrorTable, ErrorRow]],
+    runs_of: Mapping[Words, tuple[Config, Sequence[Run]]],
+    paths: Sequence[Path],
+    on_broken: OnBroken,
+) -> dict[Key, Ours]:
+    from tencrop.report.collect import collect_evaluations
+    from tencrop.report.ensemble_matching import matched_ensembles, ours_of_ensembles
+
+    evaluations = collect_evaluations(paths, on_broken)
+    matched = {}
+    for table, row in rows:
+        supporting, refused = [], []
+        found = matched_ensembles(row, {words: runs for words, (_, runs) in runs_of.items()}, evaluations)
+        for evaluation, runs in found:
+            # of last.ckpt of complete runs, which an ensemble's result does not say of itself
+            facts = evaluation.result.facts | {"selection": "last", "step": None, "total_steps": None}
+            own = replace(row, protocol=row.members[0].protocol)
+            data = [(run.manifest["data"], runs_of[words][0]) for words, run in runs]
+            reasons = [reason for one, recipe in data for reason in refusals(facts, one, own, table, recipe)]
+            if reasons:
+                refused.append((evaluation, list(dict.fromkeys(reasons))))
+            else:
+                supporting.append(evaluation)
+        if supporting:
+            matched[table.name, row.id] = ours_of_ensembles(supporting)
+        elif refused:
+            evaluation, reasons = min(refused, key=lambda one: len(one[1]))
+            matched[table.name, row.id] = Ours({}, 0, (evaluation.folder,), refused="; ".join(reasons))
+    return matched
 
 
 def _runs(words: Words, folders: Sequence[Path], on_broken: OnBroken) -> tuple[Config, list[Run]]:

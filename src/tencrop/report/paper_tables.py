@@ -15,20 +15,21 @@ from tencrop.tables.reading import ERRORS, read_table, read_tables
 from tencrop.tables.render import csv_table, latex_table, markdown_table, terminal_table
 
 ALL, TITLES = "all", "?"
-RUNS = Path("runs")  # where train.py writes unless told otherwise
+USUAL = (Path("runs"), Path("evaluations"))  # where train.py and evaluate.py write unless told otherwise
 FORMATS = {"md": markdown_table, "csv": csv_table, "tex": latex_table}
 
 
 def report_tables(name: str, runs: Sequence[str], output: Path, folder: Path = ERRORS) -> int:
     """Print the table of that name, or all of them, and write it below `output`/tables; "?" prints their titles alone.
 
-    Runs are looked for in or below `runs`, or runs/ where none are named. Returns the exit code.
+    Runs and ensembles are looked for in or below `runs`, or runs/ and evaluations/ where none are named. Returns the
+    exit code.
     """
     if name == TITLES:
         _show([_titles(folder)])
         return 0
     tables = read_tables(folder) if name == ALL else [read_table(name, folder)]
-    paths = [Path(run) for run in runs] or [path for path in (RUNS,) if path.is_dir()]
+    paths = [Path(run) for run in runs] or [path for path in USUAL if path.is_dir()]
     out, broken, shown, written = output / "tables", list[UserError](), list[str](), list[Path]()
     matched = match_runs(tables, paths, kept=out / "learning_hashes.json", on_broken=broken.append)
     out.mkdir(parents=True, exist_ok=True)
