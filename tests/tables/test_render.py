@@ -158,6 +158,6 @@ def test_latex_has_the_rules_of_booktabs(table: ErrorTable, lines: list[Line]) -
 
 
 def test_latex_takes_no_character_for_a_command() -> None:
-    assert latex_text(r"a_b 5% {x} \y ~ ^ & # $") == (
-        r"a\_b 5\% \{x\} \textbackslash{}y \textasciitilde{} \textasciicircum{} \& \# \$"
+    assert latex_text(r"[1] a_b 5% {x} \y ~ ^ & # $ | *") == (
+        r"{[}1] a\_b 5\% \{x\} \textbackslash{}y \textasciitilde{} \textasciicircum{} \& \# \$ $|$ {*}"
     )
