@@ -74,7 +74,12 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "override": ({"overrides": ["seed"]}, "seed: cannot be read as KEY=VALUE"),
     "protocol": ({"protocol": {"name": "tencrop"}}, 'protocol.name must be center .*ten_crop or null, not "te'),
     "protocol's key": ({"protocol": {"sides": 256}}, "protocol.sides: there is no such key"),
-    "no protocol": ({"protocol": None}, "needs a protocol"),
+    "no protocol": ({"protocol": None}, "needs a protocol with a name"),
+    "no name of it": ({"protocol": {"name": None}}, "needs a protocol with a name"),
+    "member's protocol": (
+        {"experiment": None, "members": [{"row": "lenet5", "protocol": None}]},
+        "members: protocol=null: leave it out",
+    ),
     "number for text": ({"top1": 2.0}, "top1 must be text or null, not 2.0"),
     "no number": ({"top1": "2,0"}, '"2,0" is no printed number'),
     "no percent": ({"top1": "102.0"}, "not from 0 to 100 percent"),

@@ -151,6 +151,9 @@ class _Reader:
         words, cannot = _words(row), _cannot(row, said)
         confidence = row.get("confidence", said["confidence"])
         by_column = confidence if isinstance(confidence, dict) else dict.fromkeys(said["columns"], confidence)
+        protocol = None if "members" in row else _protocol(where, said["protocol"], row.get("protocol", {}))
+        if words is not None and (protocol is None or protocol.name is None):  # any result would support it
+            raise UserError(f"{where}needs a protocol with a name; write null for what else the paper does not state")
         return ErrorRow(
             id=row["id"],
             label=row["row"],
@@ -158,7 +161,7 @@ class _Reader:
             confidence=by_column,
             words=words,
             cannot=cannot,
-            protocol=None if "members" in row else _protocol(where, said["protocol"], row.get("protocol", {})),
+            protocol=protocol,
             members=tuple(self.member(where, table, member) for member in row.get("members", [])),
             delta_of=".".join(self.found(where, table, row["delta_of"])[:2]) if "delta_of" in row else None,
             num_runs=row.get("num_runs", said.get("num_runs", 1)),
@@ -252,7 +255,9 @@ def _check_keys(where: str, row: dict[str, Any], columns: list[str]) -> None:
     for member in row.get("members", []):
         if unknown := set(member) - _MEMBER_KEYS:
             raise UserError(f"{where}members: {min(unknown)}: there is no such key; leave it out")
-        _check_protocol(f"{where}members: ", member.get("protocol"), _DELTA)
+        _check_protocol(f"{where}members: ", member.get("protocol", {}), _DELTA)
+        if member.get("protocol", {}) is None:
+            raise UserError(f"{where}members: protocol=null: leave it out, or say what differs from the row's")
 
 
 def _check_protocol(where: str, said: Any, shape: dict[str, Any]) -> None:
@@ -275,8 +280,6 @@ def _check_origin(where: str, row: dict[str, Any], table: dict[str, Any]) -> Non
         raise UserError(f"{where}names no experiment; give experiment, overrides or members, or say why in cannot")
     if (words or has_members) and table["data"] in FOREIGN_DATA:
         raise UserError(f"{where}no data= reads {table['data']}; say so in cannot")
-    if words and (row.get("protocol", {}) is None or table["protocol"] is None):
-        raise UserError(f"{where}needs a protocol; write null for what the paper does not state")
     if (experiment := row.get("experiment")) and experiment not in (names := options_of("experiment")):
         near = nearest(experiment, names)
         raise UserError(f"{where}experiment={experiment}: there is no conf/experiment/{experiment}.yaml{near}")

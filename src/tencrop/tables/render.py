@@ -21,7 +21,7 @@ GUESS_NOTE = f"{GUESSED} The band of fewer than three seeds is a guess."
 LATEX = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$",
-    "|": "$|$", "[": "{[}", "*": "{*}",  # behind \\\\ the last two would be its arguments
+    "|": "$|$", "[": "{[}", "*": "{*}",  # after a line break the last two would be its arguments
     "–": "--", "−": "$-$", "±": r"$\pm$", "×": r"$\times$",
 }  # fmt: skip
 
