@@ -29,6 +29,11 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def markdown_text(text: str) -> str:
+    """`text` on one line, without what Markdown would take for a cell's end or for HTML."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
 def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
     assert isinstance(error, UnicodeEncodeError)
     lacking = error.object[error.start : error.end].translate(MARKS)

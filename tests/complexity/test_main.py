@@ -43,22 +43,22 @@ def test_a_network_at_another_size_with_other_arguments(run):
 
 
 def test_a_table_is_settled_or_not(run):
-    exit_code, output, _ = run("table=vgg_table2")
+    exit_code, output, _ = run("sizes=vgg_table2")
     assert exit_code == 0 and "Of 12: 12 equal" in output
-    slip = "table.rows=[{row: A, model: vgg_a, value: '131'}]"
-    exit_code, output, _ = run("table=vgg_table2", slip, "format=csv")
+    slip = "sizes.rows=[{row: A, model: vgg_a, value: '131'}]"
+    exit_code, output, _ = run("sizes=vgg_table2", slip, "format=csv")
     assert exit_code == 1 and "DIFFERS" in output
 
 
 MISTAKES = {
     "misspelt model": (["model=vgg_f"], "there is no conf/model/vgg_f.yaml; did you mean"),
-    "misspelt table": (["table=vgg_table"], "there is no conf/table/vgg_table.yaml; did you mean vgg_table2"),
+    "misspelt table": (["sizes=vgg_table"], "there is no conf/sizes/vgg_table.yaml; did you mean vgg_table2"),
     "misspelt name": (["model=timm", "model.name=resnet5O"], "did you mean resnet50"),
     "misspelt format": (["format=jsn"], "format=jsn: must be json"),
     "key": (["model=vgg_a", "image_sise=3"], "image_sise: there is no such key"),
     "size": (["model=vgg_a", "image_size=100"], "image_size=100: vgg_a does not take images of 100 x 100"),
     "no size": (["model=vgg_a", "image_size=0"], "image_size=0: must be above 0"),
-    "both": (["model=vgg_a", "table=vgg_table2"], "model and table: give one of the two"),
+    "both": (["model=vgg_a", "sizes=vgg_table2"], "model and sizes: give one of the two"),
     "argument": (["model=vgg_a", "+model.kwargs.depth=3"], "depth"),
 }
 

@@ -33,12 +33,12 @@ CONTRADICTED_ROWS = {
         "Swin-T (ConvNeXt, table 10) mult_adds",
     ],
 }
-TABLES = sorted(path.stem for path in (CONF / "table").glob("*.yaml"))
+TABLES = sorted(path.stem for path in (CONF / "sizes").glob("*.yaml"))
 
 
 def load(name) -> PrintedTable:
     schema = OmegaConf.structured(PrintedTable)
-    table = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.load(CONF / "table" / f"{name}.yaml")))
+    table = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.load(CONF / "sizes" / f"{name}.yaml")))
     assert isinstance(table, PrintedTable)
     return table
 

@@ -1,4 +1,4 @@
-"""AlexNet's layers, the unusual ones against naive loops, and its variants; printed sizes are conf/table's."""
+"""AlexNet's layers, the unusual ones against naive loops, and its variants; printed sizes are conf/sizes'."""
 
 import itertools
 import math

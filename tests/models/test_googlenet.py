@@ -1,4 +1,4 @@
-"""GoogLeNet's modules, its auxiliary heads, its first convolution either way; table 1's sizes are conf/table's."""
+"""GoogLeNet's modules, its auxiliary heads, its first convolution either way; table 1's sizes are conf/sizes'."""
 
 import pytest
 import torch

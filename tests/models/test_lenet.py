@@ -1,4 +1,4 @@
-"""Both LeNets, their unusual layers against naive loops; what is printed of 1998's sizes is conf/table's."""
+"""Both LeNets, their unusual layers against naive loops; what is printed of 1998's sizes is conf/sizes'."""
 
 import pytest
 import torch
@@ -79,7 +79,7 @@ def test_the_hidden_layer_fits_the_resolution(img_size):
 
 
 def test_units_connections_and_parameters_of_1989():
-    """Of every layer; the sums are conf/table's: "1256 units, 64,660 connections, and 9760 independent parameters"."""
+    """Of every layer; the sums are conf/sizes': "1256 units, 64,660 connections, and 9760 independent parameters"."""
     network = lenet.LeNet1989()
     units = num_units(network, torch.randn(1, 1, 16, 16))
     counts = {name: sum(p.numel() for p in layer.parameters()) for name, layer in network.named_children()}

@@ -1,4 +1,4 @@
-"""MobileNet against table 1 in the whole grid; what tables 4 to 9 print is conf/table's (tests/complexity)."""
+"""MobileNet against table 1 in the whole grid; what tables 4 to 9 print is conf/sizes' (tests/complexity)."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""VGG's kernels and initial weights; its layers and parameters as printed are conf/table's (tests/complexity)."""
+"""VGG's kernels and initial weights; its layers and parameters as printed are conf/sizes' (tests/complexity)."""
 
 import pytest
 import torch

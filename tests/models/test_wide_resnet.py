@@ -1,4 +1,4 @@
-"""Wide residual networks are wide in their blocks; parameters as tables 7 and 8 print them are conf/table's."""
+"""Wide residual networks are wide in their blocks; parameters as tables 7 and 8 print them are conf/sizes'."""
 
 import timm
 import torch

@@ -9,6 +9,11 @@ from tencrop.config.writable import check_writable
 
 @command("report", ReportConfig)
 def main(config: ReportConfig) -> int:
+    if config.table is not None:
+        from tencrop.report.paper_tables import report_tables
+
+        return report_tables(config.table, config.runs, Path(config.output))
+
     output, mend = Path(config.output), "make room, or name another folder with output=DIR"
     check_writable(output / "report.html", output / "report.md", mend=mend)
 

@@ -7,15 +7,15 @@ from tencrop.config import ComplexityConfig, UserError, command
 
 @command("complexity", ComplexityConfig)
 def main(config: ComplexityConfig) -> int:
-    if config.model is not None and config.table is not None:
-        raise UserError("model and table: give one of the two; a table names its models")
+    if config.model is not None and config.sizes is not None:
+        raise UserError("model and sizes: give one of the two; a table of sizes names its models")
 
     from tencrop.complexity import golden, published, render
     from tencrop.complexity.networks import complexity_of
 
-    if config.table is not None:
-        comparisons = published.compare(config.table)
-        sys.stdout.write(published.FORMATS[config.format](config.table, comparisons))
+    if config.sizes is not None:
+        comparisons = published.compare(config.sizes)
+        sys.stdout.write(published.FORMATS[config.format](config.sizes, comparisons))
         return 0 if all(comparison.is_settled for comparison in comparisons) else 1
     if config.model is None:
         counts = golden.golden_counts()

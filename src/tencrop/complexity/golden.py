@@ -21,7 +21,7 @@ HEADER = """\
 
 Every file of `conf/model`, for one image of the size that `train.py model=NAME` uses, in evaluation. Parameters that
 only training reads (auxiliary heads) are not among them. Multiply-adds: half of what is often called FLOPs; units:
-outputs of layers with weights. `python -m tencrop.complexity model=NAME` shows the layers, `table=NAME` the papers'
+outputs of layers with weights. `python -m tencrop.complexity model=NAME` shows the layers, `sizes=NAME` the papers'
 own numbers beside these. Written by `python -m tencrop.complexity.golden`, checked by the tests.
 
 """

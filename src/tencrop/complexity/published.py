@@ -1,4 +1,4 @@
-"""Published tables of sizes and costs (conf/table) beside our counts. Called by __main__.py.
+"""Published tables of sizes and costs (conf/sizes) beside our counts. Called by __main__.py.
 
 A printed number and ours are "equal" when ours rounds to it at its printed precision, "cut off" when ours is cut off
 to it, as papers often do, "about" it within 5% of a number printed with ~, and "below" one printed with <. Otherwise

@@ -24,6 +24,7 @@ class ReportConfig:
 
     runs: list[str]  # folders of runs, or of results of evaluate.py; empty: runs/ and evaluations/
     output: str  # folder of the page, the Markdown and the figures
+    table: str | None = None  # a file of conf/errors, or all: that table beside our runs instead of the page
 
 
 @dataclass
@@ -60,7 +61,7 @@ class Printed:
 
 @dataclass
 class PrintedTable:
-    """A published table of sizes and costs: a file of conf/table."""
+    """A published table of sizes and costs: a file of conf/sizes."""
 
     title: str
     source: str  # the paper's, and how we know it
@@ -75,7 +76,7 @@ class ComplexityConfig:
     """All that python -m tencrop.complexity knows."""
 
     model: Model | None
-    table: PrintedTable | None
+    sizes: PrintedTable | None
     image_size: int  # pixels
     short_side: int | None  # files of conf/model set it and the next two; none is read here
     normalization: Normalization | None

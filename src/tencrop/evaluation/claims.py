@@ -13,12 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_config_search_path
-from hydra.types import RunMode
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 
 from tencrop.config import Config, UserError, learning_keys, typed
+from tencrop.config.compose import compose_training
 from tencrop.config.documents import literal
 from tencrop.config.own_files import own_files, own_text, read_own
 from tencrop.config.verbs import CONF
@@ -126,10 +124,4 @@ def _claims(conf: Path) -> list[tuple[str, str, dict[str, Any]]]:
 
 @cache
 def _composed(conf: Path, group: str, name: str) -> Config:
-    """As `python train.py GROUP=NAME` composes it; 0.3 s."""
-    # hydra.compose() does the same, and refuses to while a verb runs under Hydra
-    loader = ConfigLoaderImpl(create_config_search_path(str(conf)))
-    node = loader.load_configuration("train", [f"{group}={name}"], run_mode=RunMode.RUN)
-    with open_dict(node):
-        del node["hydra"]
-    return typed(node, Config)
+    return compose_training([f"{group}={name}"], conf)

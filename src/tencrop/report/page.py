@@ -16,14 +16,14 @@ from typing import Any
 import yaml
 
 from tencrop.data.manifest import write_whole
-from tencrop.printable import printable
+from tencrop.printable import markdown_text, printable
 from tencrop.records.provenance import sessions_of
 from tencrop.report.collect import Broken, Evaluation, Experiment, Result, Run
 from tencrop.report.comparisons import draw_comparisons
 from tencrop.report.curves import curves
 from tencrop.report.figures import kernel_figure, panel_figure
 from tencrop.report.seen import drawn_figure, seen_figures
-from tencrop.report.tables import Row, error_rows, html_table, markdown_table, markdown_text
+from tencrop.report.tables import Row, error_rows, html_table, markdown_table
 
 PACKAGES = ("python", "torch", "pytorch-lightning", "timm", "torchvision", "ffcv", "numpy")
 OF_NO_RUN = "Evaluated outside run folders"

@@ -17,6 +17,7 @@ from rich.text import Text
 from tencrop.console import plain_console
 from tencrop.evaluation.claims import is_claimed
 from tencrop.evaluation.errors import OverSeeds, over_seeds, wilson_interval
+from tencrop.printable import markdown_text
 from tencrop.report.collect import TOP, Broken, Evaluation, Experiment, Result, Run
 
 COLUMNS = ("experiment", "protocol", "error", "paper", "ours", "difference", "95% interval", "images", "seeds", "note")
@@ -101,11 +102,6 @@ def markdown_table(rows: Sequence[Row], *, broken: Sequence[Broken] = ()) -> str
     lines = [COLUMNS, alignment, *(row.cells for row in rows)]
     lines += [(one.name, *without_numbers, one.reason) for one in broken]
     return "".join("| " + " | ".join(markdown_text(cell) for cell in line) + " |\n" for line in lines)
-
-
-def markdown_text(text: str) -> str:
-    """`text` on one line, without what Markdown would take for a cell's end or for HTML."""
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def html_table(rows: Sequence[Row], *, broken: Sequence[Broken] = ()) -> str:

@@ -1,7 +1,7 @@
 """Error against multiply-adds, bubbles by number of parameters: what papers printed, and what was measured.
 
-Printed values stand in conf/published_errors.yaml, costs in complexity/golden.json. Called by figures.py, and by
-report/comparisons.py.
+conf/published_errors.yaml names the rows of printed tables that are drawn, complexity/golden.json the costs. Called by
+figures.py, and by report/comparisons.py.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from tencrop.config.verbs import CONF
 from tencrop.evaluation.claims import is_on_whole
 from tencrop.seeing.drawing import INK, PAPER, RULE, SOFT, styled, titled
 from tencrop.seeing.record import Record
+from tencrop.tables.reading import ERRORS, read_rows
+from tencrop.tables.schema import ErrorRow
 
 PUBLISHED = CONF / "published_errors.yaml"
 # Tol's muted colours, in an order in which neighbours differ; a series is named where it ends as well
@@ -48,23 +50,27 @@ class Series:
     points: tuple[Point, ...]
 
 
-def published(counts: dict[str, dict[str, int]], path: Path = PUBLISHED) -> list[Series]:
-    """The printed results with the costs of `counts` (complexity.golden), accuracies as 100 minus themselves."""
+def published(counts: dict[str, dict[str, int]], path: Path = PUBLISHED, errors: Path = ERRORS) -> list[Series]:
+    """The printed results with the costs of `counts` (complexity.golden), accuracies as 100 minus themselves.
+
+    path: the series, each a name and rows (TABLE.ID) by model; errors: the folder of the tables.
+    """
     found = []
     for entry in read_own(path):
-        assert entry["unit"] in ("error", "accuracy"), entry
+        rows = read_rows(entry["rows"].values(), errors)
         points = [
-            Point(
-                model,
-                float(value) if entry["unit"] == "error" else 100 - float(value),
-                counts[model]["mult_adds"],
-                counts[model]["parameters"],
-            )
-            for model, value in entry["values"].items()
+            Point(model, table.error(row, "top1"), counts[model]["mult_adds"], counts[model]["parameters"])
+            for model, (table, row) in zip(entry["rows"], rows, strict=True)
         ]
         points.sort(key=lambda point: point.mult_adds)
-        found.append(Series(entry["name"], entry["protocol"], entry["source"], tuple(points)))
+        protocols = dict.fromkeys(_protocol_name(row) for _, row in rows)
+        sources = dict.fromkeys(f"{table.source} ({table.title})" for table, _ in rows)
+        found.append(Series(entry["name"], ", ".join(protocols), "; ".join(sources), tuple(points)))
     return found
+
+
+def _protocol_name(row: ErrorRow) -> str:
+    return "not stated" if row.protocol is None or row.protocol.name is None else row.protocol.name
 
 
 def point_of(

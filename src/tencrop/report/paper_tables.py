@@ -1,0 +1,59 @@
+"""report.py table=NAME: prints a paper's table beside ours, and writes it as Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tencrop.config import UserError
+from tencrop.data.manifest import write_whole
+from tencrop.report.matching import match_runs
+from tencrop.tables.lines import lines_of
+from tencrop.tables.reading import ERRORS, read_table, read_tables
+from tencrop.tables.render import csv_table, latex_table, markdown_table, terminal_table
+
+ALL, TITLES = "all", "?"
+USUAL = (Path("runs"), Path("evaluations"))  # where train.py and evaluate.py write unless told otherwise
+FORMATS = {"md": markdown_table, "csv": csv_table, "tex": latex_table}
+
+
+def report_tables(name: str, runs: Sequence[str], output: Path, folder: Path = ERRORS) -> int:
+    """Print the table of that name, or all of them, and write it below `output`/tables; "?" prints their titles alone.
+
+    Runs and ensembles are looked for in or below `runs`, or runs/ and evaluations/ where none are named. Returns the
+    exit code.
+    """
+    if name == TITLES:
+        _show([_titles(folder)])
+        return 0
+    tables = read_tables(folder) if name == ALL else [read_table(name, folder)]
+    paths = [Path(run) for run in runs] or [path for path in USUAL if path.is_dir()]
+    out, broken, shown, written = output / "tables", list[UserError](), list[str](), list[Path]()
+    matched = match_runs(tables, paths, kept=out / "learning_hashes.json", on_broken=broken.append)
+    out.mkdir(parents=True, exist_ok=True)
+    for table in tables:
+        lines = lines_of(table, matched)
+        shown.append(terminal_table(table, lines))
+        for suffix, render in FORMATS.items():
+            written.append(out / f"{table.name}.{suffix}")
+            write_whole(written[-1], render(table, lines).encode())
+    _show([*shown, *(map(str, written) if len(tables) == 1 else [str(out)])])
+    for error in broken:
+        print(f"error: left out of the tables: {error}", file=sys.stderr)
+    return 2 if broken else 0
+
+
+def _titles(folder: Path) -> str:
+    """A line for every table: its name and title."""
+    tables = read_tables(folder)
+    width = max(len(table.name) for table in tables)
+    return "\n".join(f"{table.name:{width}}  {table.title}" for table in tables)
+
+
+def _show(texts: Sequence[str]) -> None:
+    try:
+        print("\n".join(texts), flush=True)
+    except BrokenPipeError:  # `| head` has read enough; what Python flushes at the end goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

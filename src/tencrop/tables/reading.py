@@ -1,0 +1,298 @@
+"""Reads conf/errors: one YAML file a printed table, checked before anything is imported that takes seconds.
+
+A mistake in a file is a UserError with file and row. A row gives of `protocol` what differs from the table's; it is
+trained by `experiment`, `overrides` or both, evaluated as the ensemble of its `members`, or says in `cannot` why
+neither can be. A row that says none of these has the table's `cannot`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tencrop.config import Config, UserError
+from tencrop.config.choices import CONF, groups, options_of
+from tencrop.config.documents import Between, NotEmpty, check_shape, read_yaml
+from tencrop.config.mistakes import nearest
+from tencrop.config.own_files import own_files
+from tencrop.config.recipe_rules import MAX_SIDE
+from tencrop.config.rules import CHOICES, keys_of
+from tencrop.tables.schema import (
+    COLUMNS,
+    CONFIDENCES,
+    ErrorRow,
+    ErrorTable,
+    Member,
+    RowProtocol,
+    parse_printed,
+)
+
+ERRORS = CONF / "errors"
+FOREIGN_DATA = ("ilsvrc2010", "mnist")  # that tables are about and no data= reads
+PROTOCOLS = {*CHOICES["protocol.name"], "grid_crop"}
+ID = re.compile(r"[a-z0-9_]+")
+
+_SIDE = Between(1, MAX_SIDE)
+_PROTOCOL = {
+    "name": (PROTOCOLS, None),
+    "side": (_SIDE, NotEmpty(_SIDE), None),
+    "size": (_SIDE, None),
+    "region": ({"whole", "square"}, None),
+    "resize": ({"shorter_side", "warp", "central_fraction"}, None),
+    "filter": (set(CHOICES["protocol.filter"]), None),
+    "average": ({"softmax", "logits"}, None),
+}
+_DELTA = {f"{key}?": shape for key, shape in _PROTOCOL.items()}
+_NUM_RUNS = Between(1, 1000)
+_CONFIDENCE = (set(CONFIDENCES), {str: set(CONFIDENCES)})
+_TABLE = {
+    "title": str,
+    "source": str,
+    "data": str,
+    "split": {"val", "test"},
+    "unit": {"error", "accuracy"},
+    "columns": NotEmpty(set(COLUMNS)),
+    "confidence": _CONFIDENCE,
+    "num_images?": (Between(1, 10**9), None),
+    "num_runs?": _NUM_RUNS,
+    "note?": (str, None),
+    "cannot?": (str, None),
+    "protocol": object,
+    "rows": NotEmpty({"id": str, str: object}),
+}
+_ROW = {
+    "id": str,
+    "row": str,
+    "confidence?": _CONFIDENCE,
+    "experiment?": (str, None),
+    "overrides?": [str],
+    "cannot?": (str, None),
+    "protocol?": object,
+    "members?": NotEmpty({"row": str, "seeds?": Between(1, 100), "protocol?": object}),
+    "delta_of?": str,
+    "num_runs?": _NUM_RUNS,
+}
+_MEMBER_KEYS = {"row", "seeds", "protocol"}
+
+
+def table_names(folder: Path = ERRORS) -> list[str]:
+    """The tables there are, sorted by the numbers in their names."""
+    if folder == ERRORS:
+        return options_of("errors")
+    return [path.stem for path in own_files(folder)]
+
+
+def read_table(name: str, folder: Path = ERRORS) -> ErrorTable:
+    """A table; UserError where there is none of that name, or for the first mistake in it."""
+    return _Reader(folder).table(name)
+
+
+def read_tables(folder: Path = ERRORS) -> list[ErrorTable]:
+    """All tables."""
+    reader = _Reader(folder)
+    return [reader.table(name) for name in table_names(folder)]
+
+
+def read_rows(references: Iterable[str], folder: Path = ERRORS) -> list[tuple[ErrorTable, ErrorRow]]:
+    """The rows that TABLE.ID name, with their tables; UserError where there is no such row."""
+    reader = _Reader(folder)
+    tables: dict[str, ErrorTable] = {}
+    found = []
+    for reference in references:
+        name, row_id, _ = reader.found("", "", reference)
+        if name not in tables:
+            tables[name] = reader.table(name)
+        table = tables[name]
+        found.append((table, next(row for row in table.rows if row.id == row_id)))
+    return found
+
+
+class _Reader:
+    """Files of a folder, each parsed once: members and differences name rows of other tables."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.names = table_names(folder)
+        self.files: dict[str, dict[str, Any]] = {}
+
+    def table(self, name: str) -> ErrorTable:
+        said = self.file(name)
+        return ErrorTable(
+            name=name,
+            columns=tuple(said["columns"]),
+            num_images=said.get("num_images"),
+            note=said.get("note"),
+            rows=tuple(self.row(name, row) for row in said["rows"]),
+            **{key: said[key] for key in ("title", "source", "data", "split", "unit")},
+        )
+
+    def file(self, name: str) -> dict[str, Any]:
+        """A file as it stands, its shape checked, and its rows one by one."""
+        if name not in self.names:
+            near = nearest(name, self.names) or "; table=? lists what there is"
+            raise UserError(f"table={name}: there is no {self.folder.parent.name}/{self.folder.name}/{name}.yaml{near}")
+        if name not in self.files:
+            path = self.folder / f"{name}.yaml"
+            said = read_yaml(path, _TABLE, what="an error table", mend="correct it")
+            _check_table(path, said)
+            ids = [row["id"] for row in said["rows"]]
+            for row in said["rows"]:
+                where = f"{path}: row {row['id']}: "
+                if ids.count(row["id"]) > 1:
+                    raise UserError(f"{where}stands twice; give one of them another id")
+                _check_row(where, row, said)
+            self.files[name] = said
+        return self.files[name]
+
+    def row(self, table: str, row: dict[str, Any]) -> ErrorRow:
+        said, where = self.file(table), f"{self.folder / table}.yaml: row {row['id']}: "
+        words, cannot = _words(row), _cannot(row, said)
+        confidence = row.get("confidence", said["confidence"])
+        by_column = confidence if isinstance(confidence, dict) else dict.fromkeys(said["columns"], confidence)
+        protocol = None if "members" in row else _protocol(where, said["protocol"], row.get("protocol", {}))
+        if words is not None and (protocol is None or protocol.name is None):  # any result would support it
+            raise UserError(f"{where}needs a protocol with a name; write null for what else the paper does not state")
+        return ErrorRow(
+            id=row["id"],
+            label=row["row"],
+            printed={column: row[column] for column in said["columns"]},
+            confidence=by_column,
+            words=words,
+            cannot=cannot,
+            protocol=protocol,
+            members=tuple(self.member(where, table, member) for member in row.get("members", [])),
+            delta_of=".".join(self.found(where, table, row["delta_of"])[:2]) if "delta_of" in row else None,
+            num_runs=row.get("num_runs", said.get("num_runs", 1)),
+        )
+
+    def member(self, where: str, table: str, said: dict[str, Any]) -> Member:
+        name, row_id, row = self.found(where, table, said["row"])
+        if "members" in row:
+            raise UserError(f"{where}members: {said['row']} is an ensemble itself; list its members")
+        its_table = self.file(name)
+        protocol = _protocol(where, its_table["protocol"], row.get("protocol", {}), said.get("protocol", {}))
+        return Member(name, row_id, said.get("seeds", 1), protocol, _words(row), _cannot(row, its_table))
+
+    def found(self, where: str, table: str, reference: str) -> tuple[str, str, dict[str, Any]]:
+        """Table, id and content of the row that ID or TABLE.ID names."""
+        name, _, row_id = reference.rpartition(".")
+        name = name or table
+        if name not in self.names:
+            raise UserError(f"{where}{reference}: there is no table {name}{nearest(name, self.names)}")
+        for row in self.file(name)["rows"]:
+            if row["id"] == row_id:
+                return name, row_id, row
+        ids = [row["id"] for row in self.file(name)["rows"]]
+        raise UserError(f"{where}{reference}: there is no row {row_id} in {name}{nearest(row_id, ids)}")
+
+
+def _words(row: dict[str, Any]) -> tuple[str, ...] | None:
+    experiment = [f"experiment={row['experiment']}"] if row.get("experiment") else []
+    return (*experiment, *row.get("overrides", [])) or None
+
+
+def _cannot(row: dict[str, Any], table: dict[str, Any]) -> str | None:
+    if "cannot" in row or _words(row) or "members" in row:
+        return row.get("cannot")
+    return table.get("cannot")
+
+
+def _protocol(where: str, *parts: dict[str, Any] | None) -> RowProtocol | None:
+    """The first part as the others change it one after the other; a part that is null takes the protocol away."""
+    values: dict[str, Any] = {}
+    for part in parts:
+        values = {} if part is None else values | part
+    if not values:
+        return None
+    if missing := [key for key in _PROTOCOL if key not in values]:
+        raise UserError(f"{where}protocol.{missing[0]} is missing; write null where the paper does not state it")
+    if isinstance(values["side"], list):
+        values["side"] = tuple(values["side"])
+    return RowProtocol(**values)
+
+
+def _check_table(path: Path, table: dict[str, Any]) -> None:
+    known = (*options_of("data"), *FOREIGN_DATA)
+    if unknown := set(table) - {key.rstrip("?") for key in _TABLE}:
+        raise UserError(f"{path}: {min(unknown)}: there is no such key; leave it out")
+    if table["data"] not in known:
+        raise UserError(f"{path}: data={table['data']}: must be one of {', '.join(known)}")
+    if len(set(table["columns"])) != len(table["columns"]):
+        raise UserError(f"{path}: columns: one stands twice; name each once")
+    if isinstance(table["confidence"], dict) and set(table["confidence"]) != set(table["columns"]):
+        raise UserError(f"{path}: confidence: must name each of the columns, or be one text for all")
+    _check_protocol(f"{path}: ", table["protocol"], _PROTOCOL)
+
+
+def _check_row(where: str, row: dict[str, Any], table: dict[str, Any]) -> None:
+    columns = table["columns"]
+    for column in columns:
+        if column not in row:
+            raise UserError(f"{where}{column} is missing; write null where the paper prints nothing")
+    known = {*(key.rstrip("?") for key in _ROW), *columns}
+    if unknown := sorted(set(row) - known):
+        raise UserError(f"{where}{unknown[0]}: is neither a key nor one of the table's columns; leave it out")
+    try:
+        check_shape(row, _ROW | dict.fromkeys(columns, (str, None)))
+        printed = [parse_printed(row[column]) for column in columns if row[column] is not None]
+    except ValueError as error:
+        raise UserError(f"{where}{error}; correct it") from error
+    if not ID.fullmatch(row["id"]):
+        raise UserError(f"{where}an id has the characters a-z, 0-9 and _ only; rename it")
+    if "delta_of" not in row and not all(0 <= number.value <= 100 for number in printed):
+        raise UserError(f"{where}a printed number is not from 0 to 100 percent; correct it, or name a row in delta_of")
+    _check_keys(where, row, columns)
+    _check_origin(where, row, table)
+
+
+def _check_keys(where: str, row: dict[str, Any], columns: list[str]) -> None:
+    confidence = row.get("confidence")
+    if isinstance(confidence, dict) and set(confidence) != set(columns):
+        raise UserError(f"{where}confidence: must name each of {', '.join(columns)}, or be one text for all")
+    _check_protocol(where, row.get("protocol"), _DELTA)
+    for member in row.get("members", []):
+        if unknown := set(member) - _MEMBER_KEYS:
+            raise UserError(f"{where}members: {min(unknown)}: there is no such key; leave it out")
+        _check_protocol(f"{where}members: ", member.get("protocol", {}), _DELTA)
+        if member.get("protocol", {}) is None:
+            raise UserError(f"{where}members: protocol=null: leave it out, or say what differs from the row's")
+
+
+def _check_protocol(where: str, said: Any, shape: dict[str, Any]) -> None:
+    if said is None:
+        return
+    try:
+        check_shape(said, shape, "protocol")
+    except ValueError as error:
+        raise UserError(f"{where}{error}; write null for what the paper does not state") from error
+    if unknown := set(said) - set(_PROTOCOL):
+        raise UserError(f"{where}protocol.{min(unknown)}: there is no such key; leave it out")
+
+
+def _check_origin(where: str, row: dict[str, Any], table: dict[str, Any]) -> None:
+    """One way to the row's number, or the reason why there is none."""
+    words, cannot, has_members = _words(row), _cannot(row, table), "members" in row
+    if sum((words is not None, row.get("cannot") is not None, has_members)) > 1:
+        raise UserError(f"{where}says two of experiment (or overrides), members and cannot; keep one")
+    if words is None and cannot is None and not has_members:
+        raise UserError(f"{where}names no experiment; give experiment, overrides or members, or say why in cannot")
+    if (words or has_members) and table["data"] in FOREIGN_DATA:
+        raise UserError(f"{where}no data= reads {table['data']}; say so in cannot")
+    if (experiment := row.get("experiment")) and experiment not in (names := options_of("experiment")):
+        near = nearest(experiment, names)
+        raise UserError(f"{where}experiment={experiment}: there is no conf/experiment/{experiment}.yaml{near}")
+    for override in row.get("overrides", []):
+        _check_override(where, override)
+
+
+def _check_override(where: str, override: str) -> None:
+    key, sign, value = override.lstrip("+").partition("=")
+    if not sign:
+        raise UserError(f"{where}overrides: {override}: cannot be read as KEY=VALUE")
+    if key in groups():
+        if value not in (names := options_of(key)):
+            raise UserError(f"{where}overrides: {override}: there is no conf/{key}/{value}.yaml{nearest(value, names)}")
+    elif not key.startswith("model.kwargs.") and key not in (keys := keys_of(Config)):
+        raise UserError(f"{where}overrides: {override}: there is no such key{nearest(key, keys)}")

@@ -1,0 +1,150 @@
+"""A table beside ours: on the terminal, in Markdown, CSV and LaTeX (booktabs). Called by report/paper_tables.py."""
+
+from __future__ import annotations
+
+import csv
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import fields
+
+from tencrop.printable import markdown_text
+from tencrop.tables.lines import GUESSED, NONE, Line
+from tencrop.tables.schema import COLUMNS, ErrorTable, RowProtocol
+
+_PROTOCOL_KEYS = tuple(field.name for field in fields(RowProtocol))
+CSV_COLUMNS = ("table", "row", "id", "unit", "column", "printed", "ours", "difference", "low", "high", "images",
+               "seeds", "verdict", "confidence", "protocol", "run")  # fmt: skip
+NUMBERS = {"printed", "ours", "difference", "95% interval", "seeds"}  # set to the right
+WIDTH = 110  # of text on the terminal; the columns are as wide as they are
+GUESS_NOTE = f"{GUESSED} The band of fewer than three seeds is a guess."
+LATEX = {
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$",
+    "|": "$|$", "[": "{[}", "*": "{*}",  # after a line break the last two would be its arguments
+    "–": "--", "−": "$-$", "±": r"$\pm$", "×": r"$\times$",
+}  # fmt: skip
+
+
+def terminal_table(table: ErrorTable, lines: Sequence[Line]) -> str:
+    """The table in aligned columns, without those that say nothing in any row."""
+    grid = _grid(table, lines)
+    kept = [number for number, column in enumerate(zip(*grid[1:], strict=True)) if {NONE} != set(column)]
+    rows = [[row[number] for number in kept] for row in grid]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligned = [
+        "  ".join(
+            cell.rjust(width) if head in NUMBERS else cell.ljust(width)
+            for head, cell, width in zip(rows[0], row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+    about, notes = (
+        [textwrap.fill(text, WIDTH) for text in found] for found in (_about(table, lines), _notes(table, lines))
+    )
+    return "\n".join([table.title, *about, "", *aligned, *notes]) + "\n"
+
+
+def markdown_table(table: ErrorTable, lines: Sequence[Line]) -> str:
+    """The table in Markdown, its title in bold above it."""
+    grid = _grid(table, lines)
+    alignment = ["--:" if column in NUMBERS else ":--" for column in grid[0]]
+    body = "".join("| " + " | ".join(map(markdown_text, row)) + " |\n" for row in (grid[0], alignment, *grid[1:]))
+    about = "".join(f"{markdown_text(text)}\n\n" for text in _about(table, lines))
+    notes = "".join(f"\n{markdown_text(note)}\n" for note in _notes(table, lines))
+    return f"**{markdown_text(table.title)}**\n\n{about}{body}{notes}"
+
+
+def csv_table(table: ErrorTable, lines: Sequence[Line]) -> str:
+    """A line for every row and column, all cells; nothing where there is nothing."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for line in lines:
+        for cell in line.cells:
+            low, _, high = cell.interval.partition(" – ")
+            row = (table.name, line.row.label, line.row.id, table.unit, cell.column, cell.printed, cell.ours,
+                   cell.difference.replace("−", "-"), low, high, line.num_images.replace(",", ""), line.seeds,
+                   cell.verdict, line.row.confidence[cell.column], line.protocol, line.run)  # fmt: skip
+            writer.writerow("" if value == NONE else value for value in row)
+    return text.getvalue()
+
+
+def latex_table(table: ErrorTable, lines: Sequence[Line]) -> str:
+    """The table as LaTeX, with the rules of booktabs."""
+    grid = _grid(table, lines)
+    columns = "".join("r" if column in NUMBERS else "l" for column in grid[0])
+    rows = [" & ".join(map(latex_text, row)) + r" \\" for row in grid]
+    caption = ". ".join(
+        text.rstrip(".") for text in (table.title, *_about(table, lines), *_notes(table, lines)) if text
+    )
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs}",
+            r"\begin{table}",
+            rf"\caption{{{latex_text(caption)}.}}",
+            rf"\label{{tab:{table.name}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            rows[0],
+            r"\midrule",
+            *rows[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def latex_text(text: str) -> str:
+    """`text` without what LaTeX would take for a command."""
+    return "".join(LATEX.get(sign, sign) for sign in text)
+
+
+def _grid(table: ErrorTable, lines: Sequence[Line]) -> list[list[str]]:
+    """Heads and rows; the protocol has a column where rows differ in it."""
+    heads = ["row", *([] if _shared_protocol(lines) else ["protocol"]), "printed", "ours", "difference", "95% interval",
+             "seeds", "verdict", "confidence", "run"]  # fmt: skip
+    rows = []
+    for line in lines:
+        protocol = [] if _shared_protocol(lines) else [line.protocol]
+        joined = [line.joined(field) for field in ("printed", "ours", "difference", "interval")]
+        rest = [line.seeds, line.joined("verdict"), line.joined("confidence"), line.run]
+        rows.append([line.row.label, *protocol, *joined, *rest])
+    return [heads, *rows]
+
+
+def _shared_protocol(lines: Sequence[Line]) -> str | None:
+    """The protocol of all rows that have one, if it is one."""
+    found = {line.protocol for line in lines} - {NONE}
+    return found.pop() if len(found) == 1 else "" if not found else None
+
+
+def _about(table: ErrorTable, lines: Sequence[Line]) -> list[str]:
+    """What the rows share: source, data, columns, protocol."""
+    columns = " / ".join(COLUMNS[column] for column in table.columns)
+    images = "" if table.num_images is None else f", {table.num_images:,} images"
+    about = [f"Source: {table.source}", f"{columns} {table.unit}, percent; {table.data} {table.split}{images}"]
+    if protocol := _shared_protocol(lines):
+        about.append(f"Protocol: {protocol}")
+    if guesses := _not_stated(lines):
+        about.append(f"Of the protocol not stated: {guesses}")
+    return about
+
+
+def _not_stated(lines: Sequence[Line]) -> str:
+    """What the paper leaves open in all rows, then in some: `filter; side, size of "EfficientNet-B0", ...`."""
+    tested = [line for line in lines if line.protocol != NONE]
+    shared = [key for key in _PROTOCOL_KEYS if tested and all(key in line.not_stated for line in tested)]
+    labels: dict[str, list[str]] = {}
+    for line in tested:
+        if others := [key for key in line.not_stated if key not in shared]:
+            labels.setdefault(", ".join(others), []).append(f'"{line.row.label}"')
+    some = [f"{keys} of {', '.join(of)}" for keys, of in labels.items()]
+    return "; ".join([*([", ".join(shared)] if shared else []), *some])
+
+
+def _notes(table: ErrorTable, lines: Sequence[Line]) -> list[str]:
+    is_guessed = any(cell.verdict.endswith(GUESSED) for line in lines for cell in line.cells)
+    return [*([table.note] if table.note else []), *([GUESS_NOTE] if is_guessed else [])]
