@@ -23,6 +23,7 @@ from tencrop.config import (
     run_path,
 )
 from tencrop.config.launch import check_launch, is_first_process
+from tencrop.config.loader import check_loader
 from tencrop.data.manifest import read_manifest
 from tencrop.records.run_folder import finish, run_folder
 
@@ -32,6 +33,7 @@ def main(config: Config) -> int:
     exit_at_once()  # of a sweep, the run before has ended with signals ignored
     check_launch(config.hardware)
     batches = derive_batches(config)
+    check_loader(config.data)
     manifest = read_manifest(config.data.root, config.data.name)
     check_data(config, manifest)
     check_store(config, manifest)

@@ -357,5 +357,7 @@ def test_file_names_say_what_differs_from_the_usual(make_config) -> None:
     assert file_stem(make_config("protocol.side=null", "protocol.size=30")) == "center-sidekept-size30"
     assert file_stem(make_config("protocol=dense", "protocol.side=[40,48]")) == "dense-side40-48"
     assert file_stem(make_config("protocol=crops_144")) == "crops_144"
+    assert file_stem(make_config("data.loader=ffcv")) == "center-ffcv"
+    assert file_stem(make_config("data.loader=torch")) == "center"
     config = make_config("protocol=ten_crop", "protocol.region=square")
     assert file_stem(config, "ema", "best") == "ten_crop-square-best-ema"

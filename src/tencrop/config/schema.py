@@ -45,7 +45,7 @@ class Data:
     source: str | None  # the folder of the user's files or archives
     splits: Splits
     num_classes: int | None  # null: as many as the prepared data have
-    loader: str  # ffcv | torch
+    loader: str  # beton (ours) | ffcv (its own pixels: another resize, whatever `filter` says) | torch (the reference)
     store: StoreOptions
     undecodable: str  # stop | skip (skipped files are listed in the manifest)
     check_md5: bool = False  # compare the archives with the published checksums first
