@@ -445,7 +445,7 @@ def test_a_table_as_long_as_imagenets_is_opened_at_once(tmp_path):
 IMPORTS = """
 import sys, torch
 torch.set_num_threads(3)
-import tencrop.data.loader, tencrop.data.reference
+import tencrop.data.module, tencrop.evaluation.scoring
 assert torch.get_num_threads() == 3 and not {"ffcv", "numba", "cv2"} & set(sys.modules)
 """
 

@@ -40,7 +40,7 @@ class StoreOptions:
 
 @dataclass
 class Data:
-    name: str  # imagenet | imagefolder | tiny_imagenet | cifar10 | digits
+    name: str  # imagenet | imagefolder | tiny_imagenet | cifar10 | digits | beton
     root: str  # the prepared folder
     source: str | None  # the folder of the user's files or archives
     splits: Splits

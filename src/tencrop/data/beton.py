@@ -243,6 +243,13 @@ class Beton:
         start = int(self.pointers[index])
         return self.data[start : start + int(self.payload_bytes[index])]
 
+    def image_file(self, index: int) -> bytes:
+        """One sample as an image file: the stored JPEG, or a PPM of the raw pixels."""
+        payload = self.payload(index).tobytes()
+        if self.modes[index] == JPEG:
+            return payload
+        return b"P6\n%d %d\n255\n" % (self.widths[index], self.heights[index]) + payload
+
     def _read_tables(self, table_start: int, row: np.dtype) -> None:
         metadata_end = METADATA_START + self.num_samples * row.itemsize
         table_end = table_start + self.num_samples * ALLOCATION.itemsize
