@@ -77,12 +77,12 @@ class _Feed:
     """
 
     def __init__(self, split: Split, num_batches: int, batch_size: int, num_threads: int, pin_memory: bool) -> None:
-        self._split, self._batch_size = split, batch_size
+        self._split, self._batch_size, self._decoder = split, batch_size, ffcv_decoder()
         self._blocks = [Slot(pin_memory) for _ in range(NUM_BLOCKS)]
         self._images: list[Tensor] = [torch.empty(0)] * NUM_BLOCKS
-        self._table = np.zeros((NUM_BLOCKS * batch_size, ffcv_decoder().NUM_COLUMNS), np.int64)
+        self._table = np.zeros((NUM_BLOCKS * batch_size, self._decoder.NUM_COLUMNS), np.int64)
         with torch_threads_kept():
-            self._loader = ffcv_decoder().stock_loader(
+            self._loader = self._decoder.stock_loader(
                 split.beton, self._table, num_rows=num_batches * batch_size, batch_size=batch_size,
                 num_workers=num_threads, batches_ahead=BATCHES_AHEAD,
             )  # fmt: skip
@@ -97,7 +97,7 @@ class _Feed:
 
     def write(self, plan: Plan) -> Plan:
         """Tell ffcv what to make of the next batch, and the system which bytes will be read."""
-        decoder, beton, num_images = ffcv_decoder(), self._split.beton, len(plan.index)
+        decoder, beton, num_images = self._decoder, self._split.beton, len(plan.index)
         read_ahead(beton.data, pointers=beton.pointers[plan.index], payload_bytes=beton.payload_bytes[plan.index])
         block, self._num_written = self._num_written % NUM_BLOCKS, self._num_written + 1
         height, width = (int(length) for length in plan.sizes.max(axis=0))
@@ -119,8 +119,8 @@ class _Feed:
         if self._iterator is None:
             self._iterator = iter(self._loader)  # ffcv's thread starts
             status = self._next()
-            # That thread has set torch's number, which MKL has one of for all threads. Restored before the consumer,
-            # which waits for this batch, computes anything.
+            # That thread has set the number that threads begun later take over; the consumer, which waits for this
+            # batch, has begun none since.
             torch.set_num_threads(self._num_torch_threads)
         else:
             status = self._next()
@@ -138,7 +138,7 @@ class _Feed:
         """End ffcv's thread, which writes into memory of ours. It does not look whether it is to end while there is
         room in its queue, and waits for ever for room to say that it is done."""
         iterator, self._iterator = self._iterator, None
-        self._table[:, ffcv_decoder().SAMPLE] = ffcv_decoder().NOTHING
+        self._table[:, self._decoder.SAMPLE] = self._decoder.NOTHING
         if iterator is None:
             return
         iterator.close()
