@@ -88,7 +88,7 @@ def test_files_of_every_mode_are_adopted(written, adopt, images, mode):
     assert sum(path.stat().st_size for path in root.iterdir() if not path.is_symlink() and path.suffix != ".npy") < 1e5
     assert train.labels.tolist() == LABELS["train"] and val.labels.tolist() == LABELS["val"]
     assert manifest["classes"] == ["0", "1", "2"] and manifest["splits"]["val"]["per_class"] == [2, 1, 1]
-    assert train.names(1) == "0/00000001"
+    assert train.names(1) == "0/00000001" and "their sizes" in manifest["not_known"]
     is_jpeg = train.beton.modes == JPEG
     expected = {"jpg": [True], "raw": [False], "smart": [True, False], "proportion": [True, False]}[mode]
     assert set(is_jpeg.tolist()) == set(expected)

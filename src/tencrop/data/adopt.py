@@ -29,7 +29,7 @@ from tencrop.data.store import CHUNK_FILES, in_order, split_facts, table_row, wr
 
 ENDINGS = (".beton", ".ffcv")  # ffcv's documentation uses the first, ffcv-imagenet's scripts the second
 AS_STORED = StoreOptions(mode="jpeg", short_side=None, max_side=None, quality=95)  # as in conf/data/beton.yaml
-NOT_KNOWN = "not known of such files, so not recorded: names and sizes of the original images, names of the classes"
+NOT_KNOWN = ("names of the original images", "their sizes", "names of the classes")
 WRITE_AGAIN = "write it again with ffcv's DatasetWriter, with an RGBImageField and an IntField"
 MAX_CLASSES = 1 << 24  # a label beyond it is no class: an image's number, say
 
@@ -86,6 +86,17 @@ def adopt_split(
     write_npy(names, table)
     facts = split_facts(link, names, table, {"adopted": True}, num_classes=len(source.classes))
     return {**facts, "tables_sha256": beton.tables_sha256}, total
+
+
+def introduction(root: Path, source: BetonSource) -> str:
+    """What is printed before the images are read."""
+    counts = " and ".join(f"{len(files):,} {split}" for split, files in source.files.items())
+    files = ", ".join(f"{split} from {name}" for split, name in source.place.splits.items())
+    return (
+        f"beton: {counts} images of {len(source.classes):,} classes ({files}) -> {root}\n"
+        "every image is checked; the files are used where they lie, and not copied\n"
+        f"not known of such files: {', '.join(NOT_KNOWN)}"
+    )
 
 
 def check_root(root: Path, source: BetonSource) -> None:

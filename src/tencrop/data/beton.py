@@ -231,7 +231,8 @@ class Beton:
         if kinds not in SAMPLES:
             raise UserError(f"{path}: its fields are not an image and an integer label; prepare.py writes such a file")
         names = {
-            kind: name.tobytes().split(b"\0")[0].decode() for kind, name in zip(kinds, fields["name"], strict=True)
+            kind: name.tobytes().split(b"\0")[0].decode("ascii", "replace")
+            for kind, name in zip(kinds, fields["name"], strict=True)
         }
         self.image_field, self.label_field = names[IMAGE_FIELD], names[INT_FIELD]
         self.num_samples = int(header["num_samples"])

@@ -21,7 +21,7 @@ from rich.console import Console
 import tencrop
 from tencrop.config import Data, StoreOptions, UserError, num_threads
 from tencrop.console import plain_console
-from tencrop.data.adopt import NOT_KNOWN, BetonSource, adopt_split, check_root
+from tencrop.data.adopt import NOT_KNOWN, BetonSource, adopt_split, check_root, introduction
 from tencrop.data.archives import check_md5
 from tencrop.data.beton import partial_name
 from tencrop.data.cifar10 import Cifar10Source
@@ -65,7 +65,7 @@ def _write(root: Path, source: Source, data: Data, *, num_threads: int, console:
     """Write all files of the prepared folder, the manifest last; return what it says of the splits."""
     options = {split: store_options(data, split) for split in SPLITS}
     if isinstance(source, BetonSource):
-        console.print(f"{source.place.path}: images are checked and used where they lie; {NOT_KNOWN}")
+        console.print(introduction(root, source))
     else:
         announce(source, options, name=data.name, root=root, num_threads=num_threads, console=console)
     if data.check_md5:
@@ -128,6 +128,7 @@ def _manifest(data: Data, source: Source, splits: dict[str, Any], sums: ColourSu
         "source": dataclasses.asdict(source.place),
         "left_out": {split: dict(sorted(sorts.items())) for split, sorts in source.left_out.items()},
         **({"permutation": permutation()} if data.name == "digits" else {}),
+        **({"not_known": NOT_KNOWN} if data.name == "beton" else {}),
         "created": {
             "tencrop": tencrop.__version__,
             "pillow": PIL.__version__,
