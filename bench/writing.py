@@ -50,7 +50,7 @@ def main() -> None:
     os.sched_setaffinity(0, {options.core})
     store = StoreOptions(mode="jpeg", short_side=None, max_side=None, quality=90)
     source = FolderSource(
-        Data("imagefolder", "", options.folder, Splits(".", "."), None, "ffcv", store, undecodable="stop")
+        Data("imagefolder", "", options.folder, Splits(".", "."), None, "beton", store, undecodable="stop")
     )
     for file in source.files["train"]:
         source.read("train", file)

@@ -114,7 +114,7 @@ def data_config() -> Callable[..., Data]:
         max_side: int | None = None,
         splits: tuple[str, str] = ("train", "val"),
         undecodable: str = "stop",
-        loader: str = "ffcv",
+        loader: str = "beton",
         num_classes: int | None = None,
     ) -> Data:
         return Data(

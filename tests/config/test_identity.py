@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from tencrop.config import UserError, check_data, check_preparation, check_store, config_of_run, learning_hash, run_path
 from tencrop.config.identity import read_config
+from tencrop.config.loader import CONFIG_FORMAT
 from tencrop.config.verbs import CONF
 
 PINNED = json.loads(Path(__file__).with_name("learning_hashes.json").read_text())
@@ -54,6 +55,7 @@ def test_what_is_not_learned_keeps_the_hash(composed, override):
         "augmentation.erasing.prob=0.25",
         "augmentation.repeats=3",
         "data.store.short_side=300",
+        "data.loader=ffcv",
     ],
 )
 def test_what_is_learned_changes_the_hash(composed, override):
@@ -145,6 +147,27 @@ def test_the_configuration_of_every_experiment_is_read_as_it_was_written(compose
     config = composed(f"experiment={path.stem}")
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
     assert config_of_run(tmp_path, [], conf=CONF) == config
+
+
+def test_ffcv_in_a_run_of_earlier_code_is_our_own_loader(tmp_path):
+    """Their config.yaml names no format. The digest beside it is of what was written, under the old name."""
+    (tmp_path / "config.yaml").write_bytes(Path(__file__).with_name("config_before_beton.yaml").read_bytes())
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert written["data"]["loader"] == "ffcv" and "config_format" not in written
+    digest = "28f19d6e3f9d218ee321f3688d10f2460c934790e88aac954f6705bbc579e427"
+    (tmp_path / "manifest.json").write_text(json.dumps({"config_sha256": digest}))
+    assert read_config(tmp_path)["data"]["loader"] == "beton"
+    config = config_of_run(tmp_path, [], conf=CONF)
+    assert config.data.loader == "beton"
+    assert learning_hash(config) == "13e08b98"  # as its folder is called
+    assert config_of_run(tmp_path, ["data.loader=ffcv"], conf=CONF).data.loader == "ffcv"
+
+
+def test_a_configuration_of_a_later_format_is_refused(composed, tmp_path):
+    content = {"config_format": CONFIG_FORMAT + 1, **dataclasses.asdict(composed())}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=r"config_format must be .* not 3"):
+        read_config(tmp_path)
 
 
 def test_an_apostrophe_in_a_path_is_read_as_it_was_typed(tmp_path, composed):

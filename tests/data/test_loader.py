@@ -17,7 +17,7 @@ import torch
 import tencrop.data.beton as beton
 from tencrop.config import Augmentation, Pca, Protocol
 from tencrop.data.decoder import DecodeError
-from tencrop.data.loader import Loader, _Slot
+from tencrop.data.loader import Loader, Slot
 from tencrop.data.manifest import open_split
 from tencrop.data.order import epoch_order, evaluation_batches, training_places
 from tencrop.data.plan import Plan, evaluation_plan, training_plan
@@ -346,7 +346,7 @@ def test_pinned_memory_is_filled_again_only_after_its_copy(monkeypatch):
     empty = torch.empty
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory=False, **options: empty(*shape, **options))
-    slot = _Slot(pin_memory=True)
+    slot = Slot(pin_memory=True)
     for _ in range(2):
         slot.images(2, 3, 4)
         calls.append("filled")
@@ -471,7 +471,7 @@ def test_a_table_as_long_as_imagenets_is_opened_at_once(tmp_path):
 IMPORTS = """
 import sys, torch
 torch.set_num_threads(3)
-import tencrop.data.loader, tencrop.data.reference
+import tencrop.data.module, tencrop.evaluation.scoring
 assert torch.get_num_threads() == 3 and not {"ffcv", "numba", "cv2"} & set(sys.modules)
 """
 

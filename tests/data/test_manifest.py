@@ -139,7 +139,7 @@ def test_a_changed_mean_is_not_trained_with(copy):
         (("splits",), [], "splits must be a mapping, not a list"),
         (("statistics", "mean"), [1.0, 2.0], "statistics.mean is a list of 2 and must be a list of 3"),
         (("classes",), [], "classes is a list of 0 and must be a list that is not empty"),
-        (("source", "routes", "val"), "ftp", "source.routes.val must be flat or made or tar or tree or zip"),
+        (("source", "routes", "val"), "ftp", "source.routes.val must be beton or flat or made or tar or tree or zip"),
         (("mean_image",), None, "mean_image must be text, not null"),
     ],
 )

@@ -1,4 +1,5 @@
 import threading
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
@@ -134,7 +135,7 @@ def test_a_replayed_batch_is_noticed(module):
 def test_the_reference_loader_yields_the_same_samples(module):
     fast, reference = (
         epoch(module(f"data.loader={loader}", "data.store.mode=jpeg", *FULL).train_dataloader())
-        for loader in ("ffcv", "torch")
+        for loader in ("beton", "torch")
     )
     for one, other in zip(fast, reference, strict=True):
         for field in one._fields[1:]:
@@ -198,7 +199,7 @@ def test_what_the_step_does_not_compute_with_stays_on_the_host(module):
 MOVING = (*FULL, "augmentation.jitter.source=torchvision", "augmentation.jitter.hue=0.1")
 
 
-@pytest.mark.parametrize("loader", ["ffcv", "torch"])
+@pytest.mark.parametrize("loader", ["beton", "torch"])
 def test_the_host_reads_its_part_of_a_batch_that_ddp_has_moved(module, loader):
     """With device_ids DDP's forward pass moves every tensor of its arguments to the GPU; here to meta, whose tensors
     nobody can read. What a step does on the host, and with both, works all the same."""
@@ -249,6 +250,9 @@ def test_the_digest_does_not_depend_on_ranks_accumulation_or_loader(module):
     assert torch.equal(digest(*two, rank=0) + digest(*two, rank=1), whole)
     assert torch.equal(digest(steps=(0,)) + digest(steps=(1, 2)), whole)
     assert torch.equal(digest("data.loader=torch"), whole)
+    if find_spec("ffcv"):
+        of_ffcv = digest("data.loader=ffcv")
+        assert torch.equal(of_ffcv[:2], whole[:2]) and not torch.equal(of_ffcv[2:], whole[2:])  # its own pixels
     assert torch.equal(digest("deterministic=false")[2:], torch.zeros(2, dtype=torch.int64))
     for other in ("seed=4", "augmentation.flip=0", "augmentation.pca.std=0.2", MIXED):
         assert not torch.equal(digest(*([other] if isinstance(other, str) else other))[:2], whole[:2])

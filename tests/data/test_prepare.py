@@ -299,7 +299,7 @@ def test_killed_preparation_is_simply_run_again(photo_folder, prepared_photos, t
     arguments = ["data=imagefolder", f"data.source={photo_folder}", f"data.root={root}", "workers=2"]
     kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     places = (
-        ("tencrop.data.store", "_row"),
+        ("tencrop.data.store", "table_row"),
         ("tencrop.data.store", "write_npy"),
         ("tencrop.data.prepare", "write_manifest"),
     )

@@ -27,6 +27,14 @@ def test_an_ensemble_averages_softmax_and_logits_apart() -> None:
     assert joint.metadata == {**IDENTITY, "weights_sha256": "a + b"}
 
 
+def test_members_by_two_loaders_are_named_both() -> None:
+    """A score file names its loader only where the pixels are ffcv's."""
+    plain, other = member([[0.75, 0.25], [0.75, 0.25]]), member([[0.25, 0.75], [0.125, 0.875]], loader="ffcv")
+    assert ensemble([plain, other], ["a", "b"]).metadata["loader"] == "beton + ffcv"
+    assert ensemble([other, plain], ["b", "a"]).metadata["loader"] == "ffcv + beton"
+    assert ensemble([other, other], ["b", "b"]).metadata["loader"] == "ffcv"
+
+
 def test_an_ensemble_of_one_network_twice_is_that_network() -> None:
     alone = member([[0.6, 0.4], [0.3, 0.7]])
     joint = ensemble([alone, alone, alone], ["a", "a", "a"])

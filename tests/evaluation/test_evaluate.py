@@ -6,6 +6,7 @@ import shutil
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,20 @@ def test_saved_scores_are_used_again(
     save_checkpoint(checkpoint, config, new_network(config, seed=1))
     with pytest.raises(AssertionError, match="computed again"):
         evaluate(config, checkpoint, tmp_path)
+
+
+@pytest.mark.skipif(find_spec("ffcv") is None, reason="ffcv is not installed")
+def test_scores_of_ffcvs_pixels_are_kept_apart(
+    make_config, new_network, save_checkpoint, evaluate, no_network_runs, tmp_path
+) -> None:
+    config = make_config("data.loader=ffcv")
+    checkpoint = save_checkpoint(tmp_path / "last.ckpt", config, new_network(config))
+    result = evaluate(config, checkpoint, tmp_path / "out")
+    assert (result["loader"], result["scores"], result["num_images"]) == ("ffcv", "center-ffcv.safetensors", 501)
+    no_network_runs()
+    assert evaluate(config, checkpoint, tmp_path / "out") == result
+    with pytest.raises(AssertionError, match="computed again"):
+        evaluate(make_config(), checkpoint, tmp_path / "out")
 
 
 def test_scores_of_other_code_are_computed_again(
@@ -382,5 +397,7 @@ def test_file_names_say_what_differs_from_the_usual(make_config) -> None:
     assert file_stem(make_config("protocol.side=null", "protocol.size=30")) == "center-sidekept-size30"
     assert file_stem(make_config("protocol=dense", "protocol.side=[40,48]")) == "dense-side40-48"
     assert file_stem(make_config("protocol=crops_144")) == "crops_144"
+    assert file_stem(make_config("data.loader=ffcv")) == "center-ffcv"
+    assert file_stem(make_config("data.loader=torch")) == "center"
     config = make_config("protocol=ten_crop", "protocol.region=square")
     assert file_stem(config, "ema", "best") == "ten_crop-square-best-ema"

@@ -45,6 +45,15 @@ def test_a_checkpoint_brings_the_configuration_of_its_run(make_config, run_folde
         members_of(config, [*typed, "model=resnet50"])
 
 
+def test_a_loader_that_is_not_installed_is_refused_before_anything_is_computed(make_config, run_folder, monkeypatch):
+    monkeypatch.setattr("tencrop.config.loader.find_spec", lambda name: None)
+    config = make_config()
+    config.checkpoint = str(run_folder / "checkpoints" / "last.ckpt")
+    members_of(config, [])
+    with pytest.raises(UserError, match=r"data\.loader=ffcv: ffcv is not installed; install it with pip install"):
+        members_of(config, ["data.loader=ffcv"])
+
+
 def test_without_a_checkpoint_it_is_the_run_of_the_same_command(make_config, run_folder: Path) -> None:
     (member,) = members_of(make_config("protocol=center", "seed=5"), ["seed=5", "protocol=center"])
     assert member.path == run_folder / "checkpoints" / "last.ckpt" and member.out == run_folder / "predictions"

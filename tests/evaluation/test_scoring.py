@@ -116,7 +116,7 @@ def test_more_processes_than_images_leave_some_with_none(make_config, make_task,
     assert {part.softmax.shape[1] for part in parts} == {6}
 
 
-@pytest.mark.parametrize("loader", ["ffcv", "torch"])
+@pytest.mark.parametrize("loader", ["beton", "torch"])
 def test_views_are_saved_on_request(loader: str, make_config, make_task) -> None:
     config = make_config("protocol=ten_crop", f"data.loader={loader}", "training.precision=bf16")
     config.save_views = True

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 import yaml
-from omegaconf import OmegaConf
 
-from tencrop.config import Config, UserError, run_path, typed
+from tencrop.config import UserError, config_of_run, run_path
 from tencrop.config.identity import read_config
 from tencrop.config.launch import RANKS
+from tencrop.config.verbs import CONF
 from tencrop.records import provenance
 from tencrop.records.provenance import installed_packages, sessions_of
 from tencrop.records.run_folder import finish, is_complete, read_manifest, run_folder
@@ -23,7 +23,7 @@ def test_stands_alone(make_config, data_manifest):
     folder = run_folder(config, data_manifest)
     assert folder == run_path(config) and folder.name.startswith("seed2-")
     assert {path.name for path in folder.iterdir()} >= {"config.yaml", "manifest.json", "code.diff", "checkpoints"}
-    assert typed(OmegaConf.load(folder / "config.yaml"), Config) == config
+    assert config_of_run(folder, [], conf=CONF) == config
     manifest = read_manifest(folder)
     assert manifest["result"]["status"] == "running" and len(manifest["sessions"]) == 1
 
@@ -234,6 +234,18 @@ def test_a_configuration_that_was_changed_is_refused(make_config, data_manifest)
     with pytest.raises(UserError, match=r"config\.yaml: .*it is missing.*bring it back"):
         run_folder(make_config(), data_manifest)
     assert len(read_manifest(folder)["sessions"]) == 1
+
+
+@pytest.mark.parametrize("loader", ["beton", "ffcv", "torch"])
+def test_the_loader_of_a_run_is_read_as_it_was_written(make_config, data_manifest, loader):
+    """Also by the digest: without its format the file of a run with stock ffcv would speak of our own loader."""
+    folder = run_folder(make_config(f"data.loader={loader}"), data_manifest)
+    assert config_of_run(folder, [], conf=CONF).data.loader == read_config(folder)["data"]["loader"] == loader
+    written = yaml.safe_load((folder / "config.yaml").read_text())
+    del written["config_format"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(written))
+    with pytest.raises(UserError, match=r"config\.yaml: not what the manifest beside it was written with"):
+        read_config(folder)
 
 
 def test_whoever_received_a_run_says_where_its_data_are(make_config, data_manifest):

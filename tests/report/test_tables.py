@@ -165,13 +165,20 @@ def test_an_unfinished_run_counts_by_its_latest_checkpoint(digits_config, evalua
 
 @pytest.mark.parametrize(
     "change",
-    [{"precision": "bf16"}, {"mean": [0.0, 0.0, 0.0]}, {"std": [1.0, 1.0, 1.0]}, {"filter": "bicubic"}],
+    [
+        {"precision": "bf16"},
+        {"mean": [0.0, 0.0, 0.0]},
+        {"std": [1.0, 1.0, 1.0]},
+        {"filter": "bicubic"},
+        {"loader": "ffcv"},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_what_was_measured_otherwise_than_trained_is_named_and_not_compared(evaluated_run, another_result, change):
     folder = evaluated_run(CLAIM)
     config = collect([folder])[0].runs[0].config
     same = {"precision": config["training"]["precision"], **config["normalization"], "filter": "bilinear"}
+    same["loader"] = config["data"]["loader"]
     assert all(change[key] != same[key] for key in change)
     another_result(folder, "center", **same)
     assert rows_of(folder)[0].published == 1.5

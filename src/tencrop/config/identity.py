@@ -14,7 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from tencrop.config.command_line import PATHS, home, keys_typed, parse
-from tencrop.config.documents import FILE_NAME, literal, read_json, read_yaml
+from tencrop.config.documents import FILE_NAME, Between, literal, read_json, read_yaml
+from tencrop.config.loader import CONFIG_FORMAT, in_present_terms
 from tencrop.config.own_files import own_mapping
 from tencrop.config.rules import typed
 from tencrop.config.schema import Config, UserError
@@ -30,6 +31,8 @@ def learning_keys(config: Config) -> dict[str, Any]:
     """The part of the configuration that changes what is learned (the seed stands in the folder's name)."""
     values = dataclasses.asdict(config)
     values["data"] = {key: value for key, value in values["data"].items() if key not in NOT_LEARNED_DATA}
+    if config.data.loader == "ffcv":  # its pixels are not those of the other loaders
+        values["data"]["loader"] = "ffcv"
     values["augmentation"] = _without_what_is_off(values["augmentation"])
     return {key: value for key, value in values.items() if key not in NOT_LEARNED}
 
@@ -125,6 +128,7 @@ OF_THE_PLACE = {"hardware", "tracker", "runs"}
 OF_THE_PLACE_DATA = {"root", "source"}
 # What is read of a run's configuration as it stands, without the types of now: runs of earlier code have fewer keys.
 CONFIG_SHAPE = {
+    "config_format?": Between(1, CONFIG_FORMAT),
     "seed": int,
     "image_size": int,
     "short_side": (int, None),
@@ -150,13 +154,14 @@ CONFIG_SHAPE = {
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
-    """config.yaml of a run folder, as data: nothing in it is interpolated, instantiated or obeyed.
+    """config.yaml of a run folder, as data: nothing in it is interpolated, instantiated or obeyed. What earlier code
+    called otherwise has its present name.
 
     Raises UserError where it is missing or broken, or not what the run began with (as far as the manifest beside it
     says; that of earlier code has no digest of it).
     """
     path, manifest = run_dir / "config.yaml", run_dir / "manifest.json"
-    config = read_yaml(path, CONFIG_SHAPE, what=CONFIG, mend=MEND)
+    config = read_written_config(path)
     if manifest.exists():
         mend = "bring it back from a copy, or delete the folder and train again"
         begun = read_json(manifest, {"config_sha256?": str}, what="the manifest of a run folder", mend=mend)
@@ -164,7 +169,12 @@ def read_config(run_dir: Path) -> dict[str, Any]:
             raise UserError(
                 f"{path}: not what the manifest beside it was written with: one is changed, or another run's; {MEND}"
             )
-    return config
+    return in_present_terms(config)
+
+
+def read_written_config(path: Path) -> dict[str, Any]:
+    """A config.yaml as it was written; UserError where it is missing or broken."""
+    return read_yaml(path, CONFIG_SHAPE, what=CONFIG, mend=MEND)
 
 
 def config_sha256(config: dict[str, Any]) -> str:

@@ -92,7 +92,7 @@ def _named(kind: Any) -> str:
 MAX_NAME = 200  # characters of a run's name: a folder's may have 255 bytes, and wandb adds the seed and the hash
 FILTERS = ("bilinear", "bicubic", "box", "nearest")
 CHOICES: dict[str, tuple[str, ...]] = {
-    "data.loader": ("ffcv", "torch"),
+    "data.loader": ("beton", "ffcv", "torch"),
     "data.undecodable": ("stop", "skip"),
     "data.store.mode": ("jpeg", "raw", "proportion"),
     "augmentation.crop": ("random_resized", "random_sized", "random", "none"),

@@ -40,12 +40,12 @@ class StoreOptions:
 
 @dataclass
 class Data:
-    name: str  # imagenet | imagefolder | tiny_imagenet | cifar10 | digits
+    name: str  # imagenet | imagefolder | tiny_imagenet | cifar10 | digits | beton
     root: str  # the prepared folder
     source: str | None  # the folder of the user's files or archives
     splits: Splits
     num_classes: int | None  # null: as many as the prepared data have
-    loader: str  # ffcv | torch
+    loader: str  # beton (ours) | ffcv (its own pixels: another resize, whatever `filter` says) | torch (the reference)
     store: StoreOptions
     undecodable: str  # stop | skip (skipped files are listed in the manifest)
     check_md5: bool = False  # compare the archives with the published checksums first

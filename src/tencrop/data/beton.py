@@ -41,6 +41,8 @@ HEADER = np.dtype(
 FIELD = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
 IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 SAMPLE = np.dtype([("image", IMAGE), ("label", "<i8")], align=True)
+LABEL_FIRST = np.dtype([("label", "<i8"), ("image", IMAGE)], align=True)  # where ffcv's user named the label first
+SAMPLES = {(IMAGE_FIELD, INT_FIELD): SAMPLE, (INT_FIELD, IMAGE_FIELD): LABEL_FIRST}
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 METADATA_START = HEADER.itemsize + 2 * FIELD.itemsize
 
@@ -203,6 +205,8 @@ class Beton:
 
     num_samples: int
     page_size: int  # bytes
+    image_field: str  # what the file calls its images; BetonWriter "image", ffcv whatever its user typed
+    label_field: str
     modes: np.ndarray  # uint8 [N], JPEG | RAW
     heights: np.ndarray  # uint16 [N], pixels as stored
     widths: np.ndarray  # uint16 [N]
@@ -223,19 +227,32 @@ class Beton:
         fields = self.data[HEADER.itemsize : METADATA_START].view(FIELD)
         if header["version"] != VERSION or header["num_fields"] != 2:
             raise UserError(f"{path}: not a .beton file of version {VERSION} with two fields; prepare.py writes one")
-        if list(fields["type_id"]) != [IMAGE_FIELD, INT_FIELD]:
+        kinds = tuple(fields["type_id"].tolist())
+        if kinds not in SAMPLES:
             raise UserError(f"{path}: its fields are not an image and an integer label; prepare.py writes such a file")
+        names = {
+            kind: name.tobytes().split(b"\0")[0].decode("ascii", "replace")
+            for kind, name in zip(kinds, fields["name"], strict=True)
+        }
+        self.image_field, self.label_field = names[IMAGE_FIELD], names[INT_FIELD]
         self.num_samples = int(header["num_samples"])
         self.page_size = int(header["page_size"])
-        self._read_tables(int(header["alloc_table_ptr"]))
+        self._read_tables(int(header["alloc_table_ptr"]), SAMPLES[kinds])
 
     def payload(self, index: int) -> np.ndarray:
         """The stored bytes of one sample, uint8 [bytes], not copied."""
         start = int(self.pointers[index])
         return self.data[start : start + int(self.payload_bytes[index])]
 
-    def _read_tables(self, table_start: int) -> None:
-        metadata_end = METADATA_START + self.num_samples * SAMPLE.itemsize
+    def image_file(self, index: int) -> bytes:
+        """One sample as an image file: the stored JPEG, or a PPM of the raw pixels."""
+        payload = self.payload(index).tobytes()
+        if self.modes[index] == JPEG:
+            return payload
+        return b"P6\n%d %d\n255\n" % (self.widths[index], self.heights[index]) + payload
+
+    def _read_tables(self, table_start: int, row: np.dtype) -> None:
+        metadata_end = METADATA_START + self.num_samples * row.itemsize
         table_end = table_start + self.num_samples * ALLOCATION.itemsize
         if metadata_end > table_start or table_end != self.data.size:
             raise UserError(
@@ -243,7 +260,7 @@ class Beton:
                 " delete the prepared folder and prepare again (prepare.py)"
             )
         # views of the mapped file: the tables of ImageNet are 60 MB, which the processes of a machine share
-        metadata = np.asarray(self.data[METADATA_START:metadata_end]).view(SAMPLE)
+        metadata = np.asarray(self.data[METADATA_START:metadata_end]).view(row)
         self.modes = metadata["image"]["mode"]
         self.heights = metadata["image"]["height"]
         self.widths = metadata["image"]["width"]

@@ -23,7 +23,7 @@ from tencrop.data.reduce import JpegHeader, denominator, jpeg_header, reduced_im
 
 # What a file turned out to be; the table of files keeps the index. A damaged JPEG is one that Pillow decodes to the
 # end and libjpeg warns of (stray or missing data): such files are in ImageNet and papers trained on them.
-KINDS = ("jpeg", "gray jpeg", "cmyk jpeg", "png", "other", "damaged jpeg")
+KINDS = ("jpeg", "gray jpeg", "cmyk jpeg", "png", "other", "damaged jpeg", "raw")  # raw: of an adopted .beton file
 PLAIN_KINDS = ("jpeg", "gray jpeg")  # a decoder of JPEG makes RGB of these, so their bytes can be stored
 STORE_FILTER = Image.Resampling.BILINEAR  # of a reduced store; Pillow's, so antialiased
 # The decoders that a file may choose by its first bytes. Of the others that Pillow has, some run programs (Ghostscript

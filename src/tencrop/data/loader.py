@@ -1,7 +1,7 @@
 """The loader: batches of uint8 images out of a .beton file, decoded ahead of time by one producer thread.
 
-Called by the data module. `Batch` and `BaseLoader` are the contract that reference.py fulfils too: given the same
-batches of indices and the same plan, both yield the same samples in the same order, cut to the same boxes.
+Called by the data module. `Batch` and `BaseLoader` are the contract that reference.py and ffcv_loader.py fulfil too:
+given the same batches of indices and the same plan, all yield the same samples in the same order and the same boxes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ ON_DEVICE = {"labels", "colour", "jitter", "partners", "mix_weights", "mix_boxes
 
 
 class BaseLoader:
-    """What both loaders are: an iterable over the micro-batches of one epoch, which knows its place.
+    """What all loaders are: an iterable over the micro-batches of one epoch, which knows its place.
 
     `batches` gives, for an epoch, this rank's arrays of sample indices in order; `plan` what to do to one of them.
     `filter` is Pillow's of that name. `num_threads` decode; `prefetch` batches wait ready.
@@ -140,7 +140,7 @@ class BaseLoader:
 
 
 class Loader(BaseLoader):
-    """Reads the store through the C decoder (data.loader=ffcv).
+    """Reads the store through the C decoder (data.loader=beton).
 
     A batch's images stay valid until the next batch but one is asked for, or a new iteration begins; then their memory
     is filled again. On a GPU a copy that was begun before that, on the current stream, is waited for.
@@ -152,31 +152,29 @@ class Loader(BaseLoader):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._slots = [_Slot(self._pin_memory) for _ in range(self._prefetch + 2)]
+        self._slots = [Slot(self._pin_memory) for _ in range(self._prefetch + 2)]
 
     def _produce(self, batches: Sequence[Index] | Index, epoch: int) -> Generator[Batch, None, None]:
-        # The thread knows nothing of this loader or its iterator, so that either can be collected, which ends it.
-        split, plan = self._split, self._plan
         for slot in self._slots:
             slot.release()  # the last iteration's batches may still be on their way to the device
-        options: dict[str, Any] = {
-            "filter": self._filter,
-            "num_threads": self._num_threads,
-            "hash_pixels": self._hash_pixels,
-        }
-        producer = _Producer(
-            batches,
-            lambda index: _planned(split, plan(index, epoch)),
-            lambda plan, slot: _decoded(split, plan, slot, **options),
-            self._slots,
-            device=torch.cuda.current_device() if self._pin_memory else None,
-        )
+        device = torch.cuda.current_device() if self._pin_memory else None
+        producer = _Producer(batches, *self._steps(epoch), self._slots, device=device)
         end = weakref.finalize(self, producer.end)  # also when the interpreter ends
         try:
             for _ in range(len(batches)):
                 yield producer.next()
         finally:
             end()
+
+    def _steps(self, epoch: int) -> tuple[Callable[[Index], Plan], Callable[[Plan, Slot], Batch]]:
+        """What the thread does: plan a batch, make a planned one. It knows nothing of this loader or its iterator, so
+        that either can be collected, which ends it."""
+        split, plan = self._split, self._plan
+        options: Any = {"filter": self._filter, "num_threads": self._num_threads, "hash_pixels": self._hash_pixels}
+        return (
+            lambda index: _planned(split, plan(index, epoch)),
+            lambda plan, slot: _decoded(split, plan, slot, **options),
+        )
 
 
 def _planned(split: Split, plan: Plan) -> Plan:
@@ -186,7 +184,7 @@ def _planned(split: Split, plan: Plan) -> Plan:
     return plan
 
 
-def _decoded(split: Split, plan: Plan, slot: _Slot, *, filter: str, num_threads: int, hash_pixels: bool) -> Batch:
+def _decoded(split: Split, plan: Plan, slot: Slot, *, filter: str, num_threads: int, hash_pixels: bool) -> Batch:
     height, width = plan.sizes.max(axis=0)
     images = slot.images(len(plan.index), int(height), int(width))
     beton = split.beton
@@ -223,7 +221,7 @@ def batch_of(images: Tensor, split: Split, plan: Plan, *, hash_pixels: bool) -> 
     return Batch(images, **(arrays | tensors))
 
 
-class _Slot:
+class Slot:
     """Memory for the images of one batch, kept from batch to batch; grows to need, but for an outsized image."""
 
     def __init__(self, pin_memory: bool) -> None:
@@ -242,6 +240,12 @@ class _Slot:
             if num_images > 1 or num_bytes <= MAX_PADDED_BYTES:
                 self._memory = memory
         return memory[:num_bytes].view(num_images, height, width, 3)
+
+    def swap(self, other: Slot) -> None:
+        """Exchange memories; this one's must not be in use: images that it handed out are on the device by now."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        self._memory, other._memory = other._memory, self._memory
 
     def release(self) -> None:
         """What the consumer's stream does until now with the images must be done before they are overwritten."""
@@ -262,15 +266,15 @@ class _Producer:
         self,
         batches: Sequence[Index] | Index,
         plan: Callable[[Index], Plan],
-        make: Callable[[Plan, _Slot], Batch],
-        slots: list[_Slot],
+        make: Callable[[Plan, Slot], Batch],
+        slots: list[Slot],
         *,
         device: int | None,
     ) -> None:
         self._batches, self._plan, self._make, self._device = batches, plan, make, device
-        self._free: SimpleQueue[_Slot | None] = SimpleQueue()
-        self._ready: SimpleQueue[tuple[Batch, _Slot] | BaseException] = SimpleQueue()
-        self._held: deque[_Slot] = deque()  # of the batches that the consumer may still look at
+        self._free: SimpleQueue[Slot | None] = SimpleQueue()
+        self._ready: SimpleQueue[tuple[Batch, Slot] | BaseException] = SimpleQueue()
+        self._held: deque[Slot] = deque()  # of the batches that the consumer may still look at
         self._ended = False
         for slot in slots:
             self._free.put(slot)

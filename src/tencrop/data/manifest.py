@@ -27,7 +27,7 @@ from tencrop.config import UserError
 from tencrop.config.command_line import typed_word, verb
 from tencrop.config.documents import FILE_NAME, Between, NotEmpty, check_shape, read_json
 from tencrop.data.beton import Beton, whole_file
-from tencrop.data.originals import FLAT, MADE, TAR, TREE, ZIP, Place, Source, SourceFile, read_original
+from tencrop.data.originals import BETON, FLAT, MADE, TAR, TREE, ZIP, Place, Source, SourceFile, read_original
 
 FORMAT = "tencrop-data-2"
 SPLITS = ("train", "val")
@@ -47,7 +47,7 @@ _SPLIT = {
     "store_fingerprint": str,
     "skipped": [{"name": FILE_NAME}],
 }
-_ROUTE = {TREE, FLAT, TAR, ZIP, MADE}
+_ROUTE = {TREE, FLAT, TAR, ZIP, MADE, BETON}
 SHAPE = {
     "name": str,
     "options": {str: object},
@@ -83,7 +83,8 @@ def read_manifest(root: str | Path, data: str = "imagefolder") -> dict[str, Any]
     `data` is the name of the data group (conf/data), for that command.
     """
     path = Path(root) / "manifest.json"
-    source = "" if data == "digits" else " data.source=FOLDER_OF_IMAGES"
+    folders = {"digits": "", "beton": " data.source=FOLDER_OF_BETON_FILES"}
+    source = folders.get(data, " data.source=FOLDER_OF_IMAGES")
     prepare = f"{verb('prepare')} data={data}{source} {typed_word('data.root', root)}"
     if not path.is_file():
         raise UserError(f"data.root={root}: holds no prepared data (no manifest.json); prepare it with: {prepare}")
@@ -245,8 +246,11 @@ class Split:
         """The bytes of the original file; UserError where it is gone or no longer the one that was prepared."""
         row = self.files[index]
         file = SourceFile(self.names(index), int(row["label"]), int(row["bytes"]), int(row["offset"]))
-        if self._place.routes[self.name] == MADE:
+        route = self._place.routes[self.name]
+        if route == MADE:
             content = self._maker.read(self.name, file)
+        elif route == BETON:
+            content = self.beton.image_file(index)
         else:
             content = read_original(self._place, self.name, file)
         if hashlib.sha256(content).digest() != row["sha256"].tobytes():  # a hundredth of the time to decode it
@@ -269,5 +273,6 @@ class Split:
     def _check_size(self, path: Path, num_bytes: int) -> None:
         found = path.stat().st_size if path.is_file() else None
         if found != num_bytes:
-            state = "is missing" if found is None else f"has {found} bytes and not the {num_bytes} that were written"
+            missing = f"leads to {path.readlink()}, which is gone" if path.is_symlink() else "is missing"
+            state = missing if found is None else f"has {found} bytes and not the {num_bytes} that were written"
             raise UserError(f"{path}: {state}; {_MEND.format(root=self.root)}")

@@ -13,11 +13,11 @@ import torch
 from tencrop.config import Batches, Config, Protocol, UserError, is_deterministic, num_workers
 from tencrop.data.digest import Digest
 from tencrop.data.draws import Index
-from tencrop.data.loader import BaseLoader, Batch, Loader
+from tencrop.data.loader import BaseLoader, Batch
+from tencrop.data.loaders import loader_class
 from tencrop.data.manifest import Split, open_split
 from tencrop.data.order import epoch_order, evaluation_batches, minival_split, training_places, within_memory
 from tencrop.data.plan import evaluation_plan, training_plan
-from tencrop.data.reference import TorchLoader
 
 
 class DataModule(pl.LightningDataModule):
@@ -25,9 +25,11 @@ class DataModule(pl.LightningDataModule):
     else the val split. Every rank gets its part of the same global batches."""
 
     def __init__(self, config: Config, batches: Batches):
-        """Raises UserError where data.root is not prepared, or training.global_batch exceeds the training images."""
+        """Raises UserError where data.root is not prepared, training.global_batch exceeds the training images, or the
+        loader cannot be imported."""
         super().__init__()
         self.config, self.batches = config, batches
+        self.loader_class = loader_class(config.data.loader)
         self.train_split = self._open("train")
         fraction = config.training.minival_fraction
         self.train_index, minival_index = minival_split(self.train_split.num_samples, fraction=fraction)
@@ -152,10 +154,9 @@ class DataModule(pl.LightningDataModule):
         )
 
     def _loader(self, split: Split, batches: Any, plan: Any, **options: Any) -> Any:
-        kind: type[BaseLoader] = {"ffcv": Loader, "torch": TorchLoader}[self.config.data.loader]
         is_gpu = self.trainer.strategy.root_device.type == "cuda"  # type: ignore[union-attr]
         threads = num_workers(self.config.hardware)
-        loader = kind(split, batches, plan, num_threads=threads, pin_memory=is_gpu, **options)
+        loader = self.loader_class(split, batches, plan, num_threads=threads, pin_memory=is_gpu, **options)
         self.loaders.append(loader)
         return loader
 

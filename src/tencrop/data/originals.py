@@ -16,8 +16,9 @@ from typing import NamedTuple, Protocol
 from tencrop.config import UserError
 
 # How a file `CLASS/NAME` of a split is reached: at PATH/SPLIT/CLASS/NAME | at PATH/SPLIT/NAME | by its offset in the
-# archive PATH/SPLIT, as it stands there (tar) or behind a zip's local header | made in memory by its source.
-TREE, FLAT, TAR, ZIP, MADE = "tree", "flat", "tar", "zip", "made"
+# archive PATH/SPLIT, as it stands there (tar) or behind a zip's local header | made in memory by its source | in the
+# .beton file of the split, at this place in it.
+TREE, FLAT, TAR, ZIP, MADE, BETON = "tree", "flat", "tar", "zip", "made", "beton"
 
 
 class SourceFile(NamedTuple):
@@ -33,7 +34,7 @@ class Place:
 
     path: str | None  # the user's folder; None for what is built in
     splits: dict[str, str]  # folder or archive of each split, within `path`
-    routes: dict[str, str]  # of each split: TREE | FLAT | TAR | ZIP | MADE
+    routes: dict[str, str]  # of each split: TREE | FLAT | TAR | ZIP | MADE | BETON
     archives: dict[str, int] = field(default_factory=dict)  # bytes of every archive that was read
 
 
@@ -55,7 +56,7 @@ class Source(Protocol):
 
 
 def read_original(place: Place, split: str, file: SourceFile) -> bytes:
-    """The bytes of an original file on any route but MADE; UserError where it is gone."""
+    """The bytes of an original file on any route but MADE and BETON; UserError where it is gone."""
     assert place.path is not None
     path, route = Path(place.path) / place.splits[split], place.routes[split]
     if route == TREE:

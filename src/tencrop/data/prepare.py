@@ -22,6 +22,7 @@ import tencrop
 from tencrop.config import Data, StoreOptions, UserError, num_threads
 from tencrop.config.writable import check_writable
 from tencrop.console import plain_console
+from tencrop.data.adopt import NOT_KNOWN, BetonSource, adopt_split, check_root, introduction
 from tencrop.data.archives import check_md5
 from tencrop.data.beton import partial_name
 from tencrop.data.cifar10 import Cifar10Source
@@ -69,22 +70,27 @@ def prepare(data: Data, *, workers: int | str = "auto", progress: bool = True) -
 def _write(root: Path, source: Source, data: Data, *, num_threads: int, console: Console) -> dict[str, Any]:
     """Write all files of the prepared folder, the manifest last; return what it says of the splits."""
     options = {split: store_options(data, split) for split in SPLITS}
-    announce(source, options, name=data.name, root=root, num_threads=num_threads, console=console)
+    if isinstance(source, BetonSource):
+        console.print(introduction(root, source))
+    else:
+        announce(source, options, name=data.name, root=root, num_threads=num_threads, console=console)
     if data.check_md5:
         _check_archives(source, console)
     splits, sums, every = {}, {}, sampled_every(len(source.files["train"]))
     for split in SPLITS:
         with counting_images(console, split, len(source.files[split])) as advance:
-            splits[split], sums[split] = write_split(
-                root,
-                split,
-                source,
-                options[split],
-                undecodable=data.undecodable,
-                num_threads=num_threads,
-                every=every if split == "train" else None,
-                advance=advance,
-            )
+            settings: dict[str, Any] = {
+                "num_threads": num_threads,
+                "every": every if split == "train" else None,
+                "advance": advance,
+            }
+            if isinstance(source, BetonSource):
+                splits[split], sums[split] = adopt_split(root, split, source, **settings)
+            else:
+                undecodable = data.undecodable
+                splits[split], sums[split] = write_split(
+                    root, split, source, options[split], undecodable=undecodable, **settings
+                )
     sums["train"].every = every
     write_npy(root / "mean_image.npy", sums["train"].mean_image())
     write_manifest(root, _manifest(data, source, splits, sums["train"]))
@@ -100,6 +106,8 @@ def open_source(data: Data) -> Source:
         return FolderSource(data)
     if data.name == "imagenet":
         return IlsvrcSource(data)
+    if data.name == "beton":
+        return BetonSource(data)
     path = source_folder(data)
     source = (Cifar10Source if data.name == "cifar10" else TinyImagenetSource)(path, subset=data.subset)
     check_num_classes(data, source.classes)
@@ -126,6 +134,7 @@ def _manifest(data: Data, source: Source, splits: dict[str, Any], sums: ColourSu
         "source": dataclasses.asdict(source.place),
         "left_out": {split: dict(sorted(sorts.items())) for split, sorts in source.left_out.items()},
         **({"permutation": permutation()} if data.name == "digits" else {}),
+        **({"not_known": NOT_KNOWN} if data.name == "beton" else {}),
         "created": {
             "tencrop": tencrop.__version__,
             "pillow": PIL.__version__,
@@ -189,6 +198,8 @@ def _is_same_folder(key: str, data: Data, read: dict[str, Any]) -> bool:
 def _check_place(root: Path, source: Source) -> None:
     if source.place.path is None:
         return
+    if isinstance(source, BetonSource):
+        check_root(root, source)
     for split, folder in source.place.splits.items():
         images = (Path(source.place.path) / folder).resolve()
         if root.resolve().is_relative_to(images):
@@ -212,7 +223,8 @@ def _print_summary(root: Path, splits: dict[str, Any], console: Console) -> None
     for facts in splits.values():
         others = {kind: number for kind, number in facts["kinds"].items() if kind != "jpeg"}
         kinds = "".join(
-            f", {number:,} {kind}" + ("" if kind in PLAIN_KINDS else " converted") for kind, number in others.items()
+            f", {number:,} {kind}" + ("" if kind in (*PLAIN_KINDS, "raw") else " converted")
+            for kind, number in others.items()
         )
         skipped = f", {len(facts['skipped']):,} skipped" if facts["skipped"] else ""
         console.print(f"{root / facts['beton']}: {facts['num_samples']:,} images{kinds}{skipped}")

@@ -75,7 +75,7 @@ def write_split(
         tasks = [task for part in ranges[len(parts) :] for task in _tasks(files, part)]
         with (
             BetonWriter(beton, len(files), written.metadata, written.payload_bytes) as writer,
-            contextlib.closing(_in_order(make, tasks, num_threads=num_threads)) as chunks,
+            contextlib.closing(in_order(make, tasks, num_threads=num_threads)) as chunks,
         ):
             for number in range(len(parts), len(keys)):
                 part, sums = _written_part(writer, chunks, len(ranges[number]), split, undecodable, advance)
@@ -96,24 +96,32 @@ def write_split(
             f"class {source.classes[per_class.argmin()]} of the {split} split: no image can be decoded; replace them"
         )
     write_npy(names, table)
-    facts = {
+    facts = split_facts(beton, names, table, dataclasses.asdict(options), num_classes=len(source.classes))
+    facts["tables_sha256"] = tables_sha256(whole.metadata, whole.payload_bytes)
+    return {**facts, "skipped": whole.skipped}, total
+
+
+def split_facts(
+    beton: Path, names: Path, table: np.ndarray, store: dict[str, Any], *, num_classes: int
+) -> dict[str, Any]:
+    """What the manifest says of a split whose files are written; `tables_sha256` is the caller's."""
+    return {
         "num_samples": len(table),
-        "per_class": per_class.tolist(),
-        "store": dataclasses.asdict(options),
+        "per_class": np.bincount(table["label"], minlength=num_classes).tolist(),
+        "store": store,
         "beton": beton.name,
         "beton_bytes": beton.stat().st_size,
-        "tables_sha256": tables_sha256(whole.metadata, whole.payload_bytes),
+        "tables_sha256": "",
         "files": names.name,
         "files_bytes": names.stat().st_size,
         "files_sha256": sha256_of(names),
         "source_fingerprint": source_fingerprint(table),
-        "store_fingerprint": store_fingerprint(table, dataclasses.asdict(options)),
+        "store_fingerprint": store_fingerprint(table, store),
         "kinds": dict(Counter(KINDS[kind] for kind in table["kind"])),
         "converted": _converted(table),
         "grayscale": _grayscale(table),
-        "skipped": whole.skipped,
+        "skipped": [],
     }
-    return facts, total
 
 
 def write_npy(path: Path, array: np.ndarray) -> None:
@@ -183,11 +191,11 @@ def _chunk(
             continue
         if encoded.pixels is not None:
             sums.add(encoded.pixels, encoded.height, encoded.width)
-        samples.append((encoded.sample, _row(file, encoded)))
+        samples.append((encoded.sample, table_row(file, encoded)))
     return Chunk(samples, sums)
 
 
-def _row(file: SourceFile, encoded: EncodedFile) -> tuple:
+def table_row(file: SourceFile, encoded: EncodedFile) -> tuple:
     """A row of the table of files, in the order of `file_table`."""
     stored = encoded.sample
     return (
@@ -220,7 +228,7 @@ def _grayscale(table: np.ndarray) -> list[str]:
     return [os.fsdecode(name) for name in table["name"][table["kind"] == KINDS.index("gray jpeg")][:MAX_LISTED]]
 
 
-def _in_order(
+def in_order(
     function: Callable[[Item], Result], items: Iterable[Item], *, num_threads: int
 ) -> Generator[tuple[Item, Result], None, None]:
     """(item, function(item)) in the items' order, computed by threads that run at most 2 x num_threads ahead."""

@@ -10,6 +10,8 @@ from torch import Tensor
 from tencrop.config import UserError
 from tencrop.evaluation.predictions import Scores, from_averages
 
+UNSAID = {"loader": "beton"}  # what it means that a score file lacks a key
+
 
 def ensemble(members: Sequence[Scores], names: Sequence[str]) -> Scores:
     """The scores of an ensemble: float32 means over its members, whose averages over views are kept apart.
@@ -27,7 +29,7 @@ def ensemble(members: Sequence[Scores], names: Sequence[str]) -> Scores:
         first.labels,
         _mean([member.softmax for member in members]),
         _mean([member.logits for member in members]),
-        {key: _joined([member.metadata[key] for member in members]) for key in first.metadata},
+        _joined_metadata([member.metadata for member in members]),
     )
 
 
@@ -46,6 +48,11 @@ def _mean(scores: list[Tensor]) -> Tensor:
     for member in scores[1:]:
         total = total + member
     return total / len(scores)
+
+
+def _joined_metadata(members: list[dict[str, str]]) -> dict[str, str]:
+    keys = dict.fromkeys(key for metadata in members for key in metadata)
+    return {key: _joined([metadata[key] if key in metadata else UNSAID[key] for metadata in members]) for key in keys}
 
 
 def _joined(values: list[str]) -> str:

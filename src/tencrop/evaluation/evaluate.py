@@ -90,6 +90,7 @@ def _evaluate(member: Member) -> Evaluated | None:
         "precision": config.training.precision,
         "code_sha256": code_sha256(PACKAGE, SCORING_STAGES),
         "allow_tf32": json.dumps(set_precision(config.training.precision)),
+        **({"loader": "ffcv"} if config.data.loader == "ffcv" else {}),  # the pixels of the others are the same
     }
     digest = _short_hash(identity["weights_sha256"], identity["source_fingerprint"])
     out = member.out or EVALUATIONS / f"{config.model.name.replace('/', '-')}-{digest}"
@@ -183,7 +184,8 @@ def _evaluate_ensemble(members: Sequence[Member], found: Sequence[Evaluated]) ->
 def file_stem(config: Config, kind: str = "raw", checkpoint: str = "last") -> str:
     """Name of a score file without its suffix: the protocol's, and what differs from the usual.
 
-    Usual are the recipe's own sizes and filter, the whole image, raw weights and the last checkpoint.
+    Usual are the recipe's own sizes and filter, the whole image, raw weights, the last checkpoint and a loader whose
+    pixels are Pillow's.
     """
     protocol = config.protocol
     sides = "-".join(str(side or "kept") for side in protocol.sides)
@@ -195,6 +197,7 @@ def file_stem(config: Config, kind: str = "raw", checkpoint: str = "last") -> st
         protocol.filter: protocol.filter != config.augmentation.filter,
         checkpoint: checkpoint != "last",
         kind: kind != "raw",
+        "ffcv": config.data.loader == "ffcv",
     }
     return "-".join(part for part, differs in parts.items() if differs)
 

@@ -14,6 +14,7 @@ from typing import Any
 from tencrop.config import Config, UserError, check_data, check_preparation, config_of_run, run_path
 from tencrop.config.command_line import for_shell, keys_typed, parse, typed_word, verb
 from tencrop.config.documents import read_json
+from tencrop.config.loader import check_loader
 from tencrop.config.rules import check_protocol
 from tencrop.config.verbs import CONF
 from tencrop.data.manifest import RUN_DATA_SHAPE, read_manifest
@@ -150,6 +151,7 @@ def _member(config: Config, path: Path, out: Path | None, typed: frozenset[str] 
     # a publisher's sizes are not known yet, and a crop of one pixel fits all sides; publishers.py checks them then
     check_protocol(config.protocol if typed is None else dataclasses.replace(config.protocol, size=1))
     manifest = read_manifest(config.data.root, config.data.name)
+    check_loader(config.data)
     check_data(config, manifest)
     return Member(config, path, manifest, out, typed)
 

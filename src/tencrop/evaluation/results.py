@@ -154,4 +154,7 @@ def measured_otherwise(result: Mapping[str, Any], config: Mapping[str, Any]) -> 
     for key, given in (config.get("normalization") or {}).items():
         trained[key] = list(IMAGENET[key]) if given == "imagenet" else given
     known = {key: value for key, value in trained.items() if value not in (None, "dataset") and key in result}
-    return [f"{key} {result[key]}" for key, value in known.items() if result[key] != value]
+    differences = [f"{key} {result[key]}" for key, value in known.items() if result[key] != value]
+    loader = result.get("loader", "beton")  # only ffcv's is recorded: its pixels are its own
+    is_other = (loader == "ffcv") != (config["data"].get("loader") == "ffcv")
+    return [*differences, f"loader {loader}"] if is_other else differences

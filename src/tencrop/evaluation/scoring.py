@@ -29,11 +29,11 @@ from tencrop.config.launch import is_first_process, launched
 from tencrop.config.verbs import disk_sentence
 from tencrop.console import plain_column, plain_console, rate
 from tencrop.data.colour import normalize
-from tencrop.data.loader import Batch, Loader
+from tencrop.data.loader import Batch
+from tencrop.data.loaders import loader_class
 from tencrop.data.manifest import Split, open_split
 from tencrop.data.order import MAX_PADDED_BYTES, check_rescaled, evaluation_batches, within_memory
 from tencrop.data.plan import evaluation_plan
-from tencrop.data.reference import TorchLoader
 from tencrop.evaluation.predictions import Scores, from_averages, gather, load_scores, save_scores
 from tencrop.evaluation.protocols import merge, num_views, view_groups
 from tencrop.models.convolutional import MeanScores, fully_convolutional, largest_layer_bytes
@@ -215,9 +215,8 @@ def forward(network: nn.Module, inputs: Tensor, config: Config) -> Tensor:
 def _loader(
     config: Config, split: Split, batches: list[np.ndarray], device: torch.device, protocol: Protocol
 ) -> Iterator[Iterator[Batch]]:
-    kind = {"ffcv": Loader, "torch": TorchLoader}[config.data.loader]
     plan = partial(evaluation_plan, stored_sizes=split.stored_sizes, protocol=protocol)
-    loader = kind(
+    loader = loader_class(config.data.loader)(
         split,
         lambda epoch: batches,
         lambda index, epoch: plan(index),

@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 
 from tencrop.config import Config, UserError, run_path
 from tencrop.config.documents import NotEmpty, read_json
-from tencrop.config.identity import config_sha256, read_config
+from tencrop.config.identity import config_sha256, read_config, read_written_config
 from tencrop.config.launch import is_first_process
+from tencrop.config.loader import CONFIG_FORMAT
 from tencrop.config.writable import check_writable
 from tencrop.data.manifest import RUN_DATA_SHAPE, write_whole
 from tencrop.records.masking import mask_values
@@ -135,12 +136,13 @@ def _write_records(folder: Path, config: Config, origin: dict[str, Any], total_s
         if "not_known" in facts:
             print(f"{folder}: recorded as not known: {facts['not_known']}", file=sys.stderr)
     if not (folder / "manifest.json").exists():
-        values = OmegaConf.to_yaml(OmegaConf.create(mask_values(dataclasses.asdict(config))))
+        content = {"config_format": CONFIG_FORMAT, **mask_values(dataclasses.asdict(config))}
+        values = OmegaConf.to_yaml(OmegaConf.create(content))
         write_whole(folder / "config.yaml", values.encode())
         write_whole(folder / "code.diff", code_diff().encode())
         first = origin.pop("session")
         facts = {"run_id": uuid.uuid4().hex, "total_steps": total_steps}  # checkpoints repeat both: whose are they?
-        facts["config_sha256"] = config_sha256(read_config(folder))
+        facts["config_sha256"] = config_sha256(read_written_config(folder / "config.yaml"))
         manifest = {**facts, **origin, "sessions": [first], "result": dict(RUNNING)}
     else:
         manifest = read_manifest(folder)
