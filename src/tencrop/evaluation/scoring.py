@@ -43,6 +43,7 @@ from tencrop.training.checkpoints import weights_sha256
 from tencrop.training.fit import cluster_environment
 from tencrop.training.precision import set_precision
 from tencrop.training.progress import LogTimer
+from tencrop.training.rendezvous import meet_launched
 
 IMAGES_AT_ONCE = {"cpu": 32, "gpu": 256}  # where hardware.max_micro_batch is null
 
@@ -70,11 +71,11 @@ def build_network(task: Task) -> nn.Module:
 
 def join_launched() -> None:
     """Join the processes that srun or torchrun started; nothing to do without them, or after a training."""
-    found = launched()
-    if dist.is_initialized() or found is None or found.num_processes == 1:
+    found, store = launched(), None if dist.is_initialized() else meet_launched()
+    if found is None or store is None:
         return
     environment = cluster_environment()
-    address = f"tcp://{environment.main_address}:{environment.main_port}"
+    address = f"tcp://{environment.main_address}:{environment.main_port}"  # where `store` serves until torch's does
     dist.init_process_group("gloo", address, rank=environment.global_rank(), world_size=found.num_processes)
     atexit.register(dist.destroy_process_group)
 
