@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from PIL import Image
 from torch import Tensor, nn
 
@@ -267,3 +268,15 @@ def test_without_a_terminal_the_progress_is_lines_without_control_characters(
         "evaluating: 200 of 501", "evaluating: 400 of 501", "evaluating: 501 of 501",
     ]  # fmt: skip
     assert err.endswith(" images/s, 0 s left\n")
+
+
+def test_a_process_that_has_said_why_it_ended_needs_no_traceback(make_config, make_task, monkeypatch) -> None:
+    """As one does whose store is cut short: exit code 2, without an exception."""
+
+    def spawn(*_: object, **__: object) -> None:
+        raise mp.ProcessExitedException("exited", 0, 123, 2)
+
+    task, network = make_task(make_config("hardware.devices=2"))
+    monkeypatch.setattr(mp, "spawn", spawn)
+    with pytest.raises(SystemExit, match="2"):
+        score_split(task, network)

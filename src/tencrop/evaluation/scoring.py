@@ -260,6 +260,8 @@ def _score_in_new_processes(task: Task, num_processes: int) -> Scores:
         except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
             if not messages.empty():
                 raise UserError(messages.get()) from error
+            if isinstance(error, mp.ProcessExitedException) and error.exit_code == 2:
+                sys.exit(2)  # it has said why: the store has become shorter while it was read (data/mapped.py)
             raise
         return load_scores(Path(folder, "scores.safetensors"))
 

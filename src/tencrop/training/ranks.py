@@ -153,20 +153,25 @@ def _reporting() -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, RuntimeError):
             time.sleep(SILENCE_S)
-        traceback.print_exc()
+        if _is_watched():  # else the main process has ended first, and has said why
+            traceback.print_exc()
         _report(1, "")
 
 
 def _report(code: int, message: str) -> NoReturn:
     """Waits, connections open, until the main process ends this one, or has ended itself."""
-    pipe, main_process = map(int, os.environ[PIPE].split())
+    pipe, _ = map(int, os.environ[PIPE].split())
     sys.stdout.flush()
     sys.stderr.flush()
-    if os.getppid() == main_process:
+    if _is_watched():
         os.write(pipe, json.dumps({"code": code, "message": message[:2000]}).encode() + b"\n")
-    while os.getppid() == main_process:
+    while _is_watched():
         time.sleep(POLL_S)
     os._exit(code)
+
+
+def _is_watched() -> bool:
+    return os.getppid() == int(os.environ[PIPE].split()[1])
 
 
 def _free_port() -> int:
