@@ -1,5 +1,12 @@
 """Evaluate trained weights: python evaluate.py checkpoint=PATH protocol=ten_crop. --help tells more."""
 
+from signal import SIGINT
+
+from tencrop.signals import close_at_ctrl_c, exit_at_once
+
+if __name__ == "__main__":
+    exit_at_once(SIGINT)  # before the imports below
+
 from tencrop.config import Config, check_precision, command, overrides
 from tencrop.config.launch import check_launch
 from tencrop.evaluation.members import check_ensemble, members_of
@@ -19,6 +26,7 @@ def main(config: Config) -> int:
     from tencrop.report.collect import collect, is_run
     from tencrop.report.tables import COLUMNS, error_rows
 
+    close_at_ctrl_c()
     if found := evaluate_members(members):  # empty but on the first of several processes
         print_results([evaluated.result for evaluated in found])
         print("\n".join(f"{evaluated.out}/{evaluated.result['scores']}" for evaluated in found))

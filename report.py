@@ -2,6 +2,12 @@
 
 import sys
 from pathlib import Path
+from signal import SIGINT
+
+from tencrop.signals import close_at_ctrl_c, exit_at_once
+
+if __name__ == "__main__":
+    exit_at_once(SIGINT)  # before the imports below
 
 from tencrop.config import ReportConfig, UserError, command
 
@@ -12,6 +18,7 @@ def main(config: ReportConfig) -> int:
     from tencrop.report.page import write_report
     from tencrop.report.tables import error_rows, print_table
 
+    close_at_ctrl_c()
     paths = places(config.runs)
     broken: list[UserError] = []
     experiments, evaluations = collect(paths, broken.append), collect_evaluations(paths, broken.append)

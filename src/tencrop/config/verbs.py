@@ -1,7 +1,7 @@
 """Turns a function of a typed configuration into a verb: Hydra, sentences for mistakes, exit codes.
 
 Called by the four scripts at the root and by what runs with python -m. Exit codes: 0 done, 2 the user's input (one
-sentence on stderr), 75 interrupted and resumable, 1 our fault (with its traceback).
+sentence on stderr), 75 interrupted and resumable (Ctrl-C, in every verb), 1 our fault (with its traceback).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tencrop.config.own_files import use_own_source
 from tencrop.config.rules import keys_of, typed
 from tencrop.config.schema import Config, UserError
 from tencrop.printable import print_any_text
-from tencrop.signals import INTERRUPTED
+from tencrop.signals import INTERRUPTED, MESSAGE
 
 DISK_ERRORS = {
     errno.ENOSPC: "the disk is full",
@@ -69,7 +69,10 @@ def command(config_name: str, schema: type) -> Callable[[Callable[[Any], int | N
 
     def decorate(run: Callable[[Any], int | None]) -> Callable[[], None]:
         def main() -> None:
-            sys.exit(_exit_code(run, config_name, schema))
+            try:
+                sys.exit(_exit_code(run, config_name, schema))
+            except KeyboardInterrupt:
+                sys.exit(interrupted())
 
         return main
 
@@ -108,6 +111,12 @@ def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type)
     except OSError as error:  # Hydra's own: it makes the folders of a sweep
         return _refuse(disk_sentence(error))
     return max(exit_codes, default=0)
+
+
+def interrupted() -> int:
+    """Says so, once, on stderr; the exit code."""
+    print(MESSAGE, file=sys.stderr)
+    return INTERRUPTED
 
 
 def _check_flags(words: list[str]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -256,7 +257,7 @@ def _score_in_new_processes(task: Task, num_processes: int) -> Scores:
     messages = mp.get_context("spawn").SimpleQueue()  # not a file: the disk may be what is full
     with tempfile.TemporaryDirectory(prefix="tencrop-") as folder:
         try:
-            mp.spawn(_process, (task, num_processes, Path(folder), messages), nprocs=num_processes)
+            _spawn_and_join(task, num_processes, Path(folder), messages)
         except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
             if not messages.empty():
                 raise UserError(messages.get()) from error
@@ -266,8 +267,26 @@ def _score_in_new_processes(task: Task, num_processes: int) -> Scores:
         return load_scores(Path(folder, "scores.safetensors"))
 
 
+def _spawn_and_join(task: Task, num_processes: int, folder: Path, messages: SimpleQueue[str]) -> None:
+    """Ctrl-C, which a terminal sends to all, is for this process: it ends the others, in silence."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited until they are in `_process`
+    try:
+        processes = mp.spawn(_process, (task, num_processes, folder, messages), nprocs=num_processes, join=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert processes is not None
+    try:
+        while not processes.join():
+            pass
+    except BaseException:
+        for process in processes.processes:
+            process.kill()
+        raise
+
+
 def _process(rank: int, task: Task, num_ranks: int, folder: Path, messages: SimpleQueue[str]) -> None:
     """The life of a started process; the first one leaves the scores in `folder`, one that fails a sentence."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch has it sent when the parent is killed
     try:
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(num_threads("auto", num_ranks))

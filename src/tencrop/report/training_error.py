@@ -12,6 +12,12 @@ import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from signal import SIGINT
+
+from tencrop.signals import close_at_ctrl_c, exit_at_once
+
+if __name__ == "__main__":
+    exit_at_once(SIGINT)  # before the imports below
 
 from tencrop.config import ReportConfig, UserError, command
 from tencrop.report.collect import Experiment, Run, collect, places
@@ -25,6 +31,7 @@ Point = tuple[float, float]
 
 @command("report", ReportConfig)
 def main(config: ReportConfig) -> int:
+    close_at_ctrl_c()
     experiments = collect(places(config.runs))
     for experiment in experiments:
         if not has_training_error(experiment):
