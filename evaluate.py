@@ -9,6 +9,7 @@ if __name__ == "__main__":
 
 from tencrop.config import Config, check_precision, command, overrides
 from tencrop.config.launch import check_launch
+from tencrop.config.tracker import check_tracker
 from tencrop.evaluation.members import check_ensemble, members_of
 
 
@@ -18,6 +19,8 @@ def main(config: Config) -> int:
     check_ensemble(members)
     for member in members:
         check_precision(member.config)
+        if member.out is not None and (member.out.parent / "config.yaml").exists():  # errors of a run are tracked
+            check_tracker(member.config.tracker)
     check_launch(members[0].config.hardware)
 
     from tencrop.evaluation.evaluate import evaluate_members

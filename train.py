@@ -23,6 +23,7 @@ from tencrop.config import (
     run_path,
 )
 from tencrop.config.launch import check_launch, is_first_process
+from tencrop.config.tracker import check_tracker
 from tencrop.data.manifest import read_manifest
 from tencrop.records.run_folder import finish, run_folder
 
@@ -31,6 +32,7 @@ from tencrop.records.run_folder import finish, run_folder
 def main(config: Config) -> int:
     exit_at_once()  # of a sweep, the run before has ended with signals ignored
     check_launch(config.hardware)
+    check_tracker(config.tracker)
     batches = derive_batches(config)
     manifest = read_manifest(config.data.root, config.data.name)
     check_data(config, manifest)

@@ -148,6 +148,46 @@ def test_wandb_switched_off_by_its_own_setting(make_config, data_manifest, monke
     assert build_logger(config, run_folder(config, data_manifest)) is None
 
 
+UNFIT = {
+    "a server without a scheme": {"WANDB_BASE_URL": "wandb.example.org"},
+    "wandb's page instead of its API": {"WANDB_BASE_URL": "https://wandb.ai"},
+    "an API key with a blank": {"WANDB_API_KEY": f"{KEY} "},
+    "a setting that is no truth value": {"WANDB_DISABLE_GIT": "perhaps"},
+    "a mode in wandb's own file": {"WANDB_CONFIG_DIR": "settings"},
+    "no home": {"HOME": None},
+    "a home that is a file": {"HOME": "/dev/null"},
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_what_wandb_does_not_take_ends_no_run(case, make_config, data_manifest, monkeypatch, tmp_path):
+    (tmp_path / "settings").mkdir()
+    (tmp_path / "settings" / "settings").write_text("[default]\nmode = Offline\n")
+    for name, value in UNFIT[case].items():
+        if value is None:
+            monkeypatch.delenv(name)
+        else:
+            monkeypatch.setenv(name, str(tmp_path / value) if value == "settings" else value)
+    if case == "no home":  # nor an entry of the user in passwd
+
+        def unknown(_: int) -> None:
+            raise KeyError("getpwuid(): uid not found: 54321")
+
+        monkeypatch.setattr("pwd.getpwuid", unknown)
+    said = []
+    track(make_config("tracker=wandb"), run_folder(make_config(), data_manifest), said)
+    assert len(said) == 1 and ("not tracked (" in said[0] or "offline (" in said[0]), said
+    assert len(said[0]) < 500 and "\n" not in said[0]
+
+
+def test_entity_and_project_are_told_apart(make_config, data_manifest):
+    config, said = make_config("tracker=wandb", "tracker.project=team/imagenet"), []
+    logger = build_logger(config, run_folder(config, data_manifest), say=said.append)
+    assert (logger.experiment.entity, logger.experiment.project) == ("team", "imagenet")
+    assert "offline (not logged in)" in said[0]
+    close_logger(logger)
+
+
 def test_tensorboard(make_config, data_manifest):
     config = make_config("tracker=tensorboard")
     run_dir = run_folder(config, data_manifest)
