@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 ANSWER_SECONDS = 3.0  # that a server may take to answer before the run is tracked offline
 INIT_SECONDS = 10.0  # that opening the run on a server that answers may take
-MAX_REASON = 200  # characters; pydantic's go on for lines
+MAX_REASON = 200  # characters
 UPLOAD_SECONDS = 30.0  # that the end of a job waits for uploads; the rest stays on disk for `wandb sync`
 
 
@@ -164,7 +164,8 @@ def _wandb_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -> 
     except UserError:  # the id of the tracked run, or its project
         raise
     except Exception as error:  # of pydantic, wandb, and the standard library, for a user whom the system does not know
-        reason = mask_text(" ".join(str(error).split()) or type(error).__name__)[:MAX_REASON]
+        text = re.sub(r" \[type=.*", "", " ".join(str(error).split()))  # pydantic's, with the value
+        reason = mask_text(text or type(error).__name__)[:MAX_REASON]
         say(f"wandb: not tracked ({reason}); the run goes on without it")
         return None
 
