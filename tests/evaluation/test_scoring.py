@@ -2,7 +2,10 @@
 
 import io
 import os
+import signal
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -280,3 +283,31 @@ def test_a_process_that_has_said_why_it_ended_needs_no_traceback(make_config, ma
     monkeypatch.setattr(mp, "spawn", spawn)
     with pytest.raises(SystemExit, match="2"):
         score_split(task, network)
+
+
+def _waiting(rank: int, task: object, num_ranks: int, folder: Path, messages: object) -> None:
+    (folder / f"{rank}.partial").write_text(str(os.getpid()))
+    (folder / f"{rank}.partial").rename(folder / f"{rank}.pid")
+    time.sleep(3600)
+
+
+def test_ctrl_c_ends_the_started_processes(monkeypatch, tmp_path) -> None:
+    def interrupt() -> None:
+        while len(list(tmp_path.glob("*.pid"))) < 2:
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(scoring, "_process", _waiting)
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        scoring._spawn_and_join(None, 2, tmp_path, None)
+    for path in tmp_path.glob("*.pid"):
+        while _is_alive(path.read_text()):  # else the time limit of the tests
+            time.sleep(0.1)
+
+
+def _is_alive(process: str) -> bool:
+    try:
+        return Path("/proc", process, "stat").read_text().split()[2] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
