@@ -72,7 +72,7 @@ def build_network(task: Task) -> nn.Module:
 
 def join_launched() -> None:
     """Join the processes that srun or torchrun started; nothing to do without them, or after a training."""
-    found, store = launched(), None if dist.is_initialized() else meet_launched()
+    found, store = launched(), meet_launched()
     if found is None or store is None:
         return
     environment = cluster_environment()

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 
-from torch.distributed import DistNetworkError, PrefixStore, TCPStore
+from torch.distributed import DistNetworkError, PrefixStore, TCPStore, is_initialized
 
 from tencrop.config import UserError
 from tencrop.config.launch import launched, unset
@@ -31,10 +31,11 @@ Address = tuple[str, int]  # host and port
 def meet_launched() -> TCPStore | None:
     """The store that the processes of srun or torchrun have met at, when all are there; hold it until they are joined.
 
-    None without a launcher, or for one process. Raises UserError where some do not come, and says what to unset.
+    None without a launcher, for one process, and where torch has joined them before. Raises UserError where some do not
+    come, and says what to unset.
     """
     found = launched()
-    if found is None or found.num_processes == 1:
+    if found is None or found.num_processes == 1 or is_initialized():
         return None
     from tencrop.training.fit import cluster_environment  # with Lightning, which only launched processes need here
 
