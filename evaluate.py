@@ -1,5 +1,12 @@
 """Evaluate trained weights: python evaluate.py checkpoint=PATH protocol=ten_crop. --help tells more."""
 
+from signal import SIGINT
+
+from tencrop.signals import exit_at_once
+
+if __name__ == "__main__":
+    exit_at_once(SIGINT)  # before the import below
+
 from tencrop.commands.evaluate import main
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""A signal never decides what it should not: 75 at start-up, the run's own exit code when it has ended."""
+"""A signal never decides what it should not: 75 at start-up, the run's own exit code when it has ended.
+
+Ctrl-C ends every verb in one line.
+"""
 
 import os
 import signal
@@ -8,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tencrop.data.manifest import open_split
 from tencrop.signals import SIGNALS, exit_at_once, exit_when_asked
 
 ROOT = Path(__file__).parents[1]
@@ -53,3 +57,72 @@ def test_a_signal_within_the_block_raises_75(number, is_first, capsys):
     with pytest.raises(SystemExit, match="75"), exit_when_asked(is_first=is_first):
         os.kill(os.getpid(), number)
     assert capsys.readouterr().err == ("interrupted; the same command continues\n" if is_first else "")
+
+
+# runs a verb in another process, with a Ctrl-C the moment a module is imported, or a function of it is called
+AT = """
+import os, runpy, signal, sys
+module, function = sys.argv[1].split(":")
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+
+if function:
+    import importlib
+    owner, _, name = f"{module}.{function}".rpartition(".")
+    try:
+        owner = importlib.import_module(owner)
+    except ModuleNotFoundError:
+        owner = getattr(importlib.import_module(owner.rpartition(".")[0]), owner.rpartition(".")[2])
+    before = getattr(owner, name)
+
+    def interrupted(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+        return before(*arguments, **options)
+
+    setattr(owner, name, interrupted)
+else:
+    sys.meta_path.insert(0, Interrupt())
+program, sys.argv = sys.argv[2], sys.argv[2:]
+if program.endswith(".py"):
+    runpy.run_path(program, run_name="__main__")
+else:
+    runpy.run_module(program, run_name="__main__", alter_sys=True)
+"""
+VERBS = {
+    "start of prepare": ("hydra:", "prepare.py", []),
+    "start of evaluate": ("hydra:", "evaluate.py", []),
+    "start of report": ("hydra:", "report.py", []),
+    "start of seeing": ("hydra:", "tencrop.seeing", []),
+    "start of complexity": ("hydra:", "tencrop.complexity", []),
+    "start of the race": ("hydra:", "tencrop.report.training_error", []),
+    "start of reproduce": ("omegaconf:", "tencrop.records.reproduce", ["nowhere"]),
+    "configuration": ("tencrop.config.verbs:typed", "report.py", []),
+    "report": ("tencrop.report.collect:collect", "report.py", ["runs=[nowhere]"]),
+    "counting": ("tencrop.complexity.networks:complexity_of", "tencrop.complexity", ["model=lenet5"]),
+}
+
+
+def interrupt(place: str, program: str, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", AT, place, program, *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("case", VERBS)
+def test_ctrl_c_ends_a_verb_with_one_line(case):
+    place, program, words = VERBS[case]
+    done = interrupt(place, program, *words)
+    assert (done.returncode, done.stderr) == (75, "interrupted; the same command continues\n"), done.stdout
+
+
+@pytest.mark.parametrize("place", ["tencrop.data.store:write_part", "tencrop.data.beton:BetonWriter.finish"])
+def test_ctrl_c_while_data_are_prepared_leaves_what_the_same_command_continues(place, photo_folder, tmp_path):
+    words = ["data=imagefolder", f"data.source={photo_folder}", f"data.root={tmp_path}", "workers=2"]
+    done = interrupt(place, "prepare.py", *words)
+    assert done.returncode == 75 and done.stderr.endswith("interrupted; the same command continues\n"), done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "manifest.json").exists()
+    assert not list(tmp_path.glob("*.npy")) and not list(tmp_path.glob("*.beton"))
+    again = subprocess.run([sys.executable, "prepare.py", *words], cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0 and open_split(tmp_path, "train").num_samples == 24, again.stderr

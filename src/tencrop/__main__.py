@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib import import_module
 
@@ -39,8 +40,8 @@ def main() -> None:
         print(f"error: {verb}: there is no such verb; there are {', '.join(VERBS)}", file=sys.stderr)
         sys.exit(2)
     else:
-        if verb == "train":
-            exit_at_once()  # before imports that take seconds, in which a scheduler may send its signal
+        # before imports that take seconds; a scheduler may send its signal to a training meanwhile
+        exit_at_once(*([] if verb == "train" else [signal.SIGINT]))
         sys.exit(import_module(VERBS[verb][0]).main(sys.argv[2:]))
 
 

@@ -1,8 +1,9 @@
-"""What SIGTERM, SIGUSR1 and Ctrl-C do to train.py while no training handles them (training/monitors.py has that part).
+"""What SIGTERM, SIGUSR1 and Ctrl-C do to train.py while no training handles them (training/monitors.py has that part),
+and Ctrl-C to the other verbs.
 
 A scheduler may send them at any moment: while Python still imports, which takes seconds, or when all is written. Exit
-code 75 tells it to start the job again, any other that there is nothing more to do. Imports nothing slow: train.py
-calls `exit_at_once` before its other imports.
+code 75 tells it to start the job again, any other that there is nothing more to do. Imports nothing slow: a verb calls
+`exit_at_once` before its other imports, and all but train.py `close_at_ctrl_c` behind them.
 """
 
 from __future__ import annotations
@@ -19,18 +20,30 @@ INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 MESSAGE = "interrupted; the same command continues"
 
 
-def exit_at_once() -> None:
-    """From now on these signals end the process with exit code 75: for start-up, when nothing has been written yet.
+def exit_at_once(*numbers: signal.Signals) -> None:
+    """From now on these signals (none named: all) end the process with exit code 75: for start-up, when nothing has
+    been written yet.
 
-    Without sys.exit, whose exception an `except:` around somebody's import may swallow.
+    Without an exception, which an `except:` around somebody's import may swallow, and which aborts a few C++ modules.
     """
 
     def stop(*_: Any) -> None:
         os.write(2, f"{MESSAGE}\n".encode())
         os._exit(INTERRUPTED)
 
-    for number in SIGNALS:
+    for number in numbers or SIGNALS:
         signal.signal(number, stop)
+
+
+def close_at_ctrl_c() -> None:
+    """From now on the first Ctrl-C raises KeyboardInterrupt, so that files, threads and processes are closed, which
+    config/verbs.py turns into a line and exit code 75; a second one ends the process at once."""
+
+    def stop(*_: Any) -> None:
+        exit_at_once(signal.SIGINT)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, stop)
 
 
 @contextmanager

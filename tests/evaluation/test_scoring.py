@@ -2,7 +2,10 @@
 
 import io
 import os
+import signal
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from PIL import Image
 from torch import Tensor, nn
 
@@ -301,3 +305,43 @@ def test_an_image_that_no_memory_holds_is_refused_before_the_work_and_a_large_on
     monkeypatch.setattr("tencrop.data.order.MAX_PIXELS", 36 * 40)
     with pytest.raises(UserError, match=r"short_side=36: class.* more than the 1,440 that an image may have"):
         build(config := make_config("training.global_batch=6"), batches=derive_batches(config), manifest=manifest)
+
+
+def test_a_process_that_has_said_why_it_ended_needs_no_traceback(make_config, make_task, monkeypatch) -> None:
+    """As one does whose store is cut short: exit code 2, without an exception."""
+
+    def spawn(*_: object, **__: object) -> None:
+        raise mp.ProcessExitedException("exited", 0, 123, 2)
+
+    task, network = make_task(make_config("hardware.devices=2"))
+    monkeypatch.setattr(mp, "spawn", spawn)
+    with pytest.raises(SystemExit, match="2"):
+        score_split(task, network)
+
+
+def _waiting(rank: int, task: object, num_ranks: int, folder: Path, messages: object) -> None:
+    (folder / f"{rank}.partial").write_text(str(os.getpid()))
+    (folder / f"{rank}.partial").rename(folder / f"{rank}.pid")
+    time.sleep(3600)
+
+
+def test_ctrl_c_ends_the_started_processes(monkeypatch, tmp_path) -> None:
+    def interrupt() -> None:
+        while len(list(tmp_path.glob("*.pid"))) < 2:
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(scoring, "_process", _waiting)
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        scoring._spawn_and_join(None, 2, tmp_path, None)
+    for path in tmp_path.glob("*.pid"):
+        while _is_alive(path.read_text()):  # else the time limit of the tests
+            time.sleep(0.1)
+
+
+def _is_alive(process: str) -> bool:
+    try:
+        return Path("/proc", process, "stat").read_text().split()[2] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -154,6 +154,43 @@ def test_wandb_switched_off_by_its_own_setting(make_config, data_manifest, monke
     assert build_logger(config, run_folder(config, data_manifest)) is None
 
 
+UNFIT = {
+    "a server without a scheme": {"WANDB_BASE_URL": "wandb.example.org"},
+    "wandb's page instead of its API": {"WANDB_BASE_URL": "https://wandb.ai"},
+    "an API key with a blank": {"WANDB_API_KEY": f"{KEY} "},
+    "a setting that is no truth value": {"WANDB_DISABLE_GIT": "perhaps"},
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_what_wandb_does_not_take_ends_no_run(case, make_config, data_manifest, monkeypatch):
+    for name, value in UNFIT[case].items():
+        monkeypatch.setenv(name, value)
+    said = []
+    track(make_config("tracker=wandb"), run_folder(make_config(), data_manifest), said)
+    assert len(said) == 1 and said[0].startswith("wandb: not tracked ("), said
+    assert "type=" not in said[0] and "\n" not in said[0] and KEY not in said[0]
+
+
+@pytest.mark.parametrize("error", [KeyError("getpwuid(): uid not found: 54321"), PermissionError(13, "denied", "~")])
+def test_what_the_system_does_not_give_wandb_ends_no_run(error, make_config, data_manifest, monkeypatch):
+    def fail(**_):
+        raise error
+
+    monkeypatch.setattr("wandb.setup", fail)
+    said = []
+    track(make_config("tracker=wandb"), run_folder(make_config(), data_manifest), said)
+    assert len(said) == 1 and said[0].startswith("wandb: not tracked (") and "the run goes on without it" in said[0]
+
+
+def test_entity_and_project_are_told_apart(make_config, data_manifest):
+    config, said = make_config("tracker=wandb", "tracker.project=team/imagenet"), []
+    logger = build_logger(config, run_folder(config, data_manifest), say=said.append)
+    assert (logger.experiment.entity, logger.experiment.project) == ("team", "imagenet")
+    assert "offline (not logged in)" in said[0]
+    close_logger(logger)
+
+
 def test_tensorboard(make_config, data_manifest):
     config = make_config("tracker=tensorboard")
     run_dir = run_folder(config, data_manifest)

@@ -2,7 +2,9 @@
 
 from tencrop.config import Config, check_precision, command, overrides
 from tencrop.config.launch import check_launch
+from tencrop.config.tracker import check_tracker
 from tencrop.evaluation.members import check_ensemble, members_of
+from tencrop.signals import close_at_ctrl_c
 
 
 @command("evaluate", Config)
@@ -11,6 +13,8 @@ def main(config: Config) -> int:
     check_ensemble(members)
     for member in members:
         check_precision(member.config)
+        if member.out is not None and (member.out.parent / "config.yaml").exists():  # errors of a run are tracked
+            check_tracker(member.config.tracker)
     check_launch(members[0].config.hardware)
 
     from tencrop.evaluation.evaluate import evaluate_members
@@ -19,6 +23,7 @@ def main(config: Config) -> int:
     from tencrop.report.collect import collect, is_run
     from tencrop.report.tables import COLUMNS, error_rows
 
+    close_at_ctrl_c()
     if found := evaluate_members(members):  # empty but on the first of several processes
         print_results([evaluated.result for evaluated in found])
         print("\n".join(f"{evaluated.out}/{evaluated.result['scores']}" for evaluated in found))

@@ -4,6 +4,7 @@ Called by prepare.py and `tencrop prepare`; the work is in data/prepare.py, veri
 """
 
 from tencrop.config import PrepareConfig, command, num_threads
+from tencrop.signals import close_at_ctrl_c
 
 
 @command("prepare", PrepareConfig)
@@ -12,6 +13,7 @@ def main(config: PrepareConfig) -> int:
     from tencrop.data.simulate import simulate
     from tencrop.data.verify import verify
 
+    close_at_ctrl_c()
     if config.verify:
         verify(config.data.root, config.data.name, num_threads=num_threads(config.workers))
     elif config.simulate:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tencrop.config import ReportConfig, command
 from tencrop.config.writable import check_writable
+from tencrop.signals import close_at_ctrl_c
 
 
 @command("report", ReportConfig)
@@ -12,6 +13,7 @@ def main(config: ReportConfig) -> int:
     if config.table is not None:
         from tencrop.report.paper_tables import report_tables
 
+        close_at_ctrl_c()
         return report_tables(config.table, config.runs, Path(config.output))
 
     output, mend = Path(config.output), "make room, or name another folder with output=DIR"
@@ -21,6 +23,7 @@ def main(config: ReportConfig) -> int:
     from tencrop.report.page import write_report
     from tencrop.report.tables import error_rows, print_table
 
+    close_at_ctrl_c()
     paths = places(config.runs)
     broken: list[Broken] = []
     experiments, evaluations = collect(paths, broken.append), collect_evaluations(paths, broken.append)

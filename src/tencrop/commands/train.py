@@ -18,6 +18,7 @@ from tencrop.config import (
 )
 from tencrop.config.launch import check_launch, is_first_process
 from tencrop.config.loader import check_loader
+from tencrop.config.tracker import check_tracker
 from tencrop.data.manifest import read_manifest
 from tencrop.records.run_folder import finish, run_folder
 from tencrop.signals import exit_at_once, exit_when_asked
@@ -27,6 +28,7 @@ from tencrop.signals import exit_at_once, exit_when_asked
 def main(config: Config) -> int:
     exit_at_once()  # of a sweep, the run before has ended with signals ignored
     check_launch(config.hardware)
+    check_tracker(config.tracker)
     batches = derive_batches(config)
     check_loader(config.data)
     manifest = read_manifest(config.data.root, config.data.name)

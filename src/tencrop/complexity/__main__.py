@@ -1,6 +1,12 @@
 """Count a network, or compare a published table with ours: python -m tencrop.complexity model=NAME. See --help."""
 
 import sys
+from signal import SIGINT
+
+from tencrop.signals import close_at_ctrl_c, exit_at_once
+
+if __name__ == "__main__":
+    exit_at_once(SIGINT)  # before the imports below
 
 from tencrop.config import ComplexityConfig, UserError, command
 
@@ -13,6 +19,7 @@ def main(config: ComplexityConfig) -> int:
     from tencrop.complexity import golden, published, render
     from tencrop.complexity.networks import complexity_of
 
+    close_at_ctrl_c()
     if config.sizes is not None:
         comparisons = published.compare(config.sizes)
         sys.stdout.write(published.FORMATS[config.format](config.sizes, comparisons))

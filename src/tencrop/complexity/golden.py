@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from signal import SIGINT
 
 from tencrop.complexity.networks import complexity_of_file, model_files
 from tencrop.complexity.render import short, totals
 from tencrop.data.manifest import write_whole
+from tencrop.signals import exit_at_once
 
 GOLDEN = Path(__file__).with_name("golden.json")
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "models.md"
@@ -86,4 +88,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    exit_at_once(SIGINT)
     main()

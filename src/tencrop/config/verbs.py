@@ -1,7 +1,7 @@
 """Turns a function of a typed configuration into a verb: Hydra, sentences for mistakes, exit codes.
 
 Called by tencrop.commands and by what runs with python -m. Exit codes: 0 done, 2 the user's input (one
-sentence on stderr), 75 interrupted and resumable, 1 our fault (with its traceback).
+sentence on stderr), 75 interrupted and resumable (Ctrl-C, in every verb), 1 our fault (with its traceback).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tencrop.config.own_files import use_own_source
 from tencrop.config.rules import typed
 from tencrop.config.schema import Config, UserError
 from tencrop.printable import print_any_text
-from tencrop.signals import INTERRUPTED
+from tencrop.signals import INTERRUPTED, MESSAGE
 
 DISK_ERRORS = {
     errno.ENOSPC: "the disk is full",
@@ -74,7 +74,10 @@ def command(config_name: str, schema: type) -> Callable[[Callable[[Any], int | N
 
     def decorate(run: Callable[[Any], int | None]) -> Callable[..., None]:
         def main(words: list[str] | None = None) -> None:
-            sys.exit(_exit_code(run, config_name, schema, sys.argv[1:] if words is None else words))
+            try:
+                sys.exit(_exit_code(run, config_name, schema, sys.argv[1:] if words is None else words))
+            except KeyboardInterrupt:
+                sys.exit(interrupted())
 
         return main
 
@@ -118,6 +121,12 @@ def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type,
     finally:
         sys.argv = arguments
     return max(exit_codes, default=0)
+
+
+def interrupted() -> int:
+    """Says so, once, on stderr; the exit code."""
+    print(MESSAGE, file=sys.stderr)
+    return INTERRUPTED
 
 
 def _checked(words: list[str], schema: type) -> list[str]:

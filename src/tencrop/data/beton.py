@@ -20,6 +20,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from tencrop.config import UserError
+from tencrop.data.mapped import watch
 
 JPEG, RAW = 0, 1  # modes of a payload: a JPEG file | height x width x 3 bytes, RGB
 MIN_PAGE_BYTES = 1 << 23
@@ -223,6 +224,7 @@ class Beton:
         if self.path.stat().st_size < METADATA_START:
             raise UserError(f"{path}: too short for a .beton file; prepare the data again (prepare.py)")
         self.data = np.memmap(self.path, np.uint8, mode="r")
+        watch(self.data, self.path, mend="delete the prepared folder and prepare again (prepare.py)")
         header = self.data[: HEADER.itemsize].view(HEADER)[0]
         fields = self.data[HEADER.itemsize : METADATA_START].view(FIELD)
         if header["version"] != VERSION or header["num_fields"] != 2:

@@ -27,6 +27,7 @@ from tencrop.config import UserError
 from tencrop.config.command_line import typed_word, verb
 from tencrop.config.documents import FILE_NAME, Between, NotEmpty, check_shape, read_json
 from tencrop.data.beton import Beton, whole_file
+from tencrop.data.mapped import watch
 from tencrop.data.originals import BETON, FLAT, MADE, TAR, TREE, ZIP, Place, Source, SourceFile, read_original
 
 FORMAT = "tencrop-data-2"
@@ -210,8 +211,7 @@ class Split:
         self.num_samples = facts["num_samples"]
         self.source_fingerprint: str = facts["source_fingerprint"]
         self.store_fingerprint: str = facts["store_fingerprint"]
-        for file, num_bytes in ((facts["beton"], facts["beton_bytes"]), (facts["files"], facts["files_bytes"])):
-            self._check_size(root / file, num_bytes)
+        self.check_sizes()
         self.beton = Beton(root / facts["beton"])
         if self.beton.tables_sha256 != facts["tables_sha256"]:
             raise UserError(
@@ -220,6 +220,7 @@ class Split:
             )
         try:
             self.files = np.load(root / facts["files"], mmap_mode="r", allow_pickle=False)
+            watch(self.files, root / facts["files"], mend=_MEND.format(root=root))
             is_table = self.files.shape == (self.num_samples,) and _is_row(self.files.dtype)
         except (ValueError, OSError, SyntaxError, tokenize.TokenError) as error:  # of a header, by Python's parser
             raise UserError(f"{root / facts['files']}: not a table of files; {_MEND.format(root=root)}") from error
@@ -232,6 +233,12 @@ class Split:
         self.stored_sizes = np.stack([self.beton.heights, self.beton.widths], axis=1).astype(np.int32)
         place = Place(**{field.name: manifest["source"][field.name] for field in dataclasses.fields(Place)})
         self._place = dataclasses.replace(place, path=source) if source and place.path else place
+
+    def check_sizes(self) -> None:
+        """UserError where a file of the split is missing, or longer or shorter than it was written."""
+        facts = self.manifest["splits"][self.name]
+        for file, num_bytes in ((facts["beton"], facts["beton_bytes"]), (facts["files"], facts["files_bytes"])):
+            self._check_size(self.root / file, num_bytes)
 
     def names(self, index: int) -> str:
         """The name of a sample: class folder and file name."""

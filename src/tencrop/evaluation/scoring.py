@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -43,6 +44,7 @@ from tencrop.training.checkpoints import weights_sha256
 from tencrop.training.fit import cluster_environment
 from tencrop.training.precision import set_precision
 from tencrop.training.progress import LogTimer
+from tencrop.training.rendezvous import meet_launched
 
 IMAGES_AT_ONCE = {"cpu": 32, "gpu": 256}  # where hardware.max_micro_batch is null
 SAID_ABOVE_BYTES = 4_000_000_000  # of memory for one layer: a machine or GPU may not have it
@@ -71,11 +73,11 @@ def build_network(task: Task) -> nn.Module:
 
 def join_launched() -> None:
     """Join the processes that srun or torchrun started; nothing to do without them, or after a training."""
-    found = launched()
-    if dist.is_initialized() or found is None or found.num_processes == 1:
+    found, store = launched(), meet_launched()
+    if found is None or store is None:
         return
     environment = cluster_environment()
-    address = f"tcp://{environment.main_address}:{environment.main_port}"
+    address = f"tcp://{environment.main_address}:{environment.main_port}"  # where `store` serves until torch's does
     dist.init_process_group("gloo", address, rank=environment.global_rank(), world_size=found.num_processes)
     atexit.register(dist.destroy_process_group)
 
@@ -280,16 +282,36 @@ def _score_in_new_processes(task: Task, num_processes: int) -> Scores:
     messages = mp.get_context("spawn").SimpleQueue()  # not a file: the disk may be what is full
     with tempfile.TemporaryDirectory(prefix="tencrop-") as folder:
         try:
-            mp.spawn(_process, (task, num_processes, Path(folder), messages), nprocs=num_processes)
+            _spawn_and_join(task, num_processes, Path(folder), messages)
         except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
             if not messages.empty():
                 raise UserError(messages.get()) from error
+            if isinstance(error, mp.ProcessExitedException) and error.exit_code == 2:
+                sys.exit(2)  # it has said why: the store has become shorter while it was read (data/mapped.py)
             raise
         return load_scores(Path(folder, "scores.safetensors"))
 
 
+def _spawn_and_join(task: Task, num_processes: int, folder: Path, messages: SimpleQueue[str]) -> None:
+    """Ctrl-C, which a terminal sends to all, is for this process: it ends the others, in silence."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited until they are in `_process`
+    try:
+        processes = mp.spawn(_process, (task, num_processes, folder, messages), nprocs=num_processes, join=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert processes is not None
+    try:
+        while not processes.join():
+            pass
+    except BaseException:
+        for process in processes.processes:
+            process.kill()
+        raise
+
+
 def _process(rank: int, task: Task, num_ranks: int, folder: Path, messages: SimpleQueue[str]) -> None:
     """The life of a started process; the first one leaves the scores in `folder`, one that fails a sentence."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch has it sent when the parent is killed
     try:
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(num_threads("auto", num_ranks))

@@ -5,10 +5,13 @@ The list lets a misspelt name be answered before timm is imported, which takes s
 
 from __future__ import annotations
 
+from signal import SIGINT
+
 import timm
 import torchvision
 
 import tencrop.models.factory  # noqa: F401  registers our names
+from tencrop.signals import exit_at_once
 
 
 def installed_names() -> list[str]:
@@ -18,4 +21,5 @@ def installed_names() -> list[str]:
 
 
 if __name__ == "__main__":
+    exit_at_once(SIGINT)
     print("\n".join(installed_names()))

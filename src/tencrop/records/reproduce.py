@@ -13,7 +13,13 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from signal import SIG_IGN, SIGINT, signal
 from typing import Any
+
+from tencrop.signals import exit_at_once
+
+if __name__ == "__main__":
+    exit_at_once(SIGINT)  # before the imports below; nothing here is long, but the training is
 
 from omegaconf import OmegaConf
 
@@ -68,7 +74,9 @@ def train_again(run_dir: Path, into: Path) -> None:
     command = [sys.executable, "-m", "tencrop", "train", *config_file]
     overrides = ["hydra.run.dir=.", "hydra.output_subdir=null"]
     quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
+    before = signal(SIGINT, SIG_IGN)  # a terminal sends Ctrl-C to both; train.py writes its checkpoint
     exit_code = subprocess.run([*command, *overrides, *quiet], check=False).returncode
+    signal(SIGINT, before)
     if exit_code:
         raise SystemExit(exit_code)
 

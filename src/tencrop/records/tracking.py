@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from tencrop.config import Config, UserError
 from tencrop.config.documents import read_json
 from tencrop.config.launch import is_first_process
+from tencrop.config.tracker import entity_and_project
 from tencrop.data.manifest import write_whole
 from tencrop.records.csv_logger import CsvLogger
 from tencrop.records.masking import mask_text, mask_values
@@ -41,14 +42,16 @@ if TYPE_CHECKING:
 
 ANSWER_SECONDS = 3.0  # that a server may take to answer before the run is tracked offline
 INIT_SECONDS = 10.0  # that opening the run on a server that answers may take
+MAX_REASON = 200  # characters
 UPLOAD_SECONDS = 30.0  # that the end of a job waits for uploads; the rest stays on disk for `wandb sync`
 
 
 def build_logger(config: Config, run_dir: Path, say: Callable[[str], None] = print) -> Logger | None:
     """The logger that `config.tracker` names, with the run's configuration logged; None for `none`.
 
-    wandb is online when an API key is there and the server answers within ANSWER_SECONDS, otherwise offline;
-    `say` gets one line: where to look, and how to upload. WANDB_MODE and wandb's own settings are obeyed.
+    wandb is online when an API key is there and the server answers within ANSWER_SECONDS, otherwise offline, and where
+    it does not start at all nothing is tracked (None); `say` gets one line: where to look, and how to upload, or why
+    not. WANDB_MODE and wandb's own settings are obeyed.
     """
     folder = run_dir / "tracking"
     if config.tracker.name == "none":
@@ -75,6 +78,9 @@ class LastingWandbLogger(WandbLogger):
     others, that is said once and nothing more is tracked."""
 
     has_failed = False
+
+    def log_hyperparams(self, params: Any) -> None:
+        self._attempt(super().log_hyperparams, params)
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         self._attempt(super().log_metrics, metrics, step)
@@ -152,6 +158,19 @@ def _facts(config: Config, run_dir: Path) -> dict[str, Any]:
 
 
 def _wandb_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -> LastingWandbLogger | None:
+    """None where wandb is switched off, or where something of its own keeps it from starting: `say` gets the reason."""
+    try:
+        return _started_logger(config, run_dir, say)
+    except UserError:  # the id of the tracked run, or its project
+        raise
+    except Exception as error:  # of pydantic, wandb, and the standard library, for a user whom the system does not know
+        text = re.sub(r" \[type=.*", "", " ".join(str(error).split()))  # pydantic's, with the value
+        reason = mask_text(text or type(error).__name__)[:MAX_REASON]
+        say(f"wandb: not tracked ({reason}); the run goes on without it")
+        return None
+
+
+def _started_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -> LastingWandbLogger | None:
     import wandb
 
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # wandb's telemetry reports its failures there
@@ -175,13 +194,14 @@ def _wandb_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -> 
         say(f"wandb: offline ({why}); upload with: wandb sync {folder}; or look: wandb leet {folder}")
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return LastingWandbLogger(experiment=run, save_dir=run_dir / "tracking", project=config.tracker.project)
+    return LastingWandbLogger(experiment=run, save_dir=run_dir / "tracking", project=run.project)
 
 
 def _open_run(config: Config, run_dir: Path, *, mode: Literal["online", "offline"]) -> wandb.Run:
     import wandb
     from wandb.sdk.lib.import_hooks import unregister_all_post_import_hooks
 
+    entity, project = entity_and_project(config.tracker.project)
     settings = wandb.Settings(
         silent=True,
         console="off",
@@ -197,7 +217,8 @@ def _open_run(config: Config, run_dir: Path, *, mode: Literal["online", "offline
     run = wandb.init(
         dir=run_dir / "tracking",
         id=_tracked_id(run_dir),
-        project=config.tracker.project,
+        entity=entity,
+        project=project,
         name=f"{run_dir.parent.name}-{run_dir.name}",
         group=run_dir.parent.name,
         mode=mode,

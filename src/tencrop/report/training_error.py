@@ -11,6 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from signal import SIGINT
+
+from tencrop.signals import close_at_ctrl_c, exit_at_once
+
+if __name__ == "__main__":
+    exit_at_once(SIGINT)  # before the imports below
 
 from tencrop.config import ReportConfig, UserError, command
 from tencrop.config.command_line import typed_word
@@ -28,6 +34,7 @@ Point = tuple[float, float]
 def main(config: ReportConfig) -> int:
     output = Path(config.output)
     check_writable(output / "training_error.svg", mend="make room, or name another folder with output=DIR")
+    close_at_ctrl_c()
     experiments = collect(places(config.runs))
     for experiment in experiments:
         if not has_training_error(experiment):

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from signal import SIGINT
+
+from tencrop.signals import close_at_ctrl_c, exit_at_once
+
+if __name__ == "__main__":
+    exit_at_once(SIGINT)  # before the imports below
 
 from tencrop.config import Config, SeeingConfig, command, overrides
 from tencrop.config.command_line import keys_typed
@@ -25,6 +31,7 @@ def main(config: SeeingConfig) -> int:
 
     from tencrop.seeing.figures import draw_model, draw_run
 
+    close_at_ctrl_c()
     line = shlex.join(["python", "-m", "tencrop.seeing", *mask_arguments(overrides())])
     for member in members:
         for path in draw_run(member, config, command=line):

@@ -20,12 +20,13 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 import torch
+from torch.distributed import TCPStore
 
 from tencrop.config import UserError, num_threads
-from tencrop.config.launch import launched
+from tencrop.config.launch import AGENT, PIPE, RANKS, launched
 from tencrop.config.verbs import disk_sentence
+from tencrop.training.rendezvous import meet, meet_launched
 
-PIPE = "TENCROP_PIPE"  # in a started rank: the pipe's descriptor and the main process
 POLL_S = 0.2
 SILENCE_S = 1  # a RuntimeError may be the connection to a rank that was killed: the watch says so and ends this one
 END_S = 60  # what the other ranks have to end by themselves when this one is done
@@ -35,15 +36,18 @@ END_S = 60  # what the other ranks have to end by themselves when this one is do
 def ranks_together(num_ranks: int) -> Iterator[None]:
     """While it lasts, this command runs `num_ranks` times, as ranks of one training.
 
-    Starts them where neither srun nor torchrun did; they come by here as well. The first UserError, OSError or exit
-    code of any rank is that of this command, said once.
+    Starts them where neither srun nor torchrun did; they come by here as well. All are there when the block begins. The
+    first UserError, OSError or exit code of any rank is that of this command, said once.
     """
+    store = None  # held while the block lasts: rank 0's serves the others
     if PIPE in os.environ:
         with _reporting():
+            store = _meet(int(os.environ["LOCAL_RANK"]))
             yield
-    elif num_ranks > 1 and launched() is None and "LOCAL_RANK" not in os.environ:
+    elif num_ranks > 1 and launched() is None:
         others = _Others(num_ranks)
         try:
+            store = _meet(0)
             yield
         except BaseException as error:
             if isinstance(error, RuntimeError):
@@ -52,7 +56,14 @@ def ranks_together(num_ranks: int) -> Iterator[None]:
             raise
         others.end(within_s=END_S)
     else:
+        store = meet_launched() if num_ranks > 1 else None
         yield
+    del store
+
+
+def _meet(rank: int) -> TCPStore:
+    num_ranks, address = int(os.environ["WORLD_SIZE"]), (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    return meet(rank, num_ranks, address, mend="run it again")
 
 
 class _Others:
@@ -64,6 +75,8 @@ class _Others:
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(num_threads("auto", num_ranks))
             os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+        for name in (*RANKS, *AGENT):  # what another launcher left behind, of a process that is alone
+            os.environ.pop(name, None)
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(num_ranks)}
         os.environ.update(meeting | {"NODE_RANK": "0", "LOCAL_RANK": "0"})
         command = [sys.executable, *sys.orig_argv[1:]]
@@ -140,20 +153,25 @@ def _reporting() -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, RuntimeError):
             time.sleep(SILENCE_S)
-        traceback.print_exc()
+        if _is_watched():  # else the main process has ended first, and has said why
+            traceback.print_exc()
         _report(1, "")
 
 
 def _report(code: int, message: str) -> NoReturn:
     """Waits, connections open, until the main process ends this one, or has ended itself."""
-    pipe, main_process = map(int, os.environ[PIPE].split())
+    pipe, _ = map(int, os.environ[PIPE].split())
     sys.stdout.flush()
     sys.stderr.flush()
-    if os.getppid() == main_process:
+    if _is_watched():
         os.write(pipe, json.dumps({"code": code, "message": message[:2000]}).encode() + b"\n")
-    while os.getppid() == main_process:
+    while _is_watched():
         time.sleep(POLL_S)
     os._exit(code)
+
+
+def _is_watched() -> bool:
+    return os.getppid() == int(os.environ[PIPE].split()[1])
 
 
 def _free_port() -> int:

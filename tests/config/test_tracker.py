@@ -1,0 +1,41 @@
+"""What wandb would refuse is refused in a sentence before the work; `entity/project` is taken apart."""
+
+import pytest
+
+from tencrop.config import Tracker, UserError
+from tencrop.config.tracker import check_tracker, entity_and_project
+
+
+def test_entity_and_project():
+    assert entity_and_project("team/imagenet") == ("team", "imagenet")
+    assert entity_and_project("imagenet") == (None, "imagenet")
+    assert entity_and_project("") == (None, "") and entity_and_project(None) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("project", "words"),
+    [
+        ("a/b/c", "tracker.project=a/b/c: must be PROJECT or ENTITY/PROJECT"),
+        ("/b", "must be PROJECT or"),
+        ("a/", "must be PROJECT or"),
+        ("team/100%", "wandb takes no % in it"),
+        ("a" * 129, "has 129 characters"),
+    ],
+)
+def test_projects_that_wandb_does_not_take(project, words, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with pytest.raises(UserError, match=words):
+        check_tracker(Tracker("wandb", project))
+    check_tracker(Tracker("csv", project))
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"), [("Offline", "write offline, or"), ("of", "must be one of online, offline,")]
+)
+def test_a_mode_that_wandb_does_not_know(mode, words, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    with pytest.raises(UserError, match=f"WANDB_MODE={mode}: {words}"):
+        check_tracker(Tracker("wandb", "tencrop"))
+    check_tracker(Tracker("none", "tencrop"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    check_tracker(Tracker("wandb", "team/tencrop"))
