@@ -9,11 +9,12 @@ import secrets
 from pathlib import Path
 
 from tencrop.config.schema import UserError
-from tencrop.config.verbs import DISK_ERRORS
+from tencrop.config.verbs import DISK_ERRORS, LONGEST_PATH, MENDS
 
 
 def check_writable(*paths: Path, mend: str) -> None:
-    """Raises UserError, one sentence that ends with `mend`, unless a file can be written at each of these paths.
+    """Raises UserError, one sentence, unless a file can be written at each of these paths. It ends with `mend` where
+    another place helps.
 
     A block is written in the folder, or in the nearest one above that exists, and removed again: mode bits say nothing
     of root, of quotas, full disks and read-only mounts. The paths themselves are left as they are.
@@ -22,8 +23,11 @@ def check_writable(*paths: Path, mend: str) -> None:
         try:
             _try_to_write(path)
         except OSError as error:
-            reason = DISK_ERRORS.get(error.errno or 0, os.strerror(error.errno or 0))
-            raise UserError(f"{path}: cannot be written ({reason}); {mend}") from error
+            number, name = error.errno or 0, str(path)
+            if number in (errno.ELOOP, errno.ENAMETOOLONG) and len(name) > LONGEST_PATH:
+                name = f"{name[:LONGEST_PATH]}..."
+            reason, own_mend = DISK_ERRORS.get(number, os.strerror(number)), MENDS.get(number, mend)
+            raise UserError(f"{name}: cannot be written ({reason}); {own_mend}") from error
 
 
 def _try_to_write(path: Path) -> None:
