@@ -50,11 +50,11 @@ lock: install ## renew requirements.lock from pyproject.toml
 	    --custom-compile-command 'make lock' --output-file requirements.lock
 
 clean: ## remove .venv and what was built, keep runs and prepared data
-	rm -rf $(VENV) build src/*.egg-info src/tencrop/data/*.so
+	rm -rf $(VENV) build src/*.egg-info src/tencrop/data/native/*.so
 
 install: $(VENV)/installed ## install only
 
-$(VENV)/installed: pyproject.toml setup.py $(wildcard src/tencrop/data/*.[ch]) $(VENV)/locked
+$(VENV)/installed: pyproject.toml setup.py $(wildcard src/tencrop/data/native/*.[ch]) $(VENV)/locked
 	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 

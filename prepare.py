@@ -1,6 +1,6 @@
 """Write a data set once: python prepare.py data=imagenet data.source=DIR data.root=DIR (data=imagefolder, digits, ...).
 
-Reads conf/prepare.yaml; the work is in src/tencrop/data/prepare.py, verify.py and simulate.py.
+Reads conf/prepare.yaml; the work is in src/tencrop/data/preparation/prepare.py, verify.py and simulate.py.
 """
 
 from signal import SIGINT

@@ -19,18 +19,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tencrop.cli.choices import CONF
 from tencrop.config import config_of_run, num_workers
-from tencrop.config.verbs import CONF
-from tencrop.data.colour import normalize
-from tencrop.data.loader import BaseLoader, Loader
-from tencrop.data.manifest import Split, open_split
-from tencrop.data.module import validation_protocol
-from tencrop.data.order import evaluation_batches
-from tencrop.data.plan import evaluation_plan
-from tencrop.data.reference import TorchLoader
+from tencrop.data.augmentation.color import normalize
+from tencrop.data.augmentation.plan import evaluation_plan
+from tencrop.data.loading.loader import BaseLoader, Loader
+from tencrop.data.loading.reference import TorchLoader
+from tencrop.data.sampling.sampler import evaluation_batches
+from tencrop.data.store.manifest import Split, open_split
 from tencrop.models.factory import build_model
 from tencrop.models.weights import load_weights
 from tencrop.training.classifier import central_crops
+from tencrop.training.data_module import validation_protocol
 
 LEAST_AGREEMENT = 0.99
 BATCH = 50

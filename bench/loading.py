@@ -29,10 +29,10 @@ import numpy as np
 from peers import AUGMENTATION, FILTER, PEERS, SIZE, Peer
 from PIL import Image
 
-from tencrop.data.beton import JPEG
-from tencrop.data.manifest import Split, open_split
-from tencrop.data.plan import training_plan
-from tencrop.data.reference import cut, resize
+from tencrop.data.augmentation.plan import training_plan
+from tencrop.data.loading.reference import cut, resize
+from tencrop.data.store.beton import JPEG
+from tencrop.data.store.manifest import Split, open_split
 
 NUM_COMPARED = 200
 COLUMNS = (

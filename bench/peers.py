@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from tencrop.config import Augmentation, Pca
-from tencrop.data.beton import JPEG
-from tencrop.data.draws import Index
-from tencrop.data.manifest import Split, open_split
-from tencrop.data.order import epoch_order
+from tencrop.data.sampling.rng import Index
+from tencrop.data.sampling.sampler import epoch_order
+from tencrop.data.store.beton import JPEG
+from tencrop.data.store.manifest import Split, open_split
 
 BATCH, SIZE, FILTER = 256, 224, "bilinear"
 AREA, ASPECT = [0.08, 1.0], [3 / 4, 4 / 3]
@@ -54,8 +54,8 @@ class Ours(Peer):
 
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__(options)
-        from tencrop.data.loader import Loader
-        from tencrop.data.plan import training_plan
+        from tencrop.data.augmentation.plan import training_plan
+        from tencrop.data.loading.loader import Loader
 
         sizes = self.split.stored_sizes
         self.loader = Loader(
@@ -72,7 +72,7 @@ class Ours(Peer):
             yield len(batch.images)
 
     def cut(self, index: int, box: np.ndarray) -> np.ndarray:
-        from tencrop.data.decoder import decode_batch
+        from tencrop.data.native.decoder import decode_batch
 
         beton, image = self.split.beton, np.empty((1, SIZE, SIZE, 3), np.uint8)
         decode_batch(
@@ -147,19 +147,19 @@ class TorchvisionPillow(Peer):
         from torch.utils.data import DataLoader
         from torchvision import transforms
 
-        self.places: list[int] = []
+        self.positions: list[int] = []
         crop = transforms.RandomResizedCrop(SIZE, tuple(AREA), tuple(ASPECT))
         self.loader = DataLoader(
             Files(self.split, transforms.Compose([crop, transforms.RandomHorizontalFlip()]), self.read),
             batch_size=BATCH,
-            sampler=self.places,
+            sampler=self.positions,
             num_workers=self.workers,
             persistent_workers=True,
             drop_last=True,
         )
 
     def epoch(self, number: int) -> Iterator[int]:
-        self.places[:] = self.order(number).tolist()
+        self.positions[:] = self.order(number).tolist()
         for images, _ in self.loader:
             yield len(images)
 

@@ -11,8 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from tencrop.config import Batches, Config, UserError, check_data, command, derive_batches
-from tencrop.data.manifest import read_manifest
+from tencrop.cli.command import command
+from tencrop.config import Batches, Config, UserError, check_data, derive_batches
+from tencrop.data.store.manifest import read_manifest
 
 NUM_TURNS = 3
 
@@ -58,9 +59,9 @@ def time_bare_loop(config: Config, batches: Batches, manifest: dict) -> float:
     import torch
 
     from tencrop.config import accelerator_of
-    from tencrop.data.module import DataModule
     from tencrop.models.factory import build_model
     from tencrop.training.classifier import Classifier
+    from tencrop.training.data_module import DataModule
     from tencrop.training.losses import cross_entropy
 
     device = torch.device("cuda" if accelerator_of(config.hardware) == "gpu" else "cpu")
@@ -79,9 +80,9 @@ def time_bare_loop(config: Config, batches: Batches, manifest: dict) -> float:
         for number, batch in enumerate(loader):
             batch = data.transfer_batch_to_device(batch, device, 0)
             loss = cross_entropy(parts.logits(parts.model, batch.images), batch.labels)
-            (loss / batches.accumulate).backward()
+            (loss / batches.accumulate_grad_batches).backward()
             reset_groups(parts.model)
-            if (number + 1) % batches.accumulate:
+            if (number + 1) % batches.accumulate_grad_batches:
                 continue
             optimizer.step()
             optimizer.zero_grad()

@@ -9,7 +9,7 @@ FOLDER holds class folders of JPEGs. Three writers take turns on the same files,
                     torchvision's ImageFolder does. It decodes every image and encodes it again.
   ours, copied      every file read, its header parsed and hashed (SHA-256), its bytes written, the file brought to disk
   ours, verified    what prepare.py does of ImageNet: the same, and every image read to its end at a reduced scale, the
-                    colour statistics and the mean image gathered from one image in four, the table of files and the
+                    color statistics and the mean image gathered from one image in four, the table of files and the
                     fingerprints written
   ours, all counted what prepare.py does of up to 100,000 images: statistics of every image
 
@@ -34,11 +34,11 @@ import numpy as np
 from PIL import Image
 
 from tencrop.config import Data, Splits, StoreOptions
-from tencrop.data.beton import JPEG, BetonWriter, EncodedSample
-from tencrop.data.folder import FolderSource
-from tencrop.data.reduce import jpeg_header
-from tencrop.data.statistics import SAMPLED_EVERY
-from tencrop.data.store import write_split
+from tencrop.data.native.reduce import jpeg_header
+from tencrop.data.preparation.statistics import SAMPLED_EVERY
+from tencrop.data.preparation.writer import write_split
+from tencrop.data.sources.folder import FolderSource
+from tencrop.data.store.beton import JPEG, BetonWriter, EncodedSample
 
 
 def main() -> None:

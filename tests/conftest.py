@@ -19,9 +19,9 @@ import sklearn.datasets
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from tencrop.config import Config, Data, Splits, StoreOptions, typed
-from tencrop.config.verbs import CONF
-from tencrop.data.prepare import prepare
+from tencrop.cli.choices import CONF
+from tencrop.config import Config, Data, Splits, StoreOptions, validate
+from tencrop.data.preparation.prepare import prepare
 from tencrop.signals import SIGNALS
 
 CLASSES = ("china", "flower", "mirrored")
@@ -44,7 +44,7 @@ def composed() -> Callable[..., Config]:
 
     def compose_typed(*overrides: str) -> Config:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return typed(compose("train", list(overrides)), Config)
+            return validate(compose("train", list(overrides)), Config)
 
     return compose_typed
 

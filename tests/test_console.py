@@ -9,7 +9,7 @@ from rich.progress import Progress
 
 import tencrop
 from tencrop.console import plain_column, plain_console, rate
-from tencrop.data.verify import verify
+from tencrop.data.preparation.verify import verify
 from tencrop.evaluation.results import print_results
 
 NAME = "p[/x] :apple: [bold]"

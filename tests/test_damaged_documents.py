@@ -14,14 +14,14 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tencrop.cli.choices import CONF
 from tencrop.config import UserError, config_of_run
-from tencrop.config.identity import read_config
-from tencrop.config.verbs import CONF
-from tencrop.data.manifest import read_manifest as read_data_manifest
-from tencrop.records.run_folder import finish, read_manifest, run_folder
+from tencrop.config.run_id import read_config
+from tencrop.data.store.manifest import read_manifest
+from tencrop.records.run_folder import finish, read_run_manifest, run_folder
 from tencrop.records.tracking import _tracked_id
-from tencrop.seeing.record import Record, load_record, save_record
 from tencrop.training.metric_rows import NO_ROWS, append_row, keep_rows, read_rows
+from tencrop.visualization.record import Record, load_record, save_record
 
 Reader = Callable[[Path], Any]
 TRAPS = [
@@ -103,7 +103,7 @@ def cases(request) -> int:
 def run(composed, prepared_digits, tmp_path) -> Path:
     """A complete run of five rows."""
     config = composed("experiment=lenet5_digits", "tracker=none", f"runs={tmp_path}", f"data.root={prepared_digits}")
-    folder, digest = run_folder(config, read_data_manifest(prepared_digits)), NO_ROWS
+    folder, digest = run_folder(config, read_manifest(prepared_digits)), NO_ROWS
     row = {"split": "train", "top1_error": 0.5, "num_images": 32, "lr": 0.1, "labels": "own", "data_digest": "ab"}
     with (folder / "metrics.jsonl").open("a") as file:
         for step in range(1, 6):
@@ -123,7 +123,7 @@ def test_metrics(run, cases):
     content = path.read_bytes()
     read_all(read_rows, path, damaged(content), cases, lambda rows, _: rows == written[: len(rows)])
     read_all(read_rows, path, made_up(content), cases // 4, lambda rows, _: isinstance(rows, list))
-    expected = read_manifest(run)["result"]["metrics_digest"]
+    expected = read_run_manifest(run)["result"]["metrics_digest"]
     whole = lambda rows, content: rows == written  # noqa: E731
     read_all(lambda path: read_rows(path, expected=expected), path, damaged(content), cases // 4, whole)
     read_all(lambda path: keep_rows(path, 3), path, damaged(content), cases // 4, lambda kept, _: kept[0] == 3)
@@ -133,16 +133,16 @@ def test_manifest_of_a_run(run, cases):
     path = run / "manifest.json"
     content = path.read_bytes()
     typed = lambda value, _: isinstance(value["result"]["status"], str) and value["sessions"][0]["code"]  # noqa: E731
-    read_all(lambda path: read_manifest(path.parent), path, damaged(content), cases, typed)
-    read_all(lambda path: read_manifest(path.parent), path, made_up(content), cases // 4, typed)
+    read_all(lambda path: read_run_manifest(path.parent), path, damaged(content), cases, typed)
+    read_all(lambda path: read_run_manifest(path.parent), path, made_up(content), cases // 4, typed)
 
 
 def test_manifest_of_data(prepared_digits, tmp_path, cases):
     path, content = tmp_path / "manifest.json", (prepared_digits / "manifest.json").read_bytes()
     written = {key: value for key, value in json.loads(content).items() if key != "sha256"}
     same = lambda value, _: written.items() <= value.items()  # noqa: E731
-    read_all(lambda path: read_data_manifest(path.parent), path, damaged(content), cases, same)
-    read_all(lambda path: read_data_manifest(path.parent), path, made_up(content), cases // 4, same)
+    read_all(lambda path: read_manifest(path.parent), path, damaged(content), cases, same)
+    read_all(lambda path: read_manifest(path.parent), path, made_up(content), cases // 4, same)
 
 
 def test_id_of_a_tracked_run(tmp_path, cases):
@@ -155,7 +155,7 @@ def test_id_of_a_tracked_run(tmp_path, cases):
 
 def test_record_of_a_figure(tmp_path, cases):
     path = tmp_path / "occlusion.json"
-    save_record(path, Record("Occlusion", "What it sees", "lenet5", "ab" * 32, "python -m tencrop.seeing"))
+    save_record(path, Record("Occlusion", "What it sees", "lenet5", "ab" * 32, "python -m tencrop.visualization"))
     contents = st.one_of(damaged(path.read_bytes()), made_up(b""))
     read_all(load_record, path, contents, cases, lambda record, _: isinstance(record.title + record.caption, str))
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from tencrop.cli.choices import CONF
 from tencrop.config import derive_batches
-from tencrop.config.verbs import CONF
-from tencrop.data.manifest import read_manifest
+from tencrop.data.store.manifest import read_manifest
 from tencrop.training.fit import build, fit
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))

@@ -16,7 +16,8 @@ NOT_UTF8 = os.fsdecode(b"caf\xe9")
 VERB = """
 import os, sys
 from rich.table import Table
-from tencrop.config import Config, command
+from tencrop.config import Config
+from tencrop.cli.command import command
 from tencrop.console import plain_console
 
 @command("train", Config)

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from tencrop.cli.choices import options_of
 from tencrop.config import Config, derive_batches
-from tencrop.config.choices import options_of
-from tencrop.data.manifest import read_manifest
-from tencrop.data.module import DataModule
-from tencrop.evaluation import scoring
-from tencrop.evaluation.scoring import Task, open_val_split, score_part
+from tencrop.data.store.manifest import read_manifest
+from tencrop.evaluation import inference
+from tencrop.evaluation.inference import Task, open_val_split, score_part
 from tencrop.models.convolutional import fully_convolutional
 from tencrop.models.factory import build_model
 from tencrop.training.classifier import Classifier
+from tencrop.training.data_module import DataModule
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rehearsal import Waits, rehearsal
@@ -154,9 +154,9 @@ def test_no_protocol_waits(make_config, name, tmp_path, monkeypatch):
     network = NETWORK if name == "dense" else ("model=lenet5_dense",)
     config = make_config(*network, f"protocol={name}", f"protocol.side={sides}", "hardware.max_micro_batch=12")
     config.save_views = True
-    network, load = build_model(config.model, num_classes=3), scoring._loader
+    network, load = build_model(config.model, num_classes=3), inference._loader
     dense = fully_convolutional(network, image_size=32, name="dense") if name == "dense" else None  # reads numbers
-    monkeypatch.setattr(scoring, "fully_convolutional", lambda *_, **__: dense)
+    monkeypatch.setattr(inference, "fully_convolutional", lambda *_, **__: dense)
     with rehearsal() as watch:
 
         def watched(batches, num_images, **_):
@@ -165,9 +165,9 @@ def test_no_protocol_waits(make_config, name, tmp_path, monkeypatch):
                 yield batch
                 watch.is_on = False
 
-        monkeypatch.setattr(scoring, "_with_progress", watched)
-        monkeypatch.setattr(scoring, "_device", lambda hardware, local_rank: CUDA)
-        monkeypatch.setattr(scoring, "_loader", lambda *args: load(*args[:3], torch.device("cpu"), args[4]))
+        monkeypatch.setattr(inference, "_with_progress", watched)
+        monkeypatch.setattr(inference, "_device", lambda hardware, local_rank: CUDA)
+        monkeypatch.setattr(inference, "_loader", lambda *args: load(*args[:3], torch.device("cpu"), args[4]))
         task = Task(config, tmp_path, "raw", 3, [120.0] * 3, [60.0] * 3, {})
         scores = score_part(task, network, open_val_split(config), rank=0, num_ranks=1)
     assert scores.softmax.shape == (12, 3) and scores.softmax.device == CUDA

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tencrop.data.manifest import open_split
+from tencrop.data.store.manifest import open_split
 from tencrop.signals import SIGNALS, exit_at_once, exit_when_asked
 
 ROOT = Path(__file__).parents[1]
@@ -95,11 +95,11 @@ VERBS = {
     "start of prepare": ("hydra:", "prepare.py", []),
     "start of evaluate": ("hydra:", "evaluate.py", []),
     "start of report": ("hydra:", "report.py", []),
-    "start of seeing": ("hydra:", "tencrop.seeing", []),
+    "start of seeing": ("hydra:", "tencrop.visualization", []),
     "start of complexity": ("hydra:", "tencrop.complexity", []),
     "start of the race": ("hydra:", "tencrop.report.training_error", []),
     "start of reproduce": ("omegaconf:", "tencrop.records.reproduce", ["nowhere"]),
-    "configuration": ("tencrop.config.verbs:typed", "report.py", []),
+    "configuration": ("tencrop.cli.command:typed", "report.py", []),
     "report": ("tencrop.report.collect:collect", "report.py", ["runs=[nowhere]"]),
     "counting": ("tencrop.complexity.networks:complexity_of", "tencrop.complexity", ["model=lenet5"]),
 }
@@ -117,7 +117,9 @@ def test_ctrl_c_ends_a_verb_with_one_line(case):
     assert (done.returncode, done.stderr) == (75, "interrupted; the same command continues\n"), done.stdout
 
 
-@pytest.mark.parametrize("place", ["tencrop.data.store:write_part", "tencrop.data.beton:BetonWriter.finish"])
+@pytest.mark.parametrize(
+    "place", ["tencrop.data.preparation.writer:write_part", "tencrop.data.store.beton:BetonWriter.finish"]
+)
 def test_ctrl_c_while_data_are_prepared_leaves_what_the_same_command_continues(place, photo_folder, tmp_path):
     words = ["data=imagefolder", f"data.source={photo_folder}", f"data.root={tmp_path}", "workers=2"]
     done = interrupt(place, "prepare.py", *words)

@@ -15,7 +15,7 @@ VERBS = {
     "evaluate": ("tencrop.commands.evaluate", "evaluate trained weights under a test protocol"),
     "report": ("tencrop.commands.report", "one page for one run or many, with the papers' numbers"),
     "complexity": ("tencrop.complexity.__main__", "parameters and multiply-adds, layer by layer"),
-    "seeing": ("tencrop.seeing.__main__", "draw a network and what it sees"),
+    "seeing": ("tencrop.visualization.__main__", "draw a network and what it sees"),
     "reproduce": ("tencrop.records.reproduce", "run a folder again and compare the weights"),
 }
 HELP = "\n".join(

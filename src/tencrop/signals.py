@@ -37,7 +37,7 @@ def exit_at_once(*numbers: signal.Signals) -> None:
 
 def close_at_ctrl_c() -> None:
     """From now on the first Ctrl-C raises KeyboardInterrupt, so that files, threads and processes are closed, which
-    config/verbs.py turns into a line and exit code 75; a second one ends the process at once."""
+    cli/command.py turns into a line and exit code 75; a second one ends the process at once."""
 
     def stop(*_: Any) -> None:
         exit_at_once(signal.SIGINT)

@@ -51,10 +51,10 @@ def test_a_table_is_settled_or_not(run):
 
 
 MISTAKES = {
-    "misspelt model": (["model=vgg_f"], "there is no conf/model/vgg_f.yaml; did you mean"),
-    "misspelt table": (["sizes=vgg_table"], "there is no conf/sizes/vgg_table.yaml; did you mean vgg_table2"),
-    "misspelt name": (["model=timm", "model.name=resnet5O"], "did you mean resnet50"),
-    "misspelt format": (["format=jsn"], "format=jsn: must be json"),
+    "misspelled model": (["model=vgg_f"], "there is no conf/model/vgg_f.yaml; did you mean"),
+    "misspelled table": (["sizes=vgg_table"], "there is no conf/sizes/vgg_table.yaml; did you mean vgg_table2"),
+    "misspelled name": (["model=timm", "model.name=resnet5O"], "did you mean resnet50"),
+    "misspelled format": (["format=jsn"], "format=jsn: must be json"),
     "key": (["model=vgg_a", "image_sise=3"], "image_sise: there is no such key"),
     "size": (["model=vgg_a", "image_size=100"], "image_size=100: vgg_a does not take images of 100 x 100"),
     "no size": (["model=vgg_a", "image_size=0"], "image_size=0: must be above 0"),

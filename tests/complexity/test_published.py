@@ -5,10 +5,10 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
+from tencrop.cli.choices import CONF
 from tencrop.complexity import published
 from tencrop.complexity.published import ABOUT, BELOW, CONTRADICTED, CUT, DIFFERS, EXPLAINED, MATCH
 from tencrop.config import Printed, PrintedTable, UserError
-from tencrop.config.verbs import CONF
 
 # Printed numbers whose difference is explained by no arithmetic of their own: a new one is a decision
 CONTRADICTED_ROWS = {

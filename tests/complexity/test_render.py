@@ -38,7 +38,7 @@ def test_json_and_csv_are_exact_and_sum_to_the_totals(alexnet):
     rows = list(csv.DictReader(io.StringIO(render.csv_table(alexnet, all_layers=True))))
     assert data["parameters"] == 60_965_224 == sum(int(row["parameters"]) for row in rows)
     assert data["mult_adds"] == 724_406_816 == sum(layer["mult_adds"] for layer in data["layers"])
-    assert tuple(rows[0]) == render.COLUMNS and rows[0]["centre"] == "5"
+    assert tuple(rows[0]) == render.COLUMNS and rows[0]["center"] == "5"
 
 
 def test_markdown_has_as_many_cells_in_every_row(alexnet):
@@ -53,7 +53,7 @@ def test_what_the_short_table_leaves_out_is_said():
     assert "Not counted: 6,379,728 parameters" in render.terminal_table("", found, all_layers=False)
     found = complexity_of_file("resnet18")
     short, long = (render.terminal_table("", found, all_layers=choice) for choice in (False, True))
-    assert "9,600 belong to normalisation" in short and " bn1" not in short
+    assert "9,600 belong to normalization" in short and " bn1" not in short
     assert "belong to" not in long and "\nbn1 " in long
 
 

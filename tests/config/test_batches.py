@@ -26,7 +26,7 @@ def test_without_batch_norm_any_part_will_do(composed):
     assert layout(composed, *overrides) == Batches(2, 16, 4, 4, "none", 1)
 
 
-def test_a_group_over_several_gpus_is_synchronised(composed):
+def test_a_group_over_several_gpus_is_synchronized(composed):
     assert layout(composed, "hardware=gpu8", "model.bn_group=256") == Batches(8, 32, 32, 1, "sync", 1)
 
 

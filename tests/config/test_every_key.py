@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from tencrop.config import Config, UserError, derive_batches, learning_hash, run_path, typed
+from tencrop.config import Config, UserError, derive_batches, learning_hash, run_path, validate
 from tencrop.config.documents import literal
 from tencrop.config.rules import keys_of
-from tencrop.data.plan import evaluation_plan, training_plan
+from tencrop.data.augmentation.plan import evaluation_plan, training_plan
 from tencrop.evaluation.protocols import num_views
 from tencrop.training.optimizers import build_optimizer
 from tencrop.training.schedules import learning_rate
@@ -43,11 +43,11 @@ SIZES = np.array([(300, 400), (64, 900)], np.int32)
 def recipes() -> dict[str, dict[str, Any]]:
     from hydra import compose, initialize_config_dir
 
-    from tencrop.config.verbs import CONF
+    from tencrop.cli.choices import CONF
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return {
-            name: dataclasses.asdict(typed(compose("train", list(words)), Config)) for name, words in RECIPES.items()
+            name: dataclasses.asdict(validate(compose("train", list(words)), Config)) for name, words in RECIPES.items()
         }
 
 
@@ -67,7 +67,7 @@ def one(recipes: dict[str, dict[str, Any]], data: st.DataObject) -> None:
         group = group[part] or {}
     group[name] = data.draw(LIKELY.get(type(group.get(name)), VALUES) | VALUES)
     try:
-        config = typed(OmegaConf.create(literal(values)), Config)
+        config = validate(OmegaConf.create(literal(values)), Config)
         batches = derive_batches(config)
     except UserError as error:
         assert ": " in str(error)  # a key, and what is wrong with it
@@ -96,7 +96,7 @@ def learns(config: Config) -> None:
 def sees(config: Config) -> None:
     """The plan of two training samples and of two evaluation samples."""
     index = np.arange(2)
-    options = {"augmentation": config.augmentation, "seed": config.seed, "epoch": 0, "places": index}
+    options = {"augmentation": config.augmentation, "seed": config.seed, "epoch": 0, "positions": index}
     plan = training_plan(index, SIZES, **options)
     assert (plan.boxes[:, :2] >= 0).all() and (plan.boxes[:, 2:] > 0).all()
     assert (plan.boxes[:, :2] + plan.boxes[:, 2:] <= SIZES).all()

@@ -2,8 +2,8 @@
 
 import pytest
 
+from tencrop.cli.choices import CONF
 from tencrop.config import UserError
-from tencrop.config.verbs import CONF
 
 TABLES = ("sizes", "errors")  # printed tables, which compose no configuration
 GROUPS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name not in TABLES]

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tencrop.data.beton import JPEG
-from tencrop.data.decoder import decode_batch
-from tencrop.data.reduce import jpeg_header
+from tencrop.data.native.decoder import decode_batch
+from tencrop.data.native.reduce import jpeg_header
+from tencrop.data.store.beton import JPEG
 
 
 @pytest.fixture(scope="session")

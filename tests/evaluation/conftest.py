@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from tencrop.config import Config
-from tencrop.data.manifest import read_manifest
-from tencrop.data.prepare import prepare
+from tencrop.data.preparation.prepare import prepare
+from tencrop.data.store.manifest import read_manifest
 from tencrop.evaluation.evaluate import evaluate_run
 from tencrop.models.checkpoint_files import run_manifest
 from tencrop.models.factory import build_model

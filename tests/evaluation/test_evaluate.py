@@ -19,17 +19,18 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
+from tencrop.cli.choices import CONF
 from tencrop.config import Config, UserError, derive_batches
-from tencrop.config.verbs import CONF
-from tencrop.data.manifest import read_manifest
+from tencrop.data.store.manifest import read_manifest
 from tencrop.evaluation import claims
 from tencrop.evaluation import evaluate as module
 from tencrop.evaluation.errors import wilson_interval
 from tencrop.evaluation.evaluate import evaluate_members, file_stem
-from tencrop.evaluation.members import Member
 from tencrop.evaluation.predictions import load_scores
 from tencrop.evaluation.results import load_result
-from tencrop.training.checkpoints import AtomicCheckpointIO, weights_sha256
+from tencrop.evaluation.targets import EvaluationTarget
+from tencrop.models.checkpoint_files import weights_sha256
+from tencrop.training.checkpoints import AtomicCheckpointIO
 from tencrop.training.classifier import Classifier
 
 
@@ -158,10 +159,14 @@ def test_a_folder_that_cannot_be_written_is_found_before_an_image_is_scored(
         evaluate(config, one, place / "predictions")
     manifest = read_manifest(config.data.root)
     with pytest.raises(UserError, match=unwritable):  # of a member
-        evaluate_members([Member(config, one, manifest, tmp_path / "a"), Member(config, other, manifest, place)])
+        evaluate_members(
+            [EvaluationTarget(config, one, manifest, tmp_path / "a"), EvaluationTarget(config, other, manifest, place)]
+        )
     with pytest.raises(UserError, match=unwritable):  # of the ensemble
         config.output = str(place)
-        evaluate_members([Member(config, one, manifest, None), Member(config, other, manifest, None)])
+        evaluate_members(
+            [EvaluationTarget(config, one, manifest, None), EvaluationTarget(config, other, manifest, None)]
+        )
     (tmp_path / "out" / "center.safetensors").mkdir()
     with pytest.raises(UserError, match=r"center\.safetensors: .*(directory|folder|no score file)"):
         evaluate(config, one, tmp_path / "out")
@@ -297,7 +302,7 @@ def test_plain_weights_from_elsewhere(library: str, suffix: str, make_config, pr
     (torch.save if suffix == ".pth" else save_file)(network.state_dict(), path)
     name = {"torchvision": "torchvision/resnet18", "timm": "resnet18"}[library]
     config = make_config("model=timm", f"model.name={name}", "model.bn_group=32", f"data.root={prepared_photos}")
-    found = evaluate_members([Member(config, path, read_manifest(prepared_photos), None)])
+    found = evaluate_members([EvaluationTarget(config, path, read_manifest(prepared_photos), None)])
     assert len(found) == 1
     folder, result = found[0].out, found[0].result
     assert folder.parent == Path("evaluations") and folder.name.startswith(name.replace("/", "-"))
@@ -318,7 +323,7 @@ def test_an_ensemble_from_saved_scores(make_config, new_network, save_checkpoint
         out = tmp_path / f"seed{seed}"
         own = replace(config, seed=seed)
         path = save_checkpoint(out / "last.ckpt", own, new_network(own, seed=seed))
-        members.append(Member(own, path, manifest, out))
+        members.append(EvaluationTarget(own, path, manifest, out))
     one = evaluate_members(members[:1])
     assert len(one) == 1
     first = evaluate_members(members)

@@ -13,7 +13,7 @@ from torchvision.transforms import functional as tv
 
 from tencrop.config import Protocol
 from tencrop.evaluation import protocols as module
-from tencrop.evaluation.protocols import SIDES_144, merge, num_views, usual_side, view_groups, views
+from tencrop.evaluation.protocols import SIDES_144, default_side, merge, num_views, view_groups, views
 
 NAMES = ("center", "flip_pair", "five_crop", "ten_crop")
 
@@ -62,7 +62,7 @@ def test_views_are_torchvisions_crops(name: str, region: str, sizes: list[tuple[
 
 @pytest.mark.parametrize("height, width", [(8, 8), (8, 11), (9, 6)])
 def test_ten_views_are_torchvisions_ten_crop_as_a_set(height: int, width: int) -> None:
-    """Where the room around the centre is even; else torchvision's mirrored centre lies half a pixel elsewhere."""
+    """Where the room around the center is even; else torchvision's mirrored center lies half a pixel elsewhere."""
     size = 6 if height % 2 == width % 2 == 0 else 5
     images, extents = batch([(height, width)])
     expected = tv.ten_crop(images[0].permute(2, 0, 1), [size, size])
@@ -108,7 +108,7 @@ def test_merge_averages_softmax_and_logits_in_float32() -> None:
 def test_every_protocol_of_conf_has_views(composed) -> None:
     for name in (*NAMES, "dense", "crops_144"):
         rule = composed(f"protocol={name}").protocol
-        assert rule.name == name and rule.side == usual_side(name, 256)
+        assert rule.name == name and rule.side == default_side(name, 256)
         found = 0
         for side in rule.sides:
             image, sizes = batch([(side, side + 3)])

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from tencrop.config import Config, Model, UserError
-from tencrop.data.manifest import open_split, read_manifest
-from tencrop.data.prepare import prepare
+from tencrop.data.preparation.prepare import prepare
+from tencrop.data.store.manifest import open_split, read_manifest
 from tencrop.evaluation.evaluate import evaluate_members
-from tencrop.evaluation.members import Member, members_of
 from tencrop.evaluation.publishers import published, with_preprocessing
+from tencrop.evaluation.targets import EvaluationTarget, evaluation_targets
 from tencrop.models.factory import build_model
 from tencrop.records import run_folder as records
-from tencrop.seeing.subject import subject_of
+from tencrop.visualization.trained_model import load_trained_model
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -38,14 +38,14 @@ def _evaluations_in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.fixture
-def with_weights(composed: Callable[..., Config], prepared_photos: Path) -> Callable[..., Member]:
+def with_weights(composed: Callable[..., Config], prepared_photos: Path) -> Callable[..., EvaluationTarget]:
     """with_weights("model=vgg_d", ...): the member of `python evaluate.py weights=FILE` and these words."""
 
-    def build(*words: str, path: str | Path = "weights.safetensors", root: Path = prepared_photos) -> Member:
+    def build(*words: str, path: str | Path = "weights.safetensors", root: Path = prepared_photos) -> EvaluationTarget:
         if not Path(path).exists():
             Path(path).touch()
         typed = [*words, "data=imagefolder", f"data.root={root}", "hardware=cpu"]
-        (member,) = members_of(composed(*typed, f"+weights={path}"), [*typed, f"weights={path}"])
+        (member,) = evaluation_targets(composed(*typed, f"+weights={path}"), [*typed, f"weights={path}"])
         return member
 
     return build
@@ -77,7 +77,7 @@ def softmax_by_hand(network: nn.Module, root: Path, *, mean: float) -> Tensor:
         return torch.cat([network(prepared(image.convert("RGB"))[None]) for image in images]).softmax(1)
 
 
-def used(member: Member) -> tuple[Config, str]:
+def used(member: EvaluationTarget) -> tuple[Config, str]:
     """The configuration that the member is evaluated with, and who says so; the network has no weights."""
     with torch.device("meta"):
         network = build_model(member.config.model, num_classes=member.num_classes)
@@ -196,7 +196,7 @@ def test_members_of_an_ensemble_have_their_publishers_too(composed, prepared_pho
     typed = [*RESNET, "data=imagefolder", f"data.root={prepared_photos}", "hardware=cpu"]
     config = composed(*typed)
     config.checkpoint = ["weights.safetensors", "other.pth"]
-    members = members_of(config, typed)
+    members = evaluation_targets(config, typed)
     assert {member.config.training.precision for member in members} == {"fp32"}
     *single, joint = evaluate_members(members)
     for result in (*(one.result for one in single), joint.result):
@@ -205,7 +205,7 @@ def test_members_of_an_ensemble_have_their_publishers_too(composed, prepared_pho
 
 
 def test_figures_see_images_as_the_publisher_says(with_weights, saved_resnet) -> None:
-    subject = subject_of(with_weights(*RESNET))
+    subject = load_trained_model(with_weights(*RESNET))
     assert subject.mean == subject.std == HALF
     assert subject.pictures("val", [0]).pixels.shape == (1, 160, 160, 3)
 

@@ -41,7 +41,7 @@ def test_names_of_the_features_are_the_order_of_section_3_5():
     assert names == ("pad conv1 relu1 norm1 pool1 conv2 relu2 norm2 pool2 conv3 relu3 conv4 relu4 conv5 relu5 pool5")
 
 
-def test_the_papers_initialisation():
+def test_the_papers_initialization():
     torch.manual_seed(0)
     network = alexnet.alexnet_2012(width=0.25)
     for name, layer in network.named_modules():
@@ -53,7 +53,7 @@ def test_the_papers_initialisation():
 
 @pytest.mark.parametrize("num_towers", [1, 2])
 @pytest.mark.parametrize("alpha_over_n", [False, True])
-def test_response_normalisation_against_the_papers_formula(num_towers, alpha_over_n):
+def test_response_normalization_against_the_papers_formula(num_towers, alpha_over_n):
     torch.manual_seed(0)
     maps = torch.randn(2, 14, 3, 2, dtype=torch.float64) * 50
     output = alexnet.LocalResponseNorm(num_towers, alpha_over_n=alpha_over_n)(maps)
@@ -69,7 +69,7 @@ def test_response_normalisation_against_the_papers_formula(num_towers, alpha_ove
 
 @pytest.mark.parametrize("num_maps", [2, 11])
 @pytest.mark.parametrize("n", [3, 4, 5])
-def test_response_normalisation_against_torchs_with_its_gradient(n, num_maps):
+def test_response_normalization_against_torchs_with_its_gradient(n, num_maps):
     torch.manual_seed(0)
     maps, gradient = torch.randn(3, num_maps, 6, 5) * 30, torch.randn(3, num_maps, 6, 5)
     ours = alexnet.LocalResponseNorm(n=n, k=1.0, alpha_over_n=True)
@@ -83,13 +83,13 @@ def test_response_normalisation_against_torchs_with_its_gradient(n, num_maps):
     assert not ours.state_dict()
 
 
-def test_the_gradient_of_response_normalisation_is_that_of_its_output():
+def test_the_gradient_of_response_normalization_is_that_of_its_output():
     torch.manual_seed(0)
     maps = torch.randn(2, 6, 2, 1, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(alexnet.LocalResponseNorm(2, n=4, alpha=0.1), maps)
 
 
-def test_response_normalisation_does_not_overflow_in_half_precision():
+def test_response_normalization_does_not_overflow_in_half_precision():
     maps = torch.full((1, 8, 1, 1), 1000.0)
     norm = alexnet.LocalResponseNorm()
     half = norm(maps.half())
@@ -145,7 +145,7 @@ def test_two_towers_are_two_networks_that_meet_in_layer_3():
         expected = naive_convolution(maps, layer.weight, layer.bias, layer.padding[0], sources)
         torch.testing.assert_close(layer(maps)[0], expected)
     assert network.features.conv1.groups == network.features.conv3.groups == 1
-    # before layer 3 a change of one tower's kernels leaves the other tower as it was, normalised and pooled
+    # before layer 3 a change of one tower's kernels leaves the other tower as it was, normalized and pooled
     to_pool2 = network.features[: list(dict(network.features.named_children())).index("pool2") + 1]
     images = torch.randn(1, 3, 67, 67, dtype=torch.float64)
     before = to_pool2(images)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import tencrop.models.factory  # noqa: F401  registers our names
-from tencrop.config.verbs import CONF
+from tencrop.cli.choices import CONF
 
 OURS = [name for name in timm.list_models() if timm.models.model_entrypoint(name).__module__.startswith("tencrop.")]
 MODEL_FILES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "timm")

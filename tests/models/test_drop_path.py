@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from timm.layers import DropPath
 
-from tencrop.config.verbs import CONF
+from tencrop.cli.choices import CONF
 
 
 def rate_in(path) -> float:

@@ -96,9 +96,9 @@ def test_where_all_inputs_are_dropped_one_still_learns():
     for _ in range(20):
         network.zero_grad()
         network(images, torch.tensor(-1)).square().sum().backward()
-        has_learnt = [bool(convolutions[-1].conv.weight.grad.any()) for convolutions in network.columns]
-        assert sum(has_learnt) == 1
-        learning.add(has_learnt.index(True))
+        has_learned = [bool(convolutions[-1].conv.weight.grad.any()) for convolutions in network.columns]
+        assert sum(has_learned) == 1
+        learning.add(has_learned.index(True))
     assert learning == {0, 1}
 
 

@@ -35,7 +35,7 @@ def test_the_printed_first_row_is_a_separable_convolution():
     assert network.features[:2](torch.randn(1, 3, 80, 80)).shape == (1, 4, 40, 40)
 
 
-def test_normalisation_is_behind_the_first_and_before_the_second_pooling_and_is_caffes():
+def test_normalization_is_behind_the_first_and_before_the_second_pooling_and_is_caffes():
     network = googlenet.googlenet_2014(**SMALL)
     names = list(dict(network.features.named_children()))
     assert names[:7] == ["conv1", "pool1", "norm1", "conv2_reduce", "conv2", "norm2", "pool2"]

@@ -71,7 +71,7 @@ def test_averages_leave_out_what_lies_beyond_the_edge():
     assert torch.equal(pool(torch.ones(1, 1, 5, 5)), torch.ones(1, 1, 5, 5))
 
 
-def test_every_convolution_is_normalised_before_the_nonlinearity():
+def test_every_convolution_is_normalized_before_the_nonlinearity():
     layers = list(inception.bn_inception(width=0.0625, activation="sigmoid").features.modules())
     kinds = [type(layer) for layer in layers if isinstance(layer, nn.Conv2d | nn.BatchNorm2d | nn.Sigmoid | nn.ReLU)]
     assert kinds[0] is nn.Conv2d  # the depthwise part of the separable one

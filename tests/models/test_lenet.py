@@ -104,7 +104,7 @@ def test_layers_of_1989_against_a_naive_loop():
     torch.nn.init.normal_(network.h2_biases.bias)
     image = torch.rand(16, 16, dtype=torch.float64) * 2 - 1
 
-    def neighbours(plane, row, column):
+    def neighbors(plane, row, column):
         height, width = plane.shape
         places = [(2 * row + i, 2 * column + j) for i in range(-2, 3) for j in range(-2, 3)]
         inside = [0 <= i < height and 0 <= j < width for i, j in places]
@@ -114,14 +114,14 @@ def test_layers_of_1989_against_a_naive_loop():
     for number in range(12):
         for row in range(8):
             for column in range(8):
-                total = network.h1.weight[number].flatten() @ neighbours(image, row, column)
+                total = network.h1.weight[number].flatten() @ neighbors(image, row, column)
                 h1[number, row, column] = lenet.squash(total + network.h1_biases.bias[number, row, column])
     kernels = network.h2.weight.unflatten(0, (12, 8))
     for number, sources in enumerate(lenet.H2_INPUTS):
         for row in range(4):
             for column in range(4):
                 total = sum(
-                    kernel.flatten() @ neighbours(h1[source], row, column)
+                    kernel.flatten() @ neighbors(h1[source], row, column)
                     for kernel, source in zip(kernels[number], sources, strict=True)
                 )
                 h2[number, row, column] = lenet.squash(total + network.h2_biases.bias[number, row, column])

@@ -37,7 +37,7 @@ def test_layers_of_table_1_in_the_whole_grid(name, img_size):
     assert kinds == [(3, False), *[(3, True), (1, False)] * 13]
 
 
-def test_every_convolution_is_normalised_and_rectified():
+def test_every_convolution_is_normalized_and_rectified():
     for module in build("mobilenet_v1_100").features:
         assert [type(layer) for layer in module] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU] and module.conv.bias is None
 

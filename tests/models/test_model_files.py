@@ -9,7 +9,7 @@ import yaml
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
-from tencrop.config.verbs import CONF
+from tencrop.cli.choices import CONF
 from tencrop.models.factory import build_model
 from tencrop.tables.reading import read_rows, read_tables
 

@@ -46,7 +46,7 @@ def he_and_living_classes(network: nn.Module) -> None:
 
 
 class Case(NamedTuple):
-    """A family's network at reduced size; without an override its own initialisation."""
+    """A family's network at reduced size; without an override its own initialization."""
 
     name: str
     kwargs: dict[str, Any]
@@ -111,7 +111,7 @@ def test_a_reduced_network_learns_a_batch_by_heart(case, photographs, switch_off
 
 
 class FullWidth(NamedTuple):
-    """A network at full width and 224 pixels, with the paper's initialisation."""
+    """A network at full width and 224 pixels, with the paper's initialization."""
 
     kwargs: dict[str, Any]
     num_images: int  # each of a class of its own
@@ -154,7 +154,7 @@ def build(case: Case) -> nn.Module:
 
 
 def patches(photographs: dict[str, Image.Image], side: int, *, num: int = NUM_IMAGES) -> Tensor:
-    """Of 2 x 16 patches of 106 x 106 pixels evenly `num`, resized: [num, 3, side, side], each channel standardised."""
+    """Of 2 x 16 patches of 106 x 106 pixels evenly `num`, resized: [num, 3, side, side], each channel standardized."""
     boxes = [(160 * column, 106 * row, 160 * column + 106, 106 * row + 106) for row in range(4) for column in range(4)]
     cut = [photographs[name].resize((side, side), box=box) for name in ("china", "flower") for box in boxes]
     pixels = np.stack([np.asarray(patch) for patch in cut[:: NUM_IMAGES // num]])

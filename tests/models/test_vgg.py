@@ -15,7 +15,7 @@ def test_c_has_small_kernels_at_the_end_of_blocks_3_to_5():
     assert small == ["conv3_3", "conv4_3", "conv5_3"]
 
 
-def test_a_lrn_normalises_once_behind_the_first_rectified_convolution():
+def test_a_lrn_normalizes_once_behind_the_first_rectified_convolution():
     with torch.device("meta"):
         layers = list(vgg.vgg_a_lrn().features)
     assert [index for index, layer in enumerate(layers) if isinstance(layer, LocalResponseNorm)] == [2]

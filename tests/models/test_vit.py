@@ -38,7 +38,7 @@ def test_positions_are_added_and_are_no_parameters():
     assert not torch.allclose(network.forward_features(images), without.forward_features(images))
 
 
-def test_the_mean_of_all_normalised_patches_is_classified():
+def test_the_mean_of_all_normalized_patches_is_classified():
     network, images = small().eval(), torch.randn(2, 3, 32, 32)
     nn.init.normal_(network.head.fc.weight)
     patches = network.norm(network.blocks(network.patch_embed(images) + network.pos_embed))

@@ -30,7 +30,7 @@ def test_sides_and_parameters_of_every_layer():
     assert [num_parameters(layer) for layer in layers] == PARAMETERS
 
 
-def test_normalisation_follows_the_pooling_of_layers_1_and_2():
+def test_normalization_follows_the_pooling_of_layers_1_and_2():
     names = list(dict(zfnet.zfnet(**SMALL).features.named_children()))
     assert names[:8] == [f"{kind}{number}" for number in (1, 2) for kind in ("conv", "relu", "pool", "norm")]
     assert [name for name in names if name.startswith("norm")] == ["norm1", "norm2"]

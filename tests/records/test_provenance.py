@@ -50,9 +50,9 @@ def test_holds_what_a_reader_needs_and_no_environment(make_config, data_manifest
 
 
 def test_the_command_of_a_module_names_it(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["/where/tencrop/seeing/__main__.py", "figure=patches"])
-    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("tencrop.seeing.__main__", None))
-    assert provenance.command_line() == "python -m tencrop.seeing figure=patches"
+    monkeypatch.setattr(sys, "argv", ["/where/tencrop/visualization/__main__.py", "figure=patches"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("tencrop.visualization.__main__", None))
+    assert provenance.command_line() == "python -m tencrop.visualization figure=patches"
 
 
 def test_code_version_of_a_checkout(tmp_path, monkeypatch):

@@ -7,13 +7,13 @@ import sys
 import pytest
 from hydra import compose, initialize_config_dir
 
-from tencrop.config import Config, UserError, config_of_run, typed
-from tencrop.config.verbs import CONF
-from tencrop.data.manifest import FORMAT
+from tencrop.cli.choices import CONF
+from tencrop.config import Config, UserError, config_of_run, validate
+from tencrop.data.store.manifest import FORMAT
 from tencrop.records import reproduce as module
 from tencrop.records.provenance import PACKAGE
 from tencrop.records.reproduce import main, reproduce, train_again, what_differs
-from tencrop.records.run_folder import finish, read_manifest, run_folder
+from tencrop.records.run_folder import finish, read_run_manifest, run_folder
 
 
 @pytest.fixture
@@ -88,11 +88,11 @@ def test_a_strangers_configuration_is_not_obeyed(complete_run, trains_to, tmp_pa
     train_again(complete_run, tmp_path / "into")
     place = commands[0].index("--config-path") + 1
     with initialize_config_dir(commands[0][place], version_base="1.3"):
-        config = typed(compose(commands[0][place + 2]), Config)
+        config = validate(compose(commands[0][place + 2]), Config)
     assert config.data.source == "${oc.env:HOME}"
     assert (config.runs, config.tracker.name) == (str(tmp_path / "into"), "none")
     assert config.model == config_of_run(complete_run, [], conf=CONF).model
-    manifest = read_manifest(complete_run)
+    manifest = read_run_manifest(complete_run)
     del manifest["config_sha256"]  # a stranger's has the digest that fits, or none
     (complete_run / "manifest.json").write_text(json.dumps(manifest))
     for section in ("hydra:\n  run:\n    dir: /tmp\n", "defaults:\n- hydra/launcher: submitit_slurm\n"):
@@ -103,7 +103,7 @@ def test_a_strangers_configuration_is_not_obeyed(complete_run, trains_to, tmp_pa
 
 
 def test_says_what_differs(complete_run):
-    manifest = read_manifest(complete_run)
+    manifest = read_run_manifest(complete_run)
     assert what_differs(manifest) == []
     manifest["sessions"][0]["packages"]["torch"] = "1.0"
     manifest["sessions"][0]["hardware"]["cpu"] = "abacus"

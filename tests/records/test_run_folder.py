@@ -7,13 +7,13 @@ import sys
 import pytest
 import yaml
 
+from tencrop.cli.choices import CONF
 from tencrop.config import UserError, config_of_run, run_path
-from tencrop.config.identity import read_config
-from tencrop.config.launch import RANKS
-from tencrop.config.verbs import CONF
+from tencrop.config.launcher import RANKS
+from tencrop.config.run_id import read_config
 from tencrop.records import provenance
 from tencrop.records.provenance import installed_packages, sessions_of
-from tencrop.records.run_folder import finish, is_complete, read_manifest, run_folder
+from tencrop.records.run_folder import finish, is_complete, read_run_manifest, run_folder
 from tencrop.report.page import _code, _hardware
 from tencrop.training.metric_rows import NO_ROWS, append_row
 
@@ -24,7 +24,7 @@ def test_stands_alone(make_config, data_manifest):
     assert folder == run_path(config) and folder.name.startswith("seed2-")
     assert {path.name for path in folder.iterdir()} >= {"config.yaml", "manifest.json", "code.diff", "checkpoints"}
     assert config_of_run(folder, [], conf=CONF) == config
-    manifest = read_manifest(folder)
+    manifest = read_run_manifest(folder)
     assert manifest["result"]["status"] == "running" and len(manifest["sessions"]) == 1
 
 
@@ -34,11 +34,11 @@ def test_same_command_continues(make_config, data_manifest):
     written = (folder / "config.yaml").read_bytes()
     finish(folder, status="interrupted", weights_sha256=None)
     assert run_folder(config, data_manifest) == folder
-    assert len(read_manifest(folder)["sessions"]) == 2
+    assert len(read_run_manifest(folder)["sessions"]) == 2
     finish(folder, status="complete", weights_sha256="ab" * 32)
     assert is_complete(folder)
     run_folder(config, data_manifest)
-    assert len(read_manifest(folder)["sessions"]) == 2  # nothing was continued
+    assert len(read_run_manifest(folder)["sessions"]) == 2  # nothing was continued
     assert (folder / "config.yaml").read_bytes() == written
 
 
@@ -46,7 +46,7 @@ def test_training_again_without_a_checkpoint_is_a_session(make_config, data_mani
     folder = run_folder(make_config(), data_manifest)
     finish(folder, status="complete", weights_sha256="ab" * 32)
     run_folder(make_config(), data_manifest, total_steps=12)
-    manifest = read_manifest(folder)
+    manifest = read_run_manifest(folder)
     assert len(manifest["sessions"]) == 2 and manifest["result"]["status"] == "running"
     assert "was complete, and its last checkpoint is not: it is trained again" in capsys.readouterr().err
 
@@ -58,17 +58,17 @@ def test_other_packages_are_recorded_and_said(make_config, data_manifest, monkey
     monkeypatch.setattr(provenance, "installed_packages", lambda: packages | {"torch": "9.9"})
     run_folder(make_config(), data_manifest)
     assert f"torch was {packages['torch']}, is 9.9" in capsys.readouterr().err
-    recorded = [session["packages"] for session in sessions_of(read_manifest(folder))]
+    recorded = [session["packages"] for session in sessions_of(read_run_manifest(folder))]
     assert recorded == [packages, packages | {"torch": "9.9"}]
 
 
 def test_packages_of_earlier_code_are_those_of_the_first_session(make_config, data_manifest):
     folder = run_folder(make_config(), data_manifest)
-    manifest = read_manifest(folder)
+    manifest = read_run_manifest(folder)
     manifest["packages"] = manifest["sessions"][0].pop("packages") | {"torch": "1.0"}  # as earlier code wrote them
     (folder / "manifest.json").write_text(json.dumps(manifest))
     run_folder(make_config(), data_manifest)
-    assert [one["packages"]["torch"] for one in sessions_of(read_manifest(folder))] == [
+    assert [one["packages"]["torch"] for one in sessions_of(read_run_manifest(folder))] == [
         "1.0",
         installed_packages()["torch"],
     ]
@@ -96,7 +96,7 @@ def test_a_part_of_the_folder_that_cannot_be_written_is_found(make_config, data_
 
 def test_a_folder_says_whose_its_checkpoints_are(make_config, data_manifest):
     manifests = [
-        read_manifest(run_folder(make_config(f"seed={seed}"), data_manifest, total_steps=12)) for seed in (1, 2, 1)
+        read_run_manifest(run_folder(make_config(f"seed={seed}"), data_manifest, total_steps=12)) for seed in (1, 2, 1)
     ]
     assert [manifest["run_id"] == manifests[0]["run_id"] for manifest in manifests] == [True, False, True]
     assert manifests[0]["total_steps"] == 12 and manifests[0]["model"] == make_config().model.name
@@ -111,29 +111,29 @@ def test_a_complete_run_that_is_trained_on_must_end_with_the_same_weights(make_c
         run_folder(config, data_manifest, total_steps=12)
         assert not is_complete(folder)
         assert finish(folder, status="interrupted", weights_sha256="12" * 32) is None
-    assert len(read_manifest(folder)["sessions"]) == 3
+    assert len(read_run_manifest(folder)["sessions"]) == 3
     run_folder(config, data_manifest, total_steps=12)
     assert finish(folder, status="complete", weights_sha256="ab" * 32) is None
     ended = {"weights_sha256": "ab" * 32, "ema_sha256": None}
-    assert read_manifest(folder)["result"] == {"status": "complete", **ended, "metrics_digest": None}
+    assert read_run_manifest(folder)["result"] == {"status": "complete", **ended, "metrics_digest": None}
 
     run_folder(config, data_manifest, total_steps=12)
     sentence = finish(folder, status="complete", weights_sha256="cd" * 32)
     assert sentence is not None and "ended with other weights (cdcdcdcd and not abababab)" in sentence
-    result = read_manifest(folder)["result"]
+    result = read_run_manifest(folder)["result"]
     assert result["weights_sha256"] == "cd" * 32 and result["ended_with"]["weights_sha256"] == "ab" * 32
 
 
 def test_other_code_is_refused_unless_told(make_config, data_manifest):
     folder = run_folder(make_config(), data_manifest)
-    manifest = read_manifest(folder)
+    manifest = read_run_manifest(folder)
     manifest["sessions"][0]["code"]["learning_sha256"] = "0" * 64
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"another version of the code.*allow_other_code=true"):
         run_folder(make_config(), data_manifest)
     run_folder(make_config("allow_other_code=true"), data_manifest)
     finish(folder, status="complete", weights_sha256="ab" * 32)
-    manifest = read_manifest(folder)
+    manifest = read_run_manifest(folder)
     manifest["sessions"][-1]["code"]["learning_sha256"] = "0" * 64
     (folder / "manifest.json").write_text(json.dumps(manifest))
     run_folder(make_config(), data_manifest)  # complete: there is nothing to continue
@@ -174,10 +174,10 @@ def test_the_digest_of_the_metrics_is_of_when_the_run_was_complete(make_config, 
     with (folder / "metrics.jsonl").open("a") as file:
         digest = append_row(file, {"epoch": 1, "split": "val"}, NO_ROWS)
         finish(folder, status="complete", weights_sha256="ab" * 32)
-        assert read_manifest(folder)["result"]["metrics_digest"] == digest
+        assert read_run_manifest(folder)["result"]["metrics_digest"] == digest
         append_row(file, {"epoch": 2, "split": "val"}, digest)
     finish(folder, status="complete", weights_sha256="ab" * 32)  # train.py once more, which trains nothing
-    assert read_manifest(folder)["result"]["metrics_digest"] == digest
+    assert read_run_manifest(folder)["result"]["metrics_digest"] == digest
 
 
 @pytest.mark.parametrize("content", [b"[]", b"\xff", b"{}", b"[" * 100_000, b"9" * 5000])
@@ -192,25 +192,25 @@ def test_what_git_does_not_tell_is_said_recorded_and_shown(make_config, data_man
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     folder = run_folder(make_config(), data_manifest)
     assert "recorded as not known: git failed" in capsys.readouterr().err
-    code = read_manifest(folder)["sessions"][0]["code"]
+    code = read_run_manifest(folder)["sessions"][0]["code"]
     assert "safe.directory" in code["not_known"] and code["revision"] is None
     assert "# not known" in (folder / "code.diff").read_text()
     assert _code(code).startswith("not known (git failed") and "outside git" not in _code(code)
-    hardware = read_manifest(folder)["sessions"][0]["hardware"] | {"gpus": [], "not_known": "GPUs: why"}
+    hardware = read_run_manifest(folder)["sessions"][0]["hardware"] | {"gpus": [], "not_known": "GPUs: why"}
     assert _hardware(hardware).startswith("not known: GPUs: why; ")
 
 
 def test_a_manifest_of_the_first_runs(make_config, data_manifest):
     folder = run_folder(make_config(), data_manifest)
-    manifest = read_manifest(folder)
+    manifest = read_run_manifest(folder)
     manifest["result"] = {"status": "complete", "weights_sha256": "ab" * 32}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert read_manifest(folder)["result"]["ema_sha256"] is None
+    assert read_run_manifest(folder)["result"]["ema_sha256"] is None
 
 
 def test_folder_without_manifest(tmp_path):
     with pytest.raises(UserError, match="not the manifest of a run folder"):
-        read_manifest(tmp_path)
+        read_run_manifest(tmp_path)
 
 
 def test_secrets_stay_out_of_the_folder(make_config, data_manifest, monkeypatch):
@@ -233,7 +233,7 @@ def test_a_configuration_that_was_changed_is_refused(make_config, data_manifest)
     path.unlink()
     with pytest.raises(UserError, match=r"config\.yaml: .*it is missing.*bring it back"):
         run_folder(make_config(), data_manifest)
-    assert len(read_manifest(folder)["sessions"]) == 1
+    assert len(read_run_manifest(folder)["sessions"]) == 1
 
 
 @pytest.mark.parametrize("loader", ["beton", "ffcv", "torch"])
@@ -254,7 +254,7 @@ def test_whoever_received_a_run_says_where_its_data_are(make_config, data_manife
     written["data"] |= {"root": "elsewhere", "source": "there"}
     (folder / "config.yaml").write_text(yaml.safe_dump(written | {"hardware": {"devices": 8}, "runs": "here"}))
     assert read_config(folder)["data"]["root"] == "elsewhere"
-    manifest = read_manifest(folder)
+    manifest = read_run_manifest(folder)
     del manifest["config_sha256"]  # earlier code's
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "config.yaml").write_text(yaml.safe_dump(written | {"seed": 7}))

@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from tencrop.cli.choices import CONF
 from tencrop.config import Config
-from tencrop.config.verbs import CONF
-from tencrop.data.manifest import open_split, read_manifest
+from tencrop.data.store.manifest import open_split, read_manifest
 from tencrop.evaluation import claims
 from tencrop.evaluation.predictions import from_averages, save_scores
 from tencrop.evaluation.results import load_result, result_of, save_result
-from tencrop.records.run_folder import finish, run_folder
-from tencrop.records.run_folder import read_manifest as read_run_manifest
+from tencrop.records.run_folder import finish, read_run_manifest, run_folder
 from tencrop.training.checkpoints import AtomicCheckpointIO
 
 EPOCHS, STEPS_PER_EPOCH = 6, 40

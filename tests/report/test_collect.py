@@ -13,11 +13,11 @@ import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from tencrop.cli.choices import CONF
 from tencrop.config import UserError
-from tencrop.config.verbs import CONF
 from tencrop.evaluation.claims import _claims, _composed
 from tencrop.evaluation.results import load_result, save_result
-from tencrop.report.collect import Broken, Experiment, collect, collect_evaluations, places
+from tencrop.report.collect import Broken, Experiment, collect, collect_evaluations, input_folders
 from tencrop.training.metric_rows import NO_ROWS, append_row
 
 ROOT = Path(__file__).parents[2]
@@ -198,12 +198,12 @@ def test_results_outside_run_folders(evaluated_run, loose_result, tmp_path):
 
 def test_places(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert places(["a", "b"]) == [Path("a"), Path("b")]
-    assert places([]) == [Path("runs")], "which is then missed by name"
+    assert input_folders(["a", "b"]) == [Path("a"), Path("b")]
+    assert input_folders([]) == [Path("runs")], "which is then missed by name"
     Path("evaluations").mkdir()
-    assert places([]) == [Path("evaluations")]
+    assert input_folders([]) == [Path("evaluations")]
     Path("runs").mkdir()
-    assert places([]) == [Path("runs"), Path("evaluations")]
+    assert input_folders([]) == [Path("runs"), Path("evaluations")]
 
 
 IMAGENET = {"splits": {"train": {"num_samples": 1_281_167}, "val": {"num_samples": 50_000}}, "classes": ["c"] * 1000}

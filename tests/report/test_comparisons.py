@@ -11,7 +11,7 @@ from tencrop.evaluation.results import load_result, save_result
 from tencrop.report.collect import collect, collect_evaluations
 from tencrop.report.comparisons import draw_comparisons, families
 from tencrop.report.page import write_report
-from tencrop.seeing.record import load_record
+from tencrop.visualization.record import load_record
 
 
 def test_training_errors_of_one_network_on_the_same_data_are_drawn(evaluated_run, tmp_path):

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tencrop.data import encode
-from tencrop.data.manifest import open_split
+from tencrop.data.store import encode
+from tencrop.data.store.manifest import open_split
 from tencrop.evaluation.predictions import from_averages, load_scores, save_scores
 from tencrop.report.collect import collect
 from tencrop.report.figures import (

@@ -3,7 +3,7 @@
 import re
 from html.parser import HTMLParser
 
-from tencrop.records.run_folder import read_manifest
+from tencrop.records.run_folder import read_run_manifest
 from tencrop.report.collect import collect, collect_evaluations
 from tencrop.report.page import write_report
 
@@ -38,7 +38,7 @@ def test_page_of_several_experiments(evaluated_run, tmp_path):
     tags = Tags(text).found
     assert sum(tag == "h2" for tag, _ in tags) == 3  # what they are compared in, and each of both
     assert sum(tag == "svg" for tag, _ in tags) == 6
-    assert read_manifest(folder)["sessions"][0]["code"]["revision"][:12] in text
+    assert read_run_manifest(folder)["sessions"][0]["code"]["revision"][:12] in text
     assert "1.60" in text and "1.60" in markdown.read_text()
     again = write_report(collect([tmp_path / "runs"]), tmp_path / "again")
     assert again[0].read_bytes() == html.read_bytes() and again[1].read_bytes() == markdown.read_bytes()

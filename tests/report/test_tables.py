@@ -133,7 +133,7 @@ def test_html_and_markdown_escape(evaluated_run):
 
 @pytest.fixture
 def another_result():
-    """another_result(folder, stem, ...): the centre-crop result of a run once more, under another name, so changed."""
+    """another_result(folder, stem, ...): the center-crop result of a run once more, under another name, so changed."""
 
     def add(folder, stem, **changes):
         predictions = folder / "predictions"

@@ -17,7 +17,7 @@ from tencrop.report.training_error import (
     race_table,
     training_curve,
 )
-from tencrop.seeing.record import load_record
+from tencrop.visualization.record import load_record
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tencrop.config import Config
-from tencrop.data.manifest import open_split, read_manifest
+from tencrop.data.store.manifest import open_split, read_manifest
 from tencrop.evaluation.predictions import from_averages, save_scores
 from tencrop.evaluation.results import result_of, save_result
 from tencrop.records.run_folder import finish, run_folder

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from tencrop.cli.choices import CONF
+from tencrop.cli.compose import compose_training
 from tencrop.config import Config, UserError
-from tencrop.config.choices import CONF
-from tencrop.config.compose import compose_training
 from tencrop.evaluation.results import load_result, save_result
 from tencrop.report.matching import match_runs, refusals
 from tencrop.tables.lines import Ours, lines_of

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from tencrop.cli.choices import CONF
 from tencrop.config import UserError
-from tencrop.config.choices import CONF
 from tencrop.tables.reading import read_table, read_tables, table_names
 from tencrop.tables.schema import ErrorTable, parse_printed
 

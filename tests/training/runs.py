@@ -14,10 +14,10 @@ from pytorch_lightning import Callback
 
 import tencrop.training.checkpoints
 import tencrop.training.classifier
-from tencrop.config import Config, derive_batches, typed
-from tencrop.config.verbs import CONF
-from tencrop.data.manifest import read_manifest
-from tencrop.training.fit import build, completed, fit
+from tencrop.cli.choices import CONF
+from tencrop.config import Config, derive_batches, validate
+from tencrop.data.store.manifest import read_manifest
+from tencrop.training.fit import build, completed_fit, fit
 
 # 18 images to train on and 6 to select by, 3 steps an epoch of 3 micro-batches each; every part that has a state
 RECIPE = [
@@ -32,7 +32,7 @@ RECIPE = [
 
 def recipe(root: Path, *overrides: str) -> Config:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return typed(compose("train", [*RECIPE, f"data.root={root}", *overrides]), Config)
+        return validate(compose("train", [*RECIPE, f"data.root={root}", *overrides]), Config)
 
 
 class Fault(Callback):
@@ -106,7 +106,7 @@ def train(
     config = recipe(root, *overrides)
     callbacks = [] if fault is None else [Fault(**fault)]
     run_dir.mkdir(parents=True, exist_ok=True)
-    result = completed(run_dir)
+    result = completed_fit(run_dir)
     if result is None:
         built = build(config, batches=derive_batches(config), manifest=read_manifest(root))
         result = fit(*built, run_dir=run_dir, callbacks=callbacks)

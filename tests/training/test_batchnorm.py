@@ -41,7 +41,7 @@ def test_one_group_is_torchs_batchnorm():
     torch.testing.assert_close(ghost.eval()(images), plain.eval()(images), rtol=1e-12, atol=1e-12)
 
 
-def test_groups_are_normalised_apart():
+def test_groups_are_normalized_apart():
     layer = nn.BatchNorm2d(3).double()
     ghost = set_groups(nn.Sequential(copy.deepcopy(layer)), layout(micro_batch=6, group=2))
     images = torch.randn(6, 3, 4, 4, dtype=torch.float64)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tencrop.config import UserError
+from tencrop.models.checkpoint_files import weights_sha256
 from tencrop.models.weights import load_weights
-from tencrop.training.checkpoints import AtomicCheckpointIO, last_valid, read_checkpoint, set_aside, weights_sha256
+from tencrop.training.checkpoints import AtomicCheckpointIO, last_valid, read_checkpoint, set_aside
 
 FACTS = {
     "format": 2, "step": 7, "total_steps": 9, "is_complete": False, "model": "net", "seed": 0, "run_id": "ab",

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tencrop.models.checkpoint_files import with_prefix
-from tencrop.training.checkpoints import AtomicCheckpointIO, read_checkpoint, weights_sha256
+from tencrop.models.checkpoint_files import weights_sha256, with_prefix
+from tencrop.training.checkpoints import AtomicCheckpointIO, read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 

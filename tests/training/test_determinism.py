@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tencrop.cli.choices import CONF
 from tencrop.config import Model, UserError, derive_batches
-from tencrop.config.verbs import CONF
-from tencrop.data.manifest import read_manifest
+from tencrop.data.store.manifest import read_manifest
 from tencrop.models.factory import create_network
 from tencrop.training.determinism import NONDETERMINISTIC, check_deterministic, nondeterministic_layers
 from tencrop.training.fit import build

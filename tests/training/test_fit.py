@@ -14,7 +14,7 @@ import runs
 import torch
 
 from tencrop.config import UserError, derive_batches
-from tencrop.data.manifest import read_manifest
+from tencrop.data.store.manifest import read_manifest
 from tencrop.models.factory import build_model
 from tencrop.training import monitors
 from tencrop.training.checkpoints import read_checkpoint

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from tencrop.training.losses import cross_entropy, heavier_labels, mixed_cross_entropy, topk_errors, with_auxiliary
+from tencrop.training.losses import cross_entropy, dominant_labels, mixed_cross_entropy, topk_errors, with_auxiliary
 
 
 def errors(scores: list[float], label: int, k: int) -> bool:
@@ -74,7 +74,7 @@ def test_a_mixed_target_by_hand(label_smoothing):
 
 def test_the_heavier_label():
     labels, others = torch.tensor([0, 1, 2, 3]), torch.tensor([5, 6, 7, 8])
-    assert heavier_labels(labels, others, torch.tensor([1.0, 0.49, 0.5, 0.0])).tolist() == [0, 6, 2, 8]
+    assert dominant_labels(labels, others, torch.tensor([1.0, 0.49, 0.5, 0.0])).tolist() == [0, 6, 2, 8]
 
 
 def test_auxiliary_losses_are_added_with_their_weight():

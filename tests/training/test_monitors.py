@@ -5,16 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tencrop.distributed.collectives import all_reduce
 
 from tencrop.signals import SIGNALS, exit_when_asked
-from tencrop.training.monitors import (
-    Interrupted,
-    Interruption,
-    duration,
-    job_end_time,
-    over_ranks,
-    pace_sentence,
-)
+from tencrop.training.monitors import Interrupted, Interruption, duration, job_end_time, pace_sentence
 
 NOW = datetime(2026, 11, 21, 12, 0).timestamp()
 
@@ -61,7 +55,7 @@ def test_stopping_names_the_step():
 
 def test_over_ranks_copies():
     value = torch.ones(2)
-    assert torch.equal(over_ranks(value), value) and over_ranks(value) is not value
+    assert torch.equal(all_reduce(value), value) and all_reduce(value) is not value
 
 
 def test_pace_against_the_time_limit():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tencrop.config import UserError, check_precision, derive_batches, learning_hash
-from tencrop.data.manifest import read_manifest
+from tencrop.data.store.manifest import read_manifest
 from tencrop.evaluation.evaluate import evaluate_run
 from tencrop.models.factory import build_model
 from tencrop.records.provenance import session

@@ -1,15 +1,16 @@
 """Evaluates trained weights under a protocol. Called by evaluate.py and `tencrop evaluate`."""
 
-from tencrop.config import Config, check_precision, command, overrides
-from tencrop.config.launch import check_launch
+from tencrop.cli.command import command, overrides
+from tencrop.config import Config, check_precision
+from tencrop.config.launcher import check_launch
 from tencrop.config.tracker import check_tracker
-from tencrop.evaluation.members import check_ensemble, members_of
+from tencrop.evaluation.targets import check_ensemble, evaluation_targets
 from tencrop.signals import close_at_ctrl_c
 
 
 @command("evaluate", Config)
 def main(config: Config) -> int:
-    members = members_of(config, overrides())  # what is wrong is refused before torch is imported
+    members = evaluation_targets(config, overrides())  # what is wrong is refused before torch is imported
     check_ensemble(members)
     for member in members:
         check_precision(member.config)

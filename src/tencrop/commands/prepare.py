@@ -1,17 +1,18 @@
 """Writes a data set once, compares it with its fingerprints, or makes archives like ImageNet's.
 
-Called by prepare.py and `tencrop prepare`; the work is in data/prepare.py, verify.py and simulate.py.
+Called by prepare.py and `tencrop prepare`; the work is in data/preparation/prepare.py, verify.py and simulate.py.
 """
 
-from tencrop.config import PrepareConfig, command, num_threads
+from tencrop.cli.command import command
+from tencrop.config import PrepareConfig, num_threads
 from tencrop.signals import close_at_ctrl_c
 
 
 @command("prepare", PrepareConfig)
 def main(config: PrepareConfig) -> int:
-    from tencrop.data.prepare import prepare
-    from tencrop.data.simulate import simulate
-    from tencrop.data.verify import verify
+    from tencrop.data.preparation.prepare import prepare
+    from tencrop.data.preparation.verify import verify
+    from tencrop.data.sources.simulate import simulate
 
     close_at_ctrl_c()
     if config.verify:

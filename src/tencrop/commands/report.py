@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from tencrop.config import ReportConfig, command
+from tencrop.cli.command import command
+from tencrop.config import ReportConfig
 from tencrop.config.writable import check_writable
 from tencrop.signals import close_at_ctrl_c
 
@@ -19,12 +20,12 @@ def main(config: ReportConfig) -> int:
     output, mend = Path(config.output), "make room, or name another folder with output=DIR"
     check_writable(output / "report.html", output / "report.md", mend=mend)
 
-    from tencrop.report.collect import Broken, collect, collect_evaluations, places
+    from tencrop.report.collect import Broken, collect, collect_evaluations, input_folders
     from tencrop.report.page import write_report
     from tencrop.report.tables import error_rows, print_table
 
     close_at_ctrl_c()
-    paths = places(config.runs)
+    paths = input_folders(config.runs)
     broken: list[Broken] = []
     experiments, evaluations = collect(paths, broken.append), collect_evaluations(paths, broken.append)
     if broken and not (experiments or evaluations):

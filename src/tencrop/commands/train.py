@@ -6,20 +6,12 @@ import copy
 import os
 import sys
 
-from tencrop.config import (
-    Config,
-    check_data,
-    check_preparation,
-    check_store,
-    command,
-    derive_batches,
-    overrides,
-    run_path,
-)
-from tencrop.config.launch import check_launch, is_first_process
+from tencrop.cli.command import command, overrides
+from tencrop.config import Config, check_data, check_preparation, check_store, derive_batches, run_path
+from tencrop.config.launcher import check_launch, is_first_process
 from tencrop.config.loader import check_loader
 from tencrop.config.tracker import check_tracker
-from tencrop.data.manifest import read_manifest
+from tencrop.data.store.manifest import read_manifest
 from tencrop.records.run_folder import finish, run_folder
 from tencrop.signals import exit_at_once, exit_when_asked
 
@@ -36,33 +28,35 @@ def main(config: Config) -> int:
     check_store(config, manifest)
     check_preparation(config, manifest, overrides())
 
+    from tencrop.distributed.launch import launch_ranks
     from tencrop.evaluation.evaluate import evaluate_run
-    from tencrop.evaluation.scoring import check_scorable
+    from tencrop.evaluation.inference import check_scorable
     from tencrop.records.tracked_errors import track_result
     from tencrop.records.tracking import InputImages, build_logger, close_logger
     from tencrop.report.collect import collect
     from tencrop.report.page import write_report
     from tencrop.report.tables import COLUMNS, error_rows, print_table
-    from tencrop.training.fit import build, completed, fit
-    from tencrop.training.ranks import ranks_together
+    from tencrop.training.fit import build, completed_fit, fit
 
-    fitted = completed(run_path(config))
-    if fitted is None:  # what does not fit is refused before anything is written
+    fit_result = completed_fit(run_path(config))
+    if fit_result is None:  # what does not fit is refused before anything is written
         data, classifier = build(config, batches=batches, manifest=manifest)
         check_scorable(copy.deepcopy(classifier.model), config)  # which leaves its network in eval mode
-    run_dir = run_folder(config, manifest, total_steps=classifier.total_steps if fitted is None else None)
+    run_dir = run_folder(config, manifest, total_steps=classifier.total_steps if fit_result is None else None)
     is_first = is_first_process()
-    with exit_when_asked(is_first=is_first), ranks_together(batches.num_devices if fitted is None else 1):
+    with exit_when_asked(is_first=is_first), launch_ranks(batches.num_devices if fit_result is None else 1):
         logger = None
-        if fitted is None:
+        if fit_result is None:
             logger = build_logger(config, run_dir)
-            fitted = fit(data, classifier, run_dir=run_dir, logger=logger, callbacks=[InputImages()])
-        hashes = {"weights_sha256": fitted.weights_sha256, "ema_sha256": fitted.ema_sha256}
-        if warning := finish(run_dir, status=fitted.status, **hashes):
+            fit_result = fit(data, classifier, run_dir=run_dir, logger=logger, callbacks=[InputImages()])
+        hashes = {"weights_sha256": fit_result.weights_sha256, "ema_sha256": fit_result.ema_sha256}
+        if warning := finish(run_dir, status=fit_result.status, **hashes):
             print(warning, file=sys.stderr)
         result = None
-        if fitted.status == "complete":
-            result = evaluate_run(config, manifest=manifest, checkpoint=fitted.checkpoint, out=run_dir / "predictions")
+        if fit_result.status == "complete":
+            result = evaluate_run(
+                config, manifest=manifest, checkpoint=fit_result.checkpoint, out=run_dir / "predictions"
+            )
         if result is None:  # not complete, or not the first process
             close_logger(logger)
         else:
@@ -74,5 +68,5 @@ def main(config: Config) -> int:
             if os.access(run_dir, os.W_OK):  # a read-only folder shows its table
                 write_report(experiments, run_dir)
     if is_first:
-        print(f"{run_dir}: {fitted.message}", file=sys.stdout if fitted.exit_code == 0 else sys.stderr)
-    return fitted.exit_code
+        print(f"{run_dir}: {fit_result.message}", file=sys.stdout if fit_result.exit_code == 0 else sys.stderr)
+    return fit_result.exit_code

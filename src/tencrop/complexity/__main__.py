@@ -8,7 +8,8 @@ from tencrop.signals import close_at_ctrl_c, exit_at_once
 if __name__ == "__main__":
     exit_at_once(SIGINT)  # before the imports below
 
-from tencrop.config import ComplexityConfig, UserError, command
+from tencrop.cli.command import command
+from tencrop.config import ComplexityConfig, UserError
 
 
 @command("complexity", ComplexityConfig)

@@ -6,9 +6,9 @@ a TorchDispatchMode sees every operation in it: `a @ b` of an attention counts a
 
 What is counted, of one image:
 - mult_adds: multiply-adds, not FLOPs (which are twice that): those of convolutions, of linear layers and of products
-  of two matrices, also in attention. Biases, normalisation, activations, pooling and additions count nothing.
-- parameters: what evaluation reads, biases and normalisation included; what it does not (auxiliary heads) is apart.
-- units: outputs of layers with weights (convolution, linear, and those of LeNet's), not of pooling or normalisation.
+  of two matrices, also in attention. Biases, normalization, activations, pooling and additions count nothing.
+- parameters: what evaluation reads, biases and normalization included; what it does not (auxiliary heads) is apart.
+- units: outputs of layers with weights (convolution, linear, and those of LeNet's), not of pooling or normalization.
 - connections: the inputs of every unit, a bias being one more (LeCun et al. 1989, 1998); pooling has those of its
   windows. Those that reach over the edge count, as in the papers.
 - layers: every convolution, linear layer, pooling and product, by each time that it runs; parameters that belong to

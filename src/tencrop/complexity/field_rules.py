@@ -90,7 +90,7 @@ def _reduction(known: Known, output, x, dim=None, keepdim=False, **_: Any) -> Fi
     return collapsed(field, list(dims), keepdim)
 
 
-def _normalised_over(known: Known, output, x, sizes, *_: Any) -> list[Field]:
+def _normalized_over(known: Known, output, x, sizes, *_: Any) -> list[Field]:
     field = known(x)
     assert field is not None
     over_image = any(factor.axis for dim in field.dims[-len(sizes) :] for factor in dim)
@@ -98,7 +98,7 @@ def _normalised_over(known: Known, output, x, sizes, *_: Any) -> list[Field]:
     return [replace(field, is_gated=field.is_gated or over_image), rows, rows]
 
 
-def _group_normalised(known: Known, output, x, *_: Any) -> list[Field | None]:
+def _group_normalized(known: Known, output, x, *_: Any) -> list[Field | None]:
     field = known(x)
     assert field is not None
     return [replace(field, is_gated=True), None, None]  # its mean and variance are those of whole maps
@@ -260,8 +260,8 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.mean: _reduction,
     aten.sum: _reduction,
     aten.amax: _reduction,
-    aten.native_layer_norm: _normalised_over,
-    aten.native_group_norm: _group_normalised,
+    aten.native_layer_norm: _normalized_over,
+    aten.native_group_norm: _group_normalized,
     aten.mm: _product,
     aten.bmm: _product,
     aten.addmm: lambda known, output, bias, a, b, **_: _product(known, output, a, b),

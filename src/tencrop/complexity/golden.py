@@ -13,7 +13,7 @@ from signal import SIGINT
 
 from tencrop.complexity.networks import complexity_of_file, model_files
 from tencrop.complexity.render import short, totals
-from tencrop.data.manifest import write_whole
+from tencrop.files import atomic_write
 from tencrop.signals import exit_at_once
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -83,7 +83,7 @@ def main() -> None:
     counts = {name: counts_of(name) for name in model_files()}
     DOCUMENT.parent.mkdir(exist_ok=True)
     for path, text in ((GOLDEN, golden_text(counts)), (DOCUMENT, HEADER + markdown(counts))):
-        write_whole(path, text.encode())
+        atomic_write(path, text.encode())
         print(path)
 
 

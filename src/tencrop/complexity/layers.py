@@ -72,7 +72,7 @@ def _pooling(kind: str) -> Callable[..., Layer | None]:
     def rule(output, _fields, x, kernel, stride=(), padding=(0, 0), *_: Any, **__: Any) -> Layer | None:
         maps = output if isinstance(output, Tensor) else output[0]
         kernels = tuple(kernel) * (2 if len(kernel) == 1 else 1)
-        if kernels[-2:] == (1, 1):  # torch's response normalisation averages over maps with it
+        if kernels[-2:] == (1, 1):  # torch's response normalization averages over maps with it
             return None
         return Layer("", kind, tuple(maps.shape[1:]), kernels, tuple(stride) or kernels, tuple(padding),
                      connections=maps.numel() * math.prod(kernels))  # fmt: skip

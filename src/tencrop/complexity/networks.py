@@ -12,10 +12,10 @@ import torch
 from omegaconf import OmegaConf
 from timm.models import model_entrypoint
 
+from tencrop.cli.choices import CONF
 from tencrop.complexity.count import Complexity, count
 from tencrop.config import Model, UserError
-from tencrop.config.own_files import own_files, own_mapping
-from tencrop.config.verbs import CONF
+from tencrop.config.yaml_files import yaml_files, yaml_mapping
 from tencrop.models.factory import create_network
 
 
@@ -46,7 +46,7 @@ def own_classes(name: str) -> int:
 
 def model_files() -> list[str]:
     """The networks of conf/model, but for the file that names none."""
-    return sorted(path.stem for path in own_files(CONF / "model") if path.stem != "timm")
+    return sorted(path.stem for path in yaml_files(CONF / "model") if path.stem != "timm")
 
 
 @cache
@@ -62,7 +62,7 @@ def model_file(name: str) -> tuple[Model, int]:
     path = CONF / "model" / f"{name}.yaml"
     if not path.exists():
         raise UserError(f"model={name}: there is no {path.relative_to(CONF.parent)}")
-    said: Any = OmegaConf.to_container(own_mapping(path))
-    default: Any = own_mapping(CONF / "train.yaml")
+    said: Any = OmegaConf.to_container(yaml_mapping(path))
+    default: Any = yaml_mapping(CONF / "train.yaml")
     model = said.get("model", said)  # with or without "@package _global_"
     return Model(**model), said.get("image_size", default.image_size)

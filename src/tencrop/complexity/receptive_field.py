@@ -24,7 +24,7 @@ class Window(NamedTuple):
     start: int
 
     @property
-    def centre(self) -> float:
+    def center(self) -> float:
         """Of the first unit's window, in pixels from the image's first, which lies at 0."""
         return self.start + (self.size - 1) / 2
 

@@ -15,7 +15,7 @@ from tencrop.complexity.layers import UNSHOWN, Layer
 WIDTH = 100
 NONE = "–"
 COLUMNS = ("layer", "type", "output", "kernel", "stride", "padding", "groups", "parameters", "mult_adds", "units",
-           "connections", "field", "jump", "start", "centre")  # fmt: skip
+           "connections", "field", "jump", "start", "center")  # fmt: skip
 NUMBERS = ("parameters", "mult_adds", "units", "connections")
 TYPES = {"conv": "", "linear": "full", "max pool": "max", "avg pool": "mean", "product": "a @ b", "rbf": "distance"}
 HEADS = ("layer", "output", "type", "groups", "params", "m-adds", "units", "conns", "field", "jump", "start")
@@ -91,13 +91,13 @@ def record(layer: Layer) -> dict[str, Any]:
     """A layer's values for COLUMNS; None where it has none."""
     windows = layer.field.windows if layer.field is not None else {}
     # height and width, one number where they agree
-    field, jump, start, centre = (
-        agreed([getattr(window, name) for window in windows.values()]) for name in ("size", "jump", "start", "centre")
+    field, jump, start, center = (
+        agreed([getattr(window, name) for window in windows.values()]) for name in ("size", "jump", "start", "center")
     )
     gated = "*" if layer.field is not None and layer.field.is_gated else ""
     values = (layer.name, layer.kind, layer.size or None, _by(layer.kernel), agreed(layer.stride),
               agreed(layer.padding), layer.groups, layer.parameters, layer.mult_adds, layer.units, layer.connections,
-              f"{field}{gated}" if field else None, jump if jump != "0" else None, start, centre)  # fmt: skip
+              f"{field}{gated}" if field else None, jump if jump != "0" else None, start, center)  # fmt: skip
     return dict(zip(COLUMNS, values, strict=True))
 
 
@@ -131,7 +131,7 @@ def _totals(found: Complexity) -> tuple[str, ...]:
 
 def _left_out(found: Complexity, all_layers: bool) -> list[str]:
     notes = []
-    for kind, words in (("norm", "normalisation"), ("other", "embeddings, scales and the like")):
+    for kind, words in (("norm", "normalization"), ("other", "embeddings, scales and the like")):
         parameters = sum(layer.parameters for layer in found.layers if layer.kind == kind)
         if parameters and not all_layers:
             notes.append(f"Of the parameters {parameters:,} belong to {words} (layers=all shows them).")

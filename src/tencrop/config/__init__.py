@@ -1,5 +1,6 @@
 """The configuration: typed, checked, and turned into a verb's argument. Imports neither torch nor timm."""
 
+from tencrop.cli.command import command, overrides
 from tencrop.config.batches import (
     Batches,
     accelerator_of,
@@ -9,7 +10,16 @@ from tencrop.config.batches import (
     num_threads,
     num_workers,
 )
-from tencrop.config.identity import (
+from tencrop.config.command_schemas import (
+    ComplexityConfig,
+    PrepareConfig,
+    Printed,
+    PrintedTable,
+    ReportConfig,
+    VisualizationConfig,
+)
+from tencrop.config.rules import check, validate
+from tencrop.config.run_id import (
     check_data,
     check_preparation,
     check_store,
@@ -18,7 +28,6 @@ from tencrop.config.identity import (
     learning_keys,
     run_path,
 )
-from tencrop.config.rules import check, typed
 from tencrop.config.schema import (
     Augmentation,
     Claim,
@@ -41,15 +50,6 @@ from tencrop.config.schema import (
     Training,
     UserError,
 )
-from tencrop.config.verb_schemas import (
-    ComplexityConfig,
-    PrepareConfig,
-    Printed,
-    PrintedTable,
-    ReportConfig,
-    SeeingConfig,
-)
-from tencrop.config.verbs import command, overrides
 
 __all__ = [
     "Augmentation",
@@ -73,12 +73,12 @@ __all__ = [
     "RandAugment",
     "ReportConfig",
     "Schedule",
-    "SeeingConfig",
     "Splits",
     "StoreOptions",
     "Tracker",
     "Training",
     "UserError",
+    "VisualizationConfig",
     "accelerator_of",
     "check",
     "check_data",
@@ -95,5 +95,5 @@ __all__ = [
     "num_workers",
     "overrides",
     "run_path",
-    "typed",
+    "validate",
 ]

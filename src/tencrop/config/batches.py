@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tencrop.config.cores import num_granted_cores
-from tencrop.config.launch import launched
+from tencrop.config.launcher import launched
 from tencrop.config.schema import Config, Hardware, UserError
 
 
@@ -19,7 +19,7 @@ class Batches:
     num_devices: int
     per_device: int  # samples of a global batch that a device takes
     micro_batch: int  # samples in one forward pass
-    accumulate: int  # forward passes an optimizer step
+    accumulate_grad_batches: int  # forward passes an optimizer step
     bn: str  # none | ghost (groups within a micro-batch) | sync (a group spans devices)
     bn_groups: int  # groups within a micro-batch; 1 where bn is none or sync
 
@@ -52,7 +52,7 @@ def derive_batches(config: Config) -> Batches:
     micro_batch = max((size for size in _divisors(per_device) if size <= limit and size % unit == 0), default=0)
     if not micro_batch:
         groups = (
-            f"model.bn_group={group} samples is normalised together"
+            f"model.bn_group={group} samples is normalized together"
             if unit == group
             else (
                 f"{unit} samples belongs together (augmentation.mixing.mix_group={mix_group}, model.bn_group={group})"
@@ -77,7 +77,7 @@ def derive_batches(config: Config) -> Batches:
         )
     if accelerator_of(hardware) == "cpu":
         raise UserError(
-            f"model.bn_group={group}: {arithmetic}; a group over several devices needs synchronised BatchNorm,"
+            f"model.bn_group={group}: {arithmetic}; a group over several devices needs synchronized BatchNorm,"
             " which is for GPUs only; use fewer processes"
         )
     return Batches(num_devices, per_device, micro_batch, 1, "sync", 1)

@@ -45,7 +45,7 @@ def _check_augmentation(augmentation: Augmentation) -> None:
             least = "0 < low <= high" + (" < 1" if key == "area" else "")
             raise UserError(f"augmentation.erasing.{key}={pair}: must be [low, high] with {least}")
     if not 0 <= jitter.hue <= 0.5:
-        raise UserError(f"augmentation.jitter.hue={jitter.hue}: must lie in [0, 0.5]; 0.5 is half the colour circle")
+        raise UserError(f"augmentation.jitter.hue={jitter.hue}: must lie in [0, 0.5]; 0.5 is half the color circle")
     if jitter.hue > 0 and jitter.source == "torch":
         raise UserError(
             f"augmentation.jitter.hue={jitter.hue}: fb.resnet.torch has no hue;"

@@ -15,17 +15,17 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException, ValidationError
 
+from tencrop.config.command_schemas import ComplexityConfig
 from tencrop.config.documents import literal
 from tencrop.config.recipe_rules import MAX_SIDE, check_recipe
 from tencrop.config.schema import Config, Protocol, UserError
-from tencrop.config.verb_schemas import ComplexityConfig
 
 Schema = TypeVar("Schema")
 
 MODEL_NAMES = Path(__file__).with_name("model_names.txt")  # written by python -m tencrop.models.names
 
 
-def typed(node: DictConfig, schema: type[Schema]) -> Schema:
+def validate(node: DictConfig, schema: type[Schema]) -> Schema:
     """The composed YAML as an instance of `schema`, all rules checked.
 
     Raises UserError for an unknown key, a missing one, a value of the wrong type or a broken rule.
@@ -149,7 +149,7 @@ NUMBERS = (
     "augmentation.area", "augmentation.aspect", "augmentation.side", "augmentation.erasing.area",
     "augmentation.erasing.aspect", "optimizer.betas", "schedule.milestones", "images",
 )  # fmt: skip
-# the keys that a named choice uses: it needs these, and its neighbours must be null
+# the keys that a named choice uses: it needs these, and its neighbors must be null
 VARIANTS = {
     "data.store.mode": {"jpeg": set(), "raw": set(), "proportion": {"jpeg_fraction"}},
     "optimizer.name": {
@@ -266,7 +266,9 @@ def check_protocol(protocol: Protocol) -> None:
 
 
 def _check_run(config: Config) -> None:
-    if config.checkpoint is None and config.weights is None:  # else the sizes are the weights' own: members_of checks
+    if (
+        config.checkpoint is None and config.weights is None
+    ):  # else the sizes are the weights' own: evaluation_targets checks
         check_protocol(config.protocol)
     if config.short_side is not None and config.short_side < config.image_size:
         raise UserError(

@@ -57,7 +57,7 @@ class Model:
     name: str  # a timm name, one of ours, or torchvision/NAME
     kwargs: dict[str, Any]  # passed to the model's constructor
     channels_last: bool
-    bn_group: int | None  # samples normalised together; null only for a model without BatchNorm
+    bn_group: int | None  # samples normalized together; null only for a model without BatchNorm
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Jitter:
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
-    hue: float = 0.0  # torchvision: a turn of the colour circle uniform on -+ the value, 0.5 is half of it
+    hue: float = 0.0  # torchvision: a turn of the color circle uniform on -+ the value, 0.5 is half of it
 
 
 @dataclass
@@ -98,7 +98,7 @@ class Erasing:
     prob: float = 0.0  # 0 switches it off
     area: list[float] = field(default_factory=lambda: [0.02, 1 / 3])  # range of its share of the image
     aspect: list[float] = field(default_factory=lambda: [0.3, 1 / 0.3])  # range of height / width
-    fill: str = "normal"  # normal (noise, of variance 1 after normalisation) | mean (0 after normalisation)
+    fill: str = "normal"  # normal (noise, of variance 1 after normalization) | mean (0 after normalization)
 
 
 @dataclass

@@ -8,8 +8,8 @@ import os
 import secrets
 from pathlib import Path
 
+from tencrop.cli.command import DISK_ERRORS, LONGEST_PATH, MENDS
 from tencrop.config.schema import UserError
-from tencrop.config.verbs import DISK_ERRORS, LONGEST_PATH, MENDS
 
 
 def check_writable(*paths: Path, mend: str) -> None:

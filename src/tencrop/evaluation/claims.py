@@ -15,13 +15,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tencrop.config import Config, UserError, learning_keys, typed
-from tencrop.config.compose import compose_training
+from tencrop.cli.choices import CONF
+from tencrop.cli.compose import compose_training
+from tencrop.config import Config, UserError, learning_keys, validate
 from tencrop.config.documents import literal
-from tencrop.config.own_files import own_files, own_text, read_own
-from tencrop.config.verbs import CONF
-from tencrop.data import cifar10, digits, ilsvrc, tiny_imagenet
-from tencrop.evaluation.protocols import usual_side
+from tencrop.config.yaml_files import read_yaml_file, yaml_files, yaml_text
+from tencrop.data.sources import cifar10, digits, ilsvrc, tiny_imagenet
+from tencrop.evaluation.protocols import default_side
 from tencrop.evaluation.results import measured_otherwise
 
 # images of the training and the evaluation split, and classes, of the data that a claim can be about
@@ -55,7 +55,7 @@ def claimant_of_run(config: Mapping[str, Any], data: Mapping[str, Any]) -> Confi
     try:
         if not config["claim"] or not is_whole(config["data"]["name"], data):
             return None  # most runs; what follows takes 0.05 s
-        return claimant(typed(OmegaConf.create(literal(dict(config))), Config), data)
+        return claimant(validate(OmegaConf.create(literal(dict(config))), Config), data)
     except (UserError, KeyError, TypeError):
         return None
 
@@ -71,11 +71,11 @@ def is_whole(name: str, data: Mapping[str, Any]) -> bool:
 
 def is_claimed(result: Mapping[str, Any], recipe: Config) -> bool:
     """Whether a result.json is measured as the claim of `recipe` was: on as many images and classes, under its protocol
-    in the recipe's own way (`is_usual`), with the weights that the recipe ends with."""
+    in the recipe's own way (`is_default`), with the weights that the recipe ends with."""
     assert recipe.claim is not None
     is_last = result["selection"] == "last" and result.get("step") == result.get("total_steps")
     is_same = result["protocol"] == recipe.claim.protocol and is_on_whole(recipe.claim.data, result)
-    return is_last and is_same and is_usual(result, recipe)
+    return is_last and is_same and is_default(result, recipe)
 
 
 def is_on_whole(name: str, result: Mapping[str, Any]) -> bool:
@@ -84,11 +84,11 @@ def is_on_whole(name: str, result: Mapping[str, Any]) -> bool:
     return result["data"] == name and counted == WHOLE_DATA[name][1:]
 
 
-def is_usual(result: Mapping[str, Any], recipe: Config) -> bool:
+def is_default(result: Mapping[str, Any], recipe: Config) -> bool:
     """Whether a result was measured at the recipe's own sizes, filter, region, average, precision and normalization, of
     the weights that it ends with; the protocol may be any."""
     protocol = recipe.protocol
-    side = usual_side(result["protocol"], recipe.short_side)
+    side = default_side(result["protocol"], recipe.short_side)
     if isinstance(protocol.side, list) and result["protocol"] == protocol.name:
         side = protocol.side  # several scales are the recipe's own
     own = {"side": side, "size": recipe.image_size, "region": protocol.region, "averaging": protocol.average}
@@ -111,9 +111,9 @@ def _claims(conf: Path) -> list[tuple[str, str, dict[str, Any]]]:
     """Group, name and claim of every file that makes one. A broken file makes none: all images may be scored by now,
     and who chooses that file is told."""
     found = []
-    for path in (path for group in ("experiment", "model") for path in own_files(conf / group)):
+    for path in (path for group in ("experiment", "model") for path in yaml_files(conf / group)):
         try:
-            said = read_own(path) if "\nclaim:" in own_text(path) else None
+            said = read_yaml_file(path) if "\nclaim:" in yaml_text(path) else None
         except (UserError, OSError) as error:
             print(f"warning: passed over for its claim: {error}", file=sys.stderr)
             continue

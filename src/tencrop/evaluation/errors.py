@@ -70,9 +70,9 @@ def label_ranks(scores: Tensor, labels: Tensor) -> Tensor:
 def wilson_interval(num_errors: float, num_images: int, z: float = Z_95) -> tuple[float, float]:
     """Score interval of a binomial fraction (Wilson 1927): (low, high) on [0, 1], 95% by default."""
     fraction, spread = num_errors / num_images, z * z / num_images
-    centre = fraction + spread / 2
+    center = fraction + spread / 2
     half = math.sqrt(spread * (fraction * (1 - fraction) + spread / 4))
-    low, high = (centre - half) / (1 + spread), (centre + half) / (1 + spread)
+    low, high = (center - half) / (1 + spread), (center + half) / (1 + spread)
     return (0.0 if num_errors == 0 else low, 1.0 if num_errors == num_images else high)
 
 

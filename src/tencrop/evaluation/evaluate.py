@@ -18,21 +18,21 @@ import torch.distributed as dist
 
 from tencrop.config import Config, UserError
 from tencrop.config.code import PACKAGE, code_sha256
-from tencrop.config.launch import is_first_process
+from tencrop.config.launcher import is_first_process
 from tencrop.config.writable import check_writable
-from tencrop.data.colour import mean_and_std
+from tencrop.data.augmentation.color import mean_and_std
 from tencrop.evaluation.claims import claimant, is_claimed
 from tencrop.evaluation.ensembles import ensemble
-from tencrop.evaluation.members import EVALUATIONS, Member, source_fingerprint
+from tencrop.evaluation.inference import Task, check_scorable, join_launched, open_val_split, score_split
 from tencrop.evaluation.predictions import Scores, cpu_group, protocol_text, save_scores, saved_scores
 from tencrop.evaluation.preprocessing import preprocessing_line
-from tencrop.evaluation.protocols import usual_side
+from tencrop.evaluation.protocols import default_side
 from tencrop.evaluation.publishers import with_preprocessing
 from tencrop.evaluation.results import result_name, result_of, save_result
-from tencrop.evaluation.scoring import Task, check_scorable, join_launched, open_val_split, score_split
+from tencrop.evaluation.targets import EVALUATIONS, EvaluationTarget, source_fingerprint
+from tencrop.models.checkpoint_files import weights_sha256
 from tencrop.models.factory import build_model
 from tencrop.models.weights import apply_weights, load_weights
-from tencrop.training.checkpoints import weights_sha256
 from tencrop.training.precision import set_precision
 
 MEND = "make room, or name another folder with evaluate.py's output=DIR"
@@ -54,11 +54,11 @@ def evaluate_run(config: Config, *, manifest: dict[str, Any], checkpoint: Path, 
     it starts as many processes as the hardware says. Raises UserError where weights do not fit, scores are not
     finite, or the data are not as prepared.
     """
-    found = evaluate_members([Member(config, checkpoint, manifest, out)])
+    found = evaluate_members([EvaluationTarget(config, checkpoint, manifest, out)])
     return found[0].result if found else None
 
 
-def evaluate_members(members: Sequence[Member]) -> list[Evaluated]:
+def evaluate_members(members: Sequence[EvaluationTarget]) -> list[Evaluated]:
     """All members and, where they are several, their ensemble, last; empty but on the first process of a group."""
     join_launched()  # before a file is looked at: the first process decides for all
     if not _is_first() and not dist.is_initialized():
@@ -68,7 +68,7 @@ def evaluate_members(members: Sequence[Member]) -> list[Evaluated]:
     return [*found, _evaluate_ensemble(members, found)] if len(found) > 1 else found
 
 
-def _evaluate(member: Member) -> Evaluated | None:
+def _evaluate(member: EvaluationTarget) -> Evaluated | None:
     path = member.path
     weights = load_weights(path, ema=member.config.ema)
     network = build_model(member.config.model, num_classes=member.num_classes)
@@ -118,7 +118,7 @@ def _evaluate(member: Member) -> Evaluated | None:
     return _save(scores, config, out, stem, recipe=recipe, is_saved=is_saved, **origin)
 
 
-def _places_of(members: Sequence[Member]) -> list[Path]:
+def _places_of(members: Sequence[EvaluationTarget]) -> list[Path]:
     """Files that an ensemble will certainly write, tried before its first member is scored."""
     if len(members) < 2:
         return []
@@ -144,7 +144,7 @@ def _stop_together(refusal: UserError | None) -> None:
         raise refusal or SystemExit(2)
 
 
-def _origin(member: Member, facts: dict[str, Any]) -> dict[str, Any]:
+def _origin(member: EvaluationTarget, facts: dict[str, Any]) -> dict[str, Any]:
     """What is known of the weights, for result.json; facts: what a checkpoint of ours says of itself."""
     path, config = member.path, member.config
     if not facts:
@@ -161,7 +161,7 @@ def _origin(member: Member, facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _evaluate_ensemble(members: Sequence[Member], found: Sequence[Evaluated]) -> Evaluated:
+def _evaluate_ensemble(members: Sequence[EvaluationTarget], found: Sequence[Evaluated]) -> Evaluated:
     config = members[0].config
     joint = ensemble([one.scores for one in found], names=[str(member.path) for member in members])
     hashes = [one.scores.metadata[key] for one in found for key in ("weights_sha256", "protocol")]
@@ -192,7 +192,7 @@ def file_stem(config: Config, kind: str = "raw", checkpoint: str = "last") -> st
     parts = {
         protocol.name: True,
         protocol.region: protocol.region != "whole",
-        f"side{sides}": protocol.side != usual_side(protocol.name, config.short_side),
+        f"side{sides}": protocol.side != default_side(protocol.name, config.short_side),
         f"size{protocol.size}": protocol.size != config.image_size,
         protocol.filter: protocol.filter != config.augmentation.filter,
         checkpoint: checkpoint != "last",

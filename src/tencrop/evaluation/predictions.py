@@ -26,8 +26,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tencrop.config import Protocol, UserError
-from tencrop.data.manifest import write_whole
 from tencrop.evaluation.errors import NOT_FINITE, label_ranks
+from tencrop.files import atomic_write
 from tencrop.models.checkpoint_files import weights_sha256
 
 FORMAT = "tencrop scores 2"
@@ -96,7 +96,7 @@ def save_scores(path: Path, scores: Scores) -> None:
     # one entry, because safetensors writes several in random order
     metadata = {"scores": json.dumps(facts, sort_keys=True)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, save(tensors, metadata))
+    atomic_write(path, save(tensors, metadata))
 
 
 def load_scores(path: Path) -> Scores:

@@ -1,6 +1,6 @@
 """Test protocols: which views of an image the network sees, and how their scores become one.
 
-Called by scoring.py. All are pure functions: places are computed on the host, from the sizes of the images, and views
+Called by inference.py. All are pure functions: places are computed on the host, from the sizes of the images, and views
 are cut on the device, to which an image crosses once for each side that the protocol rescales to, as uint8. Nothing
 waits for the device.
 """
@@ -16,19 +16,19 @@ import torch
 from torch import Tensor
 
 from tencrop.config import Protocol
-from tencrop.data.draws import Index
+from tencrop.data.sampling.rng import Index
 
 Sizes = npt.NDArray[np.integer]
 
 # position of a view's corner between the top left (0, 0) and the bottom right (1, 1) of the room it can move in
-CENTRE = ((0.5, 0.5),)
+CENTER = ((0.5, 0.5),)
 CORNERS = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
 POSITIONS = {
-    "center": CENTRE,
-    "flip_pair": CENTRE,
-    "five_crop": CORNERS + CENTRE,
-    "ten_crop": CORNERS + CENTRE,
-    "crops_144": CORNERS + CENTRE,  # of each of SQUARES
+    "center": CENTER,
+    "flip_pair": CENTER,
+    "five_crop": CORNERS + CENTER,
+    "ten_crop": CORNERS + CENTER,
+    "crops_144": CORNERS + CENTER,  # of each of SQUARES
 }
 SIDES_144 = [256, 288, 320, 352]  # as in conf/protocol/crops_144.yaml
 SQUARES = (0.0, 0.5, 1.0)  # where the squares of crops_144 lie along the longer side
@@ -36,7 +36,7 @@ RESIZED_BYTES = 1 << 28  # of float32 pixels that crops_144 resizes at once: one
 REFLECTED = {"flip_pair", "ten_crop", "crops_144", "dense"}
 
 
-def usual_side(name: str, short_side: int | None) -> int | list[int] | None:
+def default_side(name: str, short_side: int | None) -> int | list[int] | None:
     """What the protocol of that name rescales the shorter side to unless told otherwise."""
     return SIDES_144 if name == "crops_144" else short_side
 
@@ -68,9 +68,9 @@ def views(images: Tensor, sizes: Sizes, protocol: Protocol) -> Tensor:
     """The crops of a batch, uint8 [V, B, size, size, 3], on the device of `images`.
 
     images: uint8 [B, H, W, 3], each in the top left of its slot; sizes: [B, 2], its height and width there,
-    at least protocol.size. The order: top left, top right, bottom left, bottom right, centre, and then the
+    at least protocol.size. The order: top left, top right, bottom left, bottom right, center, and then the
     reflection of each in the same order. region=whole takes corners of the image (fb.resnet.torch), region=square
-    those of its central square (Krizhevsky et al. 2012, section 4.1). The centre is rounded as in torchvision.
+    those of its central square (Krizhevsky et al. 2012, section 4.1). The center is rounded as in torchvision.
     crops_144 takes these five of the left, central and right square (top, central and bottom), then the three squares
     resized to size x size, then the reflections of all (Szegedy et al. 2015, section 7).
     """

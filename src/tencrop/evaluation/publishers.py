@@ -1,6 +1,6 @@
 """How the publisher of a network's weights prepares images for them: timm's pretrained_cfg, torchvision's metadata.
 
-Called by evaluate.py and by seeing/subject.py, once the network is built.
+Called by evaluate.py and by visualization/trained_model.py, once the network is built.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import nn
 
 from tencrop.config import Config
 from tencrop.config.rules import check_protocol
-from tencrop.evaluation.members import Member
 from tencrop.evaluation.preprocessing import Preprocessing, prepared_as, typed_of
+from tencrop.evaluation.targets import EvaluationTarget
 
 
-def with_preprocessing(member: Member, network: nn.Module, facts: Mapping[str, Any]) -> tuple[Config, str]:
+def with_preprocessing(member: EvaluationTarget, network: nn.Module, facts: Mapping[str, Any]) -> tuple[Config, str]:
     """The member's configuration with what its weights want of images, and who says so.
 
     facts: what a checkpoint of ours says of itself. Raises UserError where the protocol that this gives is none, such

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from tencrop.config import Config, UserError
 from tencrop.console import plain_console
-from tencrop.data.colour import IMAGENET
-from tencrop.data.manifest import write_whole
+from tencrop.data.augmentation.color import IMAGENET
 from tencrop.evaluation.errors import error_rate
 from tencrop.evaluation.predictions import Scores, load_ranks
 from tencrop.evaluation.protocols import num_views
+from tencrop.files import atomic_write
 
 FORMAT = "tencrop result 2"
 UNSIGNED = "tencrop result 1"  # as earlier code wrote it, without a digest
@@ -74,7 +74,7 @@ def save_result(path: Path, result: dict[str, Any]) -> None:
     if path.is_file() and path.read_bytes() == content:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content)
+    atomic_write(path, content)
 
 
 def load_result(path: Path) -> dict[str, Any]:

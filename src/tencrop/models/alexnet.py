@@ -22,7 +22,7 @@ class Layer(NamedTuple):
     stride: int
     padding: int
     reads_own_tower_only: bool
-    is_normalised: bool
+    is_normalized: bool
     is_pooled: bool
 
 
@@ -41,7 +41,7 @@ class AlexNet(nn.Module):
     """[N, 3, img_size, img_size] -> logits [N, K]; 60,965,224 parameters for 224 and 1000 classes.
 
     Two towers are grouped convolutions in layers 2, 4 and 5; layer 3 and the fully-connected layers read both. That the
-    response normalisation sums over kernels of its own tower is our reading: the towers lay on different GPUs, which
+    response normalization sums over kernels of its own tower is our reading: the towers lay on different GPUs, which
     "communicate only in certain layers", and the first of these is layer 3. Against it stands section 3.3, where "N is
     the total number of kernels in the layer". "The ReLU non-linearity is applied to the output of every
     convolutional and fully-connected layer" (section 3.5) cannot include the last, whose output is a softmax's input.
@@ -55,7 +55,7 @@ class AlexNet(nn.Module):
     `six_convolutions=True`: an extra convolution over the last pooling layer (section 6). Its shape is not printed;
     ours is layer 5's, within the towers, with bias 0;
     `remove_layer=k`: without the convolution k of 2 to 5 (section 7: "any of the middle layers"). How the rest was
-    joined is not printed; here its nonlinearity and normalisation go with it, its pooling stays, and the next layer
+    joined is not printed; here its nonlinearity and normalization go with it, its pooling stays, and the next layer
     reads what is left in the same way, so that all map sizes stay.
     `lrn_alpha_over_n=True`: see LocalResponseNorm. `width` scales every layer but the last.
     """
@@ -100,7 +100,7 @@ class AlexNet(nn.Module):
                     num_maps, num_outputs, layer.kernel, layer.stride, layer.padding, groups=groups
                 )
                 features[f"{activation}{number}"] = ACTIVATIONS[activation]()
-                if lrn and layer.is_normalised:
+                if lrn and layer.is_normalized:
                     features[f"norm{number}"] = LocalResponseNorm(num_towers, alpha_over_n=lrn_alpha_over_n)
                 num_maps = num_outputs
             if layer.is_pooled:
@@ -133,11 +133,11 @@ class Figure1Net(nn.Module):
     """[N, 3, img_size, img_size] -> logits [N, K]: a four-layer network for CIFAR-10.
 
     Figure 1 says "a particular four-layer convolutional network" with ReLUs or tanh units and "no regularization of
-    any kind", and no more: its layers, widths, initialisation and learning rates are not known. This is the network
+    any kind", and no more: its layers, widths, initialization and learning rates are not known. This is the network
     of four weight layers among the examples of cuda-convnet (layers-18pct.cfg, read through a copy in Apache SINGA):
     32, 32 and 64 kernels of 5 x 5, each pooled 3 x 3 with stride 2 (maximum, then averages), a linear output, and
     weights from N(0, 0.0001^2), N(0, 0.01^2), N(0, 0.01^2), N(0, 0.01^2). There the first ReLU follows its pooling,
-    which changes nothing, as both are monotone. `lrn=True` adds that file's normalisations (n = 3, alpha 5e-5 / 3,
+    which changes nothing, as both are monotone. `lrn=True` adds that file's normalizations (n = 3, alpha 5e-5 / 3,
     beta 0.75, k = 1), which Figure 1 does not mention. `init_std` draws every layer from that normal distribution
     instead: behind tanh units 0.0001 learns only slowly at first.
     """
@@ -227,7 +227,7 @@ class LocalResponseNorm(nn.Module):
 class WindowSum(torch.autograd.Function):
     """Each map's sum with the `before` maps in front of it and the `after` behind it: [N, C, H, W] -> [N, C, H, W].
 
-    torch's own response normalisation averages by avg_pool3d, whose gradient on CUDA is added up in any order. Shifted
+    torch's own response normalization averages by avg_pool3d, whose gradient on CUDA is added up in any order. Shifted
     slices are added in one order; the gradient is such a sum, too, so that neither pass keeps more than one tensor.
     """
 

@@ -1,7 +1,7 @@
 """Classifiers as convolutions: a network that gives a map of scores where the image is larger than its own size.
 
 A hidden layer over C maps of h x w is a convolution with that kernel, and those behind it are convolutions of 1 x 1
-(Sermanet et al. 2014; Simonyan and Zisserman 2015, section 3.2). Called by scoring.py for dense evaluation.
+(Sermanet et al. 2014; Simonyan and Zisserman 2015, section 3.2). Called by inference.py for dense evaluation.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def _check_bn_group(network: nn.Module, model: Model) -> None:
     has_batch_norm = any(isinstance(module, _BatchNorm) for module in network.modules())
     if has_batch_norm and model.bn_group is None:
         raise UserError(
-            f"model.bn_group=null: {model.name} has BatchNorm; say how many samples it normalises together, 32 is usual"
+            f"model.bn_group=null: {model.name} has BatchNorm; say how many samples it normalizes together, 32 is usual"
         )
     if not has_batch_norm and model.bn_group is not None:
         raise UserError(f"model.bn_group={model.bn_group}: {model.name} has no BatchNorm; set model.bn_group=null")

@@ -1,4 +1,4 @@
-"""GoogLeNet as Szegedy et al. publish it (2015, table 1): 5 x 5 convolutions, response normalisation, no BatchNorm.
+"""GoogLeNet as Szegedy et al. publish it (2015, table 1): 5 x 5 convolutions, response normalization, no BatchNorm.
 
 Registered with timm: `googlenet_2014`. Built by factory.py. torchvision's `googlenet` is another network: it has
 BatchNorm, and 3 x 3 kernels in the place of the 5 x 5.
@@ -55,7 +55,7 @@ class GoogLeNet(nn.Module):
     convolution with depth multiplier 8, as the authors' next paper has it (24 x 49 + 24 x 64 = 2,712; times 112 x 112,
     34.0M). The default is the row's 7 x 7 convolution, `separable_stem=True` the other.
 
-    Not in the paper but in Caffe's GoogLeNet: AlexNet's n, alpha and beta for the response normalisation (behind the
+    Not in the paper but in Caffe's GoogLeNet: AlexNet's n, alpha and beta for the response normalization (behind the
     first and before the second pooling), with alpha divided by n and k = 1; pooling windows that may hang over the
     edge, which gives table 1's sides; weights drawn uniformly with variance 1 / fan-in, and biases of 0.2, the
     classifiers' of 0. `width` scales every layer but the last of each classifier.

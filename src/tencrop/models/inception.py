@@ -52,7 +52,7 @@ class BNInception(nn.Module):
 
     The appendix's figure 5: GoogLeNet with two 3 x 3 convolutions in the place of each 5 x 5, three modules at 28 x 28,
     strides in the modules 3c and 4e, BatchNorm between every convolution and its nonlinearity, a first convolution
-    that is separable with depth multiplier 8. That response normalisation and dropout (`drop_rate`) are gone is section
+    that is separable with depth multiplier 8. That response normalization and dropout (`drop_rate`) are gone is section
     4.2.1's, read in a lossy copy and from memory, unverified; that there are no auxiliary heads is our reading.
 
     Figure 5 contradicts itself in 4c and 4d: "avg + 128" gives 608 maps where 576 are printed, and 1,056 behind 4e
@@ -81,10 +81,10 @@ class BNInception(nn.Module):
         first, num_maps = scaled(64, width), scaled(192, width)
         features = OrderedDict(
             conv1_depthwise=nn.Conv2d(3, 24, 7, stride=2, padding=3, groups=3, bias=False),
-            conv1=normalised(24, first, 1, activation=activation),
+            conv1=normalized(24, first, 1, activation=activation),
             pool1=halving_pool(),
-            conv2_reduce=normalised(first, first, 1, activation=activation),
-            conv2=normalised(first, num_maps, 3, activation=activation),
+            conv2_reduce=normalized(first, first, 1, activation=activation),
+            conv2=normalized(first, num_maps, 3, activation=activation),
             pool2=halving_pool(),
         )
         for name, widths in MODULES.items():
@@ -117,28 +117,28 @@ class Inception(nn.Module):
         self.num_outputs = widths.one + widths.three + widths.double + (widths.project or num_inputs)
         self.branches = nn.ModuleDict()
         if widths.one:
-            self.branches["one"] = normalised(num_inputs, widths.one, 1, activation=activation)
+            self.branches["one"] = normalized(num_inputs, widths.one, 1, activation=activation)
         self.branches["three"] = nn.Sequential(
-            normalised(num_inputs, widths.three_reduce, 1, activation=activation),
-            normalised(widths.three_reduce, widths.three, 3, stride=stride, activation=activation),
+            normalized(num_inputs, widths.three_reduce, 1, activation=activation),
+            normalized(widths.three_reduce, widths.three, 3, stride=stride, activation=activation),
         )
         self.branches["three_twice"] = nn.Sequential(
-            normalised(num_inputs, widths.double_reduce, 1, activation=activation),
-            normalised(widths.double_reduce, widths.double, 3, activation=activation),
-            normalised(widths.double, widths.double, 3, stride=stride, activation=activation),
+            normalized(num_inputs, widths.double_reduce, 1, activation=activation),
+            normalized(widths.double_reduce, widths.double, 3, activation=activation),
+            normalized(widths.double, widths.double, 3, stride=stride, activation=activation),
         )
         if maximum:
             pool: nn.Module = halving_pool() if stride == 2 else nn.MaxPool2d(3, stride=1, padding=1)
         else:
             pool = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
-        project = [normalised(num_inputs, widths.project, 1, activation=activation)] if widths.project else []
+        project = [normalized(num_inputs, widths.project, 1, activation=activation)] if widths.project else []
         self.branches["pool"] = nn.Sequential(pool, *project)
 
     def forward(self, maps: Tensor) -> Tensor:
         return torch.cat([branch(maps) for branch in self.branches.values()], dim=1)
 
 
-def normalised(num_inputs: int, num_outputs: int, kernel: int, *, activation: str, stride: int = 1) -> nn.Sequential:
+def normalized(num_inputs: int, num_outputs: int, kernel: int, *, activation: str, stride: int = 1) -> nn.Sequential:
     """A convolution without bias, BatchNorm, the nonlinearity."""
     conv = nn.Conv2d(num_inputs, num_outputs, kernel, stride, padding=kernel // 2, bias=False)
     norm = nn.BatchNorm2d(num_outputs, eps=0.001)

@@ -113,7 +113,7 @@ class LeNet1989(nn.Module):
     Not known: which maps H2 reads (H2_INPUTS is ours); on which sides the background is two pixels wide and on which
     one (here two on the left and the top); whether the squashing function is that of 1998, which is used here.
 
-    The paper minimises the squared distance of the outputs o to targets of 1 for the class and -1 for the others.
+    The paper minimizes the squared distance of the outputs o to targets of 1 for the class and -1 for the others.
     The logits are minus that distance for each class in turn, which is 4 o plus a constant common to all classes.
     """
 
@@ -141,7 +141,7 @@ class LeNet1989(nn.Module):
 
 
 class Subsampling(nn.Module):
-    """Sums of 2 x 2 neighbours times a trained coefficient plus a bias, squashed: [N, C, 2H, 2W] -> [N, C, H, W]."""
+    """Sums of 2 x 2 neighbors times a trained coefficient plus a bias, squashed: [N, C, 2H, 2W] -> [N, C, H, W]."""
 
     def __init__(self, num_maps: int):
         super().__init__()

@@ -1,6 +1,6 @@
 """Prints all model names for the committed list config/model_names.txt: `python -m tencrop.models.names`.
 
-The list lets a misspelt name be answered before timm is imported, which takes seconds.
+The list lets a misspelled name be answered before timm is imported, which takes seconds.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ BLOCKS = {
     "D": ((3, 3), (3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
     "E": ((3, 3), (3, 3), (3, 3, 3, 3), (3, 3, 3, 3), (3, 3, 3, 3)),
 }
-INITIALISATIONS = ("glorot", "normal")
+INITIALIZATIONS = ("glorot", "normal")
 
 
 class VGG(nn.Module):
@@ -29,7 +29,7 @@ class VGG(nn.Module):
 
     Convolutions keep the size, each followed by a ReLU; 2 x 2 maximum pooling with stride 2 ends a block; hidden
     layers of 4096 and 4096 units with dropout 0.5 (torch's form, which is that of the authors' Caffe); a linear
-    output. `lrn=True` (A-LRN) normalises behind the first convolution, by table 1; that its
+    output. `lrn=True` (A-LRN) normalizes behind the first convolution, by table 1; that its
     constants are AlexNet's (LocalResponseNorm) is from memory, unverified.
 
     `init="normal"` is section 3.1's for A: a normal distribution of variance 0.01, biases 0. Taken at its word, a
@@ -57,8 +57,8 @@ class VGG(nn.Module):
         super().__init__()
         if img_size < 32:
             raise ValueError(f"img_size={img_size} is too small to be halved five times; use at least 32")
-        if init not in INITIALISATIONS:
-            raise ValueError(f"init={init!r} is not one of {', '.join(INITIALISATIONS)}")
+        if init not in INITIALIZATIONS:
+            raise ValueError(f"init={init!r} is not one of {', '.join(INITIALIZATIONS)}")
         features: OrderedDict[str, nn.Module] = OrderedDict()
         num_maps = 3
         for block, (kernels, num_kernels) in enumerate(zip(BLOCKS[column], WIDTHS, strict=True), start=1):
@@ -104,7 +104,7 @@ def vgg_a(num_classes: int = 1000, **options) -> VGG:
 
 @register
 def vgg_a_lrn(num_classes: int = 1000, **options) -> VGG:
-    """A with response normalisation behind the first convolution."""
+    """A with response normalization behind the first convolution."""
     return VGG("A", num_classes, lrn=True, **options)
 
 

@@ -18,7 +18,7 @@ from tencrop.models.registry import register
 def plain_vit(num_classes: int, *, pre_logits: bool = True, **options) -> VisionTransformer:
     """[N, 3, img_size, img_size] -> logits [N, K]: timm's transformer as the authors' code (big_vision) has it.
 
-    No class token: the mean of all patches behind the last normalisation is classified. Positions are fixed sines and
+    No class token: the mean of all patches behind the last normalization is classified. Positions are fixed sines and
     cosines. GELU is the one by tanh. `pre_logits`: a hidden layer with tanh before the output, as in the authors'
     configuration of ImageNet. First weights as there: Glorot's for the transformer (queries, keys and values each by
     its own fans), LeCun's for the patches and the hidden layer, zeros for the output.

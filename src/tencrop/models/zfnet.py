@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tencrop.models.alexnet import LocalResponseNorm, ScaledDropout, init_gaussian, scaled
 from tencrop.models.registry import register
 
-# kernel, stride, padding of the convolution; whether its maps are pooled, and normalised
+# kernel, stride, padding of the convolution; whether its maps are pooled, and normalized
 LAYERS = {
     1: (7, 2, 1, True, True),
     2: (5, 2, 0, True, True),
@@ -32,7 +32,7 @@ class ZFNet(nn.Module):
 
     Not verified against the paper: layer 2 (256 kernels of 5 x 5, stride 2) and the paddings, which are those that
     give figure 3's sides 110, 55, 26, 13, 6, with pooling windows that may hang over the edge; the constants of the
-    contrast normalisation and that layers 3 to 5 have none, which are AlexNet's (LocalResponseNorm); the weights, for
+    contrast normalization and that layers 3 to 5 have none, which are AlexNet's (LocalResponseNorm); the weights, for
     which we read "10^-2" as the standard deviation of AlexNet's normal distribution, since equal weights stay equal;
     the form of dropout, which is AlexNet's. The paper also scales every kernel of the convolutions whose root mean
     square exceeds 0.1 back to it during training: that is the recipe's, not done here.
@@ -68,7 +68,7 @@ class ZFNet(nn.Module):
         features: OrderedDict[str, nn.Module] = OrderedDict()
         num_maps = 3
         for (number, layer), num_outputs in zip(LAYERS.items(), num_kernels, strict=True):
-            kernel, stride, padding, is_pooled, is_normalised = layer
+            kernel, stride, padding, is_pooled, is_normalized = layer
             if number not in remove_layers:
                 num_outputs = scaled(num_outputs, width)
                 features[f"conv{number}"] = nn.Conv2d(num_maps, num_outputs, kernel, stride, padding)
@@ -76,7 +76,7 @@ class ZFNet(nn.Module):
                 num_maps = num_outputs
             if is_pooled:
                 features[f"pool{number}"] = nn.MaxPool2d(3, stride=2, ceil_mode=True)
-            if lrn and is_normalised:
+            if lrn and is_normalized:
                 features[f"norm{number}"] = LocalResponseNorm(alpha_over_n=lrn_alpha_over_n)
         self.features = nn.Sequential(features)
         classifier: OrderedDict[str, nn.Module] = OrderedDict()

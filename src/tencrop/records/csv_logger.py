@@ -12,8 +12,7 @@ from typing import Any, TextIO
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from tencrop.data.beton import naming
-from tencrop.data.manifest import write_whole
+from tencrop.files import atomic_write, name_oserror
 
 COLUMNS = ("step", "name", "value")
 STEP = re.compile("[0-9]{1,18}")
@@ -53,7 +52,7 @@ class CsvLogger(Logger):
             self._names |= new
         if self._file is None:
             self._file = self.path.open("a", newline="")
-        with naming(self.path):
+        with name_oserror(self.path):
             csv.writer(self._file).writerows([step, name, float(value)] for name, value in sorted(metrics.items()))
             self._file.flush()
 
@@ -61,7 +60,7 @@ class CsvLogger(Logger):
     def finalize(self, status: str) -> None:
         if self._file is not None:
             file, self._file = self._file, None
-            with naming(self.path):
+            with name_oserror(self.path):
                 file.close()
 
     def _drop(self, names: set[str], step: int) -> None:
@@ -74,4 +73,4 @@ class CsvLogger(Logger):
         kept = [row for row in rows if int(row[0]) < step or row[1] not in names]
         text = io.StringIO(newline="")
         csv.writer(text).writerows([COLUMNS, *kept])
-        write_whole(self.path, text.getvalue().encode())
+        atomic_write(self.path, text.getvalue().encode())

@@ -21,7 +21,7 @@ import tencrop
 from tencrop.config import Config
 from tencrop.config.code import PACKAGE, code_sha256
 from tencrop.printable import printable
-from tencrop.records.masking import mask_arguments, mask_text
+from tencrop.records.redaction import redact_arguments, redact_text
 
 LEARNING_STAGES = ("config", "data", "models", "training")  # a change to these may change what is learned
 EXACT = ("python", "torch", "numpy", "timm", "pytorch-lightning")  # packages whose version may change the last bit
@@ -32,7 +32,7 @@ CODE_PATHS = ("src", "conf", ":(glob)*.py", "pyproject.toml")
 def provenance(config: Config, data_manifest: dict[str, Any]) -> dict[str, Any]:
     """All that is known at the start of a run, in JSON's types.
 
-    `data_manifest` is the prepared data's (tencrop.data.manifest); its class names and fingerprints are kept, so
+    `data_manifest` is the prepared data's (tencrop.data.store.manifest); its class names and fingerprints are kept, so
     that the run folder stands alone.
     """
     return {
@@ -88,7 +88,7 @@ def command_line() -> str:
     spec = sys.modules["__main__"].__spec__  # of python -m MODULE; a script has none
     program = ["-m", spec.name.removesuffix(".__main__")] if spec else [os.path.basename(sys.argv[0]) or "-c"]
     python = ["python"] if spec or program[0].endswith((".py", "-c")) else []  # not of an installed command
-    return printable(shlex.join([*python, *program, *mask_arguments(sys.argv[1:])]))
+    return printable(shlex.join([*python, *program, *redact_arguments(sys.argv[1:])]))
 
 
 def code_version() -> dict[str, Any]:
@@ -105,7 +105,7 @@ def code_version() -> dict[str, Any]:
             diff = _diff(repository)
             facts = {
                 "revision": _revision(repository),
-                "remote": mask_text(_git(repository, "remote", "get-url", "origin", fine=(0, 2)).strip()) or None,
+                "remote": redact_text(_git(repository, "remote", "get-url", "origin", fine=(0, 2)).strip()) or None,
                 "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
             }
     except GitFailed as error:
@@ -139,7 +139,7 @@ def _diff(repository: Path) -> str:
     for name in filter(None, untracked.split("\0")):
         if not any(part.startswith(".") for part in name.split("/")):  # an editor's or macOS', and no code
             diff += _git(repository, "diff", *options, "--no-index", "--", os.devnull, name, fine=(0, 1))
-    return mask_text(diff)
+    return redact_text(diff)
 
 
 def _revision(repository: Path) -> str | None:
@@ -173,7 +173,7 @@ def _git(folder: Path, *arguments: str, fine: tuple[int, ...] = (0,)) -> str:
     if done.returncode not in fine:
         said = done.stderr.decode("utf-8", "replace").splitlines() or [f"exit code {done.returncode}"]
         mend = f"; git config --global --add safe.directory {folder}" if "dubious ownership" in said[0] else ""
-        raise GitFailed(mask_text(f"git failed: {said[0].removeprefix('fatal: ')}{mend}"))
+        raise GitFailed(redact_text(f"git failed: {said[0].removeprefix('fatal: ')}{mend}"))
     return done.stdout.decode("utf-8", "replace")
 
 
@@ -233,7 +233,7 @@ def data_facts(config: Config, manifest: dict[str, Any]) -> dict[str, Any]:
     kept = ("num_samples", "source_fingerprint", "store_fingerprint")
     return {
         "name": manifest.get("name", config.data.name),
-        "root": mask_text(str(Path(config.data.root).absolute())),
+        "root": redact_text(str(Path(config.data.root).absolute())),
         "splits": {
             split: {key: facts[key] for key in kept if key in facts} for split, facts in manifest["splits"].items()
         },

@@ -23,16 +23,17 @@ if __name__ == "__main__":
 
 from omegaconf import OmegaConf
 
+from tencrop.cli.choices import CONF
+from tencrop.cli.command import disk_sentence
 from tencrop.config import UserError, config_of_run
 from tencrop.config.documents import literal
-from tencrop.config.identity import read_config
-from tencrop.config.verbs import CONF, disk_sentence
+from tencrop.config.run_id import read_config
 from tencrop.config.writable import check_writable
-from tencrop.data.manifest import read_manifest as read_data_manifest
-from tencrop.data.manifest import write_whole
+from tencrop.data.store.manifest import read_manifest
+from tencrop.files import atomic_write
 from tencrop.printable import print_any_text
 from tencrop.records.provenance import changed_split, differences, session, sessions_of
-from tencrop.records.run_folder import read_manifest
+from tencrop.records.run_folder import read_run_manifest
 
 
 def reproduce(run_dir: Path, into: Path) -> bool:
@@ -41,7 +42,7 @@ def reproduce(run_dir: Path, into: Path) -> bool:
     Prints what differs beforehand in code, packages, hardware and data. Raises UserError where the run is not
     complete, the data are others, `into` holds something, or training ends otherwise than complete.
     """
-    before = read_manifest(run_dir)
+    before = read_run_manifest(run_dir)
     if before["result"]["status"] != "complete":
         raise UserError(f"{run_dir}: not complete ({before['result']['status']}); run train.py to its end first")
     check_writable(into / "reproduce.yaml", mend="make room, or name another folder with --into DIR")
@@ -52,7 +53,7 @@ def reproduce(run_dir: Path, into: Path) -> bool:
         print(f"differs: {line}")
     train_again(run_dir, into)
     (again,) = into.glob("*/*/manifest.json")
-    after = read_manifest(again.parent)
+    after = read_run_manifest(again.parent)
     if after["result"]["status"] != "complete":
         raise UserError(f"{again.parent}: training ended {after['result']['status']}")
     print(f"{run_dir}: {before['result']['weights_sha256']}")
@@ -69,7 +70,7 @@ def train_again(run_dir: Path, into: Path) -> None:
     config = dataclasses.asdict(config_of_run(run_dir, [], conf=CONF))
     config["runs"], config["tracker"]["name"] = str(into.resolve()), "none"
     into.mkdir(parents=True, exist_ok=True)
-    write_whole(into / "reproduce.yaml", OmegaConf.to_yaml(OmegaConf.create(literal(config))).encode())
+    atomic_write(into / "reproduce.yaml", OmegaConf.to_yaml(OmegaConf.create(literal(config))).encode())
     config_file = ["--config-path", str(into.resolve()), "--config-name", "reproduce"]
     command = [sys.executable, "-m", "tencrop", "train", *config_file]
     overrides = ["hydra.run.dir=.", "hydra.output_subdir=null"]
@@ -94,7 +95,7 @@ def what_differs(before: dict[str, Any]) -> list[str]:
 
 def _check_data(run_dir: Path, before: dict[str, Any]) -> None:
     data = read_config(run_dir)["data"]
-    if split := changed_split(before["data"], read_data_manifest(data["root"], data["name"])):
+    if split := changed_split(before["data"], read_manifest(data["root"], data["name"])):
         mend = f"prepare the run's own again, or name their folder as data.root in {run_dir}/config.yaml"
         raise UserError(f"data.root={data['root']}: its {split} images are not those of {run_dir}; {mend}")
 

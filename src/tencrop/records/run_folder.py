@@ -19,13 +19,14 @@ from omegaconf import OmegaConf
 
 from tencrop.config import Config, UserError, run_path
 from tencrop.config.documents import NotEmpty, read_json
-from tencrop.config.identity import config_sha256, read_config, read_written_config
-from tencrop.config.launch import is_first_process
+from tencrop.config.launcher import is_first_process
 from tencrop.config.loader import CONFIG_FORMAT
+from tencrop.config.run_id import config_sha256, read_config, read_written_config
 from tencrop.config.writable import check_writable
-from tencrop.data.manifest import RUN_DATA_SHAPE, write_whole
-from tencrop.records.masking import mask_values
+from tencrop.data.store.manifest import RUN_DATA_SHAPE
+from tencrop.files import atomic_write
 from tencrop.records.provenance import changed_split, code_diff, data_facts, differences, provenance, sessions_of
+from tencrop.records.redaction import redact_values
 from tencrop.training.metric_rows import last_digest
 
 _TEXT = (str, None)
@@ -73,7 +74,7 @@ def run_folder(config: Config, data_manifest: dict[str, Any], *, total_steps: in
         return folder
     is_begun = (folder / "manifest.json").exists()
     if is_begun:
-        _refuse_other_data(folder, config, read_manifest(folder)["data"], data_facts(config, data_manifest))
+        _refuse_other_data(folder, config, read_run_manifest(folder)["data"], data_facts(config, data_manifest))
         read_config(folder)  # whoever evaluates the run reads it: refused now, not when training has ended
     elif any((folder / "checkpoints").glob("*.ckpt")):  # none is written before the manifest
         raise UserError(f"{folder}: has checkpoints and no manifest.json that says whose; {MEND}")
@@ -99,7 +100,7 @@ def finish(folder: Path, *, status: str, weights_sha256: str | None, ema_sha256:
     """
     if not is_first_process():
         return None
-    manifest = read_manifest(folder)
+    manifest = read_run_manifest(folder)
     before = manifest["result"].get("ended_with")
     now = {"weights_sha256": weights_sha256, "ema_sha256": ema_sha256}
     result = {"status": status, **now}
@@ -121,10 +122,10 @@ def finish(folder: Path, *, status: str, weights_sha256: str | None, ema_sha256:
 
 def is_complete(folder: Path) -> bool:
     """Whether training has ended in this folder."""
-    return (folder / "manifest.json").exists() and read_manifest(folder)["result"]["status"] == "complete"
+    return (folder / "manifest.json").exists() and read_run_manifest(folder)["result"]["status"] == "complete"
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_run_manifest(folder: Path) -> dict[str, Any]:
     """The run's manifest; UserError where there is none, or it is broken."""
     manifest = read_json(folder / "manifest.json", SHAPE, what="the manifest of a run folder", mend=MEND)
     manifest["result"].setdefault("ema_sha256", None)  # as the first runs had it
@@ -136,16 +137,16 @@ def _write_records(folder: Path, config: Config, origin: dict[str, Any], total_s
         if "not_known" in facts:
             print(f"{folder}: recorded as not known: {facts['not_known']}", file=sys.stderr)
     if not (folder / "manifest.json").exists():
-        content = {"config_format": CONFIG_FORMAT, **mask_values(dataclasses.asdict(config))}
+        content = {"config_format": CONFIG_FORMAT, **redact_values(dataclasses.asdict(config))}
         values = OmegaConf.to_yaml(OmegaConf.create(content))
-        write_whole(folder / "config.yaml", values.encode())
-        write_whole(folder / "code.diff", code_diff().encode())
+        atomic_write(folder / "config.yaml", values.encode())
+        atomic_write(folder / "code.diff", code_diff().encode())
         first = origin.pop("session")
         facts = {"run_id": uuid.uuid4().hex, "total_steps": total_steps}  # checkpoints repeat both: whose are they?
         facts["config_sha256"] = config_sha256(read_written_config(folder / "config.yaml"))
         manifest = {**facts, **origin, "sessions": [first], "result": dict(RUNNING)}
     else:
-        manifest = read_manifest(folder)
+        manifest = read_run_manifest(folder)
         if manifest["result"]["status"] == "complete":
             print(f"{folder}: was complete, and its last checkpoint is not: it is trained again", file=sys.stderr)
         before, now = sessions_of(manifest)[-1], origin["session"]
@@ -165,7 +166,7 @@ def _ended_with(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    write_whole(folder / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    atomic_write(folder / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
 
 
 def _refuse_other_code(folder: Path, config: Config, before: dict[str, Any], now: dict[str, Any]) -> None:

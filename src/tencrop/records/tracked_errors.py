@@ -14,8 +14,8 @@ from typing import Any
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from tencrop.config import Config
-from tencrop.data.manifest import write_whole
 from tencrop.evaluation.results import result_name
+from tencrop.files import atomic_write
 from tencrop.records.tracking import LastingWandbLogger, build_logger, close_logger
 
 KEYS = ("top1_error", "top5_error")
@@ -46,7 +46,7 @@ def track_result(
     if logger is None or (isinstance(logger, LastingWandbLogger) and logger.has_failed):
         return
     noted = _logged(folder) | {name: _fingerprint(result)}
-    write_whole(folder / "errors.json", (json.dumps(noted, indent=1) + "\n").encode())
+    atomic_write(folder / "errors.json", (json.dumps(noted, indent=1) + "\n").encode())
 
 
 def log_errors(logger: Logger | None, result: dict[str, Any]) -> None:

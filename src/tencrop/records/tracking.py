@@ -30,12 +30,12 @@ from torch import Tensor, nn
 
 from tencrop.config import Config, UserError
 from tencrop.config.documents import read_json
-from tencrop.config.launch import is_first_process
+from tencrop.config.launcher import is_first_process
 from tencrop.config.tracker import entity_and_project
-from tencrop.data.manifest import write_whole
+from tencrop.files import atomic_write
 from tencrop.records.csv_logger import CsvLogger
-from tencrop.records.masking import mask_text, mask_values
-from tencrop.records.run_folder import read_manifest
+from tencrop.records.redaction import redact_text, redact_values
+from tencrop.records.run_folder import read_run_manifest
 
 if TYPE_CHECKING:
     import wandb
@@ -101,12 +101,12 @@ class LastingWandbLogger(WandbLogger):
             call(*args, **options)
         except Exception as error:  # wandb has several bases of errors, and none may stop a run
             self.has_failed = True
-            reason = mask_text(str(error) or type(error).__name__)
+            reason = redact_text(str(error) or type(error).__name__)
             print(f"wandb: failed ({reason}); the run goes on without it", file=sys.stderr)
 
 
 class InputImages(Callback):
-    """Logs the first images of a run as the network sees them: after augmentation and normalisation, in its input.
+    """Logs the first images of a run as the network sees them: after augmentation and normalization, in its input.
 
     Watches the first forward pass of the training and changes nothing.
     """
@@ -127,7 +127,7 @@ class InputImages(Callback):
 def log_images(logger: Logger | None, images: Tensor, *, key: str, step: int = 0) -> None:
     """Images float [N, C, H, W] of any range, stretched to 0..255 by one stretch for all.
 
-    So a wrong normalisation shows as a difference between images or channels.
+    So a wrong normalization shows as a difference between images or channels.
     """
     low, high = images.amin(), images.amax()
     pixels = ((images - low) * (255 / (high - low).clamp(min=1e-12))).round().byte().cpu()
@@ -148,9 +148,9 @@ def close_logger(logger: Logger | None) -> None:
 
 def _facts(config: Config, run_dir: Path) -> dict[str, Any]:
     """The configuration and, where the run folder has one, the manifest without its long lists."""
-    facts = mask_values(dataclasses.asdict(config))
+    facts = redact_values(dataclasses.asdict(config))
     if (run_dir / "manifest.json").exists():
-        manifest = read_manifest(run_dir)
+        manifest = read_run_manifest(run_dir)
         facts["code"] = manifest["sessions"][-1]["code"]
         facts["machine"] = manifest["sessions"][-1]["hardware"]
         facts["data_splits"] = manifest["data"]["splits"]
@@ -165,7 +165,7 @@ def _wandb_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -> 
         raise
     except Exception as error:  # of pydantic, wandb, and the standard library, for a user whom the system does not know
         text = re.sub(r" \[type=.*", "", " ".join(str(error).split()))  # pydantic's, with the value
-        reason = mask_text(text or type(error).__name__)[:MAX_REASON]
+        reason = redact_text(text or type(error).__name__)[:MAX_REASON]
         say(f"wandb: not tracked ({reason}); the run goes on without it")
         return None
 
@@ -186,11 +186,11 @@ def _started_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -
             say(f"wandb: {run.url}")
         except Exception as error:  # of several bases
             wandb.teardown()  # or the id stays in use
-            reason = f"the server did not take the run: {mask_text(str(error)).splitlines()[0]}"
+            reason = f"the server did not take the run: {redact_text(str(error)).splitlines()[0]}"
     if run is None:
         run = _open_run(config, run_dir, mode="offline")
         folder = shlex.quote(os.path.relpath(Path(run.dir).parent))
-        why = mask_text(reason or "")
+        why = redact_text(reason or "")
         say(f"wandb: offline ({why}); upload with: wandb sync {folder}; or look: wandb leet {folder}")
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
@@ -234,7 +234,7 @@ def _tracked_id(run_dir: Path) -> str:
     """The id under which the tracker knows this run: drawn once, then read from the run folder."""
     path = run_dir / "tracking" / "run.json"
     if not path.exists():
-        write_whole(path, (json.dumps({"id": uuid.uuid4().hex[:12]}) + "\n").encode())
+        atomic_write(path, (json.dumps({"id": uuid.uuid4().hex[:12]}) + "\n").encode())
     what, mend = "the id of a tracked run", "delete it to begin another tracked run"
     identity = read_json(path, {"id": str}, what=what, mend=mend)["id"]
     if not re.fullmatch("[A-Za-z0-9]{1,64}", identity):

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from tencrop.config import Config, UserError
-from tencrop.config.identity import read_config
+from tencrop.config.run_id import read_config
 from tencrop.evaluation.claims import claimant_of_run
-from tencrop.evaluation.members import EVALUATIONS
 from tencrop.evaluation.results import load_result, measured_otherwise, protocol_label, result_name
-from tencrop.records.run_folder import read_manifest
+from tencrop.evaluation.targets import EVALUATIONS
+from tencrop.records.run_folder import read_run_manifest
 from tencrop.training.metric_rows import read_rows
 
 TOP = (1, 5)
@@ -147,7 +147,7 @@ class Broken:
         return str(self.error)
 
 
-def places(runs: Sequence[str]) -> list[Path]:
+def input_folders(runs: Sequence[str]) -> list[Path]:
     """The folders to collect from: those named, else runs/ and evaluations/ as far as they are there."""
     usual = [path for path in (RUNS, EVALUATIONS) if path.is_dir()] or [RUNS]
     return [Path(path) for path in runs] or usual
@@ -211,7 +211,7 @@ def _one_a_seed(runs: Iterable[Run]) -> tuple[Run, ...]:
 def read_run(folder: Path) -> Run:
     """The run of a folder; UserError where config.yaml, manifest.json or a result is missing or broken."""
     config = read_config(folder)
-    manifest = read_manifest(folder)
+    manifest = read_run_manifest(folder)
     results = [_read_result(path) for path in sorted((folder / "predictions").glob("[!.]*.result.json"))]
     for result in results:
         if result.facts.get("run_id") not in (None, manifest.get("run_id")):

@@ -45,8 +45,8 @@ def _draw_tradeoff(experiments: Sequence[Experiment], evaluations: Sequence[Eval
         return []
 
     from tencrop.complexity.golden import golden_counts
-    from tencrop.seeing.drawing import save_figure
-    from tencrop.seeing.tradeoff import measured, point_of, published, tradeoff_figure, tradeoff_record
+    from tencrop.visualization.drawing import save_figure
+    from tencrop.visualization.tradeoff import measured, point_of, published, tradeoff_figure, tradeoff_record
 
     counts = golden_counts()
     own = measured(facts, counts)

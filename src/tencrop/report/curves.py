@@ -1,4 +1,4 @@
-"""Curves of loss, top-1 error and learning rate against the epoch, as SVG drawn in the page's own colours.
+"""Curves of loss, top-1 error and learning rate against the epoch, as SVG drawn in the page's own colors.
 
 Pure functions of metrics.jsonl rows; called by page.
 """
@@ -22,7 +22,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart; `kind` is train or test, and the CSS class that colours it."""
+    """A line of a chart; `kind` is train or test, and the CSS class that colors it."""
 
     points: list[Point]
     kind: str
@@ -78,7 +78,7 @@ def ticks(low: float, high: float, at_most: int) -> list[float]:
 
 
 def thinned(points: list[Point], most: int = MOST_POINTS) -> list[Point]:
-    """At most `most` points, each the mean of a group of neighbours; a short line is unchanged."""
+    """At most `most` points, each the mean of a group of neighbors; a short line is unchanged."""
     size = math.ceil(len(points) / most)
     groups = [points[start : start + size] for start in range(0, len(points), size)] if size > 1 else []
     means = [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]

@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from tencrop.config import UserError
-from tencrop.data.class_names import label_names
-from tencrop.data.encode import Undecodable, decode_rgb
-from tencrop.data.manifest import open_split
+from tencrop.data.sources.class_names import label_names
+from tencrop.data.store.encode import Undecodable, decode_rgb
+from tencrop.data.store.manifest import open_split
 from tencrop.evaluation.predictions import Scores, load_scores
 from tencrop.models.weights import load_weights
 from tencrop.report.collect import Result, Run

@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tencrop.cli.choices import CONF
 from tencrop.config import Config, UserError
-from tencrop.config.choices import CONF
 from tencrop.tables.lines import Key, Ours
 from tencrop.tables.recipes import Words, learning_hashes
 from tencrop.tables.schema import ErrorRow, ErrorTable, RowProtocol
@@ -162,8 +162,8 @@ def _runs(words: Words, folders: Sequence[Path], on_broken: OnBroken) -> tuple[C
     """The recipe, and the finished runs that learn by it, one a seed, by seed."""
     from omegaconf import OmegaConf
 
-    from tencrop.config import learning_keys, typed
-    from tencrop.config.compose import compose_training
+    from tencrop.cli.compose import compose_training
+    from tencrop.config import learning_keys, validate
     from tencrop.config.documents import literal
     from tencrop.report.collect import read_run
 
@@ -173,7 +173,7 @@ def _runs(words: Words, folders: Sequence[Path], on_broken: OnBroken) -> tuple[C
     for folder in sorted(folders, key=str):
         try:
             run = read_run(folder)
-            config = typed(OmegaConf.create(literal(run.config)), Config)
+            config = validate(OmegaConf.create(literal(run.config)), Config)
         except UserError as error:
             on_broken(error)
             continue

@@ -15,14 +15,14 @@ from typing import Any
 
 import yaml
 
-from tencrop.data.manifest import write_whole
+from tencrop.files import atomic_write
 from tencrop.printable import markdown_text, printable
 from tencrop.records.provenance import sessions_of
 from tencrop.report.collect import Broken, Evaluation, Experiment, Result, Run
 from tencrop.report.comparisons import draw_comparisons
 from tencrop.report.curves import curves
+from tencrop.report.figure_html import drawn_figure, seen_figures
 from tencrop.report.figures import kernel_figure, panel_figure
-from tencrop.report.seen import drawn_figure, seen_figures
 from tencrop.report.tables import Row, error_rows, html_table, markdown_table
 
 PACKAGES = ("python", "torch", "pytorch-lightning", "timm", "torchvision", "ffcv", "numpy")
@@ -49,8 +49,8 @@ def write_report(
     figures = draw_comparisons(experiments, evaluations, folder / "figures")
     html, markdown = folder / "report.html", folder / "report.md"
     # the name of a class folder need not be UTF-8
-    write_whole(html, printable(html_page(experiments, rows, figures, evaluations, broken)).encode())
-    write_whole(markdown, printable(markdown_page(experiments, rows, figures, evaluations, broken)).encode())
+    atomic_write(html, printable(html_page(experiments, rows, figures, evaluations, broken)).encode())
+    atomic_write(markdown, printable(markdown_page(experiments, rows, figures, evaluations, broken)).encode())
     return html, markdown
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tencrop.config import UserError
-from tencrop.data.manifest import write_whole
+from tencrop.files import atomic_write
 from tencrop.report.matching import match_runs
 from tencrop.tables.lines import lines_of
 from tencrop.tables.reading import ERRORS, read_table, read_tables
@@ -38,7 +38,7 @@ def report_tables(name: str, runs: Sequence[str], output: Path, folder: Path = E
         shown.append(terminal_table(table, lines))
         for suffix, render in FORMATS.items():
             written.append(out / f"{table.name}.{suffix}")
-            write_whole(written[-1], render(table, lines).encode())
+            atomic_write(written[-1], render(table, lines).encode())
     _show([*shown, *(map(str, written) if len(tables) == 1 else [str(out)])])
     for error in broken:
         print(f"error: left out of the tables: {error}", file=sys.stderr)

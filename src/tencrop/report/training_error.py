@@ -18,15 +18,16 @@ from tencrop.signals import close_at_ctrl_c, exit_at_once
 if __name__ == "__main__":
     exit_at_once(SIGINT)  # before the imports below
 
-from tencrop.config import ReportConfig, UserError, command
-from tencrop.config.command_line import typed_word
+from tencrop.cli.command import command
+from tencrop.cli.command_line import typed_word
+from tencrop.config import ReportConfig, UserError
 from tencrop.config.writable import check_writable
-from tencrop.report.collect import Experiment, Run, collect, places
-from tencrop.seeing.record import Record
+from tencrop.report.collect import Experiment, Run, collect, input_folders
+from tencrop.visualization.record import Record
 
 TARGET = 0.25  # the training error at which Figure 1 compares
 DASHES = ("-", "--", "-.", ":")  # of the experiments, the fastest first
-MOST_LINES = 16  # that four dashes in four colours tell apart
+MOST_LINES = 16  # that four dashes in four colors tell apart
 Point = tuple[float, float]
 
 
@@ -35,7 +36,7 @@ def main(config: ReportConfig) -> int:
     output = Path(config.output)
     check_writable(output / "training_error.svg", mend="make room, or name another folder with output=DIR")
     close_at_ctrl_c()
-    experiments = collect(places(config.runs))
+    experiments = collect(input_folders(config.runs))
     for experiment in experiments:
         if not has_training_error(experiment):
             raise UserError(
@@ -105,22 +106,22 @@ def race_table(experiments: Sequence[Experiment]) -> str:
 
 
 def draw_training_error(experiments: Sequence[Experiment], folder: Path, name: str = "training_error") -> list[Path]:
-    """NAME.svg, .png and .json: a line for each run of the fastest experiments, told apart by dashes and colour."""
+    """NAME.svg, .png and .json: a line for each run of the fastest experiments, told apart by dashes and color."""
     from matplotlib.figure import Figure  # a second that the table does not need
 
-    from tencrop.seeing.drawing import BLUE, GREEN, ORANGE, PURPLE, SOFT, save_figure, styled
+    from tencrop.visualization.drawing import BLUE, GREEN, ORANGE, PURPLE, SOFT, save_figure, styled
 
-    colours = (BLUE, ORANGE, GREEN, PURPLE)
+    colors = (BLUE, ORANGE, GREEN, PURPLE)
     shown = by_speed(experiments)[:MOST_LINES]
     with styled():
         figure = Figure(figsize=(5.2, 3.6))
         axes = figure.subplots()
         for number, experiment in enumerate(shown):
-            colour, dash = colours[number % 4], DASHES[(number + number // 4) % 4]
+            color, dash = colors[number % 4], DASHES[(number + number // 4) % 4]
             for run in experiment.runs:
                 label = experiment.name if run is experiment.runs[0] else None
                 epochs, errors = zip(*training_curve(run), strict=True)
-                axes.plot(epochs, errors, dash, color=colour, linewidth=1.6, label=label)
+                axes.plot(epochs, errors, dash, color=color, linewidth=1.6, label=label)
         axes.axhline(TARGET, color=SOFT, linewidth=0.8, linestyle=(0, (1, 3)))
         axes.set(xlabel="epochs", ylabel="training error rate", ylim=(0, 1), xlim=(0, None))
         figure.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.11, 0.89))  # above, clear of the curves

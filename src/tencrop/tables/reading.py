@@ -12,13 +12,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tencrop.cli.choices import CONF, groups, options_of
+from tencrop.cli.errors import nearest
 from tencrop.config import Config, UserError
-from tencrop.config.choices import CONF, groups, options_of
 from tencrop.config.documents import Between, NotEmpty, check_shape, read_yaml
-from tencrop.config.mistakes import nearest
-from tencrop.config.own_files import own_files
 from tencrop.config.recipe_rules import MAX_SIDE
 from tencrop.config.rules import CHOICES, keys_of
+from tencrop.config.yaml_files import yaml_files
 from tencrop.tables.schema import (
     COLUMNS,
     CONFIDENCES,
@@ -81,7 +81,7 @@ def table_names(folder: Path = ERRORS) -> list[str]:
     """The tables there are, sorted by the numbers in their names."""
     if folder == ERRORS:
         return options_of("errors")
-    return [path.stem for path in own_files(folder)]
+    return [path.stem for path in yaml_files(folder)]
 
 
 def read_table(name: str, folder: Path = ERRORS) -> ErrorTable:

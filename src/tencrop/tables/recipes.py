@@ -14,12 +14,12 @@ from pathlib import Path
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from tencrop.cli.choices import CONF
+from tencrop.cli.compose import compose_training
+from tencrop.cli.errors import sentence
 from tencrop.config import Config, UserError, learning_hash
-from tencrop.config.choices import CONF
 from tencrop.config.code import PACKAGE, code_sha256
-from tencrop.config.compose import compose_training
 from tencrop.config.documents import read_json
-from tencrop.config.mistakes import sentence
 
 Words = tuple[str, ...]  # what stands behind train.py
 
@@ -63,7 +63,7 @@ def _known(kept: Path, digest: str) -> dict[str, str]:
 
 
 def _keep(kept: Path, content: dict[str, object]) -> None:
-    from tencrop.data.manifest import write_whole
+    from tencrop.files import atomic_write
 
     kept.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(kept, (json.dumps(content, indent=1) + "\n").encode())
+    atomic_write(kept, (json.dumps(content, indent=1) + "\n").encode())

@@ -18,7 +18,7 @@ GROUPABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
 
 
 def set_groups(model: nn.Module, batches: Batches) -> nn.Module:
-    """The model whose BatchNorm layers normalise the groups that `batches` says; names of weights stay.
+    """The model whose BatchNorm layers normalize the groups that `batches` says; names of weights stay.
 
     ghost: consecutive groups of a micro-batch, each by its own mean and variance. sync: one group over all devices.
     Raises UserError for a kind of BatchNorm that is not known to be separable, and for another layer with running
@@ -40,25 +40,25 @@ def set_groups(model: nn.Module, batches: Batches) -> nn.Module:
     for _, layer in layers:
         layer.__class__ = type(f"Ghost{type(layer).__name__}", (GhostBatchNorm, type(layer)), {})
         assert isinstance(layer, GhostBatchNorm)
-        layer.prepare(batches.micro_batch // batches.bn_groups, batches.bn_groups * batches.accumulate)
+        layer.prepare(batches.micro_batch // batches.bn_groups, batches.bn_groups * batches.accumulate_grad_batches)
     return model
 
 
 def _refuse_other_statistics(model: nn.Module, batches: Batches) -> None:
-    if batches.num_devices * batches.accumulate == 1:
+    if batches.num_devices * batches.accumulate_grad_batches == 1:
         return
     for name, layer in model.named_modules():
         buffers = [buffer for buffer, _ in layer.named_buffers(recurse=False) if buffer.startswith("running_")]
         if buffers and not isinstance(layer, _BatchNorm):
             raise UserError(
                 f"model.name: layer {name} of the model is a {type(layer).__name__}, whose {buffers[0]} would depend on"
-                f" the layout of the batch ({batches.num_devices} devices, {batches.accumulate} micro-batches each);"
+                f" the layout of the batch ({batches.num_devices} devices, {batches.accumulate_grad_batches} micro-batches each);"
                 " use one device and one micro-batch"
             )
 
 
 class GhostBatchNorm(_BatchNorm):
-    """Mixed into a BatchNorm layer: in training, groups of a micro-batch are normalised apart (Hoffer et al. 2017).
+    """Mixed into a BatchNorm layer: in training, groups of a micro-batch are normalized apart (Hoffer et al. 2017).
 
     torch updates running statistics once a forward pass; here all groups of an optimizer step count alike, and the
     statistics move once a step: running <- (1 - momentum) * running + momentum * (mean over the step's groups).

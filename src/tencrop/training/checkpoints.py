@@ -17,10 +17,11 @@ from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
+from tencrop.cli.command_line import typed_word
 from tencrop.config import UserError
-from tencrop.config.command_line import typed_word
-from tencrop.config.launch import is_first_process
-from tencrop.data.beton import naming, sync_folder
+from tencrop.config.launcher import is_first_process
+from tencrop.data.store.beton import sync_folder
+from tencrop.files import name_oserror
 from tencrop.models.checkpoint_files import RefusedCheckpoint, add_digest, load_checked, weights_sha256
 from tencrop.training.monitors import Interruption
 
@@ -112,7 +113,7 @@ class AtomicCheckpointIO(CheckpointIO):
         add_digest(buffer)
         temporary = path.with_name(path.name + ".tmp")
         try:
-            with naming(path, partial=temporary), open(temporary, "wb") as file:
+            with name_oserror(path, partial=temporary), open(temporary, "wb") as file:
                 file.write(buffer.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
@@ -174,7 +175,7 @@ class Checkpoints(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, classifier: Any, checkpoint: dict[str, Any]) -> None:
         # Lightning counts the epoch's micro-batches, and the hardware that continues may cut another number of them.
-        step, per_step = checkpoint["tencrop"]["step"], classifier.batches.accumulate
+        step, per_step = checkpoint["tencrop"]["step"], classifier.batches.accumulate_grad_batches
         num_done = (step % classifier.steps_per_epoch or classifier.steps_per_epoch) * per_step
         current = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
         num_unfinished = current["processed"] - current["completed"]  # 1: saved in the hook that ends a batch

@@ -22,17 +22,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tencrop.config import Batches, Config, UserError
-from tencrop.data.augment import partner_labels, training_inputs
-from tencrop.data.colour import ColourNoise, colour_noise, mean_and_std, normalize
-from tencrop.data.erasing import is_erased, noise_table
-from tencrop.data.loader import Batch
-from tencrop.data.mixing import is_mixed
+from tencrop.data.augmentation.augment import partner_labels, training_inputs
+from tencrop.data.augmentation.batch import Batch
+from tencrop.data.augmentation.color import ColorNoise, color_noise, mean_and_std, normalize
+from tencrop.data.augmentation.erasing import is_erased, noise_table
+from tencrop.data.augmentation.mixing import is_mixed
+from tencrop.distributed.collectives import all_reduce
 from tencrop.models.checkpoint_files import FORMAT, weights_sha256
 from tencrop.models.weights import check_weights
 from tencrop.training.batchnorm import set_groups, update_running_statistics
 from tencrop.training.ema import update_ema
-from tencrop.training.losses import cross_entropy, heavier_labels, mixed_cross_entropy, topk_errors, with_auxiliary
-from tencrop.training.monitors import Diverged, gathered_digest, over_ranks
+from tencrop.training.losses import cross_entropy, dominant_labels, mixed_cross_entropy, topk_errors, with_auxiliary
+from tencrop.training.monitors import Diverged, all_reduce_digest
 from tencrop.training.optimizers import build_optimizer
 from tencrop.training.schedules import Plateau, after_evaluation, learning_rate
 
@@ -68,8 +69,8 @@ class Classifier(pl.LightningModule):
         self.selection_split = "minival" if config.training.minival_fraction > 0 else "val"
 
         mean, std = mean_and_std(config.normalization, statistics)
-        noise = colour_noise(config.augmentation.pca, statistics)
-        self.colour_scale = noise.scale
+        noise = color_noise(config.augmentation.pca, statistics)
+        self.color_scale = noise.scale
         self.is_mixed = is_mixed(config.augmentation.mixing)
         for name, constant in (("mean", torch.tensor(mean)), ("std", torch.tensor(std)), ("axes", noise.axes)):
             self.register_buffer(name, constant, persistent=False)
@@ -90,9 +91,12 @@ class Classifier(pl.LightningModule):
 
     # One micro-batch of a global batch.
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        part = batch_idx % self.batches.accumulate
-        self.is_at_step_boundary = part == self.batches.accumulate - 1
-        assert self.global_step == self.current_epoch * self.steps_per_epoch + batch_idx // self.batches.accumulate
+        part = batch_idx % self.batches.accumulate_grad_batches
+        self.is_at_step_boundary = part == self.batches.accumulate_grad_batches - 1
+        assert (
+            self.global_step
+            == self.current_epoch * self.steps_per_epoch + batch_idx // self.batches.accumulate_grad_batches
+        )
         self.trainer.datamodule.check(batch, self.current_epoch, batch_idx)  # type: ignore[attr-defined]
         self.seed_network(self.global_step, part)
 
@@ -101,12 +105,12 @@ class Classifier(pl.LightningModule):
         if self.is_mixed:
             pair = (batch.labels, partner_labels(batch), batch.mix_weights)
             losses = [mixed_cross_entropy(logits, *pair, label_smoothing=smoothing) for logits in heads]
-            labels = heavier_labels(*pair)  # what the training errors are counted against
+            labels = dominant_labels(*pair)  # what the training errors are counted against
         else:
             losses = [cross_entropy(logits, labels, label_smoothing=smoothing) for logits in heads]
         loss = with_auxiliary(*losses, weight=self.auxiliary_weight)
         with nullcontext() if self.is_at_step_boundary else self.without_gradient_exchange():
-            self.manual_backward(loss / self.batches.accumulate)
+            self.manual_backward(loss / self.batches.accumulate_grad_batches)
         self.count(self.train_counts, loss, heads[0], labels)
         self.note_bad_loss(loss)
         if self.is_at_step_boundary:
@@ -136,7 +140,7 @@ class Classifier(pl.LightningModule):
             self.config.augmentation,
             mean=self.mean,
             std=self.std,
-            noise=ColourNoise(self.axes, self.colour_scale),
+            noise=ColorNoise(self.axes, self.color_scale),
             erasing_noise=self.erasing_noise,
             channels_last=self.config.model.channels_last,
         )
@@ -218,7 +222,7 @@ class Classifier(pl.LightningModule):
     def read_counts(self, counts: Tensor) -> dict[str, float]:
         """Means over the images counted on all ranks since the last reading; waits for the device."""
         self.check_finite()
-        total = over_ranks(counts)
+        total = all_reduce(counts)
         counts.zero_()
         loss, top1, top5, num_images = total.tolist()
         assert num_images > 0
@@ -235,7 +239,7 @@ class Classifier(pl.LightningModule):
 
     def check_finite(self, *, weights: bool = False) -> None:
         """Raises Diverged, on all ranks, where a loss since the last call was NaN or infinite, or a weight is."""
-        first_bad_step = int(over_ranks(self.first_bad_step, dist.ReduceOp.MIN))
+        first_bad_step = int(all_reduce(self.first_bad_step, dist.ReduceOp.MIN))
         if first_bad_step < NO_STEP:
             raise Diverged(f"the loss is NaN or infinite at step {first_bad_step}")
         if not weights:
@@ -257,8 +261,8 @@ class Classifier(pl.LightningModule):
     def prepare_checkpoint(self) -> None:
         """Called on all ranks before rank 0 writes: what is apart on the ranks comes together."""
         self.check_finite(weights=True)
-        gathered_digest(self.trainer)
-        total = over_ranks(self.train_counts)
+        all_reduce_digest(self.trainer)
+        total = all_reduce(self.train_counts)
         self.train_counts.copy_(total if self.global_rank == 0 else torch.zeros_like(total))
 
     def on_train_start(self) -> None:

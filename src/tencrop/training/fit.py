@@ -30,24 +30,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tencrop.config import Batches, Config, UserError, accelerator_of, is_deterministic
-from tencrop.config.launch import is_first_process, launched
-from tencrop.data.module import DataModule, validation_protocol
-from tencrop.data.order import check_rescaled
-from tencrop.data.plan import evaluation_plan
-from tencrop.models.checkpoint_files import run_manifest
+from tencrop.config.launcher import is_first_process, launched
+from tencrop.data.augmentation.plan import evaluation_plan
+from tencrop.data.sampling.sampler import check_rescaled
+from tencrop.models.checkpoint_files import run_manifest, weights_sha256
 from tencrop.models.factory import build_model
 from tencrop.signals import INTERRUPTED
-from tencrop.training.checkpoints import (
-    LAST,
-    REFUSED,
-    AtomicCheckpointIO,
-    Checkpoints,
-    Found,
-    last_valid,
-    set_aside,
-    weights_sha256,
-)
+from tencrop.training.checkpoints import LAST, REFUSED, AtomicCheckpointIO, Checkpoints, Found, last_valid, set_aside
 from tencrop.training.classifier import Classifier
+from tencrop.training.data_module import DataModule, validation_protocol
 from tencrop.training.determinism import check_deterministic
 from tencrop.training.monitors import Diverged, Interrupted, Interruption, Metrics, Pace
 from tencrop.training.precision import set_precision
@@ -84,7 +75,7 @@ def fit(
 
     Where last.ckpt is damaged or of another run, it continues from previous.ckpt and says so; the file is kept as
     refused.ckpt. Raises UserError for a checkpoint that does not fit. Where the ranks were started by this command
-    (training/ranks.py) all but the first end here, with exit code 0, when the run is interrupted or diverges: the first
+    (distributed/launch.py) all but the first end here, with exit code 0, when the run is interrupted or diverges: the first
     says so.
     """
     config, last = classifier.config, run_dir / "checkpoints" / LAST
@@ -139,7 +130,7 @@ def build(config: Config, *, batches: Batches, manifest: dict[str, Any]) -> tupl
 
 
 def _refuse_unfit_images(config: Config, data: DataModule) -> None:
-    """A validation crops the centre of images, which short_side=null leaves as they are; all of each is rescaled."""
+    """A validation crops the center of images, which short_side=null leaves as they are; all of each is rescaled."""
     sides = data.val_split.stored_sizes[data.val_index].min(1)
     sizes = evaluation_plan(data.val_index, data.val_split.stored_sizes, protocol=validation_protocol(config)).sizes
     key = f"short_side={'null' if config.short_side is None else config.short_side}"
@@ -161,7 +152,7 @@ def _refuse_missing_gpus(config: Config) -> None:
         )
 
 
-def completed(run_dir: Path) -> FitResult | None:
+def completed_fit(run_dir: Path) -> FitResult | None:
     """The result of a run that has taken all its steps, None for any other, whose last.ckpt is then set aside if it is
     damaged or of another run.
 
@@ -237,7 +228,7 @@ class _ExactDDPStrategy(DDPStrategy):
 
 
 def cluster_environment() -> ClusterEnvironment:
-    """How the ranks find each other: by torchrun's variables, srun's, or those of training/ranks.py."""
+    """How the ranks find each other: by torchrun's variables, srun's, or those of distributed/launch.py."""
     match launched():
         case None:
             return LightningEnvironment()

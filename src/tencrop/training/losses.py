@@ -24,7 +24,7 @@ def mixed_cross_entropy(
     return torch.lerp(other, own, weights.to(logits.dtype)).mean()
 
 
-def heavier_labels(labels: Tensor, partner_labels: Tensor, weights: Tensor) -> Tensor:
+def dominant_labels(labels: Tensor, partner_labels: Tensor, weights: Tensor) -> Tensor:
     """Of each mixed image's two labels the one with the larger share, int64 [B]; its own where they are even."""
     return torch.where(weights >= 0.5, labels, partner_labels)
 

@@ -15,8 +15,8 @@ from typing import Any, TextIO
 
 from tencrop.config import UserError
 from tencrop.config.documents import NUMBER, Between, parse_json
-from tencrop.data.beton import naming, sync_folder
-from tencrop.data.manifest import write_whole
+from tencrop.data.store.beton import sync_folder
+from tencrop.files import atomic_write, name_oserror
 
 # A validation's loss may be infinite where no training loss was.
 SHAPE = {
@@ -45,7 +45,7 @@ def append_row(file: TextIO, row: dict[str, Any], before: str) -> str:
     """
     text = json.dumps(row)
     digest = _digest(before, text)
-    with naming(Path(file.name)):
+    with name_oserror(Path(file.name)):
         file.write(f'{text[:-1]}, "row_digest": "{digest}"}}\n')
         file.flush()
     return digest
@@ -54,7 +54,7 @@ def append_row(file: TextIO, row: dict[str, Any], before: str) -> str:
 def sync_rows(file: TextIO) -> None:
     """Bring all rows to disk, and the file's name. Raises OSError where an earlier write has failed since."""
     path = Path(file.name)
-    with naming(path):
+    with name_oserror(path):
         os.fsync(file.fileno())
         sync_folder(path.parent)
 
@@ -86,7 +86,7 @@ def keep_rows(path: Path, num_rows: int, expected: str | None = None) -> tuple[i
     rows, digest = _checked(path, lines[:num_rows], is_cut and len(lines) <= num_rows)
     if len(rows) < num_rows or expected not in (None, digest):
         raise UserError(f"{path}: not the {num_rows} rows that the run has written until its checkpoint; {_MEND}")
-    write_whole(path, b"".join(line + b"\n" for line in lines[:num_rows]))
+    atomic_write(path, b"".join(line + b"\n" for line in lines[:num_rows]))
     return num_rows, digest
 
 

@@ -23,9 +23,9 @@ import torch.distributed as dist
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
-from tencrop.config.launch import is_first_process
+from tencrop.config.launcher import is_first_process
 from tencrop.console import rate
-from tencrop.data.digest import digest_text
+from tencrop.data.sampling.digest import digest_text
 from tencrop.signals import SIGNALS
 from tencrop.training.metric_rows import NO_ROWS, append_row, keep_rows, sync_rows
 
@@ -74,7 +74,7 @@ class Interruption:
         if step % self.agree_every_steps and not at_epoch_end:
             return False
         flag = torch.tensor(int(self.is_requested), device=trainer.strategy.root_device)
-        return bool(over_ranks(flag, dist.ReduceOp.MAX))
+        return bool(all_reduce(flag, dist.ReduceOp.MAX))
 
     def stop(self, step: int) -> None:
         raise Interrupted(f"interrupted after step {step}; the same command continues")
@@ -85,7 +85,7 @@ class Interruption:
             signal.raise_signal(signal.SIGTERM)
 
 
-def over_ranks(value: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+def all_reduce(value: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
     """A new tensor, the sum (minimum, maximum) over all ranks of theirs; all must call this."""
     value = value.clone()
     if dist.is_initialized() and dist.get_world_size() > 1:
@@ -93,11 +93,11 @@ def over_ranks(value: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp
     return value
 
 
-def gathered_digest(trainer: Trainer) -> Tensor:
+def all_reduce_digest(trainer: Trainer) -> Tensor:
     """The sums of the data's digest over all ranks, int64 on the host; the first rank goes on with them, the others
     from 0. All must call this."""
     sums = trainer.datamodule.digest.sums  # type: ignore[attr-defined]
-    total = over_ranks(sums.to(trainer.strategy.root_device)).cpu()
+    total = all_reduce(sums.to(trainer.strategy.root_device)).cpu()
     sums.copy_(total if trainer.is_global_zero else torch.zeros_like(total))
     return total
 
@@ -161,7 +161,7 @@ class Metrics(Callback):
             images_per_s = float(f"{num_images / (time.perf_counter() - self._since):.4g}")
             labels = "heavier" if classifier.is_mixed else "own"
             row = {"lr": classifier.latest_lr, "images_per_s": images_per_s, "labels": labels}
-            self._write(trainer, classifier, "train", counts | row | digest_text(gathered_digest(trainer)))
+            self._write(trainer, classifier, "train", counts | row | digest_text(all_reduce_digest(trainer)))
             self._start_clock(step)
 
     def on_validation_end(self, trainer: Trainer, classifier: Any) -> None:

@@ -17,7 +17,7 @@ def build_optimizer(
     """The optimizer that the recipe names, over the parameters that need a gradient.
 
     With `decay: weights` only tensors of two or more dimensions decay: neither biases nor the scales and shifts
-    of normalisation layers.
+    of normalization layers.
     """
     parameters = [parameter for _, parameter in named_parameters if parameter.requires_grad]
     decayed = [parameter for parameter in parameters if optimizer.decay == "all" or parameter.ndim >= 2]

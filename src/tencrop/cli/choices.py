@@ -1,0 +1,83 @@
+"""What can be chosen, readable: all options of a group for GROUP=?, their names for --help. Called by verbs.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import sys
+import textwrap
+from pathlib import Path
+
+from tencrop.config.rules import MODEL_NAMES
+from tencrop.config.schema import Config, UserError
+from tencrop.config.yaml_files import yaml_files
+
+PACKAGE = Path(__file__).resolve().parents[1]
+IS_INSTALLED = PACKAGE.parts[-2:] != ("src", "tencrop")  # and no checkout, which has conf/ and the scripts at its root
+CONF = PACKAGE / "conf" if IS_INSTALLED else PACKAGE.parents[1] / "conf"  # a wheel carries a copy (setup.py)
+SENTENCE_END = re.compile(r"(?<! al)[.;:](?= |$)| Published ")
+
+
+def check_conf() -> None:
+    """UserError where the package lies neither in a checkout nor as a wheel installs it: a copy of the code alone."""
+    if not CONF.is_dir():
+        raise UserError(f"{CONF}: is not there; in tencrop's checkout, type pip install . or pip install -e .")
+
+
+def asked(arguments: list[str]) -> str | None:
+    """The answer to a GROUP=? among the arguments of a verb; None where there is none.
+
+    model=? names the files of conf/model and what they are, model.name=? every network that model=timm can name.
+    """
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if value == "?" and key in groups():
+            return describe(key)
+        if (key, value) == ("model.name", "?"):
+            return MODEL_NAMES.read_text().rstrip()
+    return None
+
+
+def describe(group: str) -> str:
+    """A line for every option of a group: its name, and how its file's header begins; cut to a terminal's width."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+    column = max(map(len, options_of(group)), default=0) + 2
+    lines = [f"{name:{column}}{header(CONF / group / f'{name}.yaml')}" for name in options_of(group)]
+    return "\n".join(line if len(line) <= width else line[: width - 1] + "…" for line in lines)
+
+
+def header(path: Path) -> str:
+    """The first sentence of a file's comment, without its last stop."""
+    comments = []
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # a link to nothing: only who chooses it is told
+        return ""
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        if not line.startswith("# @package"):
+            comments.append(line.removeprefix("#").strip())
+    return SENTENCE_END.split(" ".join(comments), maxsplit=1)[0]
+
+
+def names_of(*chosen: str) -> str:
+    """The options of these groups, a wrapped paragraph each; of all that train.py reads where none is named."""
+    fields = {field.name for field in dataclasses.fields(Config)} | {"experiment"}
+    paragraphs = [f"{group}: {', '.join(options_of(group))}" for group in chosen or fields.intersection(groups())]
+    wrapped = [textwrap.fill(text, 110, subsequent_indent="  ", break_on_hyphens=False) for text in sorted(paragraphs)]
+    return "\n".join(wrapped) + "\n"
+
+
+def groups() -> list[str]:
+    """The folders of conf/."""
+    return [path.name for path in CONF.iterdir() if path.is_dir() and not path.name.startswith(".")]
+
+
+def options_of(group: str) -> list[str]:
+    """Sorted by the numbers in them, so that resnet18 comes before resnet101."""
+    names = [path.stem for path in yaml_files(CONF / group)]
+    return sorted(
+        names, key=lambda name: [part.zfill(9) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    )

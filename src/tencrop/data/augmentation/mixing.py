@@ -1,0 +1,89 @@
+"""Mixup and cutmix: who is mixed with whom and how much, drawn on the host; and the mixing itself, on the device.
+
+`mixing_plan` is called by `plan`, `mix` by `augment`. A group is `mix_group` consecutive samples of the global batch;
+its draws are keyed by its number in the epoch, so that neither ranks nor accumulation change them [7].
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.special import betaincinv
+from torch import Tensor
+
+from tencrop.config import Mixing
+from tencrop.data.sampling.rng import Float64, Index, Stream, integers_below, random_uint64, uniforms
+
+
+class Mix(NamedTuple):
+    """How each of B samples is mixed."""
+
+    partners: Index  # int64 [B], how many positions after the sample its partner stands in the batch (may be negative)
+    weights: Float64  # [B], lambda: the share of the sample itself, in its pixels and in its label
+    boxes: npt.NDArray[np.int32]  # [B, 4] top, left, height, width pasted from the partner; empty: mixup
+
+
+def mixing_plan(positions: Index, *, mixing: Mixing, size: int, seed: int, epoch: int) -> Mix:
+    """The mix of the samples at `positions` of the epoch's order, whose images are size x size pixels.
+
+    The partner of the i-th of a group is its i-th last, as in timm: the order is random already. The five draws of a
+    group: whether it is mixed, whether by cutmix, lambda, and the center of the box.
+    lambda is of Beta(alpha, alpha) (Zhang et al. 2018, section 2), by the inverse of its distribution function. The
+    box of cutmix is that of the authors' code: sqrt(1 - lambda) of either side, rounded down to an even number of
+    pixels, about a uniform center and cut off at the edges; lambda becomes the share of pixels that are left.
+    """
+    size_of_group = mixing.mix_group
+    assert size_of_group is not None
+    group, position = np.divmod(np.asarray(positions, np.int64), size_of_group)
+    partners = size_of_group - 1 - 2 * position
+    numbers, rows = np.unique(group, return_inverse=True)
+    is_mixed, is_cut, quantile = uniforms(seed=seed, index=numbers, epoch=epoch, stream=Stream.MIX, count=3).T
+    center = integers_below(
+        random_uint64(seed=seed, index=numbers, epoch=epoch, stream=Stream.MIX, count=5)[:, 3:], size
+    )
+    cuts = is_cut < cutmix_share(mixing)
+    alpha = np.where(cuts, mixing.cutmix_alpha, mixing.mixup_alpha)
+    weights = betaincinv(alpha, alpha, quantile)
+    half = (np.sqrt(1 - weights) * size).astype(np.int64)[:, None] // 2
+    first, last = np.clip(center - half, 0, size), np.clip(center + half, 0, size)
+    boxes = np.where(cuts[:, None], np.concatenate([first, last - first], axis=1), 0)
+    weights = np.where(cuts, 1 - boxes[:, 2] * boxes[:, 3] / size**2, weights)
+    mixed = is_mixed < mixing.prob
+    weights, boxes = np.where(mixed, weights, 1.0), np.where(mixed[:, None], boxes, 0)
+    return Mix(partners, weights[rows], boxes[rows].astype(np.int32))
+
+
+def is_mixed(mixing: Mixing) -> bool:
+    """Whether a recipe mixes images at all."""
+    return mixing.mix_group is not None
+
+
+def cutmix_share(mixing: Mixing) -> float:
+    """The probability of cutmix for a group that is mixed."""
+    if mixing.mixup_alpha > 0 and mixing.cutmix_alpha > 0:
+        return mixing.switch_prob
+    return 1.0 if mixing.cutmix_alpha > 0 else 0.0
+
+
+def mix(images: Tensor, partners: Tensor, weights: Tensor, boxes: Tensor) -> Tensor:
+    """Images [B, C, H, W] (floats), each mixed with the one `partners` positions after it; the rest as in `Mix`.
+
+    A sample of weight 1 without a box keeps every bit.
+    """
+    height, width = images.shape[2:]
+    rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    top, left, box_height, box_width = boxes.to(torch.int64).T[..., None]
+    in_rows = (rows >= top) & (rows < top + box_height)
+    in_columns = (columns >= left) & (columns < left + box_width)
+    is_pasted = (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
+    is_cut = (boxes[:, 2] > 0)[:, None, None, None]
+    own = torch.where(is_cut, (~is_pasted).to(images.dtype), weights.to(images.dtype)[:, None, None, None])
+    return torch.lerp(images[partner_rows(partners)], images, own)
+
+
+def partner_rows(partners: Tensor) -> Tensor:
+    """The partners' rows in the batch, int64 [B]."""
+    return torch.arange(len(partners), device=partners.device) + partners

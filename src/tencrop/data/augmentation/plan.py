@@ -1,0 +1,219 @@
+"""The plan of a micro-batch: which box of each image, mirrored or not, at which size, with which color draw.
+
+Computed once, vectorized over the batch, in integers and float64 [3]; both loaders are handed the same plan.
+Boxes are in the *stored* image's pixels [5].
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tencrop.config import Augmentation, Protocol
+from tencrop.data.augmentation.erasing import erasing_boxes, is_erased, noise_offsets
+from tencrop.data.augmentation.jitter import NEUTRAL, is_jittered, jitter_factors, jitter_orders
+from tencrop.data.augmentation.mixing import is_mixed, mixing_plan
+from tencrop.data.augmentation.randaugment import is_randaugmented, randaugment_plan
+from tencrop.data.sampling.geometry import center_box, central_square, rescaled_size
+from tencrop.data.sampling.rng import Float64, Index, Stream, View, integers_below, normals, random_uint64, uniforms
+
+Sizes = npt.NDArray[np.int32]
+NUM_ATTEMPTS = 10  # of GoogLeNet's crop, as in torchvision
+
+
+class Plan(NamedTuple):
+    """What the loaders apply to the B samples of a micro-batch."""
+
+    index: Index  # type: ignore[assignment]  # int64 [B]; hides tuple.index
+    boxes: npt.NDArray[np.int32]  # [B, 4] top, left, height, width, in stored pixels
+    sizes: Sizes  # [B, 2] height and width that the box is resized to
+    flips: npt.NDArray[np.bool_]  # [B] mirrored after the resize
+    pca_alphas: Float64  # [B, 3] alphas of the RGB principal components (zeros when off)
+    jitter: Float64  # [B, 4] factors of brightness, contrast, saturation, and the turn of hue (1, 1, 1, 0 when off)
+    jitter_orders: Index  # [B, 4] which of these four comes first, second, third, fourth
+    operations: Index  # [B, num_ops] RandAugment's operations in order
+    operation_values: Float64  # [B, num_ops] in the unit of each
+    erased_boxes: npt.NDArray[np.int32]  # [B, 4] top, left, height, width in the network's pixels (empty when off)
+    noise_offsets: Index  # [B] where the noise that fills them begins in the run's table
+    partners: Index  # [B] positions from a sample to the one it is mixed with (0 when off)
+    mix_weights: Float64  # [B] a sample's own share of its mix (1 when off)
+    mix_boxes: npt.NDArray[np.int32]  # [B, 4] top, left, height, width pasted from the partner (empty when off)
+
+
+def training_plan(
+    index: Index,
+    stored_sizes: Sizes,
+    *,
+    augmentation: Augmentation,
+    seed: int,
+    epoch: int,
+    view: View = 0,
+    positions: Index | None = None,
+) -> Plan:
+    """The plan of training samples `index`; `stored_sizes` int32 [N_all, 2] are those of the whole split.
+
+    `view` is the copy number under repeated augmentation, of all or of each.
+    A sample's row is a function of (seed, epoch, index, view) and its own size alone; its mix is one of (seed, epoch)
+    and of its place in the epoch's order, `positions` int64 [B], which only mixing needs.
+    """
+    index = np.asarray(index, np.int64)
+    height, width = stored_sizes[index].astype(np.int64).T
+    size = augmentation.size
+    key: dict[str, Any] = {"seed": seed, "index": index, "epoch": epoch, "view": view}
+    if augmentation.crop in ("random_resized", "random_sized"):
+        assert augmentation.area is not None and augmentation.aspect is not None
+        cut = {"random_resized": random_resized_boxes, "random_sized": random_sized_boxes}[augmentation.crop]
+        draw = random_uint64(**key, stream=Stream.CROP, count=5 * NUM_ATTEMPTS)
+        boxes = cut(height, width, draw, area=augmentation.area, aspect=augmentation.aspect)
+    elif augmentation.crop == "random":
+        assert augmentation.side is not None and augmentation.region is not None
+        draw = random_uint64(**key, stream=Stream.CROP, count=3)
+        boxes = random_boxes(height, width, draw, side=augmentation.side, size=size, region=augmentation.region)
+    else:
+        assert augmentation.crop == "none", augmentation.crop
+        boxes = np.stack([np.zeros_like(height), np.zeros_like(width), height, width], axis=1)
+    flips = uniforms(**key, stream=Stream.FLIP, count=1)[:, 0] < augmentation.flip
+    color = np.zeros((len(index), 3))
+    if augmentation.pca.std > 0:
+        color = normals(**key, stream=Stream.PCA, count=3) * augmentation.pca.std
+    plan = unaugmented(index, boxes, np.full((len(index), 2), size))._replace(flips=flips, color=color)
+    if is_jittered(augmentation.jitter):
+        plan = plan._replace(jitter=jitter_factors(key, augmentation.jitter), jitter_orders=jitter_orders(key))
+    if is_randaugmented(augmentation.randaugment):
+        operations, values = randaugment_plan(key, augmentation.randaugment, size=size)
+        plan = plan._replace(operations=operations, operation_values=values)
+    if is_erased(augmentation.erasing):
+        erased = erasing_boxes(key, augmentation.erasing, size=size)
+        plan = plan._replace(erased_boxes=erased.astype(np.int32), noise_offsets=noise_offsets(key))
+    if is_mixed(augmentation.mixing):
+        assert positions is not None and len(positions) == len(index)
+        mix = mixing_plan(positions, mixing=augmentation.mixing, size=size, seed=seed, epoch=epoch)
+        plan = plan._replace(partners=mix.partners, mix_weights=mix.weights, mix_boxes=mix.boxes)
+    return plan
+
+
+def evaluation_plan(index: Index, stored_sizes: Sizes, *, protocol: Protocol) -> Plan:
+    """The plan of evaluation samples `index`: the whole image, or its central square where the protocol's region is
+    the square, resized so that its shorter side is `protocol.side` (kept where null). Sizes differ per image.
+    """
+    index = np.asarray(index, np.int64)
+    height, width = stored_sizes[index].astype(np.int64).T
+    top, left = np.zeros_like(height), np.zeros_like(width)
+    if protocol.region == "square":
+        top, left, height, width = central_square(height, width)
+    out_height, out_width = (height, width) if protocol.side is None else rescaled_size(height, width, protocol.side)
+    return unaugmented(index, np.stack([top, left, height, width], axis=1), np.stack([out_height, out_width], axis=1))
+
+
+def unaugmented(index: Index, boxes: npt.NDArray[Any], sizes: npt.NDArray[Any]) -> Plan:
+    """The plan that cuts boxes out, resizes them and does nothing else."""
+    num_samples = len(index)
+    return Plan(
+        index=index,
+        boxes=boxes.astype(np.int32),
+        sizes=sizes.astype(np.int32),
+        flips=np.zeros(num_samples, bool),
+        color=np.zeros((num_samples, 3)),
+        jitter=np.tile(NEUTRAL, (num_samples, 1)),
+        jitter_orders=np.tile(np.arange(4), (num_samples, 1)),
+        operations=np.zeros((num_samples, 0), np.int64),
+        operation_values=np.zeros((num_samples, 0)),
+        erased_boxes=np.zeros((num_samples, 4), np.int32),
+        noise_offsets=np.zeros(num_samples, np.int64),
+        partners=np.zeros(num_samples, np.int64),
+        mix_weights=np.ones(num_samples),
+        mix_boxes=np.zeros((num_samples, 4), np.int32),
+    )
+
+
+def random_resized_boxes(
+    height: Index, width: Index, draw: npt.NDArray[np.uint64], *, area: list[float], aspect: list[float]
+) -> Index:
+    """Boxes int64 [B, 4] of GoogLeNet's crop (Szegedy et al. 2015, section 6), by torchvision's algorithm.
+
+    The box covers a uniform share `area` of the image at an aspect ratio (width / height) uniform in its logarithm
+    over `aspect`, at a uniform place. The first of ten attempts that fits counts; attempt a has draws 4a (area),
+    4a + 1 (aspect), 4a + 2 (top) and 4a + 3 (left) of `draw`, uint64 [B, 50], to itself. Where none fits: the largest
+    central box whose aspect ratio lies in the range.
+    """
+    low, high = np.log(aspect)
+    ratio = np.exp(low + (high - low) * _unit(draw[:, 1:40:4]))
+    boxes, fits = _attempted_boxes(height, width, draw, area=area, ratio=ratio)
+    return np.where(fits[:, None], boxes, _fallback_boxes(height, width, aspect))
+
+
+def random_sized_boxes(
+    height: Index, width: Index, draw: npt.NDArray[np.uint64], *, area: list[float], aspect: list[float]
+) -> Index:
+    """As `random_resized_boxes`, by fb.resnet.torch's algorithm (datasets/transforms.lua, RandomSizedCrop).
+
+    The aspect ratio is uniform itself over `aspect`, and then, by draw 40 + a, height and width are exchanged half of
+    the time. Where no attempt fits: the central square.
+    """
+    ratio = aspect[0] + (aspect[1] - aspect[0]) * _unit(draw[:, 1:40:4])
+    ratio = np.where(_unit(draw[:, 40:50]) < 0.5, 1 / ratio, ratio)
+    boxes, fits = _attempted_boxes(height, width, draw, area=area, ratio=ratio)
+    side = np.minimum(height, width)
+    square = np.stack([(height - side + 1) // 2, (width - side + 1) // 2, side, side], axis=1)
+    return np.where(fits[:, None], boxes, square)
+
+
+def _attempted_boxes(
+    height: Index, width: Index, draw: npt.NDArray[np.uint64], *, area: list[float], ratio: Float64
+) -> tuple[Index, npt.NDArray[np.bool_]]:
+    """The first attempt's box that fits, int64 [B, 4], and whether one does, bool [B]; ratio: [B, 10]."""
+    height, width = height[:, None], width[:, None]
+    target_area = height * width * (area[0] + (area[1] - area[0]) * _unit(draw[:, 0:40:4]))
+    box_height = np.rint(np.sqrt(target_area / ratio)).astype(np.int64)
+    box_width = np.rint(np.sqrt(target_area * ratio)).astype(np.int64)
+    fits = (box_height > 0) & (box_height <= height) & (box_width > 0) & (box_width <= width)
+    first = fits.argmax(axis=1)[:, None]
+    top = integers_below(draw[:, 2:40:4], np.where(fits, height - box_height + 1, 1))
+    left = integers_below(draw[:, 3:40:4], np.where(fits, width - box_width + 1, 1))
+    attempts = np.stack([top, left, box_height, box_width], axis=2)
+    return np.take_along_axis(attempts, first[:, :, None], axis=1)[:, 0], np.any(fits, axis=1)
+
+
+def _unit(draw: npt.NDArray[np.uint64]) -> Float64:
+    return np.ascontiguousarray((draw >> np.uint64(11)) * 2.0**-53)
+
+
+def random_boxes(
+    height: Index, width: Index, draw: npt.NDArray[np.uint64], *, side: list[int], size: int, region: str
+) -> Index:
+    """Boxes int64 [B, 4] of a size x size window in the image rescaled to a random shorter side.
+
+    The side is uniform over the integers `side` [low, high] (draw 0; VGG's scale jitter, one value for AlexNet); the
+    window's top and left (draws 1, 2) are uniform over the whole rescaled image or over its central square. The
+    window's edges, mapped to stored pixels, are rounded to whole ones: a store that has the side already is cropped
+    size x size, without a resize.
+    """
+    short_side = side[0] + integers_below(draw[:, 0], side[1] - side[0] + 1)
+    rescaled = rescaled_size(height, width, short_side)
+    origin = [np.zeros_like(height), np.zeros_like(width)]
+    extent = list(rescaled)
+    if region == "square":
+        origin[0], origin[1], extent[0], extent[1] = center_box(*rescaled, short_side, short_side)
+    starts, lengths = [], []
+    for axis, stored in enumerate((height, width)):
+        start = origin[axis] + integers_below(draw[:, 1 + axis], extent[axis] - size + 1)
+        first = _rounded_ratio(start * stored, rescaled[axis])
+        last = _rounded_ratio((start + size) * stored, rescaled[axis])
+        starts.append(np.minimum(first, stored - 1))
+        lengths.append(np.maximum(last - starts[-1], 1))
+    return np.stack(starts + lengths, axis=1)
+
+
+def _fallback_boxes(height: Index, width: Index, aspect: list[float]) -> Index:
+    low, high = aspect
+    is_tall, is_wide = width / height < low, width / height > high
+    box_height = np.where(is_tall, np.rint(width / low).astype(np.int64), height)
+    box_width = np.where(is_wide, np.rint(height * high).astype(np.int64), width)
+    box_height, box_width = np.maximum(box_height, 1), np.maximum(box_width, 1)
+    return np.stack([(height - box_height) // 2, (width - box_width) // 2, box_height, box_width], axis=1)
+
+
+def _rounded_ratio(numerator: Index, denominator: Index) -> Index:
+    return (2 * numerator + denominator) // (2 * denominator)

@@ -1,0 +1,184 @@
+"""Adopts .beton files that ffcv's own DatasetWriter has written (data=beton): checked and described, not copied.
+
+Called by prepare. A file has an image field and an integer field, in either order, by any names. Every image is decoded
+and counted as other sources' are; the prepared folder gets a link to the file in place of a store of its own.
+
+What such a file does not say stays unknown: an image's name is its label and its place in the file, a class is called
+by its number, and the stored size stands for the original one. The sample index is the place in the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tencrop.config import Data, StoreOptions, UserError
+from tencrop.data.preparation.statistics import ColorSums
+from tencrop.data.preparation.writer import CHUNK_FILES, in_order, split_facts, table_row, write_npy
+from tencrop.data.sources.folder import check_num_classes, source_folder
+from tencrop.data.sources.source import BETON, SourceFile, SourceLocation
+from tencrop.data.store.beton import JPEG, Beton
+from tencrop.data.store.encode import PLAIN_KINDS, Undecodable, encode
+from tencrop.data.store.manifest import file_table
+
+ENDINGS = (".beton", ".ffcv")  # ffcv's documentation uses the first, ffcv-imagenet's scripts the second
+AS_STORED = StoreOptions(mode="jpeg", short_side=None, max_side=None, quality=95)  # as in conf/data/beton.yaml
+NOT_KNOWN = ("names of the original images", "their sizes", "names of the classes")
+WRITE_AGAIN = "write it again with ffcv's DatasetWriter, with an RGBImageField and an IntField"
+MAX_CLASSES = 1 << 24  # a label beyond it is no class: an image's number, say
+
+
+class BetonSource:
+    """A .beton file for each split; an image is its JPEG payload, or a PPM file of its raw one.
+
+    Raises UserError where a file is missing, damaged or of other fields, or labels are not the numbers of classes.
+    """
+
+    def __init__(self, data: Data) -> None:
+        _check_options(data)
+        path = source_folder(data)
+        names = {split: _file_of(path, split, name) for split, name in dataclasses.asdict(data.splits).items()}
+        self.betons = {split: _opened(path / name) for split, name in names.items()}
+        num_bytes = {name: (path / name).stat().st_size for name in names.values()}
+        self.place = SourceLocation(str(path), names, dict.fromkeys(names, BETON), num_bytes)
+        self.classes = _classes(self.betons["train"], self.betons["val"])
+        check_num_classes(data, self.classes)
+        self.left_out: dict[str, Counter[str]] = {}
+        self.files = {split: _files(beton) for split, beton in self.betons.items()}
+
+    def read(self, split: str, file: SourceFile) -> bytes:
+        return self.betons[split].image_file(file.offset)
+
+    def published_md5(self) -> dict[str, str]:
+        return {}
+
+
+def adopt_split(
+    root: Path,
+    split: str,
+    source: BetonSource,
+    *,
+    num_threads: int,
+    every: int | None = None,
+    advance: Callable[[int], None] = lambda num_files: None,
+) -> tuple[dict[str, Any], ColorSums]:
+    """Link <split>.beton to the source's file and write <split>.files.npy; as `write_split`, but begins anew each time.
+
+    Raises UserError for the first image that does not decode to the size that the file says.
+    """
+    beton, files = source.betons[split], source.files[split]
+    table, total = file_table(len(files), max(len(file.name) for file in files)), ColorSums()
+    check = partial(_checked, source, split, every=every)
+    for start, (rows, sums) in in_order(check, range(0, len(files), CHUNK_FILES), num_threads=num_threads):
+        for number, row in enumerate(rows, start):
+            table[number] = row
+        total.merge(sums)
+        advance(len(rows))
+    link, names = root / f"{split}.beton", root / f"{split}.files.npy"
+    link.unlink(missing_ok=True)
+    link.symlink_to(beton.path)
+    write_npy(names, table)
+    facts = split_facts(link, names, table, {"adopted": True}, num_classes=len(source.classes))
+    return {**facts, "tables_sha256": beton.tables_sha256}, total
+
+
+def introduction(root: Path, source: BetonSource) -> str:
+    """What is printed before the images are read."""
+    counts = " and ".join(f"{len(files):,} {split}" for split, files in source.files.items())
+    files = ", ".join(f"{split} from {name}" for split, name in source.place.splits.items())
+    return (
+        f"beton: {counts} images of {len(source.classes):,} classes ({files}) -> {root}\n"
+        "every image is checked; the files are used where they lie, and not copied\n"
+        f"not known of such files: {', '.join(NOT_KNOWN)}"
+    )
+
+
+def check_root(root: Path, source: BetonSource) -> None:
+    """UserError where the user's own .beton files lie in the prepared folder: a failed preparation empties it, and who
+    prepares anew deletes it."""
+    own = {beton.path.resolve() for beton in source.betons.values()}
+    links = [root / f"{split}.beton" for split in source.betons]
+    own |= {path.resolve() for path in links if path.is_file() and not path.is_symlink()}
+    if found := [path for path in sorted(own) if path.parent == root.resolve()]:
+        raise UserError(
+            f"data.root={root}: holds {found[0].name} itself; name a folder of its own, such as"
+            f" data.root={root / 'prepared'}"
+        )
+
+
+def _checked(source: BetonSource, split: str, start: int, *, every: int | None) -> tuple[list[tuple], ColorSums]:
+    """Rows of the table of the files from `start` on, and their color sums."""
+    beton, rows, sums = source.betons[split], [], ColorSums()
+    for file in source.files[split][start : start + CHUNK_FILES]:
+        index = file.offset
+        is_counted = every is not None and index % every == 0
+        where, mode = f"{beton.path}: image {index} (label {file.label})", int(beton.modes[index])
+        try:
+            encoded = encode(source.read(split, file), file.label, AS_STORED, index=index, with_pixels=is_counted)
+        except Undecodable as error:
+            raise UserError(f"{where} cannot be decoded ({error}); {WRITE_AGAIN}") from error
+        if mode == JPEG and encoded.kind not in PLAIN_KINDS:
+            raise UserError(f"{where} is damaged, or no JPEG of RGB or gray ({encoded.kind}); {WRITE_AGAIN}")
+        size, said = (encoded.height, encoded.width), (int(beton.heights[index]), int(beton.widths[index]))
+        if size != said:
+            raise UserError(f"{where} has {size[1]} x {size[0]} pixels, and the file says {said[1]} x {said[0]};"
+                            f" {WRITE_AGAIN}")  # fmt: skip
+        if encoded.pixels is not None:
+            sums.add(encoded.pixels, *size)
+        rows.append(table_row(file, encoded if mode == JPEG else encoded._replace(kind="raw")))
+    return rows, sums
+
+
+def _check_options(data: Data) -> None:
+    """UserError for what would need a store of our own."""
+    for key, value in dataclasses.asdict(data.store).items():
+        if value != getattr(AS_STORED, key):
+            raise UserError(f"data.store.{key}={value}: data=beton takes the images as they are stored; leave it out")
+    if data.undecodable != "stop":
+        raise UserError(f"data.undecodable={data.undecodable}: data=beton can leave no image out; leave it out")
+
+
+def _file_of(folder: Path, split: str, name: str) -> str:
+    """The name of a split's file within `folder`: `name` itself, or the only one that begins and ends as it should."""
+    if (folder / name).is_file():
+        return name
+    found = sorted(path.name for path in folder.iterdir() if path.name.startswith(name) and path.suffix in ENDINGS)
+    if len(found) == 1:
+        return found[0]
+    there = f"holds {', '.join(found)}" if found else f"holds no file {name}*.beton or {name}*.ffcv"
+    raise UserError(f"data.source={folder}: {there}; name the file of the {split} split with data.splits.{split}=FILE")
+
+
+def _opened(path: Path) -> Beton:
+    try:
+        return Beton(path)
+    except UserError as error:  # it speaks of files that prepare.py has written
+        raise UserError(f"{str(error).rpartition(';')[0]}; {WRITE_AGAIN}") from error
+
+
+def _classes(train: Beton, val: Beton) -> list[str]:
+    """The numbers of the classes, 0 to the largest label of the training file."""
+    for beton in (train, val):
+        if not beton.num_samples:
+            raise UserError(f"{beton.path}: holds no image; {WRITE_AGAIN}")
+        low, high = int(beton.labels.min()), int(beton.labels.max())
+        if not 0 <= low <= high < MAX_CLASSES:
+            raise UserError(f"{beton.path}: labels are {low} to {high}, and must be classes 0 to K - 1; {WRITE_AGAIN}")
+    per_class = np.bincount(train.labels)
+    if not per_class.all():
+        raise UserError(f"{train.path}: no image has label {per_class.argmin()}; {WRITE_AGAIN}")
+    if (most := int(val.labels.max())) >= len(per_class):
+        raise UserError(f"{val.path}: has label {most}, and {train.path} has 0 to {len(per_class) - 1}; {WRITE_AGAIN}")
+    return [str(label) for label in range(len(per_class))]
+
+
+def _files(beton: Beton) -> list[SourceFile]:
+    columns = (beton.labels.tolist(), beton.payload_bytes.tolist())
+    rows = enumerate(zip(*columns, strict=True))
+    return [SourceFile(f"{label}/{index:08d}", label, num_bytes, index) for index, (label, num_bytes) in rows]

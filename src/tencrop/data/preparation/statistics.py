@@ -1,0 +1,116 @@
+"""Color statistics of a training split: RGB mean, covariance with its axes, mean image. Called by prepare.
+
+AlexNet, ZFNet and ResNet subtract the mean image or the mean; AlexNet's color noise needs the covariance's axes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tencrop.data.native.decoder import decode_batch
+from tencrop.data.native.reduce import MIN_SIDE, color_sums
+from tencrop.data.sampling.geometry import central_square
+from tencrop.data.store.beton import RAW
+
+SIDE = 256  # pixels, of the mean image
+SAMPLED_ABOVE, SAMPLED_EVERY = 100_000, 4  # of a larger split every fourth image is looked at: an eighth of the time
+PIXELS = (
+    "every pixel of the central square of {images}, 256 x 256 where the original's is that large or"
+    f" larger. Images are seen at 1, 1/2, 1/4 or 1/8 of their size, the least that keeps {MIN_SIDE} pixels on the"
+    " shorter side (JPEG: DCT scaling; others: means of blocks), and the square is brought to 256 x 256 from there"
+    " (bilinear, antialiased). sRGB values of [0, 255]"
+)
+
+
+def sampled_every(num_images: int) -> int:
+    """One image in how many, by sample index, goes into the statistics of a split of this size.
+
+    Of ImageNet's 1,281,167 that leaves a mean image within about 70 / sqrt(320,000) = 0.12 gray levels of the whole's.
+    """
+    return SAMPLED_EVERY if num_images > SAMPLED_ABOVE else 1
+
+
+class ColorSums:
+    """Exact integer sums over images. Adding commutes, so the result depends on no order and no number of threads.
+
+    int64 holds the sums of squares of 2.1 billion images.
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        self.every = every  # one image in so many is added
+        self.num_images = 0
+        self.num_pixels = 0
+        self.color = np.zeros(9, np.int64)  # r, g, b and the products rr, rg, rb, gg, gb, bb
+        self.image = np.zeros((SIDE, SIDE, 3), np.int64)
+
+    def add(self, pixels: npt.NDArray[np.uint8], height: int, width: int) -> None:
+        """Count an image of `height` x `width`, seen at some reduced size: uint8 [reduced height, reduced width, 3]."""
+        top, left, side, _ = central_square(*pixels.shape[:2])
+        filled = _resized_square(pixels, top, left, side)
+        square = filled if min(height, width) >= SIDE else pixels[top : top + side, left : left + side]
+        self.num_images += 1
+        self.num_pixels += square.shape[0] * square.shape[1]
+        self.color += color_sums(square)
+        self.image += filled
+
+    def merge(self, other: ColorSums) -> None:
+        """Count the images that another has counted."""
+        self.num_images += other.num_images
+        self.num_pixels += other.num_pixels
+        self.color += other.color
+        self.image += other.image
+
+    def statistics(self) -> dict[str, Any]:
+        """For the manifest, on [0, 255]: mean, std, covariance, eigenvalues (variances, descending), eigenvectors.
+
+        The eigenvectors are the columns; of each, the component of largest magnitude is positive. Divisor: the
+        number of pixels.
+        """
+        assert self.num_images > 0
+        count = self.num_pixels
+        sums = self.color.astype(object)  # Python's integers: no overflow
+        color, products = sums[:3], sums[[3, 4, 5, 4, 6, 7, 5, 7, 8]].reshape(3, 3)
+        covariance = ((count * products - np.outer(color, color)) / count**2).astype(np.float64)
+        eigenvalues, eigenvectors = np.linalg.eigh(covariance)
+        eigenvalues, eigenvectors = np.maximum(eigenvalues[::-1], 0.0), eigenvectors[:, ::-1]
+        largest = np.abs(eigenvectors).argmax(axis=0)
+        eigenvectors = eigenvectors * np.sign(eigenvectors[largest, range(3)])
+        return {
+            "mean": (color / count).tolist(),
+            "std": np.sqrt(np.diag(covariance)).tolist(),
+            "covariance": covariance.tolist(),
+            "eigenvalues": eigenvalues.tolist(),
+            "eigenvectors": eigenvectors.tolist(),
+            "num_images": self.num_images,
+            "num_pixels": count,
+            "pixels": PIXELS.format(
+                images="every training image" if self.every == 1 else f"one in {self.every} training images"
+            ),
+        }
+
+    def mean_image(self) -> np.ndarray:
+        """float32 [256, 256, 3]: mean of the central squares, each resized to 256 x 256 (enlarged where smaller)."""
+        return (self.image / self.num_images).astype(np.float32)
+
+
+def _resized_square(pixels: npt.NDArray[np.uint8], top: int, left: int, side: int) -> npt.NDArray[np.uint8]:
+    """The square at 256 x 256, as Pillow's crop and then resize (bilinear) would make it, a third as long."""
+    content = np.ascontiguousarray(pixels).reshape(-1)
+    filled = np.empty((1, SIDE, SIDE, 3), np.uint8)
+    decode_batch(
+        filled,
+        content,
+        pointers=np.zeros(1, np.uint64),
+        payload_bytes=np.array([content.size], np.uint64),
+        modes=np.array([RAW], np.uint8),
+        stored_sizes=np.array([pixels.shape[:2]], np.int32),
+        boxes=np.array([[top, left, side, side]], np.int32),
+        sizes=np.array([[SIDE, SIDE]], np.int32),
+        flips=np.zeros(1, bool),
+        filter="bilinear",
+        num_threads=1,
+    )
+    return filled[0]

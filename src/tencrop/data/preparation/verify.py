@@ -1,0 +1,98 @@
+"""A prepared folder compared with its manifest, every stored byte of it. Called by prepare.py verify=true.
+
+Opening a folder (`open_split`) compares sizes and the tables of the .beton files only; this reads everything. Training
+compares no payload with its hash: it stops at a JPEG that does not decode, but a changed byte of a raw image, or one
+that leaves a JPEG decodable, is a changed picture that only this finds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from tencrop.config import UserError
+from tencrop.console import plain_console
+from tencrop.data.preparation.estimate import counting_images
+from tencrop.data.store.manifest import (
+    SPLITS,
+    Split,
+    check_file,
+    open_split,
+    read_manifest,
+    source_fingerprint,
+    store_fingerprint,
+)
+
+MAX_NAMED = 5
+CHUNK_SAMPLES = 256
+
+
+def verify(root: str | Path, data: str = "imagefolder", *, num_threads: int = 1, progress: bool = True) -> None:
+    """Return where the folder is what was prepared, else raise UserError with the files and images that differ.
+
+    `data` is the name of the data group, for the command in the sentence where nothing is prepared.
+    """
+    root = Path(root)
+    console = plain_console(quiet=not progress, soft_wrap=True)
+    manifest = read_manifest(root, data)
+    mend = f"delete {root} and prepare the data again (prepare.py)"
+    for name in SPLITS:
+        split = open_split(root, name, data=data)
+        facts = manifest["splits"][name]
+        check_file(root / facts["files"], facts["files_sha256"])
+        table = np.asarray(split.files)
+        fingerprints = {
+            "source_fingerprint": source_fingerprint(table),
+            "store_fingerprint": store_fingerprint(table, facts["store"]),
+        }
+        for key, found in fingerprints.items():
+            if found != facts[key]:
+                raise UserError(f"{root / facts['files']}: its {key} is not the manifest's; {mend}")
+        beton = root / facts["beton"]
+        for column, theirs in (
+            ("label", split.labels),
+            ("mode", split.beton.modes),
+            ("stored_height", split.beton.heights),
+            ("stored_width", split.beton.widths),
+        ):
+            if not np.array_equal(table[column], theirs):
+                raise UserError(f"{beton}: {column} of its samples is not that of {facts['files']}; {mend}")
+        with counting_images(console, name, split.num_samples) as advance:
+            damaged = _damaged(split, table, num_threads, advance)
+        if damaged:
+            named = ", ".join(f"{split.names(index)} (sample {index})" for index in damaged[:MAX_NAMED])
+            more = f" and {len(damaged) - MAX_NAMED:,} more" if len(damaged) > MAX_NAMED else ""
+            raise UserError(
+                f"{beton}: {len(damaged):,} of {split.num_samples:,} images are not what was written:"
+                f" {named}{more}; {mend}"
+            )
+    if "sha256" not in manifest:
+        console.print(
+            f"{root / 'manifest.json'}: written by an earlier version, without a digest of itself: its statistics,"
+            " class names and options could not be checked"
+        )
+    console.print(f"{root}: as it was prepared")
+
+
+def _damaged(split: Split, table: np.ndarray, num_threads: int, advance: Callable[[int], None]) -> list[int]:
+    """The samples whose stored bytes have another hash than the table says."""
+
+    def damaged_of(first: int) -> list[int]:
+        indices = range(first, min(first + CHUNK_SAMPLES, split.num_samples))
+        return [
+            index
+            for index in indices
+            if hashlib.sha256(split.beton.payload(index).data).digest() != table["payload_sha256"][index].tobytes()
+        ]
+
+    damaged: list[int] = []
+    with ThreadPoolExecutor(num_threads) as pool:
+        starts = range(0, split.num_samples, CHUNK_SAMPLES)
+        for start, found in zip(starts, pool.map(damaged_of, starts), strict=True):
+            damaged += found
+            advance(min(CHUNK_SAMPLES, split.num_samples - start))
+    return damaged

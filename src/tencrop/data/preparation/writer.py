@@ -1,0 +1,247 @@
+"""Writes one split of a prepared folder: its .beton file and its table of files. Called by prepare.
+
+Threads read, decode, hash and count (all of which release the GIL), some files at a time; the caller's thread writes
+in index order, so the bytes do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from tencrop.config import StoreOptions, UserError
+from tencrop.data.preparation.parts import Part, joined, part_keys, part_ranges, read_parts, remove_parts, write_part
+from tencrop.data.preparation.statistics import ColorSums
+from tencrop.data.sources.source import Source, SourceFile
+from tencrop.data.store.beton import BetonWriter, EncodedSample, tables_sha256
+from tencrop.data.store.encode import KINDS, PLAIN_KINDS, EncodedFile, Undecodable, encode
+from tencrop.data.store.manifest import file_table, source_fingerprint, store_fingerprint
+from tencrop.files import atomic_write, file_sha256, partial_name
+
+CHUNK_FILES = 16  # a thread's task at most
+CHUNK_BYTES = 1 << 23  # of the files of a task, unless it is a single one: what a thread makes of them is held
+MAX_LISTED = 1000  # converted files, and grayscale ones, that the manifest names; the table has the kind of every file
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Chunk(NamedTuple):
+    """Consecutive files as a thread made them."""
+
+    samples: list[tuple[EncodedSample, tuple] | dict[str, str]]  # with the row of the table; or skipped, and why
+    sums: ColorSums
+
+
+def write_split(
+    root: Path,
+    split: str,
+    source: Source,
+    options: StoreOptions,
+    *,
+    undecodable: str,
+    num_threads: int,
+    every: int | None = None,
+    advance: Callable[[int], None] = lambda num_files: None,
+) -> tuple[dict[str, Any], ColorSums]:
+    """Write <split>.beton and <split>.files.npy; return what the manifest says of the split, and its color sums.
+
+    Goes on from the parts that an interrupted preparation left. `advance` is told how many files were done. One file
+    in `every` is counted in the sums, none for None. Raises UserError at the first undecodable file unless
+    `undecodable` is skip.
+    """
+    files = source.files[split]
+    keys, ranges = part_keys(files, options, every), part_ranges(len(files))
+    parts, total = read_parts(root, split, keys, undecodable=undecodable)
+    num_done = sum(map(len, ranges[: len(parts)]))
+    advance(num_done)
+    beton, names = root / f"{split}.beton", root / f"{split}.files.npy"
+
+    def make(ranks: range) -> Chunk:
+        return _chunk(source, split, files[ranks.start : ranks.stop], ranks.start, options, every)
+
+    if len(parts) < len(keys) or not beton.is_file():
+        if parts and beton.is_file():  # it was finished with later files that are others now
+            os.replace(beton, partial_name(beton))
+        written = joined(parts)
+        tasks = [task for part in ranges[len(parts) :] for task in _tasks(files, part)]
+        with (
+            BetonWriter(beton, len(files), written.metadata, written.payload_bytes) as writer,
+            contextlib.closing(in_order(make, tasks, num_threads=num_threads)) as chunks,
+        ):
+            for number in range(len(parts), len(keys)):
+                part, sums = _written_part(writer, chunks, len(ranges[number]), split, undecodable, advance)
+                writer.sync()
+                write_part(root, split, number, keys[number], part, sums)
+                parts.append(part)
+                total.merge(sums)
+            writer.finish()
+    whole = joined(parts)
+    table = file_table(len(whole.rows), max(len(os.fsencode(file.name)) for file in files))
+    for name in table.dtype.names or ():
+        table[name] = whole.rows[name]
+    per_class = np.bincount(table["label"], minlength=len(source.classes))
+    if not per_class.all():
+        beton.unlink()
+        remove_parts(root)
+        raise UserError(
+            f"class {source.classes[per_class.argmin()]} of the {split} split: no image can be decoded; replace them"
+        )
+    write_npy(names, table)
+    facts = split_facts(beton, names, table, dataclasses.asdict(options), num_classes=len(source.classes))
+    facts["tables_sha256"] = tables_sha256(whole.metadata, whole.payload_bytes)
+    return {**facts, "skipped": whole.skipped}, total
+
+
+def split_facts(
+    beton: Path, names: Path, table: np.ndarray, store: dict[str, Any], *, num_classes: int
+) -> dict[str, Any]:
+    """What the manifest says of a split whose files are written; `tables_sha256` is the caller's."""
+    return {
+        "num_samples": len(table),
+        "per_class": np.bincount(table["label"], minlength=num_classes).tolist(),
+        "store": store,
+        "beton": beton.name,
+        "beton_bytes": beton.stat().st_size,
+        "tables_sha256": "",
+        "files": names.name,
+        "files_bytes": names.stat().st_size,
+        "files_sha256": file_sha256(names),
+        "source_fingerprint": source_fingerprint(table),
+        "store_fingerprint": store_fingerprint(table, store),
+        "kinds": dict(Counter(KINDS[kind] for kind in table["kind"])),
+        "converted": _converted(table),
+        "grayscale": _grayscale(table),
+        "skipped": [],
+    }
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    """Write an .npy file whole, or not at all."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    atomic_write(path, buffer.getvalue())
+
+
+def _written_part(
+    writer: BetonWriter,
+    chunks: Iterator[tuple[range, Chunk]],
+    num_files: int,
+    split: str,
+    undecodable: str,
+    advance: Callable[[int], None],
+) -> tuple[Part, ColorSums]:
+    """Write the samples of `num_files` files; return what was written, and their color sums."""
+    first, rows, skipped, sums = writer.count, [], [], ColorSums()
+    while num_files > 0:
+        _, chunk = next(chunks)
+        for item in chunk.samples:
+            if isinstance(item, dict):
+                if undecodable == "stop":
+                    raise UserError(
+                        f"{item['name']} of the {split} split cannot be decoded ({item['reason']});"
+                        " replace it, or leave such files out with data.undecodable=skip"
+                    )
+                skipped.append(item)
+                continue
+            writer.add(item[0])
+            rows.append(item[1])
+        sums.merge(chunk.sums)
+        num_files -= len(chunk.samples)
+        advance(len(chunk.samples))
+    table = file_table(len(rows), max((len(row[0]) for row in rows), default=1))
+    for place, row in enumerate(rows):
+        table[place] = row
+    return Part(table, *writer.written(first), skipped), sums
+
+
+def _tasks(files: list[SourceFile], part: range) -> Iterator[range]:
+    """A part cut into the ranks of CHUNK_FILES files each, fewer where these are large: 16 images of 25 million pixels,
+    stored raw, are 1.2 GB, and 2 tasks a thread are held."""
+    first, num_bytes = part.start, 0
+    for rank in part:
+        num_bytes += files[rank].num_bytes
+        if rank > first and (rank - first == CHUNK_FILES or num_bytes > CHUNK_BYTES):
+            yield range(first, rank)
+            first, num_bytes = rank, files[rank].num_bytes
+    yield range(first, part.stop)
+
+
+def _chunk(
+    source: Source, split: str, files: list[SourceFile], first: int, options: StoreOptions, every: int | None
+) -> Chunk:
+    """`first` is the rank of the first file in its split."""
+    samples: list[tuple[EncodedSample, tuple] | dict[str, str]] = []
+    sums = ColorSums()
+    for index, file in enumerate(files, start=first):
+        try:
+            is_counted = every is not None and index % every == 0
+            content = source.read(split, file)
+            encoded = encode(content, file.label, options, index=index, with_pixels=is_counted)
+        except Undecodable as error:
+            samples.append({"name": file.name, "reason": str(error)})
+            continue
+        if encoded.pixels is not None:
+            sums.add(encoded.pixels, encoded.height, encoded.width)
+        samples.append((encoded.sample, table_row(file, encoded)))
+    return Chunk(samples, sums)
+
+
+def table_row(file: SourceFile, encoded: EncodedFile) -> tuple:
+    """A row of the table of files, in the order of `file_table`."""
+    stored = encoded.sample
+    return (
+        os.fsencode(file.name),
+        file.label,
+        KINDS.index(encoded.kind),
+        stored.mode,
+        file.offset,
+        encoded.num_bytes,
+        np.frombuffer(encoded.sha256, np.uint8),
+        np.frombuffer(encoded.payload_sha256, np.uint8),
+        encoded.height,
+        encoded.width,
+        stored.height,
+        stored.width,
+    )
+
+
+def _converted(table: np.ndarray) -> list[dict[str, str]]:
+    """The first files that are called JPEG and hold CMYK or another format: decoded and kept as RGB."""
+    is_plain = np.isin(table["kind"], [KINDS.index(kind) for kind in PLAIN_KINDS])
+    names = [os.fsdecode(name) for name in table["name"][~is_plain]]
+    kinds = [KINDS[kind] for kind in table["kind"][~is_plain]]
+    listed = [pair for pair in zip(names, kinds, strict=True) if pair[0].lower().endswith((".jpg", ".jpeg"))]
+    return [{"name": name, "kind": kind} for name, kind in listed[:MAX_LISTED]]
+
+
+def _grayscale(table: np.ndarray) -> list[str]:
+    """The first grayscale JPEGs: kept as they are, decoded to three equal channels."""
+    return [os.fsdecode(name) for name in table["name"][table["kind"] == KINDS.index("gray jpeg")][:MAX_LISTED]]
+
+
+def in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], *, num_threads: int
+) -> Generator[tuple[Item, Result], None, None]:
+    """(item, function(item)) in the items' order, computed by threads that run at most 2 x num_threads ahead."""
+    pending: deque[tuple[Item, Future[Result]]] = deque()
+    pool = ThreadPoolExecutor(num_threads)
+    try:
+        for item in items:
+            pending.append((item, pool.submit(function, item)))
+            if len(pending) == 2 * num_threads:
+                done, future = pending.popleft()
+                yield done, future.result()
+        for done, future in pending:
+            yield done, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)

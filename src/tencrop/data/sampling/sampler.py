@@ -1,0 +1,104 @@
+"""Which sample when: the order of an epoch, its batches on every rank, the parts of an evaluation, the minival.
+
+Called by the data module and the loaders. An epoch's order is a function of (seed, epoch) and the set of samples;
+ranks and micro-batches only cut it, so every layout sees the same global batches [4].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from tencrop.config import UserError
+from tencrop.data.sampling.rng import Index, Stream, hashes
+from tencrop.data.store.encode import MAX_PIXELS
+
+MAX_PADDED_BYTES = 1 << 27  # 128 images of 480 x 728 pixels; the loader holds several batches
+
+
+def training_positions(num_batches: int, *, global_batch: int, micro_batch: int, rank: int, num_ranks: int) -> Index:
+    """Which positions of an epoch's order this rank takes, int64 [num_micro_batches, micro_batch].
+
+    Global batch b is the positions [b * B, (b + 1) * B); rank r holds the r-th of `num_ranks` equal contiguous parts of
+    it, cut into micro-batches.
+    """
+    per_rank, remainder = divmod(global_batch, num_ranks)
+    assert remainder == 0 and per_rank % micro_batch == 0 and 0 <= rank < num_ranks
+    positions = np.arange(num_batches * global_batch, dtype=np.int64)
+    return positions.reshape(num_batches, num_ranks, per_rank)[:, rank].reshape(-1, micro_batch)
+
+
+def epoch_order(index: Index, *, seed: int, epoch: int) -> Index:
+    """The samples `index` in the order of the epoch: by the 64-bit hash of (seed, epoch, index), ties by index."""
+    index = np.sort(np.asarray(index, np.int64))
+    return index[np.argsort(hashes(seed=seed, index=index, epoch=epoch, stream=Stream.ORDER), kind="stable")]
+
+
+def evaluation_batches(index: Index, *, micro_batch: int, rank: int, num_ranks: int) -> list[Index]:
+    """This rank's part of an evaluation in batches of `micro_batch`, the last one smaller; every sample once."""
+    part = evaluation_part(index, rank=rank, num_ranks=num_ranks)
+    return [part[start : start + micro_batch] for start in range(0, len(part), micro_batch)]
+
+
+def within_memory(batches: list[Index], sizes: npt.NDArray[np.int32]) -> list[Index]:
+    """The batches, cut where they would be too large: every image of a batch is padded to the largest height and the
+    largest width in it, so a tall and a wide one make all of them large. The same samples in the same order.
+
+    `sizes` int [N, 2] are height and width of every sample of the split as it is evaluated. A batch takes
+    MAX_PADDED_BYTES at most, unless a single image does not.
+    """
+    return [part for batch in batches for part in _cut(batch, sizes[batch].tolist())]
+
+
+def check_rescaled(sizes: npt.NDArray[np.int32], name_of: Callable[[int], str], *, key: str) -> str | None:
+    """What a batch of the largest image takes, in a sentence, where that is more than MAX_PADDED_BYTES; else None.
+
+    sizes: as in `within_memory`. key: what rescales the images, as KEY=VALUE. Raises UserError where an image would
+    have more pixels than a file may have: a strip of 1 x 65,500 pixels has 4.3 billion at a shorter side of 256.
+    """
+    num_pixels = sizes.astype(np.int64).prod(axis=1)
+    largest = int(num_pixels.argmax())
+    height, width = sizes[largest].tolist()
+    what = f"{key}: {name_of(largest)} has {width} x {height} pixels at that side"
+    if num_pixels[largest] > MAX_PIXELS:
+        raise UserError(f"{what}, more than the {MAX_PIXELS:,} that an image may have; leave it out, or crop the file")
+    num_bytes = 3 * int(num_pixels[largest])
+    if num_bytes <= MAX_PADDED_BYTES:
+        return None
+    return f"{what}: a batch of it alone takes {num_bytes / 1e6:,.0f} MB, 4 times that as the network's input"
+
+
+def _cut(batch: Index, sizes: list[list[int]]) -> list[Index]:
+    starts, height, width = [0], 0, 0
+    for place, size in enumerate(sizes):
+        height, width = max(height, size[0]), max(width, size[1])
+        if place > starts[-1] and 3 * height * width * (place + 1 - starts[-1]) > MAX_PADDED_BYTES:
+            starts.append(place)
+            height, width = size
+    return np.split(batch, starts[1:]) if len(batch) else []
+
+
+def evaluation_part(index: Index, *, rank: int, num_ranks: int) -> Index:
+    """The contiguous part of `index` that a rank evaluates; parts differ by at most one and may be empty."""
+    assert 0 <= rank < num_ranks
+    return index[len(index) * rank // num_ranks : len(index) * (rank + 1) // num_ranks]
+
+
+def minival_split(num_samples: int, *, fraction: float) -> tuple[Index, Index]:
+    """(training index, minival index), each ascending: the round(num_samples * fraction) samples of least hash.
+
+    The hash is of the sample index alone (seed 0), so that all seeds of a recipe select on the same images [13].
+    A fraction above 0 takes at least one image; raises UserError where it leaves none to train on.
+    """
+    assert 0 <= fraction <= 1
+    index = np.arange(num_samples, dtype=np.int64)
+    num_minival = max(1, round(num_samples * fraction)) if fraction > 0 else 0
+    if num_minival >= num_samples:
+        raise UserError(
+            f"training.minival_fraction={fraction}: takes {num_minival} of {num_samples} images and leaves none"
+            " to train on; lower it"
+        )
+    by_hash = np.argsort(hashes(seed=0, index=index, epoch=0, stream=Stream.MINIVAL), kind="stable")
+    return np.sort(by_hash[num_minival:]), np.sort(by_hash[:num_minival])

@@ -1,0 +1,147 @@
+"""The members of an archive, found once by their offsets, so that threads can read them in any order.
+
+Called by the sources. Nothing is ever unpacked to disk; what could lead outside (absolute paths, `..`, links,
+devices) is refused all the same, because a data set holds no such thing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tencrop.config import UserError
+from tencrop.data.sources.source import pread
+
+MAX_SMALL_FILE_BYTES = 1 << 28  # of a file that is read whole out of a compressed archive: no bomb
+
+
+class Member(NamedTuple):
+    name: str  # as in the archive, without a leading ./
+    offset: int  # bytes from the start of the archive: of the content (tar), of the local header (zip)
+    num_bytes: int
+
+
+def tar_members(path: Path, within: Member | None = None) -> Iterator[Member]:
+    """The files of an uncompressed tar, in its order; `within`: of the tar that is this member of it.
+
+    Raises UserError for a truncated or damaged archive and for a member that is neither file nor folder.
+    """
+    size = path.stat().st_size
+    start, end = (within.offset, within.offset + within.num_bytes) if within else (0, size)
+    label = f"{path}, {within.name}" if within else str(path)
+    with open(path, "rb") as file:
+        try:
+            with tarfile.open(fileobj=_Window(file.fileno(), start, end), mode="r:") as archive:
+                while (entry := archive.next()) is not None:
+                    archive.members = []  # type: ignore[attr-defined]  # a list that would grow by a kilobyte a file
+                    if entry.isdir():
+                        continue
+                    member = Member(_safe_name(label, entry), start + entry.offset_data, entry.size)
+                    if member.offset + member.num_bytes > end:
+                        raise UserError(f"{label}: truncated within {member.name}; download it again")
+                    yield member
+                # tarfile takes a damaged or truncated header for the end; the end is a block of zeros
+                if pread(file.fileno(), start + archive.offset, min(512, end - start - archive.offset)) != bytes(512):
+                    raise UserError(f"{label}: damaged or truncated behind byte {archive.offset}; download it again")
+        except (tarfile.TarError, EOFError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{label}: not a tar archive, or damaged ({error}); download it again") from error
+
+
+def small_files(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+    """The files of a compressed tar that are wanted, by name: whole, in memory. Raises UserError as `tar_members`."""
+    found = {}
+    try:
+        with tarfile.open(path, "r:*") as archive:
+            for entry in archive:
+                if entry.isdir():
+                    continue
+                name = _safe_name(str(path), entry)
+                if wanted(name):
+                    if entry.size > MAX_SMALL_FILE_BYTES:
+                        raise UserError(f"{path}: {name} claims {entry.size} bytes; this is not the published archive")
+                    content = archive.extractfile(entry)
+                    assert content is not None
+                    found[name] = content.read()
+    except (tarfile.TarError, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UserError(f"{path}: not a tar archive, or damaged ({error}); download it again") from error
+    return found
+
+
+def zip_members(path: Path) -> Iterator[Member]:
+    """The files of a zip; UserError for a damaged one, and for members that are encrypted, links or outside."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.is_dir():
+                    continue
+                _check_name(str(path), entry.filename)
+                kind = entry.external_attr >> 16 & 0o170000
+                if kind not in (0, 0o100000) or entry.flag_bits & 1:
+                    raise UserError(f"{path}: {entry.filename} is a link, a device or encrypted; refused")
+                if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise UserError(f"{path}: {entry.filename} is compressed in an unusual way; zip it anew")
+                yield Member(entry.filename, entry.header_offset, entry.file_size)
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path}: not a zip archive, or truncated ({error}); download it again") from error
+
+
+def check_md5(path: Path, expected: str, advance: Callable[[int], None] = lambda num_bytes: None) -> None:
+    """UserError unless the file's MD5 is as published; `advance` is told the bytes read."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb", buffering=0) as file:
+        while part := file.read(1 << 22):
+            digest.update(part)
+            advance(len(part))
+    if digest.hexdigest() != expected:
+        raise UserError(f"{path}: its MD5 is {digest.hexdigest()}, and {expected} was published; download it again")
+
+
+def _safe_name(archive: str, entry: tarfile.TarInfo) -> str:
+    _check_name(archive, entry.name)
+    if not entry.isreg() or entry.issparse():
+        raise UserError(f"{archive}: {entry.name} is a link, a device or no plain file; refused: archive plain files")
+    return entry.name.removeprefix("./")
+
+
+def _check_name(archive: str, name: str) -> None:
+    if name.startswith("/") or ".." in name.replace("\\", "/").split("/") or "\0" in name:
+        raise UserError(
+            f"{archive}: a member is called {name!r}, which leads outside of it; refused: archive the files anew"
+        )
+
+
+class _Window(io.RawIOBase):
+    """The bytes [start, end) of an open file as a file of its own."""
+
+    def __init__(self, descriptor: int, start: int, end: int) -> None:
+        self._descriptor, self._start, self._size, self._position = descriptor, start, end - start, 0
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._size - self._position)
+        content = pread(self._descriptor, self._start + self._position, left if size < 0 else min(size, left))
+        self._position += len(content)
+        return content
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        assert whence == os.SEEK_SET
+        self._position = offset
+        return offset
+
+    def tell(self) -> int:
+        return self._position
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True

@@ -1,0 +1,293 @@
+"""ffcv's file format (.beton, version 2): an image and an integer label a sample; stock ffcv reads these files.
+
+Called by prepare (writes) and by the loader (reads). ffcv's own writer places samples by worker timing, so its
+files differ from run to run; this one writes them in index order, so the same samples give the same bytes.
+
+Layout: header | two field descriptors | metadata of every sample | payloads | allocation table. A payload never
+crosses a multiple of the page size, counted from the start of the file: ffcv may read page by page.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from tencrop.config import UserError
+from tencrop.data.native.mapped import watch
+
+JPEG, RAW = 0, 1  # modes of a payload: a JPEG file | height x width x 3 bytes, RGB
+MIN_PAGE_BYTES = 1 << 23
+MAX_PAYLOAD_BYTES = 1 << 31  # the header keeps the page size in 32 bits, and pages are powers of two
+
+VERSION = 2
+IMAGE_FIELD, INT_FIELD = 2, 1  # ffcv's type ids of RGBImageField and IntField
+# as in ffcv/types.py and ffcv/fields: little-endian, aligned as a C compiler would
+HEADER = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ],
+    align=True,
+)
+FIELD = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
+IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+SAMPLE = np.dtype([("image", IMAGE), ("label", "<i8")], align=True)
+LABEL_FIRST = np.dtype([("label", "<i8"), ("image", IMAGE)], align=True)  # where ffcv's user named the label first
+SAMPLES = {(IMAGE_FIELD, INT_FIELD): SAMPLE, (INT_FIELD, IMAGE_FIELD): LABEL_FIRST}
+ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+METADATA_START = HEADER.itemsize + 2 * FIELD.itemsize
+
+
+class EncodedSample(NamedTuple):
+    payload: bytes
+    mode: int  # JPEG | RAW
+    height: int  # pixels, at most 65,535
+    width: int
+    label: int
+
+
+class BetonWriter:
+    """Writes samples in order; can be taken up again after a kill.
+
+    The file appears under its name only when it is complete and on disk (`finish`), until then under a temporary one.
+    `num_samples` is the most that may come. `metadata` (SAMPLE) and `payload_bytes` (uint64) are of the samples that
+    the temporary file already holds, after `sync`; whatever lies behind them is cut off and written again.
+    """
+
+    def __init__(
+        self, path: Path, num_samples: int, metadata: np.ndarray | None = None, payload_bytes: np.ndarray | None = None
+    ) -> None:
+        self.path, self.partial = path, partial_name(path)
+        self.count = 0 if metadata is None else len(metadata)
+        self._metadata, self._sizes = np.zeros(num_samples, SAMPLE), np.zeros(num_samples, np.uint64)
+        self._position = METADATA_START + self._metadata.nbytes
+        self._page_size = MIN_PAGE_BYTES
+        if self.count:
+            assert metadata is not None and payload_bytes is not None
+            for name in ("image", "label"):  # not what lies between the two: it is to be 0
+                self._metadata[name][: self.count] = metadata[name]
+            self._sizes[: self.count] = payload_bytes
+            self._position = end_of_payloads(metadata, payload_bytes)
+            self._grow_pages(int(payload_bytes.max()))
+        self._file = open(self.partial, "r+b" if self.count else "wb", buffering=1 << 20)  # noqa: SIM115
+        self._file.truncate(self._position)
+        self._file.seek(self._position)
+
+    def add(self, sample: EncodedSample) -> None:
+        payload, mode, height, width, label = sample
+        size = len(payload)
+        assert 0 < size <= MAX_PAYLOAD_BYTES and max(height, width) < 1 << 16 and self.count < len(self._sizes)
+        self._grow_pages(size)
+        if self._position // self._page_size != (self._position + size - 1) // self._page_size:
+            start = -(-self._position // self._page_size) * self._page_size
+            self._file.write(bytes(start - self._position))
+            self._position = start
+        self._file.write(payload)
+        self._metadata[self.count] = ((mode, width, height, self._position), label)
+        self._sizes[self.count] = size
+        self._position += size
+        self.count += 1
+
+    def written(self, first: int) -> tuple[np.ndarray, np.ndarray]:
+        """Metadata and payload bytes of the samples from `first` on."""
+        return self._metadata[first : self.count].copy(), self._sizes[first : self.count].copy()
+
+    def sync(self) -> None:
+        """Bring what was added to disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def finish(self) -> None:
+        """Write the tables and give the file its name."""
+        allocations = np.zeros(self.count, ALLOCATION)
+        allocations["sample_id"] = np.arange(self.count)
+        allocations["ptr"] = self._metadata["image"]["data_ptr"][: self.count]
+        allocations["size"] = self._sizes[: self.count]
+        self._file.write(allocations.tobytes())
+        fields = np.zeros(2, FIELD)
+        for field, type_id, name in zip(fields, (IMAGE_FIELD, INT_FIELD), (b"image", b"label"), strict=True):
+            field["type_id"] = type_id
+            field["name"][: len(name)] = np.frombuffer(name, np.uint8)
+        header = np.array((VERSION, 2, self._page_size, self.count, self._position), HEADER)
+        self._file.seek(0)
+        self._file.write(header.tobytes() + fields.tobytes() + self._metadata[: self.count].tobytes())
+        self.sync()
+        os.replace(self.partial, self.path)
+        sync_folder(self.path.parent)
+
+    def __enter__(self) -> BetonWriter:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(self.partial)  # a full disk's names nothing
+        with contextlib.suppress(OSError):  # of a full disk, once more: what matters was synced
+            self._file.close()
+
+    def _grow_pages(self, size: int) -> None:
+        # A larger page holds whole smaller ones, so what was written stays within one page of the new size.
+        while size > self._page_size:
+            self._page_size *= 2
+
+
+def end_of_payloads(metadata: np.ndarray, payload_bytes: np.ndarray) -> int:
+    """Where the last sample's bytes end."""
+    return int(metadata["image"]["data_ptr"][-1]) + int(payload_bytes[-1])
+
+
+def tables_sha256(metadata: np.ndarray, payload_bytes: np.ndarray) -> str:
+    """SHA-256, hexadecimal: tells another preparation's file from this one without reading the images."""
+    image = metadata["image"]
+    columns = (*(image[name] for name in IMAGE.names or ()), metadata["label"], payload_bytes)
+    return hashlib.sha256(b"".join(column.astype("<u8").tobytes() for column in columns)).hexdigest()
+
+
+def partial_name(path: Path) -> Path:
+    """What a file is called until it is whole."""
+    return path.with_name(path.name + ".partial")
+
+
+@contextlib.contextmanager
+def name_oserror(path: Path, *, partial: Path | None = None) -> Iterator[None]:
+    """An OSError of the block names this file where it names none (a full disk's, when an open file is written to), or
+    the file `partial` that is to become it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename in (None, str(partial)):
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file under a temporary name in the same folder; brought to disk and renamed at the end, gone after an error.
+
+    The name is this call's own: several evaluations may write one result at once, and the last one stays, whole.
+    An OSError names `path`.
+    """
+    partial = partial_name(path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}"))
+    try:
+        with name_oserror(path, partial=partial), open(partial, "xb", buffering=1 << 20) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(OSError):  # a read-only folder's, which hides the error that matters
+            partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder (a rename, say) survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Beton:
+    """A .beton file, memory-mapped; written by BetonWriter or by ffcv with one image and one integer field.
+
+    Raises UserError where the file is missing, truncated or another kind of file.
+    """
+
+    num_samples: int
+    page_size: int  # bytes
+    image_field: str  # what the file calls its images; BetonWriter "image", ffcv whatever its user typed
+    label_field: str
+    modes: np.ndarray  # uint8 [N], JPEG | RAW
+    heights: np.ndarray  # uint16 [N], pixels as stored
+    widths: np.ndarray  # uint16 [N]
+    labels: np.ndarray  # int64 [N]
+    pointers: np.ndarray  # uint64 [N], where a payload begins in `data`
+    payload_bytes: np.ndarray  # uint64 [N]
+    tables_sha256: str  # of what says where, how large and of which class the samples are
+    data: np.ndarray  # uint8 [bytes of the file], memory-mapped, read-only
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise UserError(f"{path}: there is no such file; prepare the data again (prepare.py)")
+        if self.path.stat().st_size < METADATA_START:
+            raise UserError(f"{path}: too short for a .beton file; prepare the data again (prepare.py)")
+        self.data = np.memmap(self.path, np.uint8, mode="r")
+        watch(self.data, self.path, mend="delete the prepared folder and prepare again (prepare.py)")
+        header = self.data[: HEADER.itemsize].view(HEADER)[0]
+        fields = self.data[HEADER.itemsize : METADATA_START].view(FIELD)
+        if header["version"] != VERSION or header["num_fields"] != 2:
+            raise UserError(f"{path}: not a .beton file of version {VERSION} with two fields; prepare.py writes one")
+        kinds = tuple(fields["type_id"].tolist())
+        if kinds not in SAMPLES:
+            raise UserError(f"{path}: its fields are not an image and an integer label; prepare.py writes such a file")
+        names = {
+            kind: name.tobytes().split(b"\0")[0].decode("ascii", "replace")
+            for kind, name in zip(kinds, fields["name"], strict=True)
+        }
+        self.image_field, self.label_field = names[IMAGE_FIELD], names[INT_FIELD]
+        self.num_samples = int(header["num_samples"])
+        self.page_size = int(header["page_size"])
+        self._read_tables(int(header["alloc_table_ptr"]), SAMPLES[kinds])
+
+    def payload(self, index: int) -> np.ndarray:
+        """The stored bytes of one sample, uint8 [bytes], not copied."""
+        start = int(self.pointers[index])
+        return self.data[start : start + int(self.payload_bytes[index])]
+
+    def image_file(self, index: int) -> bytes:
+        """One sample as an image file: the stored JPEG, or a PPM of the raw pixels."""
+        payload = self.payload(index).tobytes()
+        if self.modes[index] == JPEG:
+            return payload
+        return b"P6\n%d %d\n255\n" % (self.widths[index], self.heights[index]) + payload
+
+    def _read_tables(self, table_start: int, row: np.dtype) -> None:
+        metadata_end = METADATA_START + self.num_samples * row.itemsize
+        table_end = table_start + self.num_samples * ALLOCATION.itemsize
+        if metadata_end > table_start or table_end != self.data.size:
+            raise UserError(
+                f"{self.path}: {self.data.size} bytes where its header speaks of {table_end}: truncated or damaged;"
+                " delete the prepared folder and prepare again (prepare.py)"
+            )
+        # views of the mapped file: the tables of ImageNet are 60 MB, which the processes of a machine share
+        metadata = np.asarray(self.data[METADATA_START:metadata_end]).view(row)
+        self.modes = metadata["image"]["mode"]
+        self.heights = metadata["image"]["height"]
+        self.widths = metadata["image"]["width"]
+        self.pointers = metadata["image"]["data_ptr"]
+        self.labels = metadata["label"]
+        allocations = np.asarray(self.data[table_start:]).view(ALLOCATION)
+        self.tables_sha256 = tables_sha256(metadata, allocations["size"])
+        if np.array_equal(allocations["sample_id"], np.arange(self.num_samples)):
+            self.payload_bytes = allocations["size"]
+        else:  # as ffcv writes them
+            self.payload_bytes = np.zeros(self.num_samples, np.uint64)
+            if int(allocations["sample_id"].max()) < self.num_samples:
+                self.payload_bytes[allocations["sample_id"]] = allocations["size"]
+        ends = self.pointers + self.payload_bytes
+        raw_bytes = 3 * self.heights.astype(np.uint64) * self.widths
+        sound = (
+            (self.modes <= RAW)
+            & (self.payload_bytes > 0)
+            & (self.pointers >= metadata_end)
+            & (ends <= table_start)
+            & (ends >= self.pointers)
+            & ((self.modes == JPEG) | (self.payload_bytes == raw_bytes))
+        )
+        if not sound.all():
+            raise UserError(
+                f"{self.path}: sample {int(np.argmin(sound))} points to where no image can be: damaged;"
+                " delete the prepared folder and prepare again (prepare.py)"
+            )

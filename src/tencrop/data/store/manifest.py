@@ -1,0 +1,299 @@
+"""A prepared folder as its readers see it: manifest.json, and per split a .beton file and a table of its files.
+
+Written by prepare, opened by train, evaluate and report. What is small stands in the JSON; what grows with the
+number of images stands in a memory-mapped table, which costs a process nothing until it looks.
+
+    manifest.json     options, classes, counts, statistics, fingerprints, and a digest of all that; written last, so it
+                      vouches for the rest
+    mean_image.npy    float32 [256, 256, 3], the training split's mean at every pixel
+    train.beton       images and labels of the training split (val.beton of the evaluation split)
+    train.files.npy   one row a sample: name, label, sizes, bytes, SHA-256 of the original file and of what is stored
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tokenize
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tencrop.cli.command_line import typed_word, verb
+from tencrop.config import UserError
+from tencrop.config.documents import FILE_NAME, Between, NotEmpty, check_shape, read_json
+from tencrop.data.native.mapped import watch
+from tencrop.data.sources.source import (
+    BETON,
+    FLAT,
+    GENERATED,
+    TAR,
+    TREE,
+    ZIP,
+    Source,
+    SourceFile,
+    SourceLocation,
+    read_original,
+)
+from tencrop.data.store.beton import Beton
+from tencrop.files import atomic_file
+
+FORMAT = "tencrop-data-2"
+SPLITS = ("train", "val")
+_MEND = "delete {root} and prepare the data again (prepare.py)"
+_COUNT = Between(0, 2**63 - 1)
+_TRIPLE = [float, float, float]
+_SPLIT = {
+    "num_samples": Between(1, 2**63 - 1),
+    "store": {str: object},
+    "beton": str,
+    "beton_bytes": _COUNT,
+    "tables_sha256": str,
+    "files": str,
+    "files_bytes": _COUNT,
+    "files_sha256": str,
+    "source_fingerprint": str,
+    "store_fingerprint": str,
+    "skipped": [{"name": FILE_NAME}],
+}
+_ROUTE = {TREE, FLAT, TAR, ZIP, GENERATED, BETON}
+SHAPE = {
+    "name": str,
+    "options": {str: object},
+    "classes": NotEmpty(FILE_NAME),
+    "splits": {"train": _SPLIT, "val": _SPLIT},
+    "statistics": {
+        "mean": _TRIPLE,
+        "std": _TRIPLE,
+        "covariance": [_TRIPLE] * 3,
+        "eigenvalues": _TRIPLE,
+        "eigenvectors": [_TRIPLE] * 3,
+        "num_images": _COUNT,
+        "num_pixels": _COUNT,
+    },
+    "mean_image": str,
+    "mean_image_sha256": str,
+    "source": {
+        "path": (FILE_NAME, None),
+        "splits": {"train": FILE_NAME, "val": FILE_NAME},
+        "routes": {"train": _ROUTE, "val": _ROUTE},
+        "archives": {str: _COUNT},
+    },
+    "sha256?": str,
+}
+# What a run folder keeps of the manifest of its data.
+_RUN_SPLIT = {key: _SPLIT[key] for key in ("num_samples", "source_fingerprint", "store_fingerprint")}
+RUN_DATA_SHAPE = {"name": str, "classes": SHAPE["classes"], "splits": {"train": _RUN_SPLIT, "val": _RUN_SPLIT}}
+
+
+def read_manifest(root: str | Path, data: str = "imagefolder") -> dict[str, Any]:
+    """manifest.json of a prepared folder; UserError with the command that prepares one where there is none.
+
+    `data` is the name of the data group (conf/data), for that command.
+    """
+    path = Path(root) / "manifest.json"
+    folders = {"digits": "", "beton": " data.source=FOLDER_OF_BETON_FILES"}
+    source = folders.get(data, " data.source=FOLDER_OF_IMAGES")
+    prepare = f"{verb('prepare')} data={data}{source} {typed_word('data.root', root)}"
+    if not path.is_file():
+        raise UserError(f"data.root={root}: holds no prepared data (no manifest.json); prepare it with: {prepare}")
+    what, mend = "a manifest of prepared data", f"delete {root} and run: {prepare}"
+    manifest = read_json(path, {"format": str}, what=what, mend=mend)
+    if (found := manifest["format"]) != FORMAT:
+        raise UserError(f"{path}: format {found}, and this code reads {FORMAT}; prepare again elsewhere: {prepare}")
+    try:
+        check_shape(manifest, SHAPE)
+    except ValueError as error:
+        raise UserError(f"{path}: not {what} ({error}); {mend}") from error
+    if "sha256" in manifest and manifest["sha256"] != manifest_sha256(manifest):
+        raise UserError(f"{path}: not the manifest that was written, but changed or damaged; {mend}")
+    return manifest
+
+
+def write_manifest(root: Path, manifest: dict[str, Any]) -> None:
+    """Write manifest.json, with its digest, in one piece: it is there wholly, or not at all."""
+    content = {**manifest, "sha256": manifest_sha256(manifest)}
+    atomic_write(root / "manifest.json", (json.dumps(content, indent=1) + "\n").encode())
+
+
+def manifest_sha256(manifest: dict[str, Any]) -> str:
+    """SHA-256, hexadecimal, of all that a manifest says but for this digest; those of earlier code carry none.
+
+    5 ms for ImageNet's 1,000 classes.
+    """
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name in the same folder, bring it to disk, rename it."""
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+def file_table(num_files: int, name_bytes: int) -> np.ndarray:
+    """An empty table of files, one row a sample; a name is class/file in at most `name_bytes` bytes (os.fsencode)."""
+    row = [
+        ("name", f"S{name_bytes}"),
+        ("label", "<i4"),
+        ("kind", "u1"),  # index into encode.KINDS
+        ("mode", "u1"),  # of the payload: beton.JPEG | RAW
+        ("offset", "<u8"),  # of the original file in its archive; 0 where there is none
+        ("bytes", "<u8"),  # of the original file
+        ("sha256", "u1", 32),  # of the original file
+        ("payload_sha256", "u1", 32),  # of what is stored of it
+        ("height", "<i4"),  # of the original, pixels
+        ("width", "<i4"),
+        ("stored_height", "<i4"),
+        ("stored_width", "<i4"),
+    ]
+    return np.zeros(num_files, np.dtype(row))
+
+
+def _is_row(dtype: np.dtype) -> bool:
+    """Whether this is a row of a table of files; its names may be of any length."""
+    name, *others = dtype.descr
+    return name[0] == "name" and dtype["name"].kind == "S" and others == file_table(0, 1).dtype.descr[1:]
+
+
+def source_fingerprint(table: np.ndarray) -> str:
+    """SHA-256, hexadecimal, over name, label and content hash of every file of a split, in index order."""
+    digest = hashlib.sha256()
+    for name, label, sha256 in zip(table["name"], table["label"], table["sha256"], strict=True):
+        digest.update(name + b"\0%d\0" % label + sha256.tobytes())
+    return digest.hexdigest()
+
+
+def store_fingerprint(table: np.ndarray, options: dict[str, Any]) -> str:
+    """SHA-256, hexadecimal, over writer options, the stored bytes of every sample, and the source's fingerprint."""
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    columns = (table[name] for name in ("mode", "stored_height", "stored_width", "payload_sha256"))
+    for mode, height, width, sha256 in zip(*columns, strict=True):
+        digest.update(b"%d %d %d " % (mode, height, width) + sha256.tobytes())
+    digest.update(source_fingerprint(table).encode())
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256, hexadecimal, of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_split(root: str | Path, name: str, *, source: str | None = None, data: str = "imagefolder") -> Split:
+    """Open the split "train" or "val" of a prepared folder.
+
+    `source` says where the original files lie now, if not where they were at preparation. Raises UserError where the
+    folder is not prepared, or a file of it is missing, truncated or of another preparation. Manifest, mean image and
+    the tables of the .beton file are compared with their digests; the payloads, and the table of files (200 MB of
+    ImageNet's), only by verify.py.
+    """
+    manifest = read_manifest(root, data)
+    if name not in manifest["splits"]:
+        raise UserError(f"{root}: prepared without a split {name}; it has {', '.join(manifest['splits'])}")
+    check_file(Path(root) / manifest["mean_image"], manifest["mean_image_sha256"])
+    return Split(Path(root), name, manifest, source)
+
+
+def check_file(path: Path, sha256: str) -> None:
+    """UserError unless the file of a prepared folder is there with this SHA-256 (2 ms for the mean image)."""
+    found = file_sha256(path) if path.is_file() else None
+    if found != sha256:
+        state = "is missing" if found is None else "is not the file that was written"
+        raise UserError(f"{path}: {state}; {_MEND.format(root=path.parent)}")
+
+
+class Split:
+    """The samples of a split: where their stored bytes lie, how large they are, what they are called.
+
+    A sample's index is its rank among the (class folder, file name) of the split, sorted bytewise [1].
+    """
+
+    num_samples: int
+    labels: np.ndarray  # int64 [N]
+    stored_sizes: np.ndarray  # int32 [N, 2], height and width in the store
+
+    def __init__(self, root: Path, name: str, manifest: dict[str, Any], source: str | None = None) -> None:
+        self.root, self.name, self.manifest = root, name, manifest
+        facts = manifest["splits"][name]
+        self.num_samples = facts["num_samples"]
+        self.source_fingerprint: str = facts["source_fingerprint"]
+        self.store_fingerprint: str = facts["store_fingerprint"]
+        self.check_sizes()
+        self.beton = Beton(root / facts["beton"])
+        if self.beton.tables_sha256 != facts["tables_sha256"]:
+            raise UserError(
+                f"{root / facts['beton']}: its tables are not those that were written: it is damaged, or of another"
+                f" preparation; {_MEND.format(root=root)}"
+            )
+        try:
+            self.files = np.load(root / facts["files"], mmap_mode="r", allow_pickle=False)
+            watch(self.files, root / facts["files"], mend=_MEND.format(root=root))
+            is_table = self.files.shape == (self.num_samples,) and _is_row(self.files.dtype)
+        except (ValueError, OSError, SyntaxError, tokenize.TokenError) as error:  # of a header, by Python's parser
+            raise UserError(f"{root / facts['files']}: not a table of files; {_MEND.format(root=root)}") from error
+        if not is_table or self.beton.num_samples != self.num_samples:
+            raise UserError(
+                f"{root / facts['files']}: not the table of the {self.num_samples} files of {facts['beton']};"
+                f" {_MEND.format(root=root)}"
+            )
+        self.labels = self.beton.labels
+        self.stored_sizes = np.stack([self.beton.heights, self.beton.widths], axis=1).astype(np.int32)
+        place = SourceLocation(
+            **{field.name: manifest["source"][field.name] for field in dataclasses.fields(SourceLocation)}
+        )
+        self._place = dataclasses.replace(place, path=source) if source and place.path else place
+
+    def check_sizes(self) -> None:
+        """UserError where a file of the split is missing, or longer or shorter than it was written."""
+        facts = self.manifest["splits"][self.name]
+        for file, num_bytes in ((facts["beton"], facts["beton_bytes"]), (facts["files"], facts["files_bytes"])):
+            self._check_size(self.root / file, num_bytes)
+
+    def names(self, index: int) -> str:
+        """The name of a sample: class folder and file name."""
+        return os.fsdecode(self.files["name"][index])
+
+    @cached_property
+    def original_sizes(self) -> np.ndarray:
+        """int32 [N, 2], height and width of the original files."""
+        return np.stack([self.files["height"], self.files["width"]], axis=1).astype(np.int32)
+
+    def read_original(self, index: int) -> bytes:
+        """The bytes of the original file; UserError where it is gone or no longer the one that was prepared."""
+        row = self.files[index]
+        file = SourceFile(self.names(index), int(row["label"]), int(row["bytes"]), int(row["offset"]))
+        route = self._place.routes[self.name]
+        if route == GENERATED:
+            content = self._maker.read(self.name, file)
+        elif route == BETON:
+            content = self.beton.image_file(index)
+        else:
+            content = read_original(self._place, self.name, file)
+        if hashlib.sha256(content).digest() != row["sha256"].tobytes():  # a hundredth of the time to decode it
+            raise UserError(
+                f"{self._place.path}: {file.name} is no longer the file that was prepared; prepare the data again"
+            )
+        return content
+
+    @cached_property
+    def _maker(self) -> Source:
+        """The source that makes its images in memory: there are no files."""
+        if self._place.path is None:
+            from tencrop.data.sources.digits import DigitsSource  # with scikit-learn; most data do without
+
+            return DigitsSource()
+        from tencrop.data.sources.cifar10 import Cifar10Source
+
+        return Cifar10Source(Path(self._place.path), subset=True)  # what was there was counted by prepare
+
+    def _check_size(self, path: Path, num_bytes: int) -> None:
+        found = path.stat().st_size if path.is_file() else None
+        if found != num_bytes:
+            missing = f"leads to {path.readlink()}, which is gone" if path.is_symlink() else "is missing"
+            state = missing if found is None else f"has {found} bytes and not the {num_bytes} that were written"
+            raise UserError(f"{path}: {state}; {_MEND.format(root=self.root)}")

@@ -1,1 +1,0 @@
-"""Pictures of networks: how they are built, what they cost, what they see. `python -m tencrop.seeing --help`."""

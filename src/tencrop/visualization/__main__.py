@@ -1,0 +1,47 @@
+"""Draw a network and what it sees: python -m tencrop.visualization figure=NAME KEY=VALUE. --help tells more."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from signal import SIGINT
+
+from tencrop.signals import close_at_ctrl_c, exit_at_once
+
+if __name__ == "__main__":
+    exit_at_once(SIGINT)  # before the imports below
+
+from tencrop.cli.command import command, overrides
+from tencrop.cli.command_line import keys_typed
+from tencrop.config import Config, VisualizationConfig
+from tencrop.evaluation.targets import evaluation_targets
+from tencrop.records.redaction import redact_arguments
+
+OWN_KEYS = {field.name for field in dataclasses.fields(VisualizationConfig)} - {
+    field.name for field in dataclasses.fields(Config)
+}
+OF_NO_RUN = ("architecture", "tradeoff")
+
+
+@command("visualization", VisualizationConfig)
+def main(config: VisualizationConfig) -> int:
+    plain = Config(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Config)})
+    typed = [word for word in overrides() if not keys_typed([word]) & OWN_KEYS]
+    is_of_run = config.figure not in OF_NO_RUN or config.checkpoint is not None
+    members = evaluation_targets(plain, typed) if is_of_run else []  # refuses what is missing before torch is imported
+
+    from tencrop.visualization.figures import draw_model, draw_run
+
+    close_at_ctrl_c()
+    line = shlex.join(["python", "-m", "tencrop.visualization", *redact_arguments(overrides())])
+    for member in members:
+        for path in draw_run(member, config, command=line):
+            print(path)
+    if not members:
+        for path in draw_model(plain, config.figure, command=line):
+            print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    main()

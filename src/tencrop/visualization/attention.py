@@ -1,0 +1,100 @@
+"""Where a vision transformer looks: the attention of every layer and head, and its rollout over the layers.
+
+For timm's networks whose blocks hold timm's Attention, as ViT and DeiT. Called by figures.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from matplotlib.figure import Figure
+from timm.layers.attention import Attention
+from torch import Tensor, nn
+
+from tencrop.visualization.drawing import HEAT, bare, shortened, styled, titled
+from tencrop.visualization.trace import HasNone, captured, run_frozen
+from tencrop.visualization.trained_model import Pictures
+
+MOST_HEADS = 6  # that the figure shows
+
+
+def attention_maps(network: nn.Module, images: Tensor, *, name: str = "the network") -> Tensor:
+    """Attention [L, B, heads, N, N] of all L layers for images [B, 3, H, W]; every row sums to 1.
+
+    Row i says how much token i takes from each; the network's prefix tokens (class, distillation) come first.
+    Fused attention, which never forms these numbers, is off meanwhile. Raises HasNone for other networks.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, Attention)]
+    if not layers:
+        raise HasNone(f"figure=attention: {name} has no attention that timm's ViT has; choose a ViT or DeiT")
+    with _unfused(layers), ExitStack() as stack:
+        found = [stack.enter_context(captured(layer.attn_drop, lambda _, output: output)) for layer in layers]
+        run_frozen(network, images)
+    return torch.stack([maps[-1] for maps in found]).float()
+
+
+def rollout(attention: Tensor) -> Tensor:
+    """How much of each input token reaches each output token, [B, N, N] of attention [L, B, heads, N, N].
+
+    Abnar and Zuidema 2020: the product over layers of the mean over heads, half of it the residual's identity.
+    """
+    identity = torch.eye(attention.shape[-1], dtype=attention.dtype)
+    total = identity.expand(attention.shape[1], -1, -1)
+    for layer in attention.mean(2):
+        total = (0.5 * layer + 0.5 * identity) @ total
+    return total
+
+
+def patch_map(rows: Tensor, *, num_prefix: int) -> Tensor:
+    """Maps [..., h, w] over a square grid of patches from the rows [..., N, N] of class tokens, or of all patches.
+
+    The first token's row where there are prefix tokens, else the mean over patches, whose mean is classified.
+    """
+    row = rows[..., 0, :] if num_prefix else rows.mean(-2)
+    patches = row[..., num_prefix:]
+    side = round(patches.shape[-1] ** 0.5)
+    assert side * side == patches.shape[-1], f"{patches.shape[-1]} patches are no square"
+    return patches.unflatten(-1, (side, side))
+
+
+def attention_figure(
+    pictures: Pictures, attention: Tensor, *, num_prefix: int, names: Sequence[str], title: str
+) -> Figure:
+    """A row for each image: itself, the rollout laid over it, and the last layer's heads."""
+    heads = patch_map(attention[-1], num_prefix=num_prefix)[:, :MOST_HEADS]
+    rolled = patch_map(rollout(attention), num_prefix=num_prefix)
+    num_rows, num_columns = len(rolled), 2 + heads.shape[1]
+    with styled():
+        figure = Figure(figsize=(1.45 * num_columns + 0.3, 1.6 * num_rows + 0.7))
+        titled(figure, title)
+        grid = figure.subplots(num_rows, num_columns, squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.2})
+        for row, axes in enumerate(grid):
+            pixels = pictures.pixels[row].numpy()
+            extent = (-0.5, pixels.shape[1] - 0.5, pixels.shape[0] - 0.5, -0.5)
+            axes[0].imshow(pixels, interpolation="nearest")
+            axes[0].set_title(shortened(names[int(pictures.labels[row])], 15), size=9)
+            axes[1].imshow(pixels.mean(2), cmap="gray", interpolation="nearest")
+            axes[1].imshow(rolled[row].numpy(), cmap=HEAT, alpha=0.7, interpolation="bilinear", extent=extent)
+            for number, head in enumerate(heads[row]):
+                axes[2 + number].imshow(head.numpy(), cmap=HEAT, interpolation="nearest", extent=extent)
+            if row == 0:
+                axes[1].set_title("rollout", size=9)
+                for number in range(heads.shape[1]):
+                    axes[2 + number].set_title(f"head {number + 1}", size=9, weight="normal")
+            for one in axes:
+                bare(one)
+    return figure
+
+
+@contextmanager
+def _unfused(layers: Sequence[Attention]) -> Iterator[None]:
+    before = [layer.fused_attn for layer in layers]
+    try:
+        for layer in layers:
+            layer.fused_attn = False  # type: ignore[misc]
+        yield
+    finally:
+        for layer, was_fused in zip(layers, before, strict=True):
+            layer.fused_attn = was_fused  # type: ignore[misc]

@@ -1,0 +1,74 @@
+"""What a classification rests on: a gray square slid over the image, and the probability that is left to its class.
+
+After Zeiler and Fergus 2013, section 4.2 (figure 7). Called by figures.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from tencrop.visualization.drawing import HEAT, SOFT, bare, shortened, styled, titled
+from tencrop.visualization.trace import run_frozen
+from tencrop.visualization.trained_model import AT_ONCE, Pictures
+
+SHARE = 0.25  # of the image's side that the square has
+POSITIONS = 14  # of the square along a side
+
+
+class Occlusion(NamedTuple):
+    """Probabilities of one label."""
+
+    probabilities: Tensor  # float32 [P, P], with the square's center at each position
+    whole: float  # of the whole image
+    square: int  # pixels: its side
+
+
+def occlusion(
+    network: nn.Module, image: Tensor, label: int, *, square: int | None = None, positions: int = POSITIONS
+) -> Occlusion:
+    """Probabilities of `label` for float image [3, H, W] behind a square of 0, which is the training set's mean.
+
+    The square's center stands at `positions` x `positions` even places from edge to edge; what hangs over is cut off.
+    """
+    height, width = image.shape[1:]
+    square = square or max(1, round(SHARE * min(height, width)))
+    covered = []
+    for row in range(positions):
+        for column in range(positions):
+            top = round(row * (height - 1) / max(1, positions - 1)) - square // 2
+            left = round(column * (width - 1) / max(1, positions - 1)) - square // 2
+            copy = image.clone()
+            copy[:, max(0, top) : top + square, max(0, left) : left + square] = 0
+            covered.append(copy)
+    batches = torch.stack([image, *covered]).split(AT_ONCE)
+    found = torch.cat([run_frozen(network, batch).float().softmax(1)[:, label] for batch in batches])
+    return Occlusion(found[1:].view(positions, positions), float(found[0]), square)
+
+
+def occlusion_figure(pictures: Pictures, found: Sequence[Occlusion], *, names: Sequence[str], title: str) -> Figure:
+    """Above each image, below its map: dark where the square takes the class's probability away."""
+    with styled():
+        figure = Figure(figsize=(1.9 * len(found) + 0.7, 4.4))
+        titled(figure, title)
+        above, below = figure.subplots(2, len(found), squeeze=False, gridspec_kw={"wspace": 0.1, "hspace": 0.12})
+        for column, one in enumerate(found):
+            pixels = pictures.pixels[column]
+            above[column].imshow(pixels.numpy(), interpolation="nearest")
+            above[column].set_title(shortened(names[int(pictures.labels[column])], 18))
+            extent = (-0.5, pixels.shape[1] - 0.5, pixels.shape[0] - 0.5, -0.5)
+            shown = below[column].imshow(
+                one.probabilities.numpy(), cmap=HEAT, vmin=0, vmax=1, interpolation="bilinear", extent=extent
+            )
+            least, most = float(one.probabilities.min()), float(one.probabilities.max())
+            below[column].set_xlabel(f"whole {one.whole:.2f}\nbehind it {least:.2f} – {most:.2f}")
+            bare(above[column])
+            bare(below[column])
+        bar = figure.colorbar(shown, ax=[*above, *below], fraction=0.025, pad=0.02)
+        bar.set_label(f"probability with the {found[0].square} px square there", color=SOFT)
+        bar.outline.set_visible(False)
+    return figure

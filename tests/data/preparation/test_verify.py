@@ -1,0 +1,98 @@
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tencrop.config import UserError
+from tencrop.data.preparation.prepare import prepare
+from tencrop.data.preparation.verify import verify
+from tencrop.data.store.beton import Beton
+from tencrop.data.store.manifest import open_split
+
+
+@pytest.fixture
+def copy(prepared_photos, tmp_path) -> Path:
+    return Path(shutil.copytree(prepared_photos, tmp_path / "copy"))
+
+
+def flip_bit(path: Path, position: int) -> None:
+    with open(path, "r+b") as file:
+        file.seek(position)
+        byte = file.read(1)
+        file.seek(position)
+        file.write(bytes([byte[0] ^ 8]))
+
+
+def test_what_is_whole(prepared_photos, prepared_digits, capsys):
+    verify(prepared_photos, num_threads=2)
+    assert capsys.readouterr().out.endswith(f"{prepared_photos}: as it was prepared\n")
+    verify(prepared_digits, progress=False)
+
+
+@pytest.mark.parametrize("index", [0, 2, 11, 23])
+def test_one_flipped_bit_is_named(copy, index):
+    beton = Beton(copy / "train.beton")
+    flip_bit(copy / "train.beton", int(beton.pointers[index]) + int(beton.payload_bytes[index]) // 2)
+    name = open_split(copy, "train").names(index)
+    with pytest.raises(
+        UserError, match=rf"train\.beton: 1 of 24 images are not what was written: {name} \(sample {index}\)"
+    ):
+        verify(copy, progress=False)
+
+
+def test_many_flipped_bits(copy):
+    beton = Beton(copy / "val.beton")
+    for pointer in beton.pointers[:7]:
+        flip_bit(copy / "val.beton", int(pointer) + 40)
+    with pytest.raises(UserError, match=r"val\.beton: 7 of 12 images .*, .*, .*, .*, .* and 2 more"):
+        verify(copy, progress=False)
+
+
+@pytest.mark.parametrize("name", ["train.files.npy", "mean_image.npy", "val.beton"])
+def test_every_file_counts(copy, name):
+    """The last bit of each: of the table of files, the mean image, the .beton file's own tables."""
+    flip_bit(copy / name, (copy / name).stat().st_size - 4)
+    with pytest.raises(UserError, match=name):
+        verify(copy, progress=False)
+
+
+def test_changed_statistics(copy):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["statistics"]["std"][1] += 1e-9
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"manifest\.json: not the manifest that was written"):
+        verify(copy, progress=False)
+
+
+def test_what_of_a_manifest_of_earlier_code_is_not_checked_is_said(copy, capsys):
+    verify(copy)
+    assert "could not be checked" not in capsys.readouterr().out
+    manifest = json.loads((copy / "manifest.json").read_text())
+    del manifest["sha256"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    verify(copy)
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1].endswith("as it was prepared")
+    assert said[-2].endswith("its statistics, class names and options could not be checked")
+
+
+def test_truncated(copy):
+    os.truncate(copy / "val.beton", (copy / "val.beton").stat().st_size - 8)
+    with pytest.raises(UserError, match=r"val\.beton: has \d+ bytes and not"):
+        verify(copy, progress=False)
+
+
+def test_a_beton_of_another_preparation_is_refused_at_opening(photo_folder, copy, data_config, tmp_path):
+    """Of the same size: two images of a class have changed places, or two labels."""
+    photos = Path(shutil.copytree(photo_folder, tmp_path / "photos"))
+    first, second = photos / "train/china/00.JPEG", photos / "train/china/05.JPEG"
+    contents = first.read_bytes(), second.read_bytes()
+    first.write_bytes(contents[1])
+    second.write_bytes(contents[0])
+    other = prepare(data_config(photos, tmp_path / "other"), workers=1, progress=False)
+    assert (other / "train.beton").stat().st_size == (copy / "train.beton").stat().st_size
+    shutil.copy(other / "train.beton", copy / "train.beton")
+    with pytest.raises(UserError, match=r"train\.beton: its tables are not those that were written: .* another"):
+        open_split(copy, "train")

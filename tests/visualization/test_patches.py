@@ -1,0 +1,72 @@
+"""A unit that answers to one pattern is shown that pattern; the way back is the deconvolutional network's."""
+
+import torch
+from torch import nn
+
+from tencrop.visualization.drawing import save_figure
+from tencrop.visualization.patches import Excited, most_excited, patch_box, patches_figure, projection
+from tencrop.visualization.record import Record
+
+
+def cross_finder() -> nn.Sequential:
+    """Unit 1 answers most to a bright cross of 3 x 3 pixels; unit 0 to darkness."""
+    network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 1))
+    cross = torch.tensor([[-1.0, 1.0, -1.0], [1.0, 1.0, 1.0], [-1.0, 1.0, -1.0]])
+    with torch.no_grad():
+        network[0].weight.copy_(torch.stack([-cross.abs(), cross])[:, None].expand(2, 3, 3, 3))
+        network[0].bias.zero_()
+        network[2].weight.copy_(torch.eye(2)[..., None, None])
+        network[2].bias.zero_()
+    return network
+
+
+def test_the_planted_pattern_is_found() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(40, 3, 12, 12) * 0.2
+    images[33, :, 5, 6:9] = images[33, :, 4:7, 7] = 1  # a cross at rows 4 to 6, columns 6 to 8
+    images[7, :, 2, 2:5] = images[7, :, 1:4, 3] = 0.6
+    network = cross_finder()
+    _, best = most_excited(network, images, "2", num=3)
+    assert [(one.image, one.row, one.column) for one in best[:2]] == [(33, 4, 6), (7, 1, 2)]
+    assert best[0].answer > best[1].answer > best[2].answer
+    projected = projection(network, images[33], "2", 1, best[0])
+    assert patch_box(projected) == (4, 6, 7, 9)
+    assert (projected[:, 5, 6:9] > 0).all() and (projected[:, 4, [6, 8]] < 0).all()
+
+
+def test_every_relu_rectifies_on_the_way_back() -> None:
+    """The equations written out for a net of two convolutions: transposed kernels, ReLU, transposed kernels."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 5, 3), nn.ReLU(inplace=True)
+    ).double()
+    image = torch.randn(3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        maps = network(image[None])
+    unit = int(maps[0].amax((1, 2)).argmax())
+    row, column = divmod(int(maps[0, unit].argmax()), 4)
+    answer = float(maps[0, unit, row, column])
+    top = torch.zeros_like(maps)
+    top[0, unit, row, column] = answer
+    middle = nn.functional.conv_transpose2d(top.relu(), network[2].weight).relu()
+    expected = nn.functional.conv_transpose2d(middle, network[0].weight)[0]
+    found = projection(network, image, "3", unit, Excited(0, row, column, answer))
+    torch.testing.assert_close(found, expected.detach())
+    one = image[None].clone().requires_grad_()
+    network(one)[0, unit, row, column].square().mul(0.5).backward()
+    assert not torch.allclose(one.grad[0], found), "afterwards gradients are gradients again"
+    assert network[1].inplace and not network[1]._forward_hooks
+
+
+def test_an_unexcited_unit_shows_the_whole_image() -> None:
+    network = cross_finder()
+    projected = projection(network, torch.zeros(3, 6, 6), "2", 0, Excited(0, 0, 0, 0.0))
+    assert patch_box(projected) == (0, 0, 6, 6)
+
+
+def test_figure(tmp_path, texts_of) -> None:
+    pair = (torch.zeros(3, 3, 3, dtype=torch.uint8), torch.randn(3, 3, 3))
+    figure = patches_figure([(4, [pair, pair]), (7, [pair, pair])], title="What excites")
+    svg, _ = save_figure(figure, tmp_path, "patches", Record("", "", ""))
+    assert texts_of(svg) == ["4", "7", "What excites"]
+    assert svg.read_text().count("<image") == 8
