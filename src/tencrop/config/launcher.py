@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 from tencrop.config.schema import Hardware, UserError
 
-PIPE = "TENCROP_PIPE"  # in a rank that train.py started (distributed/launch.py): the pipe's descriptor and the main process
+PIPE = (
+    "TENCROP_PIPE"  # of a rank that train.py started (distributed/launch.py): the pipe's descriptor, the main process
+)
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # Lightning reads them
 RANK_OF = {"torchrun": "RANK", "srun": "SLURM_PROCID"}
 SIZES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE")

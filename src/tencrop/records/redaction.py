@@ -30,7 +30,7 @@ def redact_text(text: str) -> str:
 
 
 def redact_arguments(arguments: Sequence[str]) -> list[str]:
-    """A command line; besides `redact_text`, NAME=VALUE and --NAME VALUE lose the value where NAME is a credential's."""
+    """A command line; besides `redact_text`, NAME=VALUE and --NAME VALUE lose the value where NAME is a credential."""
     masked: list[str] = []
     hide_next = False
     for argument in arguments:

@@ -1,4 +1,4 @@
-"""Figures with their records, for the page: of a run those that `python -m tencrop.visualization` drew. Called by page."""
+"""HTML of the figures of a run, with their records, that `python -m tencrop.visualization` drew. Called by page."""
 
 from __future__ import annotations
 

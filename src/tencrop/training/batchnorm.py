@@ -52,8 +52,8 @@ def _refuse_other_statistics(model: nn.Module, batches: Batches) -> None:
         if buffers and not isinstance(layer, _BatchNorm):
             raise UserError(
                 f"model.name: layer {name} of the model is a {type(layer).__name__}, whose {buffers[0]} would depend on"
-                f" the layout of the batch ({batches.num_devices} devices, {batches.accumulate_grad_batches} micro-batches each);"
-                " use one device and one micro-batch"
+                f" the layout of the batch ({batches.num_devices} devices,"
+                f" {batches.accumulate_grad_batches} micro-batches each); use one device and one micro-batch"
             )
 
 

@@ -20,8 +20,7 @@ from torch import Tensor
 from tencrop.cli.command_line import typed_word
 from tencrop.config import UserError
 from tencrop.config.launcher import is_first_process
-from tencrop.data.store.beton import sync_folder
-from tencrop.files import name_oserror
+from tencrop.files import name_oserror, sync_folder
 from tencrop.models.checkpoint_files import RefusedCheckpoint, add_digest, load_checked, weights_sha256
 from tencrop.training.monitors import Interruption
 

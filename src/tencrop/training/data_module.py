@@ -95,9 +95,11 @@ class DataModule(pl.LightningDataModule):
         return Positioned(loader, lambda: {"epoch": 0, "batch": 0})
 
     def samples(self, positions: Index, epoch: int) -> tuple[Index, Index]:
-        """Which sample stands at each of these positions of the epoch, and which copy of it. Under repeated augmentation
-        (Hoffer et al. 2020; Berman et al. 2019) copies stand side by side; as in DeiT an epoch is as long as without,
-        and so sees the first of its order only."""
+        """The sample at each of these positions of the epoch, and which copy of it.
+
+        Under repeated augmentation (Hoffer et al. 2020; Berman et al. 2019) copies stand side by side; as in DeiT an
+        epoch is as long as without, and so it sees only the first part of its order.
+        """
         row, view = np.divmod(positions, self.config.augmentation.repeats)
         return self.order(epoch)[row], view
 

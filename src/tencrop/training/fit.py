@@ -75,8 +75,8 @@ def fit(
 
     Where last.ckpt is damaged or of another run, it continues from previous.ckpt and says so; the file is kept as
     refused.ckpt. Raises UserError for a checkpoint that does not fit. Where the ranks were started by this command
-    (distributed/launch.py) all but the first end here, with exit code 0, when the run is interrupted or diverges: the first
-    says so.
+    (distributed/launch.py) all but the first end here, with exit code 0, when the run is interrupted or diverges: the
+    first says so.
     """
     config, last = classifier.config, run_dir / "checkpoints" / LAST
     classifier.run_id = run_manifest(run_dir).get("run_id")

@@ -15,8 +15,7 @@ from typing import Any, TextIO
 
 from tencrop.config import UserError
 from tencrop.config.documents import NUMBER, Between, parse_json
-from tencrop.data.store.beton import sync_folder
-from tencrop.files import atomic_write, name_oserror
+from tencrop.files import atomic_write, name_oserror, sync_folder
 
 # A validation's loss may be infinite where no training loss was.
 SHAPE = {

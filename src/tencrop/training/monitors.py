@@ -26,6 +26,7 @@ from torch import Tensor
 from tencrop.config.launcher import is_first_process
 from tencrop.console import rate
 from tencrop.data.sampling.digest import digest_text
+from tencrop.distributed.collectives import all_reduce
 from tencrop.signals import SIGNALS
 from tencrop.training.metric_rows import NO_ROWS, append_row, keep_rows, sync_rows
 
@@ -83,14 +84,6 @@ class Interruption:
         """A request that came after the last checkpoint: to whoever handles signals now."""
         if self.is_requested:
             signal.raise_signal(signal.SIGTERM)
-
-
-def all_reduce(value: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
-    """A new tensor, the sum (minimum, maximum) over all ranks of theirs; all must call this."""
-    value = value.clone()
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(value, operation)
-    return value
 
 
 def all_reduce_digest(trainer: Trainer) -> Tensor:

@@ -306,7 +306,8 @@ def test_killed_preparation_is_simply_run_again(photo_folder, prepared_photos, t
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     for place, name in places:
         program = (
-            f"import sys, importlib; sys.argv = ['prepare.py'] + {arguments!r}; import tencrop.data.preparation.prepare;"
+            f"import sys, importlib; sys.argv = ['prepare.py'] + {arguments!r}; import tencrop.data.preparation.prepare"
+            ";"
             f" setattr(importlib.import_module({place!r}), {name!r}, lambda *_, **__: exec({kill!r}));"
             " import runpy; runpy.run_path('prepare.py', run_name='__main__')"
         )

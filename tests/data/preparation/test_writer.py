@@ -2,6 +2,7 @@ import time
 
 import pytest
 
+from tencrop.data.preparation import writer
 from tencrop.data.preparation.prepare import prepare
 from tencrop.data.preparation.writer import CHUNK_BYTES, CHUNK_FILES, _tasks, in_order
 from tencrop.data.sources.source import SourceFile
@@ -47,7 +48,7 @@ def test_a_task_is_of_few_files_where_they_are_large():
 
 
 def test_a_store_does_not_depend_on_its_tasks(photo_folder, data_config, prepared_photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "CHUNK_BYTES", 5000)
+    monkeypatch.setattr(writer, "CHUNK_BYTES", 5000)
     root = prepare(data_config(photo_folder, tmp_path / "root"), workers=2, progress=False)
     for name in ("train.beton", "val.beton", "mean_image.npy", "manifest.json"):
         assert (root / name).read_bytes() == (prepared_photos / name).read_bytes()

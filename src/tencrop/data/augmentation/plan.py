@@ -78,7 +78,7 @@ def training_plan(
     color = np.zeros((len(index), 3))
     if augmentation.pca.std > 0:
         color = normals(**key, stream=Stream.PCA, count=3) * augmentation.pca.std
-    plan = unaugmented(index, boxes, np.full((len(index), 2), size))._replace(flips=flips, color=color)
+    plan = unaugmented(index, boxes, np.full((len(index), 2), size))._replace(flips=flips, pca_alphas=color)
     if is_jittered(augmentation.jitter):
         plan = plan._replace(jitter=jitter_factors(key, augmentation.jitter), jitter_orders=jitter_orders(key))
     if is_randaugmented(augmentation.randaugment):
@@ -115,7 +115,7 @@ def unaugmented(index: Index, boxes: npt.NDArray[Any], sizes: npt.NDArray[Any]) 
         boxes=boxes.astype(np.int32),
         sizes=sizes.astype(np.int32),
         flips=np.zeros(num_samples, bool),
-        color=np.zeros((num_samples, 3)),
+        pca_alphas=np.zeros((num_samples, 3)),
         jitter=np.tile(NEUTRAL, (num_samples, 1)),
         jitter_orders=np.tile(np.arange(4), (num_samples, 1)),
         operations=np.zeros((num_samples, 0), np.int64),

@@ -70,7 +70,7 @@ class _Batches(Dataset):
     def __getitem__(self, number: int) -> Batch | Exception:
         """A batch, or what went wrong: raised in a worker it would arrive as a page of traceback text."""
         try:
-            self._split.check_sizes()  # torch answers SIGBUS in a worker itself, with a traceback (data/native/mapped.py)
+            self._split.check_sizes()  # before torch answers SIGBUS in a worker itself, with a traceback
             plan = self._plan(self._batches[number])
             images = np.zeros((len(plan.index), *plan.sizes.max(axis=0), 3), np.uint8)
             for image, index, box, size, flip in zip(

@@ -12,15 +12,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import secrets
-from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from tencrop.config import UserError
 from tencrop.data.native.mapped import watch
+from tencrop.files import partial_name, sync_folder
 
 JPEG, RAW = 0, 1  # modes of a payload: a JPEG file | height x width x 3 bytes, RGB
 MIN_PAGE_BYTES = 1 << 23
@@ -150,52 +149,6 @@ def tables_sha256(metadata: np.ndarray, payload_bytes: np.ndarray) -> str:
     image = metadata["image"]
     columns = (*(image[name] for name in IMAGE.names or ()), metadata["label"], payload_bytes)
     return hashlib.sha256(b"".join(column.astype("<u8").tobytes() for column in columns)).hexdigest()
-
-
-def partial_name(path: Path) -> Path:
-    """What a file is called until it is whole."""
-    return path.with_name(path.name + ".partial")
-
-
-@contextlib.contextmanager
-def name_oserror(path: Path, *, partial: Path | None = None) -> Iterator[None]:
-    """An OSError of the block names this file where it names none (a full disk's, when an open file is written to), or
-    the file `partial` that is to become it."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename in (None, str(partial)):
-            error.filename = str(path)
-        raise
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file under a temporary name in the same folder; brought to disk and renamed at the end, gone after an error.
-
-    The name is this call's own: several evaluations may write one result at once, and the last one stays, whole.
-    An OSError names `path`.
-    """
-    partial = partial_name(path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}"))
-    try:
-        with name_oserror(path, partial=partial), open(partial, "xb", buffering=1 << 20) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        with contextlib.suppress(OSError):  # a read-only folder's, which hides the error that matters
-            partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder (a rename, say) survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Beton:

@@ -40,7 +40,7 @@ from tencrop.data.sources.source import (
     read_original,
 )
 from tencrop.data.store.beton import Beton
-from tencrop.files import atomic_file
+from tencrop.files import atomic_write, file_sha256
 
 FORMAT = "tencrop-data-2"
 SPLITS = ("train", "val")
@@ -129,12 +129,6 @@ def manifest_sha256(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name in the same folder, bring it to disk, rename it."""
-    with atomic_file(path) as file:
-        file.write(content)
-
-
 def file_table(num_files: int, name_bytes: int) -> np.ndarray:
     """An empty table of files, one row a sample; a name is class/file in at most `name_bytes` bytes (os.fsencode)."""
     row = [
@@ -176,12 +170,6 @@ def store_fingerprint(table: np.ndarray, options: dict[str, Any]) -> str:
         digest.update(b"%d %d %d " % (mode, height, width) + sha256.tobytes())
     digest.update(source_fingerprint(table).encode())
     return digest.hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256, hexadecimal, of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_split(root: str | Path, name: str, *, source: str | None = None, data: str = "imagefolder") -> Split:
