@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tencrop.distributed.collectives import all_reduce
 
+from tencrop.distributed.collectives import all_reduce
+from tencrop.progress import duration
 from tencrop.signals import SIGNALS, exit_when_asked
-from tencrop.training.monitors import Interrupted, Interruption, duration, job_end_time, pace_sentence
+from tencrop.training.monitors import Interrupted, Interruption, job_end_time, pace_sentence
 
 NOW = datetime(2026, 11, 21, 12, 0).timestamp()
 

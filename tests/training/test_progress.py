@@ -1,8 +1,9 @@
 import time
 from types import SimpleNamespace
 
+from tencrop.progress import LINE_EVERY_S, LogTimer
 from tencrop.training.monitors import Metrics
-from tencrop.training.progress import LINE_EVERY_S, LogTimer, ProgressBar
+from tencrop.training.progress import ProgressBar
 
 
 def watched(**facts):

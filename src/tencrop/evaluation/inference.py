@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -22,13 +21,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import Tensor, nn
 
 from tencrop.cli.command import disk_sentence
 from tencrop.config import Config, Hardware, Protocol, UserError, accelerator_of, num_threads, num_workers
 from tencrop.config.launcher import is_first_process, launched
-from tencrop.console import plain_column, plain_console, rate
+from tencrop.console import plain_console
 from tencrop.data.augmentation.batch import Batch
 from tencrop.data.augmentation.color import normalize
 from tencrop.data.augmentation.plan import evaluation_plan
@@ -42,9 +40,9 @@ from tencrop.models.checkpoint_files import weights_sha256
 from tencrop.models.convolutional import MeanScores, fully_convolutional, largest_layer_bytes
 from tencrop.models.factory import build_model, check_image_size
 from tencrop.models.weights import apply_weights, load_weights
+from tencrop.progress import counting_images
 from tencrop.training.fit import cluster_environment
 from tencrop.training.precision import set_precision
-from tencrop.training.progress import LogTimer
 
 IMAGES_AT_ONCE = {"cpu": 32, "gpu": 256}  # where hardware.max_micro_batch is null
 SAID_ABOVE_BYTES = 4_000_000_000  # of memory for one layer: a machine or GPU may not have it
@@ -235,21 +233,15 @@ def _loader(
 def _with_progress(
     batches: Iterator[tuple[Batch, ...]], num_images: int, *, rank: int, num_ranks: int
 ) -> Iterator[tuple[Batch, ...]]:
-    """The batches, at every side, with a bar or lines of the first rank's, which takes the others to be as far."""
-    console, timer, done = plain_console(stderr=True), LogTimer(), 0
-    text, speed = plain_column("evaluating"), plain_column("{task.fields[rate]}")
-    columns = (text, BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
-    is_shown = rank == 0 and console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=not is_shown) as progress:
-        bar = progress.add_task("", total=num_images, rate="")
+    """The batches, at every side, and the progress of the first rank, which takes the others to be as far."""
+    console = plain_console(stderr=True, quiet=rank != 0)
+    with counting_images(console, "evaluating", num_images, transient=True) as advance:
+        num_left = num_images
         for batch in batches:
             yield batch
-            done = min(num_images, done + len(batch[0].index) * num_ranks)
-            pace = rate(done / (time.monotonic() - timer.start))
-            progress.update(bar, completed=done, rate=pace)
-            if rank == 0 and not is_shown and timer.is_due():
-                left = timer.time_left(num_done=done, num_left=num_images - done)
-                print(f"evaluating: {done:,} of {num_images:,} images, {pace}, {left}", file=sys.stderr, flush=True)
+            num_done = min(num_left, len(batch[0].index) * num_ranks)
+            advance(num_done)
+            num_left -= num_done
 
 
 def _refuse_small_images(config: Config, split: Split) -> None:

@@ -27,6 +27,7 @@ from tencrop.config.launcher import is_first_process
 from tencrop.console import rate
 from tencrop.data.sampling.digest import digest_text
 from tencrop.distributed.collectives import all_reduce
+from tencrop.progress import duration
 from tencrop.signals import SIGNALS
 from tencrop.training.metric_rows import NO_ROWS, append_row, keep_rows, sync_rows
 
@@ -208,13 +209,6 @@ def pace_sentence(images_per_s: float, num_images: int, *, now: float, limit: fl
     if end < limit:
         return f"{sentence}; the job's time limit is {_clock(limit)}"
     return f"{sentence}; the job's time limit comes {duration(end - limit)} before, then the same command continues"
-
-
-def duration(seconds: float) -> str:
-    """ "3 h 20 min", "4 min 10 s", "12 s"."""
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _clock(seconds: float) -> str:

@@ -6,36 +6,14 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import Any
 
 from pytorch_lightning import Callback, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from tencrop.console import plain_column, plain_console, rate
-from tencrop.training.monitors import Metrics, duration
-
-LINE_EVERY_S = 30
-
-
-class LogTimer:
-    """Says when the next line of a log is due, and how long a work that began with it will take still."""
-
-    def __init__(self, every_s: float = LINE_EVERY_S):
-        self.every_s = every_s
-        self.start = self.latest = time.monotonic()
-
-    def is_due(self) -> bool:
-        """Whether `every_s` have passed since it last said so."""
-        now = time.monotonic()
-        if now - self.latest < self.every_s:
-            return False
-        self.latest = now
-        return True
-
-    def time_left(self, *, num_done: int, num_left: int) -> str:
-        """ "2 h 14 min left", at the mean pace since the start; num_done: since then."""
-        return f"{duration((time.monotonic() - self.start) / num_done * num_left)} left"
+from tencrop.progress import LogTimer
+from tencrop.training.monitors import Metrics
 
 
 class ProgressBar(Callback):

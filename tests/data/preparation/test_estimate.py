@@ -6,7 +6,7 @@ import time
 import pytest
 from rich.console import Console
 
-from tencrop.data.preparation.estimate import counting_bytes, counting_images
+from tencrop.progress import counting_bytes, counting_images
 
 
 @pytest.fixture

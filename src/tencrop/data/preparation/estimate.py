@@ -6,30 +6,17 @@ import contextlib
 import datetime
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.text import Text
 
 from tencrop.config import StoreOptions, UserError
-from tencrop.console import plain_column, rate
 from tencrop.data.preparation.statistics import ColorSums
 from tencrop.data.sources.folder import EXTENSIONS, counted
 from tencrop.data.sources.source import Source
 from tencrop.data.store.encode import Undecodable, encode
+from tencrop.progress import readable
 
-LINE_EVERY_S = 30  # between two lines of progress in a log
 NUM_TRIED = 32  # files of a split that are tried beforehand, to estimate size and time
 
 
@@ -77,87 +64,3 @@ def estimate(source: Source, split: str, options: StoreOptions) -> tuple[float, 
     total_bytes = sum(file.num_bytes for file in files)
     scale = total_bytes / max(read_bytes, 1) if total_bytes else len(files) / len(ranks)
     return stored_bytes * scale, seconds
-
-
-def readable(num_bytes: float) -> str:
-    """1.23 MB, say."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.4g} TB"
-
-
-@contextlib.contextmanager
-def counting_images(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with rate and time left, or lines in a log; call what it yields with the number of images done."""
-    columns = (MofNCompleteColumn(), _Rate())
-    with _counting(console, what, total, columns, "{:,.0f}".format, " images", rate) as advance:
-        yield advance
-
-
-@contextlib.contextmanager
-def counting_bytes(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """The same for bytes."""
-    columns = (DownloadColumn(), TransferSpeedColumn())
-    with _counting(console, what, total, columns, readable, "", lambda amount: f"{readable(amount)}/s") as advance:
-        yield advance
-
-
-@contextlib.contextmanager
-def _counting(
-    console: Console,
-    what: str,
-    total: int,
-    columns: Iterable[ProgressColumn],
-    amount: Callable[[float], str],
-    unit: str,
-    speed: Callable[[float], str],
-) -> Iterator[Callable[[int], None]]:
-    if not console.is_terminal:
-        yield _Lines(console, what, total, amount, unit, speed).advance
-        return
-    columns = (plain_column("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=console.quiet) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda number: bar.advance(task, number)
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(rate(task.finished_speed or task.speed or 0))
-
-
-class _Lines:
-    """For the log of a job: a line every LINE_EVERY_S seconds and one at the end.
-
-    The clock starts with the first call, which may tell what an interrupted preparation had done.
-    """
-
-    def __init__(
-        self,
-        console: Console,
-        what: str,
-        total: int,
-        amount: Callable[[float], str],
-        unit: str,
-        speed: Callable[[float], str],
-    ) -> None:
-        self._console, self._what, self._total = console, what, total
-        self._amount, self._unit, self._speed = amount, unit, speed
-        self._first: tuple[float, int] | None = None  # when, and how much was done
-        self._done, self._last = 0, time.monotonic()
-
-    def advance(self, number: int) -> None:
-        self._done, now = self._done + number, time.monotonic()
-        start, done_before = self._first = self._first or (now, self._done)
-        is_over = self._done >= self._total
-        if now < self._last + LINE_EVERY_S and not is_over:
-            return
-        self._last = now
-        line = f"{self._what}: {self._amount(self._done)} of {self._amount(self._total)}{self._unit}"
-        if self._done > done_before and now > start:
-            per_s = (self._done - done_before) / (now - start)
-            left = datetime.timedelta(seconds=round((self._total - self._done) / per_s))
-            line += f", {self._speed(per_s)}" + ("" if is_over else f", {left} left")
-        self._console.print(line)

@@ -23,7 +23,7 @@ from tencrop.config import Data, StoreOptions, UserError, num_threads
 from tencrop.config.writable import check_writable
 from tencrop.console import plain_console
 from tencrop.data.preparation.adopt import NOT_KNOWN, BetonSource, adopt_split, check_root, introduction
-from tencrop.data.preparation.estimate import announce, counting_bytes, counting_images
+from tencrop.data.preparation.estimate import announce
 from tencrop.data.preparation.parts import any_part, remove_parts
 from tencrop.data.preparation.statistics import ColorSums, sampled_every
 from tencrop.data.preparation.writer import write_npy, write_split
@@ -37,6 +37,7 @@ from tencrop.data.sources.tiny_imagenet import TinyImagenetSource
 from tencrop.data.store.encode import PLAIN_KINDS
 from tencrop.data.store.manifest import FORMAT, SPLITS, open_split, read_manifest, write_manifest
 from tencrop.files import file_sha256, partial_name
+from tencrop.progress import counting_bytes, counting_images
 
 ROOM = "make room, or name another folder with data.root=DIR"
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from tencrop.config import UserError
 from tencrop.console import plain_console
-from tencrop.data.preparation.estimate import counting_images
 from tencrop.data.store.manifest import (
     SPLITS,
     Split,
@@ -26,6 +25,7 @@ from tencrop.data.store.manifest import (
     source_fingerprint,
     store_fingerprint,
 )
+from tencrop.progress import counting_images
 
 MAX_NAMED = 5
 CHUNK_SAMPLES = 256

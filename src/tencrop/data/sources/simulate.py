@@ -21,13 +21,13 @@ from tencrop.cli.command_line import typed_word, verb
 from tencrop.config import Data, UserError
 from tencrop.config.writable import check_writable
 from tencrop.console import plain_console
-from tencrop.data.preparation.estimate import counting_images
 from tencrop.data.sources.devkit import ARCHIVE as DEVKIT_ARCHIVE
 from tencrop.data.sources.devkit import FOLDER, GROUND_TRUTH, META, SIMULATED
 from tencrop.data.sources.folder import FolderSource
 from tencrop.data.sources.ilsvrc import ARCHIVES, MD5_LIST
 from tencrop.data.sources.source import Source
 from tencrop.files import atomic_file, atomic_write
+from tencrop.progress import counting_images
 
 # of `synsets` in meta.mat, in the original's order
 FIELDS = (
