@@ -20,7 +20,12 @@ import numpy as np
 import torch
 
 from tencrop.cli.choices import CONF
-from tencrop.config import config_of_run, num_workers
+from tencrop.cli.run_overrides import (
+    config_of_run,
+)
+from tencrop.config import (
+    num_workers,
+)
 from tencrop.data.augmentation.color import normalize
 from tencrop.data.augmentation.plan import evaluation_plan
 from tencrop.data.loading.loader import BaseLoader, Loader

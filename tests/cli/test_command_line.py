@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 from tencrop.cli.choices import CONF
 from tencrop.cli.command import command, overrides
 from tencrop.cli.command_line import checked, home, parse, typed_word
+from tencrop.cli.run_overrides import (
+    config_of_run,
+)
 from tencrop.config import (
     Config,
     PrepareConfig,
     ReportConfig,
     UserError,
     VisualizationConfig,
-    config_of_run,
 )
 from tencrop.config.documents import literal
 

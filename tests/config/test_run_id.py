@@ -9,9 +9,21 @@ import yaml
 from omegaconf import OmegaConf
 
 from tencrop.cli.choices import CONF
-from tencrop.config import UserError, check_data, check_preparation, check_store, config_of_run, learning_hash, run_path
+from tencrop.cli.run_overrides import (
+    config_of_run,
+)
+from tencrop.config import (
+    UserError,
+    check_data,
+    check_preparation,
+    check_store,
+    learning_hash,
+    run_path,
+)
 from tencrop.config.loader import CONFIG_FORMAT
-from tencrop.config.run_id import read_config
+from tencrop.config.run_config import (
+    read_config,
+)
 
 PINNED = json.loads(Path(__file__).with_name("learning_hashes.json").read_text())
 

@@ -8,7 +8,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from tencrop.cli.choices import CONF
-from tencrop.config import Config, UserError, config_of_run, validate
+from tencrop.cli.run_overrides import (
+    config_of_run,
+)
+from tencrop.config import (
+    Config,
+    UserError,
+    validate,
+)
 from tencrop.data.store.manifest import FORMAT
 from tencrop.records import reproduce as module
 from tencrop.records.provenance import PACKAGE

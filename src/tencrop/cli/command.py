@@ -24,12 +24,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tencrop.cli.choices import CONF, asked, check_conf, names_of
 from tencrop.cli.command_line import PATHS, checked, home
+from tencrop.cli.config_source import (
+    register_config_source,
+)
 from tencrop.cli.errors import sentence
 from tencrop.config.documents import literal
 from tencrop.config.launcher import launched
 from tencrop.config.rules import validate
 from tencrop.config.schema import Config, UserError
-from tencrop.config.yaml_files import register_config_source
 from tencrop.printable import print_any_text
 from tencrop.signals import INTERRUPTED, MESSAGE
 

@@ -7,6 +7,7 @@ import os
 import sys
 
 from tencrop.cli.command import command, overrides
+from tencrop.cli.command_line import keys_typed
 from tencrop.config import Config, check_data, check_preparation, check_store, derive_batches, run_path
 from tencrop.config.launcher import check_launch, is_first_process
 from tencrop.config.loader import check_loader
@@ -26,7 +27,7 @@ def main(config: Config) -> int:
     manifest = read_manifest(config.data.root, config.data.name)
     check_data(config, manifest)
     check_store(config, manifest)
-    check_preparation(config, manifest, overrides())
+    check_preparation(config, manifest, keys_typed(overrides()))
 
     from tencrop.distributed.launch import launch_ranks
     from tencrop.evaluation.evaluate import evaluate_run

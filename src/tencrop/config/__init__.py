@@ -1,6 +1,5 @@
-"""The configuration: typed, checked, and turned into a verb's argument. Imports neither torch nor timm."""
+"""The configuration: typed, checked, and compared with data and runs. Imports neither torch nor timm."""
 
-from tencrop.cli.command import command, overrides
 from tencrop.config.batches import (
     Batches,
     accelerator_of,
@@ -23,7 +22,6 @@ from tencrop.config.run_id import (
     check_data,
     check_preparation,
     check_store,
-    config_of_run,
     learning_hash,
     learning_keys,
     run_path,
@@ -85,15 +83,12 @@ __all__ = [
     "check_precision",
     "check_preparation",
     "check_store",
-    "command",
-    "config_of_run",
     "derive_batches",
     "is_deterministic",
     "learning_hash",
     "learning_keys",
     "num_threads",
     "num_workers",
-    "overrides",
     "run_path",
     "validate",
 ]

@@ -13,7 +13,16 @@ from typing import Any
 
 from tencrop.cli.choices import CONF
 from tencrop.cli.command_line import for_shell, keys_typed, parse, typed_word, verb
-from tencrop.config import Config, UserError, check_data, check_preparation, config_of_run, run_path
+from tencrop.cli.run_overrides import (
+    config_of_run,
+)
+from tencrop.config import (
+    Config,
+    UserError,
+    check_data,
+    check_preparation,
+    run_path,
+)
 from tencrop.config.documents import read_json
 from tencrop.config.loader import check_loader
 from tencrop.config.rules import check_protocol
@@ -48,7 +57,7 @@ def evaluation_targets(config: Config, typed: list[str]) -> list[EvaluationTarge
     """
     members = _evaluation_targets(config, typed)
     for member in members:
-        check_preparation(member.config, member.manifest, typed)
+        check_preparation(member.config, member.manifest, keys_typed(typed))
     return members
 
 

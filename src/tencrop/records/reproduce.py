@@ -25,9 +25,16 @@ from omegaconf import OmegaConf
 
 from tencrop.cli.choices import CONF
 from tencrop.cli.command import disk_sentence
-from tencrop.config import UserError, config_of_run
+from tencrop.cli.run_overrides import (
+    config_of_run,
+)
+from tencrop.config import (
+    UserError,
+)
 from tencrop.config.documents import literal
-from tencrop.config.run_id import read_config
+from tencrop.config.run_config import (
+    read_config,
+)
 from tencrop.config.writable import check_writable
 from tencrop.data.store.manifest import read_manifest
 from tencrop.files import atomic_write

@@ -21,7 +21,11 @@ from tencrop.config import Config, UserError, run_path
 from tencrop.config.documents import NotEmpty, read_json
 from tencrop.config.launcher import is_first_process
 from tencrop.config.loader import CONFIG_FORMAT
-from tencrop.config.run_id import config_sha256, read_config, read_written_config
+from tencrop.config.run_config import (
+    config_sha256,
+    read_config,
+    read_written_config,
+)
 from tencrop.config.writable import check_writable
 from tencrop.data.store.manifest import RUN_DATA_SHAPE
 from tencrop.files import atomic_write

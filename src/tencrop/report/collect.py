@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from tencrop.config import Config, UserError
-from tencrop.config.run_id import read_config
+from tencrop.config.run_config import (
+    is_run_folder,
+    read_config,
+)
 from tencrop.evaluation.claims import claimant_of_run
 from tencrop.evaluation.results import load_result, measured_otherwise, protocol_label, result_name
 from tencrop.evaluation.targets import EVALUATIONS
@@ -198,7 +201,9 @@ def collect_evaluations(paths: Iterable[Path], on_broken: Callable[[Broken], Non
 
 
 def _loose_results(path: Path) -> list[Path]:
-    return [file for file in path.rglob("[!.]*.result.json") if not any(is_run(parent) for parent in file.parents)]
+    return [
+        file for file in path.rglob("[!.]*.result.json") if not any(is_run_folder(parent) for parent in file.parents)
+    ]
 
 
 def _one_a_seed(runs: Iterable[Run]) -> tuple[Run, ...]:
@@ -225,12 +230,14 @@ def _run_folders(path: Path) -> list[Path]:
     (its own reproductions)."""
     if not path.is_dir():
         raise UserError(f"runs={path}: there is no such folder; train.py makes one below runs/")
-    if is_run(path) or _is_part_of_a_run(path):
+    if is_run_folder(path) or _is_part_of_a_run(path):
         return [path.resolve()]
     found: list[Path] = []
     root, files = path.resolve(), ("config.yaml", "manifest.json")
     for folder in sorted({file.parent for name in files for file in root.rglob(name)}):
-        if (is_run(folder) or _is_part_of_a_run(folder)) and not any(parent in found for parent in folder.parents):
+        if (is_run_folder(folder) or _is_part_of_a_run(folder)) and not any(
+            parent in found for parent in folder.parents
+        ):
             found.append(folder)
     if not found and not _loose_results(path.resolve()):
         raise UserError(
@@ -238,11 +245,6 @@ def _run_folders(path: Path) -> list[Path]:
             " evaluate.py"
         )
     return found
-
-
-def is_run(folder: Path) -> bool:
-    """Whether train.py has made this folder for a run."""
-    return (folder / "config.yaml").exists() and (folder / "manifest.json").exists()
 
 
 def _is_part_of_a_run(folder: Path) -> bool:

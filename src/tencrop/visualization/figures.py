@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from tencrop.complexity.golden import golden_counts
 from tencrop.config import Config, UserError, VisualizationConfig
+from tencrop.config.run_config import is_run_folder
 from tencrop.config.writable import check_writable
 from tencrop.data.sources.class_names import label_names
 from tencrop.evaluation.evaluate import EVALUATIONS
@@ -81,8 +82,7 @@ def _folder(member: EvaluationTarget, config: VisualizationConfig) -> Path:
     if config.output is not None:
         return Path(config.output)
     run_dir = member.path.absolute().parent.parent
-    is_run = (run_dir / "config.yaml").exists()
-    return run_dir / "figures" if is_run else FIGURES / member.config.model.name.replace("/", "-")
+    return run_dir / "figures" if is_run_folder(run_dir) else FIGURES / member.config.model.name.replace("/", "-")
 
 
 def _architecture(network: torch.nn.Module, config: Config) -> Drawn:

@@ -1,0 +1,54 @@
+"""The configuration of a run, changed by what the user typed for its evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from tencrop.cli.command_line import PATHS, home, parse
+from tencrop.config.documents import literal
+from tencrop.config.rules import validate
+from tencrop.config.run_config import CONFIG, MEND, read_config
+from tencrop.config.schema import Config, UserError
+from tencrop.config.yaml_files import yaml_mapping
+
+# what an evaluation may choose; everything else is the run's own
+EVALUATION_KEYS = (
+    "protocol", "hardware", "tracker", "data", "normalization", "training.precision",
+    "checkpoint", "ema", "save_views", "output", "deterministic",
+)  # fmt: skip
+
+
+def config_of_run(run_dir: Path, overrides: list[str], *, conf: Path) -> Config:
+    """The configuration that `run_dir` was trained with, changed by what the user typed for evaluation.
+
+    `overrides` are KEY=VALUE or GROUP=NAME; a group is read from `conf`, or from the folder that --config-dir names,
+    and sees the run's image_size and short_side. Raises UserError for a key that would make it another network.
+    """
+    node = OmegaConf.create(literal(read_config(run_dir)))
+    try:
+        validate(node, Config)
+    except UserError as error:
+        problem = str(error)[:300]  # it quotes the value, which may be of any length
+        raise UserError(f"{run_dir / 'config.yaml'}: not {CONFIG} ({problem}); {MEND}") from error
+    changes = [(override.input_line, override.key_or_group, override.value()) for override in parse(overrides)]
+    is_group = {key: (conf / key).is_dir() for _, key, _ in changes}
+    for text, key, value in sorted(changes, key=lambda change: not is_group[change[1]]):  # groups first, as Hydra does
+        if not any(key == name or key.startswith(f"{name}.") for name in EVALUATION_KEYS):
+            raise UserError(f"{text}: the checkpoint's own run fixes it; leave it out")
+        if is_group[key]:
+            OmegaConf.update(node, key, yaml_mapping(_option(conf, key, value)), merge=False)
+        else:
+            OmegaConf.update(node, key, home(value) if key in PATHS else value, force_add=True)
+    return validate(node, Config)
+
+
+def _option(conf: Path, group: str, name: Any) -> Path:
+    """The file of an option, the user's own first, as Hydra found it."""
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
+    own = [Path(source.path) for source in sources if source.provider == "command-line"]
+    paths = [folder / group / f"{name}.yaml" for folder in (*own, conf)]
+    return next((path for path in paths if path.exists()), paths[-1])
