@@ -15,14 +15,14 @@ VERBS = {
     "evaluate": ("tencrop.commands.evaluate", "evaluate trained weights under a test protocol"),
     "report": ("tencrop.commands.report", "one page for one run or many, with the papers' numbers"),
     "complexity": ("tencrop.complexity.__main__", "parameters and multiply-adds, layer by layer"),
-    "seeing": ("tencrop.visualization.__main__", "draw a network and what it sees"),
+    "visualization": ("tencrop.visualization.__main__", "draw a network and what it sees"),
     "reproduce": ("tencrop.records.reproduce", "run a folder again and compare the weights"),
 }
 HELP = "\n".join(
     [
         "From a configuration to an error table of an ImageNet paper: tencrop VERB KEY=VALUE ...",
         "",
-        *(f"  tencrop {verb:<12}{what}" for verb, (_, what) in VERBS.items()),
+        *(f"  tencrop {verb:<15}{what}" for verb, (_, what) in VERBS.items()),
         "",
         "tencrop VERB --help says what a verb takes; what it says of `python VERB.py` holds for `tencrop VERB`.",
     ]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tencrop.cli.command import command, disk_sentence
+from tencrop.cli.command import command
 from tencrop.config import Config, PrepareConfig
+from tencrop.config.disk_errors import disk_sentence
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,7 +8,7 @@ import os
 import secrets
 from pathlib import Path
 
-from tencrop.cli.command import DISK_ERRORS, LONGEST_PATH, MENDS
+from tencrop.config.disk_errors import DISK_ERRORS, LONGEST_PATH, REMEDIES
 from tencrop.config.schema import UserError
 
 
@@ -26,7 +26,7 @@ def check_writable(*paths: Path, mend: str) -> None:
             number, name = error.errno or 0, str(path)
             if number in (errno.ELOOP, errno.ENAMETOOLONG) and len(name) > LONGEST_PATH:
                 name = f"{name[:LONGEST_PATH]}..."
-            reason, own_mend = DISK_ERRORS.get(number, os.strerror(number)), MENDS.get(number, mend)
+            reason, own_mend = DISK_ERRORS.get(number, os.strerror(number)), REMEDIES.get(number, mend)
             raise UserError(f"{name}: cannot be written ({reason}); {own_mend}") from error
 
 

@@ -22,8 +22,8 @@ from typing import NoReturn
 import torch
 from torch.distributed import TCPStore
 
-from tencrop.cli.command import disk_sentence
 from tencrop.config import UserError, num_threads
+from tencrop.config.disk_errors import disk_sentence
 from tencrop.config.launcher import AGENT, PIPE, RANKS, launched
 from tencrop.distributed.rendezvous import meet, meet_launched
 

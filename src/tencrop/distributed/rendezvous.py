@@ -37,7 +37,9 @@ def meet_launched() -> TCPStore | None:
     found = launched()
     if found is None or found.num_processes == 1 or is_initialized():
         return None
-    from tencrop.training.fit import cluster_environment  # with Lightning, which only launched processes need here
+    from tencrop.distributed.cluster import (
+        cluster_environment,  # with Lightning, which only launched processes need here
+    )
 
     environment = cluster_environment()
     mend = f"start all of them, or, where {found.launcher} did not start this one, {unset(found.launcher)}"

@@ -23,8 +23,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from tencrop.cli.command import disk_sentence
 from tencrop.config import Config, Hardware, Protocol, UserError, accelerator_of, num_threads, num_workers
+from tencrop.config.disk_errors import disk_sentence
 from tencrop.config.launcher import is_first_process, launched
 from tencrop.console import plain_console
 from tencrop.data.augmentation.batch import Batch
@@ -33,6 +33,7 @@ from tencrop.data.augmentation.plan import evaluation_plan
 from tencrop.data.loading.loaders import loader_class
 from tencrop.data.sampling.sampler import MAX_PADDED_BYTES, check_rescaled, evaluation_batches, within_memory
 from tencrop.data.store.manifest import Split, open_split
+from tencrop.distributed.cluster import cluster_environment
 from tencrop.distributed.rendezvous import meet_launched
 from tencrop.evaluation.predictions import Scores, from_averages, gather, load_scores, save_scores
 from tencrop.evaluation.protocols import merge, num_views, view_groups
@@ -41,7 +42,6 @@ from tencrop.models.convolutional import MeanScores, fully_convolutional, larges
 from tencrop.models.factory import build_model, check_image_size
 from tencrop.models.weights import apply_weights, load_weights
 from tencrop.progress import counting_images
-from tencrop.training.fit import cluster_environment
 from tencrop.training.precision import set_precision
 
 IMAGES_AT_ONCE = {"cpu": 32, "gpu": 256}  # where hardware.max_micro_batch is null

@@ -19,12 +19,6 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -33,6 +27,7 @@ from tencrop.config import Batches, Config, UserError, accelerator_of, is_determ
 from tencrop.config.launcher import is_first_process, launched
 from tencrop.data.augmentation.plan import evaluation_plan
 from tencrop.data.sampling.sampler import check_rescaled
+from tencrop.distributed.cluster import cluster_environment
 from tencrop.models.checkpoint_files import run_manifest, weights_sha256
 from tencrop.models.factory import build_model
 from tencrop.signals import INTERRUPTED
@@ -225,17 +220,6 @@ class _ExactDDPStrategy(DDPStrategy):
         wrapped.reducer._push_all_rebuilt_params()
         assert wrapped.reducer._rebuild_buckets(), "torch laid them out anew already"
         return wrapped
-
-
-def cluster_environment() -> ClusterEnvironment:
-    """How the ranks find each other: by torchrun's variables, srun's, or those of distributed/launch.py."""
-    match launched():
-        case None:
-            return LightningEnvironment()
-        case ("torchrun", _, _):
-            return TorchElasticEnvironment()
-        case _:
-            return SLURMEnvironment(auto_requeue=False)
 
 
 def build_trainer(

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tencrop.files import atomic_file
 
-from tencrop.cli.command import disk_sentence
 from tencrop.config import UserError
+from tencrop.config.disk_errors import disk_sentence
 from tencrop.data.store.beton import JPEG, METADATA_START, MIN_PAGE_BYTES, RAW, Beton, BetonWriter, EncodedSample
+from tencrop.files import atomic_file
 
 GENERATOR = np.random.default_rng(0)
 

@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from tencrop.config import StoreOptions, UserError
+from tencrop.data.sampling.geometry import MAX_PIXELS
 from tencrop.data.store.beton import JPEG, RAW
-from tencrop.data.store.encode import MAX_PIXELS, Undecodable, decode_rgb, encode, open_image
+from tencrop.data.store.encode import Undecodable, decode_rgb, encode, open_image
 
 ORIGINAL = StoreOptions(mode="jpeg", short_side=None, max_side=None, quality=95)
 

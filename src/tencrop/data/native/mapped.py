@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tencrop.cli.command import disk_sentence
+from tencrop.config.disk_errors import disk_sentence
 from tencrop.config.launcher import PIPE
 from tencrop.data.native.decoder import built
 from tencrop.printable import printable

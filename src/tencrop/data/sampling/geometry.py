@@ -12,6 +12,9 @@ import numpy as np
 Size = Any  # an int, or an integer array; what goes in comes out
 
 
+MAX_PIXELS = 1 << 28  # of an image, for every reader of files: 1 GB as Pillow holds it, 805 MB in a raw store
+
+
 def rescaled_size(height: Size, width: Size, side: Size) -> tuple[Size, Size]:
     """(height, width) after the shorter side became `side`: the longer is floor(side * long / short).
 

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tencrop.config import UserError
+from tencrop.data.sampling.geometry import MAX_PIXELS
 from tencrop.data.sampling.rng import Index, Stream, hashes
-from tencrop.data.store.encode import MAX_PIXELS
 
 MAX_PADDED_BYTES = 1 << 27  # 128 images of 480 x 728 pixels; the loader holds several batches
 

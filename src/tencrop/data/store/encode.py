@@ -17,7 +17,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPL
 from tencrop.config import StoreOptions
 from tencrop.data.native.decoder import DecodeError
 from tencrop.data.native.reduce import JpegHeader, denominator, jpeg_header, reduced_image, reduced_jpeg
-from tencrop.data.sampling.geometry import stored_size
+from tencrop.data.sampling.geometry import MAX_PIXELS, stored_size
 from tencrop.data.sampling.rng import Stream, uniforms
 from tencrop.data.store.beton import JPEG, MAX_PAYLOAD_BYTES, RAW, EncodedSample
 
@@ -29,7 +29,6 @@ STORE_FILTER = Image.Resampling.BILINEAR  # of a reduced store; Pillow's, so ant
 # The decoders that a file may choose by its first bytes. Of the others that Pillow has, some run programs (Ghostscript
 # for EPS) and some appear only where a library is installed: which images exist would depend on the machine.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
-MAX_PIXELS = 1 << 28  # of an image, for every reader of files: 1 GB as Pillow holds it, 805 MB in a raw store
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower, holds for it alone, and can be set in no other way
 ENCODING = 2  # counts up where `encode` makes something else of the same file
 
