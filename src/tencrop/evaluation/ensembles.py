@@ -10,7 +10,7 @@ from torch import Tensor
 from tencrop.config import UserError
 from tencrop.evaluation.predictions import Scores, from_averages
 
-UNSAID = {"loader": "beton"}  # what it means that a score file lacks a key
+IMPLIED = {"loader": "beton"}  # values of the metadata that a score file may leave out
 
 
 def ensemble(members: Sequence[Scores], names: Sequence[str]) -> Scores:
@@ -52,7 +52,7 @@ def _mean(scores: list[Tensor]) -> Tensor:
 
 def _joined_metadata(members: list[dict[str, str]]) -> dict[str, str]:
     keys = dict.fromkeys(key for metadata in members for key in metadata)
-    return {key: _joined([metadata[key] if key in metadata else UNSAID[key] for metadata in members]) for key in keys}
+    return {key: _joined([metadata[key] if key in metadata else IMPLIED[key] for metadata in members]) for key in keys}
 
 
 def _joined(values: list[str]) -> str:

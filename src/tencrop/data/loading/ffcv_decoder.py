@@ -127,9 +127,9 @@ def _decode_jpeg(stored, whole):
     """Whether the JPEG is damaged. This is ffcv's imdecode, whose defaults must not be passed from compiled code: numba
     makes types of them, and raises a KeyError over these when the interpreter ends."""
     height, width, _ = whole.shape
-    return 0 != ctypes_imdecode(  # noqa: SIM300
-        stored.ctypes.data, stored.size, height, width, whole.ctypes.data, height, width, 0, 0, 1, 1, False, False
-    )
+    source, target = stored.ctypes.data, whole.ctypes.data
+    error = ctypes_imdecode(source, stored.size, height, width, target, height, width, 0, 0, 1, 1, False, False)
+    return error != 0
 
 
 def _place(image, slot, flip):
