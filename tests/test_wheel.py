@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tencrop.config.code import code_sha256
-from tencrop.records.provenance import LEARNING_STAGES
+from tencrop.config.code import LEARNING, code_sha256
 
 ROOT = Path(__file__).parents[1]
 NEEDED = ("src", "conf", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
@@ -43,7 +42,7 @@ def test_it_holds_all_of_conf_the_compiled_modules_and_the_same_code(site):
     files = {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("[!.]*.yaml")}
     assert filecmp.cmpfiles(ROOT / "conf", package / "conf", files, shallow=False)[1:] == ([], [])
     assert {path.name.split(".")[0] for path in package.glob("data/*.so")} == {"_decode", "_reduce"}
-    assert code_sha256(package, LEARNING_STAGES) == code_sha256(ROOT / "src" / "tencrop", LEARNING_STAGES)
+    assert code_sha256(package, LEARNING) == code_sha256(ROOT / "src" / "tencrop", LEARNING)
 
 
 def test_its_command_lists_the_verbs_and_runs_them_anywhere(site, tmp_path):

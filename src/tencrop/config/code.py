@@ -1,7 +1,4 @@
-"""Hashes of the package's own code, by which a run or saved scores know that another version of it wrote them.
-
-Called by records/provenance.py (what decides what is learned) and evaluation/evaluate.py (what decides a score).
-"""
+"""Hashes of the package's own source, so that a run or saved scores can tell which version of it wrote them."""
 
 from __future__ import annotations
 
@@ -13,15 +10,83 @@ import tencrop
 
 PACKAGE = Path(tencrop.__file__).resolve().parent
 
+_IMAGES = (
+    "config/schema.py",
+    "data/augmentation",
+    "data/loading",
+    "data/native",
+    "data/sampling",
+    "data/store",
+    "models",
+    "training/precision.py",
+)
+# What decides the weights that a run ends with. A change to any of these files makes a run refuse to continue without
+# allow_other_code=true, so a file that only reports or checks does not belong here: rewording a progress line must not
+# stop every job of a cluster. tests/config/test_code.py compares the two lists with the imports.
+LEARNING = (
+    *_IMAGES,
+    "config/batches.py",
+    "distributed/collectives.py",
+    "training/batchnorm.py",
+    "training/checkpoints.py",
+    "training/classifier.py",
+    "training/data_module.py",
+    "training/determinism.py",
+    "training/ema.py",
+    "training/fit.py",
+    "training/losses.py",
+    "training/optimizers.py",
+    "training/schedules.py",
+)
+# What the files above import although it decides nothing of the weights: it checks, finds, reports or writes.
+NOT_LEARNING = (
+    "cli",
+    "config/__init__.py",
+    "config/code.py",
+    "config/command_schemas.py",
+    "config/cores.py",
+    "config/disk_errors.py",
+    "config/documents.py",
+    "config/launcher.py",
+    "config/loader.py",
+    "config/recipe_rules.py",
+    "config/rules.py",
+    "config/run_config.py",
+    "config/run_id.py",
+    "config/tracker.py",
+    "config/writable.py",
+    "config/yaml_files.py",
+    "data/__init__.py",
+    "data/preparation",
+    "data/sources",
+    "distributed/__init__.py",
+    "distributed/cluster.py",
+    "distributed/launch.py",
+    "distributed/rendezvous.py",
+    "files.py",
+    "printable.py",
+    "signals.py",
+    "training/__init__.py",
+    "training/metric_rows.py",
+    "training/monitors.py",
+    "training/progress.py",
+)
+SCORING = (*_IMAGES, "evaluation")  # what decides a score; other saved scores are computed again
 
-def code_sha256(package: Path, stages: Iterable[str]) -> str:
-    """SHA-256 in hex over the source files of some stages (folders of `package`), with git or without."""
+
+def code_sha256(package: Path, paths: Iterable[str]) -> str:
+    """SHA-256 in hex over the Python and C files at or below some paths of `package`, with git or without."""
     digest = hashlib.sha256()
-    found = (path.relative_to(package) for stage in stages for path in (package / stage).rglob("*"))
-    # hidden files are an editor's or macOS'; nothing of them is imported
-    visible = (path for path in found if not any(part.startswith(".") for part in path.parts))
-    for path in sorted(path for path in visible if path.suffix in (".py", ".c", ".h")):
+    for path in source_files(package, paths):
         content = (package / path).read_bytes()
         digest.update(f"{path.as_posix()}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()
+
+
+def source_files(package: Path, paths: Iterable[str]) -> list[Path]:
+    """The Python and C files at or below some paths, relative to `package` and sorted."""
+    found = [file for path in paths for file in (package / path, *(package / path).rglob("*"))]
+    relative = {file.relative_to(package) for file in found if file.suffix in (".py", ".c", ".h") and file.is_file()}
+    # editors and macOS leave hidden files; Python imports none of them
+    return sorted(path for path in relative if not any(part.startswith(".") for part in path.parts))

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from tencrop.config import Config, UserError
-from tencrop.config.code import PACKAGE, code_sha256
+from tencrop.config.code import PACKAGE, SCORING, code_sha256
 from tencrop.config.launcher import is_first_process
 from tencrop.config.writable import check_writable
 from tencrop.data.augmentation.color import mean_and_std
@@ -36,7 +36,6 @@ from tencrop.models.weights import apply_weights, load_weights
 from tencrop.training.precision import set_precision
 
 MEND = "make room, or name another folder with evaluate.py's output=DIR"
-SCORING_STAGES = ("config", "data", "models", "evaluation")  # a change to these may change a score
 
 
 class Evaluated(NamedTuple):
@@ -88,7 +87,7 @@ def _evaluate(member: EvaluationTarget) -> Evaluated | None:
         "source_fingerprint": source_fingerprint(member.manifest),
         "normalization": json.dumps({"mean": mean, "std": std}),
         "precision": config.training.precision,
-        "code_sha256": code_sha256(PACKAGE, SCORING_STAGES),
+        "code_sha256": code_sha256(PACKAGE, SCORING),
         "allow_tf32": json.dumps(set_precision(config.training.precision)),
         **({"loader": "ffcv"} if config.data.loader == "ffcv" else {}),  # the pixels of the others are the same
     }

@@ -19,11 +19,10 @@ from typing import Any
 
 import tencrop
 from tencrop.config import Config
-from tencrop.config.code import PACKAGE, code_sha256
+from tencrop.config.code import LEARNING, PACKAGE, code_sha256
 from tencrop.printable import printable
 from tencrop.records.redaction import redact_arguments, redact_text
 
-LEARNING_STAGES = ("config", "data", "models", "training")  # a change to these may change what is learned
 EXACT = ("python", "torch", "numpy", "timm", "pytorch-lightning")  # packages whose version may change the last bit
 DRIVER = Path("/dev/nvidiactl")
 CODE_PATHS = ("src", "conf", ":(glob)*.py", "pyproject.toml")
@@ -112,7 +111,7 @@ def code_version() -> dict[str, Any]:
         facts["not_known"] = str(error)
     if not _is_of_checkout():
         facts["installed"] = tencrop.__version__
-    return facts | {"learning_sha256": code_sha256(PACKAGE, LEARNING_STAGES)}
+    return facts | {"learning_sha256": code_sha256(PACKAGE, LEARNING)}
 
 
 def code_diff() -> str:
