@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3 python,$(shell command -v $(name))))
 
-.PHONY: help quickstart test test-long gpu-check lint format lock install clean
+.PHONY: help quickstart test test-fast test-long gpu-check lint format lock install clean
 
 help: ## show this list
 	@echo "tencrop: from a configuration to an error table"
@@ -28,6 +28,9 @@ quickstart: install ## LeNet-5 on handwritten digits: prepare, train, evaluate, 
 
 test: lint ## ruff, mypy and all tests
 	$(BIN)/python -m pytest -q
+
+test-fast: lint ## the tests of every day: without training, images from disk and other processes
+	$(BIN)/python -m pytest -q $(FAST)
 
 test-long: install ## what takes minutes rather than seconds
 	$(BIN)/python -m pytest -q -s -m long
