@@ -34,9 +34,9 @@ def batch_for(augmentation: Augmentation, num_samples: int = 8) -> Batch:
     images = torch.randint(256, (num_samples, 16, 16, 3), dtype=torch.uint8, generator=generator)
     index = np.arange(num_samples)
     stored = np.full((num_samples, 2), 16, np.int32)
-    plan = training_plan(index, stored, augmentation=augmentation, seed=0, epoch=0, places=index)
+    plan = training_plan(index, stored, augmentation=augmentation, seed=0, epoch=0, positions=index)
     plan = plan._replace(
-        color=plan.pca_alphas.astype(np.float32), operation_values=plan.operation_values.astype(np.float32)
+        pca_alphas=plan.pca_alphas.astype(np.float32), operation_values=plan.operation_values.astype(np.float32)
     )
     fields = {n: torch.from_numpy(array) if n in DEVICE_FIELDS else array for n, array in plan._asdict().items()}
     return Batch(images=images, labels=torch.arange(num_samples) * 10, **fields, hashes=np.zeros((num_samples, 2)))
