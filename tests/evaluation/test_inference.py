@@ -1,5 +1,7 @@
 """Every image once, on one process or several, with the scores that a slow loop over files finds."""
 
+import contextlib
+import copy
 import io
 import os
 import signal
@@ -247,6 +249,27 @@ def test_what_dense_takes_is_said_before_the_work(make_config, make_task, monkey
         "protocol=dense: images of up to 88 x 72 pixels take up to 6.3 GB in one layer of vgg_a, 10 at once"
         " (hardware.max_micro_batch)\n"
     )
+
+
+@pytest.mark.parametrize("options", [("protocol=center",), DENSE, ("protocol=center", "protocol.size=5")])
+def test_check_scorable_leaves_the_network_as_it_was(options, make_config, new_network) -> None:
+    config = make_config(*options)
+    network = nn.Sequential(new_network(config), nn.BatchNorm1d(6), nn.Dropout(0.5)).train()
+    network[2].eval()  # frozen by somebody
+    before = copy.deepcopy(network)
+    random_state = torch.get_rng_state()
+    with contextlib.suppress(UserError):  # Sequential has no convolutional form, and 5 pixels are too few
+        check_scorable(network, config)
+    with contextlib.suppress(UserError):
+        check_scorable(network[0], config)
+    after = dict(network.named_modules())
+    assert {name: layer.training for name, layer in before.named_modules()} == {n: m.training for n, m in after.items()}
+    for name, layer in before.named_modules():
+        assert len(layer._forward_hooks) == len(after[name]._forward_hooks), name
+    for name, value in before.state_dict().items():
+        assert torch.equal(value, network.state_dict()[name]), name
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert torch.equal(torch.get_rng_state(), random_state)
 
 
 def test_144_crops_average_all_sides(make_config, make_task) -> None:

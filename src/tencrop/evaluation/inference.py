@@ -105,8 +105,24 @@ def check_scorable(network: nn.Module, config: Config) -> None:
     """Raises UserError where the network, on the CPU, or an image of the split does not fit the protocol; says what
     the largest image takes where that is much.
 
-    A pass of one image; afterwards the network is in eval mode.
+    Forward passes of one image. Afterwards every layer is in the mode (train or eval) that it was in before.
     """
+    with _layer_modes_restored(network):
+        _check_scorable(network, config)
+
+
+@contextmanager
+def _layer_modes_restored(network: nn.Module) -> Iterator[None]:
+    # Layer by layer: network.train() would also wake layers that somebody froze in eval mode.
+    modes = [(layer, layer.training) for layer in network.modules()]
+    try:
+        yield
+    finally:
+        for layer, is_training in modes:
+            layer.training = is_training
+
+
+def _check_scorable(network: nn.Module, config: Config) -> None:
     protocol, name = config.protocol, config.model.name
     split = open_val_split(config)
     _refuse_small_images(config, split)
