@@ -107,7 +107,7 @@ def update_running_statistics(model: nn.Module) -> None:
         assert layer.num_filled == len(layer.means), "a step runs every group of the device once"
         layer.num_filled = 0
         step_means += [layer.means.mean(0), layer.variances.mean(0)]
-    targets = iter(mean_over_ranks(step_means))
+    targets = iter(all_reduce_batchnorm_statistics(step_means))
     running: dict[float, tuple[list[Tensor], list[Tensor]]] = {}  # momentum -> statistics, what they move towards
     for layer in layers:
         assert layer.running_mean is not None and layer.running_var is not None and layer.momentum is not None
@@ -119,7 +119,7 @@ def update_running_statistics(model: nn.Module) -> None:
     torch._foreach_add_([layer.num_batches_tracked for layer in layers], 1)  # type: ignore[misc]
 
 
-def mean_over_ranks(tensors: list[Tensor]) -> list[Tensor]:
+def all_reduce_batchnorm_statistics(tensors: list[Tensor]) -> list[Tensor]:
     """The mean over the ranks of each tensor; all ranks must call this, with tensors of the same shapes.
 
     One all-reduce of all of them behind one another: a network has a hundred and more, most of a few hundred numbers
