@@ -190,14 +190,14 @@ def test_views_are_the_same_however_many_squares_are_resized_at_once(monkeypatch
 
 def test_the_views_of_a_batch_are_made_when_they_are_asked_for(monkeypatch) -> None:
     """Together, 36 views of 256 images are 1.4 GB."""
-    cut, num_cut = module._cut, 0
+    cut, num_cut = module.square_crops, 0
 
-    def counted(*arguments) -> Tensor:
+    def counted(*arguments, **options) -> Tensor:
         nonlocal num_cut
         num_cut += 1
-        return cut(*arguments)
+        return cut(*arguments, **options)
 
-    monkeypatch.setattr(module, "_cut", counted)
+    monkeypatch.setattr(module, "square_crops", counted)
     images, sizes = batch([(12, 12), (12, 15)])
     ((_, group),) = view_groups(images, sizes, protocol("ten_crop"))
     for number, _ in enumerate(group, start=1):

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from tencrop.config import Protocol
+from tencrop.data.augmentation.crops import square_crops
+from tencrop.data.sampling.geometry import offset
 from tencrop.data.sampling.rng import Index
 
 Sizes = npt.NDArray[np.integer]
@@ -82,7 +84,7 @@ def _each_view(images: Tensor, sizes: Sizes, protocol: Protocol) -> Iterator[Ten
     starts = _moved(corners(sizes, protocol), images.device)
     squares = _resized_squares(images, sizes, protocol) if protocol.name == "crops_144" else []
     for is_reflected in (False, True) if protocol.name in REFLECTED else (False,):
-        crops = (_cut(images, start, protocol.size) for start in starts)
+        crops = (square_crops(images, start, size=protocol.size) for start in starts)
         yield from (view.flip(2) if is_reflected else view for view in chain(crops, squares))
 
 
@@ -99,8 +101,7 @@ def corners(sizes: Sizes, protocol: Protocol) -> Index:
         start = _square_corners(sizes, SQUARES if protocol.name == "crops_144" else (0.5,))
         region = sizes.min(axis=1, keepdims=True)
     place = np.array(POSITIONS[protocol.name])[:, None]
-    room = np.rint((region - protocol.size) * place).astype(np.int64)  # half to even, as Python's in torchvision
-    return (start[:, None] + room).reshape(-1, *sizes.shape)
+    return (start[:, None] + offset(region, protocol.size, place)).reshape(-1, *sizes.shape)
 
 
 def merge(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,8 +115,7 @@ def merge(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 def _square_corners(sizes: Sizes, places: tuple[float, ...]) -> Index:
     """Top and left pixel of the largest squares at those places along the longer side, [S, B, 2]."""
-    room = sizes - sizes.min(axis=1, keepdims=True)
-    return np.rint(room * np.array(places)[:, None, None]).astype(np.int64)
+    return offset(sizes, sizes.min(axis=1, keepdims=True), np.array(places)[:, None, None])
 
 
 def _resized_squares(images: Tensor, sizes: Sizes, protocol: Protocol) -> list[Tensor]:
@@ -126,17 +126,11 @@ def _resized_squares(images: Tensor, sizes: Sizes, protocol: Protocol) -> list[T
     parts = [slice(first, first + num_at_once) for first in range(0, len(images), num_at_once)]
     places = _moved(_square_corners(sizes, SQUARES), images.device)
     return [
-        torch.cat([_resized(_cut(images[p], place[p], side), protocol.size, protocol.filter) for p in parts])
+        torch.cat(
+            [_resized(square_crops(images[p], place[p], size=side), protocol.size, protocol.filter) for p in parts]
+        )
         for place in places
     ]
-
-
-def _cut(images: Tensor, starts: Tensor, size: int) -> Tensor:
-    """Squares [B, size, size, 3] of the images whose top left pixels are `starts` [B, 2]."""
-    span = torch.arange(size, device=images.device)
-    rows, columns = (starts[:, axis, None] + span for axis in (0, 1))
-    slots = torch.arange(len(images), device=images.device)
-    return images[slots[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def _moved(places: Index, device: torch.device) -> Tensor:

@@ -14,17 +14,17 @@ import struct
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tencrop.config import Batches, Config, UserError
 from tencrop.data.augmentation.augment import partner_labels, training_inputs
 from tencrop.data.augmentation.batch import Batch
 from tencrop.data.augmentation.color import ColorNoise, color_noise, mean_and_std, normalize
+from tencrop.data.augmentation.crops import central_crops
 from tencrop.data.augmentation.erasing import is_erased, noise_table
 from tencrop.data.augmentation.mixing import is_mixed
 from tencrop.distributed.collectives import all_reduce
@@ -32,7 +32,7 @@ from tencrop.models.checkpoint_files import FORMAT, weights_sha256
 from tencrop.models.weights import check_weights
 from tencrop.training.batchnorm import set_groups, update_running_statistics
 from tencrop.training.ema import update_ema
-from tencrop.training.losses import cross_entropy, dominant_labels, mixed_cross_entropy, topk_errors, with_auxiliary
+from tencrop.training.losses import dominant_labels, mixed_cross_entropy, topk_errors, with_auxiliary
 from tencrop.training.monitors import Diverged, all_reduce_digest
 from tencrop.training.optimizers import build_optimizer
 from tencrop.training.schedules import Plateau, after_evaluation, learning_rate
@@ -107,7 +107,7 @@ class Classifier(pl.LightningModule):
             losses = [mixed_cross_entropy(logits, *pair, label_smoothing=smoothing) for logits in heads]
             labels = dominant_labels(*pair)  # what the training errors are counted against
         else:
-            losses = [cross_entropy(logits, labels, label_smoothing=smoothing) for logits in heads]
+            losses = [F.cross_entropy(logits, labels, label_smoothing=smoothing) for logits in heads]
         loss = with_auxiliary(*losses, weight=self.auxiliary_weight)
         with nullcontext() if self.is_at_step_boundary else self.without_gradient_exchange():
             self.manual_backward(loss / self.batches.accumulate_grad_batches)
@@ -195,7 +195,7 @@ class Classifier(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images = central_crops(batch.images, batch.sizes, size=self.config.image_size)
         logits = self.logits(self.ema or self.model, images)
-        self.count(self.val_counts, cross_entropy(logits, batch.labels), logits, batch.labels)
+        self.count(self.val_counts, F.cross_entropy(logits, batch.labels), logits, batch.labels)
 
     def on_validation_epoch_end(self) -> None:
         self.validation = self.read_counts(self.val_counts)
@@ -297,17 +297,3 @@ class Classifier(pl.LightningModule):
         check_weights(checkpoint["state_dict"], self.state_dict(), source=source, name=name)
         self.plateau = Plateau(**state["plateau"])
         self.best_error, self.best_step = state["best"]["top1_error"], state["best"]["step"]
-
-
-def central_crops(images: Tensor, sizes: npt.NDArray[np.integer], *, size: int) -> Tensor:
-    """The central size x size pixels of each image: uint8 [B, H, W, 3] -> [B, size, size, 3], on their device.
-
-    sizes: [B, 2], height and width of each image in the top left of its slot, at least `size`. Half pixels go
-    to the even side, as in torchvision's CenterCrop.
-    """
-    assert sizes.min() >= size, f"an image is smaller than {size} pixels"
-    corners = torch.from_numpy(np.rint((sizes - size) / 2).astype(np.int64)).to(images.device, non_blocking=True)
-    span = torch.arange(size, device=images.device)
-    rows, columns = (corners[:, axis, None] + span for axis in (0, 1))
-    slots = torch.arange(len(images), device=images.device)
-    return images[slots[:, None, None], rows[:, :, None], columns[:, None, :]]
