@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tencrop.config import UserError
+from tencrop.training.losses import pessimistic_ranks
 
 NOT_FINITE = -1
 Z_95 = 1.959963984540054  # the normal distribution holds 95% within +- Z_95 standard deviations
@@ -62,9 +63,7 @@ def label_ranks(scores: Tensor, labels: Tensor) -> Tensor:
 
     scores: float [N, K]; labels: int64 [N]. NOT_FINITE for an image with a NaN or infinite score.
     """
-    own = scores.gather(1, labels[:, None])
-    ranks = (scores >= own).sum(1, dtype=torch.int32) - 1
-    return torch.where(scores.isfinite().all(1), ranks, NOT_FINITE)
+    return torch.where(scores.isfinite().all(1), pessimistic_ranks(scores, labels), NOT_FINITE)
 
 
 def wilson_interval(num_errors: float, num_images: int, z: float = Z_95) -> tuple[float, float]:

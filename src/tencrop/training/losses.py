@@ -29,15 +29,6 @@ def dominant_labels(labels: Tensor, partner_labels: Tensor, weights: Tensor) -> 
     return torch.where(weights >= 0.5, labels, partner_labels)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy (nats) of logits [B, K] and labels int64 [B], a scalar.
-
-    label_smoothing: the share of the target spread evenly over all K classes, the right one included
-    (Szegedy et al. 2016, section 7).
-    """
-    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-
-
 def with_auxiliary(loss: Tensor, *auxiliary: Tensor, weight: float) -> Tensor:
     """The loss of a network's own logits plus `weight` times that of each auxiliary head's.
 
@@ -50,9 +41,18 @@ def with_auxiliary(loss: Tensor, *auxiliary: Tensor, weight: float) -> Tensor:
 def topk_errors(scores: Tensor, labels: Tensor, k: int) -> Tensor:
     """Whether each label is missed by the k best classes: bool [B] of scores [B, K] and labels int64 [B].
 
-    A label is found when fewer than k other classes score at least as high: ties count against it, so that
-    constant scores are 100% error (for k < K). A NaN among an image's scores is an error [17].
+    A NaN among an image's scores is an error. Evaluation (evaluation/errors.py) is stricter: there, any score that is
+    not finite makes the whole result an error message. Training must not wait for the device to raise one.
+    """
+    return (pessimistic_ranks(scores, labels) >= k) | scores.isnan().any(1)
+
+
+def pessimistic_ranks(scores: Tensor, labels: Tensor) -> Tensor:
+    """How many other classes score at least as high as the label: int32 [B] of scores [B, K] and labels int64 [B].
+
+    This is the project's only top-k rule: a label is in the top k if its rank is below k. Ties count against the label,
+    so that constant scores are an error of 100% (for k < K) and the result does not depend on how a sort breaks ties.
     """
     own = scores.gather(1, labels[:, None])
-    num_rivals = (scores >= own).sum(1) - 1  # the label's own class is not a rival
-    return (num_rivals >= k) | scores.isnan().any(1)
+    # Comparing needs no sort. -1: the label's own class is in the count. With NaN every comparison is false.
+    return (scores >= own).sum(1, dtype=torch.int32) - 1
