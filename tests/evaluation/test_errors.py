@@ -53,7 +53,7 @@ def test_with_few_classes_every_label_is_in_the_top_five() -> None:
 def test_scores_that_are_not_finite_are_no_error_rate(bad: float) -> None:
     scores = torch.randn(6, 4)
     scores[3, 2] = bad
-    with pytest.raises(UserError, match=r"1 of 6 images are NaN or infinite \(the first is number 3"):
+    with pytest.raises(UserError, match=r"1 of 6 images are NaN or infinite \(the first is image number 3"):
         error_rate(label_ranks(scores, torch.zeros(6, dtype=torch.int64)), 1)
 
 

@@ -25,7 +25,7 @@ from tencrop.data.store.manifest import read_manifest
 from tencrop.evaluation import claims
 from tencrop.evaluation import evaluate as module
 from tencrop.evaluation.errors import wilson_interval
-from tencrop.evaluation.evaluate import evaluate_members, file_stem
+from tencrop.evaluation.evaluate import evaluate_targets, file_stem
 from tencrop.evaluation.predictions import load_scores
 from tencrop.evaluation.results import load_result
 from tencrop.evaluation.targets import EvaluationTarget
@@ -159,12 +159,12 @@ def test_a_folder_that_cannot_be_written_is_found_before_an_image_is_scored(
         evaluate(config, one, place / "predictions")
     manifest = read_manifest(config.data.root)
     with pytest.raises(UserError, match=unwritable):  # of a member
-        evaluate_members(
+        evaluate_targets(
             [EvaluationTarget(config, one, manifest, tmp_path / "a"), EvaluationTarget(config, other, manifest, place)]
         )
     with pytest.raises(UserError, match=unwritable):  # of the ensemble
         config.output = str(place)
-        evaluate_members(
+        evaluate_targets(
             [EvaluationTarget(config, one, manifest, None), EvaluationTarget(config, other, manifest, None)]
         )
     (tmp_path / "out" / "center.safetensors").mkdir()
@@ -302,7 +302,7 @@ def test_plain_weights_from_elsewhere(library: str, suffix: str, make_config, pr
     (torch.save if suffix == ".pth" else save_file)(network.state_dict(), path)
     name = {"torchvision": "torchvision/resnet18", "timm": "resnet18"}[library]
     config = make_config("model=timm", f"model.name={name}", "model.bn_group=32", f"data.root={prepared_photos}")
-    found = evaluate_members([EvaluationTarget(config, path, read_manifest(prepared_photos), None)])
+    found = evaluate_targets([EvaluationTarget(config, path, read_manifest(prepared_photos), None)])
     assert len(found) == 1
     folder, result = found[0].out, found[0].result
     assert folder.parent == Path("evaluations") and folder.name.startswith(name.replace("/", "-"))
@@ -324,11 +324,11 @@ def test_an_ensemble_from_saved_scores(make_config, new_network, save_checkpoint
         own = replace(config, seed=seed)
         path = save_checkpoint(out / "last.ckpt", own, new_network(own, seed=seed))
         members.append(EvaluationTarget(own, path, manifest, out))
-    one = evaluate_members(members[:1])
+    one = evaluate_targets(members[:1])
     assert len(one) == 1
-    first = evaluate_members(members)
+    first = evaluate_targets(members)
     no_network_runs()
-    again = evaluate_members(members)
+    again = evaluate_targets(members)
     assert [found.result for found in again] == [found.result for found in first] and len(again) == 4
     joint = again[-1]
     mean = torch.stack([found.scores.softmax for found in again[:3]]).mean(0)

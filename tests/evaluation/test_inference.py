@@ -24,7 +24,7 @@ from tencrop.data.store.manifest import read_manifest
 from tencrop.evaluation import inference
 from tencrop.evaluation.errors import error_rate
 from tencrop.evaluation.inference import (
-    Task,
+    ScoringTask,
     _score_in_new_processes,
     build_network,
     check_scorable,
@@ -45,11 +45,11 @@ PROTOCOL = ("protocol=five_crop", "protocol.side=38", "protocol.filter=bilinear"
 def make_task(save_checkpoint: Callable[..., Path], new_network: Callable[..., nn.Module], tmp_path: Path):
     """make_task(config) -> the task and its network, whose weights lie on disk."""
 
-    def make(config: Config) -> tuple[Task, nn.Module]:
+    def make(config: Config) -> tuple[ScoringTask, nn.Module]:
         network = new_network(config)
         path = save_checkpoint(tmp_path / "last.ckpt", config, network)
         identity = {"weights_sha256": weights_sha256(network.state_dict()), "protocol": config.protocol.name}
-        return Task(config, path, "raw", 6, MEAN, STD, identity), network
+        return ScoringTask(config, path, "raw", 6, MEAN, STD, identity), network
 
     return make
 
@@ -187,7 +187,7 @@ def test_a_checkpoint_that_changes_meanwhile_is_noticed(make_config, make_task, 
     """A mistake of the user's, seen in a started process, reaches this one as such."""
     task, _ = make_task(make_config())
     save_checkpoint(task.path, task.config, new_network(task.config, seed=1))
-    with pytest.raises(UserError, match="written anew while it was evaluated"):
+    with pytest.raises(UserError, match="was overwritten during its evaluation"):
         _score_in_new_processes(task, num_processes=1)
 
 

@@ -17,7 +17,7 @@ from torchvision import transforms
 from tencrop.config import Config, Model, UserError
 from tencrop.data.preparation.prepare import prepare
 from tencrop.data.store.manifest import open_split, read_manifest
-from tencrop.evaluation.evaluate import evaluate_members
+from tencrop.evaluation.evaluate import evaluate_targets
 from tencrop.evaluation.publishers import published, with_preprocessing
 from tencrop.evaluation.targets import EvaluationTarget, evaluation_targets
 from tencrop.models.factory import build_model
@@ -86,7 +86,7 @@ def used(member: EvaluationTarget) -> tuple[Config, str]:
 
 def test_images_are_prepared_as_timm_says(with_weights, saved_resnet, prepared_photos, capsys) -> None:
     """Of a network with BatchNorm, whose groups nobody has to name."""
-    (found,) = evaluate_members([with_weights(*RESNET)])
+    (found,) = evaluate_targets([with_weights(*RESNET)])
     expected, other = (softmax_by_hand(saved_resnet, prepared_photos, mean=mean) for mean in (0.5, 0.45))
     assert (found.scores.softmax.float() - expected).abs().max() < 2e-3 < (other - expected).abs().max() / 2
     line = "weights.safetensors: mean 127.5 127.5 127.5, std 127.5 127.5 127.5, bilinear, 160 of 168 px"
@@ -156,13 +156,13 @@ def test_a_crop_that_is_not_ours_is_said_to_be() -> None:
     with torch.device("meta"):
         network = build_model(Model("coat_lite_medium_384", {}, False, None), num_classes=10)
     found = published("coat_lite_medium_384", network)
-    assert found is not None and found.source.endswith("whose crop_mode squash is not ours")
+    assert found is not None and found.source.endswith("whose crop_mode squash is not supported here")
 
 
 def test_of_our_networks_the_configuration_stays(with_weights) -> None:
     member = with_weights("model=squeezenet_1_0", "seed=3")
     config, source = used(member)
-    assert config == member.config and source == "the configuration; nobody published weights of squeezenet_1_0"
+    assert config == member.config and source == "the configuration; no published weights of squeezenet_1_0 are known"
     member = with_weights(
         "experiment=resnet18_tiny10", "data.num_classes=3"
     )  # who names an experiment has weights of it
@@ -198,7 +198,7 @@ def test_members_of_an_ensemble_have_their_publishers_too(composed, prepared_pho
     config.checkpoint = ["weights.safetensors", "other.pth"]
     members = evaluation_targets(config, typed)
     assert {member.config.training.precision for member in members} == {"fp32"}
-    *single, joint = evaluate_members(members)
+    *single, joint = evaluate_targets(members)
     for result in (*(one.result for one in single), joint.result):
         assert result["mean"] == HALF and result["side"] == 168
         assert result["preprocessing"] == "timm's test_resnet.r160_in1k"
@@ -234,5 +234,5 @@ def test_published_weights_make_their_published_errors(with_weights, data_config
     folders = ("imagenet_sample", "imagenet_sample")
     root = prepare(data_config(SHARED, tmp_path / "prepared", splits=folders), workers=2, progress=False)
     path = SHARED / "weights" / "efficientnet_lite0.safetensors"
-    (found,) = evaluate_members([with_weights("model=timm", "model.name=tf_efficientnet_lite0", path=path, root=root)])
+    (found,) = evaluate_targets([with_weights("model=timm", "model.name=tf_efficientnet_lite0", path=path, root=root)])
     assert abs(found.result["top1_error"] - 0.117) <= 0.002 and abs(found.result["top5_error"] - 0.023) <= 0.002

@@ -86,7 +86,7 @@ def test_members_of_an_ensemble(make_config, run_folder: Path, tmp_path: Path) -
     assert second.out is None and second.config.protocol.name == "center", "output is the ensemble's"
     with pytest.raises(UserError, match=r"protocol\.average: the members differ \(logits, softmax\)"):
         check_ensemble([first, replace(second, config=make_config("protocol.average=logits"))])
-    with pytest.raises(UserError, match=r"elsewhere\.ckpt stands twice in the list"):
+    with pytest.raises(UserError, match=r"elsewhere\.ckpt is listed twice"):
         check_ensemble([first, second, replace(second, path=tmp_path / "x" / ".." / "elsewhere.ckpt")])
     check_ensemble([first, second])
     config.checkpoint = []
@@ -104,7 +104,7 @@ def test_what_is_missing_is_refused(make_config, tmp_path: Path) -> None:
         evaluation_targets(config, [])
     (tmp_path / "elsewhere.ckpt").touch()
     config.checkpoint = str(tmp_path / "elsewhere.ckpt")
-    with pytest.raises(UserError, match=r"lies in no run folder .* name them with model=NAME data=NAME"):
+    with pytest.raises(UserError, match=r"is not in a run folder .* name them with model=NAME data=NAME"):
         evaluation_targets(config, ["data=digits", f"checkpoint={config.checkpoint}"])
     assert evaluation_targets(config, ["model.name=lenet5_dense"])[0].path.name == "elsewhere.ckpt"
     config = make_config(f"data.root={tmp_path}/nothing")
@@ -129,7 +129,7 @@ def test_the_verb_refuses_in_one_line_before_torch_is_imported(prepared_501, run
         (words, "there is no such checkpoint"),
         ([*words, "weights=a", "checkpoint=b"], "give one of the two"),
         ([*words, "protocol=eleven_crop"], "there is no conf/protocol/eleven_crop.yaml"),
-        ([f"checkpoint=[{path},{path}]"], "stands twice in the list"),
+        ([f"checkpoint=[{path},{path}]"], "is listed twice"),
         ([f"checkpoint={path}", "hardware.nodes=2"], "start it under srun or torchrun"),
     ):
         done = evaluate(*more, cwd=tmp_path)

@@ -78,12 +78,12 @@ class Fault(Callback):
 
 def poison(at_step: int) -> None:
     """Makes the loss of optimizer step `at_step` NaN."""
-    original = tencrop.training.classifier.Classifier.note_bad_loss
+    original = tencrop.training.classifier.Classifier.record_nonfinite_loss
 
-    def note_bad_loss(self: Any, loss: torch.Tensor) -> None:
+    def record_nonfinite_loss(self: Any, loss: torch.Tensor) -> None:
         original(self, loss * float("nan") if self.global_step == at_step else loss)
 
-    tencrop.training.classifier.Classifier.note_bad_loss = note_bad_loss  # type: ignore[method-assign]
+    tencrop.training.classifier.Classifier.record_nonfinite_loss = record_nonfinite_loss  # type: ignore[method-assign]
 
 
 def train(

@@ -10,7 +10,7 @@ import torch
 from tencrop.config import UserError
 from tencrop.models.checkpoint_files import weights_sha256
 from tencrop.models.weights import load_weights
-from tencrop.training.checkpoints import AtomicCheckpointIO, last_valid, read_checkpoint, set_aside
+from tencrop.training.checkpoints import AtomicCheckpointIO, latest_valid_checkpoint, read_checkpoint, set_aside
 
 FACTS = {
     "format": 2, "step": 7, "total_steps": 9, "is_complete": False, "model": "net", "seed": 0, "run_id": "ab",
@@ -207,9 +207,9 @@ def test_the_former_checkpoint_stays_as_previous(tmp_path, monkeypatch):
 @pytest.mark.parametrize("fault", ["damaged", "of another run", "gone"])
 def test_previous_stands_in_for_a_checkpoint_that_cannot_be_used(run, fault):
     last, previous = (run / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
-    assert last_valid(run) is None
+    assert latest_valid_checkpoint(run) is None
     save(last, 1.0)
-    found = last_valid(run)
+    found = latest_valid_checkpoint(run)
     assert found.path == last and found.refusal is None
     save(last, 2.0)
     match fault:
@@ -221,16 +221,16 @@ def test_previous_stands_in_for_a_checkpoint_that_cannot_be_used(run, fault):
             save(previous, 1.0)
         case "gone":
             last.unlink()
-    found = last_valid(run)
+    found = latest_valid_checkpoint(run)
     assert found.path == previous and value_in(found.content) == 1.0
     sentence = {"damaged": "is damaged", "of another run": "is of another run", "gone": "there is no such checkpoint"}
     assert found.refusal.startswith(f"{last}: {sentence[fault]}") and "\n" not in found.refusal
-    assert found.refusal.endswith("; going on from previous.ckpt (step 7 of 9)")
+    assert found.refusal.endswith("; resuming from previous.ckpt (step 7 of 9)")
 
     set_aside(run)
     assert not last.exists() and (run / "checkpoints" / "refused.ckpt").exists() == (fault != "gone")
     save(last, 5.0)  # leaves the only valid one in its place
-    assert value_in(read_checkpoint(previous)) == 1.0 and value_in(last_valid(run).content) == 5.0
+    assert value_in(read_checkpoint(previous)) == 1.0 and value_in(latest_valid_checkpoint(run).content) == 5.0
     save(last, 6.0)
     assert value_in(read_checkpoint(previous)) == 5.0
 
@@ -240,17 +240,17 @@ def test_where_no_checkpoint_is_valid_there_is_a_sentence(run):
     save(last)
     flip(last, bit=3)
     with pytest.raises(UserError, match=r"last\.ckpt: is damaged: .*; train\.py goes on from previous\.ckpt beside it"):
-        last_valid(run)
+        latest_valid_checkpoint(run)
     save(previous)
     flip(previous, at=0.9)
     with pytest.raises(UserError, match=r"last\.ckpt: is damaged.* and previous\.ckpt beside it is damaged"):
-        last_valid(run)
+        latest_valid_checkpoint(run)
 
 
 def test_a_checkpoint_that_was_chosen_is_not_read_again(run):
     path = run / "checkpoints" / "last.ckpt"
     save(path)
-    found = last_valid(run)
+    found = latest_valid_checkpoint(run)
     reader = AtomicCheckpointIO(found)
     path.unlink()
     assert reader.load_checkpoint(path) is found.content

@@ -73,11 +73,11 @@ def test_counts_add_up(classifier):
 
 def test_the_first_bad_step_is_kept(classifier):
     one = classifier()
-    one.note_bad_loss(torch.tensor(1.0))
+    one.record_nonfinite_loss(torch.tensor(1.0))
     one.check_finite(weights=True)
-    one.note_bad_loss(torch.tensor(float("inf")))
-    one.note_bad_loss(torch.tensor(1.0))
-    assert one.first_bad_step == 0
+    one.record_nonfinite_loss(torch.tensor(float("inf")))
+    one.record_nonfinite_loss(torch.tensor(1.0))
+    assert one.first_nonfinite_step == 0
 
 
 def test_channels_last_is_a_matter_of_layout(classifier):

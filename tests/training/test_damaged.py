@@ -82,7 +82,7 @@ def test_a_complete_run_is_never_taken_for_what_its_checkpoint_is_not(train_verb
     damage(last)
     exit_code, errors = train_verb("seed=0")
     (line,) = [line for line in errors.splitlines() if "last.ckpt" in line]
-    assert exit_code == 0 and "is damaged" in line and line.endswith("going on from previous.ckpt (step 3 of 6)")
+    assert exit_code == 0 and "is damaged" in line and line.endswith("resuming from previous.ckpt (step 3 of 6)")
     manifest = json.loads((first / "manifest.json").read_text())
     for result in (manifest["result"], ended["result"]):
         assert result.pop("metrics_digest")  # the rows are new: their images_per_s are others

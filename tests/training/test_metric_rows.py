@@ -98,9 +98,9 @@ def test_a_resumed_run_continues_the_digests(path, tmp_path):
 
 
 def test_a_run_is_not_resumed_beside_other_rows(path):
-    with pytest.raises(UserError, match="not the 6 rows that the run has written"):
+    with pytest.raises(UserError, match="not the 6 rows that the run wrote"):
         keep_rows(path, 6)
-    with pytest.raises(UserError, match="not the 3 rows that the run has written"):
+    with pytest.raises(UserError, match="not the 3 rows that the run wrote"):
         keep_rows(path, 3, last_digest(path))
     path.write_text(path.read_text().replace("0.75", "0.25", 1))
     with pytest.raises(UserError, match="row 1 is not what was written"):
@@ -126,6 +126,6 @@ def test_a_run_is_not_resumed_beside_other_rows(path):
 )
 def test_a_row_of_another_shape_is_refused(path, row):
     path.write_text(row + "\n")
-    with pytest.raises(UserError, match=r"row 1 is broken \(.*\); bring it back") as error:
+    with pytest.raises(UserError, match=r"row 1 is broken \(.*\); restore it") as error:
         read_rows(path)
     assert "\n" not in str(error.value)

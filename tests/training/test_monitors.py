@@ -77,7 +77,7 @@ def test_an_end_of_the_job_that_is_no_time_is_said_and_asked_for(end, monkeypatc
     monkeypatch.setenv("SLURM_JOB_END_TIME", end)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert job_end_time() is None
-    assert f"SLURM_JOB_END_TIME={end}: is no time" in capsys.readouterr().err
+    assert f"SLURM_JOB_END_TIME={end}: not a Unix time in seconds" in capsys.readouterr().err
     (tmp_path / "squeue").write_text("#!/bin/sh\necho 2026-11-21T12:00:00\n")
     (tmp_path / "squeue").chmod(0o755)
     assert job_end_time() == NOW
