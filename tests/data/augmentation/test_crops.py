@@ -9,7 +9,7 @@ from tencrop.data.augmentation.crops import central_crops
 
 
 @pytest.mark.parametrize("shape", [(36, 36), (36, 41), (37, 36), (50, 39), (32, 32)])
-def test_central_crops_are_torchvisions(shape):
+def test_central_crops_equal_torchvision_center_crop(shape):
     height, width = shape
     images = torch.zeros(2, 60, 60, 3, dtype=torch.uint8)
     images[0, :height, :width] = torch.randint(1, 256, (height, width, 3), dtype=torch.uint8)
