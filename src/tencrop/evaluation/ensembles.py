@@ -59,4 +59,5 @@ def _joined_metadata(members: list[dict[str, str]]) -> dict[str, str]:
 
 
 def _joined(values: list[str]) -> str:
+    # One value if all members agree, else all of them in the members' order, with repetitions.
     return values[0] if len(set(values)) == 1 else " + ".join(values)

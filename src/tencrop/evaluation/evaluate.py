@@ -100,12 +100,14 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
         **({"loader": "ffcv"} if config.data.loader == "ffcv" else {}),  # only ffcv decodes to other pixels
     }
     digest = _short_hash(identity["weights_sha256"], identity["source_fingerprint"])
+    # The hash of weights and data in the folder's name keeps other weights of the same model from overwriting these.
     out = target.out or EVALUATIONS / f"{config.model.name.replace('/', '-')}-{digest}"
     stem = file_stem(config, weights.kind, path.stem if weights.facts else "last")
     labels = open_val_split(config).labels  # on all processes, so that broken data stops all of them
     # Only rank 0 reads saved scores (400 MB for ImageNet) and decides; the others get its decision.
     scores = refusal = None
     if _is_first_rank():
+        # In a read-only folder, such as a colleague's run, scores of other code are better than an error.
         file, is_read_only = out / f"{stem}.safetensors", out.is_dir() and not os.access(out, os.W_OK)
         options: dict[str, Any] = {"labels": labels, "with_views": config.save_views, "of_any_code": is_read_only}
         scores = saved_scores(file, identity, **options)
@@ -173,6 +175,7 @@ def _origin(target: EvaluationTarget, facts: dict[str, Any]) -> dict[str, Any]:
 def _evaluate_ensemble(targets: Sequence[EvaluationTarget], found: Sequence[Evaluated]) -> Evaluated:
     config = targets[0].config
     joint = ensemble([one.scores for one in found], names=[str(target.path) for target in targets])
+    # Named by content: the same weights under other paths are the same ensemble.
     hashes = [one.scores.metadata[key] for one in found for key in ("weights_sha256", "protocol")]
     name = f"ensemble-{_short_hash(*hashes, joint.metadata['source_fingerprint'])}"
     origin: dict[str, Any] = {
@@ -184,9 +187,8 @@ def _evaluate_ensemble(targets: Sequence[EvaluationTarget], found: Sequence[Eval
     }
     for key in ("protocol", "side", "size", "region", "filter", "mean", "std", "preprocessing"):
         every = [one.result[key] for one in found]
-        values = [
-            value for number, value in enumerate(every) if value not in every[:number]
-        ]  # no set: a side may be a list
+        # Unique values in order, without a set: a side may be a list.
+        values = [value for number, value in enumerate(every) if value not in every[:number]]
         origin[key] = values[0] if len(values) == 1 else " + ".join(str(value) for value in values)
     out = Path(config.output) if config.output is not None else EVALUATIONS / name
     return _save(joint, config, out, file_stem(config), **origin)
@@ -246,6 +248,7 @@ def _broadcast_decision(decision: bool) -> bool:
     """Rank 0's decision, on all ranks."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return decision
+    # A gloo group for one flag in host memory: the default group may be NCCL, which takes GPU tensors only.
     flag = torch.tensor([decision])
     with cpu_group() as group:
         dist.broadcast(flag, src=0, group=group)
@@ -253,4 +256,5 @@ def _broadcast_decision(decision: bool) -> bool:
 
 
 def _short_hash(*texts: str) -> str:
+    # 32 bits are enough to name folders; the score files contain the full hashes.
     return hashlib.sha256(" ".join(texts).encode()).hexdigest()[:8]

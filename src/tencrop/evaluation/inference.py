@@ -93,6 +93,7 @@ def score_split(task: ScoringTask, network: nn.Module) -> Scores | None:
     """
     config = task.config
     split = open_val_split(config)
+    # One process for each device, as in training.
     if not dist.is_initialized() and config.hardware.devices > 1:
         scores: Scores | None = _score_in_new_processes(task, config.hardware.devices)
     else:
@@ -119,7 +120,7 @@ def check_scorable(network: nn.Module, config: Config) -> None:
 
 @contextmanager
 def _layer_modes_restored(network: nn.Module) -> Iterator[None]:
-    # Layer by layer: network.train() would also wake layers that somebody froze in eval mode.
+    # Layer by layer: network.train() would also switch layers that were deliberately in eval mode.
     modes = [(layer, layer.training) for layer in network.modules()]
     try:
         yield
@@ -135,9 +136,9 @@ def _check_scorable(network: nn.Module, config: Config) -> None:
     _refuse_small_images(config, split)
     for side in protocol.sides:
         sizes = evaluation_plan(np.arange(split.num_samples), split.stored_sizes, protocol=replace(protocol, side=side))
-        said = check_rescaled(sizes.sizes, split.names, key=f"protocol.side={'null' if side is None else side}")
-        if said is not None and is_first_process():
-            print(said, file=sys.stderr)
+        notice = check_rescaled(sizes.sizes, split.names, key=f"protocol.side={'null' if side is None else side}")
+        if notice is not None and is_first_process():
+            print(notice, file=sys.stderr)
     check_image_size(network, name, protocol.size, key="protocol.size")
     if protocol.name == "dense":
         _report_dense_memory(fully_convolutional(network, image_size=protocol.size, name=name), config, split)
@@ -196,13 +197,15 @@ def score_part(
     parts = [from_averages(nothing, nothing.to(device), no_scores, no_scores, task.identity, no_views)]
     mean, std = torch.tensor(task.mean, device=device), torch.tensor(task.std, device=device)
     protocols = [replace(config.protocol, side=side) for side in config.protocol.sides]
+    # ExitStack: the threads of all loaders end, also if a damaged image raises in the middle.
     with torch.inference_mode(), ExitStack() as stack:
         loaders = [stack.enter_context(_loader(config, split, batches, device, protocol)) for protocol in protocols]
         scales = zip(*loaders, strict=True)  # the same images at every side
         for batches_here in _with_progress(scales, split.num_samples, rank=rank, num_ranks=num_ranks):
             batch = batches_here[0]
+            # Each loader runs ahead on its own threads. Views of two different images must never be averaged.
             assert all(np.array_equal(other.index, batch.index) for other in batches_here)
-            logits = torch.cat(
+            logits = torch.cat(  # over the sides: [V, B, K], V views at all sides
                 [
                     view_logits(network, one, mean, std, replace(config, protocol=protocol))
                     for one, protocol in zip(batches_here, protocols, strict=True)
@@ -228,6 +231,7 @@ def view_logits(network: nn.Module, batch: Batch, mean: Tensor, std: Tensor, con
     groups, slots_of_groups = [], []
     for slots, group in view_groups(images, batch.sizes, config.protocol):
         inputs = (normalize(view, mean, std, channels_last=config.model.channels_last) for view in group)
+        # A generator: one view is cut, normalized and scored at a time. All views at once would be ten batches.
         groups.append(torch.stack([forward(network, view, config) for view in inputs]))
         slots_of_groups.append(slots)
     # Dense evaluation groups images by size, so the groups come in another order than the batch.
@@ -252,7 +256,7 @@ def _loader(
     plan = partial(evaluation_plan, stored_sizes=split.stored_sizes, protocol=protocol)
     loader = loader_class(config.data.loader)(
         split,
-        lambda epoch: batches,
+        lambda epoch: batches,  # there is only one epoch
         lambda index, epoch: plan(index),
         filter=protocol.filter,
         num_threads=num_workers(config.hardware),
@@ -313,6 +317,7 @@ def _device(hardware: Hardware, local_rank: int) -> torch.device:
 def _score_in_new_processes(task: ScoringTask, num_processes: int) -> Scores:
     # An error message goes through a queue, not a file: the error may be a full disk.
     messages = mp.get_context("spawn").SimpleQueue()
+    # The scores come back in a score file, which is verified when it is read, and not through a pipe.
     with tempfile.TemporaryDirectory(prefix="tencrop-") as folder:
         try:
             _spawn_and_join(task, num_processes, Path(folder), messages)
@@ -350,8 +355,10 @@ def _process(rank: int, task: ScoringTask, num_ranks: int, folder: Path, message
     """What a started process does. The first one leaves the scores in `folder`; one that fails sends a message."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # mp.spawn makes the kernel send SIGINT if the parent dies
     try:
+        # Otherwise every process would use as many threads as there are cores.
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(num_threads("auto", num_ranks))
+        # Rendezvous through a file: a port could be taken by another program.
         dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=num_ranks)
         network = build_network(task)
         if weights_sha256(network.state_dict()) != task.identity["weights_sha256"]:

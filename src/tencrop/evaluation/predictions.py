@@ -91,6 +91,7 @@ def _to_float16(scores: Tensor) -> Tensor:
 
 def save_scores(path: Path, scores: Scores) -> None:
     """Write a score file atomically: to a temporary name in its folder, then fsync and rename."""
+    # safetensors refuses tensors that are not contiguous.
     tensors = {name: tensor.cpu().contiguous() for name, tensor in scores.tensors().items()}
     facts = {"format": FORMAT, "sha256": _digest(tensors, scores.metadata), **scores.metadata}
     # One JSON entry: safetensors writes several entries in random order, and equal scores should give equal files.
@@ -147,6 +148,7 @@ def _open_scores(path: Path, formats: tuple[str, ...]) -> Iterator[tuple[Any, di
 
 
 def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    # weights_sha256 hashes the names, dtypes, shapes and bytes of any tensors.
     facts = json.dumps(metadata, sort_keys=True)
     return hashlib.sha256(f"{weights_sha256(tensors)} {facts}".encode()).hexdigest()
 
@@ -188,6 +190,7 @@ def saved_scores(
         scores = load_scores(path)
     except UserError:
         return None  # a damaged file is computed again and overwritten
+    # Replacing our own code hash by the file's makes that one key equal.
     code = {"code_sha256": scores.metadata.get("code_sha256", "")} if of_any_code else {}
     found = scores.metadata == {**identity, **code} and (scores.view_logits is not None or not with_views)
     return scores if found and np.array_equal(scores.labels, labels) else None
@@ -214,6 +217,7 @@ def gather(part: Scores) -> Scores | None:
             }
         if dist.get_rank() > 0:
             return None
+    # A score file is in the order of the split, however that was divided among the ranks.
     order = tensors["index"].argsort()
     return Scores(metadata=part.metadata, **{name: tensor[order] for name, tensor in tensors.items()})
 

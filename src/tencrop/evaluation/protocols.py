@@ -35,6 +35,7 @@ POSITIONS = {
 SIDES_144 = [256, 288, 320, 352]  # as in conf/protocol/crops_144.yaml
 SQUARES = (0.0, 0.5, 1.0)  # positions of the squares of crops_144 along the longer side
 RESIZED_BYTES = 1 << 28  # float32 pixels that crops_144 resizes at once: one square of side 4,729
+# Protocols whose views are followed by their horizontal reflections.
 REFLECTED = {"flip_pair", "ten_crop", "crops_144", "dense"}
 
 
@@ -87,6 +88,7 @@ def _each_view(images: Tensor, sizes: Sizes, protocol: Protocol) -> Iterator[Ten
     for is_reflected in (False, True) if protocol.name in REFLECTED else (False,):
         # Cut again for the reflections: a gather is cheaper than holding all crops of a batch.
         crops = (square_crops(images, start, size=protocol.size) for start in starts)
+        # Dimension 2 of [B, H, W, C] is the width.
         yield from (view.flip(2) if is_reflected else view for view in chain(crops, squares))
 
 
@@ -127,7 +129,7 @@ def _resized_squares(images: Tensor, sizes: Sizes, protocol: Protocol) -> list[T
 
     Resizes as many images at once as RESIZED_BYTES allows; the number does not affect the pixels.
     """
-    side = int(sizes.min())
+    side = int(sizes.min())  # crops_144 rescales every image, so that all have this shorter side
     num_at_once = max(1, RESIZED_BYTES // (4 * 3 * side**2))
     parts = [slice(first, first + num_at_once) for first in range(0, len(images), num_at_once)]
     starts = _to_device(_square_corners(sizes, SQUARES), images.device)

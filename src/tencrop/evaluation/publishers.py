@@ -29,7 +29,7 @@ def with_preprocessing(target: EvaluationTarget, network: nn.Module, facts: Mapp
     config, typed = target.config, target.typed
     if typed is None:
         return config, "the configuration"
-    if facts:  # a checkpoint of ours outside its run folder
+    if facts:  # one of our checkpoints, outside its run folder
         wanted = _of_checkpoint(config, facts)
     else:
         wanted = published(config.model.name, network, config.model.kwargs.get("img_size"))

@@ -26,7 +26,7 @@ from tencrop.files import atomic_write
 
 FORMAT = "tencrop result 2"
 UNSIGNED = "tencrop result 1"  # written by earlier code, without a digest
-TOP = (1, 5)
+TOP = (1, 5)  # ImageNet's two error rates
 
 
 def result_of(scores: Scores, config: Config, /, **origin: Any) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def result_of(scores: Scores, config: Config, /, **origin: Any) -> dict[str, Any
         "protocol": protocol.pop("name"),
         "averaging": protocol.pop("average"),
         "views": num_views(config.protocol),
-        **protocol,
+        **protocol,  # side, size, region and filter
         **{key: value for key, value in scores.metadata.items() if key not in ("protocol", "normalization")},
         "experiment": config.name,
         "seed": config.seed,
@@ -70,6 +70,7 @@ def _errors(ranks: Tensor) -> dict[str, Any]:
 
 def save_result(path: Path, result: dict[str, Any]) -> None:
     """Write result.json atomically, with its digest as `sha256`; an equal file keeps its modification time."""
+    # The digest is computed without the key `sha256` itself, which load_result removes first.
     content = (json.dumps({**result, "sha256": _digest(result)}, indent=1) + "\n").encode()
     if path.is_file() and path.read_bytes() == content:
         return
@@ -110,7 +111,7 @@ def _recounted_errors(path: Path, result: dict[str, Any]) -> dict[str, Any] | No
         if not scores.is_file():
             return None
         ranks, metadata = load_ranks(scores, result["averaging"])
-        # The file's name says only the protocol: evaluating other weights in the same folder overwrites it.
+        # The file's name contains only the protocol: evaluating other weights in the same folder overwrites it.
         same = ("weights_sha256", "source_fingerprint", *(["code_sha256"] if "code_sha256" in result else []))
         return _errors(ranks) if all(metadata.get(key) == result[key] for key in same) else None
     except UserError:

@@ -30,14 +30,8 @@ from tencrop.data.store.manifest import RUN_DATA_SHAPE, read_manifest
 from tencrop.evaluation.preprocessing import Preprocessing, apply_preprocessing
 
 EVALUATIONS = Path("evaluations")  # parent of the folders for weights that no run folder has trained
-EVALUATION_KEYS = (
-    "protocol",
-    "checkpoint",
-    "weights",
-    "ema",
-    "save_views",
-    "output",
-)  # keys that train.py does not have
+# Keys that train.py does not have: they are left out of the train command in an error message.
+EVALUATION_KEYS = ("protocol", "checkpoint", "weights", "ema", "save_views", "output")
 
 
 @dataclass(frozen=True)
@@ -132,12 +126,15 @@ def _target_of_plain_weights(config: Config, path: Path, words: Sequence[str], o
     or else from the publisher. The last is looked up later, because it needs timm.
     """
     typed = {override.key_or_group: override.value() for override in parse(words)}
+    # The default precision belongs to the default recipe, which did not train these weights; float32 suits all.
     if "training.precision" not in typed:
         config = dataclasses.replace(config, training=dataclasses.replace(config.training, precision="fp32"))
+    # Two parents: RUN/weights.pth or RUN/checkpoints/weights.pth.
     files = ("config.yaml", "manifest.json")  # other programs write a config.yaml, too
     run_dir = next((dir for dir in path.absolute().parents[:2] if all((dir / file).exists() for file in files)), None)
     if run_dir is not None:
         config = apply_preprocessing(config, _preprocessing_of_run(config_of_run(run_dir, [], conf=CONF)), typed)
+    # An experiment on the command line states the preprocessing itself.
     is_published = run_dir is None and typed.get("experiment") in (None, "auto")
     return _make_target(config, path, out, frozenset(typed) if is_published else None)
 
@@ -156,6 +153,7 @@ def _target_of_run(config: Config, path: Path, run_dir: Path, *, alone: bool) ->
     report would mix errors on different images.
     """
     target = _make_target(config, path, _given_output(config, alone))
+    # Names of the classes, not their number: label 5 must mean the same class as in training.
     data = _recorded_data(run_dir)
     if data.get("classes", target.manifest["classes"]) != target.manifest["classes"]:
         raise UserError(
@@ -171,6 +169,7 @@ def _target_of_run(config: Config, path: Path, run_dir: Path, *, alone: bool) ->
 def _make_target(config: Config, path: Path, out: Path | None, typed: frozenset[str] | None = None) -> EvaluationTarget:
     # A publisher's sizes are not known yet: check with a crop of one pixel, which fits all. publishers.py checks again.
     check_protocol(config.protocol if typed is None else dataclasses.replace(config.protocol, size=1))
+    # The cheap checks of train.py, all before torch is imported.
     manifest = read_manifest(config.data.root, config.data.name)
     check_loader(config.data)
     check_data(config, manifest)
@@ -178,6 +177,7 @@ def _make_target(config: Config, path: Path, out: Path | None, typed: frozenset[
 
 
 def _given_output(config: Config, alone: bool = True) -> Path | None:
+    # With several checkpoints, output=DIR is the folder of the ensemble, and its members keep their own folders.
     return Path(config.output) if config.output is not None and alone else None
 
 
