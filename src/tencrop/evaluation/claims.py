@@ -118,7 +118,7 @@ def _files_with_claim(conf: Path, claim: Mapping[str, Any]) -> Iterator[tuple[st
 def _claims(conf: Path) -> list[tuple[str, str, dict[str, Any]]]:
     """Group, name and claim of every configuration file that makes one.
 
-    A broken file is skipped with a warning. All images may have been scored by now, and a typing error in an unrelated
+    A broken file is skipped with a warning. All images may have been scored by now, and a typo in an unrelated
     file must not lose them; whoever selects that file gets the error.
     """
     found = []

@@ -89,9 +89,9 @@ class Classifier(pl.LightningModule):
         table = noise_table(seed=config.seed, size=config.augmentation.size) if is_noisy else None
         self.register_buffer("erasing_noise", table, persistent=False)
         # Sums of loss, top-1 errors, top-5 errors and images. They stay on the device until Metrics reads them: an
-        # .item() in every step would stall the GPU until its queue is empty. A float32 sum
-        # over an epoch of ImageNet would round away single losses. train_counts is persistent because a checkpoint may
-        # fall between two rows of metrics.jsonl.
+        # .item() in every step would stall the GPU until its queue is empty. float64, because a float32 sum over many
+        # images loses digits. train_counts is persistent because a checkpoint may fall between two rows of
+        # metrics.jsonl.
         self.register_buffer("train_counts", torch.zeros(4, dtype=torch.float64))
         self.register_buffer("val_counts", torch.zeros(4, dtype=torch.float64), persistent=False)
         self.register_buffer("first_nonfinite_step", torch.tensor(NO_STEP), persistent=False)
@@ -137,7 +137,7 @@ class Classifier(pl.LightningModule):
         """One optimizer step, on the mean gradient over the global batch."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, torch.optim.Optimizer)
-        # The rate is a function of the step alone. A torch scheduler would be state that a checkpoint has to keep.
+        # A function of the step (and of the plateau's drops so far). A torch scheduler would keep a counter of its own.
         self.latest_lr = self.lr_at(step)
         for group in optimizer.param_groups:
             group["lr"] = self.latest_lr

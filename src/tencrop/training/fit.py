@@ -123,7 +123,7 @@ def build(config: Config, *, batches: Batches, manifest: dict[str, Any]) -> tupl
 
     Raises UserError if the hardware, the data or the model do not fit the configuration.
     """
-    # All refusals come before the run folder is made, so that a typing error leaves no folder behind.
+    # All refusals come before the run folder is made, so that a typo leaves no folder behind.
     _refuse_missing_gpus(config)
     set_precision(config.training.precision)
     data = DataModule(config, batches)
@@ -207,10 +207,9 @@ def _quiet_lightning() -> Iterator[None]:
         logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", r".*The `srun` command is available"
-            )  # when run by hand outside a SLURM job
-            warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")  # Lightning 2.6 with torch 2.15
+            # The first comes on a cluster's login node, the second from Lightning 2.6 with torch 2.15.
+            warnings.filterwarnings("ignore", r".*The `srun` command is available")
+            warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

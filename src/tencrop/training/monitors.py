@@ -148,9 +148,8 @@ class Metrics(Callback):
         try:
             sync_rows(file)
         finally:
-            with contextlib.suppress(
-                OSError
-            ):  # on a full disk close() fails again; the first error is the one to report
+            # On a full disk close() fails again; the first error is the one to report.
+            with contextlib.suppress(OSError):
                 file.close()
 
     def on_train_epoch_start(self, trainer: Trainer, classifier: Any) -> None:
@@ -218,16 +217,16 @@ def pace_sentence(images_per_s: float, num_images: int, *, now: float, limit: fl
     """The line that Pace prints. num_images: left to train on; now, limit (the job's end): Unix time in seconds."""
     end = now + num_images / images_per_s
     sentence = (
-        f"{rate(images_per_s)}: training ends in {duration(end - now)}, {_time_of_day(end)} (validation not counted)"
+        f"{rate(images_per_s)}: training ends in {duration(end - now)}, {_date_text(end)} (validation not counted)"
     )
     if limit is None:
         return sentence
     if end < limit:
-        return f"{sentence}; the job's time limit is {_time_of_day(limit)}"
+        return f"{sentence}; the job's time limit is {_date_text(limit)}"
     return f"{sentence}; the job's time limit comes {duration(end - limit)} before, then the same command continues"
 
 
-def _time_of_day(seconds: float) -> str:
+def _date_text(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds):%d %b %H:%M}"
 
 
@@ -236,9 +235,8 @@ def job_end_time() -> float | None:
     if "SLURM_JOB_ID" not in os.environ:
         return None
     end = os.environ.get("SLURM_JOB_END_TIME", "")
-    if re.fullmatch(
-        r"[0-9]{1,10}(\.[0-9]*)?", end
-    ):  # ten digits last until 2286; a number that datetime cannot represent would end the run
+    # Ten digits last until 2286. A number that datetime cannot represent would end the run.
+    if re.fullmatch(r"[0-9]{1,10}(\.[0-9]*)?", end):
         return float(end)
     if end and is_first_process():
         print(f"SLURM_JOB_END_TIME={end}: not a Unix time in seconds; asking squeue instead", file=sys.stderr)

@@ -19,7 +19,7 @@ from tencrop.training.monitors import Metrics
 class ProgressBar(Callback):
     """A bar over all steps on a terminal, or else a line every LINE_EVERY_S seconds; a line after each validation.
 
-    Only rank 0 prints. Lightning's own bar restarts in every epoch and reads the loss from the device in every step.
+    Only rank 0 prints. Lightning's own bar restarts in every epoch and says nothing about the whole run.
     """
 
     def __init__(self, metrics: Metrics):
