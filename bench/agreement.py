@@ -27,6 +27,7 @@ from tencrop.config import (
     num_workers,
 )
 from tencrop.data.augmentation.color import normalize
+from tencrop.data.augmentation.crops import central_crops
 from tencrop.data.augmentation.plan import evaluation_plan
 from tencrop.data.loading.loader import BaseLoader, Loader
 from tencrop.data.loading.reference import TorchLoader
@@ -34,7 +35,6 @@ from tencrop.data.sampling.sampler import evaluation_batches
 from tencrop.data.store.manifest import Split, open_split
 from tencrop.models.factory import build_model
 from tencrop.models.weights import load_weights
-from tencrop.training.classifier import central_crops
 from tencrop.training.data_module import validation_protocol
 
 LEAST_AGREEMENT = 0.99

@@ -62,7 +62,6 @@ def time_bare_loop(config: Config, batches: Batches, manifest: dict) -> float:
     from tencrop.models.factory import build_model
     from tencrop.training.classifier import Classifier
     from tencrop.training.data_module import DataModule
-    from tencrop.training.losses import cross_entropy
 
     device = torch.device("cuda" if accelerator_of(config.hardware) == "gpu" else "cpu")
     data = DataModule(config, batches)
@@ -79,7 +78,7 @@ def time_bare_loop(config: Config, batches: Batches, manifest: dict) -> float:
         data.trainer.global_step = step
         for number, batch in enumerate(loader):
             batch = data.transfer_batch_to_device(batch, device, 0)
-            loss = cross_entropy(parts.logits(parts.model, batch.images), batch.labels)
+            loss = torch.nn.functional.cross_entropy(parts.logits(parts.model, batch.images), batch.labels)
             (loss / batches.accumulate_grad_batches).backward()
             reset_groups(parts.model)
             if (number + 1) % batches.accumulate_grad_batches:

@@ -13,7 +13,7 @@ from tencrop.cli.choices import options_of
 from tencrop.config import Config, derive_batches
 from tencrop.data.store.manifest import read_manifest
 from tencrop.evaluation import inference
-from tencrop.evaluation.inference import Task, open_val_split, score_part
+from tencrop.evaluation.inference import ScoringTask, open_val_split, score_part
 from tencrop.models.convolutional import fully_convolutional
 from tencrop.models.factory import build_model
 from tencrop.training.classifier import Classifier
@@ -135,13 +135,13 @@ def test_each_planted_wait_is_caught(make_config):
     caught = set()
 
     class Planted(Classifier):
-        def note_bad_loss(self, loss: Tensor) -> None:
+        def record_nonfinite_loss(self, loss: Tensor) -> None:
             for name, fault in FAULTS.items():
                 try:
                     fault(loss.detach().clone())
                 except Waits:
                     caught.add(name)
-            super().note_bad_loss(loss)
+            super().record_nonfinite_loss(loss)
 
     rehearse_step(make_config("augmentation=none"), Planted)
     assert caught == set(FAULTS)
@@ -168,7 +168,7 @@ def test_no_protocol_waits(make_config, name, tmp_path, monkeypatch):
         monkeypatch.setattr(inference, "_with_progress", watched)
         monkeypatch.setattr(inference, "_device", lambda hardware, local_rank: CUDA)
         monkeypatch.setattr(inference, "_loader", lambda *args: load(*args[:3], torch.device("cpu"), args[4]))
-        task = Task(config, tmp_path, "raw", 3, [120.0] * 3, [60.0] * 3, {})
+        task = ScoringTask(config, tmp_path, "raw", 3, [120.0] * 3, [60.0] * 3, {})
         scores = score_part(task, network, open_val_split(config), rank=0, num_ranks=1)
     assert scores.softmax.shape == (12, 3) and scores.softmax.device == CUDA
     assert scores.view_logits is not None

@@ -1,4 +1,4 @@
-"""What the tests of evaluation share: 501 small images, and weights as a training or somebody else leaves them."""
+"""Fixtures of the evaluation tests: 501 small images, networks with random weights, and their checkpoints."""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +22,7 @@ NUM_IMAGES, NUM_CLASSES = 501, 6
 
 @pytest.fixture(scope="session")
 def prepared_501(photographs, data_config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """501 crops of photographs in 6 classes to evaluate, PNG files of 36 to 44 pixels a side; 6 to train."""
+    """501 evaluation images in 6 classes (PNG crops of photographs, sides of 36 to 44 pixels) and 6 to train on."""
     source = tmp_path_factory.mktemp("images")
     for split, num_images in (("train", NUM_CLASSES), ("val", NUM_IMAGES)):
         for number in range(num_images):
@@ -57,7 +57,7 @@ def new_network() -> Callable[..., nn.Module]:
 
 @pytest.fixture
 def save_checkpoint() -> Callable[..., Path]:
-    """save_checkpoint(path, config, network, ema=None): a checkpoint of those weights as training writes it."""
+    """save_checkpoint(path, config, network, ema=None): write a checkpoint of these weights, as training does."""
 
     def save(path: Path, config: Config, network: nn.Module, ema: nn.Module | None = None) -> Path:
         networks = {"model": network} | ({} if ema is None else {"ema": ema})

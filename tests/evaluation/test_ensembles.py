@@ -18,7 +18,7 @@ def member(softmax: list[list[float]], **metadata: str) -> Scores:
     return from_averages(torch.arange(2), torch.tensor([0, 1]), scores, scores.log(), {**IDENTITY, **metadata})
 
 
-def test_an_ensemble_averages_softmax_and_logits_apart() -> None:
+def test_an_ensemble_averages_softmax_and_logits_separately() -> None:
     first, second = member([[0.75, 0.25], [0.75, 0.25]]), member([[0.25, 0.75], [0.125, 0.875]], weights_sha256="b")
     joint = ensemble([first, second], ["a.ckpt", "b.ckpt"])
     assert joint.softmax.tolist() == [[0.5, 0.5], [0.4375, 0.5625]]
@@ -27,8 +27,8 @@ def test_an_ensemble_averages_softmax_and_logits_apart() -> None:
     assert joint.metadata == {**IDENTITY, "weights_sha256": "a + b"}
 
 
-def test_members_by_two_loaders_are_named_both() -> None:
-    """A score file names its loader only where the pixels are ffcv's."""
+def test_members_of_two_loaders_name_both_loaders() -> None:
+    """A score file names its loader only if it is ffcv, whose pixels differ."""
     plain, other = member([[0.75, 0.25], [0.75, 0.25]]), member([[0.25, 0.75], [0.125, 0.875]], loader="ffcv")
     assert ensemble([plain, other], ["a", "b"]).metadata["loader"] == "beton + ffcv"
     assert ensemble([other, plain], ["b", "a"]).metadata["loader"] == "ffcv + beton"
@@ -56,8 +56,8 @@ def test_members_of_other_images_are_refused(change: dict, named: str) -> None:
         ensemble([first, replace(first, **change)], ["a.ckpt", "b.ckpt"])
 
 
-def test_members_that_are_sure_of_two_classes_are_told_apart() -> None:
-    """One is a little more so; float16 would know either as 1, and the tie count against the label."""
+def test_members_certain_of_different_classes_do_not_tie() -> None:
+    """One is slightly more certain; in float16 both would be 1, and the tie would count against the label."""
     sure = [torch.tensor([[0.9999, 0.0, 1e-4]]), torch.tensor([[0.0, 0.9998, 2e-4]])]
     index, labels = torch.tensor([0]), torch.tensor([0])
     members = [from_averages(index, labels, softmax, softmax.log().clamp(min=-100), IDENTITY) for softmax in sure]

@@ -1,4 +1,4 @@
-"""Ranks, error rates and their intervals, against hand-made values and a slow count."""
+"""Ranks, error rates and their intervals, against hand-computed values and a slow count."""
 
 import math
 
@@ -50,10 +50,10 @@ def test_with_few_classes_every_label_is_in_the_top_five() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_scores_that_are_not_finite_are_no_error_rate(bad: float) -> None:
+def test_scores_that_are_not_finite_give_no_error_rate(bad: float) -> None:
     scores = torch.randn(6, 4)
     scores[3, 2] = bad
-    with pytest.raises(UserError, match=r"1 of 6 images are NaN or infinite \(the first is number 3"):
+    with pytest.raises(UserError, match=r"1 of 6 images are NaN or infinite \(the first is image number 3"):
         error_rate(label_ranks(scores, torch.zeros(6, dtype=torch.int64)), 1)
 
 
@@ -73,7 +73,7 @@ def test_wilson_interval(num_errors: int, num_images: int, low: float, high: flo
 
 
 @given(num_images=st.integers(1, 60_000), share=st.floats(0, 1))
-def test_wilson_interval_holds_the_rate_and_mirrors(num_images: int, share: float) -> None:
+def test_wilson_interval_contains_the_rate_and_is_symmetric(num_images: int, share: float) -> None:
     rate = ErrorRate(round(share * num_images), num_images)
     low, high = rate.interval
     assert 0 <= low <= rate.fraction <= high <= 1

@@ -1,4 +1,4 @@
-"""From weights to result.json: what is written, what is used again, what is refused."""
+"""From weights to result.json: what is written, what is reused, and what is refused."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from tencrop.data.store.manifest import read_manifest
 from tencrop.evaluation import claims
 from tencrop.evaluation import evaluate as module
 from tencrop.evaluation.errors import wilson_interval
-from tencrop.evaluation.evaluate import evaluate_members, file_stem
+from tencrop.evaluation.evaluate import evaluate_targets, file_stem
 from tencrop.evaluation.predictions import load_scores
 from tencrop.evaluation.results import load_result
 from tencrop.evaluation.targets import EvaluationTarget
@@ -41,7 +41,7 @@ def _evaluations_in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def no_network_runs(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Call it, and any further forward pass fails the test."""
+    """A function; after it is called, any forward pass fails the test."""
 
     def forbid() -> None:
         def fail(*_: Any) -> None:
@@ -76,7 +76,7 @@ def test_result_and_scores_are_written(make_config, new_network, save_checkpoint
 CLAIM = "{top1_error: 30, top5_error: null, data: imagefolder, split: val, protocol: flip_pair, source: a table}"
 
 
-def test_a_result_has_the_claim_of_a_whole_run_of_its_recipe_alone(
+def test_only_a_complete_run_of_the_recipe_has_its_claim(
     make_config, new_network, save_checkpoint, evaluate, tmp_path, monkeypatch
 ) -> None:
     shutil.copytree(CONF, tmp_path / "conf")
@@ -109,7 +109,7 @@ def test_saved_scores_are_used_again(
     first = evaluate(config, checkpoint, tmp_path)
     no_network_runs()
     assert evaluate(config, checkpoint, tmp_path) == first
-    config.protocol.average = "logits"  # the other average lies in the same file
+    config.protocol.average = "logits"  # the same file has the other average
     assert evaluate(config, checkpoint, tmp_path)["averaging"] == "logits"
     assert {path.name for path in tmp_path.glob("*.json")} == {"center.result.json", "center-logits.result.json"}
     save_checkpoint(checkpoint, config, new_network(config, seed=1))
@@ -118,7 +118,7 @@ def test_saved_scores_are_used_again(
 
 
 @pytest.mark.skipif(find_spec("ffcv") is None, reason="ffcv is not installed")
-def test_scores_of_ffcvs_pixels_are_kept_apart(
+def test_scores_of_ffcv_pixels_have_their_own_file(
     make_config, new_network, save_checkpoint, evaluate, no_network_runs, tmp_path
 ) -> None:
     config = make_config("data.loader=ffcv")
@@ -159,12 +159,12 @@ def test_a_folder_that_cannot_be_written_is_found_before_an_image_is_scored(
         evaluate(config, one, place / "predictions")
     manifest = read_manifest(config.data.root)
     with pytest.raises(UserError, match=unwritable):  # of a member
-        evaluate_members(
+        evaluate_targets(
             [EvaluationTarget(config, one, manifest, tmp_path / "a"), EvaluationTarget(config, other, manifest, place)]
         )
     with pytest.raises(UserError, match=unwritable):  # of the ensemble
         config.output = str(place)
-        evaluate_members(
+        evaluate_targets(
             [EvaluationTarget(config, one, manifest, None), EvaluationTarget(config, other, manifest, None)]
         )
     (tmp_path / "out" / "center.safetensors").mkdir()
@@ -222,7 +222,7 @@ def test_ema_weights_are_evaluated_where_present(make_config, new_network, save_
     assert {path.name for path in tmp_path.glob("*.json")} == {"center-ema.result.json", "center.result.json"}
 
 
-def test_the_checkpoint_of_a_training_is_read_as_it_was_written(make_config, new_network, evaluate, tmp_path) -> None:
+def test_a_checkpoint_written_by_training_can_be_evaluated(make_config, new_network, evaluate, tmp_path) -> None:
     config = make_config("training.ema_decay=0.9", "training.global_batch=4")
     statistics = read_manifest(config.data.root)["statistics"]
     classifier = Classifier(
@@ -254,7 +254,7 @@ def test_nan_scores_are_refused_and_leave_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_protocol_whose_crops_the_network_does_not_take_is_refused(
+def test_a_crop_size_that_the_network_does_not_take_is_refused(
     make_config, new_network, save_checkpoint, evaluate, tmp_path
 ) -> None:
     config = make_config("protocol.size=28")  # lenet5_dense was built for 32
@@ -294,15 +294,15 @@ def test_dataset_normalization_is_that_of_the_training(
 
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_plain_weights_from_elsewhere(library: str, suffix: str, make_config, prepared_photos, tmp_path) -> None:
-    """Both libraries' ResNet-18 have the same names, so a file of one is evaluated by the other's code."""
+def test_plain_weights_of_both_libraries(library: str, suffix: str, make_config, prepared_photos, tmp_path) -> None:
+    """ResNet-18 has the same parameter names in both libraries, so each evaluates a file of the other."""
     torch.manual_seed(0)
     build = {"torchvision": torchvision.models.resnet18, "timm": partial_timm}[library]
     network, path = build(num_classes=3), tmp_path / f"weights{suffix}"
     (torch.save if suffix == ".pth" else save_file)(network.state_dict(), path)
     name = {"torchvision": "torchvision/resnet18", "timm": "resnet18"}[library]
     config = make_config("model=timm", f"model.name={name}", "model.bn_group=32", f"data.root={prepared_photos}")
-    found = evaluate_members([EvaluationTarget(config, path, read_manifest(prepared_photos), None)])
+    found = evaluate_targets([EvaluationTarget(config, path, read_manifest(prepared_photos), None)])
     assert len(found) == 1
     folder, result = found[0].out, found[0].result
     assert folder.parent == Path("evaluations") and folder.name.startswith(name.replace("/", "-"))
@@ -324,11 +324,11 @@ def test_an_ensemble_from_saved_scores(make_config, new_network, save_checkpoint
         own = replace(config, seed=seed)
         path = save_checkpoint(out / "last.ckpt", own, new_network(own, seed=seed))
         members.append(EvaluationTarget(own, path, manifest, out))
-    one = evaluate_members(members[:1])
+    one = evaluate_targets(members[:1])
     assert len(one) == 1
-    first = evaluate_members(members)
+    first = evaluate_targets(members)
     no_network_runs()
-    again = evaluate_members(members)
+    again = evaluate_targets(members)
     assert [found.result for found in again] == [found.result for found in first] and len(again) == 4
     joint = again[-1]
     mean = torch.stack([found.scores.softmax for found in again[:3]]).mean(0)
@@ -351,7 +351,7 @@ def _evaluate_in_group(rank: int, config: Config, checkpoint: Path, out: Path) -
 def test_the_processes_of_a_training_evaluate_together(
     make_config, new_network, save_checkpoint, evaluate, tmp_path
 ) -> None:
-    """As train.py does after two processes have trained: the group is there, and the first process writes."""
+    """As train.py does after a training on two processes: a process group exists, and rank 0 writes."""
     config = make_config("hardware.devices=2")
     checkpoint = save_checkpoint(tmp_path / "last.ckpt", config, new_network(config))
     (tmp_path / "together").mkdir()
@@ -371,10 +371,10 @@ def _evaluate_under_torchrun(rank: int, port: int, config: Config, checkpoint: P
     assert (result is None) == (rank > 0)
 
 
-def test_saved_scores_under_torchrun_are_the_first_processes_affair(
+def test_under_torchrun_only_the_first_process_reads_saved_scores(
     make_config, new_network, save_checkpoint, evaluate, tmp_path
 ) -> None:
-    """As train.py does where the run is complete: there is no group yet."""
+    """As train.py does for a complete run: there is no process group yet."""
     config = make_config()
     checkpoint = save_checkpoint(tmp_path / "last.ckpt", config, new_network(config))
     evaluate(config, checkpoint, tmp_path / "out")
@@ -385,7 +385,7 @@ def test_saved_scores_under_torchrun_are_the_first_processes_affair(
     mp.spawn(_evaluate_under_torchrun, (port, config, checkpoint, tmp_path / "out"), nprocs=2)
 
 
-def test_a_process_that_is_not_the_first_and_that_nobody_joined_does_nothing(
+def test_another_rank_without_a_process_group_does_nothing(
     make_config, new_network, save_checkpoint, tmp_path, monkeypatch
 ) -> None:
     config = make_config()
@@ -396,7 +396,7 @@ def test_a_process_that_is_not_the_first_and_that_nobody_joined_does_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_file_names_say_what_differs_from_the_usual(make_config) -> None:
+def test_file_names_contain_what_differs_from_the_defaults(make_config) -> None:
     assert file_stem(make_config("protocol=ten_crop")) == "ten_crop"
     assert file_stem(make_config("protocol.side=40", "protocol.filter=bilinear")) == "center-side40-bilinear"
     assert file_stem(make_config("protocol.side=null", "protocol.size=30")) == "center-sidekept-size30"

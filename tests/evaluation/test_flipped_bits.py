@@ -1,4 +1,4 @@
-"""No file in which a bit has flipped is believed: a small run of bench/flipped_bits.py, which has more of them."""
+"""Files with a flipped bit are detected: a short run of bench/flipped_bits.py, which flips more bits."""
 
 import importlib.util
 from pathlib import Path
@@ -20,7 +20,7 @@ def program():
     return module
 
 
-def test_no_flipped_bit_is_silent(program, make_config, new_network, save_checkpoint, evaluate, tmp_path) -> None:
+def test_every_flipped_bit_is_detected(program, make_config, new_network, save_checkpoint, evaluate, tmp_path) -> None:
     config = make_config()
     last = save_checkpoint(tmp_path / "run" / "last.ckpt", config, new_network(config))
     result = evaluate(config, last, tmp_path)
@@ -33,7 +33,7 @@ def test_no_flipped_bit_is_silent(program, make_config, new_network, save_checkp
     assert found.keys() <= {"refused", "identical"} and found["refused"] > NUM_FLIPS - 15
 
 
-def test_a_program_that_counts_knows_what_is_silent(program, tmp_path) -> None:
+def test_the_counting_program_tells_silent_from_identical(program, tmp_path) -> None:
     path = tmp_path / "believed"
     path.write_bytes(bytes(range(64)))
     assert program.flipped(path, Path.read_bytes, 20, seed=0) == {"silent": 20}

@@ -1,5 +1,7 @@
-"""Every image once, on one process or several, with the scores that a slow loop over files finds."""
+"""Every image is scored once, on one or several processes, with the scores of a slow loop over the files."""
 
+import contextlib
+import copy
 import io
 import os
 import signal
@@ -22,7 +24,7 @@ from tencrop.data.store.manifest import read_manifest
 from tencrop.evaluation import inference
 from tencrop.evaluation.errors import error_rate
 from tencrop.evaluation.inference import (
-    Task,
+    ScoringTask,
     _score_in_new_processes,
     build_network,
     check_scorable,
@@ -41,19 +43,19 @@ PROTOCOL = ("protocol=five_crop", "protocol.side=38", "protocol.filter=bilinear"
 
 @pytest.fixture
 def make_task(save_checkpoint: Callable[..., Path], new_network: Callable[..., nn.Module], tmp_path: Path):
-    """make_task(config) -> the task and its network, whose weights lie on disk."""
+    """make_task(config) -> the task and its network, with the weights on disk."""
 
-    def make(config: Config) -> tuple[Task, nn.Module]:
+    def make(config: Config) -> tuple[ScoringTask, nn.Module]:
         network = new_network(config)
         path = save_checkpoint(tmp_path / "last.ckpt", config, network)
         identity = {"weights_sha256": weights_sha256(network.state_dict()), "protocol": config.protocol.name}
-        return Task(config, path, "raw", 6, MEAN, STD, identity), network
+        return ScoringTask(config, path, "raw", 6, MEAN, STD, identity), network
 
     return make
 
 
 def five_crops(image: Image.Image, side: int, size: int) -> list[Tensor]:
-    """Slow reference: rescaled by Pillow, cropped by hand."""
+    """Slow reference: rescale with Pillow, crop by slicing."""
     scale = side / min(image.size)
     width, height = (side if edge == min(image.size) else int(edge * scale + 1e-9) for edge in image.size)
     pixels = torch.from_numpy(np.array(image.resize((width, height), Image.Resampling.BILINEAR)))
@@ -71,7 +73,7 @@ def scores_by_hand(config: Config, network: nn.Module, number: int) -> Tensor:
         return network.eval()(inputs).softmax(1).mean(0)
 
 
-def test_scores_are_those_of_a_slow_loop(make_config, make_task) -> None:
+def test_scores_equal_those_of_a_slow_loop(make_config, make_task) -> None:
     task, network = make_task(make_config(*PROTOCOL))
     scores = score_split(task, network)
     assert scores is not None and set(scores.index.tolist()) == set(range(501)) and len(scores.index) == 501
@@ -86,7 +88,7 @@ def test_scores_are_those_of_a_slow_loop(make_config, make_task) -> None:
     assert scores.metadata == task.identity and scores.view_logits is None
 
 
-def test_class_scores_are_computed_in_float32_whatever_the_precision(make_config, make_task) -> None:
+def test_class_scores_are_float32_in_every_precision(make_config, make_task) -> None:
     task, _ = make_task(make_config("training.precision=bf16"))
     with torch.inference_mode():
         logits = forward(build_network(task).eval(), torch.randn(8, 3, 32, 32), task.config)
@@ -108,7 +110,7 @@ def test_501_images_on_three_processes_are_each_counted_once(make_config, make_t
     torch.testing.assert_close(together.softmax, alone.softmax, rtol=1e-3, atol=1e-3)
 
 
-def test_more_processes_than_images_leave_some_with_none(make_config, make_task, coordinate_store) -> None:
+def test_more_processes_than_images(make_config, make_task, coordinate_store) -> None:
     root = coordinate_store([(40, 40), (36, 50)], num_classes=None)
     config = make_config(f"data.root={root}", "protocol=center", "protocol.side=null")
     task, network = make_task(config)
@@ -131,14 +133,14 @@ def test_views_are_saved_on_request(loader: str, make_config, make_task) -> None
 
 @pytest.mark.parametrize("start", ["in its group", "alone", "in new processes"])
 def test_the_local_rank_chooses_the_gpu(make_config, make_task, monkeypatch, start) -> None:
-    """The group's second rank of four is the first of the second machine: srun deals them out in turn."""
+    """Rank 1 of four is the first rank of the second machine if srun assigns ranks in turn."""
     devices = {"in its group": 2, "alone": 1, "in new processes": 2}[start]
     config = make_config("hardware.accelerator=gpu", f"hardware.devices={devices}", "hardware.nodes=2")
     task, network = make_task(config)
     used: list[int] = []
 
     class Known(Exception):
-        """All that matters is."""
+        """Raised when the device has been recorded, to end the pass."""
 
     def set_device(number: int) -> None:
         used.append(number)
@@ -181,15 +183,17 @@ def test_a_damaged_image_is_named(make_config, make_task, photo_folder, data_con
         score_split(task, network)
 
 
-def test_a_checkpoint_that_changes_meanwhile_is_noticed(make_config, make_task, new_network, save_checkpoint) -> None:
-    """A mistake of the user's, seen in a started process, reaches this one as such."""
+def test_a_checkpoint_overwritten_during_evaluation_is_detected(
+    make_config, make_task, new_network, save_checkpoint
+) -> None:
+    """A UserError in a started process is a UserError here as well."""
     task, _ = make_task(make_config())
     save_checkpoint(task.path, task.config, new_network(task.config, seed=1))
-    with pytest.raises(UserError, match="written anew while it was evaluated"):
+    with pytest.raises(UserError, match="was overwritten during its evaluation"):
         _score_in_new_processes(task, num_processes=1)
 
 
-def test_a_full_disk_for_temporary_files_is_a_sentence(make_config, make_task, small_disk, monkeypatch) -> None:
+def test_a_full_temporary_disk_gives_an_error_message(make_config, make_task, small_disk, monkeypatch) -> None:
     with pytest.raises(OSError, match="No space"), open(small_disk / "full", "wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
@@ -205,7 +209,7 @@ DENSE = ("model=vgg_a", "+model.kwargs.width=0.1", "+model.kwargs.img_size=32", 
 
 
 def dense_by_hand(config: Config, network: nn.Module, number: int, sides: list[int]) -> Tensor:
-    """Softmax [K] of one image: the head on every window of the features, for the image and its mirror image."""
+    """Softmax [K] of one image: the head applied to every window of the features, for the image and its reflection."""
     image = Image.open(io.BytesIO(open_val_split(config).read_original(number))).convert("RGB")
     softmax = []
     for side in sides:
@@ -224,7 +228,7 @@ def dense_by_hand(config: Config, network: nn.Module, number: int, sides: list[i
 
 
 @pytest.mark.parametrize("sides", [[64], [64, 70, 96]])
-def test_dense_scores_are_those_of_a_slow_loop(sides: list[int], make_config, make_task) -> None:
+def test_dense_scores_equal_those_of_a_slow_loop(sides: list[int], make_config, make_task) -> None:
     config = make_config(*DENSE, f"protocol.side={sides}", "protocol.filter=bilinear", "hardware.max_micro_batch=20")
     config.save_views = True
     task, network = make_task(config)
@@ -236,7 +240,7 @@ def test_dense_scores_are_those_of_a_slow_loop(sides: list[int], make_config, ma
         torch.testing.assert_close(part.softmax[position].float(), expected, rtol=2e-3, atol=2e-4)
 
 
-def test_what_dense_takes_is_said_before_the_work(make_config, make_task, monkeypatch, capsys) -> None:
+def test_the_memory_of_dense_evaluation_is_reported_first(make_config, make_task, monkeypatch, capsys) -> None:
     config = make_config(*DENSE, "protocol.side=[64,72]", "hardware.max_micro_batch=10")
     _, network = make_task(config)
     check_scorable(network, config)
@@ -249,8 +253,29 @@ def test_what_dense_takes_is_said_before_the_work(make_config, make_task, monkey
     )
 
 
-def test_144_crops_average_all_sides(make_config, make_task) -> None:
-    """The mean over the four sides of what each of them gives alone."""
+@pytest.mark.parametrize("options", [("protocol=center",), DENSE, ("protocol=center", "protocol.size=5")])
+def test_check_scorable_leaves_the_network_as_it_was(options, make_config, new_network) -> None:
+    config = make_config(*options)
+    network = nn.Sequential(new_network(config), nn.BatchNorm1d(6), nn.Dropout(0.5)).train()
+    network[2].eval()  # as for a frozen layer
+    before = copy.deepcopy(network)
+    random_state = torch.get_rng_state()
+    with contextlib.suppress(UserError):  # Sequential has no convolutional form, and 5 pixels are too few
+        check_scorable(network, config)
+    with contextlib.suppress(UserError):
+        check_scorable(network[0], config)
+    after = dict(network.named_modules())
+    assert {name: layer.training for name, layer in before.named_modules()} == {n: m.training for n, m in after.items()}
+    for name, layer in before.named_modules():
+        assert len(layer._forward_hooks) == len(after[name]._forward_hooks), name
+    for name, value in before.state_dict().items():
+        assert torch.equal(value, network.state_dict()[name]), name
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_144_crops_average_over_all_sides(make_config, make_task) -> None:
+    """The scores are the mean over the four sides of the scores at each side alone."""
     options = ("protocol=crops_144", "protocol.filter=bilinear")
     config = make_config(*options, "protocol.side=[36,38,40,44]")
     task, network = make_task(config)
@@ -264,15 +289,13 @@ def test_144_crops_average_all_sides(make_config, make_task) -> None:
     torch.testing.assert_close(together.softmax.float(), torch.stack(alone).mean(0), rtol=2e-3, atol=2e-4)
 
 
-def test_dense_needs_a_network_that_can_be_converted(make_config, make_task) -> None:
+def test_dense_refuses_a_network_that_cannot_be_converted(make_config, make_task) -> None:
     task, network = make_task(make_config("protocol=dense"))
     with pytest.raises(UserError, match="lenet5_dense cannot be made fully convolutional"):
         score_split(task, network)
 
 
-def test_without_a_terminal_the_progress_is_lines_without_control_characters(
-    make_config, make_task, monkeypatch, capfd
-) -> None:
+def test_without_a_terminal_progress_is_printed_as_plain_lines(make_config, make_task, monkeypatch, capfd) -> None:
     task, network = make_task(make_config("protocol=center", "hardware.max_micro_batch=200"))
     score_split(task, network)
     assert capfd.readouterr() == ("", ""), "it took no time"
@@ -286,7 +309,7 @@ def test_without_a_terminal_the_progress_is_lines_without_control_characters(
     assert err.endswith(" images/s\n")
 
 
-def test_an_image_that_no_memory_holds_is_refused_before_the_work_and_a_large_one_is_said(
+def test_too_large_an_image_is_refused_first_and_a_large_one_reported(
     make_config, new_network, monkeypatch, capsys
 ) -> None:
     config = make_config("protocol=ten_crop", "protocol.side=[36,72]")
@@ -305,8 +328,8 @@ def test_an_image_that_no_memory_holds_is_refused_before_the_work_and_a_large_on
         build(config := make_config("training.global_batch=6"), batches=derive_batches(config), manifest=manifest)
 
 
-def test_a_process_that_has_said_why_it_ended_needs_no_traceback(make_config, make_task, monkeypatch) -> None:
-    """As one does whose store is cut short: exit code 2, without an exception."""
+def test_a_process_that_printed_its_error_causes_no_traceback(make_config, make_task, monkeypatch) -> None:
+    """A process whose store is truncated exits with code 2 and without an exception."""
 
     def spawn(*_: object, **__: object) -> None:
         raise mp.ProcessExitedException("exited", 0, 123, 2)

@@ -1,4 +1,4 @@
-"""Score files: what is saved comes back, what is broken is refused, parts become one."""
+"""Score files: round trip, refusal of broken files, and joining the parts of several processes."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def assert_same(found: Scores, expected: Scores) -> None:
         assert torch.equal(found.tensors()[name], tensor) and found.tensors()[name].dtype == tensor.dtype, name
 
 
-def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+def test_save_and_load_round_trip(tmp_path: Path) -> None:
     scores, path = scores_of(torch.arange(10)), tmp_path / "new folder" / "center.safetensors"
     save_scores(path, scores)
     assert_same(load_scores(path), scores)
@@ -54,8 +54,8 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert again.read_bytes() == path.read_bytes()
 
 
-def test_scores_are_saved_as_the_ranks_were_counted() -> None:
-    """0.30001 and 0.30002 are one number in float16; the label is the best, and whoever reads the file sees it."""
+def test_scores_are_saved_in_the_precision_of_their_ranks() -> None:
+    """0.30001 and 0.30002 are equal in float16; a reader of the file must see that the label is the best class."""
     softmax = torch.tensor([[0.30001, 0.30002, 0.39997 - 0.3]])
     scores = from_averages(torch.tensor([0]), torch.tensor([1]), softmax, softmax.log(), IDENTITY)
     assert torch.equal(scores.softmax, softmax) and torch.equal(scores.logits, softmax.log())
@@ -87,7 +87,7 @@ def test_saved_scores_are_used_only_for_the_same_weights_data_and_protocol(tmp_p
     assert saved_scores(path, IDENTITY, labels=labels) is None, "a broken file is computed again"
 
 
-def test_protocol_text_is_of_the_views_alone() -> None:
+def test_protocol_text_excludes_the_average() -> None:
     rule = Protocol(name="center", side=256, size=224, region="whole", filter="bicubic", average="softmax")
     assert protocol_text(rule) == protocol_text(replace(rule, average="logits"))
     others: list[dict[str, Any]] = [
@@ -131,7 +131,7 @@ CRAFTED = {
 @pytest.mark.parametrize("is_signed", [False, True], ids=["damaged", "crafted"])
 @pytest.mark.parametrize("changes", CRAFTED.values(), ids=CRAFTED)
 def test_score_files_that_contradict_themselves_are_refused(changes: dict, is_signed: bool, tmp_path: Path) -> None:
-    """With the digest that was written, and with one that somebody has counted again."""
+    """With the digest as written, and with one that was recomputed after the change."""
     path, scores = tmp_path / "scores.safetensors", scores_of(torch.arange(NUM_IMAGES))
     save_scores(path, scores)
     if is_signed:
@@ -144,7 +144,7 @@ def test_score_files_that_contradict_themselves_are_refused(changes: dict, is_si
         load_scores(path)
 
 
-def test_metadata_that_were_changed_are_refused(tmp_path: Path) -> None:
+def test_changed_metadata_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "scores.safetensors"
     save_scores(path, scores_of(torch.arange(3)))
     path.write_bytes(path.read_bytes().replace(b'weights_sha256\\": \\"ab', b'weights_sha256\\": \\"ac'))
@@ -153,13 +153,13 @@ def test_metadata_that_were_changed_are_refused(tmp_path: Path) -> None:
 
 
 def save_in_float16(path: Path, scores: Scores) -> None:
-    """As earlier code wrote score files: ranks of the float32 scores beside the same in float16, no digest."""
+    """Write a score file as earlier code did: float16 scores with the ranks of the float32 scores, no digest."""
     tensors = scores.tensors() | {"softmax": scores.softmax.half(), "logits": scores.logits.half()}
     facts = {"format": "tencrop scores 1", **scores.metadata}
     save_file(tensors, path, {"scores": json.dumps(facts, sort_keys=True)})
 
 
-def test_files_in_float16_are_computed_again_and_their_ranks_can_be_read(tmp_path: Path) -> None:
+def test_float16_files_are_computed_again_but_their_ranks_are_readable(tmp_path: Path) -> None:
     path, scores = tmp_path / "center.safetensors", scores_of(torch.arange(10))
     save_in_float16(path, scores)
     assert saved_scores(path, IDENTITY, labels=scores.labels.numpy()) is None
@@ -186,12 +186,12 @@ def _gather_parts(rank: int, parts: list[list[int]], folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_gather_joins_uneven_and_empty_parts_of_processes(tmp_path: Path) -> None:
+def test_gather_joins_uneven_and_empty_parts(tmp_path: Path) -> None:
     mp.spawn(_gather_parts, ([[], [3, 0, 6, 1, 2, 5, 4]], tmp_path), nprocs=2)
     assert_same(load_scores(tmp_path / "whole.safetensors"), scores_of(torch.arange(7)))
 
 
-def test_a_file_that_may_not_be_read_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_file_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "scores.safetensors"
     scores = scores_of(torch.arange(3))
     save_scores(path, scores)

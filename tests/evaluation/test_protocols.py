@@ -1,4 +1,4 @@
-"""Views against torchvision's crops, one image at a time, and the two ways of merging."""
+"""Views against torchvision's crops, one image at a time, and both ways to merge scores."""
 
 from dataclasses import replace
 
@@ -50,7 +50,7 @@ def views_by_torchvision(image: Tensor, protocol: Protocol) -> list[Tensor]:
 @pytest.mark.parametrize("region", ["whole", "square"])
 @settings(max_examples=30, deadline=None)
 @given(sizes=st.lists(st.tuples(st.integers(5, 14), st.integers(5, 14)), min_size=1, max_size=4))
-def test_views_are_torchvisions_crops(name: str, region: str, sizes: list[tuple[int, int]]) -> None:
+def test_views_equal_torchvision_crops(name: str, region: str, sizes: list[tuple[int, int]]) -> None:
     images, extents = batch(sizes)
     rule = protocol(name, region=region)
     found = views(images, extents, rule)
@@ -61,8 +61,8 @@ def test_views_are_torchvisions_crops(name: str, region: str, sizes: list[tuple[
 
 
 @pytest.mark.parametrize("height, width", [(8, 8), (8, 11), (9, 6)])
-def test_ten_views_are_torchvisions_ten_crop_as_a_set(height: int, width: int) -> None:
-    """Where the room around the center is even; else torchvision's mirrored center lies half a pixel elsewhere."""
+def test_ten_views_equal_torchvision_ten_crop_as_a_set(height: int, width: int) -> None:
+    """Only for even margins: otherwise torchvision's reflected center crop is one pixel off from the reflection."""
     size = 6 if height % 2 == width % 2 == 0 else 5
     images, extents = batch([(height, width)])
     expected = tv.ten_crop(images[0].permute(2, 0, 1), [size, size])
@@ -73,7 +73,7 @@ def test_ten_views_are_torchvisions_ten_crop_as_a_set(height: int, width: int) -
 
 
 def test_order_of_the_ten_views() -> None:
-    """Pixel (row, column) of an 8 x 10 image holds its own coordinates, so that a view shows where it lies."""
+    """Pixel (row, column) of an 8 x 10 image holds its own coordinates, so that a view shows its position."""
     rows, columns = torch.meshgrid(torch.arange(8), torch.arange(10), indexing="ij")
     image = torch.stack([rows, columns, rows], dim=2).to(torch.uint8)[None]
     found = views(image, np.array([[8, 10]]), protocol("ten_crop", size=4))
@@ -89,7 +89,7 @@ def test_an_image_of_the_crops_size_is_its_own_view() -> None:
         assert torch.equal(views(images, sizes, protocol(name))[0], images)
 
 
-def test_too_small_an_image_is_not_cropped() -> None:
+def test_an_image_smaller_than_the_crop_is_refused() -> None:
     images, sizes = batch([(5, 5), (4, 9)])
     with pytest.raises(AssertionError, match="smaller than 5"):
         views(images, sizes, protocol("center"))
@@ -136,7 +136,7 @@ def crops_by_pillow(image: Image.Image, size: int) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("extent", [(256, 341), (352, 352), (401, 288)])
-def test_144_crops_are_those_of_a_slow_loop(extent, photographs) -> None:
+def test_144_crops_equal_those_of_a_slow_loop(extent, photographs) -> None:
     height, width = extent
     image = photographs["china"].resize((width, height))
     rule = replace(protocol("crops_144", size=224), side=min(extent))
@@ -170,7 +170,7 @@ def test_dense_views_are_whole_images_and_their_reflections() -> None:
             assert torch.equal(once[position], whole) and torch.equal(reflected[position], whole.flip(1))
 
 
-def test_views_are_the_same_however_many_squares_are_resized_at_once(monkeypatch) -> None:
+def test_views_do_not_depend_on_how_many_squares_are_resized_at_once(monkeypatch) -> None:
     images, sizes = batch([(40, 40), (40, 61), (55, 40), (40, 47)])
     rule = replace(protocol("crops_144", size=9), side=40)
     whole, interpolate, held = views(images, sizes, rule), torch.nn.functional.interpolate, []
@@ -188,16 +188,16 @@ def test_views_are_the_same_however_many_squares_are_resized_at_once(monkeypatch
         assert max(held) == num_at_once * square_bytes
 
 
-def test_the_views_of_a_batch_are_made_when_they_are_asked_for(monkeypatch) -> None:
-    """Together, 36 views of 256 images are 1.4 GB."""
-    cut, num_cut = module._cut, 0
+def test_views_are_made_lazily(monkeypatch) -> None:
+    """All 36 views of 256 images together take 1.4 GB."""
+    cut, num_cut = module.square_crops, 0
 
-    def counted(*arguments) -> Tensor:
+    def counted(*arguments, **options) -> Tensor:
         nonlocal num_cut
         num_cut += 1
-        return cut(*arguments)
+        return cut(*arguments, **options)
 
-    monkeypatch.setattr(module, "_cut", counted)
+    monkeypatch.setattr(module, "square_crops", counted)
     images, sizes = batch([(12, 12), (12, 15)])
     ((_, group),) = view_groups(images, sizes, protocol("ten_crop"))
     for number, _ in enumerate(group, start=1):

@@ -1,4 +1,4 @@
-"""Weights from elsewhere are shown images as their publisher prepares them, unless the user writes otherwise."""
+"""Published weights get images with their publisher's preprocessing, unless the command line sets it."""
 
 import io
 import subprocess
@@ -17,7 +17,7 @@ from torchvision import transforms
 from tencrop.config import Config, Model, UserError
 from tencrop.data.preparation.prepare import prepare
 from tencrop.data.store.manifest import open_split, read_manifest
-from tencrop.evaluation.evaluate import evaluate_members
+from tencrop.evaluation.evaluate import evaluate_targets
 from tencrop.evaluation.publishers import published, with_preprocessing
 from tencrop.evaluation.targets import EvaluationTarget, evaluation_targets
 from tencrop.models.factory import build_model
@@ -39,7 +39,7 @@ def _evaluations_in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def with_weights(composed: Callable[..., Config], prepared_photos: Path) -> Callable[..., EvaluationTarget]:
-    """with_weights("model=vgg_d", ...): the member of `python evaluate.py weights=FILE` and these words."""
+    """with_weights("model=vgg_d", ...): the target of `python evaluate.py weights=FILE` and these words."""
 
     def build(*words: str, path: str | Path = "weights.safetensors", root: Path = prepared_photos) -> EvaluationTarget:
         if not Path(path).exists():
@@ -53,7 +53,7 @@ def with_weights(composed: Callable[..., Config], prepared_photos: Path) -> Call
 
 @pytest.fixture
 def saved_resnet() -> nn.Module:
-    """test_resnet with random weights, which lie in weights.safetensors."""
+    """test_resnet with random weights, saved to weights.safetensors."""
     torch.manual_seed(0)
     network = timm.create_model("test_resnet", num_classes=3).eval()
     nn.init.normal_(network.get_classifier().weight, std=3)
@@ -62,7 +62,7 @@ def saved_resnet() -> nn.Module:
 
 
 def softmax_by_hand(network: nn.Module, root: Path, *, mean: float) -> Tensor:
-    """Slow reference: the original files by Pillow, torchvision's transforms, one image at a time."""
+    """Slow reference: read the source files with Pillow and apply torchvision's transforms, one image at a time."""
     prepared = transforms.Compose(
         [
             transforms.Resize(168, transforms.InterpolationMode.BILINEAR),
@@ -78,15 +78,15 @@ def softmax_by_hand(network: nn.Module, root: Path, *, mean: float) -> Tensor:
 
 
 def used(member: EvaluationTarget) -> tuple[Config, str]:
-    """The configuration that the member is evaluated with, and who says so; the network has no weights."""
+    """The configuration for the target and the source of its preprocessing; the network has no weights."""
     with torch.device("meta"):
         network = build_model(member.config.model, num_classes=member.num_classes)
     return with_preprocessing(member, network, {})
 
 
-def test_images_are_prepared_as_timm_says(with_weights, saved_resnet, prepared_photos, capsys) -> None:
-    """Of a network with BatchNorm, whose groups nobody has to name."""
-    (found,) = evaluate_members([with_weights(*RESNET)])
+def test_images_are_preprocessed_as_timm_specifies(with_weights, saved_resnet, prepared_photos, capsys) -> None:
+    """For a network with BatchNorm, without model.bn_group on the command line."""
+    (found,) = evaluate_targets([with_weights(*RESNET)])
     expected, other = (softmax_by_hand(saved_resnet, prepared_photos, mean=mean) for mean in (0.5, 0.45))
     assert (found.scores.softmax.float() - expected).abs().max() < 2e-3 < (other - expected).abs().max() / 2
     line = "weights.safetensors: mean 127.5 127.5 127.5, std 127.5 127.5 127.5, bilinear, 160 of 168 px"
@@ -96,7 +96,7 @@ def test_images_are_prepared_as_timm_says(with_weights, saved_resnet, prepared_p
     assert found.result["preprocessing"] == "timm's test_resnet.r160_in1k"
 
 
-def test_what_is_typed_wins(with_weights) -> None:
+def test_the_command_line_takes_precedence(with_weights) -> None:
     config, source = used(with_weights(*RESNET, "normalization.mean=imagenet", "protocol.filter=box"))
     assert config.normalization.mean == "imagenet" and config.normalization.std == HALF
     assert config.protocol.filter == "box" and (config.protocol.side, config.protocol.size) == (168, 160)
@@ -152,17 +152,17 @@ def test_publishers(with_weights, words, mean, filter, size, side, publisher) ->
     assert (config.augmentation.filter, config.image_size, config.short_side) == (filter, size, side)
 
 
-def test_a_crop_that_is_not_ours_is_said_to_be() -> None:
+def test_an_unsupported_crop_mode_is_reported() -> None:
     with torch.device("meta"):
         network = build_model(Model("coat_lite_medium_384", {}, False, None), num_classes=10)
     found = published("coat_lite_medium_384", network)
-    assert found is not None and found.source.endswith("whose crop_mode squash is not ours")
+    assert found is not None and found.source.endswith("whose crop_mode squash is not supported here")
 
 
-def test_of_our_networks_the_configuration_stays(with_weights) -> None:
+def test_our_networks_keep_the_configuration(with_weights) -> None:
     member = with_weights("model=squeezenet_1_0", "seed=3")
     config, source = used(member)
-    assert config == member.config and source == "the configuration; nobody published weights of squeezenet_1_0"
+    assert config == member.config and source == "the configuration; no published weights of squeezenet_1_0 are known"
     member = with_weights(
         "experiment=resnet18_tiny10", "data.num_classes=3"
     )  # who names an experiment has weights of it
@@ -170,7 +170,9 @@ def test_of_our_networks_the_configuration_stays(with_weights) -> None:
     assert config == member.config and config.protocol.size == 56 and source == "the configuration"
 
 
-def test_weights_in_a_run_folder_keep_the_runs_preprocessing(composed, with_weights, prepared_photos, tmp_path) -> None:
+def test_weights_in_a_run_folder_use_the_preprocessing_of_the_run(
+    composed, with_weights, prepared_photos, tmp_path
+) -> None:
     recipe = ["image_size=32", "short_side=36", "normalization.mean=[1,2,3]", "augmentation.filter=box"]
     run = composed(*RESNET, *recipe, "data=imagefolder", f"data.root={prepared_photos}", f"runs={tmp_path}/runs")
     folder = records.run_folder(run, read_manifest(prepared_photos))
@@ -183,7 +185,7 @@ def test_weights_in_a_run_folder_keep_the_runs_preprocessing(composed, with_weig
         assert config.normalization.mean == [1, 2, 3] and config.normalization.std == [4, 5, 6]
 
 
-def test_a_checkpoint_of_ours_elsewhere_brings_its_mean_and_std(with_weights) -> None:
+def test_our_checkpoint_outside_a_run_folder_has_its_mean_and_std(with_weights) -> None:
     member = with_weights(*RESNET)
     facts = {"seed": 0, "mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0]}
     config, source = with_preprocessing(member, nn.Module(), facts)
@@ -191,26 +193,26 @@ def test_a_checkpoint_of_ours_elsewhere_brings_its_mean_and_std(with_weights) ->
     assert config.protocol == member.config.protocol and source.startswith("the checkpoint's mean and std")
 
 
-def test_members_of_an_ensemble_have_their_publishers_too(composed, prepared_photos, saved_resnet) -> None:
+def test_each_ensemble_member_has_its_own_preprocessing(composed, prepared_photos, saved_resnet) -> None:
     torch.save({"state_dict": timm.create_model("test_resnet", num_classes=3).state_dict()}, "other.pth")
     typed = [*RESNET, "data=imagefolder", f"data.root={prepared_photos}", "hardware=cpu"]
     config = composed(*typed)
     config.checkpoint = ["weights.safetensors", "other.pth"]
     members = evaluation_targets(config, typed)
     assert {member.config.training.precision for member in members} == {"fp32"}
-    *single, joint = evaluate_members(members)
+    *single, joint = evaluate_targets(members)
     for result in (*(one.result for one in single), joint.result):
         assert result["mean"] == HALF and result["side"] == 168
         assert result["preprocessing"] == "timm's test_resnet.r160_in1k"
 
 
-def test_figures_see_images_as_the_publisher_says(with_weights, saved_resnet) -> None:
+def test_figures_use_the_published_preprocessing(with_weights, saved_resnet) -> None:
     subject = load_trained_model(with_weights(*RESNET))
     assert subject.mean == subject.std == HALF
     assert subject.pictures("val", [0]).pixels.shape == (1, 160, 160, 3)
 
 
-def test_the_publisher_is_asked_only_after_the_command_is_checked(prepared_photos, tmp_path) -> None:
+def test_published_preprocessing_is_looked_up_after_the_command_is_checked(prepared_photos, tmp_path) -> None:
     (tmp_path / "weights.pth").touch()
     words = [*RESNET, "weights=weights.pth", "data=imagefolder", f"data.root={prepared_photos}"]
     for more, told in (
@@ -228,11 +230,11 @@ def test_the_publisher_is_asked_only_after_the_command_is_checked(prepared_photo
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the images and weights of {SHARED}")
-def test_published_weights_make_their_published_errors(with_weights, data_config, tmp_path) -> None:
-    """EfficientNet-Lite0 on 1,000 images of ImageNet with nothing typed: within two images of an independent loop's
-    11.7 and 2.3 percent. With ImageNet's mean and std it is 22.4."""
+def test_published_weights_reach_their_published_errors(with_weights, data_config, tmp_path) -> None:
+    """EfficientNet-Lite0 on 1,000 images of ImageNet with no settings on the command line: within two images of
+    the 11.7 and 2.3 percent of an independent loop. With ImageNet's mean and std it would be 22.4."""
     folders = ("imagenet_sample", "imagenet_sample")
     root = prepare(data_config(SHARED, tmp_path / "prepared", splits=folders), workers=2, progress=False)
     path = SHARED / "weights" / "efficientnet_lite0.safetensors"
-    (found,) = evaluate_members([with_weights("model=timm", "model.name=tf_efficientnet_lite0", path=path, root=root)])
+    (found,) = evaluate_targets([with_weights("model=timm", "model.name=tf_efficientnet_lite0", path=path, root=root)])
     assert abs(found.result["top1_error"] - 0.117) <= 0.002 and abs(found.result["top5_error"] - 0.023) <= 0.002

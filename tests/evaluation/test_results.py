@@ -19,7 +19,7 @@ IDENTITY = {"protocol": "{}", "weights": "ema", "weights_sha256": "ab", "source_
 
 @pytest.fixture
 def result(composed):
-    """Of 4 images in 8 classes: the softmax is right about three, the logits about two."""
+    """A result for 4 images in 8 classes: three are correct by the softmax, two by the logits."""
     softmax, logits = torch.rand(4, 8) / 2, torch.rand(4, 8)
     labels = torch.arange(4)
     softmax[labels, labels] = torch.tensor([1.0, 1.0, 1.0, -1.0])
@@ -35,7 +35,7 @@ def result(composed):
     return build
 
 
-def test_errors_follow_the_average_that_is_chosen(result) -> None:
+def test_errors_depend_on_the_chosen_average(result) -> None:
     softmax, logits = result(), result("protocol.average=logits")
     assert (softmax["top1_error"], softmax["averaging"]) == (0.25, "softmax")
     assert (logits["top1_error"], logits["averaging"]) == (0.5, "logits")
@@ -43,7 +43,7 @@ def test_errors_follow_the_average_that_is_chosen(result) -> None:
     assert softmax["claim"]["top1_error"] == 0.95 and softmax["protocol"] == "five_crop" and softmax["side"] == 36
 
 
-def test_what_is_saved_comes_back_and_what_is_not_ours_is_refused(result, tmp_path: Path) -> None:
+def test_save_and_load_round_trip_and_foreign_files_are_refused(result, tmp_path: Path) -> None:
     path = tmp_path / "new" / "five_crop.result.json"
     save_result(path, result())
     assert load_result(path) == result()
@@ -67,7 +67,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize(("before", "after"), CHANGES.values(), ids=CHANGES)
-def test_a_result_that_was_changed_is_refused(result, tmp_path: Path, before: str, after: str) -> None:
+def test_a_changed_result_is_refused(result, tmp_path: Path, before: str, after: str) -> None:
     path = tmp_path / "five_crop.result.json"
     save_result(path, result())
     text = path.read_text()
@@ -78,7 +78,7 @@ def test_a_result_that_was_changed_is_refused(result, tmp_path: Path, before: st
 
 
 def unsigned(path: Path, **changes) -> None:
-    """Make a result one of earlier code, which had no digest."""
+    """Turn a result into one of earlier code, which had no digest."""
     facts = json.loads(path.read_text()) | {"format": "tencrop result 1"} | changes
     del facts["sha256"]
     path.write_text(json.dumps(facts))
@@ -86,7 +86,7 @@ def unsigned(path: Path, **changes) -> None:
 
 @pytest.fixture
 def saved(result, tmp_path: Path):
-    """saved("protocol.average=logits"): the path of a result, its score file beside it."""
+    """saved("protocol.average=logits"): the path of a result with its score file beside it."""
 
     def save(*overrides: str) -> Path:
         path = tmp_path / "five_crop.result.json"
@@ -99,14 +99,14 @@ def saved(result, tmp_path: Path):
 
 
 @pytest.mark.parametrize("average", ["softmax", "logits"])
-def test_a_result_says_what_its_scores_give(saved, average: str) -> None:
+def test_a_result_must_match_its_scores(saved, average: str) -> None:
     path = saved(f"protocol.average={average}")
     facts = load_result(path)
     unsigned(path)
     assert load_result(path) == facts | {"format": "tencrop result 1"}
     wrong = {"top1_error": 0.0, "top5_error": 7.5, "num_images": 5, "top1_interval": [0.0, 0.0]}
     for key, value in wrong.items():
-        save_result(path, facts | {key: value})  # signed by whoever changed it
+        save_result(path, facts | {key: value})  # with a digest for the changed content
         with pytest.raises(UserError, match=r"its errors are not those of five_crop\.safetensors beside it"):
             load_result(path)
         unsigned(path)
@@ -114,7 +114,7 @@ def test_a_result_says_what_its_scores_give(saved, average: str) -> None:
             load_result(path)
 
 
-def test_without_scores_only_a_result_with_a_digest_is_read(saved, result, tmp_path: Path) -> None:
+def test_without_scores_a_result_needs_a_digest(saved, result, tmp_path: Path) -> None:
     path = saved()
     facts = load_result(path)
     other = {**IDENTITY, "weights_sha256": "trained further"}
@@ -137,7 +137,7 @@ def test_the_table_shows_percent_and_intervals(result) -> None:
         assert cell in row, (cell, text)
 
 
-def test_a_pipe_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_pipe_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "center.result.json")
     monkeypatch.setattr(Path, "read_text", lambda _: pytest.fail("it would be waited for"))
     with pytest.raises(UserError, match="is no result of evaluate"):

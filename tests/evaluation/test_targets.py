@@ -1,4 +1,4 @@
-"""What evaluate.py's command line means: which weights, under which configuration, with score files where."""
+"""evaluate.py's command line: which weights, under which configuration, and where score files go."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ def run_folder(make_config: Callable[..., Config], tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_checkpoint_brings_the_configuration_of_its_run(make_config, run_folder: Path, monkeypatch) -> None:
+def test_a_checkpoint_is_evaluated_with_its_runs_configuration(make_config, run_folder: Path, monkeypatch) -> None:
     path = run_folder / "checkpoints" / "last.ckpt"
     typed = [f"checkpoint={path}", "protocol=ten_crop", "hardware.devices=2"]
     config = make_config("model=resnet50")  # what evaluate.py alone would compose
@@ -54,7 +54,7 @@ def test_a_loader_that_is_not_installed_is_refused_before_anything_is_computed(m
         evaluation_targets(config, ["data.loader=ffcv"])
 
 
-def test_without_a_checkpoint_it_is_the_run_of_the_same_command(make_config, run_folder: Path) -> None:
+def test_without_a_checkpoint_the_run_of_the_same_command_is_evaluated(make_config, run_folder: Path) -> None:
     (member,) = evaluation_targets(make_config("protocol=center", "seed=5"), ["seed=5", "protocol=center"])
     assert member.path == run_folder / "checkpoints" / "last.ckpt" and member.out == run_folder / "predictions"
     typed = ["seed=6", "protocol=center", "protocol.size=30", "output=x", "training.epochs=3"]
@@ -62,7 +62,7 @@ def test_without_a_checkpoint_it_is_the_run_of_the_same_command(make_config, run
         evaluation_targets(make_config("seed=6", "training.epochs=3"), typed)
 
 
-def test_other_data_than_the_runs_are_kept_out_of_its_folder(make_config, run_folder: Path) -> None:
+def test_scores_on_other_data_are_not_written_to_the_run_folder(make_config, run_folder: Path) -> None:
     manifest = json.loads((run_folder / "manifest.json").read_text())
     manifest["data"]["splits"]["val"]["source_fingerprint"] = "of other images of these classes"
     (run_folder / "manifest.json").write_text(json.dumps(manifest))
@@ -86,7 +86,7 @@ def test_members_of_an_ensemble(make_config, run_folder: Path, tmp_path: Path) -
     assert second.out is None and second.config.protocol.name == "center", "output is the ensemble's"
     with pytest.raises(UserError, match=r"protocol\.average: the members differ \(logits, softmax\)"):
         check_ensemble([first, replace(second, config=make_config("protocol.average=logits"))])
-    with pytest.raises(UserError, match=r"elsewhere\.ckpt stands twice in the list"):
+    with pytest.raises(UserError, match=r"elsewhere\.ckpt is listed twice"):
         check_ensemble([first, second, replace(second, path=tmp_path / "x" / ".." / "elsewhere.ckpt")])
     check_ensemble([first, second])
     config.checkpoint = []
@@ -104,7 +104,7 @@ def test_what_is_missing_is_refused(make_config, tmp_path: Path) -> None:
         evaluation_targets(config, [])
     (tmp_path / "elsewhere.ckpt").touch()
     config.checkpoint = str(tmp_path / "elsewhere.ckpt")
-    with pytest.raises(UserError, match=r"lies in no run folder .* name them with model=NAME data=NAME"):
+    with pytest.raises(UserError, match=r"is not in a run folder .* name them with model=NAME data=NAME"):
         evaluation_targets(config, ["data=digits", f"checkpoint={config.checkpoint}"])
     assert evaluation_targets(config, ["model.name=lenet5_dense"])[0].path.name == "elsewhere.ckpt"
     config = make_config(f"data.root={tmp_path}/nothing")
@@ -121,7 +121,9 @@ def evaluate(*words: str, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900)
 
 
-def test_the_verb_refuses_in_one_line_before_torch_is_imported(prepared_501, run_folder: Path, tmp_path: Path) -> None:
+def test_the_command_refuses_in_one_line_before_torch_is_imported(
+    prepared_501, run_folder: Path, tmp_path: Path
+) -> None:
     words = ("data=imagefolder", f"data.root={prepared_501}", "model=lenet5_dense")
     path = run_folder / "checkpoints" / "last.ckpt"
     for more, told in (
@@ -129,7 +131,7 @@ def test_the_verb_refuses_in_one_line_before_torch_is_imported(prepared_501, run
         (words, "there is no such checkpoint"),
         ([*words, "weights=a", "checkpoint=b"], "give one of the two"),
         ([*words, "protocol=eleven_crop"], "there is no conf/protocol/eleven_crop.yaml"),
-        ([f"checkpoint=[{path},{path}]"], "stands twice in the list"),
+        ([f"checkpoint=[{path},{path}]"], "is listed twice"),
         ([f"checkpoint={path}", "hardware.nodes=2"], "start it under srun or torchrun"),
     ):
         done = evaluate(*more, cwd=tmp_path)
@@ -139,7 +141,7 @@ def test_the_verb_refuses_in_one_line_before_torch_is_imported(prepared_501, run
     assert subprocess.run([sys.executable, "-c", probe]).returncode == 0
 
 
-def test_a_protocol_is_held_against_the_sizes_of_the_checkpoints_run(run_folder: Path, tmp_path: Path) -> None:
+def test_a_protocol_is_checked_against_the_image_size_of_the_run(run_folder: Path, tmp_path: Path) -> None:
     path = run_folder / "checkpoints" / "last.ckpt"  # of images of 32 pixels, where the default recipe has 224
     done = evaluate(f"checkpoint={path}", "protocol.side=[40,30]", cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == "", done
@@ -147,7 +149,7 @@ def test_a_protocol_is_held_against_the_sizes_of_the_checkpoints_run(run_folder:
     assert done.stderr == f"error: {sentence}\n"
 
 
-def test_the_verb_evaluates_a_run_prints_its_table_and_tracks_it(
+def test_the_command_evaluates_a_run_prints_its_table_and_tracks_it(
     make_config, run_folder, new_network, save_checkpoint, tmp_path: Path
 ) -> None:
     config = make_config("seed=5")
@@ -187,7 +189,7 @@ def test_a_broken_manifest_of_the_run_is_named(make_config, run_folder: Path) ->
     assert member.out == run_folder / "predictions"
 
 
-def test_weights_from_elsewhere_are_evaluated_in_float32_unless_a_precision_is_typed(make_config, tmp_path) -> None:
+def test_plain_weights_are_evaluated_in_float32_unless_a_precision_is_given(make_config, tmp_path) -> None:
     config = make_config("training.precision=bf16")
     (tmp_path / "weights.pth").touch()
     config.weights = str(tmp_path / "weights.pth")

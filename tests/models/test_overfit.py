@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from timm.models.convmixer import ConvMixer
 from torch import Tensor, nn
 
 import tencrop.models.factory  # noqa: F401  registers our names
-from tencrop.training.losses import cross_entropy, with_auxiliary
+from tencrop.training.losses import with_auxiliary
 from tencrop.training.optimizers import SGDAlexNet
 
 NUM_IMAGES, NUM_LABELS = 32, 8
@@ -169,8 +170,8 @@ def take_step(
     outputs = network.train()(images)
     logits, *auxiliary = [outputs] if isinstance(outputs, Tensor) else outputs
     loss = with_auxiliary(
-        cross_entropy(logits, labels),
-        *(cross_entropy(others, labels) for others in auxiliary),
+        F.cross_entropy(logits, labels),
+        *(F.cross_entropy(others, labels) for others in auxiliary),
         weight=getattr(network, "auxiliary_weight", 0.0),
     )
     optimizer.zero_grad()

@@ -308,4 +308,4 @@ def test_metrics_that_cannot_be_read_cost_one_run(evaluated_run, tmp_path):
     (folder / "metrics.jsonl").mkdir()
     broken = []
     (experiment,) = collect([tmp_path / "runs"], broken.append)
-    assert [run.seed for run in experiment.runs] == [2] and "metrics.jsonl: is no file" in str(broken)
+    assert [run.seed for run in experiment.runs] == [2] and "metrics.jsonl: is not a file" in str(broken)

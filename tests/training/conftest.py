@@ -1,4 +1,4 @@
-"""Training runs in processes of their own: forked from a server that has imported torch, so each starts at once."""
+"""Fixtures that train in separate processes, forked from a server that has imported torch, so that each starts fast."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ processes.set_forkserver_preload(["tencrop.training.fit", "timm"])
 
 @dataclass
 class Run:
-    """A run folder and how the processes that trained in it ended."""
+    """A run folder, and the exit codes of the processes that trained in it."""
 
     folder: Path
     exit_codes: list[int | None]  # of each rank; minus the signal that killed it
@@ -45,14 +45,15 @@ class Run:
         return json.loads((self.folder / f"result{rank}.json").read_text())
 
     def rows(self) -> list[dict[str, Any]]:
-        """metrics.jsonl without the speed, which is another every time, and the digests, which cover it."""
+        """The rows of metrics.jsonl without images_per_s, which varies, and without the digests, which cover it."""
         rows = read_rows(self.folder / "metrics.jsonl")
         return [{key: value for key, value in row.items() if key != "images_per_s"} for row in rows]
 
 
 def start(root: Path, folder: Path, *overrides: str, num_ranks: int = 1, **options: Any) -> Run:
-    """Runs fit() on the prepared data `root` in `folder`, in `num_ranks` processes as a launcher would start them;
-    called again it continues. Keywords are those of `runs.train`."""
+    """Run fit() on the prepared data `root` in `folder`, in `num_ranks` processes started as by a launcher.
+
+    A second call resumes the run. Keywords are those of `runs.train`."""
     port, ranks = str(_free_port()), []
     for rank in range(num_ranks):
         environment = {"OMP_NUM_THREADS": "1"}
@@ -69,13 +70,13 @@ def start(root: Path, folder: Path, *overrides: str, num_ranks: int = 1, **optio
 
 @pytest.fixture
 def train(prepared_photos: Path, tmp_path: Path) -> Callable[..., Run]:
-    """train("name", *overrides, ...) trains on the photographs in tmp_path/name; see `start`."""
+    """train("name", *overrides, ...): train on the photographs in tmp_path/name; see `start`."""
     return lambda name, *overrides, **options: start(prepared_photos, tmp_path / name, *overrides, **options)
 
 
 @pytest.fixture(scope="session")
 def uninterrupted(prepared_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The recipe of `runs` from start to end in one process."""
+    """The recipe of `runs`, trained from start to end in one process."""
     return start(prepared_photos, tmp_path_factory.mktemp("runs") / "uninterrupted")
 
 

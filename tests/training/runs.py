@@ -1,4 +1,4 @@
-"""Trains a tiny network in a process of its own, with a fault on demand. Used by test_fit.py and test_ranks.py."""
+"""Train a tiny network in a separate process, with an injected fault if wanted; used by the tests of training."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ def recipe(root: Path, *overrides: str) -> Config:
 
 
 class Fault(Callback):
-    """Sends itself `signal_number` after optimizer step `at_step`, in a validation batch, or in a checkpoint's write:
-    with half of it on disk, or before the rename. `occurrence`: at the first, the second... of these; `rank`: which."""
+    """Sends `signal_number` to its own process at a chosen moment.
+
+    The moments are after optimizer step `at_step`, in a validation batch, and during the write of a checkpoint, with
+    half of it on disk or before the rename. occurrence: the first, second... such moment; rank: on which rank."""
 
     def __init__(
         self,
@@ -77,13 +79,13 @@ class Fault(Callback):
 
 
 def poison(at_step: int) -> None:
-    """Makes the loss of optimizer step `at_step` NaN."""
-    original = tencrop.training.classifier.Classifier.note_bad_loss
+    """Make the loss of optimizer step `at_step` NaN."""
+    original = tencrop.training.classifier.Classifier.record_nonfinite_loss
 
-    def note_bad_loss(self: Any, loss: torch.Tensor) -> None:
+    def record_nonfinite_loss(self: Any, loss: torch.Tensor) -> None:
         original(self, loss * float("nan") if self.global_step == at_step else loss)
 
-    tencrop.training.classifier.Classifier.note_bad_loss = note_bad_loss  # type: ignore[method-assign]
+    tencrop.training.classifier.Classifier.record_nonfinite_loss = record_nonfinite_loss  # type: ignore[method-assign]
 
 
 def train(
@@ -96,7 +98,7 @@ def train(
     float64: bool = False,
     environment: dict[str, str] | None = None,
 ) -> None:
-    """Trains as train.py does and writes what came of it to run_dir/result<rank>.json."""
+    """Train as train.py does, and write the outcome to run_dir/result<rank>.json."""
     os.environ.update(environment or {})
     torch.set_num_threads(1)
     if float64:

@@ -28,7 +28,7 @@ def step(model: nn.Module, images: torch.Tensor, micro_batch: int) -> torch.Tens
     return torch.cat(outputs)
 
 
-def test_one_group_is_torchs_batchnorm():
+def test_one_group_equals_torch_batchnorm():
     plain, images = network(), torch.randn(8, 3, 9, 9, dtype=torch.float64)
     ghost = set_groups(copy.deepcopy(plain), layout(micro_batch=8, group=8))
     for _ in range(3):
@@ -41,7 +41,7 @@ def test_one_group_is_torchs_batchnorm():
     torch.testing.assert_close(ghost.eval()(images), plain.eval()(images), rtol=1e-12, atol=1e-12)
 
 
-def test_groups_are_normalized_apart():
+def test_groups_are_normalized_separately():
     layer = nn.BatchNorm2d(3).double()
     ghost = set_groups(nn.Sequential(copy.deepcopy(layer)), layout(micro_batch=6, group=2))
     images = torch.randn(6, 3, 4, 4, dtype=torch.float64)
@@ -55,7 +55,7 @@ def test_groups_are_normalized_apart():
 
 
 @pytest.mark.parametrize(("micro_batch", "accumulate"), [(12, 1), (4, 3), (2, 6)])
-def test_the_layout_changes_nothing(micro_batch, accumulate):
+def test_the_layout_does_not_change_the_result(micro_batch, accumulate):
     images = torch.randn(12, 3, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     whole = set_groups(network(), layout(micro_batch=12, group=2))
     parts = set_groups(network(), layout(micro_batch=micro_batch, group=2, accumulate=accumulate))
@@ -67,14 +67,14 @@ def test_the_layout_changes_nothing(micro_batch, accumulate):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-11, atol=1e-13)
 
 
-def test_evaluation_leaves_the_statistics_alone():
+def test_eval_mode_does_not_change_the_statistics():
     model = set_groups(network(), layout(micro_batch=4, group=2)).eval()
     before = copy.deepcopy(model.state_dict())
     model(torch.randn(5, 3, 9, 9, dtype=torch.float64))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_timms_networks_can_be_grouped():
+def test_timm_networks_can_be_grouped():
     for name in ("resnet18", "mobilenetv2_050"):  # BatchNorm2d, BatchNormAct2d
         model = timm.create_model(name, num_classes=3)
         images = torch.randn(4, 3, 64, 64)
@@ -92,7 +92,7 @@ def test_a_batchnorm_that_cannot_be_grouped_is_refused():
 
 
 class Renormalized(nn.BatchNorm2d):
-    """Stands for any subclass that computes something else: torch's conversion would make a plain layer of it."""
+    """Any subclass that computes something else; torch's conversion would silently make a plain layer of it."""
 
 
 @pytest.mark.parametrize("kind", ["ghost", "sync"])
@@ -113,7 +113,7 @@ def test_other_running_statistics_are_refused_where_the_batch_is_divided(bn):
     assert set_groups(model(), Batches(1, 4, 4, 1, "none", 1)) is not None
 
 
-def test_sync_converts_and_none_does_nothing():
+def test_sync_converts_the_layers_and_none_returns_the_model():
     model = network()
     assert set_groups(model, Batches(1, 8, 8, 1, "none", 1)) is model
     names = {type(layer).__name__ for layer in set_groups(model, Batches(2, 8, 8, 1, "sync", 1)).modules()}

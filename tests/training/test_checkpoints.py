@@ -10,7 +10,7 @@ import torch
 from tencrop.config import UserError
 from tencrop.models.checkpoint_files import weights_sha256
 from tencrop.models.weights import load_weights
-from tencrop.training.checkpoints import AtomicCheckpointIO, last_valid, read_checkpoint, set_aside
+from tencrop.training.checkpoints import AtomicCheckpointIO, latest_valid_checkpoint, read_checkpoint, set_aside
 
 FACTS = {
     "format": 2, "step": 7, "total_steps": 9, "is_complete": False, "model": "net", "seed": 0, "run_id": "ab",
@@ -33,7 +33,7 @@ def value_in(content) -> float:
 
 
 def flip(path, *, bit=0, at=0.5):
-    """Flip a bit of the byte that stands at a fraction of the file's length."""
+    """Flip a bit in the byte at a fraction of the file's length."""
     content = bytearray(path.read_bytes())
     content[int(at * len(content))] ^= 1 << bit
     path.unlink()  # a new file: the other name of a hard link is not touched
@@ -42,7 +42,7 @@ def flip(path, *, bit=0, at=0.5):
 
 @pytest.fixture
 def run(tmp_path):
-    """A run folder with the manifest of seed 0, and where its checkpoints lie."""
+    """A run folder with the manifest of seed 0 and an empty folder for checkpoints."""
     result = {"status": "running", "weights_sha256": None, "ema_sha256": None}
     manifest = {"run_id": "ab", "model": "net", "total_steps": 9, "seeds": {"seed": 0}, "result": result}
     (tmp_path / "checkpoints").mkdir()
@@ -65,7 +65,7 @@ def test_what_is_written_is_read(tmp_path):
     assert os.listdir(path.parent) == ["last.ckpt"]
 
 
-def test_a_full_disk_leaves_the_former_checkpoint(small_disk):
+def test_a_full_disk_keeps_the_previous_checkpoint(small_disk):
     path = small_disk / "last.ckpt"
     save(path, 2.0)
     large = {"state_dict": {"w": torch.zeros(10_000_000)}}
@@ -114,8 +114,8 @@ def test_plain_torch_reads_a_checkpoint(tmp_path):
     assert path.read_bytes().endswith(f"tencrop sha256 {digest}".encode())
 
 
-def test_every_bit_of_a_checkpoint_is_under_its_digest(tmp_path):
-    """The end of the archive, comment and digest, bit by bit, and the rest by samples."""
+def test_every_bit_of_a_checkpoint_is_covered_by_its_digest(tmp_path):
+    """Flips every bit at the end of the archive (comment and digest), and samples of the rest."""
     path = tmp_path / "last.ckpt"
     save(path)
     content = path.read_bytes()
@@ -137,7 +137,7 @@ def test_a_checkpoint_without_its_digest_is_damaged(tmp_path):
         read_checkpoint(path)
 
 
-def test_checkpoints_of_before_the_digest_are_read_and_their_weights_compared(run):
+def test_checkpoints_of_earlier_code_without_digest_are_read_and_their_weights_compared(run):
     path = run / "checkpoints" / "last.ckpt"
     change_manifest(run, run_id=None, model=None, total_steps=None)
     old = checkpoint(2.0, format=1)
@@ -166,7 +166,7 @@ def test_a_checkpoint_of_another_run_is_refused(run, key, name):
     assert value_in(read_checkpoint(path)) == 1.0
 
 
-def test_a_complete_run_has_the_weights_that_it_ended_with(run):
+def test_a_complete_run_must_have_its_final_weights(run):
     path = run / "checkpoints" / "last.ckpt"
     save(path, step=9, is_complete=True)
     ended = {"status": "complete", "weights_sha256": read_checkpoint(path)["tencrop"]["weights_sha256"]}
@@ -178,14 +178,14 @@ def test_a_complete_run_has_the_weights_that_it_ended_with(run):
 
 
 @pytest.mark.parametrize("content", [b"\xff", b"[]", b"{", b'{"seeds": 3}', b'{"seeds": {"seed": 0}, "result": []}'])
-def test_a_manifest_that_cannot_be_compared_with_is_a_sentence(run, content):
+def test_an_unusable_manifest_gives_an_error_message(run, content):
     save(run / "checkpoints" / "last.ckpt")
     (run / "manifest.json").write_bytes(content)
     with pytest.raises(UserError, match=r"manifest\.json: not the manifest of a run"):
         read_checkpoint(run / "checkpoints" / "last.ckpt")
 
 
-def test_the_former_checkpoint_stays_as_previous(tmp_path, monkeypatch):
+def test_the_old_checkpoint_is_kept_as_previous(tmp_path, monkeypatch):
     last, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
     save(last, 1.0)
     assert not previous.exists()
@@ -205,11 +205,11 @@ def test_the_former_checkpoint_stays_as_previous(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("fault", ["damaged", "of another run", "gone"])
-def test_previous_stands_in_for_a_checkpoint_that_cannot_be_used(run, fault):
+def test_previous_replaces_an_invalid_checkpoint(run, fault):
     last, previous = (run / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
-    assert last_valid(run) is None
+    assert latest_valid_checkpoint(run) is None
     save(last, 1.0)
-    found = last_valid(run)
+    found = latest_valid_checkpoint(run)
     assert found.path == last and found.refusal is None
     save(last, 2.0)
     match fault:
@@ -221,36 +221,36 @@ def test_previous_stands_in_for_a_checkpoint_that_cannot_be_used(run, fault):
             save(previous, 1.0)
         case "gone":
             last.unlink()
-    found = last_valid(run)
+    found = latest_valid_checkpoint(run)
     assert found.path == previous and value_in(found.content) == 1.0
     sentence = {"damaged": "is damaged", "of another run": "is of another run", "gone": "there is no such checkpoint"}
     assert found.refusal.startswith(f"{last}: {sentence[fault]}") and "\n" not in found.refusal
-    assert found.refusal.endswith("; going on from previous.ckpt (step 7 of 9)")
+    assert found.refusal.endswith("; resuming from previous.ckpt (step 7 of 9)")
 
     set_aside(run)
     assert not last.exists() and (run / "checkpoints" / "refused.ckpt").exists() == (fault != "gone")
     save(last, 5.0)  # leaves the only valid one in its place
-    assert value_in(read_checkpoint(previous)) == 1.0 and value_in(last_valid(run).content) == 5.0
+    assert value_in(read_checkpoint(previous)) == 1.0 and value_in(latest_valid_checkpoint(run).content) == 5.0
     save(last, 6.0)
     assert value_in(read_checkpoint(previous)) == 5.0
 
 
-def test_where_no_checkpoint_is_valid_there_is_a_sentence(run):
+def test_an_error_message_if_no_checkpoint_is_valid(run):
     last, previous = (run / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
     save(last)
     flip(last, bit=3)
     with pytest.raises(UserError, match=r"last\.ckpt: is damaged: .*; train\.py goes on from previous\.ckpt beside it"):
-        last_valid(run)
+        latest_valid_checkpoint(run)
     save(previous)
     flip(previous, at=0.9)
     with pytest.raises(UserError, match=r"last\.ckpt: is damaged.* and previous\.ckpt beside it is damaged"):
-        last_valid(run)
+        latest_valid_checkpoint(run)
 
 
-def test_a_checkpoint_that_was_chosen_is_not_read_again(run):
+def test_the_chosen_checkpoint_is_read_only_once(run):
     path = run / "checkpoints" / "last.ckpt"
     save(path)
-    found = last_valid(run)
+    found = latest_valid_checkpoint(run)
     reader = AtomicCheckpointIO(found)
     path.unlink()
     assert reader.load_checkpoint(path) is found.content
@@ -258,18 +258,18 @@ def test_a_checkpoint_that_was_chosen_is_not_read_again(run):
     assert value_in(reader.load_checkpoint(path)) == 2.0
 
 
-def test_plain_weights_are_no_checkpoint(tmp_path):
+def test_plain_weights_are_refused_as_a_checkpoint(tmp_path):
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "weights.pth")
     with pytest.raises(UserError, match="weights="):
         read_checkpoint(tmp_path / "weights.pth")
 
 
-def test_objects_do_not_get_into_a_checkpoint(tmp_path):
+def test_objects_other_than_plain_data_cannot_be_saved(tmp_path):
     with pytest.raises(AssertionError, match=r"checkpoint\['callbacks'\]\[0\] is a PosixPath"):
         AtomicCheckpointIO().save_checkpoint({"callbacks": [tmp_path]}, tmp_path / "last.ckpt")
 
 
-def test_the_hash_of_weights_is_that_of_names_types_shapes_and_bytes():
+def test_the_weights_hash_covers_names_dtypes_shapes_and_bytes():
     state = {"b": torch.tensor([1, 2]), "a": torch.tensor([[0.5, -1.0]])}
     digest = hashlib.sha256()
     digest.update(b"a torch.float32 [1, 2]\n" + state["a"].numpy().tobytes())
@@ -278,7 +278,7 @@ def test_the_hash_of_weights_is_that_of_names_types_shapes_and_bytes():
     assert weights_sha256(dict(reversed(state.items()))) == digest.hexdigest()
 
 
-def test_the_hash_sees_every_change_and_no_memory_order():
+def test_the_weights_hash_detects_every_change_but_ignores_memory_layout():
     weight = torch.arange(24.0).reshape(1, 2, 3, 4)
     one = weights_sha256({"w": weight})
     assert weights_sha256({"w": weight.to(memory_format=torch.channels_last)}) == one

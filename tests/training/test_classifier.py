@@ -1,19 +1,17 @@
-import numpy as np
 import pytest
 import timm
 import torch
-import torchvision.transforms.functional as T
 
 from tencrop.config import Batches, Model
 from tencrop.models.factory import build_model
-from tencrop.training.classifier import Classifier, central_crops
+from tencrop.training.classifier import Classifier
 
 STATISTICS = {"mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0]}
 
 
 @pytest.fixture
 def classifier(composed):
-    """classifier(*overrides) of a small residual network without dropout."""
+    """classifier(*overrides): the Lightning module of a small residual network without dropout."""
 
     def build(*overrides: str) -> Classifier:
         config = composed("model=resnet18", "image_size=32", "short_side=36", "training.global_batch=64", *overrides)
@@ -30,24 +28,7 @@ def classifier(composed):
     return build
 
 
-@pytest.mark.parametrize("shape", [(36, 36), (36, 41), (37, 36), (50, 39), (32, 32)])
-def test_central_crops_are_torchvisions(shape):
-    height, width = shape
-    images = torch.zeros(2, 60, 60, 3, dtype=torch.uint8)
-    images[0, :height, :width] = torch.randint(1, 256, (height, width, 3), dtype=torch.uint8)
-    images[1, :33, :34] = torch.randint(1, 256, (33, 34, 3), dtype=torch.uint8)
-    crops = central_crops(images, np.array([shape, (33, 34)], np.int32), size=32)
-    for crop, image in zip(crops, (images[0, :height, :width], images[1, :33, :34]), strict=True):
-        assert torch.equal(crop.permute(2, 0, 1), T.center_crop(image.permute(2, 0, 1), [32, 32]))
-
-
-def test_a_crop_larger_than_an_image_does_not_wrap_round():
-    images = torch.zeros(2, 60, 60, 3, dtype=torch.uint8)
-    with pytest.raises(AssertionError, match="smaller than 32 pixels"):
-        central_crops(images, np.array([(40, 40), (31, 40)], np.int32), size=32)
-
-
-def test_the_networks_own_noise_is_a_function_of_its_place(classifier):
+def test_dropout_seed_is_a_function_of_step_micro_batch_and_rank(classifier):
     one = classifier()
     draws = {}
     for step, part in ((0, 0), (0, 1), (1, 0), (0, 0)):
@@ -60,7 +41,7 @@ def test_the_networks_own_noise_is_a_function_of_its_place(classifier):
     assert not torch.equal(torch.rand(4), draws[0, 0][0])
 
 
-def test_logits_come_in_the_precision_of_the_weights(classifier):
+def test_logits_have_the_dtype_of_the_weights(classifier):
     images = torch.randint(256, (32, 32, 32, 3), dtype=torch.uint8)
     exact, fast = (classifier(f"training.precision={precision}") for precision in ("fp32", "bf16"))
     with torch.no_grad():
@@ -70,8 +51,8 @@ def test_logits_come_in_the_precision_of_the_weights(classifier):
     assert all(parameter.dtype == torch.float32 for parameter in fast.parameters())
 
 
-def test_validation_scores_in_float32_whatever_the_precision(classifier):
-    """Training's own logits are those of bfloat16."""
+def test_validation_logits_are_float32_in_every_precision(classifier):
+    """Training logits, in contrast, are rounded to bfloat16."""
     one = classifier("training.precision=bf16")
     one.model = build_model(Model("test_resnet", {}, False, None), num_classes=10)
     images = torch.randint(256, (8, 32, 32, 3), dtype=torch.uint8)
@@ -82,7 +63,7 @@ def test_validation_scores_in_float32_whatever_the_precision(classifier):
         assert torch.equal(logits, logits.bfloat16().float()) == is_training
 
 
-def test_counts_add_up(classifier):
+def test_counts_are_summed_over_micro_batches(classifier):
     one = classifier()
     logits, labels = torch.eye(10)[:6] * 5, torch.tensor([0, 1, 2, 3, 9, 9])
     for _ in range(2):
@@ -90,16 +71,16 @@ def test_counts_add_up(classifier):
     assert one.train_counts.tolist() == [6.0, 4.0, 4.0, 12.0]
 
 
-def test_the_first_bad_step_is_kept(classifier):
+def test_the_first_nonfinite_step_is_kept(classifier):
     one = classifier()
-    one.note_bad_loss(torch.tensor(1.0))
+    one.record_nonfinite_loss(torch.tensor(1.0))
     one.check_finite(weights=True)
-    one.note_bad_loss(torch.tensor(float("inf")))
-    one.note_bad_loss(torch.tensor(1.0))
-    assert one.first_bad_step == 0
+    one.record_nonfinite_loss(torch.tensor(float("inf")))
+    one.record_nonfinite_loss(torch.tensor(1.0))
+    assert one.first_nonfinite_step == 0
 
 
-def test_channels_last_is_a_matter_of_layout(classifier):
+def test_channels_last_changes_only_the_memory_layout(classifier):
     images = torch.randint(256, (32, 32, 32, 3), dtype=torch.uint8)
     last, first = (classifier("training.precision=fp32", f"model.channels_last={flag}") for flag in ("true", "false"))
     weights = [parameter for parameter in last.model.parameters() if parameter.ndim == 4 and parameter.shape[2] > 1]

@@ -1,4 +1,4 @@
-"""A run whose last checkpoint is damaged or of another run goes on from the one before, says so, and ends the same."""
+"""A run with a damaged or foreign last checkpoint resumes from the previous one, reports it, and ends the same."""
 
 import json
 import runpy
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def damage(path) -> None:
-    """Flip a bit in the middle of a file; another name of it (previous.ckpt) keeps its bytes."""
+    """Flip a bit in the middle of a file, but not in another hard link to it (previous.ckpt)."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.unlink()
@@ -27,7 +27,7 @@ def damage(path) -> None:
 @pytest.mark.parametrize(
     "fault", [{"signal_number": signal.SIGTERM, "at_step": 8}, None], ids=["interrupted", "complete"]
 )
-def test_a_run_whose_last_checkpoint_is_damaged_ends_as_one_that_was_left_alone(train, uninterrupted, fault):
+def test_a_run_with_a_damaged_last_checkpoint_ends_like_an_undisturbed_one(train, uninterrupted, fault):
     run = train("run", "checkpoint_every_steps=2", fault=fault)
     damage(run.last)
     run = train("run", "checkpoint_every_steps=2")
@@ -39,8 +39,8 @@ def test_a_run_whose_last_checkpoint_is_damaged_ends_as_one_that_was_left_alone(
     assert sorted(path.name for path in run.last.parent.iterdir()) == names
 
 
-def test_all_ranks_go_on_from_the_same_checkpoint(train):
-    """The first renames the damaged one while the other may be reading it."""
+def test_all_ranks_resume_from_the_same_checkpoint(train):
+    """Rank 0 renames the damaged file while the other rank may be reading it."""
     options = ("hardware.devices=2", "hardware.max_micro_batch=null", "model.bn_group=3", "training.epochs=2")
     options += ("checkpoint_every_steps=2",)
     whole = train("whole", *options, num_ranks=2)
@@ -55,8 +55,8 @@ def test_all_ranks_go_on_from_the_same_checkpoint(train):
 
 
 @pytest.fixture
-def train_verb(prepared_digits, tmp_path, monkeypatch, capsys):
-    """train_verb("seed=1"): train.py on the digits for 6 steps; its exit code and what it writes to stderr."""
+def train_command(prepared_digits, tmp_path, monkeypatch, capsys):
+    """train_command("seed=1"): train.py on the digits for 6 steps; returns its exit code and stderr."""
     monkeypatch.chdir(tmp_path)
     words = ["experiment=lenet5_digits", f"data.root={prepared_digits}", "training.max_steps=6", "hardware=cpu"]
     words += ["hardware.workers=1", "checkpoint_every_steps=3", "tracker=none", f"runs={tmp_path}/runs"]
@@ -71,18 +71,18 @@ def train_verb(prepared_digits, tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_a_complete_run_is_never_taken_for_what_its_checkpoint_is_not(train_verb, tmp_path):
-    """Damaged, it is trained on from previous.ckpt to the same weights; another seed's is refused."""
+def test_a_complete_run_with_a_damaged_or_foreign_checkpoint(train_command, tmp_path):
+    """With a damaged checkpoint it resumes from previous.ckpt to the same weights; that of another seed is refused."""
     for seed in (0, 1):
-        assert train_verb(f"seed={seed}")[0] == 0
+        assert train_command(f"seed={seed}")[0] == 0
     first, second = sorted((tmp_path / "runs" / "lenet5_digits").iterdir())
     ended = json.loads((first / "manifest.json").read_text())
     last = first / "checkpoints" / "last.ckpt"
 
     damage(last)
-    exit_code, errors = train_verb("seed=0")
+    exit_code, errors = train_command("seed=0")
     (line,) = [line for line in errors.splitlines() if "last.ckpt" in line]
-    assert exit_code == 0 and "is damaged" in line and line.endswith("going on from previous.ckpt (step 3 of 6)")
+    assert exit_code == 0 and "is damaged" in line and line.endswith("resuming from previous.ckpt (step 3 of 6)")
     manifest = json.loads((first / "manifest.json").read_text())
     for result in (manifest["result"], ended["result"]):
         assert result.pop("metrics_digest")  # the rows are new: their images_per_s are others
@@ -91,14 +91,14 @@ def test_a_complete_run_is_never_taken_for_what_its_checkpoint_is_not(train_verb
     for name in ("last.ckpt", "previous.ckpt"):
         shutil.copy(second / "checkpoints" / name, first / "checkpoints" / name)
     manifest = (first / "manifest.json").read_text()
-    exit_code, errors = train_verb("seed=0")
+    exit_code, errors = train_command("seed=0")
     assert exit_code == 2 and errors.count("\n") == 1 and "last.ckpt: is of another run: its seed is 1" in errors
     assert (first / "manifest.json").read_text() == manifest
 
 
-def test_a_complete_run_does_not_take_other_weights_of_its_own(train_verb, tmp_path):
-    """A whole, complete checkpoint of the same run: a copy from before it was trained again, say."""
-    assert train_verb("seed=0")[0] == 0
+def test_a_complete_run_refuses_its_own_earlier_weights(train_command, tmp_path):
+    """A valid, complete checkpoint of the same run, such as a copy from before it was trained again."""
+    assert train_command("seed=0")[0] == 0
     (run_dir,) = (tmp_path / "runs" / "lenet5_digits").iterdir()
     ended = json.loads((run_dir / "manifest.json").read_text())["result"]
     last = run_dir / "checkpoints" / "last.ckpt"
@@ -109,7 +109,7 @@ def test_a_complete_run_does_not_take_other_weights_of_its_own(train_verb, tmp_p
     AtomicCheckpointIO().save_checkpoint(other, run_dir / "other.ckpt")
     (run_dir / "other.ckpt").replace(last)
 
-    exit_code, errors = train_verb("seed=0")
+    exit_code, errors = train_command("seed=0")
     (line,) = [line for line in errors.splitlines() if "last.ckpt" in line]
     assert exit_code == 0 and "is of another run: its weights_sha256" in line
     result = json.loads((run_dir / "manifest.json").read_text())["result"]

@@ -5,14 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tencrop.data.augmentation.batch import DEVICE_FIELDS
 from torch.distributed.utils import _to_kwargs
 
 from tencrop.config import UserError, derive_batches
 from tencrop.data.augmentation.augment import partner_labels, training_inputs
+from tencrop.data.augmentation.batch import DEVICE_FIELDS
 from tencrop.data.augmentation.color import ColorNoise
+from tencrop.data.augmentation.crops import central_crops
 from tencrop.data.sampling.sampler import epoch_order
-from tencrop.training.classifier import central_crops
 from tencrop.training.data_module import DataModule, validation_protocol
 
 OPTIONS = ("data=imagefolder", "model=lenet5", "image_size=32", "short_side=32", "training.global_batch=8", "seed=3",

@@ -1,4 +1,4 @@
-"""Which networks can be trained deterministically on a GPU, told on the CPU from their autograd graphs."""
+"""Networks that cannot be trained deterministically on a GPU are found on the CPU, from their autograd graphs."""
 
 import copy
 
@@ -26,7 +26,7 @@ GPU = ("hardware=gpu1", "deterministic=true")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.long) for name in MODEL_FILES]
 )
-def test_every_network_of_ours_can_be_trained_deterministically(name, composed):
+def test_our_networks_can_be_trained_deterministically(name, composed):
     config = composed(f"model={name}", *GPU)
     with torch.device("meta"):
         network = create_network(config.model, num_classes=10).train()
@@ -34,7 +34,7 @@ def test_every_network_of_ours_can_be_trained_deterministically(name, composed):
 
 
 class Applied(nn.Module):
-    """Maps [2, 3, 8, 8], which depend on a weight, under a function."""
+    """Applies a function to feature maps [2, 3, 8, 8] that depend on a weight."""
 
     def __init__(self, function):
         super().__init__()
@@ -85,12 +85,12 @@ def test_an_operation_without_a_deterministic_gradient_is_found_in_its_layer(nod
         lambda x: F.adaptive_avg_pool2d(x.detach(), 3) * x.mean(),  # no gradient comes by
     ],
 )
-def test_an_operation_with_a_deterministic_gradient_is_not(function):
+def test_an_operation_with_a_deterministic_gradient_is_not_reported(function):
     assert nondeterministic_layers(Applied(function), 8) == {}
 
 
 class Between(nn.Module):
-    """Pools between two layers, in no layer of its own."""
+    """Pools in its own forward(), between two layers."""
 
     def __init__(self):
         super().__init__()
@@ -105,7 +105,7 @@ def test_an_operation_between_layers_belongs_to_the_layer_around_them():
     assert nondeterministic_layers(nn.Sequential(Between()), 8) == expected
 
 
-def test_the_network_and_the_switches_are_left_as_they_were():
+def test_the_network_and_torch_settings_are_not_changed():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)).train()
     before, drawn = copy.deepcopy(network.state_dict()), torch.get_rng_state()
@@ -115,7 +115,7 @@ def test_the_network_and_the_switches_are_left_as_they_were():
     assert not network[0]._forward_hooks and not network[0]._forward_pre_hooks
 
 
-def test_what_cannot_be_deterministic_on_a_gpu_is_refused_when_it_is_built(composed, prepared_photos, monkeypatch):
+def test_build_refuses_a_network_that_is_not_deterministic_on_a_gpu(composed, prepared_photos, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     words = ["data=imagefolder", f"data.root={prepared_photos}", "model=timm", "model.name=torchvision/alexnet"]
     words += ["model.bn_group=null", "image_size=64", "short_side=64", "training.global_batch=8", *GPU]
@@ -132,7 +132,7 @@ def test_what_cannot_be_deterministic_on_a_gpu_is_refused_when_it_is_built(compo
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", ["torchvision/alexnet", "alexnet_2012", "googlenet_2014", "vgg_a_lrn", "resnet18"])
-def test_torch_refuses_on_a_gpu_what_the_table_says(name):
+def test_torch_on_a_gpu_refuses_the_operations_in_the_table(name):
     model = Model(name=name, kwargs={}, channels_last=False, bn_group=None)
     network = create_network(model, num_classes=10).train()
     is_refused = bool(nondeterministic_layers(network, 224))

@@ -1,4 +1,4 @@
-"""The moving average against arithmetic by hand."""
+"""The moving average against hand-computed values."""
 
 import copy
 
@@ -8,7 +8,7 @@ from torch import nn
 from tencrop.training.ema import update_ema
 
 
-def test_ema_by_hand():
+def test_ema_against_hand_computed_values():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     ema = copy.deepcopy(model)
     with torch.no_grad():

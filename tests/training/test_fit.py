@@ -1,4 +1,4 @@
-"""A run that is killed, interrupted or spread over processes ends as the one that is left alone."""
+"""A run that is killed, interrupted or distributed over processes ends like an undisturbed one."""
 
 import copy
 import json
@@ -51,11 +51,11 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("every", "fault"), FAULTS.values(), ids=FAULTS)
-def test_a_resumed_run_ends_as_one_that_never_stopped(train, uninterrupted, every, fault):
+def test_a_resumed_run_ends_like_an_uninterrupted_one(train, uninterrupted, every, fault):
     stopped = train("run", f"checkpoint_every_steps={every}", fault=fault)
     assert stopped.exit_code == (-KILL if fault["signal_number"] == KILL else 75)
     if stopped.last.exists():
-        read_checkpoint(stopped.last)  # never a broken one
+        read_checkpoint(stopped.last)  # a kill never leaves a broken one
     run = train("run", f"checkpoint_every_steps={every}")
     assert run.exit_code == 0
     assert same_weights(run, uninterrupted)
@@ -63,7 +63,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(train, uninterrupted, ever
     assert best_of(run) == best_of(uninterrupted)
 
 
-def test_a_run_may_be_stopped_again_and_again(train, uninterrupted):
+def test_a_run_may_be_stopped_many_times(train, uninterrupted):
     for step in (2, 3, 5, 7, 10):
         assert train("run", fault={"signal_number": TERM, "at_step": step}).exit_code == 75
     assert train("run").exit_code == 0
@@ -80,7 +80,7 @@ def test_the_same_command_twice_gives_the_same_weights_and_then_nothing_to_do(tr
     assert run.exit_code == 0 and run.last.stat().st_mtime_ns == written
 
 
-def test_another_seed_is_another_run(train, uninterrupted):
+def test_another_seed_gives_other_weights(train, uninterrupted):
     assert not same_weights(train("run", "seed=1"), uninterrupted)
 
 
@@ -101,7 +101,7 @@ def test_a_nan_loss_stops_and_names_the_step(train):
     assert all(torch.isfinite(value).all() for value in checkpoint["state_dict"].values())
 
 
-def test_weights_that_overflow_are_not_saved(train):
+def test_nonfinite_weights_are_not_saved(train):
     run = train("run", "optimizer.lr=1e30", "training.clip_grad_norm=null", "log_every_steps=100")
     assert run.exit_code == 1 and not run.last.exists()
     assert "there is no checkpoint yet" in run.result()["message"]
@@ -133,7 +133,7 @@ def test_max_steps_ends_within_an_epoch_and_validates(train):
 
 
 @pytest.mark.parametrize("changed", [["training.epochs=3"], ["training.max_steps=7"]])
-def test_the_last_step_is_validated_whatever_the_interval(train, changed):
+def test_the_last_step_is_always_validated(train, changed):
     run = train("run", "training.evaluate_every_epochs=2", *changed)
     assert run.exit_code == 0
     assert [row["step"] for row in run.rows() if row["split"] == "minival"] == [6, run.result()["step"]]
@@ -146,15 +146,15 @@ def test_a_row_counts_every_image_once(uninterrupted):
     assert [row["step"] for row in rows if row["split"] == "train"] == [2, 3, 4, 6, 8, 9, 10, 12]
     assert {row["labels"] for row in rows if row["split"] == "train"} == {"own"}
     digests = [(row["data_digest"], row["pixel_digest"]) for row in rows if row["split"] == "train"]
-    assert len(set(digests)) == len(digests)  # that they are the same on every layout: test_the_layout_...
+    assert len(set(digests)) == len(digests)  # test_the_layout_on_devices_... compares them between layouts
     assert all(0 <= row["top1_error"] <= 1 and math.isfinite(row["loss"]) for row in rows)
 
 
-def test_the_layout_on_devices_changes_nothing(train):
-    """One device with accumulation = one with a large batch = two devices, in float64, running statistics too."""
-    # no dropout: its draws belong to a rank's micro-batch
+def test_the_layout_on_devices_does_not_change_the_result(train):
+    """Accumulation on one device, one large batch, and two devices agree in float64, running statistics included."""
+    # no dropout: its random masks depend on rank and micro-batch
     options = ("model.kwargs.drop_rate=0", "model.bn_group=4", "training.global_batch=16", "training.epochs=6")
-    options += ("augmentation=deit", "augmentation.mixing.mix_group=2")  # all that is drawn for an image or a group
+    options += ("augmentation=deit", "augmentation.mixing.mix_group=2")  # all randomness of images and groups
     layouts = {
         "accumulated": (1, "hardware.max_micro_batch=4"),
         "whole": (1, "hardware.max_micro_batch=null"),
@@ -173,7 +173,7 @@ def test_the_layout_on_devices_changes_nothing(train):
         assert_close(states[name], states["accumulated"], rows[name], rows["accumulated"])
 
 
-def test_other_hardware_may_continue(train):
+def test_a_run_may_resume_on_other_hardware(train):
     options = ("model.kwargs.drop_rate=0", "model.bn_group=4", "training.global_batch=8", "log_every_steps=3")
     alone = ("hardware.max_micro_batch=4",)
     two = ("hardware.devices=2", "hardware.max_micro_batch=4")
@@ -189,7 +189,7 @@ def test_other_hardware_may_continue(train):
 
 
 def assert_close(state, expected, rows, expected_rows):
-    """Weights and running statistics (both raw and EMA), and all rows, up to the rounding of float64."""
+    """Compare weights and running statistics (raw and EMA) and all rows, up to float64 rounding."""
     for key, value in expected.items():
         torch.testing.assert_close(state[key], value, rtol=1e-9, atol=1e-11, msg=key)
     for one, other in zip(copy.deepcopy(rows), copy.deepcopy(expected_rows), strict=True):
@@ -201,7 +201,7 @@ def assert_close(state, expected, rows, expected_rows):
 def test_two_processes_are_interrupted_together_and_continue(train):
     options = ("hardware.devices=2", "hardware.max_micro_batch=null", "training.global_batch=8")
     whole = train("whole", *options, num_ranks=2)
-    # only rank 1 is told; the two agree at the next multiple of log_every_steps
+    # only rank 1 gets the signal; the ranks agree at the next multiple of log_every_steps
     stopped = train("run", *options, num_ranks=2, fault={"signal_number": TERM, "at_step": 3, "rank": "1"})
     assert stopped.exit_code == 75
     assert read_checkpoint(stopped.last)["tencrop"]["step"] == 4
@@ -212,8 +212,8 @@ def test_two_processes_are_interrupted_together_and_continue(train):
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
-def test_neither_checkpoints_nor_an_interruption_change_what_ranks_learn(train, num_ranks):
-    """Bit for bit, running statistics of BatchNorm and their EMA too, on every rank."""
+def test_neither_checkpoints_nor_an_interruption_change_the_weights_on_any_rank(train, num_ranks):
+    """Bit for bit on every rank, including running statistics and their EMA."""
     options = (f"hardware.devices={num_ranks}", "training.global_batch=8")  # 2 steps an epoch
     options += ("training.epochs=3", "log_every_steps=1")
     whole = train("whole", *options, num_ranks=num_ranks)
@@ -231,8 +231,8 @@ def test_neither_checkpoints_nor_an_interruption_change_what_ranks_learn(train, 
                 assert run.result(rank)[weights] == whole.result()[weights], (run.folder.name, rank, weights)
 
 
-def test_auxiliary_heads_learn_with_their_weight(composed, prepared_photos, tmp_path):
-    """Three classifiers that know nothing yet: a loss of (1 + 2 * 0.3) ln K; evaluation sees the first alone."""
+def test_auxiliary_losses_have_their_weight_in_training(composed, prepared_photos, tmp_path):
+    """Three untrained classifiers give a loss of (1 + 2 * 0.3) ln K; evaluation uses only the first."""
     size = ["image_size=80", "short_side=80", "+model.kwargs.img_size=80", "+model.kwargs.width=0.0625"]
     steps = ["training.global_batch=8", "training.max_steps=1", "log_every_steps=1", "optimizer.weight_decay=0"]
     quick = ["training.precision=fp32", "hardware=cpu", "tracker=none", f"data.root={prepared_photos}"]
@@ -251,7 +251,7 @@ def test_auxiliary_heads_learn_with_their_weight(composed, prepared_photos, tmp_
 
 
 class Disk:
-    """Notes what is written to disk, in order: rows of metrics.jsonl, fsyncs of it and renames of checkpoints."""
+    """Records in order what is written to disk: rows of metrics.jsonl, its fsyncs, and renames of checkpoints."""
 
     def __init__(self, monkeypatch):
         self.events: list[str] = []
@@ -275,7 +275,7 @@ class Disk:
         self.events.append(f"rename {Path(target).name}")
 
 
-def test_rows_wait_for_the_disk_before_a_checkpoint_and_at_no_other_step(prepared_photos, tmp_path, monkeypatch):
+def test_rows_are_synced_before_a_checkpoint_and_at_no_other_step(prepared_photos, tmp_path, monkeypatch):
     disk = Disk(monkeypatch)
     config = runs.recipe(prepared_photos, "log_every_steps=1", "checkpoint_every_steps=2", "training.epochs=2")
     manifest = read_manifest(prepared_photos)

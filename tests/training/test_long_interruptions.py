@@ -1,6 +1,6 @@
-"""Ranks that are interrupted at random steps, many times: `make test-long`.
+"""Multi-rank runs interrupted at many random steps: `make test-long`.
 
-What test_fit.py shows at one step, here at ten for two ranks and for four, off the grid of the checkpoints.
+test_fit.py tests one step; here are ten, for two and for four ranks, at steps where no checkpoint is due.
 """
 
 import random
@@ -31,8 +31,8 @@ def interrupted(train, name: str, step: int, num_ranks: int, options: tuple[str,
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("num_ranks", [2, 4])
-def test_ten_random_interruptions_change_nothing(train, num_ranks):
-    """Ten runs, each interrupted once, and one that is interrupted ten times: bit for bit, every rank, every row."""
+def test_ten_random_interruptions_do_not_change_the_result(train, num_ranks):
+    """Ten runs interrupted once, and one interrupted ten times: equal bit for bit on every rank, in every row."""
     options, steps = (*OPTIONS, f"hardware.devices={num_ranks}"), interruptions(seed=num_ranks)
     print(f"{num_ranks} ranks, interrupted after steps {steps} of {NUM_STEPS}")
     whole = train("whole", *options, num_ranks=num_ranks)

@@ -18,7 +18,7 @@ def write_rows(path, rows, digest):
 
 @pytest.fixture
 def path(tmp_path):
-    """metrics.jsonl of five rows."""
+    """A metrics.jsonl with five rows."""
     digest = write_rows(tmp_path / "metrics.jsonl", ROWS, NO_ROWS)
     assert last_digest(tmp_path / "metrics.jsonl") == digest
     return tmp_path / "metrics.jsonl"
@@ -71,7 +71,7 @@ def test_a_last_line_that_a_kill_cut_short_is_left_out(path):
         read_rows(path)
 
 
-def test_rows_of_earlier_code_are_read_and_covered(path):
+def test_rows_of_earlier_code_are_read_and_covered_by_later_digests(path):
     path.write_text(without_digests(ROWS[:2]))
     assert read_rows(path) == ROWS[:2] and last_digest(path) is None
     num_rows, digest = keep_rows(path, 2)
@@ -87,7 +87,7 @@ def test_rows_of_earlier_code_are_read_and_covered(path):
 def test_a_resumed_run_continues_the_digests(path, tmp_path):
     whole = path.read_bytes()
     kept = whole[: whole.index(b'{"step": 4')]
-    path.write_bytes(whole + b'{"step": 6, "lo')  # killed while it wrote
+    path.write_bytes(whole + b'{"step": 6, "lo')  # killed during a write
     num_rows, digest = keep_rows(path, 3)
     assert (num_rows, path.read_bytes()) == (3, kept) and os.listdir(tmp_path) == ["metrics.jsonl"]
     digest = write_rows(path, ROWS[3:], digest)
@@ -97,10 +97,10 @@ def test_a_resumed_run_continues_the_digests(path, tmp_path):
     assert keep_rows(tmp_path / "none.jsonl", 3) == (0, NO_ROWS)
 
 
-def test_a_run_is_not_resumed_beside_other_rows(path):
-    with pytest.raises(UserError, match="not the 6 rows that the run has written"):
+def test_resuming_with_other_rows_is_refused(path):
+    with pytest.raises(UserError, match="not the 6 rows that the run wrote"):
         keep_rows(path, 6)
-    with pytest.raises(UserError, match="not the 3 rows that the run has written"):
+    with pytest.raises(UserError, match="not the 3 rows that the run wrote"):
         keep_rows(path, 3, last_digest(path))
     path.write_text(path.read_text().replace("0.75", "0.25", 1))
     with pytest.raises(UserError, match="row 1 is not what was written"):
@@ -124,8 +124,8 @@ def test_a_run_is_not_resumed_beside_other_rows(path):
         "[" * 100_000,
     ],
 )
-def test_a_row_of_another_shape_is_refused(path, row):
+def test_an_invalid_row_is_refused(path, row):
     path.write_text(row + "\n")
-    with pytest.raises(UserError, match=r"row 1 is broken \(.*\); bring it back") as error:
+    with pytest.raises(UserError, match=r"row 1 is broken \(.*\); restore it") as error:
         read_rows(path)
     assert "\n" not in str(error.value)

@@ -33,14 +33,14 @@ def test_a_second_ctrl_c_stops_at_once():
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_after_the_last_checkpoint_is_passed_on(number):
+def test_a_signal_after_the_last_checkpoint_is_raised_again(number):
     with pytest.raises(SystemExit, match="75"), exit_when_asked(is_first=True):
         with Interruption(agree_every_steps=10) as interruption:
-            os.kill(os.getpid(), number)  # a training's own affair
+            os.kill(os.getpid(), number)  # handled by the training
         interruption.pass_on()
 
 
-def test_several_ranks_agree_at_certain_steps_only():
+def test_ranks_agree_every_few_steps_only():
     interruption = Interruption(agree_every_steps=10)
     interruption.is_requested = True
     trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(root_device=torch.device("cpu")))
@@ -54,7 +54,7 @@ def test_stopping_names_the_step():
         Interruption(agree_every_steps=1).stop(12)
 
 
-def test_over_ranks_copies():
+def test_all_reduce_returns_a_copy():
     value = torch.ones(2)
     assert torch.equal(all_reduce(value), value) and all_reduce(value) is not value
 
@@ -72,18 +72,18 @@ def test_durations_are_readable():
 
 
 @pytest.mark.parametrize("end", ["Unknown", "nan", "1e300", "99999999999999", "-1", "\u00b2"])
-def test_an_end_of_the_job_that_is_no_time_is_said_and_asked_for(end, monkeypatch, tmp_path, capsys):
+def test_an_invalid_job_end_time_is_reported_and_squeue_is_asked(end, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("SLURM_JOB_END_TIME", end)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert job_end_time() is None
-    assert f"SLURM_JOB_END_TIME={end}: is no time" in capsys.readouterr().err
+    assert f"SLURM_JOB_END_TIME={end}: not a Unix time in seconds" in capsys.readouterr().err
     (tmp_path / "squeue").write_text("#!/bin/sh\necho 2026-11-21T12:00:00\n")
     (tmp_path / "squeue").chmod(0o755)
     assert job_end_time() == NOW
 
 
-def test_the_jobs_end_comes_from_slurm(monkeypatch, tmp_path):
+def test_the_job_end_time_comes_from_slurm(monkeypatch, tmp_path):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert job_end_time() is None
     monkeypatch.setenv("SLURM_JOB_ID", "12")

@@ -24,7 +24,7 @@ def walk(optimizer, weight: nn.Parameter, gradients: list[float], rates: list[fl
     return path
 
 
-def test_alexnet_sgd_by_hand():
+def test_alexnet_sgd_against_hand_computed_values():
     weight = nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
     optimizer = SGDAlexNet([weight], lr=0.1, momentum=0.9, weight_decay=0.01)
     w, v, expected = 2.0, 0.0, []
@@ -36,7 +36,7 @@ def test_alexnet_sgd_by_hand():
     assert expected[0] == pytest.approx(2.0 - 0.1 * 1.0 - 0.01 * 0.1 * 2.0)
 
 
-def test_torch_sgd_by_hand():
+def test_torch_sgd_against_hand_computed_values():
     weight = nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
     optimizer = build_optimizer(recipe(weight_decay=0.01), [("w", weight)])
     w, v, expected = 2.0, 0.0, []
@@ -47,7 +47,7 @@ def test_torch_sgd_by_hand():
     assert walk(optimizer, weight, [1.0, -2.0, 0.5], [0.1, 0.1, 0.01]) == pytest.approx(expected, rel=1e-14)
 
 
-def test_the_two_agree_until_the_rate_changes():
+def test_both_sgds_agree_until_the_learning_rate_changes():
     gradients, rates = [1.0, -0.5, 2.0, 0.3, -1.0], [0.1, 0.1, 0.1, 0.01, 0.01]
     paths = {}
     for name in ("sgd", "sgd_alexnet"):
@@ -75,7 +75,7 @@ def test_alexnet_sgd_continues_from_its_state():
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
 
-def test_decay_of_weights_alone_spares_vectors_and_what_is_frozen():
+def test_decay_weights_excludes_vectors_and_frozen_parameters():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
     model[2].weight.requires_grad_(False)
     groups = build_optimizer(recipe(decay="weights"), model.named_parameters()).param_groups
@@ -84,7 +84,7 @@ def test_decay_of_weights_alone_spares_vectors_and_what_is_frozen():
     assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(5e-4, 5)]
 
 
-def test_nesterov_and_adamw_reach_torch():
+def test_nesterov_and_adamw_arguments_reach_torch():
     parameters = list(nn.Linear(2, 2).named_parameters())
     sgd = build_optimizer(recipe(nesterov=True), parameters)
     assert isinstance(sgd, torch.optim.SGD) and sgd.defaults["nesterov"] and sgd.defaults["dampening"] == 0

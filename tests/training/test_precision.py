@@ -1,4 +1,4 @@
-"""Which products a precision may round to TF32, in training and in evaluation, and what the records say of it."""
+"""Which operations may use TF32 in each precision, in training and evaluation, and what is recorded about it."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ TF32 = {"fp32": False, "bf16": False, "tf32": True}
 
 @pytest.fixture(autouse=True)
 def torchs_own():
-    """The switches as torch has them: convolutions may use TF32."""
+    """Set the switches to torch's defaults: convolutions may use TF32."""
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, True
     yield
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, True
@@ -29,7 +29,7 @@ def flags() -> tuple[bool, bool]:
 
 
 @pytest.mark.parametrize("precision", TF32)
-def test_the_switches_of_each_precision(precision):
+def test_tf32_switches_of_each_precision(precision):
     for before in (True, False):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = before
         expected = TF32[precision]
@@ -38,7 +38,7 @@ def test_the_switches_of_each_precision(precision):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_training_is_float32_where_it_says_so(composed, prepared_photos, precision):
+def test_training_in_fp32_and_bf16_does_not_use_tf32(composed, prepared_photos, precision):
     config = composed(
         "data=imagefolder", f"data.root={prepared_photos}", "model=lenet5_dense", "hardware=cpu",
         "training.global_batch=8", f"training.precision={precision}",
@@ -48,7 +48,7 @@ def test_a_training_is_float32_where_it_says_so(composed, prepared_photos, preci
     assert flags() == (False, False) and session()["allow_tf32"] == {"matmul": False, "cudnn": False}
 
 
-def test_an_evaluation_is_float32_where_it_says_so(composed, prepared_photos, tmp_path: Path):
+def test_evaluation_in_fp32_does_not_use_tf32(composed, prepared_photos, tmp_path: Path):
     config = composed(
         "data=imagefolder", f"data.root={prepared_photos}", "model=lenet5_dense", "hardware=cpu",
         "hardware.workers=1", "training.precision=fp32",
@@ -62,7 +62,7 @@ def test_an_evaluation_is_float32_where_it_says_so(composed, prepared_photos, tm
     assert flags() == (False, False)
 
 
-def test_tf32_is_refused_where_it_is_not_or_where_bits_are_promised(composed):
+def test_tf32_is_refused_on_cpus_and_in_deterministic_runs(composed):
     with pytest.raises(UserError, match=r"precision=tf32: a CPU has no TF32.*set training\.precision=fp32"):
         derive_batches(composed("training.precision=tf32", "hardware=cpu"))
     with pytest.raises(UserError, match=r"precision=tf32: .*deterministic=true"):
@@ -71,6 +71,6 @@ def test_tf32_is_refused_where_it_is_not_or_where_bits_are_promised(composed):
         check_precision(composed("training.precision=tf32", "hardware=gpu1", *options))
 
 
-def test_tf32_is_another_recipe(composed):
+def test_tf32_changes_the_learning_keys(composed):
     hashes = {precision: learning_hash(composed(f"training.precision={precision}")) for precision in TF32}
     assert len(set(hashes.values())) == 3

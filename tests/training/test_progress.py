@@ -12,7 +12,7 @@ def watched(**facts):
     return SimpleNamespace(**(defaults | {"selection_split": "val"} | facts))
 
 
-def test_without_a_terminal_a_validation_is_a_line(tmp_path, capsys):
+def test_without_a_terminal_a_validation_prints_a_line(tmp_path, capsys):
     bar = ProgressBar(Metrics(tmp_path / "metrics.jsonl", every_steps=1))
     trainer = SimpleNamespace(is_global_zero=True)
     validation = {"loss": 1.5, "top1_error": 0.25, "top5_error": 0.125}
@@ -23,7 +23,7 @@ def test_without_a_terminal_a_validation_is_a_line(tmp_path, capsys):
     assert capsys.readouterr().err == "epoch 1: val top-1 error 25.00%, top-5 12.50%, loss 1.5000\n"
 
 
-def test_without_a_terminal_a_long_run_says_where_it_is(tmp_path, capsys, monkeypatch):
+def test_without_a_terminal_a_long_run_prints_progress_lines(tmp_path, capsys, monkeypatch):
     metrics = Metrics(tmp_path / "metrics.jsonl", every_steps=1)
     bar, trainer = ProgressBar(metrics), SimpleNamespace(is_global_zero=True, num_val_batches=[7])
     clock = SimpleNamespace(now=0.0)
@@ -43,7 +43,7 @@ def test_without_a_terminal_a_long_run_says_where_it_is(tmp_path, capsys, monkey
     ]
 
 
-def test_a_line_is_due_when_its_time_has_passed_since_the_last():
+def test_a_line_is_due_after_the_interval():
     timer = LogTimer(every_s=0)
     assert timer.is_due() and timer.is_due()
     timer = LogTimer(every_s=3600)

@@ -38,12 +38,12 @@ def test_warmup_precedes_every_schedule():
     assert path[4] == pytest.approx(0.05) and path[10] == 0.1 and path[20] == pytest.approx(0.01)
 
 
-def test_a_fraction_of_an_epoch_counts_in_steps():
+def test_a_fraction_of_an_epoch_is_rounded_to_steps():
     path = rates(Schedule("step", 0.5, milestones=[1.5], gamma=0.5), epochs=2)
     assert path[4] == pytest.approx(0.1) and path[14] == pytest.approx(0.1) and path[15] == pytest.approx(0.05)
 
 
-def test_plateau_divides_after_patience_and_stops_dropping():
+def test_plateau_drops_after_patience_and_at_most_max_drops_times():
     schedule = Schedule("plateau", 0, gamma=0.1, patience=2, max_drops=2)
     plateau, drops = Plateau(), []
     for error in (0.9, 0.8, 0.8, 0.85, 0.7, 0.75, math.nan, 0.8, 0.8, 0.8, 0.8):

@@ -19,7 +19,7 @@ def main(config: Config) -> int:
             check_tracker(member.config.tracker)
     check_launch(members[0].config.hardware)
 
-    from tencrop.evaluation.evaluate import evaluate_members
+    from tencrop.evaluation.evaluate import evaluate_targets
     from tencrop.evaluation.results import print_results
     from tencrop.records.tracked_errors import track_result
     from tencrop.report.collect import (
@@ -28,7 +28,7 @@ def main(config: Config) -> int:
     from tencrop.report.tables import COLUMNS, error_rows
 
     close_at_ctrl_c()
-    if found := evaluate_members(members):  # empty but on the first of several processes
+    if found := evaluate_targets(members):  # empty but on the first of several processes
         print_results([evaluated.result for evaluated in found])
         print("\n".join(f"{evaluated.out}/{evaluated.result['scores']}" for evaluated in found))
         for member, evaluated in zip(members, found, strict=False):  # an ensemble, last, belongs to no run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
 
@@ -42,7 +41,7 @@ def main(config: Config) -> int:
     fit_result = completed_fit(run_path(config))
     if fit_result is None:  # what does not fit is refused before anything is written
         data, classifier = build(config, batches=batches, manifest=manifest)
-        check_scorable(copy.deepcopy(classifier.model), config)  # which leaves its network in eval mode
+        check_scorable(classifier.model, config)
     run_dir = run_folder(config, manifest, total_steps=classifier.total_steps if fit_result is None else None)
     is_first = is_first_process()
     with exit_when_asked(is_first=is_first), launch_ranks(batches.num_devices if fit_result is None else 1):

@@ -1,1 +1,1 @@
-"""Evaluation: views of an image, scores of every image exactly once, errors with intervals, ensembles."""
+"""Evaluation: test-time crops, class scores of every image exactly once, error rates with intervals, ensembles."""

@@ -1,7 +1,7 @@
-"""Whether a run supports the published error that its configuration claims.
+"""Decide whether a run may be compared with the published error that its configuration claims to reproduce.
 
-A claim is made by a file of conf/experiment or conf/model, and is about that file's recipe on whole data. Called for
-result.json by evaluate.py, and by report/collect.py.
+A claim is a published error in a file of conf/experiment or conf/model. It applies to that file's recipe, unchanged, on
+all images and classes of the dataset. Used for result.json and by the report.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tencrop.data.sources import cifar10, digits, ilsvrc, tiny_imagenet
 from tencrop.evaluation.protocols import default_side
 from tencrop.evaluation.results import measured_otherwise
 
-# images of the training and the evaluation split, and classes, of the data that a claim can be about
+# Dataset -> (training images, evaluation images, classes) of the complete dataset. Only these can have claims.
 WHOLE_DATA = {
     "imagenet": (*ilsvrc.NUM_IMAGES.values(), 1000),
     "cifar10": (*(len(files) * cifar10.IMAGES_OF_A_BATCH for files in cifar10.BATCHES.values()), 10),
@@ -33,74 +33,82 @@ WHOLE_DATA = {
 }
 
 
-def claimant(config: Config, data: Mapping[str, Any]) -> Config | None:
-    """The configuration of the file that makes the claim of `config`; None where `config` is no run of that file.
+def claiming_recipe(config: Config, data: Mapping[str, Any]) -> Config | None:
+    """The recipe whose claim `config` has; None if `config` is not a run of that recipe.
 
-    Such a run learns by the same keys, is not cut short by max_steps (one of these keys), and has all images and
-    classes of the data that the claim is about. data: the manifest of the prepared data, or what a run's says of it.
+    A run of the recipe has the same learning keys (max_steps is one, so it is not cut short) and all images and classes
+    of the claim's dataset. data: the manifest of the prepared data, or the "data" part of a run's manifest.
     """
     claim = config.claim
     if claim is None or claim.data != config.data.name or not is_whole(config.data.name, data):
         return None
+    # A changed key changes what is learned but not `claim`, which the configuration inherits from the recipe's file: so
+    # the file is composed again and compared.
     own = learning_keys(config)
-    for group, name in _files_with(CONF, dataclasses.asdict(claim)):
+    for group, name in _files_with_claim(CONF, dataclasses.asdict(claim)):
         recipe = _composed(CONF, group, name)
         if recipe.claim == claim and learning_keys(recipe) == own:
             return recipe
     return None
 
 
-def claimant_of_run(config: Mapping[str, Any], data: Mapping[str, Any]) -> Config | None:
-    """`claimant` for what the config.yaml of a run folder holds; None where it is not of this version."""
+def claiming_recipe_of_run(config: Mapping[str, Any], data: Mapping[str, Any]) -> Config | None:
+    """`claiming_recipe` for the content of a run's config.yaml; None if another version of the code wrote it."""
     try:
         if not config["claim"] or not is_whole(config["data"]["name"], data):
-            return None  # most runs; what follows takes 0.05 s
-        return claimant(validate(OmegaConf.create(literal(dict(config))), Config), data)
+            return None  # most runs stop here; composing the recipe takes 0.05 s
+        return claiming_recipe(validate(OmegaConf.create(literal(dict(config))), Config), data)
     except (UserError, KeyError, TypeError):
         return None
 
 
 def is_whole(name: str, data: Mapping[str, Any]) -> bool:
-    """Whether these are all images and classes of the data of that name; False for data that nobody has counted."""
+    """Whether `data` has all images and classes of the dataset `name`; False for a dataset not in WHOLE_DATA."""
     try:
         found = tuple(data["splits"][split]["num_samples"] for split in ("train", "val"))
         return (*found, len(data["classes"])) == WHOLE_DATA.get(name)
-    except (KeyError, TypeError):  # of another version
+    except (KeyError, TypeError):  # the manifest of another version
         return False
 
 
 def is_claimed(result: Mapping[str, Any], recipe: Config) -> bool:
-    """Whether a result.json is measured as the claim of `recipe` was: on as many images and classes, under its protocol
-    in the recipe's own way (`is_default`), with the weights that the recipe ends with."""
+    """Whether a result.json was measured in the same way as the claim of `recipe`.
+
+    That is: on as many images and classes, under the claim's protocol with the recipe's own settings (`is_default`),
+    with the final weights of the training.
+    """
     assert recipe.claim is not None
+    # Neither best.ckpt, which was selected by its error, nor a checkpoint from the middle of a run.
     is_last = result["selection"] == "last" and result.get("step") == result.get("total_steps")
     is_same = result["protocol"] == recipe.claim.protocol and is_on_whole(recipe.claim.data, result)
     return is_last and is_same and is_default(result, recipe)
 
 
 def is_on_whole(name: str, result: Mapping[str, Any]) -> bool:
-    """Whether a result.json counts all evaluation images and classes of the data of that name."""
+    """Whether a result.json covers all evaluation images and classes of the dataset `name`."""
     counted = (result["num_images"], result.get("num_classes"))
     return result["data"] == name and counted == WHOLE_DATA[name][1:]
 
 
 def is_default(result: Mapping[str, Any], recipe: Config) -> bool:
-    """Whether a result was measured at the recipe's own sizes, filter, region, average, precision and normalization, of
-    the weights that it ends with; the protocol may be any."""
+    """Whether a result has the recipe's own settings under any protocol.
+
+    The settings are sizes, filter, region, averaging, precision, normalization, and EMA weights if the recipe has EMA.
+    """
     protocol = recipe.protocol
     side = default_side(result["protocol"], recipe.short_side)
     if isinstance(protocol.side, list) and result["protocol"] == protocol.name:
-        side = protocol.side  # several scales are the recipe's own
+        side = protocol.side  # a recipe tested at several scales, as VGG
     own = {"side": side, "size": recipe.image_size, "region": protocol.region, "averaging": protocol.average}
     own |= {"filter": recipe.augmentation.filter, "weights": "raw" if recipe.training.ema_decay is None else "ema"}
     if result["views"] == 1:
-        del own["averaging"]
+        del own["averaging"]  # one view: nothing is averaged
     is_same = all(result[key] == value for key, value in own.items())
     return is_same and not measured_otherwise(result, dataclasses.asdict(recipe))
 
 
-def _files_with(conf: Path, claim: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Group and name of the files that make a claim."""
+def _files_with_claim(conf: Path, claim: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Group and name of the configuration files that make this claim."""
     for group, name, made in _claims(conf):
         if all(key in claim and claim[key] == value for key, value in made.items()):
             yield group, name
@@ -108,16 +116,20 @@ def _files_with(conf: Path, claim: Mapping[str, Any]) -> Iterator[tuple[str, str
 
 @cache
 def _claims(conf: Path) -> list[tuple[str, str, dict[str, Any]]]:
-    """Group, name and claim of every file that makes one. A broken file makes none: all images may be scored by now,
-    and who chooses that file is told."""
+    """Group, name and claim of every configuration file that makes one.
+
+    A broken file is skipped with a warning. All images may have been scored by now, and a typo in an unrelated
+    file must not lose them; whoever selects that file gets the error.
+    """
     found = []
     for path in (path for group in ("experiment", "model") for path in yaml_files(conf / group)):
         try:
-            said = read_yaml_file(path) if "\nclaim:" in yaml_text(path) else None
+            # Parsing all files takes longer than searching their text, and few of them have a claim.
+            content = read_yaml_file(path) if "\nclaim:" in yaml_text(path) else None
         except (UserError, OSError) as error:
-            print(f"warning: passed over for its claim: {error}", file=sys.stderr)
+            print(f"warning: ignored while looking for claims: {error}", file=sys.stderr)
             continue
-        if isinstance(said, dict) and isinstance(claim := said.get("claim"), dict):
+        if isinstance(content, dict) and isinstance(claim := content.get("claim"), dict):
             found.append((path.parent.name, path.stem, claim))
     return found
 

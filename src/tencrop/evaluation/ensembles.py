@@ -1,4 +1,4 @@
-"""Ensembles: the mean of several members' saved scores. Called by evaluate.py; never needs a network."""
+"""Ensembles: average the saved scores of several members. Needs score files only, no network."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from torch import Tensor
 from tencrop.config import UserError
 from tencrop.evaluation.predictions import Scores, from_averages
 
-IMPLIED = {"loader": "beton"}  # values of the metadata that a score file may leave out
+IMPLIED = {"loader": "beton"}  # defaults of metadata keys that score files omit
 
 
 def ensemble(members: Sequence[Scores], names: Sequence[str]) -> Scores:
-    """The scores of an ensemble: float32 means over its members, whose averages over views are kept apart.
+    """The scores of an ensemble: float32 means over its members, separately for softmax and logits.
 
-    Members may differ in weights, network and protocol (VGG fuses scales, Simonyan and Zisserman 2015, Table 6),
-    but not in their images: UserError names the first member that does.
+    Every member has the same weight, however many views it has. Members may differ in weights, network and protocol
+    (Simonyan and Zisserman 2015, Table 6, combine networks and scales), but not in their images: a UserError names the
+    first member with other images.
     """
     first = members[0]
     for member, name in zip(members[1:], names[1:], strict=True):
         for what, differ in _differences(first, member):
             if differ:
-                raise UserError(f"{name} and {names[0]} cannot be averaged: their {what} differ; evaluate both anew")
+                raise UserError(f"{name} and {names[0]} cannot be averaged: their {what} differ; evaluate both again")
     return from_averages(
         first.index,
         first.labels,
@@ -34,6 +35,7 @@ def ensemble(members: Sequence[Scores], names: Sequence[str]) -> Scores:
 
 
 def _differences(first: Scores, other: Scores) -> list[tuple[str, bool]]:
+    # The fingerprint comes first: it is the most precise explanation if the labels differ as well.
     fingerprints = [scores.metadata.get("source_fingerprint") for scores in (first, other)]
     return [
         ("data (source_fingerprint)", fingerprints[0] != fingerprints[1]),
@@ -44,6 +46,7 @@ def _differences(first: Scores, other: Scores) -> list[tuple[str, bool]]:
 
 
 def _mean(scores: list[Tensor]) -> Tensor:
+    # Added one by one: torch.stack would hold a second copy of all scores, 200 MB a member for ImageNet.
     total = scores[0]
     for member in scores[1:]:
         total = total + member
@@ -56,4 +59,5 @@ def _joined_metadata(members: list[dict[str, str]]) -> dict[str, str]:
 
 
 def _joined(values: list[str]) -> str:
+    # One value if all members agree, else all of them in the members' order, with repetitions.
     return values[0] if len(set(values)) == 1 else " + ".join(values)

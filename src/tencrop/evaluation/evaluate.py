@@ -1,6 +1,6 @@
-"""From weights to a result: scores saved before are used again, missing ones are computed, errors are counted.
+"""Evaluate weights: reuse saved scores or compute them, count errors, and write result.json.
 
-Called by evaluate.py, and by train.py when a training has ended.
+Used by evaluate.py, and by train.py at the end of a training.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from tencrop.config.code import PACKAGE, SCORING, code_sha256
 from tencrop.config.launcher import is_first_process
 from tencrop.config.writable import check_writable
 from tencrop.data.augmentation.color import mean_and_std
-from tencrop.evaluation.claims import claimant, is_claimed
+from tencrop.evaluation.claims import claiming_recipe, is_claimed
 from tencrop.evaluation.ensembles import ensemble
-from tencrop.evaluation.inference import Task, check_scorable, join_launched, open_val_split, score_split
+from tencrop.evaluation.inference import ScoringTask, check_scorable, join_launched, open_val_split, score_split
 from tencrop.evaluation.predictions import Scores, cpu_group, protocol_text, save_scores, saved_scores
 from tencrop.evaluation.preprocessing import preprocessing_line
 from tencrop.evaluation.protocols import default_side
@@ -35,11 +35,11 @@ from tencrop.models.factory import build_model
 from tencrop.models.weights import apply_weights, load_weights
 from tencrop.training.precision import set_precision
 
-MEND = "make room, or name another folder with evaluate.py's output=DIR"
+REMEDY = "make room, or name another folder with evaluate.py's output=DIR"
 
 
 class Evaluated(NamedTuple):
-    """One evaluation: its scores, the content of its result.json, and the folder that holds both."""
+    """One finished evaluation: its scores, the content of its result.json, and the folder with both files."""
 
     scores: Scores
     result: dict[str, Any]
@@ -47,36 +47,41 @@ class Evaluated(NamedTuple):
 
 
 def evaluate_run(config: Config, *, manifest: dict[str, Any], checkpoint: Path, out: Path) -> dict[str, Any] | None:
-    """Evaluate a checkpoint under the configuration's protocol; scores and result.json go to the folder `out`.
+    """Evaluate a checkpoint under the configuration's protocol, and write scores and result.json to the folder `out`.
 
-    manifest: of the prepared data. Every process of a group calls it, and all but the first get None; without a group
-    it starts as many processes as the hardware says. Raises UserError where weights do not fit, scores are not
-    finite, or the data are not as prepared.
+    manifest: that of the prepared data. In a process group all processes must call this, and all but the first get
+    None; without a group, it starts hardware.devices processes. Raises UserError if weights do not fit the network,
+    scores are not finite, or the data has changed since its preparation.
     """
-    found = evaluate_members([EvaluationTarget(config, checkpoint, manifest, out)])
+    found = evaluate_targets([EvaluationTarget(config, checkpoint, manifest, out)])
     return found[0].result if found else None
 
 
-def evaluate_members(members: Sequence[EvaluationTarget]) -> list[Evaluated]:
-    """All members and, where they are several, their ensemble, last; empty but on the first process of a group."""
-    join_launched()  # before a file is looked at: the first process decides for all
-    if not _is_first() and not dist.is_initialized():
-        return []  # one of several that nobody joined
-    _stop_together(_unwritable(_places_of(members)))
-    found = [evaluated for member in members if (evaluated := _evaluate(member)) is not None]
-    return [*found, _evaluate_ensemble(members, found)] if len(found) > 1 else found
+def evaluate_targets(targets: Sequence[EvaluationTarget]) -> list[Evaluated]:
+    """Evaluate all targets and, if there are several, their ensemble, which comes last in the list.
+
+    The list is empty on all processes of a group but the first.
+    """
+    # Join first: ranks may see different files on a network share, so rank 0 alone looks and decides for all.
+    join_launched()
+    if not _is_first_rank() and not dist.is_initialized():
+        return []  # after a complete run, another rank of a launcher, without a process group
+    _raise_on_all_ranks(_unwritable(_ensemble_files(targets)))
+    found = [evaluated for target in targets if (evaluated := _evaluate(target)) is not None]
+    return [*found, _evaluate_ensemble(targets, found)] if len(found) > 1 else found
 
 
-def _evaluate(member: EvaluationTarget) -> Evaluated | None:
-    path = member.path
-    weights = load_weights(path, ema=member.config.ema)
-    network = build_model(member.config.model, num_classes=member.num_classes)
-    config, source = with_preprocessing(member, network, weights.facts)
-    apply_weights(network, weights.state, source=str(path), name=f"{config.model.name} ({member.num_classes} classes)")
-    # normalization=dataset means the data that the network was trained on
-    mean, std = mean_and_std(config.normalization, weights.facts or member.manifest["statistics"])
-    if _is_first() and (member.typed is not None or config.weights is not None):
+def _evaluate(target: EvaluationTarget) -> Evaluated | None:
+    path = target.path
+    weights = load_weights(path, ema=target.config.ema)
+    network = build_model(target.config.model, num_classes=target.num_classes)
+    config, source = with_preprocessing(target, network, weights.facts)
+    apply_weights(network, weights.state, source=str(path), name=f"{config.model.name} ({target.num_classes} classes)")
+    # normalization=dataset means the data that the network was trained on, not the data it is evaluated on.
+    mean, std = mean_and_std(config.normalization, weights.facts or target.manifest["statistics"])
+    if _is_first_rank() and (target.typed is not None or config.weights is not None):
         print(preprocessing_line(path.name, config, mean, std, source), flush=True)
+    # What the scores depend on. Saved scores are reused only if all of it is equal.
     identity = {
         "protocol": protocol_text(config.protocol),
         "model": config.model.name,
@@ -84,74 +89,78 @@ def _evaluate(member: EvaluationTarget) -> Evaluated | None:
         "weights": weights.kind,
         "weights_sha256": weights_sha256(network.state_dict()),
         "data": config.data.name,
-        "source_fingerprint": source_fingerprint(member.manifest),
+        "source_fingerprint": source_fingerprint(target.manifest),
         "normalization": json.dumps({"mean": mean, "std": std}),
         "precision": config.training.precision,
         "code_sha256": code_sha256(PACKAGE, SCORING),
         "allow_tf32": json.dumps(set_precision(config.training.precision)),
-        **({"loader": "ffcv"} if config.data.loader == "ffcv" else {}),  # the pixels of the others are the same
+        **({"loader": "ffcv"} if config.data.loader == "ffcv" else {}),  # only ffcv decodes to other pixels
     }
     digest = _short_hash(identity["weights_sha256"], identity["source_fingerprint"])
-    out = member.out or EVALUATIONS / f"{config.model.name.replace('/', '-')}-{digest}"
+    # The hash of weights and data in the folder's name keeps other weights of the same model from overwriting these.
+    out = target.out or EVALUATIONS / f"{config.model.name.replace('/', '-')}-{digest}"
     stem = file_stem(config, weights.kind, path.stem if weights.facts else "last")
-    labels = open_val_split(config).labels  # on all processes: what is wrong with the data stops them together
+    labels = open_val_split(config).labels  # on all processes, so that broken data stops all of them
+    # Only rank 0 reads saved scores (400 MB for ImageNet) and decides; the others get its decision.
     scores = refusal = None
-    if _is_first():
+    if _is_first_rank():
+        # In a read-only folder, such as a colleague's run, scores of other code are better than an error.
         file, is_read_only = out / f"{stem}.safetensors", out.is_dir() and not os.access(out, os.W_OK)
         options: dict[str, Any] = {"labels": labels, "with_views": config.save_views, "of_any_code": is_read_only}
         scores = saved_scores(file, identity, **options)
         if scores is not None and scores.metadata["code_sha256"] != identity["code_sha256"]:
             print(f"{file}: computed by another version of the code; its folder is read-only", file=sys.stderr)
         refusal = None if scores is not None else _unwritable([file, out / f"{stem}.result.json"])
-    _stop_together(refusal)
-    is_saved = _agreed(scores is not None)
+    _raise_on_all_ranks(refusal)
+    is_saved = _broadcast_decision(scores is not None)
     if not is_saved:
         check_scorable(network, config)
-        task = Task(config, path, weights.kind, member.num_classes, mean, std, identity)
+        task = ScoringTask(config, path, weights.kind, target.num_classes, mean, std, identity)
         scores = score_split(task, network)
     if scores is None:
         return None
-    origin = {"mean": mean, "std": std, "preprocessing": source, **_origin(member, weights.facts)}
-    is_of_run = bool(weights.facts) and member.typed is None and config.weights is None
-    recipe = claimant(config, member.manifest) if is_of_run else None
+    origin = {"mean": mean, "std": std, "preprocessing": source, **_origin(target, weights.facts)}
+    # A published error may be compared only with a run of its own recipe: not with plain weights or changed settings.
+    is_of_run = bool(weights.facts) and target.typed is None and config.weights is None
+    recipe = claiming_recipe(config, target.manifest) if is_of_run else None
     return _save(scores, config, out, stem, recipe=recipe, is_saved=is_saved, **origin)
 
 
-def _places_of(members: Sequence[EvaluationTarget]) -> list[Path]:
-    """Files that an ensemble will certainly write, tried before its first member is scored."""
-    if len(members) < 2:
+def _ensemble_files(targets: Sequence[EvaluationTarget]) -> list[Path]:
+    """Files that an ensemble will write in any case; checked for writability before the first target is scored."""
+    if len(targets) < 2:
         return []
-    config, outs = members[0].config, [member.out for member in members if member.out is not None]
+    config, outs = targets[0].config, [target.out for target in targets if target.out is not None]
     joint = EVALUATIONS if config.output is None else Path(config.output)
     folders = [joint, *(out for out in outs if not any(out.glob("*.safetensors")))]
     return [folder / "scores.safetensors" for folder in folders]
 
 
 def _unwritable(paths: Sequence[Path]) -> UserError | None:
-    """Why one of the files cannot be written; None where all can, and on all processes but the first."""
+    """Why one of the files cannot be written; None if all can, and on every rank but the first."""
     try:
-        if _is_first():
-            check_writable(*paths, mend=MEND)
+        if _is_first_rank():
+            check_writable(*paths, mend=REMEDY)
     except UserError as error:
         return error
     return None
 
 
-def _stop_together(refusal: UserError | None) -> None:
-    """Raises the first process's refusal there, and ends the others with its exit code: they would wait for it."""
-    if _agreed(refusal is not None):
+def _raise_on_all_ranks(refusal: UserError | None) -> None:
+    """Raise rank 0's error on rank 0, and exit the others with its exit code, as they would wait for it forever."""
+    if _broadcast_decision(refusal is not None):
         raise refusal or SystemExit(2)
 
 
-def _origin(member: EvaluationTarget, facts: dict[str, Any]) -> dict[str, Any]:
-    """What is known of the weights, for result.json; facts: what a checkpoint of ours says of itself."""
-    path, config = member.path, member.config
+def _origin(target: EvaluationTarget, facts: dict[str, Any]) -> dict[str, Any]:
+    """Where the weights come from, for result.json. facts: the metadata of our own checkpoints, else empty."""
+    path, config = target.path, target.config
     if not facts:
         return {"checkpoint": str(path), "label": path.name, "selection": None, "seed": None, "claim": None}
     label = f"{config.name or config.model.name} seed {facts['seed']}"
     if facts["step"] < facts["total_steps"]:
         label += f", step {facts['step']} of {facts['total_steps']}"
-    return {  # trained here: the configuration is the recipe's
+    return {  # no "claim" here: result_of takes it from the configuration, which is that of the run
         "checkpoint": str(path),
         "label": label,
         "selection": "best" if path.stem == "best" else "last",
@@ -160,31 +169,33 @@ def _origin(member: EvaluationTarget, facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _evaluate_ensemble(members: Sequence[EvaluationTarget], found: Sequence[Evaluated]) -> Evaluated:
-    config = members[0].config
-    joint = ensemble([one.scores for one in found], names=[str(member.path) for member in members])
+def _evaluate_ensemble(targets: Sequence[EvaluationTarget], found: Sequence[Evaluated]) -> Evaluated:
+    config = targets[0].config
+    joint = ensemble([one.scores for one in found], names=[str(target.path) for target in targets])
+    # Named by content: the same weights under other paths are the same ensemble.
     hashes = [one.scores.metadata[key] for one in found for key in ("weights_sha256", "protocol")]
     name = f"ensemble-{_short_hash(*hashes, joint.metadata['source_fingerprint'])}"
     origin: dict[str, Any] = {
-        "checkpoint": [str(member.path) for member in members],
-        "label": f"ensemble of {len(members)}",
+        "checkpoint": [str(target.path) for target in targets],
+        "label": f"ensemble of {len(targets)}",
         "selection": None,
         "seed": [one.result["seed"] for one in found],
-        "claim": None,  # a member's is not the ensemble's
+        "claim": None,  # published errors of single networks do not apply to an ensemble
     }
     for key in ("protocol", "side", "size", "region", "filter", "mean", "std", "preprocessing"):
         every = [one.result[key] for one in found]
-        values = [value for number, value in enumerate(every) if value not in every[:number]]  # a side may be a list
+        # Unique values in order, without a set: a side may be a list.
+        values = [value for number, value in enumerate(every) if value not in every[:number]]
         origin[key] = values[0] if len(values) == 1 else " + ".join(str(value) for value in values)
     out = Path(config.output) if config.output is not None else EVALUATIONS / name
     return _save(joint, config, out, file_stem(config), **origin)
 
 
 def file_stem(config: Config, kind: str = "raw", checkpoint: str = "last") -> str:
-    """Name of a score file without its suffix: the protocol's, and what differs from the usual.
+    """File name of the scores without suffix: the protocol, then every setting that differs from the recipe's default.
 
-    Usual are the recipe's own sizes and filter, the whole image, raw weights, the last checkpoint and a loader whose
-    pixels are Pillow's.
+    The defaults are the recipe's own sizes and filter, the whole image, raw weights, the last checkpoint, and a loader
+    that decodes to Pillow's pixels.
     """
     protocol = config.protocol
     sides = "-".join(str(side or "kept") for side in protocol.sides)
@@ -211,28 +222,30 @@ def _save(
     is_saved: bool = False,
     **origin: Any,
 ) -> Evaluated:
-    """Write scores and result; nothing where the scores are not finite (UserError).
+    """Write the score file and result.json. Raises UserError, and writes nothing, if scores are not finite.
 
-    recipe: of the file that claims a published error, where these weights are those of a run of it.
+    recipe: the recipe with a published error, if these weights come from a run of it.
     """
+    # Counts the errors first: a score file with NaN must never exist, because later commands would reuse it.
     result = result_of(scores, config, scores=f"{stem}.safetensors", **origin)
     if recipe is None or not is_claimed(result, recipe):
         result["claim"] = None
     if not is_saved:
         save_scores(out / f"{stem}.safetensors", scores)
-    if not is_saved or os.access(out, os.W_OK):  # what was evaluated before is shown from a read-only folder
+    if not is_saved or os.access(out, os.W_OK):  # saved results are also shown from a read-only folder
         save_result(out / f"{result_name(result)}.result.json", result)
     return Evaluated(scores, result, out)
 
 
-def _is_first() -> bool:
+def _is_first_rank() -> bool:
     return dist.get_rank() == 0 if dist.is_initialized() else is_first_process()
 
 
-def _agreed(decision: bool) -> bool:
-    """The first process's decision, on all."""
+def _broadcast_decision(decision: bool) -> bool:
+    """Rank 0's decision, on all ranks."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return decision
+    # A gloo group for one flag in host memory: the default group may be NCCL, which takes GPU tensors only.
     flag = torch.tensor([decision])
     with cpu_group() as group:
         dist.broadcast(flag, src=0, group=group)
@@ -240,4 +253,5 @@ def _agreed(decision: bool) -> bool:
 
 
 def _short_hash(*texts: str) -> str:
+    # 32 bits are enough to name folders; the score files contain the full hashes.
     return hashlib.sha256(" ".join(texts).encode()).hexdigest()[:8]

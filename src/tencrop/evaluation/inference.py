@@ -1,6 +1,6 @@
-"""The forward passes: every image of the evaluation split once through a network, on any number of processes.
+"""Run a network over every image of the evaluation split exactly once, on one or several processes.
 
-Called by evaluate.py. Each process scores a contiguous part; the parts are gathered on the first one.
+Each process scores a contiguous part of the split; the parts are gathered on the first process.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ from tencrop.models.weights import apply_weights, load_weights
 from tencrop.progress import counting_images
 from tencrop.training.precision import set_precision
 
-IMAGES_AT_ONCE = {"cpu": 32, "gpu": 256}  # where hardware.max_micro_batch is null
-SAID_ABOVE_BYTES = 4_000_000_000  # of memory for one layer: a machine or GPU may not have it
+DEFAULT_MICRO_BATCH = {"cpu": 32, "gpu": 256}  # images in a forward pass if hardware.max_micro_batch is null
+REPORT_ABOVE_BYTES = 4_000_000_000  # activations of one layer above this size are reported
 
 
 @dataclass(frozen=True)
-class Task:
-    """All that a process must know to score its part; small, because it travels to other processes."""
+class ScoringTask:
+    """What a process needs to score its part of the split. It is pickled for every process, so it holds no weights."""
 
     config: Config
-    path: Path  # of the weights
+    path: Path  # file with the weights
     kind: str  # raw | ema
     num_classes: int
-    mean: list[float]  # on [0, 255], as `std`
+    mean: list[float]  # on [0, 255], like `std`
     std: list[float]
-    identity: dict[str, str]  # becomes the metadata of the scores
+    identity: dict[str, str]  # hashes of weights, data, protocol and code: the metadata of the scores
 
 
-def build_network(task: Task) -> nn.Module:
-    """The network with the task's weights, on the CPU."""
+def build_network(task: ScoringTask) -> nn.Module:
+    """Build the network on the CPU and load the task's weights into it."""
     network = build_model(task.config.model, num_classes=task.num_classes)
     state = load_weights(task.path, ema=task.kind == "ema").state
     apply_weights(network, state, source=str(task.path), name=f"{task.config.model.name} ({task.num_classes} classes)")
@@ -70,24 +70,30 @@ def build_network(task: Task) -> nn.Module:
 
 
 def join_launched() -> None:
-    """Join the processes that srun or torchrun started; nothing to do without them, or after a training."""
+    """Make a process group of the processes that srun or torchrun started.
+
+    Does nothing without such a launcher, and after a training, whose process group is used.
+    """
     found, store = launched(), meet_launched()
     if found is None or store is None:
         return
     environment = cluster_environment()
-    address = f"tcp://{environment.main_address}:{environment.main_port}"  # where `store` serves until torch's does
+    # `store` listens on this address until torch's own store does; it must stay referenced until then.
+    address = f"tcp://{environment.main_address}:{environment.main_port}"
+    # gloo and not NCCL: scores are gathered in host memory, where the tensors of all images fit.
     dist.init_process_group("gloo", address, rank=environment.global_rank(), world_size=found.num_processes)
     atexit.register(dist.destroy_process_group)
 
 
-def score_split(task: Task, network: nn.Module) -> Scores | None:
-    """Scores of every image, in index order; None on all processes of a group but the first.
+def score_split(task: ScoringTask, network: nn.Module) -> Scores | None:
+    """Scores of every image, in index order; None on every process of a group but the first.
 
-    Processes: those of the process group where there is one (after training, or under srun or torchrun), else as
-    many as hardware.devices says, started here. Raises UserError where the hardware is not as configured.
+    Uses the process group if there is one (after training, or under srun or torchrun); otherwise starts
+    hardware.devices processes. Raises UserError if the machine has fewer GPUs than the configuration asks for.
     """
     config = task.config
     split = open_val_split(config)
+    # One process for each device, as in training.
     if not dist.is_initialized() and config.hardware.devices > 1:
         scores: Scores | None = _score_in_new_processes(task, config.hardware.devices)
     else:
@@ -96,38 +102,60 @@ def score_split(task: Task, network: nn.Module) -> Scores | None:
             rank, num_ranks, local_rank = dist.get_rank(), dist.get_world_size(), cluster_environment().local_rank()
         scores = gather(score_part(task, network, split, rank=rank, num_ranks=num_ranks, local_rank=local_rank))
     if scores is not None:
+        # The claim of the whole module, checked on every evaluation: no image dropped, none padded or counted twice.
         assert torch.equal(scores.index, torch.arange(split.num_samples)), "an image was left out or counted twice"
         assert np.array_equal(scores.labels, split.labels)
     return scores
 
 
 def check_scorable(network: nn.Module, config: Config) -> None:
-    """Raises UserError where the network, on the CPU, or an image of the split does not fit the protocol; says what
-    the largest image takes where that is much.
+    """Raises UserError if the network (on the CPU) or an image of the split does not fit the protocol.
 
-    A pass of one image; afterwards the network is in eval mode.
+    Prints how much memory the largest image takes, if that is a lot. Runs forward passes of one image. Afterwards every
+    layer is in the mode (train or eval) that it was in before.
     """
+    with _layer_modes_restored(network):
+        _check_scorable(network, config)
+
+
+@contextmanager
+def _layer_modes_restored(network: nn.Module) -> Iterator[None]:
+    # Layer by layer: network.train() would also switch layers that were deliberately in eval mode.
+    modes = [(layer, layer.training) for layer in network.modules()]
+    try:
+        yield
+    finally:
+        for layer, is_training in modes:
+            layer.training = is_training
+
+
+def _check_scorable(network: nn.Module, config: Config) -> None:
     protocol, name = config.protocol, config.model.name
     split = open_val_split(config)
+    # Before any image is scored: an hour into a run, one tall image would otherwise end it.
     _refuse_small_images(config, split)
     for side in protocol.sides:
         sizes = evaluation_plan(np.arange(split.num_samples), split.stored_sizes, protocol=replace(protocol, side=side))
-        said = check_rescaled(sizes.sizes, split.names, key=f"protocol.side={'null' if side is None else side}")
-        if said is not None and is_first_process():
-            print(said, file=sys.stderr)
+        notice = check_rescaled(sizes.sizes, split.names, key=f"protocol.side={'null' if side is None else side}")
+        if notice is not None and is_first_process():
+            print(notice, file=sys.stderr)
     check_image_size(network, name, protocol.size, key="protocol.size")
     if protocol.name == "dense":
-        _say_what_dense_takes(fully_convolutional(network, image_size=protocol.size, name=name), config, split)
+        _report_dense_memory(fully_convolutional(network, image_size=protocol.size, name=name), config, split)
 
 
-def _say_what_dense_takes(network: nn.Module, config: Config, split: Split) -> None:
-    """A network sees whole images of any size at once: the maps of a batch may be many times its pixels."""
+def _report_dense_memory(network: nn.Module, config: Config, split: Split) -> None:
+    """Print how much memory dense evaluation takes in its largest layer, if it may be more than a GPU has.
+
+    Whole images of any size go through the network, so feature maps may be many times larger than in training.
+    """
     largest = replace(config.protocol, side=max(config.protocol.sides, key=lambda side: side or 0))
     sizes = evaluation_plan(np.arange(split.num_samples), split.stored_sizes, protocol=largest).sizes
     height, width = sizes[sizes.astype(np.int64).prod(axis=1).argmax()].tolist()
-    one, num_at_once = largest_layer_bytes(network, height, width), _num_at_once(config)
+    # The loader also limits a batch to MAX_PADDED_BYTES of pixels, so few of the largest images are ever together.
+    one, num_at_once = largest_layer_bytes(network, height, width), _micro_batch(config)
     num_bytes = one * max(1, min(num_at_once, MAX_PADDED_BYTES // (3 * height * width)))
-    if num_bytes > SAID_ABOVE_BYTES and is_first_process():
+    if num_bytes > REPORT_ABOVE_BYTES and is_first_process():
         print(
             f"protocol=dense: images of up to {width} x {height} pixels take up to {num_bytes / 1e9:.1f} GB in one"
             f" layer of {config.model.name}, {num_at_once} at once (hardware.max_micro_batch)",
@@ -136,17 +164,17 @@ def _say_what_dense_takes(network: nn.Module, config: Config, split: Split) -> N
 
 
 def open_val_split(config: Config) -> Split:
-    """The split that is evaluated."""
+    """The split that is evaluated, opened; its images are mapped, not read."""
     return open_split(config.data.root, "val", source=config.data.source, data=config.data.name)
 
 
 def score_part(
-    task: Task, network: nn.Module, split: Split, *, rank: int, num_ranks: int, local_rank: int = 0
+    task: ScoringTask, network: nn.Module, split: Split, *, rank: int, num_ranks: int, local_rank: int = 0
 ) -> Scores:
     """Scores of this rank's part of the split, on its device; the part may be empty.
 
-    local_rank: of the ranks on this machine, each has a GPU.
-    Where the protocol has several sides, a loader for each gives the same images, and views of all are averaged.
+    local_rank: rank among the processes on this machine, and so the index of its GPU. If the protocol has several
+    sides, one loader for each side yields the same images, and the scores are averages over the views at all sides.
     """
     config, num_classes = task.config, task.num_classes
     if config.protocol.name == "dense":
@@ -157,29 +185,34 @@ def score_part(
     layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
     network = network.to(device, memory_format=layout).eval()  # type: ignore[call-overload]
     index = np.arange(split.num_samples)
-    batches = evaluation_batches(index, micro_batch=_num_at_once(config), rank=rank, num_ranks=num_ranks)
+    batches = evaluation_batches(index, micro_batch=_micro_batch(config), rank=rank, num_ranks=num_ranks)
+    # Images of one batch are padded to its largest one; batches are cut for the largest side, and used for all sides.
     largest = replace(config.protocol, side=max(config.protocol.sides, key=lambda side: side or 0))
     batches = within_memory(batches, evaluation_plan(index, split.stored_sizes, protocol=largest).sizes)
 
+    # An empty first part, so that a rank without images returns tensors of the right shapes and dtypes.
     nothing = torch.empty(0, dtype=torch.int64)
     no_scores = torch.empty(0, num_classes, device=device)
     no_views = torch.empty(0, num_views(config.protocol), num_classes, device=device) if config.save_views else None
     parts = [from_averages(nothing, nothing.to(device), no_scores, no_scores, task.identity, no_views)]
     mean, std = torch.tensor(task.mean, device=device), torch.tensor(task.std, device=device)
     protocols = [replace(config.protocol, side=side) for side in config.protocol.sides]
+    # ExitStack: the threads of all loaders end, also if a damaged image raises in the middle.
     with torch.inference_mode(), ExitStack() as stack:
         loaders = [stack.enter_context(_loader(config, split, batches, device, protocol)) for protocol in protocols]
-        scales = zip(*loaders, strict=True)  # each image at every side
+        scales = zip(*loaders, strict=True)  # the same images at every side
         for batches_here in _with_progress(scales, split.num_samples, rank=rank, num_ranks=num_ranks):
             batch = batches_here[0]
+            # Each loader runs ahead on its own threads. Views of two different images must never be averaged.
             assert all(np.array_equal(other.index, batch.index) for other in batches_here)
-            logits = torch.cat(
+            logits = torch.cat(  # over the sides: [V, B, K], V views at all sides
                 [
                     view_logits(network, one, mean, std, replace(config, protocol=protocol))
                     for one, protocol in zip(batches_here, protocols, strict=True)
                 ]
             )
             assert logits.shape[::2] == (num_views(config.protocol), num_classes), f"the network gives {logits.shape}"
+            # Averaged here, on the device: the logits of all single views are up to 144 times as many numbers.
             softmax, mean_logits = merge(logits)
             index_here, labels = torch.from_numpy(batch.index), batch.labels.to(device, non_blocking=True)
             of_views = logits.transpose(0, 1) if config.save_views else None
@@ -188,25 +221,30 @@ def score_part(
     return Scores(metadata=task.identity, **{name: torch.cat([part[name] for part in tensors]) for name in tensors[0]})
 
 
-def _num_at_once(config: Config) -> int:
-    return config.hardware.max_micro_batch or IMAGES_AT_ONCE[accelerator_of(config.hardware)]
+def _micro_batch(config: Config) -> int:
+    return config.hardware.max_micro_batch or DEFAULT_MICRO_BATCH[accelerator_of(config.hardware)]
 
 
 def view_logits(network: nn.Module, batch: Batch, mean: Tensor, std: Tensor, config: Config) -> Tensor:
-    """Logits float32 [V, B, K] of all views of a batch, on the device of `mean`."""
+    """Logits float32 [V, B, K] of all V views of a batch, on the device of `mean`."""
     images = batch.images.to(mean.device, non_blocking=True)
     groups, slots_of_groups = [], []
     for slots, group in view_groups(images, batch.sizes, config.protocol):
         inputs = (normalize(view, mean, std, channels_last=config.model.channels_last) for view in group)
+        # A generator: one view is cut, normalized and scored at a time. All views at once would be ten batches.
         groups.append(torch.stack([forward(network, view, config) for view in inputs]))
         slots_of_groups.append(slots)
+    # Dense evaluation groups images by size, so the groups come in another order than the batch.
     order = torch.from_numpy(np.concatenate(slots_of_groups).argsort()).to(mean.device, non_blocking=True)
     return torch.cat(groups, dim=1)[:, order]
 
 
 def forward(network: nn.Module, inputs: Tensor, config: Config) -> Tensor:
-    """Logits float32 [B, K] of normalized images [B, 3, H, W], in the precision of the recipe but for the last layer,
-    which build_model keeps in float32."""
+    """Logits float32 [B, K] of normalized images [B, 3, H, W].
+
+    Computed in the recipe's precision, except for the last layer, which build_model keeps in float32: with bfloat16
+    logits the best two classes of an image often tie.
+    """
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.training.precision == "bf16"):
         return network(inputs).float()
 
@@ -218,7 +256,7 @@ def _loader(
     plan = partial(evaluation_plan, stored_sizes=split.stored_sizes, protocol=protocol)
     loader = loader_class(config.data.loader)(
         split,
-        lambda epoch: batches,
+        lambda epoch: batches,  # there is only one epoch
         lambda index, epoch: plan(index),
         filter=protocol.filter,
         num_threads=num_workers(config.hardware),
@@ -233,7 +271,10 @@ def _loader(
 def _with_progress(
     batches: Iterator[tuple[Batch, ...]], num_images: int, *, rank: int, num_ranks: int
 ) -> Iterator[tuple[Batch, ...]]:
-    """The batches, at every side, and the progress of the first rank, which takes the others to be as far."""
+    """Yield the batches and show progress on rank 0, which assumes that the other ranks are equally far.
+
+    An exact count would need a collective operation for each batch.
+    """
     console = plain_console(stderr=True, quiet=rank != 0)
     with counting_images(console, "evaluating", num_images, transient=True) as advance:
         num_left = num_images
@@ -246,7 +287,7 @@ def _with_progress(
 
 def _refuse_small_images(config: Config, split: Split) -> None:
     if config.protocol.side is not None:
-        return  # no side is smaller than a crop
+        return  # check_protocol refuses a side smaller than the crop
     plan = evaluation_plan(np.arange(split.num_samples), split.stored_sizes, protocol=config.protocol)
     sides = plan.sizes.min(1)
     smallest = int(sides.argmin())
@@ -258,7 +299,10 @@ def _refuse_small_images(config: Config, split: Split) -> None:
 
 
 def _device(hardware: Hardware, local_rank: int) -> torch.device:
-    """Not by the rank in the group: srun may deal ranks out to the machines in turn (--distribution=cyclic)."""
+    """This rank's device, chosen by its rank on this machine.
+
+    The rank in the group would be wrong: srun may assign ranks to machines in turn (--distribution=cyclic).
+    """
     if accelerator_of(hardware) == "cpu":
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
@@ -270,8 +314,10 @@ def _device(hardware: Hardware, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _score_in_new_processes(task: Task, num_processes: int) -> Scores:
-    messages = mp.get_context("spawn").SimpleQueue()  # not a file: the disk may be what is full
+def _score_in_new_processes(task: ScoringTask, num_processes: int) -> Scores:
+    # An error message goes through a queue, not a file: the error may be a full disk.
+    messages = mp.get_context("spawn").SimpleQueue()
+    # The scores come back in a score file, which is verified when it is read, and not through a pipe.
     with tempfile.TemporaryDirectory(prefix="tencrop-") as folder:
         try:
             _spawn_and_join(task, num_processes, Path(folder), messages)
@@ -279,15 +325,19 @@ def _score_in_new_processes(task: Task, num_processes: int) -> Scores:
             if not messages.empty():
                 raise UserError(messages.get()) from error
             if isinstance(error, mp.ProcessExitedException) and error.exit_code == 2:
-                sys.exit(2)  # it has said why: the store has become shorter while it was read (data/native/mapped.py)
+                sys.exit(2)  # it printed why: the store was truncated while it was read (data/native/mapped.py)
             raise
         return load_scores(Path(folder, "scores.safetensors"))
 
 
-def _spawn_and_join(task: Task, num_processes: int, folder: Path, messages: SimpleQueue[str]) -> None:
-    """Ctrl-C, which a terminal sends to all, is for this process: it ends the others, in silence."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited until they are in `_process`
+def _spawn_and_join(task: ScoringTask, num_processes: int, folder: Path, messages: SimpleQueue[str]) -> None:
+    """Run `_process` in new processes and wait for all of them; on Ctrl-C, end them without their tracebacks.
+
+    A terminal sends Ctrl-C to every process. Only this one handles it.
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the new processes until `_process` starts
     try:
+        # Spawned, not forked: CUDA cannot be used in a forked process.
         processes = mp.spawn(_process, (task, num_processes, folder, messages), nprocs=num_processes, join=False)
     finally:
         signal.signal(signal.SIGINT, before)
@@ -301,16 +351,19 @@ def _spawn_and_join(task: Task, num_processes: int, folder: Path, messages: Simp
         raise
 
 
-def _process(rank: int, task: Task, num_ranks: int, folder: Path, messages: SimpleQueue[str]) -> None:
-    """The life of a started process; the first one leaves the scores in `folder`, one that fails a sentence."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch has it sent when the parent is killed
+def _process(rank: int, task: ScoringTask, num_ranks: int, folder: Path, messages: SimpleQueue[str]) -> None:
+    """What a started process does. The first one leaves the scores in `folder`; one that fails sends a message."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # mp.spawn makes the kernel send SIGINT if the parent dies
     try:
+        # Otherwise every process would use as many threads as there are cores.
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(num_threads("auto", num_ranks))
+        # Rendezvous through a file: a port could be taken by another program.
         dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=num_ranks)
         network = build_network(task)
         if weights_sha256(network.state_dict()) != task.identity["weights_sha256"]:
-            raise UserError(f"{task.path}: was written anew while it was evaluated; evaluate it again")
+            # Every process reads the file itself; a training that runs meanwhile may have replaced it.
+            raise UserError(f"{task.path}: was overwritten during its evaluation; evaluate it again")
         split = open_val_split(task.config)
         part = score_part(task, network, split, rank=rank, num_ranks=num_ranks, local_rank=rank)
         scores = gather(part)

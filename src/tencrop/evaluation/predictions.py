@@ -1,10 +1,10 @@
 """Score files: the class scores of every image, saved once and read by tables, ensembles and figures.
 
-A file is .safetensors, read without executing anything: float32 means over the views of the softmax and of the
-logits [16], the image's index and label, the label's rank among the scores, and what they are scores of. Float32 is
-what the ranks are counted from, so that whoever reads the scores counts the same errors; it takes 400 MB for 50,000
-images in 1,000 classes, twice what float16 takes, which ties what was apart. A digest over all of it is compared on
-every read.
+A score file is .safetensors, which is read without executing code. It has the means over views of softmax and logits
+(papers use either, and one cannot be computed from the other), index, label and rank for each image, and metadata on
+weights, data and protocol. Scores are float32, from which the ranks were counted, so that every reader counts the same
+errors. That takes 400 MB for 50,000 images in 1,000 classes; float16 would take half but make ties. A digest over the
+whole content is verified on every read.
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ from tencrop.files import atomic_write
 from tencrop.models.checkpoint_files import weights_sha256
 
 FORMAT = "tencrop scores 2"
-RANKED_FORMATS = ("tencrop scores 1", FORMAT)  # the first held the same ranks beside float16 scores
+RANKED_FORMATS = ("tencrop scores 1", FORMAT)  # format 1 had the same ranks, with float16 scores
 AVERAGES = ("softmax", "logits")
-# what bytes that are not a score file's lead to; RuntimeError is torch's, for shapes and dtypes. safe_open raises a
-# FileNotFoundError without a number for a file that it may not read
+# Exceptions that the bytes of a broken file can cause. RuntimeError is torch's, for shapes and dtypes. For a file that
+# may not be read, safe_open raises FileNotFoundError without an errno.
 BROKEN = (SafetensorError, OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 FLOAT16_MAX = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of N images over K classes; `metadata` says of which weights, data and protocol (identity)."""
+    """Scores of N images over K classes; `metadata` identifies weights, data, protocol and code."""
 
     index: Tensor  # int64 [N], ascending
     labels: Tensor  # int64 [N]
     softmax: Tensor  # float32 [N, K], mean over the views
     logits: Tensor  # float32 [N, K], mean over the views
-    softmax_ranks: Tensor  # int32 [N], label_ranks of these
-    logits_ranks: Tensor  # int32 [N]
+    softmax_ranks: Tensor  # int32 [N], label_ranks of softmax
+    logits_ranks: Tensor  # int32 [N], label_ranks of logits
     metadata: dict[str, str]
     view_logits: Tensor | None = None  # float16 [N, V, K], on request
 
     def ranks(self, average: str) -> Tensor:
-        """Ranks of the labels by the average chosen: softmax or logits."""
+        """Ranks of the labels, int32 [N], among the averaged softmax or logits; average: "softmax" or "logits"."""
         return {"softmax": self.softmax_ranks, "logits": self.logits_ranks}[average]
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name."""
+        """All tensors by name, without view_logits if there are none."""
         named = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "metadata"}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
@@ -70,7 +70,7 @@ def from_averages(
     metadata: dict[str, str],
     view_logits: Tensor | None = None,
 ) -> Scores:
-    """Scores of float32 averages [N, K], with the ranks counted from them."""
+    """Scores from float32 averages [N, K], with the ranks counted from them."""
     assert softmax.dtype == logits.dtype == torch.float32, (softmax.dtype, logits.dtype)
     return Scores(
         index=index,
@@ -80,33 +80,35 @@ def from_averages(
         softmax_ranks=label_ranks(softmax, labels),
         logits_ranks=label_ranks(logits, labels),
         metadata=metadata,
-        view_logits=None if view_logits is None else _half(view_logits),
+        view_logits=None if view_logits is None else _to_float16(view_logits),
     )
 
 
-def _half(scores: Tensor) -> Tensor:
-    """Scores of single views, which no error is counted from: ten of them an image are 1 GB in float16 already."""
+def _to_float16(scores: Tensor) -> Tensor:
+    """Logits of single views as float16, as no error is counted from them: ten views of 50,000 images take 1 GB."""
     return scores.clamp(-FLOAT16_MAX, FLOAT16_MAX).half()
 
 
 def save_scores(path: Path, scores: Scores) -> None:
-    """Write the file whole or not at all: a temporary name in its folder, fsync, rename."""
+    """Write a score file atomically: to a temporary name in its folder, then fsync and rename."""
+    # safetensors refuses tensors that are not contiguous.
     tensors = {name: tensor.cpu().contiguous() for name, tensor in scores.tensors().items()}
     facts = {"format": FORMAT, "sha256": _digest(tensors, scores.metadata), **scores.metadata}
-    # one entry, because safetensors writes several in random order
+    # One JSON entry: safetensors writes several entries in random order, and equal scores should give equal files.
     metadata = {"scores": json.dumps(facts, sort_keys=True)}
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, save(tensors, metadata))
 
 
 def load_scores(path: Path) -> Scores:
-    """The scores of a file, of images 0 to N-1; UserError where it is missing, damaged, of an earlier format or none.
+    """The scores of images 0 to N-1 in a file, completely verified.
 
-    Reads all of it (1.2 s of processor time for 50,000 images in 1,000 classes) and counts the ranks again.
+    Reads the whole file, compares its digest and counts the ranks again (1.2 s of processor time for 50,000 images in
+    1,000 classes). Raises UserError if it is missing, damaged, of an earlier format or not a score file.
     """
-    with _opened(path, (FORMAT,)) as (file, metadata):
+    with _open_scores(path, (FORMAT,)) as (file, metadata):
         digest = metadata.pop("sha256", None)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not iterable itself
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  safe_open is not iterable
         assert digest == _digest(tensors, metadata), "its content is not what was written (SHA-256)"
         scores = Scores(metadata=metadata, **tensors)
         _check(scores)
@@ -114,11 +116,11 @@ def load_scores(path: Path) -> Scores:
 
 
 def load_ranks(path: Path, average: str) -> tuple[Tensor, dict[str, str]]:
-    """The labels' ranks int32 [N] by an average, softmax or logits, and the metadata; of files of earlier formats too.
+    """The labels' ranks int32 [N] for an average (softmax or logits), and the metadata; also from earlier formats.
 
-    A few bytes an image, for a report of many files; whether the scores are whole, load_scores alone can tell.
+    Reads a few bytes for each image, so that a report can read many files. Only load_scores verifies the digest.
     """
-    with _opened(path, RANKED_FORMATS) as (file, metadata):
+    with _open_scores(path, RANKED_FORMATS) as (file, metadata):
         names = (f"{average}_ranks", "index", "labels")
         ranks, index, labels = (file.get_tensor(name) for name in names)
         num_classes = file.get_slice(average).get_shape()[1]
@@ -128,12 +130,13 @@ def load_ranks(path: Path, average: str) -> tuple[Tensor, dict[str, str]]:
 
 
 @contextmanager
-def _opened(path: Path, formats: tuple[str, ...]) -> Iterator[tuple[Any, dict[str, str]]]:
-    """An open score file and its metadata; what is raised for a broken one becomes a UserError."""
+def _open_scores(path: Path, formats: tuple[str, ...]) -> Iterator[tuple[Any, dict[str, str]]]:
+    """Open a score file; yields it with its metadata. Exceptions that a broken file causes become a UserError."""
     if not path.is_file():
         raise UserError(f"{path}: there is no such score file; evaluate.py writes it")
     try:
         with safe_open(path, framework="pt") as file:
+            # Keys that this code does not know stay in the metadata, and so in the digest.
             metadata = json.loads((file.metadata() or {}).get("scores", "{}"))
             if metadata.pop("format", None) not in formats:
                 raise UserError(f"{path}: is no score file of this version ({FORMAT}); run evaluate.py again")
@@ -145,17 +148,19 @@ def _opened(path: Path, formats: tuple[str, ...]) -> Iterator[tuple[Any, dict[st
 
 
 def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    # weights_sha256 hashes the names, dtypes, shapes and bytes of any tensors.
     facts = json.dumps(metadata, sort_keys=True)
     return hashlib.sha256(f"{weights_sha256(tensors)} {facts}".encode()).hexdigest()
 
 
 def _check(scores: Scores) -> None:
-    """The digest says that nothing has changed since it was written; this, that what was written can be."""
+    """Check that the content is consistent. The digest only shows that nothing changed since the file was written."""
     assert scores.logits.shape == scores.softmax.shape, "logits and softmax differ in shape"
     assert len(scores.softmax) == len(scores.index), "scores and images differ in number"
     assert scores.logits.dtype == scores.softmax.dtype == torch.float32, "the scores are not float32"
     ranks = {f"{average}_ranks": scores.ranks(average) for average in AVERAGES}
     _check_images(scores.index, scores.labels, ranks, scores.softmax.shape[1])
+    # Also catches a change of the top-k rule in the code since the file was written.
     for average in AVERAGES:
         counted = label_ranks(scores.tensors()[average], scores.labels)
         assert torch.equal(counted, scores.ranks(average)), f"its {average} ranks are not those of its scores"
@@ -164,8 +169,8 @@ def _check(scores: Scores) -> None:
 def _check_images(index: Tensor, labels: Tensor, ranks: dict[str, Tensor], num_classes: int) -> None:
     num_images = len(index)
     for name, values in {"labels": labels, **ranks}.items():
-        assert values.shape == (num_images,), f"{name} is not one number an image"
-    assert num_images and torch.equal(index, torch.arange(num_images)), "an image is missing, or stands twice"
+        assert values.shape == (num_images,), f"{name} is not one number per image"
+    assert num_images and torch.equal(index, torch.arange(num_images)), "an image is missing, or is there twice"
     assert 0 <= int(labels.min()) <= int(labels.max()) < num_classes, "labels out of range"
     for name, values in ranks.items():
         assert NOT_FINITE <= int(values.min()) <= int(values.max()) < num_classes, f"{name} out of range"
@@ -174,32 +179,33 @@ def _check_images(index: Tensor, labels: Tensor, ranks: dict[str, Tensor], num_c
 def saved_scores(
     path: Path, identity: dict[str, str], *, labels: np.ndarray, with_views: bool = False, of_any_code: bool = False
 ) -> Scores | None:
-    """The scores at `path` if they are those that `identity` names (weights, data, protocol, code), else None.
+    """The scores at `path` if their metadata equals `identity` (weights, data, protocol, code), else None.
 
-    labels: int64 [N], of the prepared data; scores of other images are none. of_any_code: another version of the code
-    may have computed them.
+    labels: int64 [N] of the prepared data, which must be equal too. of_any_code: accept scores that another version of
+    the code computed.
     """
     if not path.is_file():
         return None
     try:
         scores = load_scores(path)
     except UserError:
-        return None  # computed again, and written over
+        return None  # a damaged file is computed again and overwritten
+    # Replacing our own code hash by the file's makes that one key equal.
     code = {"code_sha256": scores.metadata.get("code_sha256", "")} if of_any_code else {}
     found = scores.metadata == {**identity, **code} and (scores.view_logits is not None or not with_views)
     return scores if found and np.array_equal(scores.labels, labels) else None
 
 
 def protocol_text(protocol: Protocol) -> str:
-    """The protocol as a score file's metadata has it: JSON without the average, as a file holds both averages."""
+    """The protocol as JSON for a score file's metadata, without `average`, because a file has both averages."""
     values = dataclasses.asdict(protocol)
     return json.dumps({key: values[key] for key in sorted(values) if key != "average"})
 
 
 def gather(part: Scores) -> Scores | None:
-    """The parts of all processes as one, in index order, on the first process; None on the others.
+    """Join the parts of all processes in index order on the first process; None on the others.
 
-    Parts may differ in length, and be empty. Without a process group the part is the whole.
+    Parts may differ in length or be empty. Without a process group the part is returned, sorted.
     """
     tensors = {name: tensor.cpu() for name, tensor in part.tensors().items()}
     if dist.is_initialized() and dist.get_world_size() > 1:
@@ -211,13 +217,14 @@ def gather(part: Scores) -> Scores | None:
             }
         if dist.get_rank() > 0:
             return None
+    # A score file is in the order of the split, however that was divided among the ranks.
     order = tensors["index"].argsort()
     return Scores(metadata=part.metadata, **{name: tensor[order] for name, tensor in tensors.items()})
 
 
 @contextmanager
 def cpu_group() -> Iterator[dist.ProcessGroup]:
-    """All processes, joined for tensors on the CPU, whatever their devices are joined by."""
+    """A gloo group of all processes for CPU tensors; after a training on GPUs, the default group is NCCL."""
     group = dist.new_group(backend="gloo")
     assert isinstance(group, dist.ProcessGroup)
     try:
@@ -227,6 +234,7 @@ def cpu_group() -> Iterator[dist.ProcessGroup]:
 
 
 def _gather(tensor: Tensor, lengths: list[int], group: dist.ProcessGroup) -> Tensor:
+    # dist.gather needs equal shapes. Padding is cut off again by `lengths`; all_gather would copy it to every process.
     padded = torch.zeros(max(lengths), *tensor.shape[1:], dtype=tensor.dtype)
     padded[: len(tensor)] = tensor
     parts = [torch.empty_like(padded) for _ in lengths] if dist.get_rank() == 0 else None

@@ -1,6 +1,7 @@
-"""What weights want of their images, mean, std, filter, crop and size, put into a configuration; what is typed stays.
+"""Put the preprocessing that weights expect (mean, std, filter, crop, size) into a configuration.
 
-Called by members.py for weights in a run folder, by publishers.py for weights from elsewhere. Imports no torch.
+Keys given on the command line take precedence. targets.py uses it for weights in a run folder, publishers.py for
+weights of timm and torchvision. Imports no torch, so that a wrong command is refused at once.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 from tencrop.config import Config, Normalization
 
-# under which keys each of these may be typed
+# Field of the preprocessing -> configuration keys that override it on the command line.
 KEYS = {
     "mean": ("normalization.mean", "normalization"),
     "std": ("normalization.std", "normalization"),
@@ -22,35 +23,35 @@ KEYS = {
 
 
 class Preprocessing(NamedTuple):
-    """How images are prepared for some weights."""
+    """How images must be preprocessed for some weights."""
 
-    source: str  # who says so
+    source: str  # where this is from, for the printed line and result.json
     mean: Any  # as in Normalization
     std: Any
     filter: str
-    size: int | None  # pixels the network sees; None: what the configuration says, and the side, too
-    side: Callable[[int], int | None]  # of the shorter side for a crop of that size
+    size: int | None  # side of the crop in pixels; None: keep size and side of the configuration
+    side: Callable[[int], int | None]  # crop size -> shorter side that images are rescaled to
 
 
-def typed_of(typed: Collection[str]) -> set[str]:
-    """Which of mean, std, filter, size and side are typed, of the keys that are."""
+def typed_fields(typed: Collection[str]) -> set[str]:
+    """Which of mean, std, filter, size and side the command line sets; typed: the keys given on it."""
     return {name for name, keys in KEYS.items() if any(key in typed for key in keys)}
 
 
-def prepared_as(config: Config, wanted: Preprocessing, typed: Collection[str]) -> Config:
-    """`config` with `wanted`, but for the keys that are typed.
+def apply_preprocessing(config: Config, wanted: Preprocessing, typed: Collection[str]) -> Config:
+    """`config` with the preprocessing `wanted`, except for keys that are typed on the command line.
 
-    Sizes and filter go into the protocol and, as the usual ones of these weights, into the keys that a protocol reads,
-    so that score files are named after what differs from them.
+    Sizes and filter go into the protocol. They also go into image_size, short_side and augmentation.filter, which are
+    the defaults that a score file's name is compared with: only what the user changed appears in the name.
     """
-    own, kept = config.protocol, typed_of(typed)
+    own, kept = config.protocol, typed_fields(typed)
     filter = own.filter if "filter" in kept else wanted.filter
     image_size, short_side, size, side = config.image_size, config.short_side, own.size, own.side
     if wanted.size is not None:
         image_size = image_size if "image_size" in typed else wanted.size
         short_side = short_side if "short_side" in typed else wanted.side(image_size)
         size = size if "size" in kept else image_size
-        if "side" not in kept and own.name != "crops_144":  # whose sides are its paper's
+        if "side" not in kept and own.name != "crops_144":  # its four sides are fixed by the paper
             side = wanted.side(size)
     return dataclasses.replace(
         config,
@@ -66,7 +67,7 @@ def prepared_as(config: Config, wanted: Preprocessing, typed: Collection[str]) -
 
 
 def preprocessing_line(label: str, config: Config, mean: list[float], std: list[float], source: str) -> str:
-    """What is used, in one line."""
+    """The preprocessing that is used, in one line for the terminal. mean, std: on [0, 255], one per channel."""
     numbers = [" ".join(f"{value:g}" for value in values) for values in (mean, std)]
     protocol = config.protocol
     side = "whole size" if protocol.side is None else f"{', '.join(map(str, protocol.sides))} px"

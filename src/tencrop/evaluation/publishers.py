@@ -1,6 +1,6 @@
-"""How the publisher of a network's weights prepares images for them: timm's pretrained_cfg, torchvision's metadata.
+"""Look up the preprocessing of published weights: timm's pretrained_cfg and torchvision's weight metadata.
 
-Called by evaluate.py and by visualization/trained_model.py, once the network is built.
+Weights evaluated with another mean, crop or filter than they were trained for lose accuracy without any error message.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from torch import nn
 
 from tencrop.config import Config
 from tencrop.config.rules import check_protocol
-from tencrop.evaluation.preprocessing import Preprocessing, prepared_as, typed_of
+from tencrop.evaluation.preprocessing import Preprocessing, apply_preprocessing, typed_fields
 from tencrop.evaluation.targets import EvaluationTarget
 
 
-def with_preprocessing(member: EvaluationTarget, network: nn.Module, facts: Mapping[str, Any]) -> tuple[Config, str]:
-    """The member's configuration with what its weights want of images, and who says so.
+def with_preprocessing(target: EvaluationTarget, network: nn.Module, facts: Mapping[str, Any]) -> tuple[Config, str]:
+    """The target's configuration with the preprocessing of its weights, and the source of that preprocessing.
 
-    facts: what a checkpoint of ours says of itself. Raises UserError where the protocol that this gives is none, such
-    as a typed side below the publisher's size.
+    facts: the metadata of our own checkpoints, else empty. Raises UserError if the resulting protocol is impossible,
+    for example with a side on the command line below the publisher's crop size.
     """
-    config, typed = member.config, member.typed
+    config, typed = target.config, target.typed
     if typed is None:
         return config, "the configuration"
-    if facts:  # a checkpoint of ours outside its run folder
+    if facts:  # one of our checkpoints, outside its run folder
         wanted = _of_checkpoint(config, facts)
     else:
         wanted = published(config.model.name, network, config.model.kwargs.get("img_size"))
     if wanted is None:
-        return config, f"the configuration; nobody published weights of {config.model.name}"
-    config = prepared_as(config, wanted, typed)
+        return config, f"the configuration; no published weights of {config.model.name} are known"
+    config = apply_preprocessing(config, wanted, typed)
     check_protocol(config.protocol)
-    kept = sorted(typed_of(typed))
+    kept = sorted(typed_fields(typed))
     return config, wanted.source + (f"; typed: {', '.join(kept)}" if kept else "")
 
 
@@ -47,9 +47,9 @@ def _of_checkpoint(config: Config, facts: Mapping[str, Any]) -> Preprocessing | 
 
 
 def published(name: str, network: nn.Module, img_size: int | None = None) -> Preprocessing | None:
-    """What timm or torchvision say of their weights for the network; None for one of ours.
+    """The preprocessing of timm's or torchvision's weights for this network; None for our own networks.
 
-    img_size: that the network was built for, where its arguments say so.
+    img_size: the input size that the network was built for, if model.kwargs set it.
     """
     if name.startswith("torchvision/"):
         return _of_torchvision(name.removeprefix("torchvision/"), network)
@@ -58,19 +58,21 @@ def published(name: str, network: nn.Module, img_size: int | None = None) -> Pre
 
 
 def _of_timm(cfg: dict[str, Any], img_size: int | None) -> Preprocessing:
-    """As timm's validate.py has it: at the size, and with the crop, that a network is tested with."""
+    """As timm's validate.py: the test size and test crop, which some networks have beside those of training."""
     found = resolve_data_config(pretrained_cfg=cfg, use_test_size=True)
     source = "timm's " + ".".join(part for part in (cfg.get("architecture"), cfg.get("tag")) if part)
     if found["crop_mode"] != "center":
-        source += f", whose crop_mode {found['crop_mode']} is not ours"
+        # "border" and "squash" resize in another way. Stated in the result rather than imitated.
+        source += f", whose crop_mode {found['crop_mode']} is not supported here"
     _, height, width = found["input_size"]
     return Preprocessing(
         source=source,
         mean=_on_255(found["mean"]),
         std=_on_255(found["std"]),
         filter=found["interpolation"],
+        # Our crops are squares. For the few networks with another shape the configuration's size is kept.
         size=img_size or (height if height == width else None),
-        side=lambda size: math.floor(size / found["crop_pct"]),  # timm.data.create_transform's arithmetic
+        side=lambda size: math.floor(size / found["crop_pct"]),  # floor, as timm.data.create_transform
     )
 
 
@@ -81,14 +83,17 @@ def _of_torchvision(name: str, network: nn.Module) -> Preprocessing | None:
     preset = weights.transforms()
     mean, std = _on_255(preset.mean), _on_255(preset.std)
     if getattr(network, "transform_input", None) is False:
-        # GoogLeNet and Inception v3 turn ImageNet's normalization into 0.5 and 0.5 themselves where torchvision builds
-        # them for these weights, and not where it builds them without any, as here
+        # GoogLeNet and Inception v3 were trained on images normalized by 0.5 and 0.5. Built together with its weights,
+        # torchvision's network converts ImageNet's normalization to that by itself (transform_input=True). We build it
+        # without weights, so it does not.
         mean = std = [127.5] * 3
     (size,), (side,) = preset.crop_size, preset.resize_size
+    # The same ratio of crop to side at other sizes; a Fraction, because in floats floor(100 / (100 / 127)) is 126.
     crop = Fraction(size, side)
     filter = preset.interpolation.value
     return Preprocessing(f"torchvision's {weights}", mean, std, filter, size, lambda size: math.floor(size / crop))
 
 
 def _on_255(values: tuple[float, ...]) -> list[float]:
+    # Rounded, so that the last bits of 255 * value neither appear in print nor make a preprocessing look different.
     return [round(255 * value, 9) for value in values]

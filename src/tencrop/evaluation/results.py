@@ -1,6 +1,6 @@
-"""What an evaluation found: result.json, which the report reads, and the table on the terminal.
+"""Results of an evaluation: write and verify result.json, and print the error table.
 
-Called by evaluate.py. Nothing here is typed by hand: all comes from scores, and from the configuration behind them.
+Every number in result.json is computed from the scores, or copied from the configuration that they were computed with.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from tencrop.evaluation.protocols import num_views
 from tencrop.files import atomic_write
 
 FORMAT = "tencrop result 2"
-UNSIGNED = "tencrop result 1"  # as earlier code wrote it, without a digest
-TOP = (1, 5)
+UNSIGNED = "tencrop result 1"  # written by earlier code, without a digest
+TOP = (1, 5)  # ImageNet's two error rates
 
 
 def result_of(scores: Scores, config: Config, /, **origin: Any) -> dict[str, Any]:
-    """The content of result.json; errors and bounds of the 95% Wilson intervals are fractions.
+    """The content of result.json; errors and the bounds of the 95% Wilson intervals are fractions.
 
-    `origin` says which file or files the weights came from, and what more is known of them. Raises UserError where
-    scores are NaN or infinite.
+    origin: which file or files the weights came from, and what else is known of them; it overrides other keys. Raises
+    UserError if scores are NaN or infinite.
     """
     average = config.protocol.average
     result: dict[str, Any] = {"format": FORMAT}
@@ -45,7 +45,7 @@ def result_of(scores: Scores, config: Config, /, **origin: Any) -> dict[str, Any
         "protocol": protocol.pop("name"),
         "averaging": protocol.pop("average"),
         "views": num_views(config.protocol),
-        **protocol,
+        **protocol,  # side, size, region and filter
         **{key: value for key, value in scores.metadata.items() if key not in ("protocol", "normalization")},
         "experiment": config.name,
         "seed": config.seed,
@@ -55,12 +55,12 @@ def result_of(scores: Scores, config: Config, /, **origin: Any) -> dict[str, Any
 
 
 def result_name(result: dict[str, Any]) -> str:
-    """Under which an evaluation is known in its folder and to the tracker: its score file's, and its average's."""
+    """The name of an evaluation in its folder and in the tracker: its score file's stem, "-logits" if averaged so."""
     return Path(result["scores"]).stem + ("-logits" if result["averaging"] == "logits" else "")
 
 
 def _errors(ranks: Tensor) -> dict[str, Any]:
-    """The part of a result that is counted from the labels' ranks, int [N]."""
+    """The keys of a result that are computed from the labels' ranks, int [N]."""
     errors: dict[str, Any] = {}
     for k in TOP:
         rate = error_rate(ranks, k)
@@ -69,7 +69,8 @@ def _errors(ranks: Tensor) -> dict[str, Any]:
 
 
 def save_result(path: Path, result: dict[str, Any]) -> None:
-    """Write result.json, with its digest as `sha256`, whole or not at all; where it says the same, not at all."""
+    """Write result.json atomically, with its digest as `sha256`; an equal file keeps its modification time."""
+    # The digest is computed without the key `sha256` itself, which load_result removes first.
     content = (json.dumps({**result, "sha256": _digest(result)}, indent=1) + "\n").encode()
     if path.is_file() and path.read_bytes() == content:
         return
@@ -78,22 +79,24 @@ def save_result(path: Path, result: dict[str, Any]) -> None:
 
 
 def load_result(path: Path) -> dict[str, Any]:
-    """A result.json; UserError where it is missing, broken, damaged, something else, or not what its scores give.
+    """Read and verify a result.json.
 
-    The score file may be gone, or another evaluation may have written it anew by now; then the digest alone vouches
-    for the errors, and a result of earlier code, which has none, is refused.
+    Its errors are counted again from the score file beside it. If that is gone, or now belongs to another evaluation,
+    only the digest protects the errors, and a result of earlier code without a digest is refused. Raises UserError if
+    the file is missing, broken, damaged, something else, or does not match its scores.
     """
     try:
-        result = json.loads(path.read_text() if path.is_file() else "null")  # a pipe would be waited for
+        result = json.loads(path.read_text() if path.is_file() else "null")  # reading a named pipe would block
         found, digest = result["format"], result.pop("sha256", None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: is no result of evaluate.py") from error
     if found not in (FORMAT, UNSIGNED):
         raise UserError(f"{path}: is of format {found} and not {FORMAT}; run evaluate.py again")
+    # Format 2 must have a digest: deleting it must not turn a changed file into one of format 1.
     is_signed = found == FORMAT or digest is not None
     if is_signed and digest != _digest(result):
         raise UserError(f"{path}: is damaged: it is not what was written (SHA-256); run evaluate.py again")
-    counted = _counted_again(path, result)
+    counted = _recounted_errors(path, result)
     if counted is None and not is_signed:
         raise UserError(f"{path}: has no digest, and no scores beside it to count from; run evaluate.py again")
     if counted is not None and any(result.get(key) != value for key, value in counted.items()):
@@ -101,13 +104,14 @@ def load_result(path: Path) -> dict[str, Any]:
     return result
 
 
-def _counted_again(path: Path, result: dict[str, Any]) -> dict[str, Any] | None:
-    """The errors that the score file of a result gives; None where there is none of this evaluation."""
+def _recounted_errors(path: Path, result: dict[str, Any]) -> dict[str, Any] | None:
+    """The errors counted again from a result's score file; None if the file is gone or of another evaluation."""
     try:
         scores = path.with_name(result["scores"])
         if not scores.is_file():
             return None
         ranks, metadata = load_ranks(scores, result["averaging"])
+        # The file's name contains only the protocol: evaluating other weights in the same folder overwrites it.
         same = ("weights_sha256", "source_fingerprint", *(["code_sha256"] if "code_sha256" in result else []))
         return _errors(ranks) if all(metadata.get(key) == result[key] for key in same) else None
     except UserError:
@@ -121,7 +125,7 @@ def _digest(result: dict[str, Any]) -> str:
 
 
 def print_results(results: Sequence[dict[str, Any]], console: Console | None = None) -> None:
-    """The error table of some results, in percent."""
+    """Print the error table of some results, in percent with 95% intervals."""
     table = Table("weights", "protocol", title="error in percent", title_justify="left")
     for column in ("top-1", "95%", "top-5", "95%", "n"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -145,16 +149,16 @@ def protocol_label(result: dict[str, Any]) -> str:
 
 
 def measured_otherwise(result: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """In what a result was measured otherwise than its weights were trained: "precision fp32", "filter bicubic".
+    """Settings of a result that differ from the training of its weights, such as "precision fp32", "filter bicubic".
 
-    config: the training's, as config.yaml has it. What results and runs of earlier code do not say, and the mean and
-    std of data that are not here, are taken to be the same.
+    config: the training's, as in config.yaml. Settings that earlier code did not record are taken to be equal, and so
+    are mean and std if they come from a dataset that is not at hand.
     """
     trained = {"filter": config["augmentation"].get("filter"), "precision": config["training"].get("precision")}
     for key, given in (config.get("normalization") or {}).items():
         trained[key] = list(IMAGENET[key]) if given == "imagenet" else given
     known = {key: value for key, value in trained.items() if value not in (None, "dataset") and key in result}
     differences = [f"{key} {result[key]}" for key, value in known.items() if result[key] != value]
-    loader = result.get("loader", "beton")  # only ffcv's is recorded: its pixels are its own
+    loader = result.get("loader", "beton")  # recorded only for ffcv, whose decoder gives other pixels
     is_other = (loader == "ffcv") != (config["data"].get("loader") == "ffcv")
     return [*differences, f"loader {loader}"] if is_other else differences

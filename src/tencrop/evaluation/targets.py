@@ -1,6 +1,6 @@
-"""Which weights are to be evaluated, under which configuration: what evaluate.py's command line means.
+"""Turn evaluate.py's command line into evaluation targets: which weights to evaluate, under which configuration.
 
-Imports no torch, so that a mistake is answered at once. An ensemble has several members, all else one.
+An ensemble gives several targets, anything else one. Imports no torch, so that a wrong command is refused at once.
 """
 
 from __future__ import annotations
@@ -27,21 +27,23 @@ from tencrop.config.documents import read_json
 from tencrop.config.loader import check_loader
 from tencrop.config.rules import check_protocol
 from tencrop.data.store.manifest import RUN_DATA_SHAPE, read_manifest
-from tencrop.evaluation.preprocessing import Preprocessing, prepared_as
+from tencrop.evaluation.preprocessing import Preprocessing, apply_preprocessing
 
-EVALUATIONS = Path("evaluations")  # holds a folder for weights that no run folder here has trained
-CHOSEN_HERE = ("protocol", "checkpoint", "weights", "ema", "save_views", "output")  # no training knows these keys
+EVALUATIONS = Path("evaluations")  # parent of the folders for weights that no run folder has trained
+# Keys that train.py does not have: they are left out of the train command in an error message.
+EVALUATION_KEYS = ("protocol", "checkpoint", "weights", "ema", "save_views", "output")
 
 
 @dataclass(frozen=True)
 class EvaluationTarget:
-    """Weights, and how to evaluate them."""
+    """A file of weights, and how to evaluate it."""
 
     config: Config
     path: Path  # a checkpoint, or a plain state dict
-    manifest: dict[str, Any]  # of the prepared data
-    out: Path | None  # folder of its score files; null: evaluations/<model>-<hash of weights and data>
-    typed: frozenset[str] | None = None  # keys typed, for weights whose publisher says the rest of the preprocessing
+    manifest: dict[str, Any]  # that of the prepared data
+    out: Path | None  # folder for its score files; None: evaluations/<model>-<hash of weights and data>
+    # Keys on the command line, for weights whose preprocessing comes from their publisher; None for all others.
+    typed: frozenset[str] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -49,30 +51,30 @@ class EvaluationTarget:
 
 
 def evaluation_targets(config: Config, typed: list[str]) -> list[EvaluationTarget]:
-    """The members that a command names; `typed` is what stood behind evaluate.py, as KEY=VALUE.
+    """The targets that a command selects. typed: the words after `evaluate.py`, as KEY=VALUE.
 
-    A checkpoint in a run folder brings the run's configuration, changed by `typed`; weights from elsewhere are
-    evaluated in float32 unless a precision is typed, and on images prepared as their publisher says. Raises UserError
-    where a file or the prepared data are missing, or the data have other classes than the run's.
+    A checkpoint in a run folder is evaluated with the run's configuration, changed by `typed`. Other weights are
+    evaluated in float32 unless `typed` has a precision, on images prepared as their publisher specifies. Raises
+    UserError if a file or the prepared data is missing, or the data has other classes than the run's.
     """
-    members = _evaluation_targets(config, typed)
-    for member in members:
-        check_preparation(member.config, member.manifest, keys_typed(typed))
-    return members
+    targets = _evaluation_targets(config, typed)
+    for target in targets:
+        check_preparation(target.config, target.manifest, keys_typed(typed))
+    return targets
 
 
 def _evaluation_targets(config: Config, typed: list[str]) -> list[EvaluationTarget]:
     if (weights := config.weights) is not None:
         _check_file("weights", Path(weights))
-        return [_from_elsewhere(config, Path(weights), typed, _given_output(config))]
+        return [_target_of_plain_weights(config, Path(weights), typed, _given_output(config))]
     if config.checkpoint is None:
         path = run_path(config) / "checkpoints" / "last.ckpt"
         if not path.exists():
             keys = (override.key_or_group.split(".")[0] for override in parse(typed))
-            words = [for_shell(word) for word, key in zip(typed, keys, strict=True) if key not in CHOSEN_HERE]
-            mend = f"name one with checkpoint=PATH, or train it with: {' '.join([verb('train'), *words])}"
-            raise UserError(f"{path}: there is no such checkpoint; {mend}")
-        return [_of_run(config, path, path.parent.parent, alone=True)]
+            words = [for_shell(word) for word, key in zip(typed, keys, strict=True) if key not in EVALUATION_KEYS]
+            remedy = f"name one with checkpoint=PATH, or train it with: {' '.join([verb('train'), *words])}"
+            raise UserError(f"{path}: there is no such checkpoint; {remedy}")
+        return [_target_of_run(config, path, path.parent.parent, alone=True)]
     paths = [Path(path) for path in (config.checkpoint if isinstance(config.checkpoint, list) else [config.checkpoint])]
     if not paths:
         raise UserError("checkpoint=[]: names no checkpoint; give checkpoint=PATH or checkpoint=[PATH,PATH]")
@@ -80,23 +82,23 @@ def _evaluation_targets(config: Config, typed: list[str]) -> list[EvaluationTarg
         _check_file("checkpoint", path)
     if not any((path.absolute().parent.parent / "config.yaml").exists() for path in paths):
         _check_named(paths[0], typed)
-    members = []
+    targets = []
     for path in paths:
         run_dir, alone = path.absolute().parent.parent, len(paths) == 1
         if (run_dir / "config.yaml").exists():
-            members.append(_of_run(config_of_run(run_dir, typed, conf=CONF), path, run_dir, alone=alone))
+            targets.append(_target_of_run(config_of_run(run_dir, typed, conf=CONF), path, run_dir, alone=alone))
         else:
-            members.append(_from_elsewhere(config, path, typed, _given_output(config, alone)))
-    return members
+            targets.append(_target_of_plain_weights(config, path, typed, _given_output(config, alone)))
+    return targets
 
 
 def check_ensemble(members: Sequence[EvaluationTarget]) -> None:
-    """Raises UserError where several members make no ensemble: one stands twice, or they average differently."""
-    paths = [member.path.resolve() for member in members]
+    """Raises UserError if targets cannot form an ensemble: one is listed twice, or their averages differ."""
+    paths = [target.path.resolve() for target in members]
     for number, path in enumerate(paths):
         if path in paths[:number]:
-            raise UserError(f"checkpoint: {path} stands twice in the list; name each member of an ensemble once")
-    averages = {member.config.protocol.average for member in members}
+            raise UserError(f"checkpoint: {path} is listed twice; name each member of an ensemble once")
+    averages = {target.config.protocol.average for target in members}
     if len(averages) > 1:
         raise UserError(f"protocol.average: the members differ ({', '.join(sorted(averages))}); choose one of them")
 
@@ -109,56 +111,65 @@ def _check_file(key: str, path: Path) -> None:
 
 
 def _check_named(path: Path, typed: Sequence[str]) -> None:
-    """UserError where no run folder says which network a checkpoint is of, and the command does not either."""
+    """Raises UserError if neither a run folder nor the command names the network of a checkpoint."""
     if not keys_typed(typed) & {"model", "model.name", "experiment"}:
         raise UserError(
-            f"checkpoint={path}: lies in no run folder (RUN/config.yaml and RUN/checkpoints/), which would say of which"
-            " network and data it is; name them with model=NAME data=NAME data.root=FOLDER, or experiment=NAME"
+            f"checkpoint={path}: is not in a run folder (RUN/config.yaml and RUN/checkpoints/), so its network and data"
+            " are not known; name them with model=NAME data=NAME data.root=FOLDER, or experiment=NAME"
         )
 
 
-def _from_elsewhere(config: Config, path: Path, words: Sequence[str], out: Path | None) -> EvaluationTarget:
-    """Of weights that are not named as the checkpoint of a run; `words` as typed.
+def _target_of_plain_weights(config: Config, path: Path, words: Sequence[str], out: Path | None) -> EvaluationTarget:
+    """The target for plain weights, or for a checkpoint outside a run folder. words: those of the command line.
 
-    Images are prepared as the run says whose folder the weights lie in, or as the experiment that is typed, or else as
-    the publisher says, which is known when timm is imported.
+    Preprocessing comes from the run in whose folder the weights are, or else from the experiment on the command line,
+    or else from the publisher. The last is looked up later, because it needs timm.
     """
     typed = {override.key_or_group: override.value() for override in parse(words)}
+    # The default precision belongs to the default recipe, which did not train these weights; float32 suits all.
     if "training.precision" not in typed:
         config = dataclasses.replace(config, training=dataclasses.replace(config.training, precision="fp32"))
-    files = ("config.yaml", "manifest.json")  # others write a config.yaml, too
+    # Two parents: RUN/weights.pth or RUN/checkpoints/weights.pth.
+    files = ("config.yaml", "manifest.json")  # other programs write a config.yaml, too
     run_dir = next((dir for dir in path.absolute().parents[:2] if all((dir / file).exists() for file in files)), None)
     if run_dir is not None:
-        config = prepared_as(config, _of_images(config_of_run(run_dir, [], conf=CONF)), typed)
+        config = apply_preprocessing(config, _preprocessing_of_run(config_of_run(run_dir, [], conf=CONF)), typed)
+    # An experiment on the command line states the preprocessing itself.
     is_published = run_dir is None and typed.get("experiment") in (None, "auto")
-    return _member(config, path, out, frozenset(typed) if is_published else None)
+    return _make_target(config, path, out, frozenset(typed) if is_published else None)
 
 
-def _of_images(run: Config) -> Preprocessing:
+def _preprocessing_of_run(run: Config) -> Preprocessing:
     normalization, filter = run.normalization, run.augmentation.filter
     return Preprocessing(
         "the run", normalization.mean, normalization.std, filter, run.image_size, lambda _: run.short_side
     )
 
 
-def _of_run(config: Config, path: Path, run_dir: Path, *, alone: bool) -> EvaluationTarget:
-    """Score files lie in the run's folder unless the data are not those it was trained beside."""
-    member = _member(config, path, _given_output(config, alone))
-    data = _data_of(run_dir)
-    if data.get("classes", member.manifest["classes"]) != member.manifest["classes"]:
+def _target_of_run(config: Config, path: Path, run_dir: Path, *, alone: bool) -> EvaluationTarget:
+    """The target for a checkpoint in a run folder.
+
+    Score files go to the run's folder, unless the evaluated images are not the val split of the run's own data: the
+    report would mix errors on different images.
+    """
+    target = _make_target(config, path, _given_output(config, alone))
+    # Names of the classes, not their number: label 5 must mean the same class as in training.
+    data = _recorded_data(run_dir)
+    if data.get("classes", target.manifest["classes"]) != target.manifest["classes"]:
         raise UserError(
             f"data.root={config.data.root}: its classes are not those that {path} was trained on; name other data,"
             f" or evaluate the plain weights with {typed_word('weights', path)}"
         )
     trained_beside = data.get("splits", {}).get("val", {}).get("source_fingerprint")
-    if member.out is None and trained_beside in (None, source_fingerprint(member.manifest)):
-        member = dataclasses.replace(member, out=run_dir / "predictions")
-    return member
+    if target.out is None and trained_beside in (None, source_fingerprint(target.manifest)):
+        target = dataclasses.replace(target, out=run_dir / "predictions")
+    return target
 
 
-def _member(config: Config, path: Path, out: Path | None, typed: frozenset[str] | None = None) -> EvaluationTarget:
-    # a publisher's sizes are not known yet, and a crop of one pixel fits all sides; publishers.py checks them then
+def _make_target(config: Config, path: Path, out: Path | None, typed: frozenset[str] | None = None) -> EvaluationTarget:
+    # A publisher's sizes are not known yet: check with a crop of one pixel, which fits all. publishers.py checks again.
     check_protocol(config.protocol if typed is None else dataclasses.replace(config.protocol, size=1))
+    # The cheap checks of train.py, all before torch is imported.
     manifest = read_manifest(config.data.root, config.data.name)
     check_loader(config.data)
     check_data(config, manifest)
@@ -166,17 +177,18 @@ def _member(config: Config, path: Path, out: Path | None, typed: frozenset[str] 
 
 
 def _given_output(config: Config, alone: bool = True) -> Path | None:
+    # With several checkpoints, output=DIR is the folder of the ensemble, and its members keep their own folders.
     return Path(config.output) if config.output is not None and alone else None
 
 
-def _data_of(run_dir: Path) -> dict[str, Any]:
-    """What a run folder says of its data; nothing where it has no manifest. UserError where that is broken."""
-    path, mend = run_dir / "manifest.json", "bring it back from a copy, or evaluate the plain weights with weights=PATH"
+def _recorded_data(run_dir: Path) -> dict[str, Any]:
+    """The "data" part of a run's manifest; empty if there is no manifest. Raises UserError if it is broken."""
+    path, remedy = run_dir / "manifest.json", "restore it from a copy, or evaluate the plain weights with weights=PATH"
     if not path.exists():
         return {}
-    return read_json(path, {"data": RUN_DATA_SHAPE}, what="the manifest of a run folder", mend=mend)["data"]
+    return read_json(path, {"data": RUN_DATA_SHAPE}, what="the manifest of a run folder", mend=remedy)["data"]
 
 
 def source_fingerprint(manifest: dict[str, Any]) -> str:
-    """Of the evaluated images and labels."""
+    """The hash of the evaluated images and labels, from the manifest of prepared data."""
     return manifest["splits"]["val"]["source_fingerprint"]

@@ -17,7 +17,7 @@ from tencrop.config.run_config import (
     is_run_folder,
     read_config,
 )
-from tencrop.evaluation.claims import claimant_of_run
+from tencrop.evaluation.claims import claiming_recipe_of_run
 from tencrop.evaluation.results import load_result, measured_otherwise, protocol_label, result_name
 from tencrop.evaluation.targets import EVALUATIONS
 from tencrop.records.run_folder import read_run_manifest
@@ -106,7 +106,7 @@ class Experiment:
     @cached_property
     def recipe(self) -> Config | None:
         """That of the file of conf/ which makes the claim; None where one of these is no run of it on whole data."""
-        found = [claimant_of_run(run.config, run.manifest["data"]) for run in self.runs]
+        found = [claiming_recipe_of_run(run.config, run.manifest["data"]) for run in self.runs]
         return None if None in found else found[0]
 
     @property

@@ -1,1 +1,1 @@
-"""Training: the Lightning module and what it is made of. Called by train.py."""
+"""Training: the Lightning module, optimizers, schedules, checkpoints and metrics."""

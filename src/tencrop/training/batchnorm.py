@@ -1,6 +1,8 @@
-"""BatchNorm over groups of the recipe's size, whatever the layout of the batch on the devices.
+"""Ghost BatchNorm: normalize groups of a fixed number of samples, on any number of devices and micro-batches.
 
-Called by the classifier: `set_groups` once, `update_running_statistics` at every optimizer step.
+With plain BatchNorm, what is learned depends on how many samples happen to be on a device. Here the recipe fixes the
+group size (`model.bn_group`). The classifier calls `set_groups` once and `update_running_statistics` after every
+optimizer step.
 """
 
 from __future__ import annotations
@@ -14,15 +16,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tencrop.config import Batches, UserError
 
+# Exactly these types: a subclass may compute something else, which the replacement in set_groups would drop silently.
 GROUPABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
 
 
 def set_groups(model: nn.Module, batches: Batches) -> nn.Module:
-    """The model whose BatchNorm layers normalize the groups that `batches` says; names of weights stay.
+    """Make the model's BatchNorm layers normalize the groups in `batches`. The names of weights do not change.
 
-    ghost: consecutive groups of a micro-batch, each by its own mean and variance. sync: one group over all devices.
-    Raises UserError for a kind of BatchNorm that is not known to be separable, and for another layer with running
-    statistics where the batch is divided: they would be those of a device's last micro-batches.
+    ghost: consecutive groups of a micro-batch, each with its own mean and variance. sync: one group over all devices.
+    Raises UserError for a BatchNorm that cannot be split into groups. If the batch is divided, it also raises for any
+    other layer with running statistics, because these would come from one device's last micro-batches only.
     """
     _refuse_other_statistics(model, batches)
     if batches.bn == "none":
@@ -38,6 +41,8 @@ def set_groups(model: nn.Module, batches: Batches) -> nn.Module:
     if batches.bn == "sync":
         return convert_sync_batchnorm(model)
     for _, layer in layers:
+        # Change the class in place: a new layer would need weights, buffers, hooks and activation moved over. The new
+        # class is a subclass of the layer's own type, so that isinstance checks elsewhere still hold.
         layer.__class__ = type(f"Ghost{type(layer).__name__}", (GhostBatchNorm, type(layer)), {})
         assert isinstance(layer, GhostBatchNorm)
         layer.prepare(batches.micro_batch // batches.bn_groups, batches.bn_groups * batches.accumulate_grad_batches)
@@ -46,7 +51,7 @@ def set_groups(model: nn.Module, batches: Batches) -> nn.Module:
 
 def _refuse_other_statistics(model: nn.Module, batches: Batches) -> None:
     if batches.num_devices * batches.accumulate_grad_batches == 1:
-        return
+        return  # the whole batch in one forward pass: any layer sees what its author intended
     for name, layer in model.named_modules():
         buffers = [buffer for buffer, _ in layer.named_buffers(recurse=False) if buffer.startswith("running_")]
         if buffers and not isinstance(layer, _BatchNorm):
@@ -58,21 +63,24 @@ def _refuse_other_statistics(model: nn.Module, batches: Batches) -> None:
 
 
 class GhostBatchNorm(_BatchNorm):
-    """Mixed into a BatchNorm layer: in training, groups of a micro-batch are normalized apart (Hoffer et al. 2017).
+    """Mixin for a BatchNorm layer: in training, each group of a micro-batch is normalized separately.
 
-    torch updates running statistics once a forward pass; here all groups of an optimizer step count alike, and the
-    statistics move once a step: running <- (1 - momentum) * running + momentum * (mean over the step's groups).
+    Ghost Batch Normalization of Hoffer et al. 2017, with one difference. There, as in torch, running statistics move
+    once for each group in turn. Here they move once for each optimizer step, and all groups of the step have the same
+    weight: running <- (1 - momentum) * running + momentum * (mean over the step's groups). So they do not depend on
+    the layout on devices and micro-batches.
     """
 
     group_size: int
     num_filled: int
-    means: Tensor  # [groups a step, C], of this device
-    variances: Tensor
+    means: Tensor  # [groups of a step on this device, C]
+    variances: Tensor  # same shape; unbiased, as torch's running_var
 
     def prepare(self, group_size: int, num_groups: int) -> None:
-        """group_size: samples; num_groups: groups of one optimizer step on this device, over its micro-batches."""
+        """group_size: in samples; num_groups: in all micro-batches of one optimizer step on this device."""
         assert self.running_mean is not None
         self.group_size, self.num_filled = group_size, 0
+        # A row for every group: the mean over them is taken once, at the optimizer step, not in every forward pass.
         shape = (num_groups, self.num_features)
         self.register_buffer("means", self.running_mean.new_zeros(shape), persistent=False)
         self.register_buffer("variances", self.running_mean.new_zeros(shape), persistent=False)
@@ -81,12 +89,15 @@ class GhostBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(input)
         assert len(input) % self.group_size == 0, (len(input), self.group_size)
+        # A loop, because a call of F.batch_norm has one mean for each channel. Folding the groups into the channels
+        # would need one call only, but a copy of the activations in channels_last layout.
         parts = [self._normalize(part) for part in input.split(self.group_size)]
         output = torch.cat(parts) if len(parts) > 1 else parts[0]
         return self.act(self.drop(output)) if isinstance(self, BatchNormAct2d) else output
 
     def _normalize(self, group: Tensor) -> Tensor:
-        # With momentum 1 torch leaves the group's own mean and unbiased variance in the "running" tensors.
+        # With momentum 1, F.batch_norm writes the group's own mean and unbiased variance to its "running" tensors: the
+        # statistics come out of the kernel that normalizes, without another pass over the activations.
         mean, variance = self.means[self.num_filled], self.variances[self.num_filled]
         self.num_filled += 1
         return F.batch_norm(group, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
@@ -94,36 +105,39 @@ class GhostBatchNorm(_BatchNorm):
 
 @torch.no_grad()
 def update_running_statistics(model: nn.Module) -> None:
-    """Once an optimizer step: the running statistics move towards the mean over the step's groups of all ranks.
+    """Move the running statistics towards the mean over all groups, of all ranks, of this optimizer step.
 
-    They are the same on every rank at every step, so a checkpoint or an evaluation need not average anything, and
-    rounding does not depend on when one falls.
+    All ranks must call this after every optimizer step. Running statistics are then equal on all ranks at every step:
+    nothing has to be averaged for a checkpoint or an evaluation, and their rounding does not depend on when one
+    happens.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, GhostBatchNorm)]
     if not layers:
         return
-    step_means: list[Tensor] = []  # over the groups: of each layer its mean, then its variance
+    step_means: list[Tensor] = []  # for each layer its mean, then its variance, averaged over the groups
     for layer in layers:
-        assert layer.num_filled == len(layer.means), "a step runs every group of the device once"
+        assert layer.num_filled == len(layer.means), "an optimizer step must run every group of the device once"
         layer.num_filled = 0
         step_means += [layer.means.mean(0), layer.variances.mean(0)]
-    targets = iter(mean_over_ranks(step_means))
-    running: dict[float, tuple[list[Tensor], list[Tensor]]] = {}  # momentum -> statistics, what they move towards
+    targets = iter(all_reduce_batchnorm_statistics(step_means))
+    running: dict[float, tuple[list[Tensor], list[Tensor]]] = {}  # momentum -> (statistics, targets)
     for layer in layers:
         assert layer.running_mean is not None and layer.running_var is not None and layer.momentum is not None
         statistics, moves_to = running.setdefault(layer.momentum, ([], []))
         statistics += [layer.running_mean, layer.running_var]
         moves_to += [next(targets), next(targets)]
     for momentum, (statistics, moves_to) in running.items():
+        # One fused kernel for all layers with this momentum, instead of two for each layer.
         torch._foreach_lerp_(statistics, moves_to, momentum)
     torch._foreach_add_([layer.num_batches_tracked for layer in layers], 1)  # type: ignore[misc]
 
 
-def mean_over_ranks(tensors: list[Tensor]) -> list[Tensor]:
-    """The mean over the ranks of each tensor; all ranks must call this, with tensors of the same shapes.
+def all_reduce_batchnorm_statistics(tensors: list[Tensor]) -> list[Tensor]:
+    """The mean of each tensor over all ranks. All ranks must call this, with tensors of the same shapes.
 
-    One all-reduce of all of them behind one another: a network has a hundred and more, most of a few hundred numbers
-    (ResNet-50: 106 tensors, together 53,120 numbers), and each all-reduce of its own would wait for every rank.
+    Concatenates everything into a single all-reduce. A network has a hundred or more of these tensors, most of a few
+    hundred numbers (ResNet-50: 106 tensors with 53,120 numbers in total); an all-reduce for each would be bound by
+    latency.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return tensors

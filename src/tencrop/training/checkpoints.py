@@ -1,7 +1,8 @@
-"""Checkpoints that are never half written and that reading cannot execute [15]; which ones a run keeps.
+"""Write, validate and choose the checkpoints of a run: last.ckpt, previous.ckpt and best.ckpt.
 
-`fit` hands AtomicCheckpointIO to Lightning and adds Checkpoints to its callbacks. models/checkpoint_files.py has the
-digest of a file and its comparison with the run.
+A checkpoint is never half written, and reading one never executes code from it: it holds only tensors, numbers, strings
+and containers, which torch.load(weights_only=True) reads, whereas a general pickle can run any program.
+models/checkpoint_files.py computes a file's digest and compares a checkpoint with its run.
 """
 
 from __future__ import annotations
@@ -24,30 +25,38 @@ from tencrop.files import name_oserror, sync_folder
 from tencrop.models.checkpoint_files import RefusedCheckpoint, add_digest, load_checked, weights_sha256
 from tencrop.training.monitors import Interruption
 
-__all__ = ["AtomicCheckpointIO", "Checkpoints", "Found", "last_valid", "read_checkpoint", "weights_sha256"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "Checkpoints",
+    "LoadedCheckpoint",
+    "latest_valid_checkpoint",
+    "read_checkpoint",
+    "weights_sha256",
+]
 
+# What a checkpoint may contain beside dicts and lists: what torch.load(weights_only=True) reads.
 PLAIN = (Tensor, bool, int, float, str, type(None))
 LAST, PREVIOUS, REFUSED = "last.ckpt", "previous.ckpt", "refused.ckpt"
 
 
-class Found(NamedTuple):
-    """A checkpoint to go on from."""
+class LoadedCheckpoint(NamedTuple):
+    """A checkpoint to resume from. Its content is kept, so that a file as large as the training state is read once."""
 
     path: Path
     content: dict[str, Any]
-    refusal: str | None  # why last.ckpt was passed over, and what is done; None where it was not
+    refusal: str | None  # why last.ckpt was refused and what is used instead; None if it was not refused
 
 
-def last_valid(run_dir: Path) -> Found | None:
-    """The run's last.ckpt, or previous.ckpt where that is damaged, of another run or gone; None in a new run folder.
+def latest_valid_checkpoint(run_dir: Path) -> LoadedCheckpoint | None:
+    """The run's last.ckpt, or previous.ckpt if last.ckpt is damaged, missing or of another run; None for a new run.
 
-    Raises UserError where neither can be gone on from.
+    Raises UserError if there are checkpoints but none is valid.
     """
     last, previous = (run_dir / "checkpoints" / name for name in (LAST, PREVIOUS))
     if not last.exists() and not previous.exists():
         return None
     try:
-        return Found(last, read_checkpoint(last), None)
+        return LoadedCheckpoint(last, read_checkpoint(last), None)
     except RefusedCheckpoint as error:
         if not previous.exists():
             raise
@@ -55,17 +64,18 @@ def last_valid(run_dir: Path) -> Found | None:
     try:
         content = read_checkpoint(previous)
     except RefusedCheckpoint as error:
-        mend = f"and {PREVIOUS} beside it {error.reason}; delete both to train from the start"
-        raise UserError(f"{last}: {reason}, {mend}") from error
+        # Never start over silently: days of training may be in a file that can still be restored from a copy.
+        remedy = f"and {PREVIOUS} beside it {error.reason}; delete both to train from the start"
+        raise UserError(f"{last}: {reason}, {remedy}") from error
     facts = content["tencrop"]
-    refusal = f"{last}: {reason}; going on from {PREVIOUS} (step {facts['step']} of {facts['total_steps']})"
-    return Found(previous, content, refusal)
+    refusal = f"{last}: {reason}; resuming from {PREVIOUS} (step {facts['step']} of {facts['total_steps']})"
+    return LoadedCheckpoint(previous, content, refusal)
 
 
 def set_aside(run_dir: Path) -> None:
-    """Rename a last.ckpt that was passed over to refused.ckpt: it may be somebody's only copy.
+    """Rename a refused last.ckpt to refused.ckpt instead of deleting it: it may be somebody's only copy.
 
-    The next checkpoint then finds no last.ckpt, and so leaves previous.ckpt, the only valid one, in its place.
+    Without a last.ckpt, the next checkpoint does not overwrite previous.ckpt, which is the only valid one now.
     """
     last = run_dir / "checkpoints" / LAST
     if is_first_process() and last.exists():
@@ -73,9 +83,9 @@ def set_aside(run_dir: Path) -> None:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The checkpoint as tensors on the CPU, numbers, strings, lists and dicts; nothing in the file is executed.
+    """A checkpoint as tensors on the CPU, numbers, strings, lists and dicts; no code in the file is executed.
 
-    Raises UserError for a file that is not there, is broken, damaged or of another run, or holds anything else.
+    Raises UserError if the file is missing, broken, damaged, of another run, or holds other objects.
     """
     try:
         checkpoint = load_checked(path)
@@ -83,31 +93,32 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise RefusedCheckpoint(path, "there is no such checkpoint") from error
     except (OSError, UserError):
         raise
-    except Exception as error:  # torch raises whatever the broken bytes lead to
+    except Exception as error:  # broken bytes can make torch raise almost anything
         reason = "not a checkpoint that can be read safely (broken, or a pickle with code in it)"
         raise RefusedCheckpoint(path, reason) from error
     if not isinstance(checkpoint, dict) or "tencrop" not in checkpoint:
-        mend = f"plain weights are evaluated with {typed_word('weights', path)}"
-        raise RefusedCheckpoint(path, "not one of our checkpoints", mend)
+        remedy = f"plain weights are evaluated with {typed_word('weights', path)}"
+        raise RefusedCheckpoint(path, "not one of our checkpoints", remedy)
     return checkpoint
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes to a temporary file in the same folder, then renames: a killed run leaves the last good checkpoint.
+    """Checkpoint I/O for Lightning: writes a temporary file, then renames it; a kill leaves the last good checkpoint.
 
-    The former last.ckpt stays as previous.ckpt, so that a file that is damaged later costs the steps since then and not
-    the run. It doubles the disk that a run takes (ResNet-50 with momentum: twice 205 MB), three times while writing.
+    The old last.ckpt becomes previous.ckpt: if last.ckpt is damaged later, the run loses the steps in between and not
+    everything. The cost is disk space: two checkpoints for each run (ResNet-50 with momentum: twice 205 MB), and three
+    during a write.
     """
 
-    def __init__(self, found: Found | None = None):
-        self.found = found  # read already, to be chosen: Lightning is given it and reads nothing again
+    def __init__(self, found: LoadedCheckpoint | None = None):
+        self.found = found  # given to Lightning when it asks for this path, instead of reading the file again
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Raises OSError (a full disk, say) with the former file untouched."""
+        """Raises OSError, for example for a full disk; the previous file is then unchanged."""
         _assert_plain(checkpoint)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()  # torch.save to a full disk would say RuntimeError
+        buffer = io.BytesIO()  # torch.save straight to a full disk raises RuntimeError, which names no file
         torch.save(checkpoint, buffer)
         add_digest(buffer)
         temporary = path.with_name(path.name + ".tmp")
@@ -115,7 +126,7 @@ class AtomicCheckpointIO(CheckpointIO):
             with name_oserror(path, partial=temporary), open(temporary, "wb") as file:
                 file.write(buffer.getbuffer())
                 file.flush()
-                os.fsync(file.fileno())
+                os.fsync(file.fileno())  # before the rename: after a power cut the name must not point to empty blocks
             if path.name == LAST:
                 _keep_previous(path)
             os.replace(temporary, path)
@@ -125,7 +136,8 @@ class AtomicCheckpointIO(CheckpointIO):
         sync_folder(path.parent)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        found, self.found = self.found, None  # let go: it is as large as the training's own state
+        # Drop our reference: Lightning restores from the returned dict, which is as large as the training state.
+        found, self.found = self.found, None
         return found.content if found is not None and found.path == Path(path) else read_checkpoint(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -133,22 +145,22 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def _keep_previous(last: Path) -> None:
-    """previous.ckpt becomes a second name of last.ckpt, which costs no copy; last.ckpt is there all the while."""
+    """Make previous.ckpt a hard link to last.ckpt, which copies nothing; last.ckpt exists at every moment."""
     previous = last.with_name(PREVIOUS)
     if not last.exists():
         return
     previous.unlink(missing_ok=True)
     try:
         os.link(last, previous)
-    except OSError:  # a file system without hard links: for a moment previous.ckpt is the only, and valid, one
+    except OSError:  # a file system without hard links: until the next rename only previous.ckpt exists
         os.replace(last, previous)
 
 
 class Checkpoints(Callback):
-    """Keeps `last.ckpt` at the end of every epoch, every `every_steps` steps and on interruption, and `best.ckpt`.
+    """Save last.ckpt after every epoch, every `every_steps` steps and on interruption; and best.ckpt.
 
-    Best is the lowest top-1 error on the minival; without a minival there is none, as selecting on the test images
-    would bias the headline [13].
+    best.ckpt has the lowest top-1 error on the minival. Without a minival there is none: the minimum over many errors
+    on the test images is lower than the error on new images, so selecting on them biases the reported result.
     """
 
     def __init__(self, folder: Path, *, every_steps: int | None, interruption: Interruption):
@@ -159,7 +171,7 @@ class Checkpoints(Callback):
     def on_train_batch_end(self, trainer: Trainer, classifier: Any, *_: Any) -> None:
         step = classifier.global_step
         if not classifier.is_at_step_boundary or classifier.is_at_epoch_end or step == classifier.total_steps:
-            return  # the end of an epoch is saved after its validation
+            return  # on_train_epoch_end saves these steps, after the validation
         is_interrupted = self.interruption.is_agreed(trainer, step)
         if is_interrupted or (self.every_steps and step % self.every_steps == 0):
             self._save(trainer, classifier)
@@ -167,28 +179,34 @@ class Checkpoints(Callback):
             self.interruption.stop(step)
 
     def on_validation_batch_end(self, trainer: Trainer, classifier: Any, *_: Any) -> None:
-        # several ranks have unequal numbers of batches: they agree at the end
+        # A validation may take longer than the notice that a cluster gives before it kills a job. With several ranks
+        # the check waits until the end of the epoch: their numbers of batches differ, so a collective operation would
+        # hang.
         if trainer.world_size == 1 and classifier.is_at_epoch_end and self.interruption.is_requested:
             self._save(trainer, classifier)
             self.interruption.stop(classifier.global_step)
 
     def on_load_checkpoint(self, trainer: Trainer, classifier: Any, checkpoint: dict[str, Any]) -> None:
-        # Lightning counts the epoch's micro-batches, and the hardware that continues may cut another number of them.
+        # Lightning counts micro-batches within the epoch. A run that resumes on other hardware may cut a global batch
+        # into another number of them, so the counters are derived from the optimizer step, which is the same
+        # everywhere.
         step, per_step = checkpoint["tencrop"]["step"], classifier.batches.accumulate_grad_batches
         num_done = (step % classifier.steps_per_epoch or classifier.steps_per_epoch) * per_step
         current = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-        num_unfinished = current["processed"] - current["completed"]  # 1: saved in the hook that ends a batch
+        num_unfinished = current["processed"] - current["completed"]  # 1 if saved in a hook at the end of a batch
         current |= {"ready": num_done, "started": num_done, "processed": num_done}
         current["completed"] = num_done - num_unfinished
 
     def on_save_checkpoint(self, trainer: Trainer, classifier: Any, checkpoint: dict[str, Any]) -> None:
         if trainer.validating:
-            # Lightning resumes a validation in its middle, and only from a checkpoint that says so: ours begins anew
+            # Interrupted during a validation. Lightning would resume in the middle of it, but the sums of the first
+            # batches are not in the checkpoint: mark the validation as started with no batch done, so that it restarts.
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
             progress["total"] |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
             progress["current"] |= {"ready": 0, "started": 0, "processed": 0, "completed": 0}
 
     def on_train_epoch_end(self, trainer: Trainer, classifier: Any) -> None:
+        # best.ckpt first: if the job is killed between the two, last.ckpt is older and the best is saved again.
         if classifier.is_best:
             self._save(trainer, classifier, "best.ckpt")
         self._save(trainer, classifier)
@@ -202,6 +220,7 @@ class Checkpoints(Callback):
 
 
 def _assert_plain(value: Any, place: str = "checkpoint") -> None:
+    # Fail when a checkpoint is written, not months later when someone reads it.
     if isinstance(value, Mapping):
         for key, inner in value.items():
             assert isinstance(key, str | int), f"{place} has a key {key!r}"

@@ -1,7 +1,9 @@
-"""The Lightning module: what a run learns, step by step. Read this first.
+"""The Lightning module: one training step, from a batch to the optimizer. Start reading here.
 
-`training_step` is one micro-batch, `update_weights` one optimizer step; everything that changes what is learned
-happens there or in the functions that they name. Callbacks only watch. Built by `fit`.
+`training_step` is one micro-batch and `update_weights` one optimizer step. Everything that changes what is learned
+happens there or in the functions that they call. Callbacks never change gradients, weights or BatchNorm statistics. One
+of them, Checkpoints, calls `prepare_checkpoint`, which moves the error counts and the data digest of all ranks to rank
+0. `training/fit.py` builds the module.
 """
 
 from __future__ import annotations
@@ -14,17 +16,17 @@ import struct
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tencrop.config import Batches, Config, UserError
 from tencrop.data.augmentation.augment import partner_labels, training_inputs
 from tencrop.data.augmentation.batch import Batch
 from tencrop.data.augmentation.color import ColorNoise, color_noise, mean_and_std, normalize
+from tencrop.data.augmentation.crops import central_crops
 from tencrop.data.augmentation.erasing import is_erased, noise_table
 from tencrop.data.augmentation.mixing import is_mixed
 from tencrop.distributed.collectives import all_reduce
@@ -32,16 +34,17 @@ from tencrop.models.checkpoint_files import FORMAT, weights_sha256
 from tencrop.models.weights import check_weights
 from tencrop.training.batchnorm import set_groups, update_running_statistics
 from tencrop.training.ema import update_ema
-from tencrop.training.losses import cross_entropy, dominant_labels, mixed_cross_entropy, topk_errors, with_auxiliary
+from tencrop.training.losses import dominant_labels, mixed_cross_entropy, topk_errors, with_auxiliary
 from tencrop.training.monitors import Diverged, all_reduce_digest
 from tencrop.training.optimizers import build_optimizer
 from tencrop.training.schedules import Plateau, after_evaluation, learning_rate
 
+# Larger than any step, so that a minimum over steps and ranks needs no flag for "none".
 NO_STEP = 2**62
 
 
 class Classifier(pl.LightningModule):
-    """A network in training. The state dict has its weights as `model.*` and, where there is EMA, theirs as `ema.*`."""
+    """A network in training. The state dict holds its weights as `model.*` and, with EMA, the averages as `ema.*`."""
 
     mean: Tensor
     std: Tensor
@@ -49,23 +52,28 @@ class Classifier(pl.LightningModule):
     erasing_noise: Tensor | None
     train_counts: Tensor
     val_counts: Tensor
-    first_bad_step: Tensor
+    first_nonfinite_step: Tensor
 
     def __init__(
         self, config: Config, model: nn.Module, *, statistics: dict[str, Any], batches: Batches, steps_per_epoch: int
     ):
-        """statistics: those of the data's manifest; steps_per_epoch: optimizer steps."""
+        """statistics: mean, std and color covariance from the data's manifest; steps_per_epoch: optimizer steps."""
         super().__init__()
+        # Lightning's automatic loop would step the optimizer by its own count of batches, and its gradient clipping,
+        # accumulation and schedulers would act outside of training_step, where nobody reads them.
         self.automatic_optimization = False
         self.config, self.batches, self.steps_per_epoch = config, batches, steps_per_epoch
         self.global_batch = config.training.global_batch
+        # max_steps cuts the run short but does not squeeze the schedule: a run of 100 steps has the learning rates of
+        # the first 100 steps of the full run.
         self.schedule_steps = config.training.epochs * steps_per_epoch
         self.total_steps = min(self.schedule_steps, config.training.max_steps or self.schedule_steps)
+        # Set before BatchNorm groups and the EMA copy are made, so that both have the same memory layout.
         layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
         self.model = set_groups(model.to(memory_format=layout), batches)
-        self.auxiliary_weight: float = getattr(model, "auxiliary_weight", 0.0)  # of each auxiliary head's loss
+        self.auxiliary_weight: float = getattr(model, "auxiliary_weight", 0.0)  # factor for each auxiliary head's loss
         self.ema = copy.deepcopy(self.model).requires_grad_(False) if config.training.ema_decay is not None else None
-        self.run_id: str | None = None  # of the run folder, set by fit: a checkpoint says whose it is
+        self.run_id: str | None = None  # set by fit; stored in checkpoints so that one of another run is refused
         self.selection_split = "minival" if config.training.minival_fraction > 0 else "val"
 
         mean, std = mean_and_std(config.normalization, statistics)
@@ -73,30 +81,36 @@ class Classifier(pl.LightningModule):
         self.color_scale = noise.scale
         self.is_mixed = is_mixed(config.augmentation.mixing)
         for name, constant in (("mean", torch.tensor(mean)), ("std", torch.tensor(std)), ("axes", noise.axes)):
+            # Not persistent: they follow from the configuration and the data, and the state dict stays loadable as
+            # plain weights. on_save_checkpoint records mean and std as numbers.
             self.register_buffer(name, constant, persistent=False)
         erasing = config.augmentation.erasing
         is_noisy = is_erased(erasing) and erasing.fill == "normal"
         table = noise_table(seed=config.seed, size=config.augmentation.size) if is_noisy else None
         self.register_buffer("erasing_noise", table, persistent=False)
-        # sums of loss, top-1 errors, top-5 errors and images; on the device until Metrics reads them
+        # Sums of loss, top-1 errors, top-5 errors and images. They stay on the device until Metrics reads them: an
+        # .item() in every step would stall the GPU until its queue is empty. float64, because a float32 sum over many
+        # images loses digits. train_counts is persistent because a checkpoint may fall between two rows of
+        # metrics.jsonl.
         self.register_buffer("train_counts", torch.zeros(4, dtype=torch.float64))
         self.register_buffer("val_counts", torch.zeros(4, dtype=torch.float64), persistent=False)
-        self.register_buffer("first_bad_step", torch.tensor(NO_STEP), persistent=False)
+        self.register_buffer("first_nonfinite_step", torch.tensor(NO_STEP), persistent=False)
 
         self.plateau = Plateau()
         self.best_error, self.best_step, self.is_best = math.inf, 0, False
-        self.validation: dict[str, float] | None = None  # the latest
+        self.validation: dict[str, float] | None = None  # of the latest validation
         self.latest_lr = math.nan
         self.is_at_step_boundary = False
 
-    # One micro-batch of a global batch.
     def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Forward and backward pass of one micro-batch; after the last one of a global batch, an optimizer step."""
         part = batch_idx % self.batches.accumulate_grad_batches
         self.is_at_step_boundary = part == self.batches.accumulate_grad_batches - 1
         assert (
             self.global_step
             == self.current_epoch * self.steps_per_epoch + batch_idx // self.batches.accumulate_grad_batches
-        )
+        ), "Lightning's batch counter and the optimizer steps disagree"
+        # A resume that replays or skips a batch fails here, instead of training on the wrong data.
         self.trainer.datamodule.check(batch, self.current_epoch, batch_idx)  # type: ignore[attr-defined]
         self.seed_network(self.global_step, part)
 
@@ -105,36 +119,41 @@ class Classifier(pl.LightningModule):
         if self.is_mixed:
             pair = (batch.labels, partner_labels(batch), batch.mix_weights)
             losses = [mixed_cross_entropy(logits, *pair, label_smoothing=smoothing) for logits in heads]
-            labels = dominant_labels(*pair)  # what the training errors are counted against
+            labels = dominant_labels(*pair)  # training errors are counted against these
         else:
-            losses = [cross_entropy(logits, labels, label_smoothing=smoothing) for logits in heads]
+            losses = [F.cross_entropy(logits, labels, label_smoothing=smoothing) for logits in heads]
         loss = with_auxiliary(*losses, weight=self.auxiliary_weight)
-        with nullcontext() if self.is_at_step_boundary else self.without_gradient_exchange():
+        with nullcontext() if self.is_at_step_boundary else self.without_gradient_sync():
+            # All micro-batches of a step have the same size, so the mean of their means is the global batch's mean.
             self.manual_backward(loss / self.batches.accumulate_grad_batches)
         self.count(self.train_counts, loss, heads[0], labels)
-        self.note_bad_loss(loss)
+        self.record_nonfinite_loss(loss)
         if self.is_at_step_boundary:
             self.update_weights(self.global_step)
-        self.trainer.should_stop = self.global_step == self.total_steps  # training.max_steps, within an epoch too
+        # Not Trainer(max_steps=...): Lightning would end the fit without the last validation.
+        self.trainer.should_stop = self.global_step == self.total_steps
 
-    # One optimizer step, on the mean gradient over the global batch.
     def update_weights(self, step: int) -> None:
+        """One optimizer step, on the mean gradient over the global batch."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, torch.optim.Optimizer)
+        # A function of the step (and of the plateau's drops so far). A torch scheduler would keep a counter of its own.
         self.latest_lr = self.lr_at(step)
         for group in optimizer.param_groups:
             group["lr"] = self.latest_lr
         if self.config.training.clip_grad_norm is not None:
+            # After DDP's reduction, so every rank clips the same global gradient by the same factor.
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.clip_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
+        # Before the EMA, which averages the running statistics as well as the weights.
         update_running_statistics(self.model)
         if self.ema is not None:
             assert self.config.training.ema_decay is not None
             update_ema(self.ema, self.model, decay=self.config.training.ema_decay)
 
     def training_inputs(self, batch: Batch) -> Tensor:
-        """The augmented images as the network takes them, [B, 3, H, W]."""
+        """Augmented and normalized images, float [B, 3, H, W], from uint8 pixels and the plan in the batch."""
         return training_inputs(
             batch,
             self.config.augmentation,
@@ -146,22 +165,26 @@ class Classifier(pl.LightningModule):
         )
 
     def logits(self, network: nn.Module, images: Tensor) -> Tensor:
-        """Logits [B, K] of images as they are, uint8 [B, H, W, 3]."""
+        """Logits [B, K] of uint8 images [B, H, W, 3], normalized but not augmented."""
         channels_last = self.config.model.channels_last
         return self.predict(network, normalize(images, self.mean, self.std, channels_last=channels_last))[0]
 
     def predict(self, network: nn.Module, inputs: Tensor) -> list[Tensor]:
-        """Logits [B, K] as numbers of the weights' type; in training, those of auxiliary heads follow.
+        """Logits [B, K] in the weights' dtype, in a list; in train mode the logits of auxiliary heads follow.
 
-        Under bf16 they are rounded to bfloat16 in training, and in float32 from the last layer on in eval mode
-        (models/last_layer.py).
+        With precision bf16, training logits have been rounded to bfloat16. In eval mode the last layer computes in
+        float32 (models/last_layer.py).
         """
+        # Autocast is here and not in Trainer(precision=...), so that augmentation and normalization stay in float32. It
+        # needs no gradient scaler: bfloat16 has float32's exponent range, unlike float16.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.training.precision == "bf16"):
             outputs = network(inputs)
+        # The loss is computed in the weights' dtype (float32, and float64 in some tests), never in bfloat16.
         heads = outputs if isinstance(outputs, tuple) else (outputs,)
         return [logits.to(self.mean.dtype) for logits in heads]
 
     def lr_at(self, step: int) -> float:
+        """The learning rate of optimizer step `step`, counted from 0."""
         return learning_rate(
             self.config.schedule,
             base_lr=self.config.optimizer.lr,
@@ -175,34 +198,43 @@ class Classifier(pl.LightningModule):
         return build_optimizer(self.config.optimizer, self.model.named_parameters())
 
     def seed_network(self, step: int, part: int) -> None:
-        """Dropout and its like draw from torch's generator, seeded by (seed, step, micro-batch, rank): nothing of
-        it needs to be kept in a checkpoint."""
+        """Seed torch's generators, which dropout and stochastic depth draw from, by (seed, step, micro-batch, rank).
+
+        The state of a generator then never has to be saved in a checkpoint.
+        """
+        # A hash, because seed + step + part + rank would give neighboring steps and ranks the same masks.
         position = struct.pack("<4Q", self.config.seed, step, part, self.global_rank)
         seed = int.from_bytes(hashlib.blake2b(position, digest_size=7).digest(), "little")
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+            torch.cuda.manual_seed(seed)  # sets a host-side state; does not wait for the device
 
-    def without_gradient_exchange(self) -> Any:
-        """DDP averages gradients over the ranks only in the last backward pass of a step."""
+    def without_gradient_sync(self) -> Any:
+        """Let DDP average gradients over the ranks only in the last backward pass of a step.
+
+        Averaging in each micro-batch would give the same sum for accumulate_grad_batches times the traffic.
+        """
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if self.trainer.world_size > 1 else nullcontext()  # type: ignore[attr-defined]
 
-    # Evaluation by the central crop. With EMA, its weights are the ones that count.
+    # Validation on the central crop. With EMA, the averaged weights are validated and select the best checkpoint.
     def on_validation_epoch_start(self) -> None:
         self.val_counts.zero_()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images = central_crops(batch.images, batch.sizes, size=self.config.image_size)
         logits = self.logits(self.ema or self.model, images)
-        self.count(self.val_counts, cross_entropy(logits, batch.labels), logits, batch.labels)
+        self.count(self.val_counts, F.cross_entropy(logits, batch.labels), logits, batch.labels)
 
     def on_validation_epoch_end(self) -> None:
         self.validation = self.read_counts(self.val_counts)
         error = self.validation["top1_error"]
+        # Ranks get parts of unequal length and no image twice. Padding (as in DistributedSampler) would count some
+        # twice.
         assert self.validation["num_images"] == self.trainer.datamodule.num_validation_images  # type: ignore[attr-defined]
         if self.config.schedule.name == "plateau":
             self.plateau = after_evaluation(self.plateau, error, schedule=self.config.schedule)
+        # Only on a minival split from the training images: choosing by the val split would select on the test data.
         self.is_best = self.selection_split == "minival" and error < self.best_error
         if self.is_best:
             self.best_error, self.best_step = error, self.global_step
@@ -210,19 +242,25 @@ class Classifier(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         self.is_best = False
 
-    # Counters. They stay on the device between the steps at which someone reads them.
+    # Error counts. They stay on the device; Metrics reads them every log_every_steps steps.
     def count(self, counts: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add a micro-batch. Under bf16 the errors of training are those of rounded logits, whose ties count against
-        the label: some tenths of a point more than in float32. Validation counts float32 logits."""
+        """Add one micro-batch to `counts`.
+
+        With precision bf16, training errors are those of logits rounded to bfloat16. Rounding makes ties, and ties
+        count against the label: some tenths of a percentage point more than in float32. Validation logits are float32.
+        """
         with torch.no_grad():
             num_images = torch.full_like(loss, len(labels))
             errors = [topk_errors(logits, labels, k).sum() for k in (1, 5)]
             counts += torch.stack([loss.detach() * num_images, *errors, num_images])
 
     def read_counts(self, counts: Tensor) -> dict[str, float]:
-        """Means over the images counted on all ranks since the last reading; waits for the device."""
+        """Means over the images that all ranks have counted since the last call. Waits for the device; resets counts.
+
+        All ranks must call this at the same step.
+        """
         self.check_finite()
-        total = all_reduce(counts)
+        total = all_reduce(counts)  # sums first, one division at the end: ranks may have counted unequal numbers
         counts.zero_()
         loss, top1, top5, num_images = total.tolist()
         assert num_images > 0
@@ -233,19 +271,21 @@ class Classifier(pl.LightningModule):
             "num_images": int(num_images),
         }
 
-    def note_bad_loss(self, loss: Tensor) -> None:
+    def record_nonfinite_loss(self, loss: Tensor) -> None:
+        """Keep the smallest step with a NaN or infinite loss, on the device and without waiting for it."""
         step = torch.where(torch.isfinite(loss.detach()), NO_STEP, self.global_step)
-        torch.minimum(self.first_bad_step, step, out=self.first_bad_step)
+        torch.minimum(self.first_nonfinite_step, step, out=self.first_nonfinite_step)
 
     def check_finite(self, *, weights: bool = False) -> None:
-        """Raises Diverged, on all ranks, where a loss since the last call was NaN or infinite, or a weight is."""
-        first_bad_step = int(all_reduce(self.first_bad_step, dist.ReduceOp.MIN))
-        if first_bad_step < NO_STEP:
-            raise Diverged(f"the loss is NaN or infinite at step {first_bad_step}")
+        """Raises Diverged, on all ranks, if a loss so far was NaN or infinite, or (`weights`) if a weight is now."""
+        first_nonfinite_step = int(all_reduce(self.first_nonfinite_step, dist.ReduceOp.MIN))
+        if first_nonfinite_step < NO_STEP:
+            raise Diverged(f"the loss is NaN or infinite at step {first_nonfinite_step}")
         if not weights:
             return
         floats = [value for value in self.model.state_dict().values() if value.is_floating_point()]
-        if not torch.stack(torch._foreach_norm(floats)).isfinite().all():  # the same on all ranks: all of them stop
+        # One fused kernel for the norms of all tensors, then one read. Weights are equal on all ranks, so all raise.
+        if not torch.stack(torch._foreach_norm(floats)).isfinite().all():
             raise Diverged(f"a weight is NaN or infinite after step {self.global_step - 1}")
 
     @property
@@ -254,19 +294,24 @@ class Classifier(pl.LightningModule):
 
     @property
     def is_complete(self) -> bool:
-        """Whether all steps are taken and validated."""
+        """Whether all steps have been taken and the last one has been validated."""
         return self.global_step == self.total_steps and not self.trainer.validating
 
-    # Checkpoints.
+    # Checkpoints. Only rank 0 writes, so what differs between ranks is summed on rank 0 and zeroed elsewhere.
     def prepare_checkpoint(self) -> None:
-        """Called on all ranks before rank 0 writes: what is apart on the ranks comes together."""
+        """Sum the training counts and the data digest of all ranks on rank 0, and check that all weights are finite.
+
+        All ranks must call this before rank 0 writes a checkpoint. It changes no weight and no running statistic, so
+        the number of checkpoints does not affect what is learned.
+        """
         self.check_finite(weights=True)
         all_reduce_digest(self.trainer)
         total = all_reduce(self.train_counts)
         self.train_counts.copy_(total if self.global_rank == 0 else torch.zeros_like(total))
 
     def on_train_start(self) -> None:
-        if self.global_rank != 0:  # DDP gave every rank the counts of rank 0
+        # Every rank has loaded the checkpoint, whose counts are the sum over all ranks: only rank 0 may keep them.
+        if self.global_rank != 0:
             self.train_counts.zero_()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -278,6 +323,7 @@ class Classifier(pl.LightningModule):
             "is_complete": self.is_complete,
             "model": self.config.model.name,
             "seed": self.config.seed,
+            # With mean and std a checkpoint can be evaluated without the data it was trained on.
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),
             "plateau": dataclasses.asdict(self.plateau),
@@ -290,24 +336,11 @@ class Classifier(pl.LightningModule):
         state = checkpoint["tencrop"]
         if state["total_steps"] != self.total_steps:
             raise UserError(
-                f"{self.config.data.root}: the run was begun for {state['total_steps']} steps and these data make it"
-                f" {self.total_steps}, so they have changed; delete the run folder or bring the data back"
+                f"{self.config.data.root}: the run was started for {state['total_steps']} steps, but this data gives"
+                f" {self.total_steps}, so the data has changed; delete the run folder or restore the data"
             )
         source, name = str(self.trainer.ckpt_path), self.config.model.name
         check_weights(checkpoint["state_dict"], self.state_dict(), source=source, name=name)
+        # Lightning itself restores the step, the optimizer and the state of the callbacks.
         self.plateau = Plateau(**state["plateau"])
         self.best_error, self.best_step = state["best"]["top1_error"], state["best"]["step"]
-
-
-def central_crops(images: Tensor, sizes: npt.NDArray[np.integer], *, size: int) -> Tensor:
-    """The central size x size pixels of each image: uint8 [B, H, W, 3] -> [B, size, size, 3], on their device.
-
-    sizes: [B, 2], height and width of each image in the top left of its slot, at least `size`. Half pixels go
-    to the even side, as in torchvision's CenterCrop.
-    """
-    assert sizes.min() >= size, f"an image is smaller than {size} pixels"
-    corners = torch.from_numpy(np.rint((sizes - size) / 2).astype(np.int64)).to(images.device, non_blocking=True)
-    span = torch.arange(size, device=images.device)
-    rows, columns = (corners[:, axis, None] + span for axis in (0, 1))
-    slots = torch.arange(len(images), device=images.device)
-    return images[slots[:, None, None], rows[:, :, None], columns[:, None, :]]

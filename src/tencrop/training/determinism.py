@@ -1,4 +1,4 @@
-"""Which layers of a network have no deterministic gradient on a GPU. `fit` asks before a run folder is made.
+"""Find layers whose gradient torch cannot compute deterministically on a GPU, before a run folder is made.
 
 torch itself refuses such an operation only in the middle of the first backward pass.
 """
@@ -14,9 +14,10 @@ from torch.utils._pytree import tree_leaves
 
 from tencrop.config import Config, UserError, accelerator_of, is_deterministic
 
-# Nodes of the autograd graph -> what they are, after the documentation of torch.use_deterministic_algorithms: what it
-# says to raise RuntimeError on CUDA. What it says to become deterministic (convolutions, indexing, scatter_add,
-# cumsum, replication padding) is not here; adaptive pooling to 1 x 1 is a mean to torch and has another node.
+# Node of the autograd graph -> the operation in words. The list is that of torch.use_deterministic_algorithms'
+# documentation: operations that raise RuntimeError on CUDA. Those that merely switch to a deterministic kernel
+# (convolutions, indexing, scatter_add, cumsum, replication padding) are not here. Adaptive pooling to 1 x 1 is a mean
+# in torch and has another node. tests/training/test_determinism.py compares the table with torch on a GPU.
 NONDETERMINISTIC = {
     "AdaptiveAvgPool2DBackward0": "adaptive average pooling to more than 1 x 1",
     "AdaptiveAvgPool3DBackward0": "adaptive average pooling to more than 1 x 1 x 1",
@@ -49,29 +50,33 @@ NONDETERMINISTIC = {
 
 
 def check_deterministic(network: nn.Module, config: Config) -> None:
-    """Raises UserError for a network that is to be trained deterministically on a GPU and cannot be."""
+    """Raises UserError if the run should be deterministic on a GPU and the network cannot be."""
     if not is_deterministic(config) or accelerator_of(config.hardware) == "cpu":
         return
     for layer, operation in nondeterministic_layers(network, config.image_size).items():
         raise UserError(
             f"deterministic=true: layer {layer} of {config.model.name} is {operation}, whose gradient torch cannot"
-            " compute in one order on a GPU; choose deterministic=false, hardware=cpu or another network"
+            " compute in a fixed order on a GPU; choose deterministic=false, hardware=cpu or another network"
         )
 
 
 def nondeterministic_layers(network: nn.Module, image_size: int) -> dict[str, str]:
-    """Names of the modules with an operation of NONDETERMINISTIC, and the operation; the network is left as it is.
+    """Module name -> operation, for every operation of NONDETERMINISTIC in the network, which is not changed.
 
-    A forward pass in its present mode on the meta device, where nothing is computed.
+    Runs a forward pass in the network's present mode on the meta device, where shapes are computed but no numbers, so
+    it takes neither a GPU nor memory. The autograd graph is built all the same.
     """
-    owners = _Owners()
+    owners = _NodeOwners()
     tensors = [*network.named_parameters(), *network.named_buffers()]
     on_meta = {name: torch.empty_like(t, device="meta").requires_grad_(t.requires_grad) for name, t in tensors}
     handles = [handle for name, module in network.named_modules() for handle in owners.watch(name, module)]
     mode = torch.get_deterministic_debug_mode()
-    torch.set_deterministic_debug_mode("warn")  # torch then computes some interpolations in another way
+    # torch replaces some interpolations in this mode, as it will in training: the graph must be the one that is
+    # trained.
+    torch.set_deterministic_debug_mode("warn")
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings(action="ignore"):
+            # Two images: BatchNorm in training refuses one value per channel, as after global pooling.
             images = torch.empty(2, 3, image_size, image_size, device="meta")
             torch.func.functional_call(network, on_meta, (images,))
     finally:
@@ -83,8 +88,11 @@ def nondeterministic_layers(network: nn.Module, image_size: int) -> dict[str, st
     }
 
 
-class _Owners:
-    """Which module ran each node of the autograd graph, from hooks in front of every module and behind it."""
+class _NodeOwners:
+    """Records which module created each node of the autograd graph, by forward hooks on every module.
+
+    Nodes do not know their module. What is new in the graph between a module's start and end belongs to that module.
+    """
 
     def __init__(self) -> None:
         self.layers: dict[Any, str] = {}
@@ -92,7 +100,7 @@ class _Owners:
 
     def watch(self, name: str, module: nn.Module) -> list[Any]:
         def enter(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            self._claim((args, kwargs))  # for the module around this one
+            self._claim((args, kwargs))  # inputs computed by the enclosing module belong to that one
             self.running.append(name)
 
         def leave(_module: nn.Module, _args: Any, output: Any) -> None:
@@ -102,7 +110,7 @@ class _Owners:
         return [module.register_forward_pre_hook(enter, with_kwargs=True), module.register_forward_hook(leave)]
 
     def _claim(self, values: Any) -> None:
-        """The nodes behind these tensors that no module has yet are the running one's."""
+        """Assign the unassigned nodes behind these tensors to the module that is running."""
         pending = [value.grad_fn for value in tree_leaves(values) if isinstance(value, Tensor)]
         while pending:
             node = pending.pop()

@@ -1,7 +1,8 @@
-"""The rows of metrics.jsonl, each with a digest of all rows so far. Written by Metrics, read by the report.
+"""Append, verify and read the rows of metrics.jsonl, each of which has a digest of all rows so far.
 
-A row's digest is of its text and the digest of the row before: a changed digit, a row that was dropped, added or moved
-is found at the next row. Rows of earlier code carry none; they are read, and the digests of later rows cover them.
+The digests form a hash chain: a row's digest covers its own text and the digest of the row before it, so that a changed
+digit, or a row that was dropped, added or moved, is detected at the next row. Rows written by earlier code have no
+digest; they are still read, and the digests of later rows cover them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from tencrop.config import UserError
 from tencrop.config.documents import NUMBER, Between, parse_json
 from tencrop.files import atomic_write, name_oserror, sync_folder
 
-# A validation's loss may be infinite where no training loss was.
+# Ranges and choices of each key; "?" marks keys that some rows lack. A validation loss may be infinite although no
+# training loss was, so `loss` takes any number.
 SHAPE = {
     "epoch": Between(0.0, 1e9),
     "split": {"train", "val", "minival"},
@@ -32,96 +34,99 @@ SHAPE = {
     "weights?": {"raw", "ema"},
 }
 NO_ROWS = ""  # the digest before the first row
-_MEND = "bring it back from a copy, or delete it: the run then goes on, and is reported, without these rows"
-_DIGEST = re.compile(r'(.*), "row_digest": "([0-9a-f]{16})"\}')  # at the end of a row's text
+_REMEDY = "restore it from a copy, or delete it: the run then continues, and is reported, without these rows"
+_DIGEST = re.compile(r'(.*), "row_digest": "([0-9a-f]{16})"\}')  # 64 bits, at the end of a row's text
 
 
 def append_row(file: TextIO, row: dict[str, Any], before: str) -> str:
-    """Write a row at the end of metrics.jsonl; `before` is the digest of the rows before it. Returns its own.
+    """Append a row to metrics.jsonl and return its digest; `before` is the digest of the rows before it.
 
-    The row survives a kill of the process from here on, and a power cut from the next `sync_rows` on: a step would wait
-    for each fsync. The caller keeps the file open, as closing one on NFS waits for its server, too.
+    From here on the row survives a kill of the process, but a power cut only after the next `sync_rows`. An fsync for
+    each row would make a training step wait for the disk. The caller keeps the file open, because closing a file on NFS
+    waits for the server as well.
     """
     text = json.dumps(row)
     digest = _digest(before, text)
     with name_oserror(Path(file.name)):
+        # The digest goes inside the JSON object, so that any JSON-lines reader can read the file.
         file.write(f'{text[:-1]}, "row_digest": "{digest}"}}\n')
         file.flush()
     return digest
 
 
 def sync_rows(file: TextIO) -> None:
-    """Bring all rows to disk, and the file's name. Raises OSError where an earlier write has failed since."""
+    """Sync the rows and the file's name to disk. Raises OSError, also for an earlier write that failed only now."""
     path = Path(file.name)
     with name_oserror(path):
         os.fsync(file.fileno())
-        sync_folder(path.parent)
+        sync_folder(path.parent)  # the directory entry of a new file is not part of its own fsync
 
 
 def read_rows(path: Path, *, expected: str | None = None) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl, without their digests; none without the file. A last line that a kill cut short is
-    left out.
+    """The rows of metrics.jsonl, without their digests; an empty list if there is no file.
 
-    `expected` is the digest of all rows where it is known. Raises UserError where a row is broken, or the rows are not
-    those that were written.
+    Skips a last line that a kill cut short. `expected` is the digest of all rows, if known: without it, missing last
+    rows cannot be detected. Raises UserError if a row is broken, or the rows are not those that were written.
     """
     if not path.exists():
         return []
     rows, digest = _checked(path, *_lines(path))
     if expected is not None and expected != digest:
-        raise UserError(f"{path}: its last rows are missing, or it is another run's; {_MEND}")
+        raise UserError(f"{path}: its last rows are missing, or it is another run's; {_REMEDY}")
     return rows
 
 
 def keep_rows(path: Path, num_rows: int, expected: str | None = None) -> tuple[int, str]:
-    """Drop the rows of metrics.jsonl after the first `num_rows`: a resumed run will write those again.
+    """Truncate metrics.jsonl to its first `num_rows` rows, because a resumed run will write the later ones again.
 
-    Returns the number of rows that are left, 0 where there is no file, and their digest. Raises UserError where they
-    are not those that were written, by the digest `expected` where it is known.
+    Returns the number of rows left, 0 if there is no file, and their digest. Raises UserError if they are not the rows
+    that were written, by the digest `expected` if it is known.
     """
     if not path.exists():
         return 0, NO_ROWS
     lines, is_cut = _lines(path)
     rows, digest = _checked(path, lines[:num_rows], is_cut and len(lines) <= num_rows)
     if len(rows) < num_rows or expected not in (None, digest):
-        raise UserError(f"{path}: not the {num_rows} rows that the run has written until its checkpoint; {_MEND}")
+        raise UserError(f"{path}: not the {num_rows} rows that the run wrote before its checkpoint; {_REMEDY}")
     atomic_write(path, b"".join(line + b"\n" for line in lines[:num_rows]))
     return num_rows, digest
 
 
 def last_digest(path: Path) -> str | None:
-    """The digest in the last row of metrics.jsonl, which covers all rows; None where there is none."""
+    """The digest in the last row of metrics.jsonl, which covers all rows; None without a file or a whole last row."""
     lines, is_cut = _lines(path) if path.exists() else ([], False)
     found = _DIGEST.fullmatch(lines[-1].decode(errors="replace")) if lines and not is_cut else None
     return found[2] if found else None
 
 
 def _lines(path: Path) -> tuple[list[bytes], bool]:
-    """The lines of a file, and whether the last of them has no end."""
-    if not path.is_file():  # a pipe would be waited for
-        raise UserError(f"{path}: is no file; {_MEND}")
+    """The lines of a file, and whether the last one lacks its newline."""
+    if not path.is_file():  # reading a named pipe would block forever
+        raise UserError(f"{path}: is not a file; {_REMEDY}")
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({os.strerror(error.errno or 0)}); {_MEND}") from error
+        raise UserError(f"{path}: cannot be read ({os.strerror(error.errno or 0)}); {_REMEDY}") from error
     return (lines, True) if lines[-1] else (lines[:-1], False)
 
 
 def _checked(path: Path, lines: list[bytes], is_cut: bool) -> tuple[list[dict[str, Any]], str]:
-    """The rows of these lines, and the digest of all of them."""
+    """Parse and verify the lines of metrics.jsonl; returns the rows and the digest of all of them."""
     rows, digest, is_chained = [], NO_ROWS, False
     for number, line in enumerate(lines):
-        place = f"{path}: row {number + 1}"
+        location = f"{path}: row {number + 1}"
         try:
             row = parse_json(line, SHAPE)
             text, found = _text_and_digest(line.decode())
         except ValueError as error:
+            # A kill can cut the last line only; a broken line before it is damage.
             if is_cut and number == len(lines) - 1:
                 break
-            raise UserError(f"{place} is broken ({error}); {_MEND}") from error
+            raise UserError(f"{location} is broken ({error}); {_REMEDY}") from error
         digest = _digest(digest, text)
+        # A row without a digest is fine at the start (earlier code), but not after a row that has one.
         if found not in (digest, None) or (found is None and is_chained):
-            raise UserError(f"{place} is not what was written, or the row before it is missing; {_MEND}")
+            raise UserError(f"{location} is not what was written, or the row before it is missing; {_REMEDY}")
         is_chained = is_chained or found is not None
         row.pop("row_digest", None)
         rows.append(row)
@@ -129,6 +134,7 @@ def _checked(path: Path, lines: list[bytes], is_cut: bool) -> tuple[list[dict[st
 
 
 def _text_and_digest(line: str) -> tuple[str, str | None]:
+    # The digest covers the text as written, so it is cut out of the text: parsing and dumping may change numbers.
     found = _DIGEST.fullmatch(line)
     return (found[1] + "}", found[2]) if found else (line, None)
 

@@ -1,6 +1,6 @@
-"""What watches a run: signals, the finiteness of the loss, the metrics, the pace. None of it changes what is learned.
+"""Callbacks that watch a run: signals, metrics and the expected end. None of them changes what is learned.
 
-`fit` adds Metrics and Pace to Lightning's callbacks and hands Interruption to Checkpoints.
+`fit` adds Metrics and Pace to Lightning's callbacks and passes Interruption to Checkpoints.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Interrupted(Exception):
 
 
 class Diverged(Exception):
-    """A loss or a weight became NaN or infinite; the last checkpoint on disk is from before."""
+    """A loss or a weight became NaN or infinite; the last checkpoint on disk is from before that."""
 
 
 class Interruption:
-    """A flag that SIGTERM, SIGUSR1 and the first Ctrl-C set; the ranks agree on it where a checkpoint can be taken.
+    """A flag that SIGTERM, SIGUSR1 and the first Ctrl-C set; ranks agree on it where they can save a checkpoint.
 
-    A context manager: signal handlers are as before after it.
+    A context manager: on exit it restores the previous signal handlers.
     """
 
     def __init__(self, *, agree_every_steps: int):
@@ -53,7 +53,7 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         self._previous = {number: signal.getsignal(number) for number in SIGNALS}
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():  # Python sets handlers in the main thread only
             for number in SIGNALS:
                 signal.signal(number, self._on_signal)
         return self
@@ -64,13 +64,17 @@ class Interruption:
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
+        # Only a flag: the handler may run in the middle of a step or of a collective operation.
         self.is_requested = True
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
 
     def is_agreed(self, trainer: Trainer, step: int, *, at_epoch_end: bool = False) -> bool:
-        """Whether any rank was asked to stop. Several ranks ask each other every `agree_every_steps` steps only,
-        and at the end of an epoch; all must call this at the same steps."""
+        """Whether any rank was asked to stop. All ranks must call this at the same steps.
+
+        With several ranks, this is an all-reduce that waits for the device, so it happens only every
+        `agree_every_steps` steps and at the end of an epoch.
+        """
         if trainer.world_size == 1:
             return self.is_requested
         if step % self.agree_every_steps and not at_epoch_end:
@@ -82,14 +86,16 @@ class Interruption:
         raise Interrupted(f"interrupted after step {step}; the same command continues")
 
     def pass_on(self) -> None:
-        """A request that came after the last checkpoint: to whoever handles signals now."""
+        """Raise SIGTERM again for a request that came after the last checkpoint; the present handler answers it."""
         if self.is_requested:
             signal.raise_signal(signal.SIGTERM)
 
 
 def all_reduce_digest(trainer: Trainer) -> Tensor:
-    """The sums of the data's digest over all ranks, int64 on the host; the first rank goes on with them, the others
-    from 0. All must call this."""
+    """The sum of the data digest over all ranks, int64 on the host. All ranks must call this.
+
+    Rank 0 continues from the total and the others from 0, so that a later sum counts every sample once.
+    """
     sums = trainer.datamodule.digest.sums  # type: ignore[attr-defined]
     total = all_reduce(sums.to(trainer.strategy.root_device)).cpu()
     sums.copy_(total if trainer.is_global_zero else torch.zeros_like(total))
@@ -97,24 +103,24 @@ def all_reduce_digest(trainer: Trainer) -> Tensor:
 
 
 class Metrics(Callback):
-    """Reads the counters from the device every `every_steps` steps, and writes rows to metrics.jsonl and the tracker.
+    """Read the counters from the device every `every_steps` steps, and write rows to metrics.jsonl and the tracker.
 
-    Between these steps nothing waits for the device, and no step waits for the disk: rows are brought there before each
-    checkpoint, so that a power cut loses no row of a step that a checkpoint has.
+    Between these steps nothing waits for the device. No step waits for the disk: rows are synced before each
+    checkpoint, so that after a power cut metrics.jsonl has all rows up to the checkpoint's step.
 
-    A row holds step, epoch (epochs done, with fractions), split (train | val | minival), loss (nats), top1_error and
-    top5_error (fractions) over the num_images since the last row; a training row lr and images_per_s too, and which
-    labels its errors are counted against (own | heavier: of the two of a mixed image the one with the larger share),
-    and the digest of all training data so far; a validation row the weights it used (raw | ema).
+    Every row has step, epoch (a fraction of epochs done), split (train | val | minival), loss (nats), top1_error and
+    top5_error (fractions), and num_images since the previous row, which these are means over. A training row also has
+    lr, images_per_s, the digest of all training data so far, and `labels`, which its errors are counted against: own,
+    or heavier (with mixing: the label with the larger share of the image). A validation row has `weights`: raw or ema.
     """
 
     def __init__(self, path: Path, *, every_steps: int):
         self.path = path
         self.every_steps = every_steps
         self.num_rows = 0
-        self.digest: str | None = NO_ROWS  # of all rows; None of a checkpoint of earlier code
-        self.latest: dict[str, dict[str, Any]] = {}  # the last row of each split
-        self._file: TextIO | None = None  # on the first rank, from its first row on
+        self.digest: str | None = NO_ROWS  # of all rows; None after loading a checkpoint of earlier code
+        self.latest: dict[str, dict[str, Any]] = {}  # the last row of each split, for ProgressBar and Pace
+        self._file: TextIO | None = None  # open on rank 0 from the first row on
         self._start_clock(0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -125,6 +131,8 @@ class Metrics(Callback):
 
     def on_train_start(self, trainer: Trainer, classifier: Any) -> None:
         if trainer.is_global_zero:
+            # A killed run wrote rows after its last checkpoint. It will compute those steps, and write those rows,
+            # again.
             self.num_rows, self.digest = keep_rows(self.path, self.num_rows, self.digest)
         self._start_clock(classifier.global_step)
 
@@ -133,14 +141,15 @@ class Metrics(Callback):
             sync_rows(self._file)
 
     def close(self) -> None:
-        """Bring the last rows to disk, before the manifest says how the run has ended."""
+        """Sync the last rows to disk, before the manifest records how the run ended."""
         if self._file is None:
             return
         file, self._file = self._file, None
         try:
             sync_rows(file)
         finally:
-            with contextlib.suppress(OSError):  # what a full disk did not take: the first error has named it
+            # On a full disk close() fails again; the first error is the one to report.
+            with contextlib.suppress(OSError):
                 file.close()
 
     def on_train_epoch_start(self, trainer: Trainer, classifier: Any) -> None:
@@ -160,6 +169,7 @@ class Metrics(Callback):
 
     def on_validation_end(self, trainer: Trainer, classifier: Any) -> None:
         weights = "raw" if classifier.ema is None else "ema"
+        # The validation itself is not part of the training's images/s: on_train_epoch_start restarts the clock.
         self._write(trainer, classifier, classifier.selection_split, classifier.validation | {"weights": weights})
 
     def _start_clock(self, step: int) -> None:
@@ -169,25 +179,28 @@ class Metrics(Callback):
         step = classifier.global_step
         epoch = round(step / classifier.steps_per_epoch, 4)
         self.latest[split] = {"step": step, "epoch": epoch, "split": split, **values}
-        self.num_rows += 1
+        self.num_rows += 1  # on every rank: the callback's state is saved by rank 0 and loaded by all
         if not trainer.is_global_zero:
             return
         assert self.digest is not None
         if self._file is None:
             self._file = self.path.open("a")
         self.digest = append_row(self._file, self.latest[split], self.digest)
+        # Trackers plot numbers only; the digest and the kind of labels stay in metrics.jsonl.
         numbers = {f"{split}/{key}": value for key, value in values.items() if isinstance(value, int | float)}
         for logger in trainer.loggers:
             logger.log_metrics(numbers | {"epoch": epoch}, step)
 
 
 class Pace(Callback):
-    """Says once how fast the run is and when it will end, against the job's time limit where there is one."""
+    """Report once how fast the run is and when it will end, compared with the job's time limit if there is one."""
 
     def __init__(self, metrics: Metrics):
         self.metrics = metrics
         self.limit = job_end_time()
-        self.rows_seen: list[int] = []  # their steps; the first row has the slow start in it
+        # Steps of the training rows so far. The second row counts: the first includes cuDNN's search for algorithms and
+        # the filling of the loader's queue.
+        self.rows_seen: list[int] = []
 
     def on_train_batch_end(self, trainer: Trainer, classifier: Any, *_: Any) -> None:
         row = self.metrics.latest.get("train")
@@ -201,29 +214,34 @@ class Pace(Callback):
 
 
 def pace_sentence(images_per_s: float, num_images: int, *, now: float, limit: float | None) -> str:
-    """num_images: still to train on. now, limit (end of the job's time): seconds since 1970."""
+    """The line that Pace prints. num_images: left to train on; now, limit (the job's end): Unix time in seconds."""
     end = now + num_images / images_per_s
-    sentence = f"{rate(images_per_s)}: training ends in {duration(end - now)}, {_clock(end)} (validation not counted)"
+    sentence = (
+        f"{rate(images_per_s)}: training ends in {duration(end - now)}, {_date_text(end)} (validation not counted)"
+    )
     if limit is None:
         return sentence
     if end < limit:
-        return f"{sentence}; the job's time limit is {_clock(limit)}"
+        return f"{sentence}; the job's time limit is {_date_text(limit)}"
     return f"{sentence}; the job's time limit comes {duration(end - limit)} before, then the same command continues"
 
 
-def _clock(seconds: float) -> str:
+def _date_text(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds):%d %b %H:%M}"
 
 
 def job_end_time() -> float | None:
-    """When SLURM ends this job, seconds since 1970; None outside a job and where SLURM does not say."""
+    """When SLURM will end this job, Unix time in seconds; None outside a job or if SLURM does not tell."""
     if "SLURM_JOB_ID" not in os.environ:
         return None
     end = os.environ.get("SLURM_JOB_END_TIME", "")
-    if re.fullmatch(r"[0-9]{1,10}(\.[0-9]*)?", end):  # until 2286: a date that datetime cannot show would end the run
+    # Ten digits last until 2286. A number that datetime cannot represent would end the run.
+    if re.fullmatch(r"[0-9]{1,10}(\.[0-9]*)?", end):
         return float(end)
     if end and is_first_process():
-        print(f"SLURM_JOB_END_TIME={end}: is no time in seconds since 1970; squeue is asked", file=sys.stderr)
+        print(f"SLURM_JOB_END_TIME={end}: not a Unix time in seconds; asking squeue instead", file=sys.stderr)
+    # Older SLURM versions do not set the variable. A slow or missing squeue must not stop a training: no limit is
+    # shown.
     command = ["squeue", "--noheader", "--format=%e", f"--jobs={os.environ['SLURM_JOB_ID']}"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

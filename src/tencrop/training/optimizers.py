@@ -1,4 +1,4 @@
-"""Optimizers: torch's SGD and AdamW, and the SGD of Krizhevsky et al. [23]. Called by the classifier."""
+"""Optimizers: torch's SGD and AdamW, and SGD with momentum as Krizhevsky et al. (2012) write it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from tencrop import config
 def build_optimizer(
     optimizer: config.Optimizer, named_parameters: Iterable[tuple[str, nn.Parameter]]
 ) -> torch.optim.Optimizer:
-    """The optimizer that the recipe names, over the parameters that need a gradient.
+    """The optimizer that the recipe names, over all parameters that require a gradient.
 
-    With `decay: weights` only tensors of two or more dimensions decay: neither biases nor the scales and shifts
-    of normalization layers.
+    With `decay: weights`, weight decay applies only to tensors of two or more dimensions, so neither to biases nor to
+    the scale and shift of normalization layers (He et al. 2019, section 3.1, "no bias decay").
     """
+    # fb.resnet.torch decays all parameters and Caffe's AlexNet only weights: recipes differ, hence the key `decay`.
     parameters = [parameter for _, parameter in named_parameters if parameter.requires_grad]
     decayed = [parameter for parameter in parameters if optimizer.decay == "all" or parameter.ndim >= 2]
     others = [parameter for parameter in parameters if optimizer.decay != "all" and parameter.ndim < 2]
@@ -26,7 +27,7 @@ def build_optimizer(
         {"params": decayed, "weight_decay": optimizer.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
+    groups = [group for group in groups if group["params"]]  # torch refuses an empty group
     if optimizer.name == "sgd":
         assert optimizer.momentum is not None and optimizer.nesterov is not None
         return torch.optim.SGD(groups, lr=optimizer.lr, momentum=optimizer.momentum, nesterov=optimizer.nesterov)
@@ -38,14 +39,15 @@ def build_optimizer(
 
 
 class SGDAlexNet(torch.optim.Optimizer):
-    """SGD with momentum as Krizhevsky et al. 2012 (section 5) and Caffe write it:
+    """SGD with momentum as written by Krizhevsky et al. (2012, section 5) and Caffe:
 
         v <- momentum * v - weight_decay * lr * w - lr * gradient
         w <- w + v
 
-    The learning rate stands inside the velocity: after lr drops, the steps taken before it still count in full.
-    torch.optim.SGD keeps lr outside (v <- momentum * v + gradient + weight_decay * w; w <- w - lr * v). The two
-    walk the same path as long as lr stays the same, and part at the first step after it changes.
+    The velocity contains the learning rate: after lr drops, gradients from before the drop still move the weights at
+    the old rate. torch.optim.SGD applies lr outside (v <- momentum * v + gradient + weight_decay * w; w <- w - lr * v).
+    Both give the same weights while lr is constant, and differ from the first step after it changes (Goyal et al. 2017,
+    section 3, "momentum correction").
     """
 
     def __init__(self, params: Any, lr: float, momentum: float, weight_decay: float = 0.0):
@@ -66,6 +68,7 @@ class SGDAlexNet(torch.optim.Optimizer):
                 if not self.state[weight]:
                     self.state[weight]["velocity"] = torch.zeros_like(weight)
             velocities = [self.state[weight]["velocity"] for weight in weights]
+            # Four fused kernels for all tensors of the group, in place. The order of the additions fixes the rounding.
             torch._foreach_mul_(velocities, group["momentum"])
             torch._foreach_add_(velocities, weights, alpha=-group["weight_decay"] * group["lr"])
             torch._foreach_add_(velocities, gradients, alpha=-group["lr"])

@@ -50,7 +50,7 @@ def center_box(height: Size, width: Size, box_height: Size, box_width: Size) -> 
     round((image - box) / 2), halves to the even number. The box must fit.
     """
     assert np.all(np.less_equal(box_height, height)) and np.all(np.less_equal(box_width, width)), "the box must fit"
-    return _half(height, box_height), _half(width, box_width), box_height, box_width
+    return offset(height, box_height), offset(width, box_width), box_height, box_width
 
 
 def central_square(height: Size, width: Size) -> tuple[Size, Size, Size, Size]:
@@ -59,8 +59,12 @@ def central_square(height: Size, width: Size) -> tuple[Size, Size, Size, Size]:
     return center_box(height, width, side, side)
 
 
-def _half(outer: Size, inner: Size) -> Size:
-    return _like(outer, np.rint(np.subtract(outer, inner) / 2.0))
+def offset(outer: Size, inner: Size, position: Any = 0.5) -> Size:
+    """Where a box of length `inner` starts within `outer`: position 0 is the start, 0.5 the center, 1 the end.
+
+    Half pixels go to the even number, as Python's round() in torchvision's CenterCrop does.
+    """
+    return _like(outer, np.rint(np.subtract(outer, inner) * position))
 
 
 def _like(example: Size, value: Any) -> Size:
