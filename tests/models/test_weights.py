@@ -123,11 +123,11 @@ def test_a_file_without_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_architecture_is_refused_naming_the_first_differences(resnet18: nn.Module) -> None:
-    with pytest.raises(UserError, match=r"^here\.pth: .*resnet34: it lacks layer1\.2\.conv1\.weight, .* more;"):
+    with pytest.raises(UserError, match=r"^here\.pth: .*resnet34: missing: layer1\.2\.conv1\.weight, .* more;"):
         apply_weights(
             timm.create_model("resnet34", num_classes=10), resnet18.state_dict(), source="here.pth", name="resnet34"
         )
-    with pytest.raises(UserError, match=r"has, unknown there, layer1\.2\.conv1\.weight"):
+    with pytest.raises(UserError, match=r"unexpected: layer1\.2\.conv1\.weight"):
         apply_weights(resnet18, timm.create_model("resnet34", num_classes=10).state_dict(), source="f", name="resnet18")
 
 
@@ -135,7 +135,7 @@ def test_another_number_of_classes_is_refused(resnet18: nn.Module) -> None:
     before = {key: tensor.clone() for key, tensor in resnet18.state_dict().items()}
     other = timm.create_model("resnet18", num_classes=7).state_dict()
     with pytest.raises(
-        UserError, match=r"fc\.weight is \[7, 512\] and not \[10, 512\], fc\.bias is \[7\].*; name the model"
+        UserError, match=r"fc\.weight is \[7, 512\] instead of \[10, 512\], fc\.bias is \[7\].*; choose the model"
     ):
         apply_weights(resnet18, other, source="f", name="resnet18")
     assert all(torch.equal(before[key], tensor) for key, tensor in resnet18.state_dict().items())

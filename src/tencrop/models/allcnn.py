@@ -9,7 +9,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from tencrop.models.alexnet import HangingWindow, scaled
+from tencrop.models.alexnet import CeilPadding, scaled
 from tencrop.models.registry import register
 
 # kernel, width, stride of convolutions 1 to 11; the twelfth is 1 x 1 with a map for each class
@@ -26,7 +26,7 @@ class AllCNN(nn.Module):
 
     Kernels, widths, strides, a ReLU after each convolution, dropout 0.5 behind the ninth and the average of 6 x 6
     class maps are table 6's, read through a third party's copy. The paddings are not stated there. Ours are those
-    that give the 6 x 6: AlexNet's 224 pixels (HangingWindow), none where the stride is 2, and kernel // 2 where it is
+    that give the 6 x 6: AlexNet's 224 pixels (CeilPadding), none where the stride is 2, and kernel // 2 where it is
     1 (sides 55, 27, 13, 6). Not known either: whether the class maps have a ReLU (they have one here, "after each
     convolution"), and the initial weights, for which we take He et al.'s for ReLUs; biases are 0. The average runs
     over whatever remains of other resolutions. `width` scales every layer but the last.
@@ -34,7 +34,7 @@ class AllCNN(nn.Module):
 
     def __init__(self, num_classes: int = 1000, *, width: float = 1.0, drop_rate: float = 0.5):
         super().__init__()
-        layers: OrderedDict[str, nn.Module] = OrderedDict(pad=HangingWindow(kernel=11, stride=4))
+        layers: OrderedDict[str, nn.Module] = OrderedDict(pad=CeilPadding(kernel=11, stride=4))
         num_maps = 3
         for number, (kernel, num_kernels, stride) in enumerate(CONVOLUTIONS, start=1):
             num_kernels = scaled(num_kernels, width)
