@@ -125,7 +125,7 @@ def test_a_head_that_does_more_than_its_layers_is_refused() -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return 2 * self.classifier(self.features(images).flatten(1))
 
-    with pytest.raises(UserError, match="does more than its layers say"):
+    with pytest.raises(UserError, match="does more than call its layers"):
         fully_convolutional(Doubled(), image_size=8)
 
 

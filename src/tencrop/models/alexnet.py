@@ -129,7 +129,7 @@ class AlexNet(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw weights from N(0, 0.01^2); set biases to 1 in conv2, conv4, conv5, fc6 and fc7, else to 0 (section 5)."""
+        """Section 5: weights from N(0, 0.01^2); biases 1 in conv2, conv4, conv5, fc6 and fc7, 0 elsewhere."""
         for name, layer in (*self.features.named_children(), *self.classifier.named_children()):
             init_gaussian(layer, bias=1.0 if name in LAYERS_WITH_UNIT_BIASES else 0.0)
 

@@ -1,7 +1,7 @@
 """Wide residual networks of basic blocks (Zagoruyko and Komodakis 2016, table 7).
 
-Registered with timm: `wide_resnet18_{1_5,2,3}`, `wide_resnet34_{1_5,2}`; timm has the bottleneck network of table 8 as
-`wide_resnet50_2`. Built by factory.py.
+Registered with timm: `wide_resnet18_{1_5,2,3}`, `wide_resnet34_{1_5,2}`. timm has table 8's bottleneck network as
+`wide_resnet50_2`, whose bottlenecks are wider inside but not at their outputs; here the outputs are wider, too.
 """
 
 from __future__ import annotations
