@@ -32,7 +32,7 @@ def small_network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
 
 
-def test_safetensors_and_pth_of_torchvision_are_timms_too(resnet18: nn.Module, tmp_path: Path) -> None:
+def test_timm_loads_torchvisions_safetensors_and_pth(resnet18: nn.Module, tmp_path: Path) -> None:
     save_file(resnet18.state_dict(), tmp_path / "weights.safetensors")
     torch.save(resnet18.state_dict(), tmp_path / "weights.pth")
     torch.save(resnet18.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
@@ -45,7 +45,7 @@ def test_safetensors_and_pth_of_torchvision_are_timms_too(resnet18: nn.Module, t
 
 @pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict"])
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "module._orig_mod."])
-def test_wrappers_of_a_state_dict_are_taken_off(key: str, prefix: str, tmp_path: Path) -> None:
+def test_prefixes_of_wrappers_are_stripped(key: str, prefix: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     trained, network = small_network(), small_network()
     state = {prefix + name: tensor for name, tensor in trained.state_dict().items()}
@@ -54,7 +54,7 @@ def test_wrappers_of_a_state_dict_are_taken_off(key: str, prefix: str, tmp_path:
     assert same(network, trained)
 
 
-def test_names_of_the_network_itself_are_no_prefix(tmp_path: Path) -> None:
+def test_the_networks_own_names_are_not_stripped(tmp_path: Path) -> None:
     torch.manual_seed(0)
     trained, network = (nn.ModuleDict({"model": nn.Linear(2, 2)}) for _ in range(2))
     apply_weights(network, trained.state_dict(), source="it", name="nested")
@@ -75,7 +75,7 @@ def test_ema_weights_are_taken_where_present(tmp_path: Path) -> None:
 
 
 class Malicious:
-    """Its pickle makes a file where pickle.load is used."""
+    """Creates a file when pickle.load reads it."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -148,7 +148,7 @@ def test_old_weights_without_batch_counts_are_accepted(resnet18: nn.Module) -> N
     assert same(network, resnet18)
 
 
-def test_a_file_that_may_not_be_read_is_not_called_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_file_is_not_reported_as_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(path: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
