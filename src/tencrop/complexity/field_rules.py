@@ -66,6 +66,7 @@ def _pooling(num: int) -> Callable[..., Any]:
         dilations = _spread(rest[0], num) if is_maximum and rest else [1] * num
         for axis in range(num):
             dim = x.dim() - num + axis
+            # avg_pool3d over maps (response normalization) has kernel 1 along the image's axes
             if kernels[axis] > 1 or strides[axis] > 1:
                 field = slid(field, dim, first.shape[dim], kernel=kernels[axis], stride=strides[axis],
                               padding=paddings[axis], dilation=dilations[axis])  # fmt: skip
@@ -80,7 +81,7 @@ def _adaptive(known: Known, output, x, sizes) -> Field:
     for dim, size in zip((-2, -1), sizes, strict=True):
         if x.shape[dim] % size:
             raise Mixed  # windows would differ in size
-        kernel = x.shape[dim] // size
+        kernel = x.shape[dim] // size  # equal windows side by side: kernel = stride
         field = slid(field, x.dim() + dim, size, kernel=kernel, stride=kernel, padding=0)
     return field
 
@@ -88,6 +89,7 @@ def _adaptive(known: Known, output, x, sizes) -> Field:
 def _reduction(known: Known, output, x, dim=None, keepdim=False, **_: Any) -> Field:
     field = known(x)
     assert field is not None
+    # no dim means all; a reduced axis keeps its window with jump 0
     dims = range(x.dim()) if dim is None else _spread(dim, 1)
     return collapsed(field, list(dims), keepdim)
 
@@ -97,6 +99,7 @@ def _normalized_over(known: Known, output, x, sizes, *_: Any) -> list[Field]:
     assert field is not None
     # statistics over channels see one position only; over axes of the image they see all of it
     over_image = any(factor.axis for dim in field.dims[-len(sizes) :] for factor in dim)
+    # the second and third output are mean and reciprocal standard deviation
     rows = collapsed(field, range(-len(sizes), 0), keep=True)
     return [replace(field, is_gated=field.is_gated or over_image), rows, rows]
 
@@ -111,7 +114,7 @@ def _product(known: Known, output, a, b) -> Field:
     """Matrix product [..., M, K] @ [..., K, N] with weights on one side; mixes all of dimension K."""
     left, right = known(a), known(b)
     if left is not None and right is not None:
-        raise Mixed  # attention
+        raise Mixed  # attention: every position reads every other
     if left is not None:
         left = collapsed(left, [-1], keep=True)
         return replace(left, dims=(*left.dims[:-1], (Factor(output.shape[-1]),)))
@@ -135,6 +138,7 @@ def _view(known: Known, output, x, *_: Any) -> Field:
             if left % factor.size == 0:
                 dim.append(factor)
                 left //= factor.size
+            # channels may be split (heads, groups); an axis of the image may not
             elif factor.axis is None and factor.size % left == 0:
                 dim.append(Factor(left))
                 factors.insert(0, Factor(factor.size // left))
@@ -167,6 +171,7 @@ def _slice(known: Known, output, x, dim: int = 0, start: int | None = None, end:
     dim, start = dim % x.dim(), (start or 0) % max(1, x.shape[dim])
     if output.shape == x.shape:
         return field
+    # a slice is a window of one pixel with stride `step` that starts later
     moved = slid(field, dim, output.shape[dim], kernel=1, stride=step, padding=0)
     axis = moved.dims[dim][0].axis
     if axis is None:
@@ -180,6 +185,7 @@ def _padding(known: Known, output, x, pad, *_: Any) -> Field:
     assert field is not None
     for number in range(len(pad) // 2):  # torch lists the padding from the last dimension backward
         dim = x.dim() - 1 - number
+        # padding before the first pixel moves the start; that behind the last changes only the size
         if output.shape[dim] != x.shape[dim] or pad[2 * number]:
             field = slid(field, dim, output.shape[dim], kernel=1, stride=1, padding=pad[2 * number])
     return field
@@ -191,6 +197,7 @@ def _select(known: Known, output, x, dim: int, index: int) -> Field:
     factor = only(field.dims[dim])
     windows = dict(field.windows)
     if factor.axis is not None:
+        # one position of the axis is left: its window no longer moves
         window = windows[factor.axis]
         windows[factor.axis] = Window(window.size, 0, window.start + index % factor.size * window.jump)
     return replace(field, dims=_dropped(field.dims, dim), windows=windows)
@@ -226,6 +233,7 @@ def _concatenation(known: Known, output, tensors, dim: int = 0) -> Field:
     dim %= output.dim()
     if any(factor.axis for field in fields for factor in field.dims[dim]):
         raise Mixed  # maps joined along an axis of the image: its units no longer have one common window
+    # a concatenation of channels; like an addition, it reads all branches
     joined = [replace(f, dims=(*f.dims[:dim], (Factor(output.shape[dim]),), *f.dims[dim + 1 :])) for f in fields]
     return pointwise(joined, tuple(output.shape))
 
@@ -236,6 +244,7 @@ def _stacked(known: Known, output, tensors, dim: int = 0) -> Field:
     return replace(field, dims=(*field.dims[:dim], (Factor(output.shape[dim]),), *field.dims[dim:]))
 
 
+# chunks of the channels, such as those of ShuffleNet; the kernel of 1 leaves their windows alone
 def _pieces(known: Known, output, x, _sizes, dim: int = 0) -> list[Field]:
     return [
         slid(_without_axis(known(x), dim), dim % x.dim(), p.shape[dim], kernel=1, stride=1, padding=0) for p in output
@@ -258,6 +267,8 @@ def _softmax(known: Known, output, x, dim: int, *_: Any) -> Field:
     return _without_axis(known(x), dim)
 
 
+# Operations as the dispatcher sees them in eval mode, after composite operations have been decomposed. An operation
+# that has no rule and is not elementwise gives Mixed: no field in the table.
 RULES: dict[Any, Callable[..., Any]] = {
     aten.convolution: _convolution,
     aten.max_pool2d_with_indices: lambda *args, **kwargs: [_pooling(2)(*args, **kwargs)] * 2,
@@ -289,5 +300,5 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.split: _pieces,
     aten.split_with_sizes: _pieces,
     aten.unbind: _unbound,
-    aten._softmax: _softmax,
+    aten._softmax: _softmax,  # over channels only; over positions (attention) it mixes the image
 }

@@ -39,6 +39,7 @@ class FieldTracker:
             fields = None
         outputs = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         for number, tensor in enumerate(outputs):
+            # a rule gives one field for all outputs or a list; a shape that does not agree is a rule's mistake
             field = fields[number] if isinstance(fields, list) else fields
             self._fields[id(tensor)] = field if field is None or field.shape == tuple(tensor.shape) else None
         self._alive.append(output)

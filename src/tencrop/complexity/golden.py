@@ -17,7 +17,9 @@ from tencrop.files import atomic_write
 from tencrop.signals import exit_at_once
 
 GOLDEN = Path(__file__).with_name("golden.json")
+# the repository's root; an installed package has no docs/, so that main() is for a checkout only
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "models.md"
+# part of docs/models.md: after a change, run the command above, or the test of the document fails
 HEADER = """\
 # Networks
 
@@ -72,7 +74,7 @@ def terminal(counts: dict[str, dict[str, int]]) -> str:
 
 def csv_text(counts: dict[str, dict[str, int]]) -> str:
     """Format all networks as CSV with exact counts."""
-    names = list(next(iter(counts.values())))
+    names = list(next(iter(counts.values())))  # all networks have the same counts
     return "".join(",".join(line) + "\n" for line in (
         ["model", *names], *([model, *(str(c[name]) for name in names)] for model, c in sorted(counts.items()))
     ))  # fmt: skip

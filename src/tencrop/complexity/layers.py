@@ -15,6 +15,7 @@ from tencrop.models.lenet import RadialBasis, SparseConvolution, Subsampling, Un
 
 aten = torch.ops.aten
 
+# kinds with weights, whose outputs the papers call units or neurons
 WITH_UNITS = ("conv", "linear", "subsample", "rbf")
 WITHOUT_PARAMETERS = ("product", "max pool", "avg pool")
 UNSHOWN = ("norm", "other")  # omitted from the table unless layers=all
@@ -103,6 +104,7 @@ def _adaptive(output, _fields, x, sizes) -> Layer | None:
     return Layer("", "avg pool", tuple(output.shape[1:]), kernel, kernel, (0, 0), connections=connections)
 
 
+# keyed by overload packet: aten.mm stands for mm.default and mm.out
 COUNTED: dict[Any, Callable[..., Layer | None]] = {
     aten.convolution: _convolution,
     aten.mm: _product,

@@ -40,8 +40,10 @@ QUANTITIES: dict[str, Callable[[Sequence[Layer]], int]] = {
     "parameters": lambda layers: sum(layer.parameters for layer in layers),
     "weights": lambda layers: sum(layer.parameters - layer.biases for layer in layers),
     "mult_adds": lambda layers: sum(layer.mult_adds for layer in layers),
+    # what most papers call FLOPs: a multiplication and an addition each
     "operations": lambda layers: 2 * sum(layer.mult_adds for layer in layers),
     "units": lambda layers: sum(layer.units for layer in layers if layer.kind in WITH_UNITS),
+    # without the last layer, whose units are the classes
     "hidden units": lambda layers: sum(layer.units for layer in layers[:-1] if layer.kind in WITH_UNITS),
     "outputs": lambda layers: sum(layer.units for layer in layers),
     "connections": lambda layers: sum(layer.connections for layer in layers),
@@ -85,11 +87,11 @@ def _compared(row: Printed, table: PrintedTable) -> Comparison:
         raise UserError(f"{row.row}: unit={unit}: must be one of {', '.join(UNITS)}")
     found = complexity_of_file(row.model, row.image_size, **(row.kwargs or {}))
     layers = _matching(row, found.layers)
-    if quantity in SHAPES:
+    if quantity in SHAPES:  # text: equal or not, there is no precision
         ours: int | str = SHAPES[quantity](layers) or "none"
         verdict = MATCH if ours == row.value else CONTRADICTED if row.because and row.ours_as == ours else DIFFERS
         return Comparison(row, quantity, ours, verdict, str(ours))
-    if quantity == "input":
+    if quantity == "input":  # of the network, not of a layer: the number of pixel values
         ours = 3 * found.image_size**2
     elif quantity in QUANTITIES:
         ours = QUANTITIES[quantity](layers)
@@ -129,6 +131,7 @@ def _side(layer: Layer) -> str:
 
 
 def _matching(row: Printed, all_layers: Sequence[Layer]) -> list[Layer]:
+    # case-sensitive shell patterns, such as "conv* fc6"; without any, the whole network
     patterns = (row.layers or "*").split()
     layers = [layer for layer in all_layers if any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in patterns)]
     if not layers:
@@ -150,6 +153,7 @@ def _step(row: Printed) -> float:
 
 
 def _in_unit(ours: int, row: Printed, unit: str) -> str:
+    # with a unit, two decimals more than printed, which show how close a rounded number is
     decimals = len(row.value.partition(".")[2]) + (2 if unit else 0)
     return f"{ours / UNITS[unit]:,.{decimals}f}{unit}"
 
@@ -169,7 +173,7 @@ def evaluate(arithmetic: str) -> int:
     def value(node: ast.expr) -> int:
         if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
             return OPERATORS[type(node.op)](value(node.left), value(node.right))
-        if isinstance(node, ast.Constant) and type(node.value) is int:
+        if isinstance(node, ast.Constant) and type(node.value) is int:  # `is`: bool is a subclass of int
             return node.value
         raise UserError(f"arithmetic {arithmetic!r}: use only integers, + - * // ** and parentheses")
 
@@ -198,6 +202,7 @@ def terminal(table: PrintedTable, comparisons: Sequence[Comparison]) -> str:
 def markdown(table: PrintedTable, comparisons: Sequence[Comparison]) -> str:
     """Format the comparison as Markdown."""
     heads = ("row", "quantity", "printed", "ours", "verdict", "why")
+    # "*" would start emphasis in Markdown, and arithmetic is full of it
     rows = [(*_cells(table, comparison), "; ".join(_reasons(comparison))) for comparison in comparisons]
     lines = [heads, (":--", ":--", "--:", "--:", ":--", ":--"), *rows]
     body = "".join("| " + " | ".join(cell.replace("*", "\\*") for cell in line) + " |\n" for line in lines)

@@ -89,7 +89,7 @@ def union(fields: Sequence[Field]) -> Field:
 def pointwise(fields: list[Field], shape: tuple[int, ...]) -> Field:
     """Field after an elementwise operation with output `shape`; smaller tensors are broadcast."""
     whole = [field for field in fields if field.shape == shape]
-    if not whole:  # broadcast
+    if not whole:  # all are broadcast, such as a row plus a column
         return union([expanded(field, shape) for field in fields])
     if any(_axes(field) != _axes(whole[0]) for field in whole):
         raise Mixed  # the sum of an image and its transpose, for example
@@ -130,6 +130,7 @@ def collapsed(field: Field, dims: Sequence[int], keep: bool) -> Field:
                 window = windows[factor.axis]
                 windows[factor.axis] = Window(window.size + (factor.size - 1) * window.jump, 0, window.start)
     summed = {dim % len(field.dims) for dim in dims}
+    # keepdim leaves dimensions of size 1, otherwise they disappear
     left = [(Factor(1),) if d in summed else dim for d, dim in enumerate(field.dims) if keep or d not in summed]
     return replace(field, dims=tuple(left), windows=windows)
 

@@ -17,6 +17,7 @@ NONE = "–"
 COLUMNS = ("layer", "type", "output", "kernel", "stride", "padding", "groups", "parameters", "mult_adds", "units",
            "connections", "field", "jump", "start", "center")  # fmt: skip
 NUMBERS = ("parameters", "mult_adds", "units", "connections")
+# short names for the terminal; "" for convolutions, whose kernel is shown anyway
 TYPES = {"conv": "", "linear": "full", "max pool": "max", "avg pool": "mean", "product": "a @ b", "rbf": "distance"}
 HEADS = ("layer", "output", "type", "groups", "params", "m-adds", "units", "conns", "field", "jump", "start")
 NOTE = (
@@ -46,6 +47,7 @@ def terminal_table(name: str, found: Complexity, *, all_layers: bool) -> str:
 
 def markdown_table(name: str, found: Complexity, *, all_layers: bool) -> str:
     """Format the layers as Markdown with exact counts."""
+    # only counts are summed; output sizes and receptive fields have no total
     total = ["total"] + [""] * (len(COLUMNS) - 1)
     for column in NUMBERS:
         total[COLUMNS.index(column)] = f"{getattr(found, column):,}"
@@ -91,11 +93,12 @@ def shown(found: Complexity, all_layers: bool) -> list[Layer]:
 
 def record(layer: Layer) -> dict[str, Any]:
     """A layer's values for COLUMNS; None for those that it does not have."""
-    windows = layer.field.windows if layer.field is not None else {}
+    windows = layer.field.windows if layer.field is not None else {}  # none after attention or global mixing
     # of height and width: one number if they agree, else both
     field, jump, start, center = (
         agreed([getattr(window, name) for window in windows.values()]) for name in ("size", "jump", "start", "center")
     )
+    # GATED explains the mark below the table
     gated = "*" if layer.field is not None and layer.field.is_gated else ""
     values = (layer.name, layer.kind, layer.size or None, _by(layer.kernel), agreed(layer.stride),
               agreed(layer.padding), layer.groups, layer.parameters, layer.mult_adds, layer.units, layer.connections,
@@ -107,6 +110,7 @@ def short(number: int) -> str:
     """Format a count with four digits: 105.4M; exact below 100,000."""
     if number < 100_000:
         return f"{number:,}"
+    # "#" keeps trailing zeros, so that every number shows four digits
     unit, letter = next((u, letter) for u, letter in ((1e9, "G"), (1e6, "M"), (1e3, "K")) if number >= u)
     return f"{number / unit:#.4g}".rstrip(".") + letter
 
@@ -134,6 +138,7 @@ def _totals(found: Complexity) -> tuple[str, ...]:
 def _left_out(found: Complexity, all_layers: bool) -> list[str]:
     """Notes on parameters that no row of the table has."""
     notes = []
+    # so that the rows and these notes add up to the total
     for kind, words in (("norm", "normalization"), ("other", "embeddings, scales and similar layers")):
         parameters = sum(layer.parameters for layer in found.layers if layer.kind == kind)
         if parameters and not all_layers:

@@ -88,7 +88,7 @@ class AlexNet(nn.Module):
             raise ValueError(f"activation={activation!r} is not one of {', '.join(ACTIVATIONS)}")
         if remove_layer not in (None, 2, 3, 4, 5):
             raise ValueError(f"remove_layer={remove_layer} is not a convolution after the first; use 2, 3, 4 or 5")
-        pool_kernel = 3 if overlapping else 2
+        pool_kernel = 3 if overlapping else 2  # stride 2 either way: the paper's s = 2 with z = 3 or z = 2
         side = pooled_side(img_size, pool_kernel)
         if side < 1:
             raise ValueError(
@@ -108,6 +108,7 @@ class AlexNet(nn.Module):
                     num_maps, num_outputs, layer.kernel, layer.stride, layer.padding, groups=groups
                 )
                 features[f"{activation}{number}"] = ACTIVATIONS[activation]()
+                # over the maps of one tower; see the docstring
                 if lrn and layer.is_normalized:
                     features[f"norm{number}"] = LocalResponseNorm(num_towers, alpha_over_n=lrn_alpha_over_n)
                 num_maps = num_outputs
@@ -234,6 +235,7 @@ class LocalResponseNorm(nn.Module):
         towers = maps.unflatten(1, (self.num_towers, -1)).flatten(0, 1)
         if maps.dtype in (torch.float16, torch.bfloat16):
             towers = towers.float()  # squares of activations above 255 overflow float16
+        # for even n the window has one map more before i than after it, as torch's has
         sums = WindowSum.apply(towers * towers, self.n // 2, (self.n - 1) // 2)
         normed = towers / sums.mul(self.alpha).add(self.k).pow(self.beta)
         return normed.to(maps.dtype).reshape(maps.shape)
@@ -287,7 +289,7 @@ def scaled(number: float, width: float) -> int:
 def pooled_side(img_size: int, pool_kernel: int) -> int:
     """Side of the maps after the third pooling: 6 for 224. Below 1, the image is too small."""
     side = 1 + -((LAYERS[1].kernel - img_size) // LAYERS[1].stride) if img_size >= LAYERS[1].kernel else 0
-    for _ in range(3):
+    for _ in range(3):  # convolutions 2 to 5 keep the side: 55, 27, 13, 6
         side = (side - pool_kernel) // 2 + 1
     return side
 

@@ -46,6 +46,7 @@ class AllCNN(nn.Module):
             if number == 9:  # the last convolution with stride 2, which stands for a pooling layer
                 layers["drop9"] = nn.Dropout(drop_rate)
             num_maps = num_kernels
+        # instead of fully-connected layers: class maps, averaged in forward()
         layers["conv12"] = nn.Conv2d(num_maps, num_classes, 1)
         layers["relu12"] = nn.ReLU()
         self.features = nn.Sequential(layers)

@@ -17,6 +17,7 @@ def score_in_float32(network: nn.Module, num_classes: int) -> None:
     bfloat16 has 8 significant bits: logits between 8 and 16 are multiples of 0.0625, so the two largest of an image may
     tie, and a tie counts as an error. The last layer is computed twice.
     """
+    # a hook instead of a wrapped module keeps the names in the state dict
     for layer in last_layers(network, num_classes):
         layer.register_forward_hook(_again_in_float32)
 
@@ -43,6 +44,7 @@ def _again_in_float32(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor)
     # A hook runs after forward. A pre-hook could not disable autocast for the call, hence the second computation.
     if layer.training or kind == "meta" or not (torch.is_autocast_enabled(kind) or _is_tf32()):
         return None
+    # the weights are float32 already (autocast casts copies), so only the input is converted
     with torch.autocast(kind, enabled=False), _without_tf32():
         return layer.forward(inputs[0].float())  # layer(...) would call this hook again
 

@@ -53,7 +53,7 @@ class MobileNet(nn.Module):
                 features[f"conv{number}"] = convolution(num_maps, num_outputs, stride=stride)
             num_maps = num_outputs
         self.features = nn.Sequential(features)
-        self.fc = nn.Linear(num_maps, num_classes)
+        self.fc = nn.Linear(num_maps, num_classes)  # 1024 inputs at width 1: a quarter of all parameters
 
     def forward(self, images: Tensor) -> Tensor:
         return self.fc(self.features(images).mean((2, 3)))
@@ -61,6 +61,7 @@ class MobileNet(nn.Module):
 
 def convolution(num_inputs: int, num_outputs: int, *, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Module:
     """Convolution without bias, BatchNorm, ReLU; padded so that stride 1 keeps the size."""
+    # no bias: BatchNorm's shift replaces it. groups = num_inputs makes it depthwise.
     conv = nn.Conv2d(num_inputs, num_outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(num_outputs), relu=nn.ReLU()))

@@ -25,6 +25,7 @@ def with_stochastic_depth(network: ResNet, last_survival: float) -> ResNet:
     if any(block.drop_path is not None for block in blocks):
         raise ValueError("drop_path_rate is timm's drop-path, which would replace stochastic depth; use last_survival")
     # timm's blocks apply drop_path to the branch just before they add the shortcut, which is where the paper multiplies
+    # the first block is dropped as well, with probability (1 - last_survival) / L; timm's linear rule starts at 0
     for number, block in enumerate(blocks, start=1):
         block.drop_path = StochasticDepth(drop_rate=number / len(blocks) * (1 - last_survival))
     return network

@@ -65,6 +65,7 @@ class VGG(nn.Module):
         num_maps = 3
         for block, (kernels, num_kernels) in enumerate(zip(BLOCKS[column], WIDTHS, strict=True), start=1):
             num_kernels = scaled(num_kernels, width)
+            # padding 1 for 3 x 3 and 0 for C's 1 x 1: only the pooling changes the size (section 2.1)
             for number, kernel in enumerate(kernels, start=1):
                 features[f"conv{block}_{number}"] = nn.Conv2d(num_maps, num_kernels, kernel, padding=kernel // 2)
                 features[f"relu{block}_{number}"] = nn.ReLU()
@@ -79,8 +80,8 @@ class VGG(nn.Module):
             OrderedDict(
                 fc6=nn.Linear(num_maps * (img_size // 32) ** 2, hidden),  # 25,088 inputs: 103 M of D's 138 M parameters
                 relu6=nn.ReLU(),
-                drop6=nn.Dropout(drop_rate),
-                fc7=nn.Linear(hidden, hidden),
+                drop6=nn.Dropout(drop_rate),  # on the first two fully-connected layers: section 3.1
+                fc7=nn.Linear(hidden, hidden),  # 16.8 M
                 relu7=nn.ReLU(),
                 drop7=nn.Dropout(drop_rate),
                 fc8=nn.Linear(hidden, num_classes),

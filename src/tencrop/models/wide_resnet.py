@@ -12,6 +12,7 @@ from tencrop.models.registry import register
 from tencrop.models.resnet import resnet
 
 
+# Table 7's ImageNet networks. `width` is the paper's factor k for every stage; the 7 x 7 convolution keeps its 64 maps.
 @register
 def wide_resnet18_1_5(num_classes: int = 1000, **options) -> ResNet:
     """ResNet-18 with blocks 1.5 times as wide."""

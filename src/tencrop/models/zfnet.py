@@ -92,6 +92,7 @@ class ZFNet(nn.Module):
                 classifier[f"relu{number}"] = nn.ReLU()
                 classifier[f"drop{number}"] = ScaledDropout(drop_rate)
                 num_inputs = num_outputs
+        # fc8 reads the maps directly if both hidden layers are removed
         classifier["fc8"] = nn.Linear(num_inputs, num_classes)
         self.classifier = nn.Sequential(classifier)
         self.apply(init_gaussian)  # all biases 0, unlike AlexNet's

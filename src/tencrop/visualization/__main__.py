@@ -17,6 +17,7 @@ from tencrop.config import Config, VisualizationConfig
 from tencrop.evaluation.targets import evaluation_targets
 from tencrop.records.redaction import redact_arguments
 
+# keys of this command only; the rest of what a user types overrides the run's configuration
 OWN_KEYS = {field.name for field in dataclasses.fields(VisualizationConfig)} - {
     field.name for field in dataclasses.fields(Config)
 }
@@ -34,6 +35,7 @@ def main(config: VisualizationConfig) -> int:
     from tencrop.visualization.figures import draw_model, draw_run
 
     close_at_ctrl_c()
+    # recorded in each figure's JSON file, without secrets such as tokens
     line = shlex.join(["python", "-m", "tencrop.visualization", *redact_arguments(overrides())])
     for target in targets:
         for path in draw_run(target, config, command=line):

@@ -56,6 +56,7 @@ def stages(network: nn.Module, *, image_size: int) -> list[Stage]:
     shown = set(_unit_names("", network))
     units = [call for call in calls if call.name in shown and call.output]
     found: list[Stage] = []
+    # groupby merges neighbors only: a later stage with the same size stays a stage of its own
     counted: set[str] = set()
     for extent, members in groupby(units, key=lambda call: _extent(call.output)[0]):
         group = list(members)
@@ -63,9 +64,10 @@ def stages(network: nn.Module, *, image_size: int) -> list[Stage]:
         new = {call.name: call.module for call in group if call.name not in counted}  # a layer may be called twice
         counted |= set(new)
         num_parameters = sum(parameter.numel() for module in new.values() for parameter in module.parameters())
+        # equal neighbors become "3 × Bottleneck, 256"
         runs = [(text, len(list(same))) for text, same in groupby(texts)]
         lines = [f"{number} × {text}" if number > 1 else text for text, number in runs]
-        if lines:
+        if lines:  # a group of activations or dropout only is no stage
             found.append(Stage(extent, _extent(group[-1].output)[1], lines, num_parameters))
     return found
 
@@ -78,6 +80,7 @@ def architecture_figure(network: nn.Module, *, image_size: int, title: str) -> F
     columns = [max(len(line) for line in (stage.size, *stage.lines)) * 0.085 + 0.25 for stage in found]
     columns = [max(column, 0.3 + _thickness(stage)) for column, stage in zip(columns, found, strict=True)]
     num_lines = max(len(stage.lines) for stage in found)
+    # tallest: inches of the slab with the largest side
     tallest, largest = 1.6, max(_side(stage) for stage in found)
     width, height = sum(columns) + 0.4, tallest + 1.35 + 0.19 * num_lines
     with styled():
@@ -88,6 +91,7 @@ def architecture_figure(network: nn.Module, *, image_size: int, title: str) -> F
         axes.text(0.2, height - 0.25, title, weight="bold", size=11, va="center")
         about = f"input {image_size} × {image_size} × 3 · {num_parameters:,} parameters"
         axes.text(0.2, height - 0.5, about, color=SOFT, va="center")
+        # slabs are centered on one line; the text starts below the tallest
         floor, left = 0.19 * num_lines + 0.5, 0.2
         for stage, column in zip(found, columns, strict=True):
             slab = _height(stage, largest) * tallest
@@ -135,9 +139,10 @@ def _weighty(module: nn.Module) -> list[nn.Conv2d | nn.Linear]:
 def _description(call: Call) -> str | None:
     """Describe a unit, such as "conv 3 × 3, 64"; None for normalization, activation, dropout and reshaping."""
     weighty, (extent, channels) = _weighty(call.module), _extent(call.output)
-    if len(weighty) == 1:
+    if len(weighty) == 1:  # a convolution with its BatchNorm and ReLU in one module counts as the convolution
         layer = weighty[0]
         return f"linear, {layer.out_features}" if isinstance(layer, nn.Linear) else _convolution(layer)
+    # several weight layers (a block), or parameters of another kind, such as an embedding
     if weighty or (has_weights(call.module) and not isinstance(call.module, NORMS)):
         return f"{type(call.module).__name__}, {channels}"
     for pool in call.module.modules():
@@ -161,11 +166,13 @@ def _convolution(layer: nn.Conv2d) -> str:
     text = f"conv {_by(layer.kernel_size)}, {layer.out_channels}" + (f" / {stride}" if stride != "1" else "")
     if layer.groups == 1:
         return text
+    # one group per input map
     return f"{text}, depthwise" if layer.groups == layer.in_channels else f"{text}, {layer.groups} groups"
 
 
 def _extent(shape: Shape) -> tuple[Extent, int]:
     """Extent and number of channels of an output; recognizes maps with channels last (Swin) if they are square."""
+    # 1 x 1 maps are a vector, so that global pooling starts a new stage
     if len(shape) == 4 and (shape[2] == shape[3] or shape[1] != shape[2]):
         return (Extent("maps", *shape[2:]) if shape[2:] != (1, 1) else Extent("vector", 1, 1)), shape[1]
     if len(shape) == 4:
@@ -192,7 +199,7 @@ def _thickness(stage: Stage) -> float:
 
 def _short(number: int) -> str:
     """Number of parameters in short form: 1.22 M, 34.9 K, 156."""
-    if number >= 1e5:
+    if number >= 1e5:  # 0.123 M rather than 123 K: one unit for most layers of a network
         return f"{number / 1e6:.3g} M"
     return f"{number / 1e3:.3g} K" if number >= 1000 else str(number) if number else "–"
 

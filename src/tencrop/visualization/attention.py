@@ -33,6 +33,7 @@ def attention_maps(network: nn.Module, images: Tensor, *, name: str = "the netwo
         # attn_drop's output is the softmax, since dropout is an identity in eval mode; no other module sees it
         found = [stack.enter_context(captured(layer.attn_drop, lambda _, output: output)) for layer in layers]
         run_frozen(network, images)
+    # float(): a network in half precision would lose more with every product of the rollout
     return torch.stack([maps[-1] for maps in found]).float()
 
 
@@ -84,7 +85,7 @@ def attention_figure(
             axes[1].imshow(rolled[row].numpy(), cmap=HEAT, alpha=0.7, interpolation="bilinear", extent=extent)
             for number, head in enumerate(heads[row]):
                 axes[2 + number].imshow(head.numpy(), cmap=HEAT, interpolation="nearest", extent=extent)
-            if row == 0:
+            if row == 0:  # column titles; those of the first column are class names
                 axes[1].set_title("rollout", size=9)
                 for number in range(heads.shape[1]):
                     axes[2 + number].set_title(f"head {number + 1}", size=9, weight="normal")

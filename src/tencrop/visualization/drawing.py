@@ -31,7 +31,7 @@ STYLE: Any = {
     # fonttype none keeps text as text, which can be searched; the salt makes the ids of SVG elements reproducible
     "svg.fonttype": "none", "svg.hashsalt": "tencrop", "path.simplify": True,
 }  # fmt: skip
-PNG_DPI = 160
+PNG_DPI = 160  # PNG for slides and READMEs; the report embeds the SVG
 
 
 @contextmanager
@@ -52,6 +52,7 @@ def save_figure(figure: Figure, folder: Path, name: str, record: Record) -> list
             figure.savefig(buffer, format=kind, bbox_inches="tight", pad_inches=0.12, **options)
         paths.append(folder / f"{name}.{kind}")
         atomic_write(paths[-1], buffer.getvalue())
+    # written last: a record guarantees that both images exist, and the hash that the SVG is the one described
     svg_sha256 = file_sha256(folder / f"{name}.svg")
     save_record(folder / f"{name}.json", dataclasses.replace(record, svg_sha256=svg_sha256))
     return paths

@@ -65,6 +65,7 @@ def draw_run(target: EvaluationTarget, config: VisualizationConfig, *, command: 
         "patches": _patches,
         "attention": _attention,
     }
+    # "tradeoff" is missing: it shows no single run
     names, out = list(draw) if config.figure == "all" else [config.figure], _folder(target, config)
     check_writable(*(out / f"{name}.svg" for name in names), mend=REMEDY)  # before minutes of computation
     model = load_trained_model(target)
@@ -98,7 +99,7 @@ def _architecture(network: torch.nn.Module, config: Config) -> Drawn:
 
 def _tradeoff(config: Config) -> Drawn:
     counts = golden_counts()
-    series = published(counts)
+    series = published(counts)  # errors as the papers print them, costs as we count them
     # [!.] skips half-written and hidden files
     results = [path for folder in (Path(config.runs), EVALUATIONS) for path in folder.rglob("[!.]*.result.json")]
     own = measured([load_result(path) for path in sorted(results)], counts)
@@ -111,6 +112,7 @@ def _receptive_field(subject: TrainedModel, config: VisualizationConfig) -> Draw
     layer = _layer_with_maps(subject, config)
     # Luo et al. (section 3): training enlarges the effective field, so both are shown
     before, after = (effective_field(net, images, layer=layer) for net in (subject.initial, subject.network))
+    # the effective field is usually much smaller than this
     theoretical = theoretical_side(subject.network, layer, image_size=subject.config.image_size)
     pair = [("before training", before), ("after", after)]
     figure = field_figure(pair, title=f"Receptive field of the center of {layer}", theoretical=theoretical)
@@ -124,6 +126,7 @@ def _receptive_field(subject: TrainedModel, config: VisualizationConfig) -> Draw
 
 def _retrieval(subject: TrainedModel, config: VisualizationConfig) -> Drawn:
     queries = subject.pictures("val", chosen(subject.split("val"), config.images, num_images=NUM_QUERIES))
+    # sorted indices read the training file from front to back
     candidates = subject.pictures("train", np.sort(by_hash(subject.split("train").num_samples)[: config.candidates]))
     features = [hidden_features(subject.network, subject.inputs(these.pixels)) for these in (queries, candidates)]
     found = nearest(*features)
@@ -165,6 +168,7 @@ def _patches(subject: TrainedModel, config: VisualizationConfig) -> Drawn:
     active = [unit for unit, top in enumerate(found) if top[0].value > 0][:NUM_UNITS]
     if not active:
         raise HasNone(f"figure=patches: no unit of {layer} is active on any image; choose another layer=")
+    # one backward pass per patch, NUM_UNITS x NUM_PATCHES in total
     rows = []
     for unit in active:
         pairs = []
@@ -186,6 +190,7 @@ def _attention(subject: TrainedModel, config: VisualizationConfig) -> Drawn:
     pictures = subject.pictures("val", chosen(subject.split("val"), config.images, num_images=NUM_ATTENDED))
     name = subject.config.model.name
     attention = attention_maps(subject.network, subject.inputs(pictures.pixels), name=name)
+    # 1 with a class token, 2 with DeiT's distillation token, 0 if the mean of the patches is classified
     num_prefix = int(subject.network.num_prefix_tokens)  # type: ignore[arg-type]
     names = label_names(subject.classes)
     figure = attention_figure(pictures, attention, num_prefix=num_prefix, names=names, title=f"Attention of {name}")
@@ -202,6 +207,7 @@ def _layer_with_maps(subject: TrainedModel, config: VisualizationConfig) -> str:
     calls = trace(subject.network, torch.zeros(1, 3, subject.config.image_size, subject.config.image_size))
     if config.layer is None:
         return last_maps(calls).name
+    # four dimensions: [N, C, H, W]
     with_maps = [call.name for call in calls if len(call.output) == 4]
     if config.layer not in with_maps:
         raise UserError(f"layer={config.layer}: has no maps as output; choose one of {', '.join(with_maps)}")

@@ -47,6 +47,7 @@ def occlusion(
             # max(0, ...): a negative start would count from the other end
             copy[:, max(0, top) : top + square, max(0, left) : left + square] = 0
             covered.append(copy)
+    # the whole image comes first, so that one pass gives both
     batches = torch.stack([image, *covered]).split(BATCH_SIZE)
     found = torch.cat([run_frozen(network, batch).float().softmax(1)[:, label] for batch in batches])
     return Occlusion(found[1:].view(positions, positions), float(found[0]), square)

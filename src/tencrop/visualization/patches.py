@@ -18,7 +18,7 @@ from tencrop.visualization.receptive_field import Box, Field, seen_box
 from tencrop.visualization.trace import captured, run_frozen
 from tencrop.visualization.trained_model import BATCH_SIZE
 
-NUM_UNITS, NUM_PATCHES = 6, 5
+NUM_UNITS, NUM_PATCHES = 6, 5  # rows and pairs per row
 
 
 class Activation(NamedTuple):
@@ -36,7 +36,7 @@ def top_activations(network: nn.Module, inputs: Tensor, layer: str, *, num: int)
     for batch in inputs.split(BATCH_SIZE):
         with captured(network.get_submodule(layer), lambda inputs, output: output) as found:
             run_frozen(network, batch)
-        maps = found[-1]
+        maps = found[-1]  # the last call, if the layer is called several times
         # Only the maxima are kept: the maps of 500 images in an early layer would take gigabytes.
         largest, position = maps.flatten(2).max(2)
         width = maps.shape[3]
@@ -76,6 +76,7 @@ def patch_box(projected: Tensor) -> Box:
 
 def patches_figure(rows: Sequence[tuple[int, Sequence[tuple[Tensor, Tensor]]]], *, title: str) -> Figure:
     """One row per unit: pairs of a patch, uint8 [h, w, 3], and its projection, float [3, h, w]."""
+    # each patch takes two columns: pixels and projection
     num_columns = 2 * max(len(pairs) for _, pairs in rows)
     with styled():
         figure = Figure(figsize=(0.85 * num_columns + 0.9, 0.95 * len(rows) + 0.6))
@@ -98,6 +99,7 @@ def _gray_centered(projected: Tensor) -> Tensor:
     """
     if not projected[1:].any():
         projected = projected[:1].expand(3, -1, -1)
+    # clamp: a projection of zeros becomes gray, not NaN
     largest = projected.abs().max().clamp(min=1e-30)
     return (0.5 + 0.5 * projected.sign() * (projected.abs() / largest).sqrt()).permute(1, 2, 0)
 
@@ -105,6 +107,7 @@ def _gray_centered(projected: Tensor) -> Tensor:
 @contextmanager
 def _rectifying(network: nn.Module) -> Iterator[None]:
     """Rectify gradients at every ReLU of the network meanwhile."""
+    # nn.ReLU modules only: F.relu inside a forward method cannot be hooked
     relus = [module for module in network.modules() if isinstance(module, nn.ReLU)]
     were_inplace = [relu.inplace for relu in relus]
     handles = []

@@ -48,6 +48,7 @@ def effective_field(network: nn.Module, images: Tensor, *, layer: str | None = N
     colors and averages over images. Raises HasNone for a network without maps.
     """
     network = network.eval()
+    # a trace costs one forward pass of one image
     call = last_maps(trace(network, images[:1])) if layer is None else None
     name = layer if call is None else call.name
     assert name is not None
@@ -57,10 +58,12 @@ def effective_field(network: nn.Module, images: Tensor, *, layer: str | None = N
         with captured(network.get_submodule(name), lambda inputs, output: output) as found:
             network(image)
         height, width = found[-1].shape[2:]
+        # for an even side, the lower right of the four central units
         center = found[-1][:, :, height // 2, width // 2].sum()
         (gradient,) = torch.autograd.grad(center, image)
         # absolute values before the average; with signs, the images would cancel each other
         total += gradient.double().abs().sum((0, 1))
+    # a constant output has no gradient at all: leave zeros instead of dividing by 0
     return Field(total / total.max() if total.max() > 0 else total, name)
 
 
@@ -70,6 +73,7 @@ def theoretical_side(network: nn.Module, layer: str, *, image_size: int) -> int 
     For a block this is the maximum over its layers, that of the longest path. complexity.count names repeated calls of
     a layer "NAME(2)"; all calls are considered. None if no layer has a window: attention mixes all positions.
     """
+    # "NAME(2)" -> "NAME"
     layers = [(re.sub(r"\(\d+\)$", "", one.name), one) for one in count(network, image_size).layers]
     within = [one for name, one in layers if f"{name}.".startswith(f"{layer}.")]
     sizes = [max(window.size for window in one.field.windows.values()) for one in within if one.field is not None]
@@ -96,6 +100,7 @@ def field_figure(fields: Sequence[tuple[str, Field]], *, title: str, theoretical
             bare(axes)
             axes.set_title(name)
             if box := seen_box(field):
+                # imshow centers pixels on integers, so their edges are at halves
                 corner = (box.left - 0.5, box.top - 0.5)
                 size = (box.right - box.left, box.bottom - box.top)
                 axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor="#ffffff", linewidth=1.2, linestyle="--"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from tencrop.config.documents import read_json
 from tencrop.files import atomic_write
 
-FORMAT = "tencrop figure 1"
+FORMAT = "tencrop figure 1"  # the number changes if old records can no longer be read
 SHAPE = {
     "format": {FORMAT},
     "title": str,

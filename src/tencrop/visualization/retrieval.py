@@ -40,6 +40,7 @@ def nearest(queries: Tensor, candidates: Tensor, *, num: int = NUM_NEAREST) -> N
     """Find the `num` candidates [M, F] nearest to each query [Q, F] by Euclidean distance; ties go to the first."""
     # cdist's default for large inputs computes |a|^2 - 2ab + |b|^2, which gives equal images a distance above 0
     distances = torch.cdist(queries.double(), candidates.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    # sorting all candidates is slower than topk, whose choice among ties is not defined
     order = distances.argsort(dim=1, stable=True)[:, :num]
     return Nearest(order, distances.gather(1, order).float())
 

@@ -41,10 +41,11 @@ def trace(network: nn.Module, images: Tensor) -> list[Call]:
         position = open_calls.pop()
         calls[position] = Call(names[module], module, _shape(inputs), _shape(output))
 
+    # by module, not by name: a module that is registered twice is still one
     names = {module: name for name, module in network.named_modules() if name}
     with _hooks([*(m.register_forward_pre_hook(begin) for m in names), *(m.register_forward_hook(end) for m in names)]):
         run_frozen(network, images)
-    assert not open_calls, "a module raised"
+    assert not open_calls, "a module raised"  # and somebody caught it, so that its end was never seen
     return [call for call in calls if call is not None]
 
 
@@ -113,4 +114,5 @@ def _shape(value: Any) -> Shape:
     if isinstance(value, Tensor):
         return tuple(value.shape)
     values = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+    # depth first: networks return nested structures, such as logits with a list of features
     return next((shape for item in values if (shape := _shape(item))), ())

@@ -129,7 +129,7 @@ def tradeoff_figure(series: Sequence[Series], own: Sequence[Point] = (), claims:
             if points:
                 xs, ys = [point.mult_adds / 1e9 for point in points], [point.top1_error for point in points]
                 axes.scatter(xs, ys, label=label, zorder=5, **look)
-        for millions in (5, 25, 100):
+        for millions in (5, 25, 100):  # empty scatters, for the legend only
             area = AREA_PER_MILLION * millions
             axes.scatter([], [], s=area, color=SOFT, alpha=0.35, label=f"{millions} M parameters")
         axes.legend(frameon=False, labelcolor=SOFT, loc="upper right", labelspacing=1.4, borderpad=1)

@@ -42,7 +42,7 @@ class TrainedModel:
     """A network in eval mode on the CPU, and its data."""
 
     config: Config
-    network: nn.Module
+    network: nn.Module  # with the trained weights, or their moving average
     initial: nn.Module  # with the weights before training
     classes: list[str]
     mean: list[float]  # on the scale [0, 255], as `std`
