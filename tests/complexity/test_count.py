@@ -1,4 +1,4 @@
-"""Counts against torch's own counter, brute force, the papers' numbers of LeNet and EfficientNet's rule."""
+"""Counts against torch's FLOP counter, brute force, the papers' numbers for LeNet and EfficientNet's scaling rule."""
 
 import math
 
@@ -51,7 +51,7 @@ def test_multiply_adds_are_half_of_what_torch_counts_and_no_parameter_is_missed(
 
 
 @pytest.mark.parametrize(("name", "heads"), [("googlenet_2014", 6_379_728), ("inception_v3_aux", 3_326_696)])
-def test_what_only_training_reads_is_apart(name, heads):
+def test_parameters_of_auxiliary_heads_are_counted_separately(name, heads):
     assert count(build(name), NETWORKS.get(name, 299)).training_parameters == heads
 
 
@@ -106,7 +106,7 @@ def brute_force_connections(conv, size):
     return (height, width), pairs
 
 
-def test_layers_of_a_network_whose_numbers_can_be_counted_one_by_one():
+def test_layers_of_a_small_network_against_brute_force():
     network = Small()
     found = count(network, 12)
     rows = {layer.name: layer for layer in found.layers}
@@ -123,7 +123,7 @@ def test_layers_of_a_network_whose_numbers_can_be_counted_one_by_one():
     assert found.units == conv.units + 5
 
 
-def test_real_tensors_and_shapes_alone_give_the_same_and_nothing_of_the_network_changes():
+def test_real_and_meta_tensors_agree_and_the_network_is_unchanged():
     torch.manual_seed(0)
     network = build("resnet10t", "cpu").train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -133,7 +133,7 @@ def test_real_tensors_and_shapes_alone_give_the_same_and_nothing_of_the_network_
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
 
-def test_a_linear_layer_on_tokens_puts_out_all_of_them():
+def test_a_linear_layer_on_tokens_counts_every_token():
     rows = {layer.name: layer for layer in count(build("vit_tiny_patch16_224"), 224).layers}
     assert rows["blocks.0.attn.qkv"].output == (197, 576)
     assert rows["blocks.0.attn"].mult_adds == 2 * 197 * 197 * 192

@@ -25,7 +25,7 @@ def run(monkeypatch, capsys):
     return typed
 
 
-def test_all_networks_a_line_each():
+def test_all_networks_have_one_line_each():
     command = [sys.executable, "-m", "tencrop.complexity"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr
@@ -42,7 +42,7 @@ def test_a_network_at_another_size_with_other_arguments(run):
     assert data["layers"][-1]["output"] == "7"
 
 
-def test_a_table_is_settled_or_not(run):
+def test_the_exit_code_tells_whether_a_table_agrees(run):
     exit_code, output, _ = run("sizes=vgg_table2")
     assert exit_code == 0 and "Of 12: 12 equal" in output
     slip = "sizes.rows=[{row: A, model: vgg_a, value: '131'}]"

@@ -1,4 +1,4 @@
-"""The papers' tables of sizes against our networks: the arithmetic of every difference holds, and there is no other."""
+"""Published tables of sizes against our networks: every difference is explained by valid arithmetic."""
 
 import json
 
@@ -102,15 +102,15 @@ def test_verdicts(row, verdict):
         ({"value": "1", "layers": "c9"}, "layers=c9: lenet5_dense has no such layer"),
         ({"value": "1", "quantity": "neurons"}, "quantity=neurons: must be one of"),
         ({"value": "1", "unit": "m"}, "unit=m: must be one of"),
-        ({"value": "many"}, "value=many: is no number"),
+        ({"value": "many"}, "value=many: is not a number"),
     ],
 )
-def test_a_row_that_cannot_be_is_refused(row, words):
+def test_an_invalid_row_is_refused(row, words):
     with pytest.raises(UserError, match=words):
         compare(**row)
 
 
-def test_arithmetic_knows_whole_numbers_only():
+def test_arithmetic_accepts_only_integers():
     assert published.evaluate("2 * (3 + 4)**2 - 7 // 2") == 95
     for text in ("1.5", "__import__('os')", "2 +", "a"):
         with pytest.raises(UserError, match="arithmetic"):

@@ -48,12 +48,12 @@ def test_markdown_has_as_many_cells_in_every_row(alexnet):
     assert "| 60,965,224 | 724,406,816 | 659,272 |" in rows[-1]
 
 
-def test_what_the_short_table_leaves_out_is_said():
+def test_the_short_table_states_what_it_omits():
     found = complexity_of_file("googlenet_2014")
     assert "Not counted: 6,379,728 parameters" in render.terminal_table("", found, all_layers=False)
     found = complexity_of_file("resnet18")
     short, long = (render.terminal_table("", found, all_layers=choice) for choice in (False, True))
-    assert "9,600 belong to normalization" in short and " bn1" not in short
+    assert "9,600 of the parameters belong to normalization" in short and " bn1" not in short
     assert "belong to" not in long and "\nbn1 " in long
 
 

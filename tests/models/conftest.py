@@ -1,4 +1,4 @@
-"""What tests of several networks share."""
+"""Fixtures for the tests of networks."""
 
 from collections.abc import Callable
 

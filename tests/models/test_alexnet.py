@@ -245,7 +245,7 @@ def test_each_convolution_has_a_hundredth_of_the_parameters():
         ({"img_size": 35, "overlapping": False}, "img_size=35.*36"),
     ],
 )
-def test_what_cannot_be_built_is_refused(options, words):
+def test_invalid_options_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         alexnet.alexnet_2012(**options)
 

@@ -1,4 +1,4 @@
-"""What holds of every file of conf/model, so that a new one is tested here without being named.
+"""Properties of every file of conf/model; a new file is tested here without being listed.
 
 It builds as the command line builds it, gives class scores at its native resolution, lets every parameter learn, and
 comes back from its state dict. What a network alone has is in the test of its own module; drop-path and its like,
@@ -23,7 +23,7 @@ OURS = [name for name in timm.list_models() if timm.models.model_entrypoint(name
 MODEL_FILES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "timm")
 
 # Of these tables the first pattern that fits a name counts: the resolution and the arguments with which a backward
-# pass is quick. Ours are as deep as ever and narrower; what is timm's is built whole.
+# pass is quick. Ours keep their depth and are narrower; timm's are built at full size.
 SMALL: dict[str, tuple[int, dict[str, Any]]] = {
     "lenet_1989": (16, {}),
     "lenet*": (32, {}),
@@ -89,7 +89,7 @@ def test_every_network_of_ours_has_a_file():
 
 
 @pytest.mark.parametrize("name", OF_ANOTHER_SIZE)
-def test_what_is_left_out_differs_in_size_alone(name, composed):
+def test_omitted_networks_differ_only_in_size(name, composed):
     smaller = f"{name[:-4]}_224"
     assert composed(f"model={name}").model.kwargs == composed(f"model={smaller}").model.kwargs
 
@@ -106,7 +106,7 @@ def test_class_scores_at_the_native_resolution(name, build, composed):
 
 @pytest.mark.parametrize("name", OURS)
 def test_other_resolutions(name, build, composed):
-    """Taken as they are, or through img_size where fully connected layers fix the resolution."""
+    """Accepted directly, or through img_size if fully-connected layers fix the resolution."""
     num_classes, side = 10 if name == "lenet5" else 7, composed(f"model={name}").image_size + 32
     images = torch.empty(2, 3, side, side, device="meta")
     with torch.device("meta"):
@@ -147,7 +147,7 @@ def gives_scores(network: nn.Module, images: Tensor, num_classes: int) -> bool:
 
 @torch.no_grad()
 def make_zero_scales_nonzero(network: nn.Module) -> None:
-    """Scales that start at 0 (the last of a residual branch) hide what lies behind them from the gradient."""
+    """Scales that start at 0 (the last of a residual branch) block the gradient of the layers before them."""
     for key, parameter in network.named_parameters():
         if not key.endswith("bias") and not parameter.any():
             nn.init.uniform_(parameter, 0.5, 1.5)

@@ -39,7 +39,7 @@ def build(name: str, options: dict) -> nn.Module:
 
 
 @pytest.mark.parametrize(("name", "options", "size", "larger", "grid"), NETWORKS, ids=[row[0] for row in NETWORKS])
-def test_same_at_its_own_size_and_a_map_beyond(name, options, size, larger, grid) -> None:
+def test_same_logits_at_the_native_size_and_a_map_for_larger_images(name, options, size, larger, grid) -> None:
     network = build(name, options)
     converted = fully_convolutional(network, image_size=size, name=name)
     images = torch.randn(2, 3, size, size, dtype=torch.float64)
@@ -116,7 +116,7 @@ def test_other_networks_are_refused(name) -> None:
         fully_convolutional(create_model(name, num_classes=10), image_size=224 if "vit" in name else 32, name=name)
 
 
-def test_a_head_that_does_more_than_its_layers_is_refused() -> None:
+def test_a_head_with_functional_operations_is_refused() -> None:
     class Doubled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -125,11 +125,11 @@ def test_a_head_that_does_more_than_its_layers_is_refused() -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return 2 * self.classifier(self.features(images).flatten(1))
 
-    with pytest.raises(UserError, match="does more than its layers say"):
+    with pytest.raises(UserError, match="does more than call its layers"):
         fully_convolutional(Doubled(), image_size=8)
 
 
-def test_the_largest_layer_is_counted_of_shapes_alone() -> None:
+def test_the_largest_layer_is_found_from_shapes() -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.MaxPool2d(2), nn.Conv2d(8, 20, 1))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     for height, width in ((6, 10), (50_000, 100_000)):

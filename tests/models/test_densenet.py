@@ -1,4 +1,4 @@
-"""The four DenseNets of table 1: maps and sides behind every block and transition."""
+"""The four DenseNets of table 1: maps and sides after every block and transition."""
 
 import pytest
 import timm

@@ -1,4 +1,4 @@
-"""Networks by name: timm's, torchvision's and ours; what does not fit is refused."""
+"""Networks by name: timm's, torchvision's and ours; names and options that do not fit are refused."""
 
 import pytest
 import timm
@@ -32,7 +32,7 @@ def test_builds_by_name(named):
         (model("torchvision/no_such_net"), "no_such_net"),
     ],
 )
-def test_what_does_not_fit_is_refused(named, words):
+def test_names_and_options_that_do_not_fit_are_refused(named, words):
     with pytest.raises(UserError, match=words):
         build_model(named, num_classes=10, image_size=32)
 
@@ -55,8 +55,8 @@ def test_images_of_a_size_that_does_not_fit_are_refused():
     assert network.training
 
 
-def test_an_image_size_is_checked_without_a_trace():
-    """Weights, running statistics and torch's generator are those of a network that was not tried."""
+def test_checking_an_image_size_has_no_side_effects():
+    """Weights, running statistics and torch's generator are the same as without the check."""
     heads = {"img_size": 80, "width": 0.0625}
     for named, size in ((model("resnet18", 32), 64), (model("googlenet_2014", **heads), 80)):
         built = []
@@ -70,7 +70,7 @@ def test_an_image_size_is_checked_without_a_trace():
         assert all(torch.equal(tried_weights[key], value) for key, value in weights.items())
 
 
-def test_auxiliary_heads_fix_the_size_in_training_alone():
+def test_auxiliary_heads_fix_the_size_in_training_only():
     named = model("googlenet_2014", width=0.0625)
     with pytest.raises(UserError, match="image_size=80: googlenet_2014 does not take"):
         build_model(named, num_classes=10, image_size=80)

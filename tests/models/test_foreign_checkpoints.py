@@ -97,7 +97,7 @@ def test_the_weights_of_a_foreign_checkpoint_are_read(
 
 
 class Recorder:
-    """Whatever is built or called leaves a trace."""
+    """An object that leaves a trace if it is built or called."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -106,7 +106,7 @@ class Recorder:
         return os.system, (f"touch {self.trace}",)
 
 
-def test_what_stands_beside_the_weights_is_never_built(tmp_path: Path) -> None:
+def test_objects_beside_the_weights_are_never_built(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     torch.save({"model": {"w": torch.zeros(1)}, "args": ARGS, "best": np.float64(1), "all": np.ones(2)}, path)
     content = _read_torch(path)
@@ -115,7 +115,7 @@ def test_what_stands_beside_the_weights_is_never_built(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["in the arguments", "as arguments", "in an array"])
-def test_nothing_is_executed_behind_a_stand_in(place: str, tmp_path: Path) -> None:
+def test_a_placeholder_executes_nothing(place: str, tmp_path: Path) -> None:
     trace, path = tmp_path / "trace", tmp_path / "a.pth"
     bad: Any = Recorder(trace)
     if place == "in the arguments":
@@ -128,7 +128,7 @@ def test_nothing_is_executed_behind_a_stand_in(place: str, tmp_path: Path) -> No
     assert not trace.exists()
 
 
-def test_an_object_where_the_weights_should_be_is_no_state(tmp_path: Path) -> None:
+def test_an_object_instead_of_the_weights_is_not_a_state_dict(tmp_path: Path) -> None:
     torch.save({"model": ARGS, "epoch": 1}, tmp_path / "a.pth")
     with pytest.raises(UserError, match="no state dict was found"):
         load_weights(tmp_path / "a.pth")

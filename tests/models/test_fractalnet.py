@@ -125,7 +125,7 @@ def test_testing_keeps_everything_and_draws_nothing():
 
 
 def test_whatever_is_dropped_every_batch_norm_sees_every_group():
-    """Which is what BatchNorm in groups relies on, and ranks that draw differently."""
+    """Grouped BatchNorm relies on this, and so do ranks that draw different columns."""
     torch.manual_seed(0)
     network = set_groups(FractalNet(5, width=0.0625), Batches(1, 16, 8, 2, "ghost", 2))
     before = [module.running_mean.clone() for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -138,6 +138,6 @@ def test_whatever_is_dropped_every_batch_norm_sees_every_group():
 
 
 @pytest.mark.parametrize("options", [{"drop_local": 1.5}, {"drop_global": -0.1}], ids=str)
-def test_what_is_no_probability_is_refused(options):
+def test_invalid_probabilities_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         FractalNet(**options)

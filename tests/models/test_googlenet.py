@@ -35,7 +35,7 @@ def test_the_printed_first_row_is_a_separable_convolution():
     assert network.features[:2](torch.randn(1, 3, 80, 80)).shape == (1, 4, 40, 40)
 
 
-def test_normalization_is_behind_the_first_and_before_the_second_pooling_and_is_caffes():
+def test_normalization_follows_the_first_and_precedes_the_second_pooling_with_caffes_constants():
     network = googlenet.googlenet_2014(**SMALL)
     names = list(dict(network.features.named_children()))
     assert names[:7] == ["conv1", "pool1", "norm1", "conv2_reduce", "conv2", "norm2", "pool2"]
@@ -48,7 +48,7 @@ def test_normalization_is_behind_the_first_and_before_the_second_pooling_and_is_
     assert not [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
 
 
-def test_a_module_puts_four_branches_side_by_side():
+def test_a_module_concatenates_four_branches():
     torch.manual_seed(0)
     module = googlenet.Inception(8, googlenet.Widths(2, 3, 4, 5, 6, 7)).double()
     maps = torch.randn(2, 8, 5, 5, dtype=torch.float64)
@@ -70,7 +70,7 @@ def test_a_module_puts_four_branches_side_by_side():
     assert module.num_outputs == 2 + 4 + 6 + 7
 
 
-def test_the_auxiliary_heads_read_4a_and_4d_in_training_alone():
+def test_the_auxiliary_heads_read_4a_and_4d_in_training_only():
     network = googlenet.googlenet_2014(num_classes=7, drop_rate=0.0, auxiliary_drop_rate=0.0, **SMALL)
     images = torch.randn(2, 3, 80, 80)
     read = {}

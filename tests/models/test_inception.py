@@ -34,7 +34,7 @@ def test_maps_of_figure_5():
     assert {name: shapes[name] for name in SHAPES} == SHAPES
 
 
-def test_the_other_reading_of_figure_5_contradicts_its_sums():
+def test_the_other_interpretation_of_figure_5_contradicts_its_sums():
     network = inception.bn_inception(projections=128)
     shapes = shapes_of(network)
     sums = [shapes[f"inception{name}"][0] for name in ("4c", "4d", "4e", "5a")]
@@ -42,7 +42,7 @@ def test_the_other_reading_of_figure_5_contradicts_its_sums():
 
 
 def test_parameters():
-    """Section 4.2 has 13.6 million: neither reading of figure 5 gives them."""
+    """Section 4.2 states 13.6 million, which neither interpretation of figure 5 gives."""
     network = inception.bn_inception()
     assert num_parameters(network) == 11_188_288
     weights = [layer.weight.numel() for layer in network.features.modules() if isinstance(layer, nn.Conv2d)]
@@ -66,7 +66,7 @@ def test_a_module_of_stride_2_passes_the_pooled_maps_through():
     assert torch.equal(output[:, 10:], nn.functional.max_pool2d(maps, 3, stride=2, ceil_mode=True))
 
 
-def test_averages_leave_out_what_lies_beyond_the_edge():
+def test_averages_exclude_the_padding():
     pool = inception.bn_inception(width=0.0625).features.inception3a.branches["pool"][0]
     assert torch.equal(pool(torch.ones(1, 1, 5, 5)), torch.ones(1, 1, 5, 5))
 
@@ -86,7 +86,7 @@ def test_any_resolution_is_averaged():
     assert network(torch.randn(2, 3, 96, 128)).shape == (2, 7)
 
 
-def test_inception_v3_gives_auxiliary_logits_in_training_alone():
+def test_inception_v3_gives_auxiliary_logits_in_training_only():
     with torch.device("meta"):
         network = inception.inception_v3_aux(num_classes=7)
         images = torch.empty(2, 3, 299, 299)

@@ -1,4 +1,4 @@
-"""Class scores in float32 under autocast: every kind of classifier, in evaluation alone."""
+"""Class scores in float32 under autocast: every kind of classifier, in evaluation only."""
 
 import copy
 import pickle
@@ -19,7 +19,7 @@ HEADS = {
     "linear": ("test_resnet", {}, 64),
     "a multilayer head": ("test_convnext", {}, 64),
     "two heads": ("deit_tiny_distilled_patch16_224", {"img_size": 32, "depth": 1}, 32),
-    "two heads behind BatchNorm": ("levit_128s", {"img_size": 64}, 64),
+    "two heads after BatchNorm": ("levit_128s", {"img_size": 64}, 64),
     "several heads averaged": ("crossvit_tiny_240", {}, 240),
     "a head for patches": ("volo_d1_224", {"img_size": 64}, 64),
     "timm's convolution": ("dla46_c", {}, 64),
@@ -88,7 +88,7 @@ def test_dense_evaluation_ties_no_more_best_scores_than_float32() -> None:
     assert not torch.equal(scores, scores.bfloat16().float())
 
 
-def test_training_is_left_as_it_is() -> None:
+def test_training_is_unchanged() -> None:
     named = model("test_vit", {"img_size": 32})
     torch.manual_seed(0)
     plain = create_network(named, num_classes=NUM_CLASSES)
@@ -105,7 +105,7 @@ def test_training_is_left_as_it_is() -> None:
         assert torch.equal(plain(images), network(images)), "without autocast nothing is computed anew"
 
 
-def test_a_copy_keeps_it_and_uses_its_own_weights() -> None:
+def test_a_copy_keeps_the_hook_and_uses_its_own_weights() -> None:
     network = build_model(model("test_vit", {"img_size": 32}), num_classes=NUM_CLASSES).eval()
     images = torch.randn(2, 3, 32, 32)
     for copied in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
@@ -116,8 +116,8 @@ def test_a_copy_keeps_it_and_uses_its_own_weights() -> None:
 
 
 @pytest.mark.parametrize("is_training", [True, False])
-def test_tf32_is_off_in_the_last_layer_alone(is_training: bool, monkeypatch) -> None:
-    """The switches as they stand when each layer computes; on a CPU they change nothing."""
+def test_tf32_is_off_in_the_last_layer_only(is_training: bool, monkeypatch) -> None:
+    """The TF32 switches during each layer's computation; on a CPU they have no effect."""
     network = build_model(model("test_resnet", {}), num_classes=NUM_CLASSES).train(is_training)
     (last,) = last_layers(network, NUM_CLASSES)
     seen: list[tuple[bool, bool]] = []

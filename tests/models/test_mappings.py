@@ -17,7 +17,7 @@ from tencrop.models.weights import apply_weights
 
 
 class Pair(NamedTuple):
-    """A network of ours or timm's, and torchvision's, whose tensors stand in the same order."""
+    """A network of ours or timm's, and torchvision's version with the tensors in the same order."""
 
     own: str
     kwargs: dict[str, Any]
@@ -65,7 +65,7 @@ def test_the_same_weights_give_the_same_outputs(pair):
 
 
 @pytest.mark.parametrize("name", SAME_IN_TORCHVISION)
-def test_torchvisions_state_dict_finds_its_places(name):
+def test_torchvisions_state_dict_maps_to_our_names(name):
     with torch.device("meta"):
         own = timm.create_model(name).state_dict()
         theirs = torchvision.models.get_model(SAME_IN_TORCHVISION[name], weights=None).state_dict()

@@ -1,4 +1,4 @@
-"""Files of conf/model: printed errors said alike, resolutions, first scales, what DeiT's two heads learn from."""
+"""Files of conf/model: published errors, resolutions, initial BatchNorm scales, the labels of DeiT's two heads."""
 
 import re
 
@@ -38,7 +38,7 @@ CLAIMS = {
 
 
 @pytest.mark.parametrize("name", [name for name in PRINTED if name not in CLAIMS])
-def test_a_model_file_says_the_published_error_of_the_figure(name):
+def test_a_model_file_states_the_published_error_of_the_figure(name):
     """In its opening comment."""
     ((_, row),) = read_rows([PRINTED[name]])
     text = (CONF / "model" / f"{name}.yaml").read_text()

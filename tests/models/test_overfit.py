@@ -1,4 +1,4 @@
-"""Every family learns: reduced, it learns 32 real patches by heart; AlexNet and VGG-A begin to at full width.
+"""Every family learns: at reduced size it overfits 32 real patches; AlexNet and VGG-A begin to at full width.
 
 Run alone: pytest tests/models/test_overfit.py. Optimizers, rates, widths and overrides were sought in trial runs; the
 budgets are twice the steps of the slowest of seeds 0 to 4, rounded up, since rounding differs between processors. A
@@ -94,7 +94,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_reduced_network_learns_a_batch_by_heart(case, photographs, switch_off_drops):
+def test_a_reduced_network_overfits_a_batch(case, photographs, switch_off_drops):
     torch.manual_seed(0)
     network = switch_off_drops(build(case))
     if case.override is not None:

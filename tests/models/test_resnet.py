@@ -69,7 +69,7 @@ def test_b_is_timms_network_with_every_scale_at_1():
                 assert torch.all(module.weight == 1) and not module.bias.any()
 
 
-def test_first_weights_are_he_et_als():
+def test_initial_weights_are_he_et_als():
     torch.manual_seed(0)
     for name in ("plain34", "resnet34_c"):
         for module in build(name).modules():
@@ -93,8 +93,8 @@ def without_residual(block):
     return block.eval()
 
 
-def test_what_is_left_of_a_block_without_its_residual():
-    """Nothing of a plain block, the input of a residual one."""
+def test_a_block_with_zeroed_residual_branch():
+    """A plain block gives zeros, a residual block its input."""
     torch.manual_seed(0)
     maps = torch.randn(2, 8, 6, 6).relu()
     assert not without_residual(resnet.PlainBlock(8, 8))(maps).any()
@@ -116,7 +116,7 @@ def test_what_is_left_of_a_block_without_its_residual():
         ({"aa_layer": nn.AvgPool2d}, "aa_layer"),
     ],
 )
-def test_plain_networks_refuse_what_their_blocks_would_leave_out(options, argument):
+def test_plain_networks_refuse_options_that_they_would_ignore(options, argument):
     for build_plain in (resnet.plain18, resnext.resnext50_32x4d_plain):
         with torch.device("meta"), pytest.raises(ValueError, match=f"{argument}: plain networks"):
             build_plain(**options)

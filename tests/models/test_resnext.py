@@ -55,7 +55,7 @@ def test_without_shortcuts_it_has_no_projections(name):
     assert counts[0] - counts[1] == sum(n * m + 2 * m for n, m in pairwise(widths))
 
 
-def test_nothing_is_left_of_a_plain_block_without_its_last_scale():
+def test_a_plain_block_with_zeroed_last_scale_gives_zeros():
     torch.manual_seed(0)
     block, maps = resnext.PlainBottleneck(16, 4, cardinality=2, base_width=32).eval(), torch.randn(2, 16, 5, 5)
     expected = block.bn1(block.conv1(maps)).relu()

@@ -7,7 +7,7 @@ from torch import nn
 
 from tencrop.models import squeezenet
 
-# behind these layers, for images of 227; the paper's table 1 as its files give it
+# sides after these layers for images of 227; the paper's table 1 as its files give it
 SHAPES = {
     "conv1": (96, 111, 111), "pool1": (96, 55, 55), "fire2": (128, 55, 55), "fire3": (128, 55, 55),
     "fire4": (256, 55, 55), "pool4": (256, 27, 27), "fire5": (256, 27, 27), "fire6": (384, 27, 27),
@@ -37,7 +37,7 @@ def test_sides_and_parameters_of_every_layer():
 
 
 @pytest.mark.parametrize("version", ["1_0", "1_1"])
-def test_computes_what_torchvisions_does(version):
+def test_outputs_equal_torchvisions(version):
     torch.manual_seed(0)
     ours = getattr(squeezenet, f"squeezenet_{version}")(class_padding=0, num_classes=20).eval()
     theirs = torchvision.models.get_model(f"squeezenet{version}", weights=None, num_classes=20).eval()
@@ -102,6 +102,6 @@ def test_initial_weights_are_the_authors():
 
 
 @pytest.mark.parametrize(("options", "words"), [({"version": "2.0"}, "version='2.0'"), ({"bypass": "both"}, "bypass")])
-def test_what_cannot_be_built_is_refused(options, words):
+def test_invalid_options_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         squeezenet.squeezenet_1_0(**options)

@@ -67,11 +67,11 @@ def test_survival_of_1_is_the_network_without():
 
 
 @pytest.mark.parametrize("last_survival", [0.0, 1.5, -1])
-def test_what_is_no_probability_is_refused(last_survival):
+def test_invalid_probabilities_are_refused(last_survival):
     with pytest.raises(ValueError, match=f"last_survival={last_survival}"):
         small(last_survival)
 
 
-def test_timms_drop_path_beside_it_is_refused():
+def test_timms_drop_path_in_addition_is_refused():
     with torch.device("meta"), pytest.raises(ValueError, match="drop_path_rate"):
         stochastic_depth.resnet152_stochastic_depth(drop_path_rate=0.2)

@@ -15,7 +15,7 @@ def test_c_has_small_kernels_at_the_end_of_blocks_3_to_5():
     assert small == ["conv3_3", "conv4_3", "conv5_3"]
 
 
-def test_a_lrn_normalizes_once_behind_the_first_rectified_convolution():
+def test_a_lrn_normalizes_once_after_the_first_relu():
     with torch.device("meta"):
         layers = list(vgg.vgg_a_lrn().features)
     assert [index for index, layer in enumerate(layers) if isinstance(layer, LocalResponseNorm)] == [2]
@@ -41,6 +41,6 @@ def test_the_first_hidden_layer_fits_the_resolution(img_size):
 
 
 @pytest.mark.parametrize(("options", "words"), [({"img_size": 31}, "img_size=31"), ({"init": "he"}, "init='he'")])
-def test_what_cannot_be_built_is_refused(options, words):
+def test_invalid_options_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         vgg.vgg_a(**options)

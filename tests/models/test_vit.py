@@ -1,4 +1,4 @@
-"""The plain vision transformer: its fixed positions against a loop, what is classified, and its first weights."""
+"""The plain vision transformer: fixed position embeddings against a loop, the classified mean, the initialization."""
 
 import math
 
@@ -26,7 +26,7 @@ def test_positions_against_a_loop():
             torch.testing.assert_close(embedding[0, row * columns + column], torch.tensor(expected))
 
 
-def test_positions_are_added_and_are_no_parameters():
+def test_positions_are_added_and_are_not_parameters():
     network = small().eval()
     names = {name for name, _ in network.named_parameters()} | set(network.state_dict())
     assert not {name for name in names if "pos" in name or "cls" in name}
@@ -49,7 +49,7 @@ def test_the_mean_of_all_normalized_patches_is_classified():
     assert isinstance(linear.head, nn.Linear) and linear(images).shape == (2, 5)
 
 
-def test_first_weights():
+def test_initial_weights():
     torch.manual_seed(0)
     network = vit.vit_small_patch16_plain()
     assert not network.head.fc.weight.any() and not network.head.fc.bias.any()

@@ -32,7 +32,7 @@ def small_network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
 
 
-def test_safetensors_and_pth_of_torchvision_are_timms_too(resnet18: nn.Module, tmp_path: Path) -> None:
+def test_timm_loads_torchvisions_safetensors_and_pth(resnet18: nn.Module, tmp_path: Path) -> None:
     save_file(resnet18.state_dict(), tmp_path / "weights.safetensors")
     torch.save(resnet18.state_dict(), tmp_path / "weights.pth")
     torch.save(resnet18.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
@@ -45,7 +45,7 @@ def test_safetensors_and_pth_of_torchvision_are_timms_too(resnet18: nn.Module, t
 
 @pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict"])
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "module._orig_mod."])
-def test_wrappers_of_a_state_dict_are_taken_off(key: str, prefix: str, tmp_path: Path) -> None:
+def test_prefixes_of_wrappers_are_stripped(key: str, prefix: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     trained, network = small_network(), small_network()
     state = {prefix + name: tensor for name, tensor in trained.state_dict().items()}
@@ -54,7 +54,7 @@ def test_wrappers_of_a_state_dict_are_taken_off(key: str, prefix: str, tmp_path:
     assert same(network, trained)
 
 
-def test_names_of_the_network_itself_are_no_prefix(tmp_path: Path) -> None:
+def test_the_networks_own_names_are_not_stripped(tmp_path: Path) -> None:
     torch.manual_seed(0)
     trained, network = (nn.ModuleDict({"model": nn.Linear(2, 2)}) for _ in range(2))
     apply_weights(network, trained.state_dict(), source="it", name="nested")
@@ -75,7 +75,7 @@ def test_ema_weights_are_taken_where_present(tmp_path: Path) -> None:
 
 
 class Malicious:
-    """Its pickle makes a file where pickle.load is used."""
+    """Creates a file when pickle.load reads it."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -123,11 +123,11 @@ def test_a_file_without_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_architecture_is_refused_naming_the_first_differences(resnet18: nn.Module) -> None:
-    with pytest.raises(UserError, match=r"^here\.pth: .*resnet34: it lacks layer1\.2\.conv1\.weight, .* more;"):
+    with pytest.raises(UserError, match=r"^here\.pth: .*resnet34: missing: layer1\.2\.conv1\.weight, .* more;"):
         apply_weights(
             timm.create_model("resnet34", num_classes=10), resnet18.state_dict(), source="here.pth", name="resnet34"
         )
-    with pytest.raises(UserError, match=r"has, unknown there, layer1\.2\.conv1\.weight"):
+    with pytest.raises(UserError, match=r"unexpected: layer1\.2\.conv1\.weight"):
         apply_weights(resnet18, timm.create_model("resnet34", num_classes=10).state_dict(), source="f", name="resnet18")
 
 
@@ -135,7 +135,7 @@ def test_another_number_of_classes_is_refused(resnet18: nn.Module) -> None:
     before = {key: tensor.clone() for key, tensor in resnet18.state_dict().items()}
     other = timm.create_model("resnet18", num_classes=7).state_dict()
     with pytest.raises(
-        UserError, match=r"fc\.weight is \[7, 512\] and not \[10, 512\], fc\.bias is \[7\].*; name the model"
+        UserError, match=r"fc\.weight is \[7, 512\] instead of \[10, 512\], fc\.bias is \[7\].*; choose the model"
     ):
         apply_weights(resnet18, other, source="f", name="resnet18")
     assert all(torch.equal(before[key], tensor) for key, tensor in resnet18.state_dict().items())
@@ -148,7 +148,7 @@ def test_old_weights_without_batch_counts_are_accepted(resnet18: nn.Module) -> N
     assert same(network, resnet18)
 
 
-def test_a_file_that_may_not_be_read_is_not_called_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_file_is_not_reported_as_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(path: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 

@@ -60,6 +60,6 @@ def test_the_first_hidden_layer_fits_the_resolution(img_size):
         ({"remove_layers": [1]}, "remove_layers"),
     ],
 )
-def test_what_cannot_be_built_is_refused(options, words):
+def test_invalid_options_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         zfnet.zfnet(**options)

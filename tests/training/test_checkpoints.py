@@ -239,7 +239,7 @@ def test_an_error_message_if_no_checkpoint_is_valid(run):
     last, previous = (run / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
     save(last)
     flip(last, bit=3)
-    with pytest.raises(UserError, match=r"last\.ckpt: is damaged: .*; train\.py goes on from previous\.ckpt beside it"):
+    with pytest.raises(UserError, match=r"last\.ckpt: is damaged: .*; train\.py continues from previous\.ckpt in the"):
         latest_valid_checkpoint(run)
     save(previous)
     flip(previous, at=0.9)

@@ -120,7 +120,7 @@ def test_a_checkpoint_of_another_network_is_refused(train, prepared_photos, tmp_
     train("run", fault={"signal_number": TERM, "at_step": 2})
     config = runs.recipe(prepared_photos, "model.name=test_resnet")
     built = build(config, batches=derive_batches(config), manifest=read_manifest(prepared_photos))
-    with pytest.raises(UserError, match=r"run/checkpoints/last\.ckpt: its weights are not those of test_resnet: it"):
+    with pytest.raises(UserError, match=r"run/checkpoints/last\.ckpt: its weights do not fit test_resnet: missing:"):
         fit(*built, run_dir=tmp_path / "run")
     torch.use_deterministic_algorithms(False)
 

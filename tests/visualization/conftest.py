@@ -1,4 +1,4 @@
-"""What the tests of seeing share: reading the SVGs that were written."""
+"""Fixtures for the tests of figures: reading the text of SVG files."""
 
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -11,7 +11,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 @pytest.fixture
 def texts_of() -> Callable[[Path], list[str]]:
-    """texts_of(path): what an SVG says, text by text."""
+    """texts_of(path): list of the text elements of an SVG file."""
 
     def read(path: Path) -> list[str]:
         root = ET.parse(path).getroot()

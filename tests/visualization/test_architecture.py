@@ -70,7 +70,7 @@ def test_parameters_are_counted_once() -> None:
     assert found[0].lines == ["2 × conv 3 × 3, 3"]
 
 
-def test_the_figure_says_what_the_stages_are(tmp_path, texts_of) -> None:
+def test_the_figure_names_the_stages(tmp_path, texts_of) -> None:
     network = create_model("resnet18", num_classes=10)
     figure = architecture_figure(network, image_size=64, title="resnet18")
     svg, png = save_figure(figure, tmp_path, "architecture", Record("Architecture", "Stages.", "resnet18"))

@@ -1,4 +1,4 @@
-"""Attention as it was computed: rows that sum to 1, logits unchanged, rollout by hand."""
+"""Attention maps: rows sum to 1, logits do not change, rollout agrees with a computation by hand."""
 
 import pytest
 import torch
@@ -71,7 +71,7 @@ def test_map_of_the_class_token_and_without_one() -> None:
 
 
 def test_networks_without_attention_are_refused() -> None:
-    with pytest.raises(HasNone, match=r"resnet18 has no attention .* choose a ViT or DeiT"):
+    with pytest.raises(HasNone, match=r"resnet18 has no layer of timm's Attention .* choose a ViT or DeiT"):
         attention_maps(create_model("resnet18"), torch.zeros(1, 3, 32, 32), name="resnet18")
 
 

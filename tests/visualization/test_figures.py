@@ -1,4 +1,4 @@
-"""The command, from its words to files: a model as configured, and the weights of a run on the digits."""
+"""The command from arguments to files, for an untrained model and for a run on the digits."""
 
 import subprocess
 import sys
@@ -48,7 +48,7 @@ def draw(config: VisualizationConfig) -> list[Path]:
     return list(draw_run(member, config, command="python -m tencrop.visualization"))
 
 
-def test_a_place_that_cannot_be_written_is_found_before_the_network_is_built(config, tmp_path, read_only, monkeypatch):
+def test_an_unwritable_folder_is_reported_before_the_network_is_built(config, tmp_path, read_only, monkeypatch):
     (tmp_path / "figures").mkdir()
     found = config("figure=occlusion", f"output={read_only(tmp_path / 'figures')}")
 
@@ -84,19 +84,19 @@ def test_named_images_and_layers(config, tmp_path, texts_of, prepared_digits) ->
     labels = open_split(prepared_digits, "val").labels
     assert texts_of(paths[0])[:1] == [str(labels[3])] and str(labels[14]) in texts_of(paths[0])
     draw(config("figure=receptive_field", "layer=c1"))
-    assert "What the center of c1 sees" in texts_of(tmp_path / "out" / "receptive_field.svg")
-    assert "reaches 5 × 5 of 32 × 32" in texts_of(tmp_path / "out" / "receptive_field.svg")
+    assert "Receptive field of the center of c1" in texts_of(tmp_path / "out" / "receptive_field.svg")
+    assert "extent 5 × 5 of 32 × 32" in texts_of(tmp_path / "out" / "receptive_field.svg")
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("figure=attention",), "lenet5 has no attention"),
+        (("figure=attention",), "lenet5 has no layer of timm's Attention class"),
         (("figure=occlusion", "images=[500]"), r"images=\[500\]: the val split has images 0 to 499"),
-        (("figure=patches", "layer=f6"), "layer=f6: gives no maps; those that do are c1, s2"),
+        (("figure=patches", "layer=f6"), "layer=f6: has no maps as output; choose one of c1, s2"),
     ],
 )
-def test_what_cannot_be_drawn(words, sentence, config) -> None:
+def test_impossible_figures_are_refused(words, sentence, config) -> None:
     with pytest.raises(UserError, match=sentence):
         draw(config(*words))
 

@@ -1,4 +1,4 @@
-"""A classifier that looks at one place is found to look there."""
+"""Occlusion of a classifier that reads one known position finds that position."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tencrop.visualization.trained_model import Pictures
 
 
 class Spot(nn.Module):
-    """Class 1 where the square of 4 x 4 pixels at (row, column) is bright."""
+    """Predicts class 1 if the 4 x 4 pixels at (row, column) are bright."""
 
     def __init__(self, row: int, column: int):
         super().__init__()
@@ -45,12 +45,12 @@ def test_a_square_over_everything() -> None:
     assert found.probabilities.flatten().tolist() == pytest.approx([float(torch.tensor(4.0).sigmoid())] * 4)
 
 
-def test_the_figure_says_what_is_left(tmp_path, texts_of) -> None:
+def test_the_figure_states_the_occluded_probabilities(tmp_path, texts_of) -> None:
     pictures = Pictures(torch.arange(1), torch.tensor([1]), torch.full((1, 32, 32, 3), 200, dtype=torch.uint8))
     found = occlusion(Spot(4, 20), torch.ones(3, 32, 32), 1)
     svg, _ = save_figure(
         occlusion_figure(pictures, [found], names=["a", "b"], title="T"), tmp_path, "o", Record("", "", "")
     )
     texts = texts_of(svg)
-    assert {"T", "b", "whole 0.98", "behind it 0.02 – 0.98"} <= set(texts)
-    assert "probability with the 8 px square there" in texts
+    assert {"T", "b", "whole 0.98", "occluded 0.02 – 0.98"} <= set(texts)
+    assert "probability with the 8 px square at this position" in texts

@@ -1,15 +1,15 @@
-"""A unit that answers to one pattern is shown that pattern; the way back is the deconvolutional network's."""
+"""A unit that detects one pattern is shown with that pattern; projections follow the deconvnet equations."""
 
 import torch
 from torch import nn
 
 from tencrop.visualization.drawing import save_figure
-from tencrop.visualization.patches import Excited, most_excited, patch_box, patches_figure, projection
+from tencrop.visualization.patches import Activation, patch_box, patches_figure, projection, top_activations
 from tencrop.visualization.record import Record
 
 
 def cross_finder() -> nn.Sequential:
-    """Unit 1 answers most to a bright cross of 3 x 3 pixels; unit 0 to darkness."""
+    """Unit 1 is most active on a bright cross of 3 x 3 pixels, unit 0 on darkness."""
     network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 1))
     cross = torch.tensor([[-1.0, 1.0, -1.0], [1.0, 1.0, 1.0], [-1.0, 1.0, -1.0]])
     with torch.no_grad():
@@ -26,15 +26,15 @@ def test_the_planted_pattern_is_found() -> None:
     images[33, :, 5, 6:9] = images[33, :, 4:7, 7] = 1  # a cross at rows 4 to 6, columns 6 to 8
     images[7, :, 2, 2:5] = images[7, :, 1:4, 3] = 0.6
     network = cross_finder()
-    _, best = most_excited(network, images, "2", num=3)
+    _, best = top_activations(network, images, "2", num=3)
     assert [(one.image, one.row, one.column) for one in best[:2]] == [(33, 4, 6), (7, 1, 2)]
-    assert best[0].answer > best[1].answer > best[2].answer
+    assert best[0].value > best[1].value > best[2].value
     projected = projection(network, images[33], "2", 1, best[0])
     assert patch_box(projected) == (4, 6, 7, 9)
     assert (projected[:, 5, 6:9] > 0).all() and (projected[:, 4, [6, 8]] < 0).all()
 
 
-def test_every_relu_rectifies_on_the_way_back() -> None:
+def test_every_relu_rectifies_the_gradient() -> None:
     """The equations written out for a net of two convolutions: transposed kernels, ReLU, transposed kernels."""
     torch.manual_seed(0)
     network = nn.Sequential(
@@ -50,7 +50,7 @@ def test_every_relu_rectifies_on_the_way_back() -> None:
     top[0, unit, row, column] = answer
     middle = nn.functional.conv_transpose2d(top.relu(), network[2].weight).relu()
     expected = nn.functional.conv_transpose2d(middle, network[0].weight)[0]
-    found = projection(network, image, "3", unit, Excited(0, row, column, answer))
+    found = projection(network, image, "3", unit, Activation(0, row, column, answer))
     torch.testing.assert_close(found, expected.detach())
     one = image[None].clone().requires_grad_()
     network(one)[0, unit, row, column].square().mul(0.5).backward()
@@ -58,9 +58,9 @@ def test_every_relu_rectifies_on_the_way_back() -> None:
     assert network[1].inplace and not network[1]._forward_hooks
 
 
-def test_an_unexcited_unit_shows_the_whole_image() -> None:
+def test_an_inactive_unit_shows_the_whole_image() -> None:
     network = cross_finder()
-    projected = projection(network, torch.zeros(3, 6, 6), "2", 0, Excited(0, 0, 0, 0.0))
+    projected = projection(network, torch.zeros(3, 6, 6), "2", 0, Activation(0, 0, 0, 0.0))
     assert patch_box(projected) == (0, 0, 6, 6)
 
 

@@ -25,7 +25,7 @@ def stack(layers, *, weights: str = "ones") -> nn.Sequential:
 
 
 def arithmetic(layers) -> tuple[int, int]:
-    """Size and stride of the receptive field of a unit behind the layers."""
+    """Size and stride of a unit's receptive field after the layers."""
     size, jump = 1, 1
     for kernel, stride in layers:
         size += (kernel - 1) * jump
@@ -82,7 +82,7 @@ def test_a_named_layer_and_images_are_averaged() -> None:
     torch.testing.assert_close(effective_field(network, images).strength, total / total.max())
 
 
-def test_a_field_of_nothing() -> None:
+def test_a_field_without_gradient() -> None:
     network = nn.Sequential(nn.Conv2d(3, 2, 3))
     nn.init.zeros_(network[0].weight)
     field = effective_field(network, torch.rand(1, 3, 5, 5))
@@ -98,11 +98,11 @@ def test_the_figure_names_sizes(tmp_path, texts_of) -> None:
     svg, _ = save_figure(figure, tmp_path, "field", Record("", "", ""))
     texts = texts_of(svg)
     assert {"What the center of layer4 sees", "before training", "after"} <= set(texts)
-    assert "theoretical 35 px, strong 2 px" in texts and "reaches 5 × 7 of 16 × 16" in texts
-    assert "sees nothing of 16 × 16" in texts
+    assert "theoretical 35 px, strong 2 px" in texts and "extent 5 × 7 of 16 × 16" in texts
+    assert "extent 0 of 16 × 16" in texts
 
 
-def test_of_a_layer_that_is_called_twice_the_last_call_counts() -> None:
+def test_the_last_call_of_a_repeated_layer_counts() -> None:
     torch.manual_seed(0)
     network = create_model("lenet5_dense")  # 5 x 5, pool, 5 x 5, the same pool: 1, 5, 6, 14, 16 pixels
     field = effective_field(network, torch.rand(4, 3, 32, 32))

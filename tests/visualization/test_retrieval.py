@@ -1,4 +1,4 @@
-"""The nearest are found: a duplicate first of all."""
+"""Retrieval by features: a duplicate comes first."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_distances_are_euclidean() -> None:
     assert found.positions.tolist() == [[1, 2, 0]] and found.distances.tolist() == [[1.0, 1.0, 5.0]]
 
 
-def test_frames_say_which_are_of_the_class(tmp_path, texts_of) -> None:
+def test_frame_colors_mark_neighbors_of_the_same_class(tmp_path, texts_of) -> None:
     pixels = torch.zeros(4, 8, 8, 3, dtype=torch.uint8)
     queries = Pictures(torch.arange(1), torch.tensor([1]), pixels[:1])
     candidates = Pictures(torch.arange(4), torch.tensor([1, 0, 1, 0]), pixels)

@@ -1,4 +1,4 @@
-"""Calls in their order; the layers that figures look at by default."""
+"""Order of recorded calls, and the layers that figures show by default."""
 
 import pytest
 import torch
@@ -37,12 +37,12 @@ def test_last_maps_and_classifier(name, size, maps, classifier) -> None:
     assert classifying_layer(calls).name == classifier
 
 
-def test_a_network_without_maps_has_none() -> None:
-    with pytest.raises(HasNone, match="gives maps"):
+def test_a_network_without_maps_raises_has_none() -> None:
+    with pytest.raises(HasNone, match="outputs maps"):
         last_maps(trace(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.zeros(1, 3, 2, 2)))
 
 
-def test_maps_with_their_channels_last_are_refused() -> None:
+def test_maps_with_channels_last_are_refused() -> None:
     network = create_model(
         "swin_tiny_patch4_window7_224", img_size=64, window_size=2, depths=(1, 1, 1, 1), embed_dim=24
     )

@@ -1,4 +1,4 @@
-"""Printed values become points as printed; the figure holds them all."""
+"""Published errors become points unchanged; the figure contains every series."""
 
 import json
 
@@ -34,7 +34,7 @@ def test_accuracies_become_errors(tmp_path) -> None:
 
 
 def test_the_committed_values() -> None:
-    """Every network has a model file; the file holds no number, but names rows of tables."""
+    """Every network has a model file; the file of series names rows of tables and has no numbers of its own."""
     entries = yaml.safe_load(PUBLISHED.read_text())
     for entry in entries:
         assert set(entry) == {"name", "rows"}
@@ -48,7 +48,7 @@ def test_the_committed_values() -> None:
 
 
 def result_of(model: str, **changes) -> dict:
-    """What measured() reads of a result.json."""
+    """The keys of result.json that measured() reads."""
     kwargs = json.dumps(model_file(model)[0].kwargs)
     usual = {"data": "imagenet", "model": model, "model_kwargs": kwargs, "size": 224, "top1_error": 0.25}
     return usual | {"checkpoint": "last.ckpt", "num_images": 50_000, "num_classes": 1000} | changes

@@ -1,1 +1,1 @@
-"""What a network costs, layer by layer, in the terms of its paper; the papers' tables beside ours. See count.py."""
+"""Cost of a network, layer by layer: parameters, multiply-adds, receptive fields; published tables beside ours."""

@@ -1,4 +1,4 @@
-"""Count a network, or compare a published table with ours: python -m tencrop.complexity model=NAME. See --help."""
+"""Print a network's cost or compare it with a published table: `python -m tencrop.complexity model=NAME`."""
 
 import sys
 from signal import SIGINT
@@ -17,6 +17,7 @@ def main(config: ComplexityConfig) -> int:
     if config.model is not None and config.sizes is not None:
         raise UserError("model and sizes: give one of the two; a table of sizes names its models")
 
+    # imports timm and torchvision, which takes seconds: --help and refused keys must not wait for it
     from tencrop.complexity import golden, published, render
     from tencrop.complexity.networks import complexity_of
 
@@ -24,6 +25,7 @@ def main(config: ComplexityConfig) -> int:
     if config.sizes is not None:
         comparisons = published.compare(config.sizes)
         sys.stdout.write(published.FORMATS[config.format](config.sizes, comparisons))
+        # exit code 1 if a printed number differs from ours without an explanation, so that scripts and CI notice
         return 0 if all(comparison.is_settled for comparison in comparisons) else 1
     if config.model is None:
         counts = golden.golden_counts()

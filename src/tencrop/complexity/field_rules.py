@@ -1,7 +1,7 @@
-"""The rule of every operation for receptive fields; fields.py applies them.
+"""One rule per torch operation: the receptive field of its output, given those of its inputs.
 
-A rule is called with `known` (a tensor's field, or None), the operation's output and its arguments, and returns the
-output's field, or a list of them for several outputs. Raises Mixed where no window describes what the output sees.
+fields.py calls a rule with `known` (which returns a tensor's field or None), the operation's output and its arguments.
+A rule returns the output's field, or a list of them for several outputs, and raises Mixed if no window describes it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ from tencrop.complexity.receptive_field import (
 
 aten = torch.ops.aten
 Known = Callable[[Any], Field | None]
-# operations that are no pointwise ones to torch, but see what their inputs see
+# elementwise operations that torch does not tag as such; BatchNorm is one in eval mode, with its fixed statistics
 UNCHANGED = {aten.native_batch_norm, aten._native_batch_norm_legit_no_training, aten.native_dropout, aten.clone,
              aten._to_copy, aten.detach, aten.alias, aten.contiguous, aten.bernoulli, aten.hardswish, aten.hardtanh,
              aten._prelu_kernel}  # fmt: skip
 
 
 def _spread(value: Any, num: int) -> list[int]:
+    """Expand an int or a list of one to `num` values, as torch does for kernel sizes and strides."""
     values = [value] if isinstance(value, int) else list(value)
     return values * num if len(values) == 1 else values
 
@@ -43,13 +44,13 @@ def _spread(value: Any, num: int) -> list[int]:
 def _convolution(known: Known, output, x, weight, bias, stride, padding, dilation, transposed, *_) -> Field:
     field, num = known(x), weight.dim() - 2
     if field is None or transposed:
-        raise Mixed  # kernels made from the image
+        raise Mixed  # the image is in the kernel (dynamic convolution), or a transposed convolution
     strides, paddings, dilations = (_spread(value, num) for value in (stride, padding, dilation))
     for axis in range(num):
         dim = x.dim() - num + axis
         field = slid(field, dim, output.shape[dim], kernel=weight.shape[2 + axis], stride=strides[axis],
                       padding=paddings[axis], dilation=dilations[axis])  # fmt: skip
-    if any(factor.axis for factor in field.dims[1]):
+    if any(factor.axis for factor in field.dims[1]):  # an axis was moved into the channels, which are all summed
         field = collapsed(field, [1], keep=True)
     return replace(field, dims=(field.dims[0], (Factor(weight.shape[0]),), *field.dims[2:]))
 
@@ -60,10 +61,12 @@ def _pooling(num: int) -> Callable[..., Any]:
         assert field is not None
         kernels, paddings = _spread(kernel, num), _spread(padding, num)
         strides = _spread(stride, num) if stride else kernels
+        # max pooling returns (maxima, indices) and alone has a dilation
         is_maximum = not isinstance(output, Tensor)
         dilations = _spread(rest[0], num) if is_maximum and rest else [1] * num
         for axis in range(num):
             dim = x.dim() - num + axis
+            # avg_pool3d over maps (response normalization) has kernel 1 along the image's axes
             if kernels[axis] > 1 or strides[axis] > 1:
                 field = slid(field, dim, first.shape[dim], kernel=kernels[axis], stride=strides[axis],
                               padding=paddings[axis], dilation=dilations[axis])  # fmt: skip
@@ -77,8 +80,8 @@ def _adaptive(known: Known, output, x, sizes) -> Field:
     assert field is not None
     for dim, size in zip((-2, -1), sizes, strict=True):
         if x.shape[dim] % size:
-            raise Mixed  # windows of different sizes
-        kernel = x.shape[dim] // size
+            raise Mixed  # windows would differ in size
+        kernel = x.shape[dim] // size  # equal windows side by side: kernel = stride
         field = slid(field, x.dim() + dim, size, kernel=kernel, stride=kernel, padding=0)
     return field
 
@@ -86,6 +89,7 @@ def _adaptive(known: Known, output, x, sizes) -> Field:
 def _reduction(known: Known, output, x, dim=None, keepdim=False, **_: Any) -> Field:
     field = known(x)
     assert field is not None
+    # no dim means all; a reduced axis keeps its window with jump 0
     dims = range(x.dim()) if dim is None else _spread(dim, 1)
     return collapsed(field, list(dims), keepdim)
 
@@ -93,7 +97,9 @@ def _reduction(known: Known, output, x, dim=None, keepdim=False, **_: Any) -> Fi
 def _normalized_over(known: Known, output, x, sizes, *_: Any) -> list[Field]:
     field = known(x)
     assert field is not None
+    # statistics over channels see one position only; over axes of the image they see all of it
     over_image = any(factor.axis for dim in field.dims[-len(sizes) :] for factor in dim)
+    # the second and third output are mean and reciprocal standard deviation
     rows = collapsed(field, range(-len(sizes), 0), keep=True)
     return [replace(field, is_gated=field.is_gated or over_image), rows, rows]
 
@@ -101,14 +107,14 @@ def _normalized_over(known: Known, output, x, sizes, *_: Any) -> list[Field]:
 def _group_normalized(known: Known, output, x, *_: Any) -> list[Field | None]:
     field = known(x)
     assert field is not None
-    return [replace(field, is_gated=True), None, None]  # its mean and variance are those of whole maps
+    return [replace(field, is_gated=True), None, None]  # its mean and variance are over whole maps
 
 
 def _product(known: Known, output, a, b) -> Field:
-    """Matrices [..., M, K] and [..., K, N], one of which sees the image."""
+    """Matrix product [..., M, K] @ [..., K, N] with weights on one side; mixes all of dimension K."""
     left, right = known(a), known(b)
     if left is not None and right is not None:
-        raise Mixed  # attention
+        raise Mixed  # attention: every position reads every other
     if left is not None:
         left = collapsed(left, [-1], keep=True)
         return replace(left, dims=(*left.dims[:-1], (Factor(output.shape[-1]),)))
@@ -118,7 +124,7 @@ def _product(known: Known, output, a, b) -> Field:
 
 
 def _view(known: Known, output, x, *_: Any) -> Field:
-    """The same factors in other dimensions; an axis of the image must not be cut."""
+    """Regroup the factors into other dimensions; raises Mixed if an axis of the image would be split."""
     field = known(x)
     assert field is not None
     factors = [factor for dim in field.dims for factor in dim if factor.size > 1]
@@ -127,10 +133,12 @@ def _view(known: Known, output, x, *_: Any) -> Field:
         dim: list[Factor] = []
         left = size
         while left > 1:
+            # views keep the row-major order, so factors are consumed from the left
             factor = factors.pop(0)
             if left % factor.size == 0:
                 dim.append(factor)
                 left //= factor.size
+            # channels may be split (heads, groups); an axis of the image may not
             elif factor.axis is None and factor.size % left == 0:
                 dim.append(Factor(left))
                 factors.insert(0, Factor(factor.size // left))
@@ -138,6 +146,7 @@ def _view(known: Known, output, x, *_: Any) -> Field:
             else:
                 raise Mixed
         dims.append(tuple(dim) or (Factor(1),))
+    # an axis of size 1 has no factor any more: its window no longer moves
     kept = {factor.axis for dim in dims for factor in dim}
     windows = {axis: w if axis in kept else w._replace(jump=0) for axis, w in field.windows.items()}
     return replace(field, dims=tuple(dims), windows=windows)
@@ -158,9 +167,11 @@ def _transpose(known: Known, output, x, first: int = 0, second: int = 1) -> Fiel
 def _slice(known: Known, output, x, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1):
     field = known(x)
     assert field is not None
+    # start may be negative, counted from the end
     dim, start = dim % x.dim(), (start or 0) % max(1, x.shape[dim])
     if output.shape == x.shape:
         return field
+    # a slice is a window of one pixel with stride `step` that starts later
     moved = slid(field, dim, output.shape[dim], kernel=1, stride=step, padding=0)
     axis = moved.dims[dim][0].axis
     if axis is None:
@@ -172,8 +183,9 @@ def _slice(known: Known, output, x, dim: int = 0, start: int | None = None, end:
 def _padding(known: Known, output, x, pad, *_: Any) -> Field:
     field = known(x)
     assert field is not None
-    for number in range(len(pad) // 2):
+    for number in range(len(pad) // 2):  # torch lists the padding from the last dimension backward
         dim = x.dim() - 1 - number
+        # padding before the first pixel moves the start; that behind the last changes only the size
         if output.shape[dim] != x.shape[dim] or pad[2 * number]:
             field = slid(field, dim, output.shape[dim], kernel=1, stride=1, padding=pad[2 * number])
     return field
@@ -185,6 +197,7 @@ def _select(known: Known, output, x, dim: int, index: int) -> Field:
     factor = only(field.dims[dim])
     windows = dict(field.windows)
     if factor.axis is not None:
+        # one position of the axis is left: its window no longer moves
         window = windows[factor.axis]
         windows[factor.axis] = Window(window.size, 0, window.start + index % factor.size * window.jump)
     return replace(field, dims=_dropped(field.dims, dim), windows=windows)
@@ -219,7 +232,8 @@ def _concatenation(known: Known, output, tensors, dim: int = 0) -> Field:
     fields = [field for tensor in tensors if (field := known(tensor)) is not None]
     dim %= output.dim()
     if any(factor.axis for field in fields for factor in field.dims[dim]):
-        raise Mixed
+        raise Mixed  # maps joined along an axis of the image: its units no longer have one common window
+    # a concatenation of channels; like an addition, it reads all branches
     joined = [replace(f, dims=(*f.dims[:dim], (Factor(output.shape[dim]),), *f.dims[dim + 1 :])) for f in fields]
     return pointwise(joined, tuple(output.shape))
 
@@ -230,6 +244,7 @@ def _stacked(known: Known, output, tensors, dim: int = 0) -> Field:
     return replace(field, dims=(*field.dims[:dim], (Factor(output.shape[dim]),), *field.dims[dim:]))
 
 
+# chunks of the channels, such as those of ShuffleNet; the kernel of 1 leaves their windows alone
 def _pieces(known: Known, output, x, _sizes, dim: int = 0) -> list[Field]:
     return [
         slid(_without_axis(known(x), dim), dim % x.dim(), p.shape[dim], kernel=1, stride=1, padding=0) for p in output
@@ -241,6 +256,7 @@ def _unbound(known: Known, output, x, dim: int = 0) -> list[Field]:
 
 
 def _without_axis(field: Field | None, dim: int) -> Field:
+    """The field itself; raises Mixed if dimension `dim` runs along an axis of the image."""
     assert field is not None
     if any(factor.axis for factor in field.dims[dim]):
         raise Mixed
@@ -251,6 +267,8 @@ def _softmax(known: Known, output, x, dim: int, *_: Any) -> Field:
     return _without_axis(known(x), dim)
 
 
+# Operations as the dispatcher sees them in eval mode, after composite operations have been decomposed. An operation
+# that has no rule and is not elementwise gives Mixed: no field in the table.
 RULES: dict[Any, Callable[..., Any]] = {
     aten.convolution: _convolution,
     aten.max_pool2d_with_indices: lambda *args, **kwargs: [_pooling(2)(*args, **kwargs)] * 2,
@@ -282,5 +300,5 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.split: _pieces,
     aten.split_with_sizes: _pieces,
     aten.unbind: _unbound,
-    aten._softmax: _softmax,
+    aten._softmax: _softmax,  # over channels only; over positions (attention) it mixes the image
 }

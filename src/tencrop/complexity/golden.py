@@ -1,8 +1,8 @@
-"""Parameters and multiply-adds of every file of conf/model, as committed: test, record and the README's table at once.
+"""Committed counts of every network of conf/model: the source of docs/models.md and the reference of the tests.
 
-    python -m tencrop.complexity.golden    counts all again, writes golden.json and docs/models.md
+    python -m tencrop.complexity.golden    counts all networks again, writes golden.json and docs/models.md
 
-tests/complexity/test_golden.py fails when a network's counts are not those. Called by __main__.py too.
+tests/complexity/test_golden.py fails if a network's counts differ from golden.json.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from tencrop.files import atomic_write
 from tencrop.signals import exit_at_once
 
 GOLDEN = Path(__file__).with_name("golden.json")
+# the repository's root; an installed package has no docs/, so that main() is for a checkout only
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "models.md"
+# part of docs/models.md: after a change, run the command above, or the test of the document fails
 HEADER = """\
 # Networks
 
@@ -31,23 +33,23 @@ COLUMNS = ("model", "pixels", "parameters", "multiply-adds", "units")
 
 
 def golden_counts() -> dict[str, dict[str, int]]:
-    """The committed counts, by model file."""
+    """Read the committed counts, by model file."""
     return json.loads(GOLDEN.read_text())
 
 
 def counts_of(name: str) -> dict[str, int]:
-    """The counts of a model file as they are now, at its own image size."""
+    """Count the network of a model file with the current code, at its own image size."""
     return totals(complexity_of_file(name))
 
 
 def golden_text(counts: dict[str, dict[str, int]]) -> str:
-    """JSON, sorted, one line a network."""
+    """Format as JSON, sorted, one network per line, so that a diff names the networks that changed."""
     lines = [f" {json.dumps(name)}: {json.dumps(counts[name])}" for name in sorted(counts)]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def rows(counts: dict[str, dict[str, int]]) -> list[tuple[str, ...]]:
-    """A row of COLUMNS for every network."""
+    """Format a row of COLUMNS for every network."""
     return [
         (name, str(c["image_size"]), f"{c['parameters']:,}", f"{c['mult_adds']:,}", short(c["units"]))
         for name, c in sorted(counts.items())
@@ -55,13 +57,13 @@ def rows(counts: dict[str, dict[str, int]]) -> list[tuple[str, ...]]:
 
 
 def markdown(counts: dict[str, dict[str, int]]) -> str:
-    """The table of all networks."""
+    """Format all networks as a Markdown table."""
     lines = [COLUMNS, (":--", *["--:"] * (len(COLUMNS) - 1)), *rows(counts)]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def terminal(counts: dict[str, dict[str, int]]) -> str:
-    """The same for the terminal."""
+    """Format all networks as aligned text."""
     lines = [COLUMNS, *rows(counts)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
     return "".join(
@@ -71,15 +73,15 @@ def terminal(counts: dict[str, dict[str, int]]) -> str:
 
 
 def csv_text(counts: dict[str, dict[str, int]]) -> str:
-    """The same, exact, as CSV."""
-    names = list(next(iter(counts.values())))
+    """Format all networks as CSV with exact counts."""
+    names = list(next(iter(counts.values())))  # all networks have the same counts
     return "".join(",".join(line) + "\n" for line in (
         ["model", *names], *([model, *(str(c[name]) for name in names)] for model, c in sorted(counts.items()))
     ))  # fmt: skip
 
 
 def main() -> None:
-    """The command line."""
+    """Count all networks and write both files."""
     counts = {name: counts_of(name) for name in model_files()}
     DOCUMENT.parent.mkdir(exist_ok=True)
     for path, text in ((GOLDEN, golden_text(counts)), (DOCUMENT, HEADER + markdown(counts))):

@@ -1,4 +1,4 @@
-"""A layer's counts, from the operation that computes it. Called by count.py, which says what is counted."""
+"""Counts of one layer from the arguments of its operation; count.py defines what is counted."""
 
 from __future__ import annotations
 
@@ -15,37 +15,39 @@ from tencrop.models.lenet import RadialBasis, SparseConvolution, Subsampling, Un
 
 aten = torch.ops.aten
 
+# kinds with weights, whose outputs the papers call units or neurons
 WITH_UNITS = ("conv", "linear", "subsample", "rbf")
 WITHOUT_PARAMETERS = ("product", "max pool", "avg pool")
-UNSHOWN = ("norm", "other")  # in the short table
+UNSHOWN = ("norm", "other")  # omitted from the table unless layers=all
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One run of a layer; counts of one image, sizes in units."""
+    """One call of a layer, with its counts for one image."""
 
     name: str  # the module's path
     kind: str  # conv | linear | max pool | avg pool | product | subsample | rbf | norm | other
-    output: tuple[int, ...]  # without the batch
+    output: tuple[int, ...]  # shape without the batch dimension
     kernel: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
     groups: int = 1
     parameters: int = 0
-    biases: int = 0  # of the parameters
+    biases: int = 0  # included in parameters
     mult_adds: int = 0
     connections: int = 0
-    bias_connections: int = 0  # of the connections
+    bias_connections: int = 0  # included in connections
     field: Field | None = None
 
     @property
     def units(self) -> int:
-        """Numbers that it puts out: the paper's neurons where it has weights."""
+        """Number of output values; for layers with weights, the papers' "neurons"."""
         return math.prod(self.output) if self.output else 0
 
     @property
     def size(self) -> str:
-        """Height, width, maps: 55×55×96; as torch has them where they are no maps."""
+        """Output as height, width, maps: 55×55×96; other outputs in torch's order."""
+        # Swin's maps have channels last already: the receptive field tells which dimension is the image's height
         axes = [factor.axis for dim in self.field.dims[1:] for factor in dim] if self.field else []
         maps_first = len(self.output) == 3 and (self.field is None or "h" not in axes or axes.index("h") > 0)
         sizes = (*self.output[1:], self.output[0]) if maps_first else self.output
@@ -53,7 +55,8 @@ class Layer:
 
 
 def _convolution(output, _fields, x, weight, bias, stride, padding, dilation, transposed, _, groups) -> Layer:
-    inputs = weight[0].numel()  # of a unit
+    inputs = weight[0].numel()  # of one unit: kernel height x width x maps per group
+    # a transposed convolution applies the kernel once for every input position instead of every output position
     mult_adds = inputs * (x.numel() if transposed else output.numel())
     biases = 0 if bias is None else output.numel()
     return Layer("", "conv", tuple(output.shape[1:]), tuple(weight.shape[2:]), tuple(stride), tuple(padding), groups,
@@ -72,7 +75,7 @@ def _pooling(kind: str) -> Callable[..., Layer | None]:
     def rule(output, _fields, x, kernel, stride=(), padding=(0, 0), *_: Any, **__: Any) -> Layer | None:
         maps = output if isinstance(output, Tensor) else output[0]
         kernels = tuple(kernel) * (2 if len(kernel) == 1 else 1)
-        if kernels[-2:] == (1, 1):  # torch's response normalization averages over maps with it
+        if kernels[-2:] == (1, 1):  # avg_pool3d inside torch's response normalization, which pools over maps only
             return None
         return Layer("", kind, tuple(maps.shape[1:]), kernels, tuple(stride) or kernels, tuple(padding),
                      connections=maps.numel() * math.prod(kernels))  # fmt: skip
@@ -84,6 +87,7 @@ def _mean(output, fields, x, dims=None, *_: Any, **__: Any) -> Layer | None:
     reads = fields[0]
     if reads is None or dims is None:
         return None
+    # a mean is global average pooling if it covers axes of the image; over channels or tokens' features it is none
     kernel = tuple(f.size for d in sorted(d % x.dim() for d in dims) for f in reads.dims[d] if f.axis)
     if not kernel or math.prod(kernel) == 1:
         return None
@@ -94,11 +98,13 @@ def _mean(output, fields, x, dims=None, *_: Any, **__: Any) -> Layer | None:
 def _adaptive(output, _fields, x, sizes) -> Layer | None:
     if tuple(sizes) == tuple(x.shape[-2:]):
         return None
+    # windows differ in size where the sides do not divide; the largest, rounded up, is shown
     kernel = tuple(-(-x.shape[dim] // output.shape[dim]) for dim in (-2, -1))
     connections = output.numel() * math.prod(kernel)
     return Layer("", "avg pool", tuple(output.shape[1:]), kernel, kernel, (0, 0), connections=connections)
 
 
+# keyed by overload packet: aten.mm stands for mm.default and mm.out
 COUNTED: dict[Any, Callable[..., Layer | None]] = {
     aten.convolution: _convolution,
     aten.mm: _product,
@@ -114,13 +120,13 @@ COUNTED: dict[Any, Callable[..., Layer | None]] = {
 
 
 def _sparse_convolution(module: SparseConvolution, _inputs: Tensor, layer: Layer) -> Layer:
-    """Only the kernels that exist, which the full kernel that it computes with does not show."""
+    """Count only existing kernels; the operation itself runs with a dense weight that contains zeros."""
     mult_adds = module.weight.numel() * math.prod(layer.output[1:])
     return replace(layer, mult_adds=mult_adds, connections=mult_adds + layer.bias_connections)
 
 
 def _subsampling(_module: Subsampling, _inputs: Tensor, layer: Layer) -> Layer:
-    """Four inputs and a bias for each unit."""
+    """Four inputs, counted by the pooling inside, and a bias for each unit."""
     return replace(layer, kind="subsample", connections=layer.connections + layer.units, bias_connections=layer.units)
 
 
@@ -129,11 +135,11 @@ def _unit_biases(_module: UnitBiases, _inputs: Tensor, layer: Layer) -> Layer:
 
 
 def _radial_basis(module: RadialBasis, _inputs: Tensor, layer: Layer) -> Layer:
-    """A squared difference for each input of a unit."""
+    """One squared difference per input of a unit."""
     return replace(layer, kind="rbf", mult_adds=module.codes.numel(), connections=module.codes.numel())
 
 
-# of those whose arithmetic an operation's shapes do not tell
+# layers whose counts cannot be derived from the shapes of their operations
 LENET_LAYERS: dict[type[nn.Module], Callable[[Any, Tensor, Layer], Layer]] = {
     SparseConvolution: _sparse_convolution,
     Subsampling: _subsampling,

@@ -1,4 +1,4 @@
-"""Networks as conf/model names them, of shapes alone. Called by __main__.py, golden.py and published.py."""
+"""Count the networks of conf/model, built on the meta device: shapes without weights."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from tencrop.models.factory import create_network
 
 
 def complexity_of(model: Model, image_size: int, num_classes: int | None = None) -> Complexity:
-    """The complexity of a network in evaluation, for images of image_size x image_size pixels.
+    """Count a network in eval mode for images of image_size x image_size pixels.
 
-    num_classes: None for as many as the network has by itself. Raises UserError for what cannot be built, or does not
-    take such images.
+    num_classes: None takes the network's default. Raises UserError if the network cannot be built or does not take such
+    images.
     """
+    # on the meta device, ViT-H or VGG need no memory and no time for the initialization of weights
     with torch.device("meta"):
         network = create_network(model, num_classes=num_classes or own_classes(model.name))
     try:
         return count(network, image_size)
-    except (RuntimeError, AssertionError, ValueError) as error:  # whatever the first layer that does not fit says
+    except (RuntimeError, AssertionError, ValueError) as error:  # from the first layer that the size does not fit
         raise UserError(
             f"image_size={image_size}: {model.name} does not take images of {image_size} x {image_size} pixels"
             f" ({error}); choose its own size, or give one with +model.kwargs.img_size where it has that argument"
@@ -37,32 +38,34 @@ def complexity_of(model: Model, image_size: int, num_classes: int | None = None)
 
 
 def own_classes(name: str) -> int:
-    """Classes of a network that nobody chose them for: 10 for LeNet, 1000 for most."""
+    """Default number of classes of a network: 10 for LeNet, 1000 for most."""
     if not timm.is_model(name):
         return 1000
+    # timm's entry points take **kwargs; only ours name num_classes
     default = inspect.signature(model_entrypoint(name)).parameters.get("num_classes")
     return default.default if default is not None else 1000
 
 
 def model_files() -> list[str]:
-    """The networks of conf/model, but for the file that names none."""
+    """Names of the files of conf/model, except timm.yaml, which leaves the network to the user."""
     return sorted(path.stem for path in yaml_files(CONF / "model") if path.stem != "timm")
 
 
-@cache
+@cache  # published tables have many rows for the same network
 def complexity_of_file(name: str, image_size: int | None = None, **kwargs: Any) -> Complexity:
-    """The complexity of a file of conf/model, at its own image size where none is given, `kwargs` beside its own."""
+    """Count the network of a file of conf/model; the default image size is the file's; `kwargs` extend its own."""
     model, own_size = model_file(name)
     return complexity_of(replace(model, kwargs=model.kwargs | kwargs), image_size or own_size)
 
 
 @cache
 def model_file(name: str) -> tuple[Model, int]:
-    """What a file of conf/model says: the network, and the image size that train.py would show it."""
+    """Read the network from a file of conf/model, and the image size that train.py uses for it."""
     path = CONF / "model" / f"{name}.yaml"
     if not path.exists():
         raise UserError(f"model={name}: there is no {path.relative_to(CONF.parent)}")
-    said: Any = OmegaConf.to_container(yaml_mapping(path))
+    content: Any = OmegaConf.to_container(yaml_mapping(path))
     default: Any = yaml_mapping(CONF / "train.yaml")
-    model = said.get("model", said)  # with or without "@package _global_"
-    return Model(**model), said.get("image_size", default.image_size)
+    # a file with "# @package _global_" sets other keys, such as image_size, and has its network under "model"
+    model = content.get("model", content)
+    return Model(**model), content.get("image_size", default.image_size)

@@ -1,11 +1,15 @@
-"""Published tables of sizes and costs (conf/sizes) beside our counts. Called by __main__.py.
+"""Compare published tables of sizes and costs (conf/sizes) with our counts.
 
-A printed number and ours are "equal" when ours rounds to it at its printed precision, "cut off" when ours is cut off
-to it, as papers often do, "about" it within 5% of a number printed with ~, and "below" one printed with <. Otherwise
-the row must carry arithmetic, which is computed here: `ours_as`, from the paper's own layers, must give ours exactly.
-"explained": `printed_as` gives the printed number from another reading of the same layers. "contradicted": no such
-reading is known, and the paper's (or its code's) own layers give ours. Anything else "DIFFERS": a mistake of ours until
-proved otherwise, exit code 1.
+Verdicts on a printed number:
+- "equal": our count rounds to it at its printed precision;
+- "cut off": our count truncates to it, as papers often do;
+- "about": within 5% of a number printed with ~;
+- "below": below a number printed with <.
+Otherwise the row must have arithmetic, which is evaluated here: `ours_as`, from the paper's own layers, must give our
+count exactly.
+- "explained": `printed_as` gives the printed number from another interpretation of the same layers;
+- "contradicted": no such interpretation is known, and the layers of the paper (or of its code) give our count;
+- "DIFFERS": anything else. It is our mistake until proved otherwise, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -26,8 +30,9 @@ from tencrop.complexity.networks import complexity_of_file
 from tencrop.complexity.render import agreed
 from tencrop.config import Printed, PrintedTable, UserError
 
+# papers print thousands of parameters in units of 1000 or, as GoogLeNet's table 1, of 1024
 UNITS = {"": 1, "K": 10**3, "Ki": 2**10, "M": 10**6, "G": 10**9}
-TILDE = 0.05  # how far "~" reaches
+TILDE = 0.05  # relative tolerance of a number printed with "~"
 MATCH, CUT, ABOUT, BELOW = "equal", "cut off", "about", "below"
 EXPLAINED, CONTRADICTED, DIFFERS = "explained", "contradicted", "DIFFERS"
 
@@ -35,15 +40,18 @@ QUANTITIES: dict[str, Callable[[Sequence[Layer]], int]] = {
     "parameters": lambda layers: sum(layer.parameters for layer in layers),
     "weights": lambda layers: sum(layer.parameters - layer.biases for layer in layers),
     "mult_adds": lambda layers: sum(layer.mult_adds for layer in layers),
+    # what most papers call FLOPs: a multiplication and an addition each
     "operations": lambda layers: 2 * sum(layer.mult_adds for layer in layers),
     "units": lambda layers: sum(layer.units for layer in layers if layer.kind in WITH_UNITS),
+    # without the last layer, whose units are the classes
     "hidden units": lambda layers: sum(layer.units for layer in layers[:-1] if layer.kind in WITH_UNITS),
     "outputs": lambda layers: sum(layer.units for layer in layers),
     "connections": lambda layers: sum(layer.connections for layer in layers),
     "connections without biases": lambda layers: sum(layer.connections - layer.bias_connections for layer in layers),
     "layers with weights": lambda layers: sum(layer.kind in WITH_UNITS for layer in layers),
 }
-# as text; of the last of the layers, but for "joined": the maps of all of them side by side, as a module's branches
+# Quantities that are compared as text. They are those of the last selected layer, except "joined", which concatenates
+# the maps of all selected layers, such as the branches of an inception module.
 SHAPES: dict[str, Callable[[Sequence[Layer]], str | None]] = {
     "output": lambda layers: layers[-1].size,
     "joined": lambda layers: f"{_side(layers[-1])}×{sum(layer.output[0] for layer in layers)}",
@@ -55,7 +63,7 @@ SHAPES: dict[str, Callable[[Sequence[Layer]], str | None]] = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """A printed number and ours."""
+    """A printed number, our count and the verdict."""
 
     printed: Printed
     quantity: str
@@ -69,7 +77,7 @@ class Comparison:
 
 
 def compare(table: PrintedTable) -> list[Comparison]:
-    """Every row of a table with our count. Raises UserError where a row names what does not exist."""
+    """Compare every row of a table; raises UserError for a row that names an unknown layer, quantity or unit."""
     return [_compared(row, table) for row in table.rows]
 
 
@@ -79,11 +87,11 @@ def _compared(row: Printed, table: PrintedTable) -> Comparison:
         raise UserError(f"{row.row}: unit={unit}: must be one of {', '.join(UNITS)}")
     found = complexity_of_file(row.model, row.image_size, **(row.kwargs or {}))
     layers = _matching(row, found.layers)
-    if quantity in SHAPES:
+    if quantity in SHAPES:  # text: equal or not, there is no precision
         ours: int | str = SHAPES[quantity](layers) or "none"
         verdict = MATCH if ours == row.value else CONTRADICTED if row.because and row.ours_as == ours else DIFFERS
         return Comparison(row, quantity, ours, verdict, str(ours))
-    if quantity == "input":
+    if quantity == "input":  # of the network, not of a layer: the number of pixel values
         ours = 3 * found.image_size**2
     elif quantity in QUANTITIES:
         ours = QUANTITIES[quantity](layers)
@@ -94,8 +102,10 @@ def _compared(row: Printed, table: PrintedTable) -> Comparison:
 
 
 def _verdict(row: Printed, ours: int, unit: str) -> str:
+    """Agreement first; a row that agrees needs no arithmetic."""
     if agreement := _agreement(ours, row, unit):
         return agreement
+    # `because` is required as well: arithmetic without a reason could be fitted to any number
     if not row.because or not row.ours_as or evaluate(row.ours_as) != ours:
         return DIFFERS
     if row.printed_as is None:
@@ -104,12 +114,13 @@ def _verdict(row: Printed, ours: int, unit: str) -> str:
 
 
 def _agreement(count: int, row: Printed, unit: str) -> str | None:
-    """How a count agrees with the printed number; None where it does not."""
+    """Verdict on a count that agrees with the printed number; None if it does not agree."""
     found, printed, step = count / UNITS[unit], _number(row.value), _step(row)
     if row.value.startswith("~"):
         return ABOUT if abs(found - printed) <= TILDE * printed else None
     if row.value.startswith("<"):
         return BELOW if found < printed else None
+    # (1 + 1e-9): a count in the middle between two printed numbers may round to either, despite binary fractions
     if abs(found - printed) <= step / 2 * (1 + 1e-9):
         return MATCH
     return CUT if 0 <= found - printed < step else None
@@ -120,6 +131,7 @@ def _side(layer: Layer) -> str:
 
 
 def _matching(row: Printed, all_layers: Sequence[Layer]) -> list[Layer]:
+    # case-sensitive shell patterns, such as "conv* fc6"; without any, the whole network
     patterns = (row.layers or "*").split()
     layers = [layer for layer in all_layers if any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in patterns)]
     if not layers:
@@ -132,15 +144,16 @@ def _number(value: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise UserError(f"value={value}: is no number; write 133 with unit: M, ~4.1 or <10") from error
+        raise UserError(f"value={value}: is not a number; write 133 with unit: M, ~4.1 or <10") from error
 
 
 def _step(row: Printed) -> float:
-    """The printed precision in units: 0.1 for 6.8."""
+    """Printed precision: 0.1 for 6.8; `step` overrides it for numbers such as 1,900, rounded to hundreds."""
     return row.step or 10.0 ** -len(row.value.partition(".")[2])
 
 
 def _in_unit(ours: int, row: Printed, unit: str) -> str:
+    # with a unit, two decimals more than printed, which show how close a rounded number is
     decimals = len(row.value.partition(".")[2]) + (2 if unit else 0)
     return f"{ours / UNITS[unit]:,.{decimals}f}{unit}"
 
@@ -152,14 +165,17 @@ OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
 
 
 def evaluate(arithmetic: str) -> int:
-    """An expression of whole numbers, + - * // ** and brackets. Raises UserError for anything else."""
+    """Evaluate integers with + - * // ** and parentheses; raises UserError for anything else.
+
+    Walks the syntax tree instead of calling eval(): a table is data and must not run code.
+    """
 
     def value(node: ast.expr) -> int:
         if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
             return OPERATORS[type(node.op)](value(node.left), value(node.right))
-        if isinstance(node, ast.Constant) and type(node.value) is int:
+        if isinstance(node, ast.Constant) and type(node.value) is int:  # `is`: bool is a subclass of int
             return node.value
-        raise UserError(f"arithmetic {arithmetic!r}: only whole numbers, + - * // ** and brackets")
+        raise UserError(f"arithmetic {arithmetic!r}: use only integers, + - * // ** and parentheses")
 
     try:
         return value(ast.parse(arithmetic, mode="eval").body)
@@ -168,7 +184,7 @@ def evaluate(arithmetic: str) -> int:
 
 
 def terminal(table: PrintedTable, comparisons: Sequence[Comparison]) -> str:
-    """Rows and, below each that differs, why."""
+    """Format as aligned text; the reason for a difference follows its row."""
     heads = ("", "quantity", "printed", "ours", "")
     lines = [heads, *(_cells(table, comparison) for comparison in comparisons)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
@@ -184,8 +200,9 @@ def terminal(table: PrintedTable, comparisons: Sequence[Comparison]) -> str:
 
 
 def markdown(table: PrintedTable, comparisons: Sequence[Comparison]) -> str:
-    """The table in Markdown."""
+    """Format the comparison as Markdown."""
     heads = ("row", "quantity", "printed", "ours", "verdict", "why")
+    # "*" would start emphasis in Markdown, and arithmetic is full of it
     rows = [(*_cells(table, comparison), "; ".join(_reasons(comparison))) for comparison in comparisons]
     lines = [heads, (":--", ":--", "--:", "--:", ":--", ":--"), *rows]
     body = "".join("| " + " | ".join(cell.replace("*", "\\*") for cell in line) + " |\n" for line in lines)
@@ -194,7 +211,7 @@ def markdown(table: PrintedTable, comparisons: Sequence[Comparison]) -> str:
 
 
 def records(table: PrintedTable, comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """All that is known of every row."""
+    """All facts of every row, for CSV and JSON."""
     return [
         {**asdict(c.printed), "quantity": c.quantity, "unit": c.printed.unit or table.unit, "ours": c.ours,
          "verdict": c.verdict}
@@ -203,13 +220,13 @@ def records(table: PrintedTable, comparisons: Sequence[Comparison]) -> list[dict
 
 
 def json_text(table: PrintedTable, comparisons: Sequence[Comparison]) -> str:
-    """The table as JSON."""
+    """Format the comparison as JSON."""
     head = {"title": table.title, "source": table.source, "note": table.note}
     return json.dumps({**head, "rows": records(table, comparisons)}, indent=1, ensure_ascii=False) + "\n"
 
 
 def csv_text(table: PrintedTable, comparisons: Sequence[Comparison]) -> str:
-    """The table as CSV."""
+    """Format the comparison as CSV."""
     text = io.StringIO()
     rows = records(table, comparisons)
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -229,7 +246,7 @@ def _cells(table: PrintedTable, comparison: Comparison) -> tuple[str, ...]:
 
 
 def _reasons(comparison: Comparison) -> list[str]:
-    """What there is to say of a row, and the arithmetic of its difference."""
+    """The row's reason and the arithmetic for its difference."""
     row = comparison.printed
     reasons = [row.because] if row.because else []
     if comparison.verdict in (EXPLAINED, CONTRADICTED, DIFFERS) and comparison.quantity not in SHAPES:

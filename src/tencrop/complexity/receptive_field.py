@@ -1,9 +1,9 @@
-"""Which pixels of the image a unit can see: receptive fields carried through every operation of a forward pass.
+"""Exact theoretical receptive fields: data types and the operations that all rules share.
 
-field_rules.py has the rule of each operation, and fields.py follows a forward pass. A field is exact, in pixels, for
-each axis of the image by itself: unit i of an axis sees [start + i jump, start + i jump + size - 1], pixels outside of
-the image (padding) included. Where branches meet, it is the smallest window over all of them (the maximum over all
-paths).
+field_rules.py has one rule per operation; fields.py applies them during a forward pass. A field is exact in pixels and
+separate for each axis of the image: unit i along an axis depends on [start + i * jump, start + i * jump + size - 1],
+including pixels outside the image (padding). Where branches join, the field is the smallest window that contains those
+of all branches.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class Window(NamedTuple):
-    """What the units along an axis see of it; jump 0: one window for all, the axis is gone."""
+    """Receptive field along one axis of the image; jump 0: the axis was reduced, all units share one window."""
 
     size: int
     jump: int
@@ -25,23 +25,28 @@ class Window(NamedTuple):
 
     @property
     def center(self) -> float:
-        """Of the first unit's window, in pixels from the image's first, which lies at 0."""
+        """Center of the first unit's window; the image's first pixel is at 0."""
         return self.start + (self.size - 1) / 2
 
 
 class Factor(NamedTuple):
-    """A part of a tensor's dimension: so many steps along an axis of the image ("h", "w") or of no axis."""
+    """Part of a tensor's dimension: `size` steps along an axis of the image ("h" or "w"), or along none."""
 
     size: int
     axis: str | None = None
 
 
-Dimension = tuple[Factor, ...]  # the factors whose product is the dimension's size
+# Factors whose product is the dimension's size. A ViT flattens its patches to one dimension of two factors, h and w;
+# without factors, a later view back to maps would lose the windows.
+Dimension = tuple[Factor, ...]
 
 
 @dataclass(frozen=True)
 class Field:
-    """A tensor's receptive field. is_gated: numbers that saw the whole image scale it too (squeeze-and-excitation)."""
+    """Receptive field of a tensor.
+
+    is_gated: the values are also scaled by numbers that depend on the whole image (squeeze-and-excitation).
+    """
 
     dims: tuple[Dimension, ...]
     windows: dict[str, Window]
@@ -53,28 +58,28 @@ class Field:
 
 
 class Mixed(Exception):
-    """No window describes what the operation's units see."""
+    """No window describes the receptive field of the operation's output."""
 
 
 def image_field(images: Tensor) -> Field:
-    """The field of [N, C, H, W] images: every pixel sees itself."""
+    """Field of images [N, C, H, W]: every pixel depends on itself."""
     num, channels, height, width = images.shape
     dims = ((Factor(num),), (Factor(channels),), (Factor(height, "h"),), (Factor(width, "w"),))
     return Field(dims, {"h": Window(1, 1, 0), "w": Window(1, 1, 0)})
 
 
 def union(fields: Sequence[Field]) -> Field:
-    """The field of something that reads several tensors of the same dimensions."""
+    """Field of a value computed from several tensors with the same dimensions."""
     first = fields[0]
     windows, is_gated = dict(first.windows), any(field.is_gated for field in fields)
     for field in fields[1:]:
         for axis, other in field.windows.items():
             mine = windows[axis]
-            if mine.jump == other.jump:
+            if mine.jump == other.jump:  # branches with the same stride: the smallest window around both
                 start = min(mine.start, other.start)
                 end = max(mine.start + mine.size, other.start + other.size)
                 windows[axis] = Window(end - start, mine.jump, start)
-            elif mine.jump and not other.jump:
+            elif mine.jump and not other.jump:  # the other was pooled globally: a gate, reported apart
                 is_gated = True
             else:
                 raise Mixed
@@ -82,12 +87,12 @@ def union(fields: Sequence[Field]) -> Field:
 
 
 def pointwise(fields: list[Field], shape: tuple[int, ...]) -> Field:
-    """Behind an operation on numbers at the same place; tensors of fewer numbers than `shape` are broadcast."""
+    """Field after an elementwise operation with output `shape`; smaller tensors are broadcast."""
     whole = [field for field in fields if field.shape == shape]
-    if not whole:  # broadcast
+    if not whole:  # all are broadcast, such as a row plus a column
         return union([expanded(field, shape) for field in fields])
     if any(_axes(field) != _axes(whole[0]) for field in whole):
-        raise Mixed
+        raise Mixed  # the sum of an image and its transpose, for example
     return union([*whole, *(field for field in fields if field.shape != shape)])
 
 
@@ -96,11 +101,12 @@ def _axes(field: Field) -> list[list[str]]:
 
 
 def slid(field: Field, dim: int, size: int, *, kernel: int, stride: int, padding: int, dilation: int = 1) -> Field:
-    """Behind a window that slides along dimension `dim` and leaves `size` units."""
+    """Field after a sliding window along dimension `dim` with `size` outputs."""
     factor = only(field.dims[dim])
     dims = (*field.dims[:dim], (Factor(size, factor.axis),), *field.dims[dim + 1 :])
     windows = field.windows
     if factor.axis is not None:
+        # the recurrence of receptive fields: size grows by (kernel - 1) jumps, the jump by the stride
         window = windows[factor.axis]
         reach, start = (kernel - 1) * dilation * window.jump, window.start - padding * window.jump
         windows = windows | {factor.axis: Window(window.size + reach, window.jump * stride, start)}
@@ -108,27 +114,29 @@ def slid(field: Field, dim: int, size: int, *, kernel: int, stride: int, padding
 
 
 def only(dim: Dimension) -> Factor:
-    """A dimension as one factor; Mixed where it holds an axis of the image beside others."""
+    """Merge a dimension into one factor; raises Mixed if it combines an axis of the image with other factors."""
     if sum(factor.axis is not None for factor in dim) > (len(dim) == 1):
         raise Mixed
     return dim[0] if len(dim) == 1 else Factor(math.prod(factor.size for factor in dim))
 
 
 def collapsed(field: Field, dims: Sequence[int], keep: bool) -> Field:
-    """Behind a sum over whole dimensions."""
+    """Field after a reduction over whole dimensions."""
     windows = dict(field.windows)
     for dim in dims:
         for factor in field.dims[dim]:
             if factor.axis is not None:
+                # the union of the windows of all units along the axis
                 window = windows[factor.axis]
                 windows[factor.axis] = Window(window.size + (factor.size - 1) * window.jump, 0, window.start)
     summed = {dim % len(field.dims) for dim in dims}
+    # keepdim leaves dimensions of size 1, otherwise they disappear
     left = [(Factor(1),) if d in summed else dim for d, dim in enumerate(field.dims) if keep or d not in summed]
     return replace(field, dims=tuple(left), windows=windows)
 
 
 def expanded(field: Field, shape: tuple[int, ...]) -> Field:
-    """Repeated along new dimensions and along those of size 1."""
+    """Field after broadcasting to `shape`: repeated along new dimensions and those of size 1."""
     new = len(shape) - len(field.dims)
     dims: list[Dimension] = [(Factor(size),) for size in shape[:new]]
     for dim, size in zip(field.dims, shape[new:], strict=True):

@@ -1,4 +1,4 @@
-"""A network's layers as a table: for the terminal, in Markdown, CSV and JSON. Called by __main__.py and golden.py."""
+"""Format a network's layers as a table: aligned text, Markdown, CSV or JSON."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from typing import Any
 from tencrop.complexity.count import Complexity
 from tencrop.complexity.layers import UNSHOWN, Layer
 
-WIDTH = 100
+WIDTH = 100  # characters of the terminal table
 NONE = "–"
 COLUMNS = ("layer", "type", "output", "kernel", "stride", "padding", "groups", "parameters", "mult_adds", "units",
            "connections", "field", "jump", "start", "center")  # fmt: skip
 NUMBERS = ("parameters", "mult_adds", "units", "connections")
+# short names for the terminal; "" for convolutions, whose kernel is shown anyway
 TYPES = {"conv": "", "linear": "full", "max pool": "max", "avg pool": "mean", "product": "a @ b", "rbf": "distance"}
 HEADS = ("layer", "output", "type", "groups", "params", "m-adds", "units", "conns", "field", "jump", "start")
 NOTE = (
-    "params: parameters; m-adds: multiply-adds (FLOPs are twice as many), biases not counted; units: outputs; conns:"
-    " connections, biases counted. Field, jump, start: unit i sees the pixels from start + i jump on, field of them."
+    "params: parameters; m-adds: multiply-adds (half of FLOPs) without biases; units: outputs; conns: connections with"
+    " biases. field, jump, start: the receptive field of unit i has `field` pixels from pixel start + i × jump on."
 )
-GATED = "*: and, by gates (squeeze-and-excitation) or statistics, the whole image."
+GATED = "*: plus the whole image, through gates (squeeze-and-excitation) or normalization statistics."
 
 
 def terminal_table(name: str, found: Complexity, *, all_layers: bool) -> str:
-    """The layers in at most WIDTH columns, counts to four digits."""
+    """Format the layers in at most WIDTH characters per line, counts with four digits."""
     lines = [HEADS, *(_cells(layer) for layer in shown(found, all_layers)), _totals(found)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADS))]
+    # only the first column, the layer's path, may be cut; from the left, since the end tells layers apart
     widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - len(widths) + 1)
     rows = []
     for first, *others in lines:
@@ -44,7 +46,8 @@ def terminal_table(name: str, found: Complexity, *, all_layers: bool) -> str:
 
 
 def markdown_table(name: str, found: Complexity, *, all_layers: bool) -> str:
-    """The layers with exact counts."""
+    """Format the layers as Markdown with exact counts."""
+    # only counts are summed; output sizes and receptive fields have no total
     total = ["total"] + [""] * (len(COLUMNS) - 1)
     for column in NUMBERS:
         total[COLUMNS.index(column)] = f"{getattr(found, column):,}"
@@ -57,7 +60,7 @@ def markdown_table(name: str, found: Complexity, *, all_layers: bool) -> str:
 
 
 def csv_table(found: Complexity, *, all_layers: bool) -> str:
-    """A line a layer, exact, without totals."""
+    """Format the layers as CSV with exact counts; no totals, so that a column can be summed."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -66,13 +69,13 @@ def csv_table(found: Complexity, *, all_layers: bool) -> str:
 
 
 def json_text(name: str, found: Complexity, *, all_layers: bool) -> str:
-    """Totals and layers, exact."""
+    """Format totals and layers as JSON with exact counts."""
     layers = [record(layer) for layer in shown(found, all_layers)]
     return json.dumps({"model": name, **totals(found), "layers": layers}, indent=1, ensure_ascii=False) + "\n"
 
 
 def totals(found: Complexity) -> dict[str, int]:
-    """All counts of a network."""
+    """Total counts of a network."""
     return {
         "image_size": found.image_size,
         "parameters": found.parameters,
@@ -84,16 +87,18 @@ def totals(found: Complexity) -> dict[str, int]:
 
 
 def shown(found: Complexity, all_layers: bool) -> list[Layer]:
+    """Layers of the table: all, or those of convolutions, linear layers, pooling and products."""
     return [layer for layer in found.layers if all_layers or layer.kind not in UNSHOWN]
 
 
 def record(layer: Layer) -> dict[str, Any]:
-    """A layer's values for COLUMNS; None where it has none."""
-    windows = layer.field.windows if layer.field is not None else {}
-    # height and width, one number where they agree
+    """A layer's values for COLUMNS; None for those that it does not have."""
+    windows = layer.field.windows if layer.field is not None else {}  # none after attention or global mixing
+    # of height and width: one number if they agree, else both
     field, jump, start, center = (
         agreed([getattr(window, name) for window in windows.values()]) for name in ("size", "jump", "start", "center")
     )
+    # GATED explains the mark below the table
     gated = "*" if layer.field is not None and layer.field.is_gated else ""
     values = (layer.name, layer.kind, layer.size or None, _by(layer.kernel), agreed(layer.stride),
               agreed(layer.padding), layer.groups, layer.parameters, layer.mult_adds, layer.units, layer.connections,
@@ -102,9 +107,10 @@ def record(layer: Layer) -> dict[str, Any]:
 
 
 def short(number: int) -> str:
-    """Four digits: 105.4M; exact below 100,000."""
+    """Format a count with four digits: 105.4M; exact below 100,000."""
     if number < 100_000:
         return f"{number:,}"
+    # "#" keeps trailing zeros, so that every number shows four digits
     unit, letter = next((u, letter) for u, letter in ((1e9, "G"), (1e6, "M"), (1e3, "K")) if number >= u)
     return f"{number / unit:#.4g}".rstrip(".") + letter
 
@@ -130,13 +136,15 @@ def _totals(found: Complexity) -> tuple[str, ...]:
 
 
 def _left_out(found: Complexity, all_layers: bool) -> list[str]:
+    """Notes on parameters that no row of the table has."""
     notes = []
-    for kind, words in (("norm", "normalization"), ("other", "embeddings, scales and the like")):
+    # so that the rows and these notes add up to the total
+    for kind, words in (("norm", "normalization"), ("other", "embeddings, scales and similar layers")):
         parameters = sum(layer.parameters for layer in found.layers if layer.kind == kind)
         if parameters and not all_layers:
-            notes.append(f"Of the parameters {parameters:,} belong to {words} (layers=all shows them).")
+            notes.append(f"{parameters:,} of the parameters belong to {words} (layers=all shows them).")
     if found.training_parameters:
-        notes.append(f"Not counted: {found.training_parameters:,} parameters that serve training alone.")
+        notes.append(f"Not counted: {found.training_parameters:,} parameters that are used in training only.")
     return notes
 
 
@@ -147,6 +155,7 @@ def _by(sizes: Sequence[int]) -> str | None:
 
 
 def agreed(values: Sequence[float]) -> str | None:
+    """Format equal values as one number, others as 3×5; None for no values."""
     numbers = [f"{value:g}" for value in values]
     return None if not numbers else numbers[0] if len(set(numbers)) == 1 else "×".join(numbers)
 

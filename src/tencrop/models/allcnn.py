@@ -1,6 +1,6 @@
-"""All-CNN: the ImageNet network of Springenberg et al. (2015, table 6), in which strides replace pooling.
+"""All-CNN: the ImageNet network of Springenberg et al. (2015, table 6), with strided convolutions instead of pooling.
 
-Registered with timm: `allcnn`. Built by factory.py.
+Registered with timm: `allcnn`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from tencrop.models.alexnet import HangingWindow, scaled
+from tencrop.models.alexnet import CeilPadding, scaled
 from tencrop.models.registry import register
 
-# kernel, width, stride of convolutions 1 to 11; the twelfth is 1 x 1 with a map for each class
+# Table 6: kernel, maps and stride of convolutions 1 to 11, a row per size of maps; the third of a row replaces a
+# pooling layer. The twelfth convolution is 1 x 1 with one map per class.
 CONVOLUTIONS = (
     (11, 96, 4), (1, 96, 1), (3, 96, 2),
     (5, 256, 1), (1, 256, 1), (3, 256, 2),
@@ -24,17 +25,17 @@ CONVOLUTIONS = (
 class AllCNN(nn.Module):
     """[N, 3, H, W] -> logits [N, K]; 9,372,840 parameters for 1000 classes. Native resolution 224.
 
-    Kernels, widths, strides, a ReLU after each convolution, dropout 0.5 behind the ninth and the average of 6 x 6
-    class maps are table 6's, read through a third party's copy. The paddings are not stated there. Ours are those
-    that give the 6 x 6: AlexNet's 224 pixels (HangingWindow), none where the stride is 2, and kernel // 2 where it is
-    1 (sides 55, 27, 13, 6). Not known either: whether the class maps have a ReLU (they have one here, "after each
-    convolution"), and the initial weights, for which we take He et al.'s for ReLUs; biases are 0. The average runs
-    over whatever remains of other resolutions. `width` scales every layer but the last.
+    From table 6, read through a third party's copy: kernels, widths, strides, ReLU after each convolution, dropout 0.5
+    after the ninth, the average over 6 x 6 class maps. The paddings are not stated there. Ours give the 6 x 6:
+    CeilPadding for the 224 pixels, as in AlexNet, none where the stride is 2, kernel // 2 where it is 1 (sides 55, 27,
+    13, 6). Also unknown: whether the class maps have a ReLU (here they do: "after each convolution"), and the
+    initialization (here He et al.'s for ReLU, with biases 0). At other resolutions the average covers the maps that
+    remain. `width` scales every layer but the last.
     """
 
     def __init__(self, num_classes: int = 1000, *, width: float = 1.0, drop_rate: float = 0.5):
         super().__init__()
-        layers: OrderedDict[str, nn.Module] = OrderedDict(pad=HangingWindow(kernel=11, stride=4))
+        layers: OrderedDict[str, nn.Module] = OrderedDict(pad=CeilPadding(kernel=11, stride=4))
         num_maps = 3
         for number, (kernel, num_kernels, stride) in enumerate(CONVOLUTIONS, start=1):
             num_kernels = scaled(num_kernels, width)
@@ -42,9 +43,10 @@ class AllCNN(nn.Module):
                 num_maps, num_kernels, kernel, stride, kernel // 2 if stride == 1 else 0
             )
             layers[f"relu{number}"] = nn.ReLU()
-            if number == 9:
+            if number == 9:  # the last convolution with stride 2, which stands for a pooling layer
                 layers["drop9"] = nn.Dropout(drop_rate)
             num_maps = num_kernels
+        # instead of fully-connected layers: class maps, averaged in forward()
         layers["conv12"] = nn.Conv2d(num_maps, num_classes, 1)
         layers["relu12"] = nn.ReLU()
         self.features = nn.Sequential(layers)
@@ -60,5 +62,5 @@ class AllCNN(nn.Module):
 
 @register
 def allcnn(num_classes: int = 1000, **options) -> AllCNN:
-    """Table 6's network."""
+    """Table 6's network: 9,372,840 parameters."""
     return AllCNN(num_classes, **options)

@@ -1,7 +1,7 @@
-"""Classifiers as convolutions: a network that gives a map of scores where the image is larger than its own size.
+"""Convert a classifier to a fully-convolutional network, which gives a map of scores for larger images.
 
-A hidden layer over C maps of h x w is a convolution with that kernel, and those behind it are convolutions of 1 x 1
-(Sermanet et al. 2014; Simonyan and Zisserman 2015, section 3.2). Called by inference.py for dense evaluation.
+A linear layer that reads C maps of h x w is a convolution with an h x w kernel; the linear layers after it are 1 x 1
+convolutions (Sermanet et al. 2014; Simonyan and Zisserman 2015, section 3.2). Used by dense evaluation (inference.py).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch.func import functional_call
 from tencrop.config import UserError
 from tencrop.models.last_layer import score_in_float32
 
-TOLERANCE = 1e-3  # of the largest score: far above rounding, far below another head
+TOLERANCE = 1e-3  # relative to the largest score: far above rounding errors, far below what a wrong conversion gives
 Shape = tuple[int, int, int]  # maps, height, width
 
 
 class FullyConvolutional(nn.Module):
-    """[N, 3, H, W] -> scores [N, K, h, w]; for images of the size that it was converted at h = w = 1."""
+    """[N, 3, H, W] -> scores [N, K, h, w]; h = w = 1 for images of the size at which it was converted."""
 
     def __init__(self, features: nn.Module, head: nn.Sequential):
         super().__init__()
@@ -34,7 +34,7 @@ class FullyConvolutional(nn.Module):
 
 
 class MeanScores(nn.Module):
-    """[N, 3, H, W] -> logits [N, K]: the scores of a fully-convolutional network, averaged over its map."""
+    """[N, 3, H, W] -> logits [N, K]: scores of a fully-convolutional network, averaged over positions."""
 
     def __init__(self, network: FullyConvolutional):
         super().__init__()
@@ -42,17 +42,20 @@ class MeanScores(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         scores = self.network(images)
+        # averaging in bfloat16 would round the logits again; float64 scores stay float64
         return scores.mean((2, 3), dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
 def fully_convolutional(network: nn.Module, *, image_size: int, name: str = "the network") -> FullyConvolutional:
-    """`network` as convolutions, in eval mode, sharing its weights; `image_size` is the side it was built for.
+    """Convert `network` to convolutions in eval mode; the weights are shared. `image_size` is its native size.
 
-    Score (i, j) is what the classifier says of the window at (i, j) of the last feature maps, as large as the whole
-    of them at image_size: global average pooling becomes an average over such windows with stride 1. At the border
-    of a window the features see the image where a crop of it would be padded with zeros.
-    Raises UserError for a network whose head is not one of linear layers over features, maybe pooled to their mean
-    (AlexNet, ZFNet, VGG, GoogLeNet, ResNet and its kin are such), and where the two do not agree on an image.
+    Score (i, j) is the classifier's output for the window at (i, j) of the last feature maps. The window is as large as
+    those maps are at image_size; global average pooling becomes average pooling over it with stride 1. Scores differ
+    slightly from those of a crop: at the window's border the features read the surrounding image, not zero padding.
+
+    Supports networks whose head consists of linear layers, optionally after average pooling (AlexNet, ZFNet, VGG,
+    GoogLeNet, ResNet and its variants). Raises UserError for others, and if the converted network gives different
+    logits on a test image.
     """
     network = network.eval()
     images = _random_image(network, image_size)
@@ -63,9 +66,10 @@ def fully_convolutional(network: nn.Module, *, image_size: int, name: str = "the
         converted = FullyConvolutional(features, nn.Sequential(*_convolutions(_flat(head), tuple(shape)))).eval()
         with torch.no_grad():
             scores, logits = converted(images), network(images)
+        # Names of submodules do not reveal what forward() does between them, so compare the outputs
         is_same = scores.shape == (*logits.shape, 1, 1)
         if not is_same or (scores.flatten(1) - logits).abs().max() > TOLERANCE * logits.abs().max():
-            raise _Unconvertible("its head does more than its layers say")
+            raise _Unconvertible("its forward pass does more than call its layers")
     except _Unconvertible as error:
         raise UserError(
             f"{name} cannot be made fully convolutional: {error}; choose another protocol than dense, or another model"
@@ -75,9 +79,9 @@ def fully_convolutional(network: nn.Module, *, image_size: int, name: str = "the
 
 
 def largest_layer_bytes(network: nn.Module, height: int, width: int) -> int:
-    """Float32 bytes of what goes into and comes out of the layer where that is most, for one image of this size.
+    """Lower bound of a forward pass's memory for one image: the largest layer's inputs and outputs in float32 bytes.
 
-    Of shapes alone (torch's meta device): nothing is computed. A pass holds at least this much.
+    Runs on torch's meta device: shapes only, nothing is computed or allocated.
     """
     found = [0]
 
@@ -86,6 +90,7 @@ def largest_layer_bytes(network: nn.Module, height: int, width: int) -> int:
 
     layers = [layer for layer in network.modules() if not list(layer.children())]
     handles = [layer.register_forward_hook(note) for layer in layers]
+    # functional_call substitutes meta tensors without a copy of the network, which may be large and on the GPU
     shapes = {name: value.to("meta") for name, value in (*network.named_parameters(), *network.named_buffers())}
     try:
         with torch.no_grad():
@@ -97,24 +102,26 @@ def largest_layer_bytes(network: nn.Module, height: int, width: int) -> int:
 
 
 class _Unconvertible(Exception):
-    """Why a network has no convolutional form."""
+    """The network has no fully-convolutional form; the message is the reason."""
 
 
 def _parts(network: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
-    """The layers that give maps, and the layers of the head behind them."""
+    """Split a network into its feature layers, which output maps, and the layers of its head."""
     children = dict(network.named_children())
+    # torchvision's AlexNet and VGG, and most of ours; timm's networks with these submodules are handled below
     if {"features", "classifier"} <= set(children) and not hasattr(network, "forward_features"):
         between = [children[name] for name in ("avgpool", "pool", "global_pool") if name in children]
         return children["features"], [*between, children["classifier"]]
-    if isinstance(network, torchvision.models.ResNet):
+    if isinstance(network, torchvision.models.ResNet):  # [:-2] drops avgpool and fc; forward flattens between them
         return nn.Sequential(*list(children.values())[:-2]), [children["avgpool"], children["fc"]]
     if hasattr(network, "forward_features") and hasattr(network, "get_classifier") and "global_pool" in children:
+        # timm's interface; a head with more layers than these fails the comparison of outputs
         return _Features(network), [children["global_pool"], network.get_classifier()]  # type: ignore[operator]
-    raise _Unconvertible("its features and its head are not told apart")
+    raise _Unconvertible("its features and head cannot be separated")
 
 
 class _Features(nn.Module):
-    """The forward_features of timm's networks, and ours like them, as a module."""
+    """forward_features of a timm-like network as a module."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -125,20 +132,21 @@ class _Features(nn.Module):
 
 
 def _flat(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """Layers with nested Sequentials expanded."""
     for layer in layers:
         yield from _flat(layer) if isinstance(layer, nn.Sequential) else [layer]
 
 
 def _convolutions(head: Iterable[nn.Module], shape: Shape) -> list[nn.Module]:
-    """The head's layers for maps of any size; `shape` is that of the features at the native size."""
+    """Convert the head's layers for maps of any size; `shape` is that of the features at the native size."""
     if len(shape) != 3:
-        raise _Unconvertible("its features are no maps")
-    num_maps, *window = shape
+        raise _Unconvertible("its features are not maps")
+    num_maps, *window = shape  # window: what the next layer reads of the maps; 1 x 1 after a linear layer or pooling
     layers: list[nn.Module] = []
     for layer in head:
         if isinstance(layer, nn.Linear):
             if layer.in_features != num_maps * window[0] * window[1]:
-                raise _Unconvertible(f"a layer of {layer.in_features} inputs does not read its {list(shape)} features")
+                raise _Unconvertible(f"a layer of {layer.in_features} inputs cannot read its {list(shape)} features")
             layers.append(_convolution(layer, (num_maps, window[0], window[1])))
             num_maps, window = layer.out_features, [1, 1]
         elif _averages(layer, window):
@@ -146,15 +154,17 @@ def _convolutions(head: Iterable[nn.Module], shape: Shape) -> list[nn.Module]:
             window = [1, 1]
         elif _keeps(layer, window):
             continue
+        # anything else with weights or submodules may mix positions, which must stay separate here
         elif any(True for _ in layer.parameters()) or any(True for _ in layer.children()):
-            raise _Unconvertible(f"its head holds a {type(layer).__name__}")
+            raise _Unconvertible(f"its head contains a {type(layer).__name__}")
         else:
-            layers.append(layer)  # a nonlinearity or dropout, which treat every number alike
+            layers.append(layer)  # elementwise: a nonlinearity or dropout
     return layers
 
 
 def _convolution(layer: nn.Linear, shape: Shape) -> nn.Conv2d:
-    """A linear layer over flattened maps of `shape` as a convolution over larger ones; the same weights in memory."""
+    """Turn a linear layer over flattened maps of `shape` into a convolution that shares its memory."""
+    # on the meta device: the constructor's own weights are never allocated (VGG's fc6 has 411 MB)
     convolution = nn.Conv2d(shape[0], layer.out_features, shape[1:], bias=layer.bias is not None, device="meta")
     convolution.weight = nn.Parameter(layer.weight.detach().unflatten(1, shape))
     convolution.bias = layer.bias
@@ -162,7 +172,7 @@ def _convolution(layer: nn.Linear, shape: Shape) -> nn.Conv2d:
 
 
 def _averages(layer: nn.Module, window: list[int]) -> bool:
-    """Whether the layer takes the mean over all that it sees at the native size."""
+    """Whether the layer averages over all positions at the native size."""
     if isinstance(layer, nn.AvgPool2d):
         return _pair(layer.kernel_size) == window and _pair(layer.padding) == [0, 0]
     if isinstance(layer, SelectAdaptivePool2d):
@@ -171,7 +181,7 @@ def _averages(layer: nn.Module, window: list[int]) -> bool:
 
 
 def _keeps(layer: nn.Module, window: list[int]) -> bool:
-    """Whether the layer changes nothing, or only the shape, at the native size."""
+    """Whether the layer is an identity at the native size, apart from the shape of its output."""
     is_same_size = isinstance(layer, nn.AdaptiveAvgPool2d) and _pair(layer.output_size) == window
     return is_same_size or isinstance(layer, (nn.Flatten, nn.Identity))
 

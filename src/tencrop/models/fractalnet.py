@@ -1,7 +1,4 @@
-"""FractalNet (Larsson, Maire and Shakhnarovich 2017) with drop-path. Registered with timm: `fractalnet34`.
-
-Built by factory.py.
-"""
+"""FractalNet (Larsson, Maire and Shakhnarovich 2017) with drop-path. Registered with timm: `fractalnet34`."""
 
 from __future__ import annotations
 
@@ -19,23 +16,23 @@ from tencrop.models.registry import register
 class FractalNet(nn.Module):
     """[N, 3, H, W] -> logits [N, K]; 164,031,016 parameters for fractalnet34. Native resolution 224.
 
-    The rule f_1 = convolution, f_(C+1) = (f_C after f_C) joined with a convolution: column c = 1 .. C of a block has
-    2^(c-1) convolutions (3 x 3, BatchNorm, ReLU), and where columns end together they are joined by their mean, all
-    at once. A block ends with 2 x 2 maximum pooling of each column, joined behind it, as in the authors' generator for
-    CIFAR. The longest path of B blocks has B * 2^(C-1) convolutions.
+    Expansion rule: f_1 is a convolution; f_(C+1) joins a convolution with two f_C in sequence. Column c = 1 .. C of a
+    block thus has 2^(c-1) convolutions (3 x 3, BatchNorm, ReLU). Columns that end at the same depth are joined by their
+    mean, all at once. At the end of a block each column is pooled (2 x 2 max) before the join, as in the authors'
+    generator for CIFAR. The longest path through B blocks has B * 2^(C-1) convolutions.
 
-    Drop-path, in training: half of the batches (`drop_global`) run through one column of the whole network, drawn
-    evenly; in the others every join drops each input with probability `drop_local`, and keeps one at random where it
-    dropped all. A join is the mean of the inputs that are kept, so nothing is rescaled in testing, when all are. Drawn
-    once for a device's micro-batch. What is dropped is computed all the same, with gradients of zero, so that every
-    BatchNorm sees every batch; a join that the chosen column does not reach then takes all its inputs. The authors
-    also offer to train all columns apart beside the whole on the same batch, which is not done here.
+    Drop-path, in training only: half of the batches (`drop_global`) run through a single column of the whole network,
+    drawn uniformly. In the others, every join drops each input with probability `drop_local`; if all would be dropped,
+    one at random is kept. A join is the mean of the inputs that are kept, so testing, which keeps all, needs no
+    rescaling. One draw applies to a device's whole micro-batch. Dropped paths are computed as well, with zero
+    gradients, so that every BatchNorm sees every batch; joins that the chosen column does not reach take all inputs.
+    The authors' option to train the columns separately on the same batch as well is not implemented.
 
-    Not verified: the ImageNet network. The paper prints no table of it, and its authors released no definition. Ours
-    has 4 blocks of 4 columns, which with the first convolution and the linear layer makes the 34, and a third party's
-    128, 256, 512, 1024 maps; the stem with its pooling is ResNet-34's, with which the paper compares (without the
-    pooling the network would cost about 96 billion multiply-adds instead of 24). First weights: He et al.'s for ReLUs.
-    Drop-path's 0.15 and 0.5 are from memory and CIFAR's; those of ImageNet are not known.
+    The ImageNet network is not verified: the paper prints no table of it and the authors released no definition. Ours
+    has 4 blocks of 4 columns, which with the first convolution and the linear layer makes 34 layers. The numbers of
+    maps (128, 256, 512, 1024) are a third party's. The stem with its pooling is that of ResNet-34, with which the paper
+    compares; without the pooling the network would cost about 96 billion multiply-adds instead of 24. Initialization:
+    He et al.'s for ReLU. Drop-path rates 0.15 and 0.5: from memory, those for CIFAR; those for ImageNet are unknown.
     `width` scales every layer but the last.
     """
 
@@ -52,11 +49,11 @@ class FractalNet(nn.Module):
         super().__init__()
         for name, rate in (("drop_local", drop_local), ("drop_global", drop_global)):
             if not 0 <= rate <= 1:
-                raise ValueError(f"{name}={rate} is not a probability; the paper's are 0.15 (local) and 0.5 (global)")
+                raise ValueError(f"{name}={rate} is not a probability; the paper uses 0.15 (local) and 0.5 (global)")
         self.num_columns, self.drop_global = num_columns, drop_global
         widths = [scaled(number, width) for number in (64, *num_maps)]
-        self.stem = convolution(3, widths[0], kernel=7, stride=2)
-        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.stem = convolution(3, widths[0], kernel=7, stride=2)  # 112 x 112
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1)  # 56 x 56; the blocks end at 28, 14, 7 and 3
         self.blocks = nn.ModuleList(
             FractalBlock(num_inputs, num_outputs, num_columns, drop_local)
             for num_inputs, num_outputs in pairwise(widths)
@@ -64,6 +61,7 @@ class FractalNet(nn.Module):
         self.fc = nn.Linear(widths[-1], num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        # drawn once per forward pass, since a global path uses the same column in every block
         column = self.draw_column(images.device) if self.training and self.drop_global > 0 else None
         maps = self.pool(self.stem(images))
         for block in self.blocks:
@@ -71,14 +69,15 @@ class FractalNet(nn.Module):
         return self.fc(maps.mean((2, 3)))
 
     def draw_column(self, device: torch.device) -> Tensor:
-        """The one column of a global batch, of 0 (the shortest) to C - 1, or -1 in a local one; int64 []."""
+        """Draw the column of a global batch, 0 (the shortest) to C - 1, or -1 for a local batch; int64 []."""
+        # A tensor, never .item(): a Python value would make every step wait for the device.
         column = torch.randint(self.num_columns, (), device=device)
         is_global = torch.rand((), device=device) < self.drop_global
         return torch.where(is_global, column, -1)
 
 
 class FractalBlock(nn.Module):
-    """[N, C, H, W] -> [N, num_outputs, H // 2, W // 2]."""
+    """Fractal of `num_columns` columns, then pooling: [N, C, H, W] -> [N, num_outputs, H // 2, W // 2]."""
 
     def __init__(self, num_inputs: int, num_outputs: int, num_columns: int, drop_local: float):
         super().__init__()
@@ -92,11 +91,12 @@ class FractalBlock(nn.Module):
         self.pool = nn.MaxPool2d(2)
 
     def forward(self, maps: Tensor, column: Tensor | None = None) -> Tensor:
-        """column: the one of a global batch, -1 in a local one (int64 []); None where there are no global batches."""
+        """column: that of a global batch, -1 for a local batch (int64 []); None if there are no global batches."""
         columns = [list(convolutions) for convolutions in self.columns]  # type: ignore[call-overload]
         length = len(columns[-1])
         heads = [maps] * len(columns)  # what each column reads next
         for step in range(1, length + 1):
+            # column c has a convolution that ends at this depth if its spacing, length / len(column), divides `step`
             ending = [c for c in range(len(columns)) if step * len(columns[c]) % length == 0]
             ends = [columns[c][step * len(columns[c]) // length - 1](heads[c]) for c in ending]
             if step == length:
@@ -107,23 +107,25 @@ class FractalBlock(nn.Module):
         return joined
 
     def draw_kept(self, columns: list[int], column: Tensor | None, device: torch.device) -> Tensor | None:
-        """Which of these columns a join keeps: bool [len(columns)], one of them true at least; None keeps all."""
+        """Draw which of these columns a join keeps: bool [len(columns)] with at least one True; None keeps all."""
         if not self.training or (column is None and self.drop_local == 0):
             return None
         is_kept = torch.rand(len(columns), device=device) >= self.drop_local
+        # drawn even if it is not needed, so that the number of random numbers does not depend on the outcome
         survivor = torch.rand(len(columns), device=device)
         is_kept |= (survivor == survivor.max()) & ~is_kept.any()
         if column is not None:
+            # selected by torch.where, without a branch: `column` is on the device
             is_chosen = torch.stack([column == c for c in columns])
             is_kept = torch.where(column < 0, is_kept, is_chosen | ~is_chosen.any())
         return is_kept
 
 
 def join(inputs: list[Tensor], is_kept: Tensor | None = None) -> Tensor:
-    """The mean of the inputs that are kept, [N, C, H, W] each; is_kept: bool [number of inputs], None for all."""
+    """Mean of the kept inputs, each [N, C, H, W]; is_kept: bool [number of inputs], None keeps all."""
     if is_kept is None:
         return torch.stack(inputs).mean(0)
-    weights = is_kept.double() / is_kept.sum()  # scalars, which leave the type of the maps as it is
+    weights = is_kept.double() / is_kept.sum()  # 0-dimensional tensors do not promote the dtype of the maps
     joined = weights[0] * inputs[0]
     for weight, maps in zip(weights[1:], inputs[1:], strict=True):
         joined = joined + weight * maps
@@ -132,5 +134,5 @@ def join(inputs: list[Tensor], is_kept: Tensor | None = None) -> Tensor:
 
 @register
 def fractalnet34(num_classes: int = 1000, **options) -> FractalNet:
-    """Four blocks of four columns, in the place of the paper's ImageNet network, whose layout is not verified."""
+    """Four blocks of four columns: our version of the paper's ImageNet network, whose layout is not verified."""
     return FractalNet(num_classes, **options)

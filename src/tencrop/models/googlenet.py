@@ -1,7 +1,7 @@
-"""GoogLeNet as Szegedy et al. publish it (2015, table 1): 5 x 5 convolutions, response normalization, no BatchNorm.
+"""GoogLeNet of Szegedy et al. (2015, table 1): 5 x 5 convolutions, response normalization, no BatchNorm.
 
-Registered with timm: `googlenet_2014`. Built by factory.py. torchvision's `googlenet` is another network: it has
-BatchNorm, and 3 x 3 kernels in the place of the 5 x 5.
+Registered with timm: `googlenet_2014`. torchvision's `googlenet` is another network: it has BatchNorm, and 3 x 3
+kernels instead of 5 x 5.
 """
 
 from __future__ import annotations
@@ -18,47 +18,47 @@ from tencrop.models.registry import register
 
 
 class Widths(NamedTuple):
-    """Kernels of an inception module, in the order of table 1's columns."""
+    """Number of kernels in each convolution of an inception module, in the order of table 1's columns."""
 
     one: int  # 1 x 1
     three_reduce: int  # 1 x 1 before the 3 x 3
     three: int
     five_reduce: int  # 1 x 1 before the 5 x 5
     five: int
-    pool: int  # 1 x 1 behind the maximum
+    pool: int  # 1 x 1 after the max pooling
 
 
-MODULES = {
-    "3a": Widths(64, 96, 128, 16, 32, 32),
+MODULES = {  # table 1; sides at 224
+    "3a": Widths(64, 96, 128, 16, 32, 32),  # 28 x 28
     "3b": Widths(128, 128, 192, 32, 96, 64),
-    "4a": Widths(192, 96, 208, 16, 48, 64),
+    "4a": Widths(192, 96, 208, 16, 48, 64),  # 14 x 14
     "4b": Widths(160, 112, 224, 24, 64, 64),
     "4c": Widths(128, 128, 256, 24, 64, 64),
     "4d": Widths(112, 144, 288, 32, 64, 64),
     "4e": Widths(256, 160, 320, 32, 128, 128),
-    "5a": Widths(256, 160, 320, 32, 128, 128),
+    "5a": Widths(256, 160, 320, 32, 128, 128),  # 7 x 7
     "5b": Widths(384, 192, 384, 48, 128, 128),
 }
-POOLED = ("3b", "4e")  # modules behind which the maps are halved
-AUXILIARY = ("4a", "4d")  # modules that a second and a third classifier read
+POOLED = ("3b", "4e")  # modules followed by max pooling with stride 2
+AUXILIARY = ("4a", "4d")  # modules whose output an auxiliary classifier reads (section 5)
 
 
 class GoogLeNet(nn.Module):
-    """[N, 3, H, W] -> logits [N, K]; in training (logits, auxiliary logits behind 4a, behind 4d), each [N, K].
+    """[N, 3, H, W] -> logits [N, K]; in training (logits, auxiliary logits after 4a, after 4d), each [N, K].
 
-    6,998,552 parameters for 1000 classes, and 6,379,728 in the two auxiliary heads, which serve training alone: the
-    loss counts each with `auxiliary_weight` (training/losses.py). Their fully-connected layers bind training to images
-    of `img_size`; evaluation takes any. `auxiliary_weight=0` builds none.
+    6,998,552 parameters for 1000 classes, and 6,379,728 in the two auxiliary heads, which are used in training only:
+    the loss weights each by `auxiliary_weight` (training/losses.py). Their fully-connected layers require training
+    images of `img_size`; evaluation takes any size. `auxiliary_weight=0` builds no heads.
 
-    Table 1 counts parameters in units of 1024 (its 112K are 114,688), and its first row contradicts itself: 7 x 7 x 3
-    x 64 has 9,408 weights and 118M multiply-adds, where 2.7K and 34M are printed. These are those of a separable
-    convolution with depth multiplier 8, as the authors' next paper has it (24 x 49 + 24 x 64 = 2,712; times 112 x 112,
-    34.0M). The default is the row's 7 x 7 convolution, `separable_stem=True` the other.
+    Table 1 counts parameters in units of 1024 (its 112K are 114,688). Its first row contradicts itself: a 7 x 7 x 3 x
+    64 convolution has 9,408 weights and 118M multiply-adds, but 2.7K and 34M are printed. Those are the numbers of a
+    separable convolution with depth multiplier 8, which the authors' next paper describes (24 x 49 + 24 x 64 = 2,712;
+    times 112 x 112, 34.0M). The default is the 7 x 7 convolution; `separable_stem=True` is the other.
 
-    Not in the paper but in Caffe's GoogLeNet: AlexNet's n, alpha and beta for the response normalization (behind the
-    first and before the second pooling), with alpha divided by n and k = 1; pooling windows that may hang over the
-    edge, which gives table 1's sides; weights drawn uniformly with variance 1 / fan-in, and biases of 0.2, the
-    classifiers' of 0. `width` scales every layer but the last of each classifier.
+    Taken from Caffe's GoogLeNet, not from the paper: response normalization with AlexNet's n, alpha and beta, alpha
+    divided by n and k = 1, after the first and before the second pooling; pooling in ceil mode, which gives table 1's
+    sides; weights drawn uniformly with variance 1 / fan-in; biases of 0.2, and 0 in the classifiers.
+    `width` scales every layer but the last of each classifier.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ class GoogLeNet(nn.Module):
         separable_stem: bool = False,
     ):
         super().__init__()
-        side = auxiliary_side(img_size)
+        side = auxiliary_side(img_size)  # only the heads depend on img_size; the trunk ends in global pooling
         if auxiliary_weight and side < 1:
-            raise ValueError(f"img_size={img_size} leaves nothing to the auxiliary heads; use at least 79")
+            raise ValueError(f"img_size={img_size} leaves no pixels for the auxiliary heads; use at least 79")
         self.auxiliary_weight = auxiliary_weight
         features, num_maps = stem(width=width, lrn=lrn, is_separable=separable_stem)
         self.heads, classifiers = nn.ModuleDict(), []
@@ -102,6 +102,7 @@ class GoogLeNet(nn.Module):
         maps, auxiliary = images, []
         for name, layer in self.features.named_children():
             maps = layer(maps)
+            # skipped in eval mode: they cost time and fail at other sizes than img_size
             if self.training and name in self.heads:
                 auxiliary.append(self.heads[name](maps))
         logits = self.classifier(self.avgpool(maps))
@@ -109,7 +110,7 @@ class GoogLeNet(nn.Module):
 
 
 class Inception(nn.Module):
-    """Four branches side by side, every convolution with a ReLU: [N, C, H, W] -> [N, num_outputs, H, W]."""
+    """Figure 2b: four parallel branches, ReLU after every convolution; [N, C, H, W] -> [N, num_outputs, H, W]."""
 
     def __init__(self, num_inputs: int, widths: Widths):
         super().__init__()
@@ -122,13 +123,15 @@ class Inception(nn.Module):
         self.pool = nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), rectified(num_inputs, widths.pool, 1))
 
     def forward(self, maps: Tensor) -> Tensor:
+        # the order of table 1's columns, as in Caffe's network
         return torch.cat([branch(maps) for branch in (self.one, self.three, self.five, self.pool)], dim=1)
 
 
 class AuxiliaryHead(nn.Module):
-    """[N, C, H, W] -> [N, K]: averages of 5 x 5 with stride 3, 128 kernels of 1 x 1, 1024 units, a linear output.
+    """Auxiliary classifier (section 5): [N, C, H, W] -> [N, K].
 
-    side: of the averages' maps; 4 for images of 224.
+    5 x 5 average pooling with stride 3, 128 1 x 1 kernels, 1024 units with dropout 0.7, a linear output. `side` is the
+    side of the pooled maps: 4 for images of 224.
     """
 
     def __init__(self, num_inputs: int, side: int, num_classes: int, *, width: float, drop_rate: float):
@@ -146,10 +149,14 @@ class AuxiliaryHead(nn.Module):
 
 
 def stem(*, width: float, lrn: bool, is_separable: bool) -> tuple[OrderedDict[str, nn.Module], int]:
-    """The layers before the first module, and the number of their maps; they leave an eighth of the side."""
+    """Build the layers before the first inception module; returns them and their number of output maps.
+
+    Sides at 224: 112, pooled to 56; 56, pooled to 28.
+    """
     first, second = scaled(64, width), scaled(192, width)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if is_separable:
+        # 3 inputs x depth multiplier 8; no ReLU before the 1 x 1 convolution
         layers["conv1_depthwise"] = nn.Conv2d(3, 24, 7, stride=2, padding=3, groups=3, bias=False)
     layers["conv1"] = rectified(24, first, 1) if is_separable else rectified(3, first, 7, stride=2)
     layers["pool1"] = halving_pool()
@@ -166,23 +173,28 @@ def stem(*, width: float, lrn: bool, is_separable: bool) -> tuple[OrderedDict[st
 def rectified(
     num_inputs: int, num_outputs: int, kernel: int, *, stride: int = 1, padding: int | None = None
 ) -> nn.Sequential:
-    """A convolution and its ReLU; the padding keeps sides unless it is given."""
+    """Convolution followed by ReLU; by default padded so that stride 1 keeps the size."""
     conv = nn.Conv2d(num_inputs, num_outputs, kernel, stride, kernel // 2 if padding is None else padding)
     return nn.Sequential(OrderedDict(conv=conv, relu=nn.ReLU()))
 
 
 def halving_pool() -> nn.MaxPool2d:
+    """3 x 3 max pooling with stride 2 in Caffe's way: 112 -> 56, where floor mode would give 55."""
     return nn.MaxPool2d(3, stride=2, ceil_mode=True)
 
 
 def auxiliary_side(img_size: int) -> int:
-    """Side of the auxiliary heads' averaged maps: 4 for 224."""
+    """Side of the pooled maps in the auxiliary heads: 4 for 224."""
+    # conv1 and three poolings halve the side; conv1 rounds up, as does ceil mode
     side = (img_size + 1) // 2 // 2 // 2 // 2
     return (side - 5) // 3 + 1
 
 
 def init_xavier(layer: nn.Module, *, bias: float = 0.2) -> None:
-    """Caffe's "xavier": a convolution's or linear layer's weights uniform with variance 1 / fan-in, biases `bias`."""
+    """Caffe's "xavier" filler: uniform weights with variance 1 / fan-in, constant biases.
+
+    torch's xavier_uniform_ divides by the mean of fan-in and fan-out instead.
+    """
     if isinstance(layer, (nn.Conv2d, nn.Linear)):
         bound = math.sqrt(3 / layer.weight[0].numel())
         nn.init.uniform_(layer.weight, -bound, bound)

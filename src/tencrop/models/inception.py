@@ -1,7 +1,7 @@
-"""Inception v2, which is BN-Inception (Ioffe and Szegedy 2015), and Inception v3 with its auxiliary head.
+"""Inception v2, also called BN-Inception (Ioffe and Szegedy 2015), and Inception v3 with its auxiliary head.
 
-Registered with timm: `bn_inception`, and `inception_v3_aux`, which is timm's `inception_v3` with the head that serves
-training alone. Built by factory.py.
+Registered with timm: `bn_inception`, and `inception_v3_aux`, which is timm's `inception_v3` with the auxiliary head
+that is used in training only.
 """
 
 from __future__ import annotations
@@ -21,48 +21,47 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoi
 
 
 class Widths(NamedTuple):
-    """Kernels of a module, in the order of figure 5's columns; 0 leaves the branch, or the projection, out."""
+    """Number of kernels per convolution, in the order of figure 5's columns; 0 omits the branch or the projection."""
 
     one: int  # 1 x 1
     three_reduce: int  # 1 x 1 before the 3 x 3
     three: int
     double_reduce: int  # 1 x 1 before the two 3 x 3
     double: int  # of each of the two
-    project: int  # 1 x 1 behind the pooling
+    project: int  # 1 x 1 after the pooling
 
 
-MODULES = {
-    "3a": Widths(64, 64, 64, 64, 96, 32),
+MODULES = {  # figure 5; sides at 224
+    "3a": Widths(64, 64, 64, 64, 96, 32),  # 28 x 28
     "3b": Widths(64, 64, 96, 64, 96, 64),
     "3c": Widths(0, 128, 160, 64, 96, 0),
-    "4a": Widths(224, 64, 96, 96, 128, 128),
+    "4a": Widths(224, 64, 96, 96, 128, 128),  # 14 x 14
     "4b": Widths(192, 96, 128, 96, 128, 128),
     "4c": Widths(160, 128, 160, 128, 160, 96),  # figure 5 prints 128
     "4d": Widths(96, 128, 192, 160, 192, 96),  # figure 5 prints 128
     "4e": Widths(0, 128, 192, 192, 256, 0),
-    "5a": Widths(352, 192, 320, 160, 224, 128),
+    "5a": Widths(352, 192, 320, 160, 224, 128),  # 7 x 7
     "5b": Widths(352, 192, 320, 192, 224, 128),
 }
-HALVING = ("3c", "4e")  # modules of stride 2, whose pooled maps pass through
-MAXIMUM = ("3c", "4e", "5b")  # modules whose pooling takes maxima; the others average
+HALVING = ("3c", "4e")  # modules with stride 2; their pooled maps are concatenated without a projection
+MAXIMUM = ("3c", "4e", "5b")  # modules with max pooling; the others use average pooling
 
 
 class BNInception(nn.Module):
     """[N, 3, H, W] -> logits [N, K]; 11,188,288 parameters for 1000 classes. Native resolution 224.
 
-    The appendix's figure 5: GoogLeNet with two 3 x 3 convolutions in the place of each 5 x 5, three modules at 28 x 28,
-    strides in the modules 3c and 4e, BatchNorm between every convolution and its nonlinearity, a first convolution
-    that is separable with depth multiplier 8. That response normalization and dropout (`drop_rate`) are gone is section
-    4.2.1's, read in a lossy copy and from memory, unverified; that there are no auxiliary heads is our reading.
+    Figure 5 (appendix) is GoogLeNet with two 3 x 3 convolutions instead of each 5 x 5, three modules at 28 x 28,
+    stride 2 in modules 3c and 4e, BatchNorm between every convolution and its nonlinearity, and a separable first
+    convolution with depth multiplier 8. Section 4.2.1 removes response normalization and dropout (`drop_rate`), read in
+    a lossy copy and from memory, unverified. That there are no auxiliary heads is our interpretation.
 
-    Figure 5 contradicts itself in 4c and 4d: "avg + 128" gives 608 maps where 576 are printed, and 1,056 behind 4e
-    where 1,024 are. We take the printed sums, with 96 projected maps, as the authors' later code does
-    (tensorflow/models, slim); `projections=128` is the other reading, 11,278,528 parameters. Section 4.2's 13.6
-    million are neither's.
+    Figure 5 contradicts itself in 4c and 4d: "avg + 128" gives 608 maps where 576 are printed, and 1,056 after 4e where
+    1,024 are. We follow the printed sums, with 96 projected maps, as does the authors' later code (tensorflow/models,
+    slim). `projections=128` is the alternative, with 11,278,528 parameters. Neither has section 4.2's 13.6 million.
 
-    Not in the paper: paddings that give figure 5's sides, with pooling windows that may hang over the edge; averages
-    over pixels inside the image only and BatchNorm's epsilon of 0.001, which are that code's; weights from
-    N(0, 2 / fan-in), the classifier's from N(0, 0.01^2), which are ours.
+    Not in the paper: paddings and ceil-mode pooling, which give figure 5's sides; averages over pixels inside the
+    image only and BatchNorm's epsilon of 0.001, both from the authors' later code; weights from N(0, 2 / fan-in), in
+    the classifier N(0, 0.01^2), our choice.
     `activation="sigmoid"` is section 4.2.2's BN-x5-Sigmoid. `width` scales every layer but the last.
     """
 
@@ -80,6 +79,7 @@ class BNInception(nn.Module):
             raise ValueError(f"activation={activation!r} is not one of {', '.join(ACTIVATIONS)}")
         first, num_maps = scaled(64, width), scaled(192, width)
         features = OrderedDict(
+            # neither BatchNorm nor ReLU before the 1 x 1 convolution: together they are one separable convolution
             conv1_depthwise=nn.Conv2d(3, 24, 7, stride=2, padding=3, groups=3, bias=False),
             conv1=normalized(24, first, 1, activation=activation),
             pool1=halving_pool(),
@@ -110,13 +110,13 @@ class BNInception(nn.Module):
 
 
 class Inception(nn.Module):
-    """Branches side by side: [N, C, H, W] -> [N, num_outputs, H / stride, W / stride]."""
+    """Module of up to four parallel branches: [N, C, H, W] -> [N, num_outputs, H / stride, W / stride]."""
 
     def __init__(self, num_inputs: int, widths: Widths, *, stride: int, maximum: bool, activation: str):
         super().__init__()
         self.num_outputs = widths.one + widths.three + widths.double + (widths.project or num_inputs)
         self.branches = nn.ModuleDict()
-        if widths.one:
+        if widths.one:  # figure 5 has no 1 x 1 branch in modules with stride 2
             self.branches["one"] = normalized(num_inputs, widths.one, 1, activation=activation)
         self.branches["three"] = nn.Sequential(
             normalized(num_inputs, widths.three_reduce, 1, activation=activation),
@@ -139,7 +139,7 @@ class Inception(nn.Module):
 
 
 def normalized(num_inputs: int, num_outputs: int, kernel: int, *, activation: str, stride: int = 1) -> nn.Sequential:
-    """A convolution without bias, BatchNorm, the nonlinearity."""
+    """Convolution, BatchNorm and nonlinearity; no bias, since BatchNorm's shift replaces it (section 3.2)."""
     conv = nn.Conv2d(num_inputs, num_outputs, kernel, stride, padding=kernel // 2, bias=False)
     norm = nn.BatchNorm2d(num_outputs, eps=0.001)
     return nn.Sequential(OrderedDict(conv=conv, norm=norm, act=ACTIVATIONS[activation]()))
@@ -148,10 +148,10 @@ def normalized(num_inputs: int, num_outputs: int, kernel: int, *, activation: st
 class InceptionV3Aux(InceptionV3):
     """[N, 3, H, W] -> logits [N, K]; in training (logits, auxiliary logits of the last 17 x 17 maps), each [N, K].
 
-    timm's network and names of weights: 23,834,568 parameters, and 3,326,696 in the head that serves training alone,
-    which takes images of 299. The loss counts the head with `auxiliary_weight`, 0.4 in the authors' code
-    (tensorflow/models, inception_model.py, read in a third party's copy); the paper (Szegedy et al. 2016) prints none.
-    The stem, too, is that code's and not that of the paper's table 1.
+    timm's network with timm's names of weights: 23,834,568 parameters, and 3,326,696 in the auxiliary head, which is
+    used in training only and requires images of 299. The loss weights the head by `auxiliary_weight`. The default is
+    0.4, as in the authors' code (tensorflow/models, inception_model.py, read in a third party's copy); the paper
+    (Szegedy et al. 2016) prints none. The stem follows the same code, not the paper's table 1.
     """
 
     def __init__(self, num_classes: int = 1000, *, auxiliary_weight: float = 0.4, **options):
@@ -159,7 +159,8 @@ class InceptionV3Aux(InceptionV3):
         self.auxiliary_weight = auxiliary_weight
 
     def forward_features(self, images: Tensor) -> Tensor:
-        return self.forward_postaux(self.forward_preaux(images))  # timm's gives the auxiliary logits, too
+        # timm's version returns the auxiliary logits as well, which feature extractors do not expect
+        return self.forward_postaux(self.forward_preaux(images))
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         maps = self.forward_preaux(images)
@@ -169,11 +170,11 @@ class InceptionV3Aux(InceptionV3):
 
 @register
 def bn_inception(num_classes: int = 1000, **options) -> BNInception:
-    """Inception v2 as the BatchNorm paper's appendix has it: 11,188,288 parameters."""
+    """Inception v2 of the BatchNorm paper's appendix: 11,188,288 parameters."""
     return BNInception(num_classes, **options)
 
 
 @register
 def inception_v3_aux(num_classes: int = 1000, **options) -> InceptionV3Aux:
-    """timm's Inception v3 with its auxiliary head, for training as published."""
+    """timm's Inception v3 with its auxiliary head in training, as published."""
     return InceptionV3Aux(num_classes, **options)

@@ -1,7 +1,4 @@
-"""The last layer of a classifier in float32, whatever the precision of the layers before it.
-
-Called by factory.py, for every network that is trained or evaluated, and by convolutional.py.
-"""
+"""Evaluate the last layer of a classifier in float32, whatever the precision of the other layers."""
 
 from __future__ import annotations
 
@@ -15,22 +12,22 @@ from torch.nn.modules.conv import _ConvNd
 
 
 def score_in_float32(network: nn.Module, num_classes: int) -> None:
-    """Let `network` compute its class scores in float32 in eval mode, under autocast and TF32 too; training stays as
-    it is.
+    """Make `network` compute its logits in float32 in eval mode, also under autocast and TF32; training is unchanged.
 
-    bfloat16 has 8 significant bits: logits between 8 and 16 are multiples of 0.0625, so that the best two of an image
-    tie, and a tie counts against the label. Costs the last layer twice.
+    bfloat16 has 8 significant bits: logits between 8 and 16 are multiples of 0.0625, so the two largest of an image may
+    tie, and a tie counts as an error. The last layer is computed twice.
     """
+    # a hook instead of a wrapped module keeps the names in the state dict
     for layer in last_layers(network, num_classes):
         layer.register_forward_hook(_again_in_float32)
 
 
 def last_layers(network: nn.Module, num_classes: int) -> list[nn.Module]:
-    """Every linear layer and convolution with an output for each class.
+    """Return every linear layer and convolution with one output per class.
 
-    That is the classifier of every network of timm, torchvision and ours, all of several (DeiT's two heads, CrossViT's,
-    VOLO's), be it followed by pooling (NiN, SqueezeNet) or not. timm's get_classifier() leaves some of them out. A
-    hidden layer that happens to have as many outputs is computed in float32 as well: slower, and no less exact.
+    This finds the classifiers of all networks of timm, torchvision and ours: several heads (DeiT, CrossViT, VOLO) and
+    heads followed by pooling (NiN, SqueezeNet) included; timm's get_classifier() misses some of these. A hidden layer
+    with the same number of outputs is computed in float32 as well, which is slower but not less exact.
     """
     return [layer for layer in network.modules() if _num_outputs(layer) == num_classes]
 
@@ -42,12 +39,14 @@ def _num_outputs(layer: nn.Module) -> int | None:
 
 
 def _again_in_float32(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
-    """A forward hook; it holds no state, so that a copied or pickled network keeps it."""
+    """Forward hook that recomputes the output; a function without state, so that deepcopy and pickle keep it."""
     kind = output.device.type
+    # A hook runs after forward. A pre-hook could not disable autocast for the call, hence the second computation.
     if layer.training or kind == "meta" or not (torch.is_autocast_enabled(kind) or _is_tf32()):
         return None
+    # the weights are float32 already (autocast casts copies), so only the input is converted
     with torch.autocast(kind, enabled=False), _without_tf32():
-        return layer.forward(inputs[0].float())  # not layer(), whose hook this is
+        return layer.forward(inputs[0].float())  # layer(...) would call this hook again
 
 
 def _is_tf32() -> bool:
@@ -56,7 +55,7 @@ def _is_tf32() -> bool:
 
 @contextmanager
 def _without_tf32() -> Iterator[None]:
-    """The switches are read when an operation is launched: nothing waits for the device."""
+    """Disable TF32 meanwhile. torch reads the switches at launch, so the device is not synchronized."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:

@@ -1,6 +1,7 @@
-"""Weights under another library's names, given the names of the same network here. Called by weights.py.
+"""Rename the weights of torchvision's files to the names that the same network has here.
 
-timm and torchvision name ResNet, ResNeXt, Wide ResNet, Inception v3 and DenseNet alike, so most files need nothing.
+timm and torchvision use the same names for ResNet, ResNeXt, Wide ResNet, Inception v3 and DenseNet, so most files need
+no renaming.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-# Ours, and torchvision's network of the same layers in the same order. Its squeezenet1_0 is ours only with
-# class_padding=0, so it is left out: choose it as torchvision/squeezenet1_0.
+# Our network -> torchvision's, with the same layers in the same order. squeezenet1_0 is missing because ours equals it
+# only with class_padding=0: its file would fit by shape and give other scores. Use torchvision/squeezenet1_0 for it.
 SAME_IN_TORCHVISION = {
     "vgg_a": "vgg11",
     "vgg_b": "vgg13",
@@ -21,21 +22,21 @@ SAME_IN_TORCHVISION = {
     "vgg_e": "vgg19",
     "squeezenet_1_1": "squeezenet1_1",
 }
-# torchvision's files of DenseNet still say norm.1 where its network, and timm's, say norm1
+# torchvision's DenseNet files still have "norm.1", which its network and timm's call "norm1"
 DOTTED = re.compile(r"(?<=\.)(norm|conv)\.([12])(?=\.)")
 
 
 def in_own_names(state: Mapping[str, Tensor], own: Iterable[str], *, name: str) -> Mapping[str, Tensor]:
-    """`state` under the names `own` of network `name`, where it is torchvision's file of it; else `state` as it is.
+    """Return `state` under the names of network `name` if it is torchvision's file of it, else unchanged.
 
-    own: the names of the network's state dict, in its order.
+    own: names of the network's state dict, in its order.
     """
     own = list(own)
     if set(state) == set(own):
         return state
     if name in SAME_IN_TORCHVISION:
         theirs = torchvision_names(SAME_IN_TORCHVISION[name])
-        if set(state) == set(theirs):
+        if set(state) == set(theirs):  # pair the names by position; the order of a file itself is not reliable
             return {mine: state[its] for mine, its in zip(own, theirs, strict=True)}
     if "densenet" in name:
         undotted = {DOTTED.sub(r"\1\2", key): value for key, value in state.items()}
@@ -45,6 +46,7 @@ def in_own_names(state: Mapping[str, Tensor], own: Iterable[str], *, name: str) 
 
 
 def torchvision_names(name: str) -> list[str]:
-    """The names of the state dict of torchvision's network, in its order."""
+    """Names of the state dict of torchvision's network, in its order."""
+    # on the meta device, so that VGG's 500 MB are neither allocated nor initialized
     with torch.device("meta"):
         return list(torchvision.models.get_model(name, weights=None).state_dict())

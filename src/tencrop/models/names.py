@@ -1,6 +1,6 @@
-"""Prints all model names for the committed list config/model_names.txt: `python -m tencrop.models.names`.
+"""Print all model names for the committed list config/model_names.txt: `python -m tencrop.models.names`.
 
-The list lets a misspelled name be answered before timm is imported, which takes seconds.
+The list allows a misspelled name to be rejected before timm is imported, which takes seconds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from tencrop.signals import exit_at_once
 
 
 def installed_names() -> list[str]:
-    """What timm, torchvision (as torchvision/NAME) and our own modules offer, sorted."""
+    """List the models of timm (which include ours) and torchvision (as torchvision/NAME), sorted."""
+    # module= excludes detection, segmentation and video models
     classifiers = torchvision.models.list_models(module=torchvision.models)
     return sorted({*timm.list_models(), *(f"torchvision/{name}" for name in classifiers)})
 

@@ -1,4 +1,4 @@
-"""Puts our networks into timm's registry, so that timm.create_model builds them like its own."""
+"""Decorator that registers our networks with timm, so that timm.create_model builds them by name."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ from collections.abc import Callable
 from timm.models import register_model
 from torch import nn
 
+# timm.create_model passes these to every entry point, whether the user set them or not
 DOWNLOAD_OPTIONS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 
 def register(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """Decorator: registers `build` under its own name. timm's options for downloaded weights, of which
-    there are none, are dropped; any other argument reaches `build`, which refuses what it does not know."""
+    """Register `build` with timm under its function name.
 
+    timm's options for downloaded weights are dropped, since we publish none. All other arguments reach `build`, which
+    raises TypeError for unknown ones.
+    """
+
+    # timm reads name and module of the entry point, which wraps() copies from `build`
     @functools.wraps(build)
     def entry_point(*args, **kwargs):
         return build(*args, **{key: value for key, value in kwargs.items() if key not in DOWNLOAD_OPTIONS})
 
     register_model(entry_point)
-    return build
+    return build  # not the wrapper: a direct call with pretrained=True must fail

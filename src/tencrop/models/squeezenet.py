@@ -1,6 +1,6 @@
-"""SqueezeNet as Iandola et al. publish it (2016), with the bypasses that they measure, and their version 1.1.
+"""SqueezeNet of Iandola et al. (2016), with the bypass variants that the paper measures, and the authors' version 1.1.
 
-Registered with timm: `squeezenet_1_0` and `squeezenet_1_1`. Built by factory.py.
+Registered with timm: `squeezenet_1_0` and `squeezenet_1_1`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ from tencrop.models.registry import register
 
 
 class Version(NamedTuple):
+    """What differs between the two releases."""
+
     num_kernels: int  # of conv1
-    kernel: int  # its side
-    pooled: tuple[str, ...]  # layers behind which the maps are halved
+    kernel: int  # side of conv1's kernels
+    pooled: tuple[str, ...]  # layers followed by max pooling with stride 2
     class_padding: int  # of conv10
 
 
+# Version 1.1 pools earlier, on fewer maps: 2.4 times fewer multiply-adds
 VERSIONS = {
     "1.0": Version(96, 7, ("conv1", "fire4", "fire8"), 1),
     "1.1": Version(64, 3, ("conv1", "fire3", "fire5"), 0),
 }
-# kernels of 1 x 1 that squeeze, and of 1 x 1 and 3 x 3 each that expand
+# Table 1: number of 1 x 1 squeeze kernels, and of expand kernels of each size (1 x 1 and 3 x 3)
 FIRES = {
     "fire2": (16, 64), "fire3": (16, 64), "fire4": (32, 128), "fire5": (32, 128),
     "fire6": (48, 192), "fire7": (48, 192), "fire8": (64, 256), "fire9": (64, 256),
@@ -38,16 +41,16 @@ BYPASSES = (None, "simple", "complex")
 class SqueezeNet(nn.Module):
     """[N, 3, H, W] -> logits [N, K]; 1,248,424 parameters in version 1.0 for 1000 classes. Native resolution 227.
 
-    The paper names 224 x 224 with 111 x 111 behind the first layer; the authors' files (forresti/SqueezeNet), whose
-    convolution has no padding, crop 227. From these files, too: pooling windows that may hang over the edge (sides
-    111, 55, 27, 13), dropout 0.5 behind fire9, a ReLU behind the class maps, Caffe's "xavier" weights (uniform,
-    variance 1 / fan-in), in conv10 N(0, 0.01^2), and biases of 0.
-    conv10's kernels are 1 x 1, and yet version 1.0's file pads them by 1, so that the average runs over 15 x 15 values
-    whose border is the rectified biases. `class_padding=0` is without, as version 1.1 and torchvision have it.
+    The paper states 224 x 224 inputs with 111 x 111 after the first layer; the authors' files (forresti/SqueezeNet),
+    whose convolution has no padding, crop 227. Also from these files: ceil-mode pooling (sides 111, 55, 27, 13),
+    dropout 0.5 after fire9, ReLU after the class maps, Caffe's "xavier" weights (uniform, variance 1 / fan-in), in
+    conv10 N(0, 0.01^2), and biases of 0.
+    conv10 has 1 x 1 kernels, yet version 1.0's file pads by 1: the average covers 15 x 15 values, and those of the
+    border are the rectified biases. `class_padding=0` omits the padding, as version 1.1 and torchvision do.
 
-    `bypass="simple"` adds the input of fires 3, 5, 7 and 9 to their output (section 6). "complex" adds that of fires
-    2, 4, 6 and 8 as well, through a convolution of 1 x 1: 1,589,672 parameters or 6.1 MiB. The 7.7 MB that the paper's
-    table 3 is said to have are not confirmed, nor whether a ReLU follows these convolutions; here none does.
+    `bypass="simple"` adds the input of fire modules 3, 5, 7 and 9 to their output (section 6). "complex" also adds that
+    of modules 2, 4, 6 and 8, through a 1 x 1 convolution: 1,589,672 parameters, 6.1 MiB. We could not confirm the
+    7.7 MB that the paper's table 3 is said to print, nor whether a ReLU follows these convolutions; here none does.
     `width` scales every layer but the last.
     """
 
@@ -84,12 +87,12 @@ class SqueezeNet(nn.Module):
             OrderedDict(
                 drop9=nn.Dropout(drop_rate),
                 conv10=conv10,
-                relu10=nn.ReLU(),
+                relu10=nn.ReLU(),  # logits are never negative
                 pool10=nn.AdaptiveAvgPool2d(1),
                 flat=nn.Flatten(),
             )
         )
-        for layer in self.modules():
+        for layer in self.modules():  # init_xavier skips all but convolutions and linear layers
             init_xavier(layer, bias=0.0)
         init_gaussian(conv10, std=0.01)
 
@@ -98,7 +101,7 @@ class SqueezeNet(nn.Module):
 
 
 class Fire(nn.Module):
-    """A layer that squeezes and two beside each other that expand: [N, C, H, W] -> [N, 2 * expand, H, W]."""
+    """Fire module (section 3.2): squeeze, then two parallel expand layers; [N, C, H, W] -> [N, 2 * expand, H, W]."""
 
     def __init__(self, num_inputs: int, squeeze: int, expand: int, *, bypass: str | None):
         super().__init__()
@@ -106,6 +109,7 @@ class Fire(nn.Module):
         self.one = rectified(squeeze, expand, 1)
         self.three = rectified(squeeze, expand, 3)
         self.bypass: nn.Module | None = None
+        # An identity needs equal numbers of maps. The modules that widen have none, or a convolution if "complex".
         if bypass is not None and num_inputs == 2 * expand:
             self.bypass = nn.Identity()
         elif bypass == "complex":
@@ -119,11 +123,11 @@ class Fire(nn.Module):
 
 @register
 def squeezenet_1_0(num_classes: int = 1000, **options) -> SqueezeNet:
-    """The paper's: 1,248,424 parameters."""
+    """The paper's network: 1,248,424 parameters."""
     return SqueezeNet(num_classes, **options)
 
 
 @register
 def squeezenet_1_1(num_classes: int = 1000, **options) -> SqueezeNet:
-    """With 2.4 times fewer multiply-adds: 1,235,496 parameters."""
+    """The authors' version 1.1, with 2.4 times fewer multiply-adds: 1,235,496 parameters."""
     return SqueezeNet(num_classes, version="1.1", **options)

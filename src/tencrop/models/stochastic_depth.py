@@ -1,6 +1,6 @@
-"""Deep networks with stochastic depth (Huang et al. 2016): residual blocks that a mini-batch may pass by.
+"""Stochastic depth (Huang et al. 2016): training skips the residual branches of randomly chosen blocks.
 
-Registered with timm: `resnet152_stochastic_depth`. Built by factory.py.
+Registered with timm: `resnet152_stochastic_depth`.
 """
 
 from __future__ import annotations
@@ -14,26 +14,29 @@ from tencrop.models.resnet import resnet
 
 
 def with_stochastic_depth(network: ResNet, last_survival: float) -> ResNet:
-    """The same network, block l of L surviving with p_l = 1 - l / L * (1 - last_survival): the linear decay.
+    """Add stochastic depth in place, with linear decay (section 3): block l of L has the survival probability
+    p_l = 1 - l / L * (1 - last_survival).
 
-    Raises ValueError where last_survival is no probability above 0, and where blocks have timm's drop-path already.
+    Raises ValueError if last_survival is not in (0, 1] or if blocks already have timm's drop-path.
     """
     if not 0 < last_survival <= 1:
         raise ValueError(f"last_survival={last_survival} is not a probability above 0; the paper's is 0.5")
     blocks = [module for module in network.modules() if isinstance(module, BasicBlock | Bottleneck)]
     if any(block.drop_path is not None for block in blocks):
         raise ValueError("drop_path_rate is timm's drop-path, which would replace stochastic depth; use last_survival")
+    # timm's blocks apply drop_path to the branch just before they add the shortcut, which is where the paper multiplies
+    # the first block is dropped as well, with probability (1 - last_survival) / L; timm's linear rule starts at 0
     for number, block in enumerate(blocks, start=1):
         block.drop_path = StochasticDepth(drop_rate=number / len(blocks) * (1 - last_survival))
     return network
 
 
 class StochasticDepth(nn.Module):
-    """A block's residual branch: in training all of it or zeros, for a whole batch; in testing 1 - drop_rate times it.
+    """Residual branch kept or zeroed for a whole batch in training, scaled by 1 - drop_rate in testing (equation 5).
 
-    As in the paper, and unlike timm's DropPath, which draws for each image and rescales in training. A batch is a
-    device's micro-batch: one draw is made for each. The branch is computed even where it is dropped, and its gradients
-    are zeros then: every BatchNorm sees every batch, where the authors' code passes the dropped ones by.
+    timm's DropPath instead draws for each image and rescales in training. A batch here is a device's micro-batch. A
+    dropped branch is still computed and gets zero gradients, so every BatchNorm sees every batch. The authors' code
+    skips dropped branches, which saves their time; here training is not faster.
     """
 
     def __init__(self, drop_rate: float):
@@ -43,6 +46,7 @@ class StochasticDepth(nn.Module):
     def forward(self, branch: Tensor) -> Tensor:
         if not self.training:
             return branch * (1 - self.drop_rate)
+        # one number for the batch, drawn on the device: a Python draw would make the step wait for it
         return branch * torch.empty((), dtype=branch.dtype, device=branch.device).bernoulli_(1 - self.drop_rate)
 
     def extra_repr(self) -> str:
@@ -51,5 +55,5 @@ class StochasticDepth(nn.Module):
 
 @register
 def resnet152_stochastic_depth(num_classes: int = 1000, *, last_survival: float = 0.5, **options) -> ResNet:
-    """The paper's ImageNet network: fb.resnet.torch's ResNet-152 (so the stride in the 3 x 3) of 50 blocks."""
+    """The paper's ImageNet network: ResNet-152 of fb.resnet.torch (stride in the 3 x 3 convolution), 50 blocks."""
     return with_stochastic_depth(resnet(Bottleneck, 152, num_classes, **options), last_survival)

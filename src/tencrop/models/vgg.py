@@ -1,6 +1,6 @@
-"""The networks A to E of Simonyan and Zisserman (2015, table 1), all from one table.
+"""VGG networks A to E of Simonyan and Zisserman (2015, table 1).
 
-Registered with timm: `vgg_a`, `vgg_a_lrn`, `vgg_b`, `vgg_c`, `vgg_d`, `vgg_e`. Built by factory.py.
+Registered with timm: `vgg_a`, `vgg_a_lrn`, `vgg_b`, `vgg_c`, `vgg_d` (VGG-16), `vgg_e` (VGG-19).
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from tencrop.models.alexnet import LocalResponseNorm, scaled
 from tencrop.models.registry import register
 
-WIDTHS = (64, 128, 256, 512, 512)  # of the five blocks
-# Table 1: the kernels of each block's convolutions
+# Maps of the five blocks. Sides at 224, after each block's pooling: 112, 56, 28, 14, 7.
+WIDTHS = (64, 128, 256, 512, 512)
+# Table 1, a column each: kernel sizes of the convolutions in each block
 BLOCKS = {
     "A": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
     "B": ((3, 3), (3, 3), (3, 3), (3, 3), (3, 3)),
@@ -25,20 +26,21 @@ INITIALIZATIONS = ("glorot", "normal")
 
 
 class VGG(nn.Module):
-    """[N, 3, img_size, img_size] -> logits [N, K], for a column of BLOCKS.
+    """Column `column` of table 1: [N, 3, img_size, img_size] -> logits [N, K].
 
-    Convolutions keep the size, each followed by a ReLU; 2 x 2 maximum pooling with stride 2 ends a block; hidden
-    layers of 4096 and 4096 units with dropout 0.5 (torch's form, which is that of the authors' Caffe); a linear
-    output. `lrn=True` (A-LRN) normalizes behind the first convolution, by table 1; that its
-    constants are AlexNet's (LocalResponseNorm) is from memory, unverified.
+    Convolutions keep the size and are followed by ReLU; each block ends with 2 x 2 max pooling with stride 2. Two
+    hidden layers of 4096 units have dropout 0.5, in torch's form, which is that of the authors' Caffe. `lrn=True`
+    (A-LRN) normalizes after the first convolution, as in table 1. Its constants are AlexNet's (LocalResponseNorm), from
+    memory, unverified. `width` scales every layer but the last.
 
-    `init="normal"` is section 3.1's for A: a normal distribution of variance 0.01, biases 0. Taken at its word, a
-    standard deviation of 0.1, it gives A logits of standard deviation 2e6 for images of standard deviation 1 (1e8 for
-    58, that of mean-subtracted pixels), and no learning rate of the paper's learns from there. We read it as a standard
-    deviation of 0.01, AlexNet's, which gives 2e-5 and 1e-3 and learns at the paper's 0.01; `init_std=0.1` is the word.
-    The paper trained A so and started B to E from A's layers, but notes, as found after its submission, that Glorot and
-    Bengio's uniform draws make that unnecessary: `init="glorot"` (biases 0), the default here, gives 0.03 and 2.
-    `width` scales every layer but the last.
+    Initialization (section 3.1): the paper draws A's weights from a normal distribution of variance 0.01 with biases 0,
+    and starts B to E from layers of A. It adds that Glorot and Bengio's uniform initialization, tried after submission,
+    makes this unnecessary. `init="glorot"` is therefore the default: logits of A then have standard deviation 0.03 for
+    images of standard deviation 1, and 2 for images of standard deviation 58, that of mean-subtracted pixels.
+
+    Variance 0.01 is a standard deviation of 0.1, which gives logits of 2e6 (and 1e8): no learning rate of the paper
+    learns from there. `init="normal"` therefore takes 0.01 as the standard deviation, as in AlexNet, which gives 2e-5
+    (and 1e-3) and learns at the paper's rate of 0.01. `init_std=0.1` follows the text literally.
     """
 
     def __init__(
@@ -63,9 +65,11 @@ class VGG(nn.Module):
         num_maps = 3
         for block, (kernels, num_kernels) in enumerate(zip(BLOCKS[column], WIDTHS, strict=True), start=1):
             num_kernels = scaled(num_kernels, width)
+            # padding 1 for 3 x 3 and 0 for C's 1 x 1: only the pooling changes the size (section 2.1)
             for number, kernel in enumerate(kernels, start=1):
                 features[f"conv{block}_{number}"] = nn.Conv2d(num_maps, num_kernels, kernel, padding=kernel // 2)
                 features[f"relu{block}_{number}"] = nn.ReLU()
+                # The paper normalizes in A-LRN only, found no gain and left it out of the deeper networks (section 4.1)
                 if lrn and (block, number) == (1, 1):
                     features["norm1_1"] = LocalResponseNorm(alpha_over_n=lrn_alpha_over_n)
                 num_maps = num_kernels
@@ -74,10 +78,10 @@ class VGG(nn.Module):
         hidden = scaled(4096, width)
         self.classifier = nn.Sequential(
             OrderedDict(
-                fc6=nn.Linear(num_maps * (img_size // 32) ** 2, hidden),
+                fc6=nn.Linear(num_maps * (img_size // 32) ** 2, hidden),  # 25,088 inputs: 103 M of D's 138 M parameters
                 relu6=nn.ReLU(),
-                drop6=nn.Dropout(drop_rate),
-                fc7=nn.Linear(hidden, hidden),
+                drop6=nn.Dropout(drop_rate),  # on the first two fully-connected layers: section 3.1
+                fc7=nn.Linear(hidden, hidden),  # 16.8 M
                 relu7=nn.ReLU(),
                 drop7=nn.Dropout(drop_rate),
                 fc8=nn.Linear(hidden, num_classes),
@@ -104,7 +108,7 @@ def vgg_a(num_classes: int = 1000, **options) -> VGG:
 
 @register
 def vgg_a_lrn(num_classes: int = 1000, **options) -> VGG:
-    """A with response normalization behind the first convolution."""
+    """A with response normalization after the first convolution."""
     return VGG("A", num_classes, lrn=True, **options)
 
 
@@ -116,7 +120,7 @@ def vgg_b(num_classes: int = 1000, **options) -> VGG:
 
 @register
 def vgg_c(num_classes: int = 1000, **options) -> VGG:
-    """16 layers, three of them convolutions of 1 x 1: 133,638,952 parameters."""
+    """16 layers, three of them 1 x 1 convolutions: 133,638,952 parameters."""
     return VGG("C", num_classes, **options)
 
 

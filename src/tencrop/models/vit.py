@@ -1,6 +1,6 @@
-"""The plain vision transformer of Beyer, Zhai and Kolesnikov (2022). Registered with timm: `vit_small_patch16_plain`.
+"""Plain ViT of Beyer, Zhai and Kolesnikov (2022, "Better plain ViT baselines"): `vit_small_patch16_plain` in timm.
 
-Dosovitskiy et al.'s own (2021) are timm's, `vit_base_patch16_224` and its like. Built by factory.py.
+The original networks of Dosovitskiy et al. (2021) are timm's own, such as `vit_base_patch16_224`.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from tencrop.models.registry import register
 
 
 def plain_vit(num_classes: int, *, pre_logits: bool = True, **options) -> VisionTransformer:
-    """[N, 3, img_size, img_size] -> logits [N, K]: timm's transformer as the authors' code (big_vision) has it.
+    """Build timm's transformer with big_vision's settings: [N, 3, img_size, img_size] -> logits [N, K].
 
-    No class token: the mean of all patches behind the last normalization is classified. Positions are fixed sines and
-    cosines. GELU is the one by tanh. `pre_logits`: a hidden layer with tanh before the output, as in the authors'
-    configuration of ImageNet. First weights as there: Glorot's for the transformer (queries, keys and values each by
-    its own fans), LeCun's for the patches and the hidden layer, zeros for the output.
+    No class token: the mean over patches after the last normalization is classified. Position embeddings are fixed
+    sines and cosines. GELU uses the tanh approximation. `pre_logits` adds a hidden layer with tanh before the output,
+    as in the authors' ImageNet configuration. Initialization follows big_vision: Glorot in the transformer, with the
+    fans of queries, keys and values counted separately; LeCun in the patch embedding and the hidden layer; zeros in
+    the output layer.
     """
     network = VisionTransformer(
         num_classes=num_classes,
         global_pool="avg",
-        fc_norm=False,
+        fc_norm=False,  # normalize before the mean over patches; timm's default for "avg" is after it
         class_token=False,
         pos_embed="none",
         act_layer="gelu_tanh",
@@ -34,11 +35,13 @@ def plain_vit(num_classes: int, *, pre_logits: bool = True, **options) -> Vision
         **options,
     )
     for name, parameter in network.named_parameters():
+        # timm stacks the three matrices; as one matrix their fan-out would be three times too large
         if name.endswith("qkv.weight"):
             for weights in parameter.detach().chunk(3):
                 nn.init.xavier_uniform_(weights)
     rows, columns = network.patch_embed.grid_size
-    del network.pos_embed  # timm's None
+    del network.pos_embed  # None in timm; register_buffer refuses the name of an existing attribute
+    # not persistent: the state dict holds only what is learned
     network.register_buffer("pos_embed", positions(rows, columns, network.embed_dim), persistent=False)
     if pre_logits:
         hidden = nn.Linear(network.embed_dim, network.embed_dim)
@@ -49,13 +52,13 @@ def plain_vit(num_classes: int, *, pre_logits: bool = True, **options) -> Vision
 
 
 def positions(rows: int, columns: int, width: int, *, temperature: float = 10_000.0) -> Tensor:
-    """[1, rows * columns, width]: sines, then cosines of a patch's column, then of its row, in width / 4 frequencies.
+    """Fixed position embeddings [1, rows * columns, width] with width / 4 frequencies.
 
-    Frequency k of n is temperature^(-k / (n - 1)), as MoCo v3 has it. Raises ValueError for a width that 4 does not
-    divide.
+    In order: sine and cosine of a patch's column, sine and cosine of its row. Frequency k of n is
+    temperature^(-k / (n - 1)), as in MoCo v3. Raises ValueError for a width that is not a multiple of 4.
     """
     if width % 4 or width < 8:
-        raise ValueError(f"embed_dim={width} is not a multiple of 4 from 8 on")
+        raise ValueError(f"embed_dim={width} is not a multiple of 4, 8 or more")
     frequencies = temperature ** -torch.linspace(0, 1, width // 4)
     angles = (
         index.flatten()[:, None] * frequencies
@@ -66,5 +69,5 @@ def positions(rows: int, columns: int, width: int, *, temperature: float = 10_00
 
 @register
 def vit_small_patch16_plain(num_classes: int = 1000, **options) -> VisionTransformer:
-    """S/16: 12 layers of 384 with 6 heads, patches of 16 x 16 pixels."""
+    """ViT-S/16: 12 layers of width 384 with 6 heads, patches of 16 x 16 pixels."""
     return plain_vit(num_classes, **{"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6, **options})

@@ -1,6 +1,7 @@
-"""Weights from files, ours or anyone's, read without executing anything, and applied only where they fit.
+"""Load weights from checkpoints and weight files of any origin without executing code, and apply them to a network.
 
-Called by evaluate.py and its processes.
+A file is data from a stranger: torch.load of a plain pickle runs whatever code the pickle names. Nothing is applied
+partially: a network with some random layers would still print plausible error rates.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from tencrop.config import UserError
 from tencrop.models.checkpoint_files import load_checked, with_prefix
 from tencrop.models.mappings import in_own_names
 
-# under which keys a checkpoint keeps its weights: ours, timm's, torchvision's references', and usual ones
+# Keys under which checkpoints store their weights: ours, timm's, torchvision's reference scripts' and other usual ones.
+# The first that holds a state dict is used.
 RAW_KEYS = ("state_dict", "model", "model_state_dict", "net", "module")
 EMA_KEYS = ("ema_state_dict", "state_dict_ema", "model_ema", "ema")
-# what DistributedDataParallel, Lightning and torch.compile put before every name
+# added to every name by DistributedDataParallel (module.), Lightning (model.), torch.compile (_orig_mod.) and others
 PREFIXES = ("module.", "model.", "_orig_mod.", "network.", "net.")
-AVERAGED = "n_averaged"  # torch's AveragedModel, and torchvision's below it, count beside the weights
-NUM_NAMED = 3  # differences that a message names
+AVERAGED = "n_averaged"  # counter that torch's AveragedModel (and torchvision's EMA) stores among the weights
+NUM_NAMED = 3  # names that an error message lists before "and N more"
 
 
 class Inert:
-    """Stands in a file's place for an object that is not wanted: it takes what is given and does nothing with it."""
+    """Placeholder for an object in a checkpoint that we do not need: accepts any arguments and state, keeps nothing."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -40,12 +42,13 @@ class Inert:
         pass
 
 
-# What timm, torchvision's references and others put beside the weights: arguments, paths, and numpy's numbers and
-# arrays. An Inert is built in their place, and of any other class nothing; torch's unpickler stops there.
-SET_ASIDE = (
+# Classes that checkpoints of timm, torchvision's reference scripts and others store beside the weights: arguments,
+# paths, numpy scalars and arrays. The unpickler builds an Inert instead; on any other class it raises.
+IGNORED_CLASSES = (
     "argparse.Namespace",
     *(f"pathlib.{name}" for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
-    *(f"pathlib._local.{name}" for name in ("Path", "PosixPath", "WindowsPath")),  # Python 3.13
+    *(f"pathlib._local.{name}" for name in ("Path", "PosixPath", "WindowsPath")),  # pickled by Python 3.13
+    # numpy 2 renamed numpy.core to numpy._core; files name the one they were written with
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     *("numpy.dtype", "numpy.ndarray"),
     *(f"numpy.dtypes.{kind}DType" for kind in ("Float16", "Float32", "Float64", "Int32", "Int64", "Bool")),
@@ -53,26 +56,27 @@ SET_ASIDE = (
 
 
 class Weights(NamedTuple):
-    """A state dict as a file has it."""
+    """A state dict from a file, under the file's own names."""
 
     state: dict[str, Tensor]
-    kind: str  # raw | ema: as trained, or their exponential moving average
-    facts: dict[str, Any]  # what our checkpoints say of themselves (training/classifier.py); empty for other files
+    kind: str  # raw | ema: the trained weights, or their exponential moving average
+    facts: dict[str, Any]  # metadata of our checkpoints (training/classifier.py); empty for other files
 
 
 def load_weights(path: Path, *, ema: bool | None = None) -> Weights:
-    """The weights in a .safetensors file, a plain state dict (.pth) or a checkpoint, on the CPU.
+    """Load the weights of a .safetensors file, a plain state dict (.pth) or a checkpoint, on the CPU.
 
-    ema: whether the moving average is wanted; None takes it where there is one. Raises UserError where the file is
-    missing, broken, holds objects other than tensors, plain values and those of SET_ASIDE (none is ever built), or not
-    the weights asked, and for a checkpoint of ours that is damaged or of another run than the folder that it lies in.
+    ema: True requires the moving average, False the trained weights, None prefers the average if the file has one.
+    Raises UserError if the file is missing or broken, contains objects other than tensors, plain values and
+    IGNORED_CLASSES (none is ever built), or lacks the requested weights; also if a checkpoint of ours is damaged or
+    belongs to another run than the folder it is in.
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such file of weights")
     content: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     content = content if isinstance(content, Mapping) else {}
     facts = content.get("tencrop", {})
-    if facts:  # ours: both stand in one state dict, beside counters
+    if facts:  # ours: trained weights, average and counters share one state dict, told apart by prefix
         raw, average = (with_prefix(content["state_dict"], prefix) for prefix in ("model.", "ema."))
     else:
         raw = content if _is_state(content) else _first_state(content, RAW_KEYS)
@@ -88,36 +92,38 @@ def load_weights(path: Path, *, ema: bool | None = None) -> Weights:
 
 
 def apply_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str, name: str) -> None:
-    """Copy `state` into `network`; every tensor must find its place, and every place its tensor.
+    """Copy `state` into `network`; names and shapes must match exactly.
 
-    Prefixes of wrappers are dropped, and torchvision's names for the same network understood. Raises UserError naming
-    the first differences: `source` is the file and `name` the network in that message.
+    Strips prefixes of wrappers and translates torchvision's names for the same network. Raises UserError that lists the
+    first differences; `source` (the file) and `name` (the network) appear in the message.
     """
     own = network.state_dict()
     state = in_own_names(_without_prefixes(state, own), own, name=name)
     check_weights(state, own, source=source, name=name)
+    # strict=False only because num_batches_tracked may be missing; check_weights has rejected every other difference
     network.load_state_dict(state, strict=False)
 
 
 def check_weights(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, source: str, name: str) -> None:
-    """Raises UserError naming the first names and shapes in which `state`, of the file, is not `own`, the network's."""
-    # BatchNorm counts its batches since torch 0.4.1; nothing is computed from the count
-    lacking = [key for key in own if key not in state and not key.endswith(".num_batches_tracked")]
-    unknown = [key for key in state if key not in own]
+    """Raise UserError listing the first names and shapes that differ between `state` (file) and `own` (network)."""
+    # Files older than torch 0.4.1 lack BatchNorm's batch counter; with the default momentum nothing depends on it.
+    missing = [key for key in own if key not in state and not key.endswith(".num_batches_tracked")]
+    unexpected = [key for key in state if key not in own]
     reshaped = [
-        f"{key} is {list(state[key].shape)} and not {list(own[key].shape)}"
+        f"{key} is {list(state[key].shape)} instead of {list(own[key].shape)}"
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
     differences = [
-        f"{verb}{', '.join(keys[:NUM_NAMED])}" + (f" and {len(keys) - NUM_NAMED} more" if len(keys) > NUM_NAMED else "")
-        for verb, keys in (("it lacks ", lacking), ("has, unknown there, ", unknown), ("", reshaped))
+        f"{label}{', '.join(keys[:NUM_NAMED])}"
+        + (f" and {len(keys) - NUM_NAMED} more" if len(keys) > NUM_NAMED else "")
+        for label, keys in (("missing: ", missing), ("unexpected: ", unexpected), ("", reshaped))
         if keys
     ]
     if differences:
         raise UserError(
-            f"{source}: its weights are not those of {name}: {'; '.join(differences)};"
-            " name the model (and data with as many classes) that they were trained as"
+            f"{source}: its weights do not fit {name}: {'; '.join(differences)};"
+            " choose the model, and data with the number of classes, that they were trained with"
         )
 
 
@@ -129,7 +135,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
-    inert: list[Any] = [(Inert, name) for name in SET_ASIDE]
+    # torch accepts (class, "module.name") pairs: a pickle that names the module gets our class instead
+    inert: list[Any] = [(Inert, name) for name in IGNORED_CLASSES]
     with warnings.catch_warnings(action="ignore", category=UserWarning), torch.serialization.safe_globals(inert):
         try:
             return load_checked(path)
@@ -137,7 +144,8 @@ def _read_torch(path: Path) -> Any:
             raise
         except PermissionError as error:
             raise UserError(f"{path}: cannot be read ({os.strerror(error.errno or 0)})") from error
-        except Exception as error:  # a broken file raises whatever its bytes lead torch's unpickler to
+        except Exception as error:  # damaged bytes make torch's unpickler raise almost any exception
+            # torch names the class that it refused to build: "Unsupported global: GLOBAL module.name was not ..."
             found = re.search(r"GLOBAL (\S+)", str(error))
             raise UserError(
                 f"{path}: cannot be read as weights: "
@@ -146,7 +154,7 @@ def _read_torch(path: Path) -> Any:
                     if found
                     else "it is broken, or another kind of file"
                 )
-                + "; save the tensors alone, best as .safetensors"
+                + "; save only the tensors, preferably as .safetensors"
             ) from error
 
 
@@ -163,6 +171,8 @@ def _is_state(content: Any) -> bool:
 
 def _without_prefixes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     state = {key: value for key, value in state.items() if key != AVERAGED or key in own}
+    # Wrappers nest ("module._orig_mod."), hence the loop. A prefix is stripped only if every name has it and none is a
+    # name of the network itself, whose first submodule may be called "model" or "net".
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) and key not in own for key in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state

@@ -1,1 +1,1 @@
-"""Pictures of networks: how they are built, what they cost, what they see. `python -m tencrop.visualization --help`."""
+"""Figures of networks: architecture, cost, receptive fields, saliency. `python -m tencrop.visualization --help`."""

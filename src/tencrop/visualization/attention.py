@@ -1,6 +1,6 @@
-"""Where a vision transformer looks: the attention of every layer and head, and its rollout over the layers.
+"""Attention maps of vision transformers: every layer and head, and the rollout over layers.
 
-For timm's networks whose blocks hold timm's Attention, as ViT and DeiT. Called by figures.py.
+Works for timm's networks whose blocks use timm's Attention class, such as ViT and DeiT.
 """
 
 from __future__ import annotations
@@ -17,53 +17,58 @@ from tencrop.visualization.drawing import HEAT, bare, shortened, styled, titled
 from tencrop.visualization.trace import HasNone, captured, run_frozen
 from tencrop.visualization.trained_model import Pictures
 
-MOST_HEADS = 6  # that the figure shows
+MAX_HEADS = 6  # shown in the figure
 
 
 def attention_maps(network: nn.Module, images: Tensor, *, name: str = "the network") -> Tensor:
     """Attention [L, B, heads, N, N] of all L layers for images [B, 3, H, W]; every row sums to 1.
 
-    Row i says how much token i takes from each; the network's prefix tokens (class, distillation) come first.
-    Fused attention, which never forms these numbers, is off meanwhile. Raises HasNone for other networks.
+    Row i has the weights with which token i attends to each token. Prefix tokens (class, distillation) come first.
+    Fused attention, which never materializes the weights, is disabled meanwhile. Raises HasNone for other networks.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, Attention)]
     if not layers:
-        raise HasNone(f"figure=attention: {name} has no attention that timm's ViT has; choose a ViT or DeiT")
+        raise HasNone(f"figure=attention: {name} has no layer of timm's Attention class; choose a ViT or DeiT")
     with _unfused(layers), ExitStack() as stack:
+        # attn_drop's output is the softmax, since dropout is an identity in eval mode; no other module sees it
         found = [stack.enter_context(captured(layer.attn_drop, lambda _, output: output)) for layer in layers]
         run_frozen(network, images)
+    # float(): a network in half precision would lose more with every product of the rollout
     return torch.stack([maps[-1] for maps in found]).float()
 
 
 def rollout(attention: Tensor) -> Tensor:
-    """How much of each input token reaches each output token, [B, N, N] of attention [L, B, heads, N, N].
+    """Attention rollout (Abnar and Zuidema 2020): attention [L, B, heads, N, N] -> [B, N, N].
 
-    Abnar and Zuidema 2020: the product over layers of the mean over heads, half of it the residual's identity.
+    Multiplies, over all layers, the mean over heads averaged with the identity, which stands for the residual
+    connection. Row i has the share of each input token in output token i.
     """
     identity = torch.eye(attention.shape[-1], dtype=attention.dtype)
     total = identity.expand(attention.shape[1], -1, -1)
     for layer in attention.mean(2):
+        # from the left: the later layer mixes what the earlier ones have mixed
         total = (0.5 * layer + 0.5 * identity) @ total
     return total
 
 
 def patch_map(rows: Tensor, *, num_prefix: int) -> Tensor:
-    """Maps [..., h, w] over a square grid of patches from the rows [..., N, N] of class tokens, or of all patches.
+    """Reshape attention rows [..., N, N] to maps [..., h, w] over a square grid of patches.
 
-    The first token's row where there are prefix tokens, else the mean over patches, whose mean is classified.
+    Takes the row of the first token (the class token) if there are prefix tokens, else the mean over all rows, since
+    such networks classify the mean of the patches.
     """
     row = rows[..., 0, :] if num_prefix else rows.mean(-2)
     patches = row[..., num_prefix:]
     side = round(patches.shape[-1] ** 0.5)
-    assert side * side == patches.shape[-1], f"{patches.shape[-1]} patches are no square"
+    assert side * side == patches.shape[-1], f"{patches.shape[-1]} patches do not form a square"
     return patches.unflatten(-1, (side, side))
 
 
 def attention_figure(
     pictures: Pictures, attention: Tensor, *, num_prefix: int, names: Sequence[str], title: str
 ) -> Figure:
-    """A row for each image: itself, the rollout laid over it, and the last layer's heads."""
-    heads = patch_map(attention[-1], num_prefix=num_prefix)[:, :MOST_HEADS]
+    """Draw a row per image: the image, the rollout as an overlay, and the heads of the last layer."""
+    heads = patch_map(attention[-1], num_prefix=num_prefix)[:, :MAX_HEADS]
     rolled = patch_map(rollout(attention), num_prefix=num_prefix)
     num_rows, num_columns = len(rolled), 2 + heads.shape[1]
     with styled():
@@ -72,6 +77,7 @@ def attention_figure(
         grid = figure.subplots(num_rows, num_columns, squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.2})
         for row, axes in enumerate(grid):
             pixels = pictures.pixels[row].numpy()
+            # stretches the patch grid over the pixels of the image
             extent = (-0.5, pixels.shape[1] - 0.5, pixels.shape[0] - 0.5, -0.5)
             axes[0].imshow(pixels, interpolation="nearest")
             axes[0].set_title(shortened(names[int(pictures.labels[row])], 15), size=9)
@@ -79,7 +85,7 @@ def attention_figure(
             axes[1].imshow(rolled[row].numpy(), cmap=HEAT, alpha=0.7, interpolation="bilinear", extent=extent)
             for number, head in enumerate(heads[row]):
                 axes[2 + number].imshow(head.numpy(), cmap=HEAT, interpolation="nearest", extent=extent)
-            if row == 0:
+            if row == 0:  # column titles; those of the first column are class names
                 axes[1].set_title("rollout", size=9)
                 for number in range(heads.shape[1]):
                     axes[2 + number].set_title(f"head {number + 1}", size=9, weight="normal")
@@ -90,6 +96,7 @@ def attention_figure(
 
 @contextmanager
 def _unfused(layers: Sequence[Attention]) -> Iterator[None]:
+    """Make the layers compute attention step by step meanwhile."""
     before = [layer.fused_attn for layer in layers]
     try:
         for layer in layers:

@@ -1,4 +1,4 @@
-"""Which figures are drawn of what: a model as configured, or the trained weights of a run. Called by __main__.py."""
+"""Draw the figures of an untrained model or of a run's trained weights, with captions: one function per figure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tencrop.visualization.architecture import architecture_figure
 from tencrop.visualization.attention import attention_figure, attention_maps
 from tencrop.visualization.drawing import save_figure
 from tencrop.visualization.occlusion import occlusion, occlusion_figure
-from tencrop.visualization.patches import NUM_PATCHES, NUM_UNITS, most_excited, patch_box, patches_figure, projection
+from tencrop.visualization.patches import NUM_PATCHES, NUM_UNITS, patch_box, patches_figure, projection, top_activations
 from tencrop.visualization.receptive_field import effective_field, field_figure, theoretical_side
 from tencrop.visualization.record import Record
 from tencrop.visualization.retrieval import NUM_QUERIES, hidden_features, nearest, retrieval_figure
@@ -31,73 +31,76 @@ from tencrop.visualization.trace import HasNone, last_maps, trace
 from tencrop.visualization.tradeoff import measured, published, tradeoff_figure, tradeoff_record
 from tencrop.visualization.trained_model import TrainedModel, by_hash, chosen, load_trained_model
 
-FIGURES = Path("figures")  # of models that no run trained
-NUM_FIELD_IMAGES = 16
+FIGURES = Path("figures")  # for models without a run folder
+NUM_FIELD_IMAGES = 16  # Luo et al. average over many images; a single image's gradient shows its own edges
 NUM_OCCLUDED = 5
 NUM_ATTENDED = 4
-NUM_SEARCHED = 500  # images among which those that excite a unit are looked for
+NUM_SEARCHED = 500  # images searched for those that activate a unit most
 IMAGENET_CLASSES = 1000
-MEND = "make room, or name another folder with output=DIR"
+REMEDY = "free disk space, or name another folder with output=DIR"
 Drawn = tuple[Figure, Record]
 
 
 def draw_model(config: Config, name: str, *, command: str) -> Iterator[Path]:
-    """The figure that needs no training, architecture or tradeoff: the paths written."""
+    """Draw a figure that needs no training, architecture or tradeoff; yields the paths written."""
     default = FIGURES if name == "tradeoff" else FIGURES / config.model.name.replace("/", "-")
     out = default if config.output is None else Path(config.output)
-    check_writable(out / f"{name}.svg", mend=MEND)
+    check_writable(out / f"{name}.svg", mend=REMEDY)
     if name == "tradeoff":
         figure, record = _tradeoff(config)
     else:
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed)  # the weights do not show, but stay reproducible
         network = build_model(config.model, num_classes=config.data.num_classes or IMAGENET_CLASSES)
         figure, record = _architecture(network, config)
     yield from save_figure(figure, out, name, replace(record, command=command))
 
 
-def draw_run(member: EvaluationTarget, config: VisualizationConfig, *, command: str) -> Iterator[Path]:
-    """The figure that `config` names of the member's weights, or all that apply: the paths written."""
+def draw_run(target: EvaluationTarget, config: VisualizationConfig, *, command: str) -> Iterator[Path]:
+    """Draw the figure that `config` names, or all that apply, of the target's weights; yields the paths written."""
     draw = {
-        "architecture": lambda subject, _: _architecture(subject.network, subject.config),
+        "architecture": lambda model, _: _architecture(model.network, model.config),
         "receptive_field": _receptive_field,
         "retrieval": _retrieval,
         "occlusion": _occlusion,
         "patches": _patches,
         "attention": _attention,
     }
-    names, out = list(draw) if config.figure == "all" else [config.figure], _folder(member, config)
-    check_writable(*(out / f"{name}.svg" for name in names), mend=MEND)
-    subject = load_trained_model(member)
+    # "tradeoff" is missing: it shows no single run
+    names, out = list(draw) if config.figure == "all" else [config.figure], _folder(target, config)
+    check_writable(*(out / f"{name}.svg" for name in names), mend=REMEDY)  # before minutes of computation
+    model = load_trained_model(target)
     for name in names:
         try:
-            figure, record = draw[name](subject, config)
+            figure, record = draw[name](model, config)
         except HasNone:
             if config.figure != "all":
                 raise
-            continue  # of all figures, those that the network has none of are left out
+            continue  # figure=all skips what the network lacks, such as attention in a ResNet
         yield from save_figure(figure, out, name, replace(record, command=command))
 
 
-def _folder(member: EvaluationTarget, config: VisualizationConfig) -> Path:
+def _folder(target: EvaluationTarget, config: VisualizationConfig) -> Path:
+    """Output folder: output=, else RUN/figures for a checkpoint in RUN/checkpoints, else figures/MODEL."""
     if config.output is not None:
         return Path(config.output)
-    run_dir = member.path.absolute().parent.parent
-    return run_dir / "figures" if is_run_folder(run_dir) else FIGURES / member.config.model.name.replace("/", "-")
+    run_dir = target.path.absolute().parent.parent
+    return run_dir / "figures" if is_run_folder(run_dir) else FIGURES / target.config.model.name.replace("/", "-")
 
 
 def _architecture(network: torch.nn.Module, config: Config) -> Drawn:
     name = config.model.name
     figure = architecture_figure(network, image_size=config.image_size, title=name)
     caption = (
-        "Stages of one output size: that size, the number of parameters, the layers. Height: square root of the maps’"
-        " side; width: logarithm of their number. Blue: maps; green: tokens; orange: vectors."
+        "Stages, each with its output size, number of parameters and layers. Height: square root of the side of the"
+        " maps; width: logarithm of their number. Blue: maps; green: tokens; orange: vectors."
     )
     return figure, Record("Architecture", caption, name)
 
 
 def _tradeoff(config: Config) -> Drawn:
     counts = golden_counts()
-    series = published(counts)
+    series = published(counts)  # errors as the papers print them, costs as we count them
+    # [!.] skips half-written and hidden files
     results = [path for folder in (Path(config.runs), EVALUATIONS) for path in folder.rglob("[!.]*.result.json")]
     own = measured([load_result(path) for path in sorted(results)], counts)
     return tradeoff_figure(series, own), tradeoff_record(series)
@@ -107,20 +110,23 @@ def _receptive_field(subject: TrainedModel, config: VisualizationConfig) -> Draw
     index = chosen(subject.split("val"), config.images, num_images=NUM_FIELD_IMAGES)
     images = subject.inputs(subject.pictures("val", index).pixels)
     layer = _layer_with_maps(subject, config)
+    # Luo et al. (section 3): training enlarges the effective field, so both are shown
     before, after = (effective_field(net, images, layer=layer) for net in (subject.initial, subject.network))
+    # the effective field is usually much smaller than this
     theoretical = theoretical_side(subject.network, layer, image_size=subject.config.image_size)
     pair = [("before training", before), ("after", after)]
-    figure = field_figure(pair, title=f"What the center of {layer} sees", theoretical=theoretical)
+    figure = field_figure(pair, title=f"Receptive field of the center of {layer}", theoretical=theoretical)
     caption = (
-        f"Absolute gradient of the center of {layer}’s maps with respect to each pixel, over {len(index)} test images"
-        " (Luo et al. 2016), each on its own scale. Strong: above 4.55% of the largest, as the side of a square of the"
-        " same area. The dashed box holds every pixel that has any influence."
+        f"Absolute gradient of the center of {layer}’s maps with respect to each pixel, averaged over {len(index)} test"
+        " images (Luo et al. 2016), each panel on its own scale. Strong: above 4.55% of the maximum, given as the side"
+        " of a square of the same area. The dashed box encloses all pixels with any influence."
     )
     return figure, _record(subject, "Effective receptive field", caption)
 
 
 def _retrieval(subject: TrainedModel, config: VisualizationConfig) -> Drawn:
     queries = subject.pictures("val", chosen(subject.split("val"), config.images, num_images=NUM_QUERIES))
+    # sorted indices read the training file from front to back
     candidates = subject.pictures("train", np.sort(by_hash(subject.split("train").num_samples)[: config.candidates]))
     features = [hidden_features(subject.network, subject.inputs(these.pixels)) for these in (queries, candidates)]
     found = nearest(*features)
@@ -129,8 +135,8 @@ def _retrieval(subject: TrainedModel, config: VisualizationConfig) -> Drawn:
     figure = retrieval_figure(queries, candidates, found, names=names, title=title)
     caption = (
         "Test images, and the training images nearest by Euclidean distance in the last hidden layer (after Krizhevsky"
-        f" et al. 2012, figure 4), of {len(candidates.index):,} searched. Blue: of the same class; orange: of another,"
-        " named. Above each its distance."
+        f" et al. 2012, figure 4), among {len(candidates.index):,} searched. Blue frame: same class; orange: another"
+        " class, which is named. The number above an image is its distance."
     )
     return figure, _record(subject, "Nearest training images", caption)
 
@@ -142,12 +148,12 @@ def _occlusion(subject: TrainedModel, config: VisualizationConfig) -> Drawn:
         for image, label in zip(subject.inputs(pictures.pixels), pictures.labels, strict=True)
     ]
     names = label_names(subject.classes)
-    title = f"What the class rests on: {subject.config.model.name}"
+    title = f"Occlusion sensitivity: {subject.config.model.name}"
     figure = occlusion_figure(pictures, found, names=names, title=title)
     caption = (
-        f"Probability of the correct class while a square of {found[0].square} pixels, of the color that is 0 to the"
-        " network, covers each place (after Zeiler and Fergus 2013): dark where the class is lost without what lies"
-        " there."
+        f"Probability of the correct class while a square of {found[0].square} pixels, in the mean color that"
+        " normalization subtracts, covers the image at each position (after Zeiler and Fergus 2013). Dark: the"
+        " classification depends on this part of the image."
     )
     return figure, _record(subject, "Occlusion", caption)
 
@@ -157,49 +163,54 @@ def _patches(subject: TrainedModel, config: VisualizationConfig) -> Drawn:
     inputs = subject.inputs(pictures.pixels)
     layer = _layer_with_maps(subject, config)
     network = subject.network
-    found = most_excited(network, inputs, layer, num=NUM_PATCHES)
-    answering = [unit for unit, excited in enumerate(found) if excited[0].answer > 0][:NUM_UNITS]
-    if not answering:
-        raise HasNone(f"figure=patches: no unit of {layer} answers to any image; choose another layer=")
+    found = top_activations(network, inputs, layer, num=NUM_PATCHES)
+    # a dead ReLU has no patches to show
+    active = [unit for unit, top in enumerate(found) if top[0].value > 0][:NUM_UNITS]
+    if not active:
+        raise HasNone(f"figure=patches: no unit of {layer} is active on any image; choose another layer=")
+    # one backward pass per patch, NUM_UNITS x NUM_PATCHES in total
     rows = []
-    for unit in answering:
+    for unit in active:
         pairs = []
         for one in found[unit]:
             projected = projection(network, inputs[one.image], layer, unit, one)
             top, left, bottom, right = patch_box(projected)
             pairs.append((pictures.pixels[one.image, top:bottom, left:right], projected[:, top:bottom, left:right]))
         rows.append((unit, pairs))
-    figure = patches_figure(rows, title=f"What excites the units of {layer}")
+    figure = patches_figure(rows, title=f"Patches that activate units of {layer} most")
     caption = (
-        f"The first {len(rows)} units of {layer} that answer to anything: the patches of {len(inputs):,} test images"
-        " that excite each most, and beside each what in it does, by the way back of a deconvolutional network (after"
-        " Zeiler and Fergus 2013)."
+        f"The first {len(rows)} active units of {layer}: the patches of {len(inputs):,} test images that activate each"
+        " most and, beside each patch, its projection by a deconvolutional network, which shows the pixels responsible"
+        " (after Zeiler and Fergus 2013)."
     )
-    return figure, _record(subject, "Patches that excite units", caption)
+    return figure, _record(subject, "Patches that activate units", caption)
 
 
 def _attention(subject: TrainedModel, config: VisualizationConfig) -> Drawn:
     pictures = subject.pictures("val", chosen(subject.split("val"), config.images, num_images=NUM_ATTENDED))
     name = subject.config.model.name
     attention = attention_maps(subject.network, subject.inputs(pictures.pixels), name=name)
+    # 1 with a class token, 2 with DeiT's distillation token, 0 if the mean of the patches is classified
     num_prefix = int(subject.network.num_prefix_tokens)  # type: ignore[arg-type]
     names = label_names(subject.classes)
     figure = attention_figure(pictures, attention, num_prefix=num_prefix, names=names, title=f"Attention of {name}")
-    reader = "the class token takes" if num_prefix else "the patches take on average"
+    reader = "the class token" if num_prefix else "the average patch"
     caption = (
-        f"How much {reader} from each patch: rolled out over all layers (Abnar and Zuidema 2020), and in"
-        f" the first heads of the last of {len(attention)} layers, each on its own scale, yellow the most."
+        f"Attention of {reader} to each patch: rollout over all layers (Abnar and Zuidema 2020), and the first heads of"
+        f" the last of {len(attention)} layers. Each panel is on its own scale; yellow is the most."
     )
     return figure, _record(subject, "Attention", caption)
 
 
 def _layer_with_maps(subject: TrainedModel, config: VisualizationConfig) -> str:
+    """Name of the layer to look into: layer=, else the last with maps."""
     calls = trace(subject.network, torch.zeros(1, 3, subject.config.image_size, subject.config.image_size))
     if config.layer is None:
         return last_maps(calls).name
+    # four dimensions: [N, C, H, W]
     with_maps = [call.name for call in calls if len(call.output) == 4]
     if config.layer not in with_maps:
-        raise UserError(f"layer={config.layer}: gives no maps; those that do are {', '.join(with_maps)}")
+        raise UserError(f"layer={config.layer}: has no maps as output; choose one of {', '.join(with_maps)}")
     return config.layer
 
 

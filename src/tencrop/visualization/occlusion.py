@@ -1,6 +1,6 @@
-"""What a classification rests on: a gray square slid over the image, and the probability that is left to its class.
+"""Occlusion sensitivity: the probability of a class while a gray square covers each part of the image.
 
-After Zeiler and Fergus 2013, section 4.2 (figure 7). Called by figures.py.
+After Zeiler and Fergus 2013, section 4.2 (figure 7).
 """
 
 from __future__ import annotations
@@ -14,26 +14,27 @@ from torch import Tensor, nn
 
 from tencrop.visualization.drawing import HEAT, SOFT, bare, shortened, styled, titled
 from tencrop.visualization.trace import run_frozen
-from tencrop.visualization.trained_model import AT_ONCE, Pictures
+from tencrop.visualization.trained_model import BATCH_SIZE, Pictures
 
-SHARE = 0.25  # of the image's side that the square has
-POSITIONS = 14  # of the square along a side
+SHARE = 0.25  # side of the square relative to that of the image
+POSITIONS = 14  # of the square along each axis: 196 forward passes per image
 
 
 class Occlusion(NamedTuple):
-    """Probabilities of one label."""
+    """Probabilities of one label under occlusion."""
 
-    probabilities: Tensor  # float32 [P, P], with the square's center at each position
-    whole: float  # of the whole image
-    square: int  # pixels: its side
+    probabilities: Tensor  # float32 [P, P], by position of the square's center
+    whole: float  # without occlusion
+    square: int  # side in pixels
 
 
 def occlusion(
     network: nn.Module, image: Tensor, label: int, *, square: int | None = None, positions: int = POSITIONS
 ) -> Occlusion:
-    """Probabilities of `label` for float image [3, H, W] behind a square of 0, which is the training set's mean.
+    """Probabilities of `label` for a normalized image, float [3, H, W], with a square set to 0, the mean color.
 
-    The square's center stands at `positions` x `positions` even places from edge to edge; what hangs over is cut off.
+    The square's center takes `positions` x `positions` evenly spaced positions from edge to edge; the square is cut off
+    at the image's border.
     """
     height, width = image.shape[1:]
     square = square or max(1, round(SHARE * min(height, width)))
@@ -43,15 +44,17 @@ def occlusion(
             top = round(row * (height - 1) / max(1, positions - 1)) - square // 2
             left = round(column * (width - 1) / max(1, positions - 1)) - square // 2
             copy = image.clone()
+            # max(0, ...): a negative start would count from the other end
             copy[:, max(0, top) : top + square, max(0, left) : left + square] = 0
             covered.append(copy)
-    batches = torch.stack([image, *covered]).split(AT_ONCE)
+    # the whole image comes first, so that one pass gives both
+    batches = torch.stack([image, *covered]).split(BATCH_SIZE)
     found = torch.cat([run_frozen(network, batch).float().softmax(1)[:, label] for batch in batches])
     return Occlusion(found[1:].view(positions, positions), float(found[0]), square)
 
 
 def occlusion_figure(pictures: Pictures, found: Sequence[Occlusion], *, names: Sequence[str], title: str) -> Figure:
-    """Above each image, below its map: dark where the square takes the class's probability away."""
+    """Draw each image above its map; dark where the square lowers the probability of the class."""
     with styled():
         figure = Figure(figsize=(1.9 * len(found) + 0.7, 4.4))
         titled(figure, title)
@@ -65,10 +68,10 @@ def occlusion_figure(pictures: Pictures, found: Sequence[Occlusion], *, names: S
                 one.probabilities.numpy(), cmap=HEAT, vmin=0, vmax=1, interpolation="bilinear", extent=extent
             )
             least, most = float(one.probabilities.min()), float(one.probabilities.max())
-            below[column].set_xlabel(f"whole {one.whole:.2f}\nbehind it {least:.2f} – {most:.2f}")
+            below[column].set_xlabel(f"whole {one.whole:.2f}\noccluded {least:.2f} – {most:.2f}")
             bare(above[column])
             bare(below[column])
         bar = figure.colorbar(shown, ax=[*above, *below], fraction=0.025, pad=0.02)
-        bar.set_label(f"probability with the {found[0].square} px square there", color=SOFT)
+        bar.set_label(f"probability with the {found[0].square} px square at this position", color=SOFT)
         bar.outline.set_visible(False)
     return figure

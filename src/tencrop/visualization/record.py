@@ -1,4 +1,4 @@
-"""What a figure shows, in words, as JSON beside it. Written by drawing.py, read by the report."""
+"""JSON record beside each figure: title, caption, model, weights, command. drawing.py writes it, report/ reads it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from tencrop.config.documents import read_json
 from tencrop.files import atomic_write
 
-FORMAT = "tencrop figure 1"
+FORMAT = "tencrop figure 1"  # the number changes if old records can no longer be read
 SHAPE = {
     "format": {FORMAT},
     "title": str,
@@ -23,26 +23,26 @@ SHAPE = {
 
 @dataclass(frozen=True)
 class Record:
-    """Of a figure NAME.svg, in NAME.json."""
+    """Contents of NAME.json, which describes the figure NAME.svg."""
 
     title: str
     caption: str
     model: str
-    weights_sha256: str | None = None  # None: of no trained weights
-    command: str = ""  # that drew it
+    weights_sha256: str | None = None  # None: the figure shows no trained weights
+    command: str = ""  # that drew the figure
     svg_sha256: str | None = None  # of the bytes of NAME.svg; earlier records have none
 
 
 def save_record(path: Path, record: Record) -> None:
-    """Write it whole or not at all."""
+    """Write the record atomically."""
     atomic_write(path, (json.dumps({"format": FORMAT, **asdict(record)}, indent=1) + "\n").encode())
 
 
 def load_record(path: Path) -> Record:
-    """Raises UserError where the file is broken or of another version."""
-    what, mend = (
+    """Read a record; raises UserError if the file is broken or of another version."""
+    what, remedy = (
         f"a record of a figure of this version ({FORMAT})",
         "draw it again with python -m tencrop.visualization",
     )
-    facts = read_json(path, SHAPE, what=what, mend=mend)
+    facts = read_json(path, SHAPE, what=what, mend=remedy)
     return Record(**{field.name: facts[field.name] for field in fields(Record) if field.name in facts})

@@ -1,7 +1,4 @@
-"""Test images with the training images nearest to them in the last hidden layer (Krizhevsky et al. 2012, figure 4).
-
-Called by figures.py.
-"""
+"""Nearest training images of test images in the last hidden layer (Krizhevsky et al. 2012, figure 4)."""
 
 from __future__ import annotations
 
@@ -14,23 +11,24 @@ from torch import Tensor, nn
 
 from tencrop.visualization.drawing import BLUE, ORANGE, RULE, SOFT, framed, shortened, styled, titled
 from tencrop.visualization.trace import captured, classifying_layer, run_frozen, trace
-from tencrop.visualization.trained_model import AT_ONCE, Pictures
+from tencrop.visualization.trained_model import BATCH_SIZE, Pictures
 
-NUM_QUERIES, NUM_NEAREST = 5, 6  # of the paper's figure
+NUM_QUERIES, NUM_NEAREST = 5, 6  # as in the paper's figure
 
 
 class Nearest(NamedTuple):
-    """For each of Q queries the positions of its nearest candidates, the nearest first."""
+    """For each of Q queries, the positions and distances of its n nearest candidates, nearest first."""
 
     positions: Tensor  # int64 [Q, n]
     distances: Tensor  # float32 [Q, n], Euclidean
 
 
 def hidden_features(network: nn.Module, inputs: Tensor) -> Tensor:
-    """What the classifying layer reads, float32 [B, F], of images [B, 3, H, W]; maps are averaged over positions."""
+    """Input of the classifying layer, float32 [B, F], for images [B, 3, H, W]; maps are averaged over positions."""
+    # found by a trace, since names differ between networks: fc, head, classifier.6, output
     name = classifying_layer(trace(network, inputs[:1])).name
     parts = []
-    for batch in inputs.split(AT_ONCE):
+    for batch in inputs.split(BATCH_SIZE):
         with captured(network.get_submodule(name), lambda inputs, output: inputs[0]) as found:
             run_frozen(network, batch)
         features = found[-1].float()
@@ -39,8 +37,10 @@ def hidden_features(network: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def nearest(queries: Tensor, candidates: Tensor, *, num: int = NUM_NEAREST) -> Nearest:
-    """The `num` candidates [M, F] nearest to each query [Q, F] by Euclidean distance; of equals the first."""
+    """Find the `num` candidates [M, F] nearest to each query [Q, F] by Euclidean distance; ties go to the first."""
+    # cdist's default for large inputs computes |a|^2 - 2ab + |b|^2, which gives equal images a distance above 0
     distances = torch.cdist(queries.double(), candidates.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    # sorting all candidates is slower than topk, whose choice among ties is not defined
     order = distances.argsort(dim=1, stable=True)[:, :num]
     return Nearest(order, distances.gather(1, order).float())
 
@@ -48,7 +48,7 @@ def nearest(queries: Tensor, candidates: Tensor, *, num: int = NUM_NEAREST) -> N
 def retrieval_figure(
     queries: Pictures, candidates: Pictures, found: Nearest, *, names: Sequence[str], title: str
 ) -> Figure:
-    """A row for each test image: itself, then its neighbors, framed blue where of its class and orange where not."""
+    """Draw a row per test image: the image, then its neighbors in a blue frame (same class) or an orange one."""
     num_rows, num_columns = found.positions.shape
     with styled():
         figure = Figure(figsize=(1.25 * (num_columns + 1) + 0.3, 1.5 * num_rows + 0.6))

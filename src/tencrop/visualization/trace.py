@@ -1,4 +1,4 @@
-"""One forward pass of a network, call by call: which module gave what. Called by the figures that look inside."""
+"""Record a forward pass call by call with hooks: which module was called, with which shapes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Shape = tuple[int, ...]
 
 
 class HasNone(UserError):
-    """A network that has nothing of the kind that a figure shows."""
+    """The network lacks what a figure shows, such as attention; figure=all skips the figure."""
 
 
 class Call(NamedTuple):
-    """A module was called; shapes are those of its first tensors."""
+    """One call of a module; the shapes are those of the first input and output tensor."""
 
     name: str  # dotted, as in named_modules
     module: nn.Module
@@ -29,27 +29,28 @@ class Call(NamedTuple):
 
 
 def trace(network: nn.Module, images: Tensor) -> list[Call]:
-    """Every call of a submodule in one forward pass in eval mode, in the order in which they began."""
+    """Return every submodule call of one forward pass in eval mode, in the order in which the calls began."""
     calls: list[Call | None] = []
     open_calls: list[int] = []
 
     def begin(module: nn.Module, inputs: Any) -> None:
         open_calls.append(len(calls))
-        calls.append(None)
+        calls.append(None)  # reserves the position: an outer call begins before its inner calls, but ends after them
 
     def end(module: nn.Module, inputs: Any, output: Any) -> None:
         position = open_calls.pop()
         calls[position] = Call(names[module], module, _shape(inputs), _shape(output))
 
+    # by module, not by name: a module that is registered twice is still one
     names = {module: name for name, module in network.named_modules() if name}
     with _hooks([*(m.register_forward_pre_hook(begin) for m in names), *(m.register_forward_hook(end) for m in names)]):
         run_frozen(network, images)
-    assert not open_calls, "a module raised"
+    assert not open_calls, "a module raised"  # and somebody caught it, so that its end was never seen
     return [call for call in calls if call is not None]
 
 
 def run_frozen(network: nn.Module, images: Tensor) -> Tensor:
-    """The network's logits in eval mode, without gradients; its mode is as before afterwards."""
+    """Run the network in eval mode without gradients and return its logits; restores its mode afterward."""
     was_training = network.training
     try:
         with torch.no_grad():
@@ -59,39 +60,41 @@ def run_frozen(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def last_maps(calls: list[Call]) -> Call:
-    """The last call that gave maps of more than one pixel: the final features of a convolutional network.
+    """Return the last call whose output is maps of more than one pixel: the final features of a ConvNet.
 
-    Of calls within each other that gave the same maps it is the outermost. Raises HasNone without any, and for maps
-    that have their channels last, as Swin's.
+    Of nested calls with the same output, returns the outermost. Raises HasNone if there is none, and for maps with
+    channels last (Swin).
     """
     found = [call for call in calls if len(call.output) == 4 and min(call.output[2:]) > 1]
     if not found:
-        raise HasNone("no layer of the network gives maps, which this figure needs; choose another figure")
+        raise HasNone("no layer of the network outputs maps, which this figure needs; choose another figure")
     last = found[-1]
     if last.output[1] == last.output[2] != last.output[3]:
-        raise HasNone(f"{last.name} gives maps with their channels last, which this figure cannot read; choose another")
+        raise HasNone(f"{last.name} outputs maps with channels last, which this figure cannot read; choose another")
+    # the outermost: a residual block's own output, after the addition, rather than that of its last ReLU
     outer = [call for call in found if last.name.startswith(f"{call.name}.") and call.output == last.output]
     return outer[0] if outer else last
 
 
 def classifying_layer(calls: list[Call]) -> Call:
-    """The last call of a layer with weights (or fixed codes, as LeNet-5's): what it reads is the last hidden layer."""
+    """Return the last call of a layer with weights (or fixed codes, as in LeNet-5); it reads the last hidden layer."""
     is_leaf = [not list(call.module.children()) for call in calls]
     return [
         call
         for call, leaf in zip(calls, is_leaf, strict=True)
+        # a normalization after the last linear layer would have weights, too
         if leaf and has_weights(call.module) and not isinstance(call.module, (_BatchNorm, nn.LayerNorm))
     ][-1]
 
 
 def has_weights(module: nn.Module) -> bool:
-    """Whether it holds anything that was learned, or is fixed like LeNet-5's codes."""
+    """Whether the module has parameters or buffers (such as LeNet-5's fixed codes)."""
     return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
 
 
 @contextmanager
 def captured(module: nn.Module, read: Callable[[Any, Any], Tensor]) -> Iterator[list[Tensor]]:
-    """A list that `read`(inputs, output) of every call of the module is appended to."""
+    """Yield a list that collects `read(inputs, output)` of every call of the module."""
     found: list[Tensor] = []
     with _hooks([module.register_forward_hook(lambda _, inputs, output: found.append(read(inputs, output)))]):
         yield found
@@ -111,4 +114,5 @@ def _shape(value: Any) -> Shape:
     if isinstance(value, Tensor):
         return tuple(value.shape)
     values = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+    # depth first: networks return nested structures, such as logits with a list of features
     return next((shape for item in values if (shape := _shape(item))), ())

@@ -1,7 +1,6 @@
-"""Error against multiply-adds, bubbles by number of parameters: what papers printed, and what was measured.
+"""Figure of error against multiply-adds: published results by paper, our measurements, bubbles sized by parameters.
 
-conf/published_errors.yaml names the rows of printed tables that are drawn, complexity/golden.json the costs. Called by
-figures.py, and by report/comparisons.py.
+conf/published_errors.yaml selects the rows of published tables to draw; complexity/golden.json has the costs.
 """
 
 from __future__ import annotations
@@ -25,16 +24,17 @@ from tencrop.visualization.drawing import INK, PAPER, RULE, SOFT, styled, titled
 from tencrop.visualization.record import Record
 
 PUBLISHED = CONF / "published_errors.yaml"
-# Tol's muted colors, in an order in which neighbors differ; a series is named where it ends as well
+# Paul Tol's muted colors, ordered such that neighbors differ. Each series is labeled in the figure as well, since ten
+# colors are more than a reader can match with a legend.
 COLORS = ("#332288", "#cc6677", "#117733", "#88ccee", "#882255", "#999933", "#44aa99", "#aa4499", "#c9a227", "#5f6c72")
-AREA_PER_MILLION = 6.0  # square points
+AREA_PER_MILLION = 6.0  # square points per million parameters
 
 
 @dataclass(frozen=True)
 class Point:
-    """A network under one protocol."""
+    """One network's error and cost."""
 
-    model: str  # its file of conf/model
+    model: str  # name of its file in conf/model
     top1_error: float  # percent
     mult_adds: int
     parameters: int
@@ -42,7 +42,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """A paper's networks, the cheapest first."""
+    """One paper's networks, ordered by multiply-adds."""
 
     name: str
     protocol: str
@@ -51,9 +51,9 @@ class Series:
 
 
 def published(counts: dict[str, dict[str, int]], path: Path = PUBLISHED, errors: Path = ERRORS) -> list[Series]:
-    """The printed results with the costs of `counts` (complexity.golden), accuracies as 100 minus themselves.
+    """Combine published errors with the costs in `counts` (complexity.golden); accuracies become 100 - accuracy.
 
-    path: the series, each a name and rows (TABLE.ID) by model; errors: the folder of the tables.
+    path: file of the series, each with a name and rows (TABLE.ID) by model; errors: folder of the tables.
     """
     found = []
     for entry in read_yaml_file(path):
@@ -63,6 +63,7 @@ def published(counts: dict[str, dict[str, int]], path: Path = PUBLISHED, errors:
             for model, (table, row) in zip(entry["rows"], rows, strict=True)
         ]
         points.sort(key=lambda point: point.mult_adds)
+        # dict.fromkeys: distinct values in order of appearance; a series may mix tables and protocols
         protocols = dict.fromkeys(_protocol_name(row) for _, row in rows)
         sources = dict.fromkeys(f"{table.source} ({table.title})" for table, _ in rows)
         found.append(Series(entry["name"], ", ".join(protocols), "; ".join(sources), tuple(points)))
@@ -76,7 +77,8 @@ def _protocol_name(row: ErrorRow) -> str:
 def point_of(
     model: str, kwargs: Mapping[str, Any], size: int, top1_error: float, counts: Mapping[str, Mapping[str, int]]
 ) -> Point | None:
-    """A network at an image size with its error, percent; None where conf/model has no such network at this size."""
+    """Point of a network at an image size, error in percent; None if conf/model has no such network at this size."""
+    # counts hold for one size and one set of arguments: another width or resolution has another cost
     cost = counts.get(model)
     if cost is None or cost["image_size"] != size or model_file(model)[0].kwargs != kwargs:
         return None
@@ -84,7 +86,7 @@ def point_of(
 
 
 def measured(results: Iterable[Mapping[str, Any]], counts: Mapping[str, Mapping[str, int]]) -> list[Point]:
-    """Of some result.json those on all of ImageNet, of one network (no ensemble) whose costs are known."""
+    """Select the results on all of ImageNet of single networks (no ensembles) whose costs are known."""
     points = []
     for result in results:
         if is_on_whole("imagenet", result) and isinstance(result["checkpoint"], str):
@@ -94,7 +96,7 @@ def measured(results: Iterable[Mapping[str, Any]], counts: Mapping[str, Mapping[
 
 
 def tradeoff_record(series: Sequence[Series]) -> Record:
-    """What the figure shows, and where each series was printed."""
+    """Record with a caption that names the source and protocol of each series."""
     caption = "Bubble area: parameters. Recipes and test protocols differ from paper to paper: " + "; ".join(
         f"{one.name}: {one.source} ({one.protocol})" for one in series
     )
@@ -102,7 +104,7 @@ def tradeoff_record(series: Sequence[Series]) -> Record:
 
 
 def tradeoff_figure(series: Sequence[Series], own: Sequence[Point] = (), claims: Sequence[Point] = ()) -> Figure:
-    """Lines join a paper's networks; crosses are our own measurements, rings what their experiments claim."""
+    """Draw a line through each paper's networks, crosses for our measurements, rings for the errors claimed."""
     with styled():
         figure = Figure(figsize=(9.2, 6.2))
         titled(figure, "Top-1 error on ImageNet against multiply-adds")
@@ -115,9 +117,10 @@ def tradeoff_figure(series: Sequence[Series], own: Sequence[Point] = (), claims:
             color = COLORS[number % len(COLORS)]
             xs, ys = [point.mult_adds / 1e9 for point in one.points], [point.top1_error for point in one.points]
             areas = [AREA_PER_MILLION * point.parameters / 1e6 for point in one.points]
-            dashes = "-" if number < len(COLORS) else "--"  # where a color comes again
+            dashes = "-" if number < len(COLORS) else "--"  # when the colors repeat
             axes.plot(xs, ys, color=color, linewidth=1.2, alpha=0.8, linestyle=dashes)
             axes.scatter(xs, ys, s=areas, color=color, alpha=0.35, linewidth=0)
+            # a small solid center marks the exact position in large bubbles
             axes.scatter(xs, ys, s=9, color=color, linewidth=0, zorder=4)
         _name(axes, series)
         ring: dict[str, Any] = {"marker": "o", "facecolor": "none", "edgecolor": INK, "s": 90}
@@ -126,7 +129,7 @@ def tradeoff_figure(series: Sequence[Series], own: Sequence[Point] = (), claims:
             if points:
                 xs, ys = [point.mult_adds / 1e9 for point in points], [point.top1_error for point in points]
                 axes.scatter(xs, ys, label=label, zorder=5, **look)
-        for millions in (5, 25, 100):
+        for millions in (5, 25, 100):  # empty scatters, for the legend only
             area = AREA_PER_MILLION * millions
             axes.scatter([], [], s=area, color=SOFT, alpha=0.35, label=f"{millions} M parameters")
         axes.legend(frameon=False, labelcolor=SOFT, loc="upper right", labelspacing=1.4, borderpad=1)
@@ -135,7 +138,7 @@ def tradeoff_figure(series: Sequence[Series], own: Sequence[Point] = (), claims:
 
 
 def _name(axes: Any, series: Sequence[Series]) -> None:
-    """Each series' name to the left of its cheapest network, moved up or down until no two names overlap."""
+    """Label each series left of its cheapest network, moved up or down until no two labels overlap."""
     taken: list[tuple[float, float]] = []
     low, high = axes.get_ylim()
     step = (high - low) / 45
@@ -143,6 +146,7 @@ def _name(axes: Any, series: Sequence[Series]) -> None:
     for number, one in enumerate(series):
         first = one.points[0]
         x, y = first.mult_adds / 1e9, first.top1_error
+        # within a factor of e^1.3 = 3.7 on the logarithmic axis, labels may touch
         near = [other_y for other_x, other_y in taken if abs(math.log(x / other_x)) <= 1.3]
         text_y = next((y + shift for shift in shifts if all(abs(y + shift - other) > step for other in near)), y)
         taken.append((x, text_y))

@@ -1,4 +1,4 @@
-"""What is looked at: a network with its weights, and the images that it saw. Called by __main__.py."""
+"""A trained network with its data, as the figures need it: weights, initial weights, class names, image crops."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tencrop.models.factory import build_model
 from tencrop.models.weights import apply_weights, load_weights
 from tencrop.training.data_module import validation_protocol
 
-AT_ONCE = 32  # images in one forward pass
+BATCH_SIZE = 32  # images per forward pass
 
 
 class Pictures(NamedTuple):
@@ -42,61 +42,67 @@ class TrainedModel:
     """A network in eval mode on the CPU, and its data."""
 
     config: Config
-    network: nn.Module
-    initial: nn.Module  # as training found it
+    network: nn.Module  # with the trained weights, or their moving average
+    initial: nn.Module  # with the weights before training
     classes: list[str]
-    mean: list[float]  # on [0, 255], as `std`
+    mean: list[float]  # on the scale [0, 255], as `std`
     std: list[float]
     weights_sha256: str
 
     def inputs(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] as the network wants it: float32 [B, 3, H, W]."""
+        """Normalize pixels for the network: uint8 [B, H, W, 3] -> float32 [B, 3, H, W]."""
         return normalize(pixels, torch.tensor(self.mean), torch.tensor(self.std))
 
     def split(self, name: str) -> Split:
-        """train or val."""
+        """Open the split "train" or "val"."""
         data = self.config.data
         return open_split(data.root, name, source=data.source, data=data.name)
 
     def pictures(self, split: str, index: Sequence[int] | np.ndarray) -> Pictures:
-        """The central crops by which a run validates itself, in the order of `index`."""
+        """Read the central crops used for validation during training, in the order of `index`."""
         parts = list(self._batches(self.split(split), np.asarray(index, np.int64)))
         return Pictures(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
     def _batches(self, split: Split, index: np.ndarray) -> Iterator[Pictures]:
         protocol = validation_protocol(self.config)
         plan = partial(evaluation_plan, stored_sizes=split.stored_sizes, protocol=protocol)
-        batches = [index[start : start + AT_ONCE] for start in range(0, len(index), AT_ONCE)]
+        batches = [index[start : start + BATCH_SIZE] for start in range(0, len(index), BATCH_SIZE)]
+        # images are padded to the largest of their batch; this splits batches that would take too much memory
         batches = within_memory(batches, plan(np.arange(split.num_samples)).sizes)
         threads = num_workers(self.config.hardware)
         with Loader(
             split, lambda _: batches, lambda i, _: plan(i), filter=protocol.filter, num_threads=threads
         ) as all_:
             for batch in all_:
-                (crop,) = views(batch.images, batch.sizes, protocol)  # new memory: the loader fills its own again
+                (crop,) = views(
+                    batch.images, batch.sizes, protocol
+                )  # a copy: the loader reuses the memory of batch.images
                 yield Pictures(torch.from_numpy(batch.index), batch.labels, crop)
 
 
-def load_trained_model(member: EvaluationTarget) -> TrainedModel:
-    """The member's network with its weights, and beside it with those that its seed drew for training."""
-    weights = load_weights(member.path, ema=member.config.ema)
-    torch.manual_seed((weights.facts or {}).get("seed", member.config.seed))
-    initial = build_model(member.config.model, num_classes=member.num_classes)
-    network = build_model(member.config.model, num_classes=member.num_classes)
-    config, _ = with_preprocessing(member, network, weights.facts)
-    apply_weights(network, weights.state, source=str(member.path), name=config.model.name)
-    mean, std = mean_and_std(config.normalization, weights.facts or member.manifest["statistics"])
-    classes = member.manifest["classes"]
+def load_trained_model(target: EvaluationTarget) -> TrainedModel:
+    """Load the target's weights, and build the network a second time with the initial weights of its seed."""
+    weights = load_weights(target.path, ema=target.config.ema)
+    # Training seeds torch's generator in the same way before it builds the network, so `initial` comes first.
+    torch.manual_seed((weights.facts or {}).get("seed", target.config.seed))
+    initial = build_model(target.config.model, num_classes=target.num_classes)
+    network = build_model(target.config.model, num_classes=target.num_classes)
+    config, _ = with_preprocessing(target, network, weights.facts)
+    apply_weights(network, weights.state, source=str(target.path), name=config.model.name)
+    # a checkpoint of ours carries the statistics that it was trained with; foreign weights use those of the data
+    mean, std = mean_and_std(config.normalization, weights.facts or target.manifest["statistics"])
+    classes = target.manifest["classes"]
     return TrainedModel(
         config, network.eval(), initial.eval(), classes, mean, std, weights_sha256(network.state_dict())
     )
 
 
 def chosen(split: Split, wanted: Sequence[int] | None, *, num_images: int) -> np.ndarray:
-    """Indices of a split: those `wanted`, or the first by a fixed hash, as many classes as there are among them."""
+    """Choose indices of a split: `wanted`, or `num_images` in a fixed order from as many classes as possible."""
     if wanted is None:
         order = by_hash(split.num_samples)
-        turns = np.zeros(split.num_samples, np.int64)  # how many of its class stand before it
+        # rank of each image within its class: sorting by it takes one image of every class before the second of any
+        turns = np.zeros(split.num_samples, np.int64)
         for label in np.unique(split.labels):
             of_class = split.labels[order] == label
             turns[of_class] = np.arange(of_class.sum())
@@ -108,6 +114,10 @@ def chosen(split: Split, wanted: Sequence[int] | None, *, num_images: int) -> np
 
 
 def by_hash(num_samples: int) -> np.ndarray:
-    """All indices below `num_samples` in the order of a fixed hash."""
+    """Indices below `num_samples` in a fixed pseudorandom order.
+
+    By SHA-256 instead of a generator, so that the order never depends on the version of a library.
+    """
+    # "seeing" is the package's former name; another string would show other images than existing figures do
     hashes = [hashlib.sha256(b"seeing %d" % index).digest()[:8] for index in range(num_samples)]
     return np.argsort(np.array([int.from_bytes(digest) for digest in hashes], np.uint64), kind="stable")
