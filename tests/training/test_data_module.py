@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tencrop.data.augmentation.batch import DEVICE_FIELDS
 from torch.distributed.utils import _to_kwargs
 
 from tencrop.config import UserError, derive_batches
 from tencrop.data.augmentation.augment import partner_labels, training_inputs
+from tencrop.data.augmentation.batch import DEVICE_FIELDS
 from tencrop.data.augmentation.color import ColorNoise
 from tencrop.data.sampling.sampler import epoch_order
 from tencrop.training.classifier import central_crops

@@ -71,8 +71,8 @@ class TrainedModel:
         threads = num_workers(self.config.hardware)
         with Loader(
             split, lambda _: batches, lambda i, _: plan(i), filter=protocol.filter, num_threads=threads
-        ) as all_:
-            for batch in all_:
+        ) as loader:
+            for batch in loader.batches(epoch=0):
                 (crop,) = views(batch.images, batch.sizes, protocol)  # new memory: the loader fills its own again
                 yield Pictures(torch.from_numpy(batch.index), batch.labels, crop)
 

@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tencrop.data.augmentation.batch import DEVICE_FIELDS, Batch
 
 from tencrop.config import Augmentation, Erasing, Jitter, Mixing, Pca, RandAugment
 from tencrop.data.augmentation.augment import partner_labels, training_inputs
+from tencrop.data.augmentation.batch import DEVICE_FIELDS, Batch
 from tencrop.data.augmentation.color import ColorNoise, color_noise, normalize
 from tencrop.data.augmentation.erasing import erase, noise_table
-from tencrop.data.augmentation.jitter import jittered
+from tencrop.data.augmentation.jitter import apply_jitter
 from tencrop.data.augmentation.operations import apply_operations
 from tencrop.data.augmentation.plan import training_plan
 
@@ -34,9 +34,9 @@ def batch_for(augmentation: Augmentation, num_samples: int = 8) -> Batch:
     images = torch.randint(256, (num_samples, 16, 16, 3), dtype=torch.uint8, generator=generator)
     index = np.arange(num_samples)
     stored = np.full((num_samples, 2), 16, np.int32)
-    plan = training_plan(index, stored, augmentation=augmentation, seed=0, epoch=0, places=index)
+    plan = training_plan(index, stored, augmentation=augmentation, seed=0, epoch=0, positions=index)
     plan = plan._replace(
-        color=plan.pca_alphas.astype(np.float32), operation_values=plan.operation_values.astype(np.float32)
+        pca_alphas=plan.pca_alphas.astype(np.float32), operation_values=plan.operation_values.astype(np.float32)
     )
     fields = {n: torch.from_numpy(array) if n in DEVICE_FIELDS else array for n, array in plan._asdict().items()}
     return Batch(images=images, labels=torch.arange(num_samples) * 10, **fields, hashes=np.zeros((num_samples, 2)))
@@ -57,7 +57,7 @@ def test_each_step_after_the_other(channels_last):
         fill = torch.tensor([120, 110, 100])
         operations, values = batch.operations[rows], batch.operation_values[rows]
         image = apply_operations(batch.images[rows], operations, values, filter="bicubic", fill=fill)
-        pixels = jittered(image, batch.jitter[rows], batch.jitter_orders[rows], FULL.jitter, dtype=torch.float32)
+        pixels = apply_jitter(image, batch.jitter[rows], batch.jitter_orders[rows], FULL.jitter, dtype=torch.float32)
         normalized = normalize(pixels + batch.pca_alphas[i] @ axes.T, MEAN, STD)
         alone.append(erase(normalized, batch.erased_boxes[rows], batch.noise_offsets[rows], noise=NOISE)[0])
     result = inputs(batch, FULL, channels_last=channels_last)

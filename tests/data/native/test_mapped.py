@@ -79,7 +79,7 @@ def test_a_disk_that_fails_is_said(root, tmp_path):
     """The file that is looked at is as long as it was: so its pages are there, and could not be read."""
     done = ended(
         "data = np.memmap(root / 'mean_image.npy', np.uint8, mode='r')\n"
-        "watch(data, root / 'manifest.json', mend='')\n"
+        "watch(data, root / 'manifest.json', remedy='')\n"
         "os.truncate(root / 'manifest.json', 10**9)\n"
         "os.truncate(root / 'mean_image.npy', 0)\n"
         "data[0]",
@@ -106,7 +106,7 @@ def test_what_is_mapped_no_more_is_forgotten(root):
     """More often than there are places; a view keeps its file mapped, and watched."""
     done = ended(
         "for _ in range(600):\n"
-        "    watch(np.memmap(root / 'mean_image.npy', np.uint8, mode='r'), root / 'mean_image.npy', mend='')\n"
+        "    watch(np.memmap(root / 'mean_image.npy', np.uint8, mode='r'), root / 'mean_image.npy', remedy='')\n"
         "labels = open_split(root, 'val').labels\n"
         "os.truncate(root / 'val.beton', 0)\n"
         "labels[0]",
@@ -121,6 +121,6 @@ def test_the_reference_loader_looks_before_each_batch(root):
     plan = partial(evaluation_plan, stored_sizes=split.stored_sizes, protocol=PROTOCOL)
     loader = TorchLoader(split, lambda _: [np.arange(2)] * 3, lambda i, _: plan(i), filter="bilinear", num_threads=0)
     with loader, pytest.raises(UserError, match=r"train\.files\.npy: has 0 bytes and not the"):
-        for number, _ in enumerate(loader):
+        for number, _ in enumerate(loader.batches(0)):
             assert number == 0
             os.truncate(root / "train.files.npy", 0)

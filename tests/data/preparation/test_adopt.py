@@ -166,7 +166,7 @@ def test_damaged_images_are_named(written, adopt, tmp_path):
     beton.path.write_bytes(whole)
     root = adopt(source)
     shutil.move(source, tmp_path / "moved")
-    with pytest.raises(UserError, match=r"train\.beton: leads to .*train_ffcv\.beton, which is gone"):
+    with pytest.raises(UserError, match=r"train\.beton: links to .*train_ffcv\.beton, which is gone"):
         open_split(root, "train")
 
 

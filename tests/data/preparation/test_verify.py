@@ -62,7 +62,7 @@ def test_changed_statistics(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["statistics"]["std"][1] += 1e-9
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=r"manifest\.json: not the manifest that was written"):
+    with pytest.raises(UserError, match=r"manifest\.json: was changed or damaged"):
         verify(copy, progress=False)
 
 
@@ -94,5 +94,5 @@ def test_a_beton_of_another_preparation_is_refused_at_opening(photo_folder, copy
     other = prepare(data_config(photos, tmp_path / "other"), workers=1, progress=False)
     assert (other / "train.beton").stat().st_size == (copy / "train.beton").stat().st_size
     shutil.copy(other / "train.beton", copy / "train.beton")
-    with pytest.raises(UserError, match=r"train\.beton: its tables are not those that were written: .* another"):
+    with pytest.raises(UserError, match=r"train\.beton: its tables do not match the manifest: .* another"):
         open_split(copy, "train")

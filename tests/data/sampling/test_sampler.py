@@ -130,7 +130,7 @@ def test_minival_is_the_least_hashes():
     train, minival = minival_split(1000, fraction=0.02)
     assert len(minival) == 20
     assert np.array_equal(np.sort(np.concatenate([train, minival])), np.arange(1000))
-    key = {"seed": 0, "epoch": 0, "purpose": Stream.MINIVAL}
+    key = {"seed": 0, "epoch": 0, "stream": Stream.MINIVAL}
     assert hashes(index=minival, **key).max() < hashes(index=train, **key).min()
     assert minival.tolist()[:5] == [39, 59, 65, 122, 303]
 

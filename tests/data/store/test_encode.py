@@ -122,12 +122,12 @@ def test_deep_gray_is_scaled_and_not_cut_off(content, expected):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (255 * RAMP / 65535, "floats that are not all of 0 to 1"),
-        (np.full((4, 4), np.nan), "floats that are not all of 0 to 1"),
-        (RAMP.astype(np.int32) - 1, "integers that are not all of 0 to 65,535"),
-        (RAMP.astype(np.int32) + 1, "integers that are not all of 0 to 65,535"),
-        ((RAMP / 257).astype(np.uint16), "so small that it would be black"),
-        (RAMP / 65535 / 1000, "so small that it would be black"),
+        (255 * RAMP / 65535, "floats outside of 0 to 1"),
+        (np.full((4, 4), np.nan), "floats outside of 0 to 1"),
+        (RAMP.astype(np.int32) - 1, "integers outside of 0 to 65,535"),
+        (RAMP.astype(np.int32) + 1, "integers outside of 0 to 65,535"),
+        ((RAMP / 257).astype(np.uint16), "so small that the image would be black"),
+        (RAMP / 65535 / 1000, "so small that the image would be black"),
     ],
 )
 def test_deep_gray_of_an_unknown_range_is_refused(values, message):
