@@ -96,7 +96,7 @@ def write_with_ffcv(source: FolderSource, root: Path) -> None:
 
 class _Images:
     def __init__(self, source: FolderSource) -> None:
-        folder = Path(source.place.path or ".") / source.place.splits["train"]
+        folder = Path(source.location.path or ".") / source.location.splits["train"]
         self._files = [(folder / file.name, file.label) for file in source.files["train"]]
 
     def __len__(self) -> int:

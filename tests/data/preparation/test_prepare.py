@@ -243,7 +243,7 @@ def test_what_is_left_out_is_said(photo_folder, data_config, tmp_path, capsys):
     for name in ("train/flower/a.jfif", "train/flower/b.jfif", "val/flower/c"):
         shutil.copy(source / "val/china/00.JPEG", source / name)
     root = prepare(data_config(source, tmp_path / "root"), workers=1)
-    assert "left out: 2 .jfif, 1 @eaDir of train; 1 without an ending of val (images are what ends in .jpg" in (
+    assert "left out: 2 .jfif, 1 @eaDir of train; 1 without an ending of val (image files end in .jpg" in (
         capsys.readouterr().out
     )
     assert read_manifest(root)["left_out"] == {"train": {".jfif": 2, "@eaDir": 1}, "val": {"without an ending": 1}}
@@ -260,7 +260,7 @@ def test_the_same_folder_named_otherwise(photo_folder, data_config, tmp_path):
 
 
 def test_root_must_not_lie_among_the_images(photo_folder, data_config):
-    with pytest.raises(UserError, match="lies among the images of the train split"):
+    with pytest.raises(UserError, match="is inside the train split"):
         prepare(data_config(photo_folder, photo_folder / "train" / "prepared"), progress=False)
     assert not (photo_folder / "train" / "prepared").exists()
 
@@ -280,7 +280,7 @@ def test_a_disk_that_does_not_tell_its_space_is_not_taken_for_a_full_one(
 
 
 def test_too_little_space_is_refused_beforehand(photo_folder, data_config, small_disk):
-    with pytest.raises(UserError, match=r"about .* MB would be written and 1\.05 MB are free"):
+    with pytest.raises(UserError, match=r"about .* MB would be written, but only 1\.05 MB is free"):
         prepare(data_config(photo_folder, small_disk / "root", mode="raw"), progress=False)
     assert os.listdir(small_disk / "root") == []
 

@@ -83,7 +83,7 @@ def test_counts_in_words():
 
 def test_a_class_of_endings_that_are_left_out(tmp_path, open_folder):
     tree(tmp_path / "source", "train/a/1.jfif", "train/a/2.jfif", "val/a/1.jpg")
-    with pytest.raises(UserError, match=r"train/a: the class folder holds no image \(\.jpg .*\), but 2 \.jfif; add"):
+    with pytest.raises(UserError, match=r"train/a: the class folder has no image \(\.jpg .*\), but 2 \.jfif; add"):
         open_folder()
 
 
@@ -97,7 +97,7 @@ def test_hugging_faces_layout_is_named(tmp_path, data_config, name, data):
 
 def test_a_table_beside_folders_is_not_hugging_faces_layout(tmp_path, open_folder):
     tree(tmp_path / "source", "train/a/1.jpg", "valid/a/1.jpg", "labels.parquet")
-    with pytest.raises(UserError, match=r"data\.splits\.val=val: .*/val is not there \(.* holds train, valid\)"):
+    with pytest.raises(UserError, match=r"data\.splits\.val=val: .*/val does not exist \(.* has train, valid\)"):
         open_folder()
 
 
@@ -110,20 +110,20 @@ def test_splits_may_be_the_source_itself(tmp_path, open_folder):
 
 def test_empty_class_folder(tmp_path, open_folder):
     tree(tmp_path / "source", "train/a/1.jpg", "train/b/notes.txt", "val/a/1.jpg", "val/b/1.jpg")
-    with pytest.raises(UserError, match=r"train/b: the class folder holds no image \(\.jpg .* remove the folder"):
+    with pytest.raises(UserError, match=r"train/b: the class folder has no image \(\.jpg .* remove the folder"):
         open_folder()
 
 
 def test_missing_split(tmp_path, open_folder):
     tree(tmp_path / "source", "train/a/1.jpg", "test/a/1.jpg")
-    with pytest.raises(UserError, match=r"data\.splits\.val=val: .*/val is not there \(.* holds test, train\)"):
+    with pytest.raises(UserError, match=r"data\.splits\.val=val: .*/val does not exist \(.* has test, train\)"):
         open_folder()
     assert open_folder(splits=("train", "test")).classes == ["a"]
 
 
 def test_no_class_folders(tmp_path, open_folder):
     tree(tmp_path / "source", "train/1.jpg", "val/1.jpg")
-    with pytest.raises(UserError, match=r"data\.splits\.train=train: .*/train holds no class folders"):
+    with pytest.raises(UserError, match=r"data\.splits\.train=train: .*/train has no class folders"):
         open_folder()
 
 
@@ -139,7 +139,7 @@ def test_classes_of_the_splits_differ(tmp_path, open_folder):
 def test_names_that_differ_in_the_form_of_an_accent_alone_are_told_apart(tmp_path, open_folder):
     composed, decomposed = "caf\u00e9 d'or", "cafe\u0301 d'or"
     tree(tmp_path / "source", f"train/{composed}/1.jpg", "train/a/1.jpg", f"val/{decomposed}/1.jpg", "val/a/1.jpg")
-    with pytest.raises(UserError, match=r"looks like .* of val, and its accents are written otherwise") as error:
+    with pytest.raises(UserError, match=r"looks like .* of val, but its accents are encoded differently") as error:
         open_folder()
     mend = str(error.value).partition("type: ")[2]
     subprocess.run(["bash", "-c", mend], cwd=tmp_path / "source" / "val", check=True)

@@ -97,7 +97,7 @@ def test_without_the_list_of_classes(kaggle, data_of, tmp_path):
     source = Path(shutil.copytree(kaggle, tmp_path / "copy"))
     (source / SOLUTION).unlink()
     with pytest.raises(
-        UserError, match=rf"ILSVRC2012_devkit_t12\.tar\.gz, which is not there; .* or Kaggle's {SOLUTION}"
+        UserError, match=rf"ILSVRC2012_devkit_t12\.tar\.gz, which is missing; .* or Kaggle's {SOLUTION}"
     ):
         IlsvrcSource(data_of(source))
     archive = zipped(source, tmp_path / "zip" / ARCHIVE)
@@ -116,7 +116,7 @@ def test_the_list_and_the_devkit_must_agree(archives, kaggle, data_of, tmp_path)
     name, _, objects = lines[1].partition(",")
     other = "flower" if objects.startswith("china") else "china"
     (source / SOLUTION).write_text("\n".join([lines[0], f"{name},{other} 1 2 3 4", *lines[2:]]))
-    message = rf"{SOLUTION}: says that {name} is of {other}, and the devkit says {objects.split()[0]}; remove the one"
+    message = rf"{SOLUTION}: says that {name} is of {other}, but the devkit says {objects.split()[0]}; remove the one"
     with pytest.raises(UserError, match=message):
         IlsvrcSource(data_of(source))
 
@@ -143,13 +143,11 @@ def test_a_list_that_is_none(line):
 def test_another_archive_of_that_name(data_of, tmp_path):
     with zipfile.ZipFile(tmp_path / ARCHIVE, "w") as archive:
         archive.writestr("train/china/00.JPEG", b"x")
-    with pytest.raises(UserError, match=rf"{ARCHIVE}: holds no file in {IMAGES}/train; download it again"):
+    with pytest.raises(UserError, match=rf"{ARCHIVE}: has no file in {IMAGES}/train; download it again"):
         IlsvrcSource(data_of(tmp_path))
 
 
 def test_compressed_as_a_whole(data_of, tmp_path):
     (tmp_path / "imagenet_object_localization_patched2019.tar.gz").write_bytes(b"x")
-    with pytest.raises(
-        UserError, match=rf"patched2019\.tar\.gz: cannot be read where it lies; extract it .*{SOLUTION}"
-    ):
+    with pytest.raises(UserError, match=rf"patched2019\.tar\.gz: cannot be read in place; extract it .*{SOLUTION}"):
         IlsvrcSource(data_of(tmp_path))
