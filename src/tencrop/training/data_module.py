@@ -115,6 +115,7 @@ class DataModule(pl.LightningDataModule):
         """Assert that this is micro-batch `batch_idx` of `epoch`, not replayed or skipped, and add it to the digest."""
         positions = self.positions()[batch_idx]
         assert np.array_equal(batch.index, self.samples(positions, epoch)[0]), (epoch, batch_idx)
+        # Positions in the run, not in the epoch: the same sample in another epoch must count differently.
         images_per_epoch = self.steps_per_epoch * self.config.training.global_batch
         self.digest.add(batch.hashes, epoch * images_per_epoch + positions)
 
@@ -171,6 +172,7 @@ class DataModule(pl.LightningDataModule):
         )
 
     def _loader(self, split: Split, batches: Any, plan: Any, **options: Any) -> Any:
+        # Pinned memory only where a GPU copies from it: it cannot be swapped out, and pinning it takes time.
         is_gpu = self.trainer.strategy.root_device.type == "cuda"  # type: ignore[union-attr]
         threads = num_workers(self.config.hardware)
         loader = self.loader_class(split, batches, plan, num_threads=threads, pin_memory=is_gpu, **options)

@@ -1,4 +1,4 @@
-"""The device's part of an augmentation, sample by sample in the order that its docstring says."""
+"""Augmentation on the device, compared sample by sample with its steps in the documented order."""
 
 import dataclasses
 
@@ -48,7 +48,7 @@ def inputs(batch: Batch, augmentation: Augmentation, **options) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_each_step_after_the_other(channels_last):
+def test_steps_are_applied_in_the_documented_order(channels_last):
     batch = batch_for(FULL)
     axes = color_noise(FULL.pca, {}).axes
     alone = []
@@ -75,7 +75,7 @@ def test_each_step_after_the_other(channels_last):
     assert result.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def test_what_is_off_costs_no_bit():
+def test_steps_that_are_off_change_no_bit():
     batch = batch_for(PLAIN)
     shift = batch.pca_alphas.float() @ color_noise(PLAIN.pca, {}).axes.T
     assert torch.equal(inputs(batch, PLAIN), normalize(batch.images, MEAN, STD, shift=shift))
@@ -83,7 +83,7 @@ def test_what_is_off_costs_no_bit():
 
 
 @pytest.mark.parametrize(("source", "around"), [("torchvision", 0), ("timm", (120, 110, 100))])
-def test_what_lies_beyond_a_moved_image(source, around):
+def test_fill_color_around_a_warped_image(source, around):
     augmentation = dataclasses.replace(PLAIN, pca=Pca(0.0, "torch"), randaugment=RandAugment(source, num_ops=1))
     batch = batch_for(augmentation, 1)
     moved = batch._replace(operations=np.array([[3]]), operation_values=np.array([[15.0]], np.float32))
@@ -93,8 +93,8 @@ def test_what_lies_beyond_a_moved_image(source, around):
 
 
 @pytest.mark.parametrize("source", ["torch", "torchvision"])
-def test_nothing_is_read_back_from_the_device(source):
-    """A tensor on the meta device has no numbers: whoever asks for one fails."""
+def test_augmentation_reads_nothing_back_from_the_device(source):
+    """A tensor on the meta device has no data, so reading a value fails."""
     augmentation = dataclasses.replace(FULL, jitter=dataclasses.replace(FULL.jitter, source=source))
     if source == "torchvision":
         augmentation.jitter.hue = 0.1
@@ -109,5 +109,5 @@ def test_nothing_is_read_back_from_the_device(source):
         result.sum().item()
 
 
-def test_partners_bring_their_labels():
+def test_partner_labels():
     assert partner_labels(batch_for(FULL)).tolist() == [30, 20, 10, 0, 70, 60, 50, 40]

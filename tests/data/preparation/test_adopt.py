@@ -179,7 +179,7 @@ def test_damaged_images_are_named(written, adopt, tmp_path):
         ([0], [], r"val\.beton: holds no image"),
     ],
 )
-def test_labels_that_are_no_classes_are_refused(adopt, tmp_path, train, val, words):
+def test_labels_that_are_not_classes_are_refused(adopt, tmp_path, train, val, words):
     for split, labels in (("train", train), ("val", val)):
         small_store(tmp_path / "source" / f"{split}.beton", labels)
     with pytest.raises(UserError, match=words):
@@ -199,7 +199,7 @@ def test_files_are_found_by_their_names(adopt, tmp_path):
     assert open_split(root, "val").labels.tolist() == [0]
 
 
-def test_what_needs_a_store_of_our_own_or_would_endanger_the_files_is_refused(adopt, data_config, tmp_path):
+def test_options_that_need_a_store_or_endanger_the_files_are_refused(adopt, data_config, tmp_path):
     source = tmp_path / "source"
     paths = [small_store(source / f"{split}.beton", [0, 1]) for split in ("train", "val")]
     with pytest.raises(UserError, match=r"data\.store\.short_side=48: data=beton uses the images as they are stored"):
@@ -217,7 +217,7 @@ def test_what_needs_a_store_of_our_own_or_would_endanger_the_files_is_refused(ad
     assert all(path.is_file() for path in (*paths, other / "val.beton"))
 
 
-def test_two_images_in_a_row_are_no_label(adopt, tmp_path):
+def test_two_image_fields_are_refused(adopt, tmp_path):
     for split in ("train", "val"):
         path = small_store(tmp_path / "source" / f"{split}.beton", [0])
         content = bytearray(path.read_bytes())

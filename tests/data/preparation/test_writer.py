@@ -29,14 +29,14 @@ def test_threads_run_only_so_far_ahead():
     assert len(started) < 20
 
 
-def test_an_error_comes_at_its_place():
+def test_an_error_is_raised_in_the_order_of_the_items():
     results = in_order(lambda number: 1 // (3 - number), range(100), num_threads=2)
     assert [result for _, result in (next(results), next(results), next(results))] == [0, 0, 1]
     with pytest.raises(ZeroDivisionError):
         next(results)
 
 
-def test_a_task_is_of_few_files_where_they_are_large():
+def test_a_task_has_few_files_if_they_are_large():
     sizes = [1000] * 40 + [CHUNK_BYTES + 1] * 3 + [CHUNK_BYTES // 3] * 7 + [1000]
     files = [SourceFile(f"a/{rank}", 0, num_bytes) for rank, num_bytes in enumerate(sizes)]
     tasks = list(_tasks(files, range(5, len(files))))

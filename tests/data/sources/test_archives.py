@@ -26,7 +26,7 @@ def tar_bytes(*members: tuple[str, bytes, bytes]) -> bytes:
 FILES = [("a/1.JPEG", b"first" * 300, tarfile.REGTYPE), ("./b.JPEG", b"second", tarfile.REGTYPE)]
 
 
-def test_members_lie_where_they_are_said_to(tmp_path):
+def test_members_are_at_their_offsets(tmp_path):
     path = tmp_path / "a.tar"
     path.write_bytes(tar_bytes(("a", b"", tarfile.DIRTYPE), *FILES))
     members = list(tar_members(path))
@@ -79,7 +79,7 @@ def test_links_in_a_zip_are_refused(tmp_path):
 
 @pytest.mark.parametrize("num_bytes", [100, 600, 1500, 2048, 2300, 3072])
 def test_truncated_tars_are_refused(tmp_path, num_bytes):
-    """Within a header, within a file, between two files, within the second header, before the mark of the end."""
+    """Within a header, within a file, between two files, within the second header, before the end marker."""
     path = tmp_path / "a.tar"
     path.write_bytes(tar_bytes(*FILES)[:num_bytes])
     with pytest.raises(
@@ -97,7 +97,7 @@ def test_a_damaged_header_is_not_the_end(tmp_path):
         list(tar_members(path))
 
 
-def test_what_is_no_archive_is_refused(tmp_path):
+def test_files_that_are_not_archives_are_refused(tmp_path):
     (tmp_path / "a").write_bytes(b"<html>404 Not Found</html>" * 100)
     with pytest.raises(UserError, match="not a tar archive, or damaged"):
         list(tar_members(tmp_path / "a"))

@@ -121,7 +121,7 @@ def test_a_pickle_executes_nothing(batches, tmp_path):
     assert not marker.exists()
 
 
-def test_what_is_missing_or_damaged(batches, tmp_path):
+def test_missing_or_damaged_files_are_refused(batches, tmp_path):
     with pytest.raises(UserError, match=r"has neither cifar-10-python\.tar\.gz nor cifar-10-binary\.tar\.gz"):
         Cifar10Source(tmp_path)
     files = binary_version(batches)

@@ -26,7 +26,7 @@ def open_folder(data_config, tmp_path):
 
 
 def test_sample_index_is_the_bytewise_rank(tmp_path, open_folder):
-    """Upper case before lower, 10 before 9; an accent after z. The order of class, then file."""
+    """By class, then file: upper case before lower case, 10 before 9, an accent after z."""
     names = ["train/b/10.jpg", "train/b/9.jpg", "train/B/z.jpg", "train/B/é.jpg", "train/a-1/0.png", "train/a/0.png"]
     tree(tmp_path / "source", *names, "val/a/1.jpg", "val/a-1/1.jpg", "val/B/1.jpg", "val/b/1.jpg")
     source = open_folder()
@@ -44,14 +44,14 @@ def test_sample_index_is_the_bytewise_rank(tmp_path, open_folder):
 
 
 def test_only_images_count(tmp_path, open_folder):
-    """Also deeper in the class folder; hidden files, other endings and loose files are left alone."""
+    """Images may be in subfolders of a class; hidden files, other extensions and loose files are ignored."""
     tree(tmp_path / "source", "train/a/images/1.JPEG", "train/a/2.webp", "train/a/notes.txt", "train/a/.3.jpg")
     tree(tmp_path / "source", "train/README.md", "train/.cache/1.jpg", "val/a/1.jpg")
     assert [file.name for file in open_folder().files["train"]] == ["a/2.webp", "a/images/1.JPEG"]
 
 
 def test_what_is_left_out_is_counted(tmp_path, open_folder):
-    """Thumbnails of a file server, files of macOS and Windows, endings that torchvision leaves out, too."""
+    """Thumbnails of a file server, files of macOS and Windows, extensions that torchvision ignores."""
     tree(tmp_path / "source", "train/a/1.JPEG", "train/a/@eaDir/1.JPEG/SYNOPHOTO_THUMB_M.jpg", "train/@eaDir/2.jpg")
     tree(tmp_path / "source", "train/a/._1.JPEG", "train/a/.DS_Store", "train/.cache/1.jpg", "train/a/__MACOSX/1.jpg")
     tree(
@@ -136,7 +136,7 @@ def test_classes_of_the_splits_differ(tmp_path, open_folder):
         open_folder()
 
 
-def test_names_that_differ_in_the_form_of_an_accent_alone_are_told_apart(tmp_path, open_folder):
+def test_names_that_differ_only_in_unicode_normalization_are_reported(tmp_path, open_folder):
     composed, decomposed = "caf\u00e9 d'or", "cafe\u0301 d'or"
     tree(tmp_path / "source", f"train/{composed}/1.jpg", "train/a/1.jpg", f"val/{decomposed}/1.jpg", "val/a/1.jpg")
     with pytest.raises(UserError, match=r"looks like .* of val, but its accents are encoded differently") as error:

@@ -1,4 +1,4 @@
-"""The archives are simulated ones of the photographs; what only the original has is in the numbers that are patched."""
+"""Simulated archives of the photographs; constants of the original are patched."""
 
 import io
 import os
@@ -42,7 +42,7 @@ def untar(archive: Path, folder: Path) -> None:
 
 
 def extract(archives: Path, target: Path) -> Path:
-    """What the user gets who extracts everything: train/WNID/, a flat val/, the devkit's folder."""
+    """Everything extracted: train/WNID/, a flat val/, the devkit's folder."""
     for split, name in ARCHIVES.items():
         untar(archives / name, target / split)
     for inner in (target / "train").glob("*.tar"):
@@ -59,7 +59,7 @@ def samples(source) -> dict:
     }
 
 
-def test_the_archives_hold_the_tree(archives, photo_folder, open_source):
+def test_the_archives_have_the_files_of_the_tree(archives, photo_folder, open_source):
     source = open_source(archives)
     assert source.classes == ["china", "flower", "mirrored"]
     assert source.location.routes == {"train": "tar", "val": "tar"}
@@ -76,7 +76,7 @@ def test_the_archives_hold_the_tree(archives, photo_folder, open_source):
 
 
 def test_ids_are_not_the_sorted_order(archives):
-    """Else a wrong mapping would go unnoticed."""
+    """Otherwise a wrong mapping would go unnoticed."""
     ids = simulated_ids(["china", "flower", "mirrored"])
     assert sorted(ids.values()) == [1, 2, 3]
     assert [ids[name] for name in ("china", "flower", "mirrored")] != [1, 2, 3]
@@ -114,7 +114,7 @@ def test_every_route_gives_the_same_samples(archives, open_source, tmp_path):
 
 
 def test_prepared_from_archives_as_from_the_tree(archives, photo_folder, data_config, tmp_path):
-    """Same training split to the bit; the validation images are those of the tree under other names."""
+    """The training split is equal bit for bit; the validation images are those of the tree under other names."""
     data = data_config(archives, tmp_path / "root", name="imagenet")
     data.check_md5 = True
     root = prepare(data, workers=2, progress=False)
@@ -182,7 +182,7 @@ def test_truncated_archives_are_refused(copy, open_source, split):
 
 
 def test_counts(copy, open_source, monkeypatch):
-    """ILSVRC2012's own unless the devkit is a simulated one; a subset is accepted when it is asked for."""
+    """Counts must be ILSVRC2012's unless the devkit is simulated; a subset is accepted if requested."""
     with tarfile.open(copy / ARCHIVES["val"]) as archive:
         members = [(member, archive.extractfile(member).read()) for member in archive]
     with tarfile.open(copy / ARCHIVES["val"], "w") as archive:
@@ -213,7 +213,7 @@ def test_a_class_that_lost_images(copy, open_source):
         open_source(extracted)
 
 
-def test_the_devkit_must_be_there_and_whole(copy, open_source):
+def test_a_missing_or_damaged_devkit_is_refused(copy, open_source):
     content = (copy / ARCHIVE).read_bytes()
     (copy / ARCHIVE).write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="not a tar archive, or damaged"):

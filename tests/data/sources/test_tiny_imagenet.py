@@ -13,7 +13,7 @@ WNIDS = {"n01443537": "flower", "n01629819": "china", "n01641577": "mirrored"}
 
 @pytest.fixture
 def files(photo_folder) -> dict[str, bytes]:
-    """As published, with three classes: 8 training images of each and 12 validation images in no order."""
+    """As published, but with three classes: 8 training images of each and 12 validation images, unsorted."""
     files = {"wnids.txt": "\n".join(reversed(WNIDS)).encode(), "words.txt": b"n01443537\tgoldfish\n"}
     val = []
     for wnid, name in WNIDS.items():
@@ -81,7 +81,7 @@ def test_prepared(files, data_config, tmp_path, zipped):
 
 @pytest.mark.parametrize("inner", ["", "images/"])
 def test_validation_images_sorted_into_classes(files, tmp_path, inner):
-    """As by the scripts that go round, which may leave val/images and the annotations behind; the same samples."""
+    """As common scripts do, which may leave val/images and the annotations behind; gives the same samples."""
     expected = TinyImagenetSource(write(tmp_path / "flat", files, zipped=False), subset=True)
     classes = dict(line.split("\t")[:2] for line in files["val/val_annotations.txt"].decode().splitlines())
     sorted_files = {
@@ -108,7 +108,7 @@ def test_validation_images_sorted_into_classes(files, tmp_path, inner):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_what_macos_adds_is_left_out(files, tmp_path, zipped):
+def test_files_added_by_macos_are_left_out(files, tmp_path, zipped):
     expected = TinyImagenetSource(write(tmp_path / "plain", files, zipped=zipped), subset=True)
     added = {}
     for name, content in files.items():
@@ -148,7 +148,7 @@ def test_an_image_without_annotation(files, tmp_path):
         TinyImagenetSource(write(tmp_path / "source", files, zipped=True), subset=True)
 
 
-def test_what_is_missing(files, tmp_path):
+def test_missing_files_are_refused(files, tmp_path):
     with pytest.raises(UserError, match=r"has neither tiny-imagenet-200\.zip nor the folder"):
         TinyImagenetSource(tmp_path)
     del files["val/val_annotations.txt"]

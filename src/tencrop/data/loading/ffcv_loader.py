@@ -114,6 +114,7 @@ class _Feed:
         rows[:, decoder.TOP : decoder.WIDTH + 1] = plan.boxes
         rows[:, decoder.OUT_HEIGHT : decoder.OUT_WIDTH + 1] = plan.sizes
         rows[:, decoder.FLIP] = plan.flips
+        # Each image's slot: the address of its first pixel, and the common height and width of the batch.
         rows[:, decoder.ADDRESS] = images.data_ptr() + 3 * height * width * np.arange(num_images)
         rows[:, decoder.SLOT_HEIGHT : decoder.SLOT_WIDTH + 1] = height, width
         return plan
@@ -129,6 +130,7 @@ class _Feed:
             torch.set_num_threads(self._num_torch_threads)
         else:
             status = self._next()
+        # ffcv would train on a damaged image; our decoder operation reports it.
         if damaged := np.flatnonzero(status[: len(plan.index)]).tolist():
             sample = int(plan.index[damaged[0]])
             raise DecodeError(

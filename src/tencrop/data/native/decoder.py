@@ -89,6 +89,7 @@ def decode_batch(
     samples["box"] = boxes
     samples["out_size"] = sizes
     samples["mirrored"] = flips
+    # `images`, `data` and `samples` stay referenced by this frame during the call, so their memory cannot be freed.
     message = ctypes.create_string_buffer(MESSAGE_BYTES)
     failed = _library().tencrop_decode(samples.ctypes.data, num_images, FILTERS.index(filter), num_threads, message)
     if failed >= 0:
@@ -100,6 +101,7 @@ def read_ahead(
 ) -> None:
     """Ask the kernel to read payloads of a memory-mapped file into the page cache; does not wait for them."""
     assert np.all(pointers + payload_bytes <= data.size), "a payload exceeds the file"
+    # One call for the batch: madvise returns at once, and the kernel reads many ranges from the disk in parallel.
     pointers, payload_bytes = (np.ascontiguousarray(array, np.uint64) for array in (pointers, payload_bytes))
     _library().tencrop_read_ahead(data.ctypes.data, pointers.ctypes.data, payload_bytes.ctypes.data, len(pointers))
 

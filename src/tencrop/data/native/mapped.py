@@ -31,6 +31,7 @@ def watch(array: np.memmap, path: Path, *, remedy: str) -> None:
     Lasts as long as the file is mapped. remedy: what the message tells the user to do if the file was truncated.
     """
     # The messages are formatted now: a signal handler may not allocate memory.
+    # In a rank that train.py started, the handler lets the main process report first.
     main_process = int(os.environ[PIPE].split()[1]) if PIPE in os.environ else 0
     sentences = (
         f"{path}: has become shorter while it was read; {remedy}",
@@ -41,7 +42,7 @@ def watch(array: np.memmap, path: Path, *, remedy: str) -> None:
     number = _library().tencrop_watch(
         array.ctypes.data, array.nbytes, array.offset, os.fsencode(path.absolute()), *texts, main_process
     )
-    if number >= 0:
+    if number >= 0:  # else all entries are in use: the file stays unwatched
         # The mmap object and not the array: views keep the file mapped after the array itself is gone.
         mapping = array._mmap  # type: ignore[attr-defined]
         weakref.finalize(mapping, _library().tencrop_forget, number).atexit = False

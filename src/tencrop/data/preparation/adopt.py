@@ -49,11 +49,11 @@ class BetonSource:
         self.location = SourceLocation(str(path), names, dict.fromkeys(names, BETON), num_bytes)
         self.classes = _classes(self.betons["train"], self.betons["val"])
         check_num_classes(data, self.classes)
-        self.left_out: dict[str, Counter[str]] = {}
+        self.left_out: dict[str, Counter[str]] = {}  # no file is left out: every row of the table is an image
         self.files = {split: _files(beton) for split, beton in self.betons.items()}
 
     def read(self, split: str, file: SourceFile) -> bytes:
-        return self.betons[split].image_file(file.offset)
+        return self.betons[split].image_file(file.offset)  # `offset` is the index in the file (route BETON)
 
     def published_md5(self) -> dict[str, str]:
         return {}
@@ -82,6 +82,7 @@ def adopt_split(
         total.merge(sums)
         advance(len(rows))
     link, names = root / f"{split}.beton", root / f"{split}.files.npy"
+    # A symbolic link to an absolute path: hard links fail across file systems, and these files have hundreds of GB.
     link.unlink(missing_ok=True)
     link.symlink_to(beton.path)
     write_npy(names, table)
@@ -124,6 +125,7 @@ def _checked(source: BetonSource, split: str, start: int, *, every: int | None) 
             encoded = encode(source.read(split, file), file.label, AS_STORED, index=index, with_pixels=is_counted)
         except Undecodable as error:
             raise UserError(f"{where} cannot be decoded ({error}); {WRITE_AGAIN}") from error
+        # `encode` would convert such a file and succeed, but the loader reads the payload as it is.
         if mode == JPEG and encoded.kind not in PLAIN_KINDS:
             raise UserError(f"{where} is damaged, or not an RGB or grayscale JPEG ({encoded.kind}); {WRITE_AGAIN}")
         size, listed = (encoded.height, encoded.width), (int(beton.heights[index]), int(beton.widths[index]))
@@ -148,6 +150,7 @@ def _check_options(data: Data) -> None:
 def _file_of(folder: Path, split: str, name: str) -> str:
     """The name of a split's file in `folder`: `name` itself, or the only file name that starts with it and has one of
     ENDINGS."""
+    # ffcv-imagenet's scripts put parameters into the name, such as train_500_0.50_90.ffcv: so match the beginning.
     if (folder / name).is_file():
         return name
     found = sorted(path.name for path in folder.iterdir() if path.name.startswith(name) and path.suffix in ENDINGS)
@@ -172,7 +175,7 @@ def _classes(train: Beton, val: Beton) -> list[str]:
         low, high = int(beton.labels.min()), int(beton.labels.max())
         if not 0 <= low <= high < MAX_CLASSES:
             raise UserError(f"{beton.path}: labels are {low} to {high}, but must be classes 0 to K - 1; {WRITE_AGAIN}")
-    per_class = np.bincount(train.labels)
+    per_class = np.bincount(train.labels)  # MAX_CLASSES bounds its length
     if not per_class.all():
         raise UserError(f"{train.path}: no image has label {per_class.argmin()}; {WRITE_AGAIN}")
     if (most := int(val.labels.max())) >= len(per_class):

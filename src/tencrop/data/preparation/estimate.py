@@ -42,6 +42,7 @@ def announce(
     )
     if left_out := "; ".join(f"{counted(sorts)} of {split}" for split, sorts in source.left_out.items() if sorts):
         console.print(f"left out: {left_out} (image files end in {' '.join(EXTENSIONS)}, as in torchvision)")
+    # What an interrupted preparation has written occupies space already and is not written again.
     if free is not None and num_bytes > free + written:
         raise UserError(
             f"data.root={root}: about {readable(num_bytes)} would be written, but only {readable(free)} is free;"
@@ -59,6 +60,7 @@ def estimate(source: Source, split: str, options: StoreOptions) -> tuple[float, 
             encoded = encode(source.read(split, files[rank]), files[rank].label, options, index=rank)
             read_bytes, stored_bytes = read_bytes + encoded.num_bytes, stored_bytes + len(encoded.sample.payload)
             assert encoded.pixels is not None
+            # Statistics too, only for their time.
             sums.add(encoded.pixels, encoded.height, encoded.width)
     seconds = (time.perf_counter() - start) / len(ranks) * len(files)
     total_bytes = sum(file.num_bytes for file in files)

@@ -66,7 +66,7 @@ def write_part(root: Path, split: str, number: int, key: str, part: Part, sums: 
     buffer = io.BytesIO()
     np.savez_compressed(  # the sum image is most of it: 256 x 256 x 3 int64, which compress well
         buffer,
-        key=np.frombuffer(key.encode(), np.uint8),
+        key=np.frombuffer(key.encode(), np.uint8),  # bytes: a string array would need pickle or a fixed width
         rows=part.rows,
         metadata=part.metadata,
         payload_bytes=part.payload_bytes,
@@ -85,8 +85,10 @@ def read_parts(root: Path, split: str, keys: list[str], *, undecodable: str) -> 
     """
     parts: list[Part] = []
     total = ColorSums()
+    # Leading parts only: payloads are consecutive, so everything after the first missing part is written again.
     for number, key in enumerate(keys):
         found = _read_part(_path(root, split, number), key)
+        # A part that skipped files is of no use to a preparation that must stop at them.
         if found is None or (found[0].skipped and undecodable == "stop"):
             break
         parts.append(found[0])
@@ -144,6 +146,7 @@ def _read_part(path: Path, key: str) -> tuple[Part, ColorSums] | None:
 def _payloads_are_there(beton: Path, part: Part) -> bool:
     if beton.is_file():  # complete: the preparation stopped later
         return True
+    # Payloads are flushed before their part is written, so the size tells whether they are complete.
     partial = partial_name(beton)
     needed = end_of_payloads(part.metadata, part.payload_bytes) if len(part.metadata) else 0
     return partial.is_file() and partial.stat().st_size >= needed

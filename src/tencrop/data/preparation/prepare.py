@@ -92,6 +92,7 @@ def _write(root: Path, source: Source, data: Data, *, num_threads: int, console:
                 splits[split], sums[split] = write_split(
                     root, split, source, options[split], undecodable=undecodable, **settings
                 )
+    # All files are complete and on disk: only now write the manifest, which declares the folder prepared.
     sums["train"].every = every
     write_npy(root / "mean_image.npy", sums["train"].mean_image())
     write_manifest(root, _manifest(data, source, splits, sums["train"]))
@@ -109,6 +110,7 @@ def open_source(data: Data) -> Source:
         return IlsvrcSource(data)
     if data.name == "beton":
         return BetonSource(data)
+    # The remaining two always need data.source and have a fixed layout.
     path = source_folder(data)
     source = (Cifar10Source if data.name == "cifar10" else TinyImagenetSource)(path, subset=data.subset)
     check_num_classes(data, source.classes)
@@ -135,9 +137,11 @@ def _manifest(data: Data, source: Source, splits: dict[str, Any], sums: ColorSum
         "mean_image": "mean_image.npy",
         "mean_image_sha256": file_sha256(Path(data.root) / "mean_image.npy"),
         "source": dataclasses.asdict(source.location),
+        # Sorted, so that the manifest does not depend on the order in which a file system lists its entries.
         "left_out": {split: dict(sorted(sorts.items())) for split, sorts in source.left_out.items()},
         **({"permutation": permutation()} if data.name == "digits" else {}),
         **({"not_known": NOT_KNOWN} if data.name == "beton" else {}),
+        # No date: preparing the same files twice gives the same manifest.
         "created": {
             "tencrop": tencrop.__version__,
             "pillow": PIL.__version__,
@@ -148,6 +152,7 @@ def _manifest(data: Data, source: Source, splits: dict[str, Any], sums: ColorSum
 
 def _options(data: Data) -> dict[str, Any]:
     """The options that affect the prepared files, by key."""
+    # check_md5 and num_classes are not among them: they only check the source.
     options: dict[str, Any] = {f"store.{key}": value for key, value in dataclasses.asdict(data.store).items()}
     if data.name != "digits":
         options |= {f"splits.{key}": value for key, value in dataclasses.asdict(data.splits).items()}
@@ -180,6 +185,8 @@ def _check_prepared(root: Path, data: Data) -> None:
         archive = Path(data.source) / name
         if archive.exists() and archive.stat().st_size != num_bytes:
             raise UserError(f"{archive}: not the archive that {root} was prepared from; {remedy}")
+    # Files in a tree may have changed one by one, so compare names and sizes. Contents are not read: that would take as
+    # long as preparing again.
     if set(manifest["source"]["routes"].values()) != {TREE}:
         return
     source = open_source(data)

@@ -73,8 +73,10 @@ class ColorSums:
         count = self.num_pixels
         sums = self.color.astype(object)  # Python integers: the products below exceed 64 bits
         color, products = sums[:3], sums[[3, 4, 5, 4, 6, 7, 5, 7, 8]].reshape(3, 3)
+        # E[x y] - E[x] E[y] in exact integers: in floats the difference would cancel digits.
         covariance = ((count * products - np.outer(color, color)) / count**2).astype(np.float64)
         eigenvalues, eigenvectors = np.linalg.eigh(covariance)
+        # eigh sorts in ascending order; rounding can make the variance of gray images slightly negative.
         eigenvalues, eigenvectors = np.maximum(eigenvalues[::-1], 0.0), eigenvectors[:, ::-1]
         # LAPACK may return an eigenvector or its negative. Make the largest component positive on every machine.
         largest = np.abs(eigenvectors).argmax(axis=0)

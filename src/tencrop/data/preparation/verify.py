@@ -38,14 +38,14 @@ def verify(root: str | Path, data: str = "imagefolder", *, num_threads: int = 1,
     """
     root = Path(root)
     console = plain_console(quiet=not progress, soft_wrap=True)
-    manifest = read_manifest(root, data)
+    manifest = read_manifest(root, data)  # compares it with its own digest
     remedy = f"delete {root} and prepare the data again (prepare.py)"
     for name in SPLITS:
         split = open_split(root, name, data=data)
         facts = manifest["splits"][name]
         # First the file table against the manifest, then the .beton file against the table.
         check_file(root / facts["files"], facts["files_sha256"])
-        table = np.asarray(split.files)
+        table = np.asarray(split.files)  # without memmap's overhead in each access
         fingerprints = {
             "source_fingerprint": source_fingerprint(table),
             "store_fingerprint": store_fingerprint(table, facts["store"]),

@@ -66,6 +66,7 @@ def write_split(
     advance(num_done)
     beton, names = root / f"{split}.beton", root / f"{split}.files.npy"
 
+    # Runs in a thread. Sources and `encode` are thread-safe, and everything slow in them releases the GIL.
     def make(ranks: range) -> Chunk:
         return _chunk(source, split, files[ranks.start : ranks.stop], ranks.start, options, every)
 
@@ -86,6 +87,8 @@ def write_split(
                 total.merge(sums)
             writer.finish()
     whole = joined(parts)
+    # Names in a part are as wide as its longest one; the final table is as wide as the longest of all files, so its
+    # bytes do not depend on how the files were split into parts.
     table = file_table(len(whole.rows), max(len(os.fsencode(file.name)) for file in files))
     for name in table.dtype.names or ():
         table[name] = whole.rows[name]
@@ -119,6 +122,7 @@ def split_facts(
         "files_sha256": file_sha256(names),
         "source_fingerprint": source_fingerprint(table),
         "store_fingerprint": store_fingerprint(table, store),
+        # For people, and not read again: which files were converted, are grayscale or were left out.
         "kinds": dict(Counter(KINDS[kind] for kind in table["kind"])),
         "converted": _converted(table),
         "grayscale": _grayscale(table),
@@ -147,6 +151,7 @@ def _written_part(
         _, chunk = next(chunks)
         for item in chunk.samples:
             if isinstance(item, dict):
+                # Raised here and not in the thread, so that it is always the first such file in index order.
                 if undecodable == "stop":
                     raise UserError(
                         f"{item['name']} of the {split} split cannot be decoded ({item['reason']});"
@@ -218,6 +223,8 @@ def table_row(file: SourceFile, encoded: EncodedFile) -> tuple:
 
 def _converted(table: np.ndarray) -> list[dict[str, str]]:
     """The first MAX_LISTED files named JPEG that are CMYK or another format: these are stored as RGB."""
+    # ImageNet has 22 CMYK files and a PNG named JPEG (see TensorFlow's build_imagenet_data.py). Their pixels depend on
+    # the converter, so a comparison with another code base needs to know which they are.
     is_plain = np.isin(table["kind"], [KINDS.index(kind) for kind in PLAIN_KINDS])
     names = [os.fsdecode(name) for name in table["name"][~is_plain]]
     kinds = [KINDS[kind] for kind in table["kind"][~is_plain]]
@@ -246,5 +253,5 @@ def in_order(
                 yield done, future.result()
         for done, future in pending:
             yield done, future.result()
-    finally:
+    finally:  # also when the consumer stops early: do not start the remaining tasks
         pool.shutdown(cancel_futures=True)

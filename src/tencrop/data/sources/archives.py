@@ -35,6 +35,7 @@ def tar_members(path: Path, within: Member | None = None) -> Iterator[Member]:
     size = path.stat().st_size
     start, end = (within.offset, within.offset + within.num_bytes) if within else (0, size)
     label = f"{path}, {within.name}" if within else str(path)
+    # A window of the file, so that the tar inside the tar is read in place instead of being extracted.
     with open(path, "rb") as file:
         try:
             with tarfile.open(fileobj=_Window(file.fileno(), start, end), mode="r:") as archive:
@@ -91,6 +92,7 @@ def zip_members(path: Path) -> Iterator[Member]:
                     raise UserError(f"{path}: {entry.filename} is a link, a device or encrypted; refused")
                 if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise UserError(f"{path}: {entry.filename} is neither stored nor deflated; zip it again")
+                # Of the local header: its length may differ from that in the directory, so it is read with the member.
                 yield Member(entry.filename, entry.header_offset, entry.file_size)
     except zipfile.BadZipFile as error:
         raise UserError(f"{path}: not a zip archive, or truncated ({error}); download it again") from error
@@ -98,6 +100,7 @@ def zip_members(path: Path) -> Iterator[Member]:
 
 def check_md5(path: Path, expected: str, advance: Callable[[int], None] = lambda num_bytes: None) -> None:
     """Raise UserError unless the file has the published MD5. `advance` is called with the number of bytes read."""
+    # MD5, because that is what is published. It detects damage, not manipulation.
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb", buffering=0) as file:
         while part := file.read(1 << 22):
@@ -115,6 +118,7 @@ def _safe_name(archive: str, entry: tarfile.TarInfo) -> str:
 
 
 def _check_name(archive: str, name: str) -> None:
+    # Backslashes are separators on Windows, where such an archive may have been made.
     if name.startswith("/") or ".." in name.replace("\\", "/").split("/") or "\0" in name:
         raise UserError(f"{archive}: the name of member {name!r} leads outside of the archive; archive the files again")
 

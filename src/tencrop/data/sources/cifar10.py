@@ -58,10 +58,11 @@ class Cifar10Source:
             stored = np.concatenate([batch_labels for _, batch_labels in contents])
             if stored.size == 0 or not 0 <= stored.min() <= stored.max() < len(names):
                 raise UserError(f"{path / archive}: a label of the {split} images is not one of {len(names)} classes")
+            # [N, 3, H, W] to [N, H, W, 3], which is the order of PPM.
             planes = np.concatenate([pixels for pixels, _ in contents]).reshape(-1, 3, SIDE, SIDE)
             self._pixels[split] = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
             prefix = {"train": "train", "val": "test"}[split]
-            order = np.argsort(labels[stored], kind="stable")
+            order = np.argsort(labels[stored], kind="stable")  # sample order: by class, then by number
             self.files[split] = [
                 SourceFile(f"{self.classes[label]}/{prefix}_{number:05d}.ppm", label, len(self._ppm(split, number)))
                 for number, label in ((int(number), int(labels[stored[number]])) for number in order)
@@ -79,6 +80,7 @@ class Cifar10Source:
     def published_md5(self) -> dict[str, str]:
         return {archive: md5 for archive, (_, md5, _, _) in VERSIONS.items()}
 
+    # PPM: the header and the pixels as they are, so making and reading it costs nothing and loses nothing.
     def _ppm(self, split: str, number: int) -> bytes:
         return b"P6 %d %d 255\n" % (SIDE, SIDE) + self._pixels[split][number].tobytes()
 
@@ -86,6 +88,7 @@ class Cifar10Source:
 def _find(path: Path) -> tuple[str, dict[str, bytes]]:
     """The archive that is present (or its extracted folder), and its files by name."""
     for archive, (folder, _, meta, ending) in VERSIONS.items():
+        # By base name: the folder in the archive may have been renamed.
         wanted = [meta, *(batch + ending for batches in BATCHES.values() for batch in batches)]
         if (path / archive).is_file():
             found = small_files(path / archive, wanted=lambda name: name.rpartition("/")[2] in wanted)  # noqa: B023

@@ -35,7 +35,7 @@ def find_devkit(source: Path) -> Path | None:
 
 def read_devkit(path: Path) -> Devkit:
     """Read the archive or the folder; UserError if it is not the devkit of ILSVRC2012."""
-    wanted = (META, GROUND_TRUTH, SIMULATED)
+    wanted = (META, GROUND_TRUTH, SIMULATED)  # the rest of the kit is MATLAB code and documentation
     if path.is_dir():
         files = {name: (path / name).read_bytes() for name in wanted if (path / name).is_file()}
     else:

@@ -50,6 +50,7 @@ class DigitsSource:
     def read(self, split: str, file: SourceFile) -> bytes:
         number = int(file.name.split("/")[1].removesuffix(".png"))
         buffer = io.BytesIO()
+        # Level 1: the store decodes it at once, so its size does not matter. PNG loses nothing.
         digit_image(self._digits.images[number]).save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
 
@@ -58,6 +59,7 @@ class DigitsSource:
 
     def _files(self, numbers: list[int]) -> list[SourceFile]:
         names = sorted((int(self._digits.target[number]), f"{number:04d}.png") for number in numbers)
+        # Size 0: unknown before the image is generated.
         return [SourceFile(f"{label}/{name}", label, 0) for label, name in names]
 
     @cached_property

@@ -103,6 +103,7 @@ def list_images(folder: Path, classes: list[str], left_out: Counter[str]) -> lis
     left_out.update(_beside(folder, set(classes)))
     for label, name in enumerate(classes):
         others: Counter[str] = Counter()
+        # By bytes, as in every source: independent of the locale, and defined for names that are not valid UTF-8.
         images = sorted(_images(folder / name, others), key=lambda image: os.fsencode(image[0]))
         if not images:
             raise UserError(
@@ -157,6 +158,7 @@ def _check_accents(missing: list[str], others: set[str], split: str, other: str)
 
     The two look the same in print: macOS stores an accent as a separate character, Linux usually does not.
     """
+    # Without this the user would see two equal names and the claim that they differ.
     composed = {unicodedata.normalize("NFC", name): name for name in others}
     for name in missing:
         if twin := composed.get(unicodedata.normalize("NFC", name)):

@@ -60,6 +60,7 @@ class IlsvrcSource:
 
     def __init__(self, data: Data) -> None:
         path = source_folder(data)
+        # Locate both splits before indexing an archive: a mistake in the layout is found at once, not after minutes.
         found = find_devkit(path)
         self.devkit = read_devkit(found) if found else None
         splits, routes = {}, {}
@@ -114,6 +115,7 @@ class IlsvrcSource:
                 members = zipped.images[split] if route == ZIP and zipped else members
                 named[split] = _by_ground_truth(path / location, members, truth, left_out)
             check_names(path / location, _all(named[split]))
+        # Classes without files come from the ground truth of a subset; drop them on both sides.
         classes, others = ({name for name, files in named[split].items() if files} for split in ("train", "val"))
         check_same_classes(list(classes), list(others))
         if self.devkit and (strange := classes - set(self.devkit.num_train_images)):
@@ -141,6 +143,7 @@ class IlsvrcSource:
                         f"data.source: {found:,} {split} images, but ILSVRC2012 has {expected:,}; add or remove images,"
                         f" or {SUBSET}"
                     )
+        # Per class too: a missing and a duplicate image would leave the total unchanged.
         for split in ("train", "val"):
             per_class = Counter(file.label for file in self.files[split])
             for label, wnid in enumerate(self.classes):
@@ -236,6 +239,7 @@ def _by_ground_truth(
     path: Path, members: Iterable[Member], truth: GroundTruth, left_out: Counter[str]
 ) -> dict[str, list[SourceFile]]:
     """Validation images by class, looked up by the number in their names."""
+    # The class folder in a name is ours: the archive is flat. Names then have the form CLASS/NAME in every source.
     by_class: dict[str, list[SourceFile]] = {wnid: [] for wnid in truth.wnids.values()}
     for member in _not_hidden(members, left_out):
         name = os.path.basename(member.name)

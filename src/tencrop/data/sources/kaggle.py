@@ -41,7 +41,7 @@ def folder_within(source: Path, folder: str) -> str:
 
 def find_solution(source: Path) -> Path | None:
     """LOC_val_solution.csv in the user's folder, or above it if that is ILSVRC or ILSVRC/Data/CLS-LOC."""
-    above = [source]
+    above = [source]  # folders that may contain the file
     for inner in ("ILSVRC", IMAGES):
         parts = Path(inner).parts
         if source.parts[-len(parts) :] == parts:
@@ -82,6 +82,7 @@ def read_archive(path: Path) -> Archived:
     for member in zip_members(path):
         _, found, inner = member.name.rpartition(f"{IMAGES}/")
         split = inner.partition("/")[0]
+        # rpartition: a zip that was made again may have further folders above ILSVRC.
         if found and split in images:
             images[split].append(member._replace(name=inner))
         elif member.name.rpartition("/")[2] == SOLUTION and not member.name.startswith("__MACOSX/"):

@@ -46,6 +46,7 @@ def check_folders(
     location: Path, files: Iterable[SourceFile], class_of: Callable[[str], str | None], *, stated_by: str
 ) -> None:
     """Raise UserError if `class_of` an image's file name is not its folder's class; None is not compared."""
+    # Collect all of them: one contradiction is a stray file, thousands are another class order.
     wrong = []
     for file in files:
         folder, name = file.name.partition("/")[0], file.name.rpartition("/")[2]

@@ -77,6 +77,7 @@ def _write_train(path: Path, source: Source, advance: Callable[[int], None]) -> 
             inner = io.BytesIO()
             with tarfile.open(fileobj=inner, mode="w") as archive_of_class:
                 for image in (image for image in source.files["train"] if image.label == label):
+                    # Inner tars are flat, so subfolders become part of the name.
                     image_name = image.name.partition("/")[2].replace("/", "_")
                     _add(archive_of_class, image_name, source.read("train", image))
                     advance(1)
@@ -85,6 +86,7 @@ def _write_train(path: Path, source: Source, advance: Callable[[int], None]) -> 
 
 def _write_val(path: Path, source: Source, ids: dict[str, int], advance: Callable[[int], None]) -> list[int]:
     """Write the validation images in an order independent of their classes; returns their ILSVRC2012_IDs in order."""
+    # Ordered by a hash of the name: mixes the classes, as in the original, and is the same every time.
     key = [hashlib.sha256(os.fsencode(file.name)).digest() for file in source.files["val"]]
     order = sorted(range(len(key)), key=key.__getitem__)
     with atomic_file(path) as file, tarfile.open(fileobj=file, mode="w") as archive:

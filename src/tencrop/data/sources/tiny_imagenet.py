@@ -78,7 +78,7 @@ class TinyImagenetSource:
             split, _, rest = name.partition("/")
             wnid, _, image = rest.partition("/")
             if split != "train" or wnid not in self.classes:
-                continue
+                continue  # val is read below; test has no labels
             if _is_image(image.rpartition("/")[2], self.left_out["train"]):
                 train.append(_file(rest, self.classes.index(wnid), member))
         check_names(path, train)
@@ -99,6 +99,7 @@ class TinyImagenetSource:
                 images = [Member(entry.name, 0, entry.stat().st_size) for entry in entries]
             val = _annotated(images, text, self.classes, path, self.left_out["val"])
         else:
+            # Sorted by a script: its result is checked against the annotations, if they are still there.
             val = self._class_folders(path, "val")
             if (path / ANNOTATIONS).is_file():
                 check_folders(path / "val", val, _annotations(text(ANNOTATIONS)).get, stated_by=ANNOTATIONS)

@@ -45,6 +45,7 @@ from tencrop.files import atomic_write, file_sha256
 FORMAT = "tencrop-data-2"
 SPLITS = ("train", "val")
 _REMEDY = "delete {root} and prepare the data again (prepare.py)"
+# The shape of a manifest, checked when it is read. Entries that only people read (kinds, converted) are not listed.
 _COUNT = Between(0, 2**63 - 1)
 _TRIPLE = [float, float, float]
 _SPLIT = {
@@ -232,7 +233,7 @@ class Split:
                 f"{root / facts['files']}: not the table of the {self.num_samples} files of {facts['beton']};"
                 f" {_REMEDY.format(root=root)}"
             )
-        self.labels = self.beton.labels
+        self.labels = self.beton.labels  # a view of the mapped file, like all tables; stored_sizes is a copy of 10 MB
         self.stored_sizes = np.stack([self.beton.heights, self.beton.widths], axis=1).astype(np.int32)
         location = SourceLocation(
             **{field.name: manifest["source"][field.name] for field in dataclasses.fields(SourceLocation)}
