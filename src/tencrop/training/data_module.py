@@ -61,7 +61,7 @@ class DataModule(pl.LightningDataModule):
         self.order = lru_cache(maxsize=2)(self._order)
         self.positions = cache(self._positions)  # needs the trainer's rank, which is not known yet
         self.loaders: list[BaseLoader] = []
-        self.digest = Digest()  # of this rank's training batches; metrics adds up the ranks
+        self.digest = Digest()  # of this rank's training batches
 
     @property
     def num_validation_images(self) -> int:
@@ -86,7 +86,7 @@ class DataModule(pl.LightningDataModule):
             filter=augmentation.filter,
             hash_pixels=is_deterministic(config),
         )
-        return Positioned(loader, self._position)
+        return ResumableLoader(loader, self._position)
 
     def val_dataloader(self) -> Any:
         protocol = validation_protocol(self.config)
@@ -98,7 +98,7 @@ class DataModule(pl.LightningDataModule):
         loader = self._loader(
             self.val_split, lambda epoch: parts, lambda index, epoch: plan(index), filter=protocol.filter
         )
-        return Positioned(loader, lambda: (0, 0))  # always the whole split
+        return ResumableLoader(loader, lambda: (0, 0))  # always the whole split
 
     def samples(self, positions: Index, epoch: int) -> tuple[Index, Index]:
         """(sample index, copy number) at each of these positions in the epoch.
@@ -106,8 +106,8 @@ class DataModule(pl.LightningDataModule):
         Under repeated augmentation (Hoffer et al. 2020; Berman et al. 2019) the copies of a sample are adjacent. As in
         DeiT an epoch keeps its length, so with 3 repeats it covers only the first third of its order.
         """
-        # Adjacent copies land in the same global batch: seeing several views of a sample in one step is what both
-        # papers study. DeiT instead distributes the copies over its ranks, which would depend on their number.
+        # Adjacent copies are in the same global batch, except at its edges: both papers study several views of a sample
+        # in one step. DeiT instead distributes the copies over its ranks, which would depend on their number.
         row, view = np.divmod(positions, self.config.augmentation.repeats)
         return self.order(epoch)[row], view
 
@@ -171,16 +171,16 @@ class DataModule(pl.LightningDataModule):
             num_ranks=trainer.world_size,
         )
 
-    def _loader(self, split: Split, batches: Any, plan: Any, **options: Any) -> Any:
+    def _loader(self, split: Split, batch_sampler: Any, plan: Any, **options: Any) -> Any:
         # Pinned memory only where a GPU copies from it: it cannot be swapped out, and pinning it takes time.
         is_gpu = self.trainer.strategy.root_device.type == "cuda"  # type: ignore[union-attr]
         threads = num_workers(self.config.hardware)
-        loader = self.loader_class(split, batches, plan, num_threads=threads, pin_memory=is_gpu, **options)
+        loader = self.loader_class(split, batch_sampler, plan, num_threads=threads, pin_memory=is_gpu, **options)
         self.loaders.append(loader)
         return loader
 
 
-class Positioned:
+class ResumableLoader:
     """The iterable that Lightning gets: a loader that starts each pass at `position()`, an (epoch, micro-batch).
 
     In training the position is a function of the optimizer step alone. A resumed run therefore neither replays a batch

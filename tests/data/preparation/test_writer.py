@@ -4,7 +4,7 @@ import pytest
 
 from tencrop.data.preparation import writer
 from tencrop.data.preparation.prepare import prepare
-from tencrop.data.preparation.writer import CHUNK_BYTES, CHUNK_FILES, _tasks, in_order
+from tencrop.data.preparation.writer import CHUNK_BYTES, CHUNK_FILES, _tasks, map_in_order
 from tencrop.data.sources.source import SourceFile
 
 
@@ -15,13 +15,13 @@ def test_results_come_in_order_whatever_the_threads_do():
 
     expected = [(number, number * number) for number in range(40)]
     for num_threads in (1, 3):
-        assert list(in_order(slow_first, range(40), num_threads=num_threads)) == expected
-    assert list(in_order(slow_first, [], num_threads=2)) == []
+        assert list(map_in_order(slow_first, range(40), num_threads=num_threads)) == expected
+    assert list(map_in_order(slow_first, [], num_threads=2)) == []
 
 
 def test_threads_run_only_so_far_ahead():
     started = []
-    results = in_order(started.append, range(1000), num_threads=2)
+    results = map_in_order(started.append, range(1000), num_threads=2)
     for _ in range(3):
         next(results)
     assert len(started) <= 3 + 4 * 2
@@ -30,7 +30,7 @@ def test_threads_run_only_so_far_ahead():
 
 
 def test_an_error_is_raised_in_the_order_of_the_items():
-    results = in_order(lambda number: 1 // (3 - number), range(100), num_threads=2)
+    results = map_in_order(lambda number: 1 // (3 - number), range(100), num_threads=2)
     assert [result for _, result in (next(results), next(results), next(results))] == [0, 0, 1]
     with pytest.raises(ZeroDivisionError):
         next(results)

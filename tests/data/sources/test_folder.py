@@ -7,7 +7,7 @@ import pytest
 
 from tencrop.config import UserError
 from tencrop.data.preparation.prepare import open_source
-from tencrop.data.sources.folder import FolderSource, counted
+from tencrop.data.sources.folder import FolderSource, format_counts
 from tencrop.data.sources.source import SourceFile, read_file
 
 
@@ -77,8 +77,8 @@ def test_what_is_left_out_is_counted(tmp_path, open_folder):
 
 
 def test_counts_in_words():
-    assert counted(Counter({".jfif": 1200, "hidden": 1, ".db": 1})) == "1,200 .jfif, 1 .db, 1 hidden"
-    assert counted(Counter({".a": 3, ".b": 2, ".c": 1, ".d": 1}), most=2) == "3 .a, 2 .b, 2 of 2 other endings"
+    assert format_counts(Counter({".jfif": 1200, "hidden": 1, ".db": 1})) == "1,200 .jfif, 1 .db, 1 hidden"
+    assert format_counts(Counter({".a": 3, ".b": 2, ".c": 1, ".d": 1}), most=2) == "3 .a, 2 .b, 2 of 2 other endings"
 
 
 def test_a_class_of_endings_that_are_left_out(tmp_path, open_folder):

@@ -20,7 +20,7 @@ import numpy as np
 
 from tencrop.config import Data, StoreOptions, UserError
 from tencrop.data.preparation.statistics import ColorSums
-from tencrop.data.preparation.writer import CHUNK_FILES, in_order, split_facts, table_row, write_npy
+from tencrop.data.preparation.writer import CHUNK_FILES, map_in_order, split_facts, table_row, write_npy
 from tencrop.data.sources.folder import check_num_classes, source_folder
 from tencrop.data.sources.source import BETON, SourceFile, SourceLocation
 from tencrop.data.store.beton import JPEG, Beton
@@ -76,7 +76,7 @@ def adopt_split(
     beton, files = source.betons[split], source.files[split]
     table, total = file_table(len(files), max(len(file.name) for file in files)), ColorSums()
     check = partial(_checked, source, split, every=every)
-    for start, (rows, sums) in in_order(check, range(0, len(files), CHUNK_FILES), num_threads=num_threads):
+    for start, (rows, sums) in map_in_order(check, range(0, len(files), CHUNK_FILES), num_threads=num_threads):
         for number, row in enumerate(rows, start):
             table[number] = row
         total.merge(sums)
@@ -90,7 +90,7 @@ def adopt_split(
     return {**facts, "tables_sha256": beton.tables_sha256}, total
 
 
-def introduction(root: Path, source: BetonSource) -> str:
+def adoption_notice(root: Path, source: BetonSource) -> str:
     """The text to print before the images are read."""
     counts = " and ".join(f"{len(files):,} {split}" for split, files in source.files.items())
     files = ", ".join(f"{split} from {name}" for split, name in source.location.splits.items())

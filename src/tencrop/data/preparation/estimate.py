@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tencrop.config import StoreOptions, UserError
 from tencrop.data.preparation.statistics import ColorSums
-from tencrop.data.sources.folder import EXTENSIONS, counted
+from tencrop.data.sources.folder import EXTENSIONS, format_counts
 from tencrop.data.sources.source import Source
 from tencrop.data.store.encode import Undecodable, encode
 from tencrop.progress import readable
@@ -40,7 +40,7 @@ def announce(
         f" about {datetime.timedelta(seconds=round(seconds) + 1)} with {num_threads} threads"
         + (f"; {readable(written)} of it is already written" if written else "")
     )
-    if left_out := "; ".join(f"{counted(sorts)} of {split}" for split, sorts in source.left_out.items() if sorts):
+    if left_out := "; ".join(f"{format_counts(sorts)} of {split}" for split, sorts in source.left_out.items() if sorts):
         console.print(f"left out: {left_out} (image files end in {' '.join(EXTENSIONS)}, as in torchvision)")
     # What an interrupted preparation has written occupies space already and is not written again.
     if free is not None and num_bytes > free + written:

@@ -93,7 +93,7 @@ def read_parts(root: Path, split: str, keys: list[str], *, undecodable: str) -> 
             break
         parts.append(found[0])
         total.merge(found[1])
-    if parts and not _payloads_are_there(root / f"{split}.beton", joined(parts)):
+    if parts and not _payloads_are_there(root / f"{split}.beton", concatenated(parts)):
         parts, total = [], ColorSums()
     for path in root.glob(f"{split}.part*.npz"):
         if path.name not in {_path(root, split, number).name for number in range(len(parts))}:
@@ -101,7 +101,7 @@ def read_parts(root: Path, split: str, keys: list[str], *, undecodable: str) -> 
     return parts, total
 
 
-def joined(parts: list[Part]) -> Part:
+def concatenated(parts: list[Part]) -> Part:
     """Concatenate parts into one."""
     if not parts:
         return empty_part()
@@ -120,7 +120,7 @@ def remove_parts(root: Path) -> None:
             path.unlink()
 
 
-def any_part(root: Path) -> bool:
+def has_parts(root: Path) -> bool:
     """Whether there is a part from which another attempt can continue."""
     return any(True for split in SPLITS for _ in root.glob(f"{split}.part*.npz"))
 

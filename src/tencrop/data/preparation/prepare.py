@@ -22,9 +22,9 @@ import tencrop
 from tencrop.config import Data, StoreOptions, UserError, num_threads
 from tencrop.config.writable import check_writable
 from tencrop.console import plain_console
-from tencrop.data.preparation.adopt import NOT_KNOWN, BetonSource, adopt_split, check_root, introduction
+from tencrop.data.preparation.adopt import NOT_KNOWN, BetonSource, adopt_split, adoption_notice, check_root
 from tencrop.data.preparation.estimate import announce
-from tencrop.data.preparation.parts import any_part, remove_parts
+from tencrop.data.preparation.parts import has_parts, remove_parts
 from tencrop.data.preparation.statistics import ColorSums, sampled_every
 from tencrop.data.preparation.writer import write_npy, write_split
 from tencrop.data.sources.archives import check_md5
@@ -72,7 +72,7 @@ def _write(root: Path, source: Source, data: Data, *, num_threads: int, console:
     """Write all files of the prepared folder, the manifest last; returns the manifest's `splits`."""
     options = {split: store_options(data, split) for split in SPLITS}
     if isinstance(source, BetonSource):
-        console.print(introduction(root, source))
+        console.print(adoption_notice(root, source))
     else:
         announce(source, options, name=data.name, root=root, num_threads=num_threads, console=console)
     if data.check_md5:
@@ -269,7 +269,7 @@ def _cleaned_up_after_failure(root: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or not any_part(root):
+        if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or not has_parts(root):
             remove_parts(root)
             names = ("mean_image.npy", *(f"{split}.{end}" for split in SPLITS for end in ("beton", "files.npy")))
             for path in (root / name for name in names):

@@ -19,7 +19,15 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from tencrop.config import StoreOptions, UserError
-from tencrop.data.preparation.parts import Part, joined, part_keys, part_ranges, read_parts, remove_parts, write_part
+from tencrop.data.preparation.parts import (
+    Part,
+    concatenated,
+    part_keys,
+    part_ranges,
+    read_parts,
+    remove_parts,
+    write_part,
+)
 from tencrop.data.preparation.statistics import ColorSums
 from tencrop.data.sources.source import Source, SourceFile
 from tencrop.data.store.beton import BetonWriter, EncodedSample, tables_sha256
@@ -73,11 +81,11 @@ def write_split(
     if len(parts) < len(keys) or not beton.is_file():
         if parts and beton.is_file():  # it was complete, but some later files have changed since
             os.replace(beton, partial_name(beton))
-        written = joined(parts)
+        written = concatenated(parts)
         tasks = [task for part in ranges[len(parts) :] for task in _tasks(files, part)]
         with (
             BetonWriter(beton, len(files), written.metadata, written.payload_bytes) as writer,
-            contextlib.closing(in_order(make, tasks, num_threads=num_threads)) as chunks,
+            contextlib.closing(map_in_order(make, tasks, num_threads=num_threads)) as chunks,
         ):
             for number in range(len(parts), len(keys)):
                 part, sums = _written_part(writer, chunks, len(ranges[number]), split, undecodable, advance)
@@ -86,7 +94,7 @@ def write_split(
                 parts.append(part)
                 total.merge(sums)
             writer.finish()
-    whole = joined(parts)
+    whole = concatenated(parts)
     # Names in a part are as wide as its longest one; the final table is as wide as the longest of all files, so its
     # bytes do not depend on how the files were split into parts.
     table = file_table(len(whole.rows), max(len(os.fsencode(file.name)) for file in files))
@@ -237,7 +245,7 @@ def _grayscale(table: np.ndarray) -> list[str]:
     return [os.fsdecode(name) for name in table["name"][table["kind"] == KINDS.index("gray jpeg")][:MAX_LISTED]]
 
 
-def in_order(
+def map_in_order(
     function: Callable[[Item], Result], items: Iterable[Item], *, num_threads: int
 ) -> Generator[tuple[Item, Result], None, None]:
     """Yield (item, function(item)) in order, computed by threads that run at most 2 x num_threads items ahead."""

@@ -16,7 +16,15 @@ from tencrop.data.sources.source import TREE, SourceFile, SourceLocation, read_o
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 ENDING = re.compile(r"\.[a-z][a-z0-9]{0,7}")  # a file extension, but not the .0001 of a numbered name
 # Folders that file servers and desktops create (thumbnails, deleted files), in lower case
-LITTER = {"@eadir", "#recycle", "#snapshot", "$recycle.bin", "__macosx", "lost+found", "system volume information"}
+SYSTEM_FOLDERS = {
+    "@eadir",
+    "#recycle",
+    "#snapshot",
+    "$recycle.bin",
+    "__macosx",
+    "lost+found",
+    "system volume information",
+}
 # Files of Hugging Face's ImageNet and other parquet data sets
 SHARDS = (
     "*.parquet",
@@ -108,7 +116,7 @@ def list_images(folder: Path, classes: list[str], left_out: Counter[str]) -> lis
         if not images:
             raise UserError(
                 f"{folder / name}: the class folder has no image ({' '.join(EXTENSIONS)})"
-                + (f", but {counted(others)}" if others else "")
+                + (f", but {format_counts(others)}" if others else "")
                 + "; add images or remove the folder from every split"
             )
         left_out.update(others)
@@ -120,11 +128,11 @@ def subfolders(path: Path) -> list[str]:
     """Names of the subfolders, sorted bytewise, without hidden and system folders."""
     # os.scandir knows the type of an entry without a stat call, unlike os.listdir.
     with os.scandir(path) as entries:
-        names = [entry.name for entry in entries if entry.is_dir() and not _is_litter(entry.name)]
+        names = [entry.name for entry in entries if entry.is_dir() and not _is_system_folder(entry.name)]
     return sorted(names, key=os.fsencode)
 
 
-def sort_of(name: str) -> str:
+def kind_of(name: str) -> str:
     """The kind under which a file that is left out is counted: hidden, its extension, or without an ending."""
     if name.startswith("."):
         return "hidden"
@@ -132,7 +140,7 @@ def sort_of(name: str) -> str:
     return ending if ENDING.fullmatch(ending) else "without an ending"
 
 
-def counted(left_out: Counter[str], most: int = 8) -> str:
+def format_counts(left_out: Counter[str], most: int = 8) -> str:
     """Text such as "3 .jfif, 1 hidden", the most frequent first."""
     ordered = sorted(left_out.items(), key=lambda pair: (-pair[1], pair[0]))
     texts = [f"{number:,} {sort}" for sort, number in ordered[:most]]
@@ -184,20 +192,20 @@ def check_num_classes(data: Data, classes: list[str]) -> None:
         )
 
 
-def _is_litter(folder: str) -> bool:
-    return folder.startswith(".") or folder.lower() in LITTER
+def _is_system_folder(folder: str) -> bool:
+    return folder.startswith(".") or folder.lower() in SYSTEM_FOLDERS
 
 
 def _beside(folder: Path, classes: set[str]) -> Counter[str]:
     """Count the entries of a split's folder that are not class folders; a folder counts once."""
     with os.scandir(folder) as entries:
-        return Counter(_sort_of_entry(entry) for entry in entries if entry.name not in classes)
+        return Counter(_kind_of_entry(entry) for entry in entries if entry.name not in classes)
 
 
-def _sort_of_entry(entry: os.DirEntry[str]) -> str:
+def _kind_of_entry(entry: os.DirEntry[str]) -> str:
     if not entry.is_dir() or entry.name.startswith("."):
-        return sort_of(entry.name)
-    return entry.name if _is_litter(entry.name) else "other folders"
+        return kind_of(entry.name)
+    return entry.name if _is_system_folder(entry.name) else "other folders"
 
 
 def _images(folder: Path, left_out: Counter[str]) -> list[tuple[str, int]]:
@@ -210,8 +218,8 @@ def _images(folder: Path, left_out: Counter[str]) -> list[tuple[str, int]]:
             for entry in entries:
                 if not entry.name.startswith(".") and entry.name.lower().endswith(EXTENSIONS) and not entry.is_dir():
                     images.append((inner + entry.name, entry.stat().st_size))
-                elif entry.is_dir() and not _is_litter(entry.name):
+                elif entry.is_dir() and not _is_system_folder(entry.name):
                     pending.append(f"{inner}{entry.name}/")
                 else:
-                    left_out[_sort_of_entry(entry)] += 1
+                    left_out[_kind_of_entry(entry)] += 1
     return images

@@ -29,8 +29,8 @@ from tencrop.data.sources.folder import (
     check_num_classes,
     check_same_classes,
     class_folders,
+    kind_of,
     list_images,
-    sort_of,
     source_folder,
 )
 from tencrop.data.sources.labels import GroundTruth, check_folders, check_names, check_same_truth
@@ -231,7 +231,7 @@ def _zipped_train(members: Iterable[Member], left_out: Counter[str]) -> dict[str
         if name.lower().endswith(EXTENSIONS):
             by_class.setdefault(wnid, []).append(SourceFile(f"{wnid}/{name}", 0, member.num_bytes, member.offset))
         else:
-            left_out[sort_of(name)] += 1
+            left_out[kind_of(name)] += 1
     return by_class
 
 
@@ -278,5 +278,5 @@ def _flat_files(folder: Path, left_out: Counter[str]) -> list[Member]:
             if VAL_NAME.fullmatch(entry.name):
                 members.append(Member(entry.name, 0, entry.stat().st_size))
             else:
-                left_out["folders" if entry.is_dir() else sort_of(entry.name)] += 1
+                left_out["folders" if entry.is_dir() else kind_of(entry.name)] += 1
     return members

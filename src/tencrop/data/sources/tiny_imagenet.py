@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tencrop.config import UserError
 from tencrop.data.sources.archives import Member, zip_members
-from tencrop.data.sources.folder import EXTENSIONS, check_no_shards, list_images, sort_of, subfolders
+from tencrop.data.sources.folder import EXTENSIONS, check_no_shards, kind_of, list_images, subfolders
 from tencrop.data.sources.labels import check_folders, check_names
 from tencrop.data.sources.source import FLAT, TREE, ZIP, SourceFile, SourceLocation, read_file, read_original
 
@@ -126,7 +126,7 @@ def _is_image(name: str, left_out: Counter[str]) -> bool:
     """Whether the name is that of an image; counts it in `left_out` if not."""
     if not name.startswith(".") and name.lower().endswith(EXTENSIONS):
         return True
-    left_out[sort_of(name)] += 1
+    left_out[kind_of(name)] += 1
     return False
 
 
