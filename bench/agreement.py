@@ -87,7 +87,7 @@ def compare(answer: Network, split: Split) -> tuple[int, float, int]:
     )
     same, difference = 0, 0.0
     with ours, reference:
-        for pair in zip(ours, reference, strict=True):
+        for pair in zip(ours.batches(0), reference.batches(0), strict=True):
             crops = [central_crops(batch.images, batch.sizes, size=protocol.size) for batch in pair]
             same += int((answer(crops[0]) == answer(crops[1])).sum())
             difference += float((crops[0].float() - crops[1].float()).abs().mean()) * len(crops[0])

@@ -1,13 +1,16 @@
-"""How fast, how large and how exact: our loader against stock ffcv, torchvision and a plain full decode.
+"""Benchmark of the loaders: speed, memory and pixel accuracy of ours, stock ffcv, torchvision and a plain full decode.
 
     python bench/loading.py ROOT... [--workers 2] [--rounds 5] [--starts 3] [--images 4000] [--peers NAME...]
 
-ROOT is a folder that prepare.py made; one table each. The peers and their settings stand in peers.py. First every
-peer runs alone, in fresh processes: the time from the process's start to its first batch, and the most memory in an
-epoch (what is resident of the process, and what its workers hold for themselves). Then all are held ready and rounds
-alternate between them; medians are printed, by the clock and by processor time, which other jobs on the machine
-disturb less. Pixels: 200 images at boxes of ours, against Pillow on the bytes that the peer reads (mean and largest
-difference, in gray levels) and against Pillow on the original files (mean: what the store costs too).
+ROOT is a folder prepared by prepare.py; the benchmark prints one table for each. The loaders ("peers") and their
+settings are in peers.py.
+
+Start and memory: each peer runs alone in fresh processes. Measured are the time from the start of the process to its
+first batch, and the peak memory of an epoch (resident memory of the process plus private memory of its workers).
+Speed: all peers are kept ready, and rounds alternate between them. Printed are medians by wall-clock time and by CPU
+time, which other jobs on the machine affect less.
+Pixels: 200 images at our crop boxes, compared with Pillow on the bytes that the peer reads (mean and largest
+difference, in gray levels) and with Pillow on the original files (mean; includes the loss by the store).
 """
 
 from __future__ import annotations
@@ -51,12 +54,12 @@ COLUMNS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("roots", nargs="+", metavar="ROOT")
-    parser.add_argument("--workers", type=int, default=2, help="cores that each peer may use")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--starts", type=int, default=3, help="fresh processes for the first batch")
-    parser.add_argument("--images", type=int, default=4000, help="images of a round (torchvision: a quarter)")
+    parser.add_argument("--workers", type=int, default=2, help="number of cores for each peer")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds; medians are printed")
+    parser.add_argument("--starts", type=int, default=3, help="number of fresh processes that time the first batch")
+    parser.add_argument("--images", type=int, default=4000, help="images in a round (torchvision: a quarter)")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--serve", help=argparse.SUPPRESS)  # be that peer
+    parser.add_argument("--serve", help=argparse.SUPPRESS)  # run as the measured process of this peer
     options = parser.parse_args()
     for root in options.roots:
         options.root = root
@@ -67,10 +70,11 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """peer -> what was measured of it."""
+    """Measurements by peer."""
     results = {name: measure_alone(name, options) for name in options.peers}
     processes = {name: Process(name, options) for name in options.peers}
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in options.peers}
+    # Alternate between the peers, so that a slow minute of the machine affects all of them.
     for number in range(1, options.rounds + 1):
         for name, process in processes.items():
             rates[name].append(process.rates(number))
@@ -84,6 +88,7 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 
 def measure_alone(name: str, options: argparse.Namespace) -> dict[str, float]:
+    """Time to the first batch, peak memory and pixel differences of a peer, with no other running."""
     firsts = []
     for start in range(options.starts):
         process = Process(name, options)
@@ -106,7 +111,7 @@ def print_table(results: dict[str, dict[str, float]], options: argparse.Namespac
 
 
 class Process:
-    """A peer in a fresh process that has delivered its first epoch. Its answers are lines of JSON."""
+    """A peer in a fresh process that has run its first epoch. It answers questions with lines of JSON."""
 
     def __init__(self, name: str, options: argparse.Namespace) -> None:
         command = [sys.executable, __file__, options.root, "--serve", name]
@@ -115,7 +120,7 @@ class Process:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.most_memory = 0.0  # megabytes
         is_over = threading.Event()
-        watch = threading.Thread(target=self.watch_memory, args=[is_over], daemon=True)  # ends where the peer dies
+        watch = threading.Thread(target=self.watch_memory, args=[is_over], daemon=True)  # daemon: in case the peer dies
         watch.start()
         self.answer()
         self.first_batch_s = time.perf_counter() - start
@@ -124,7 +129,7 @@ class Process:
         watch.join()
 
     def rates(self, number: int) -> tuple[float, float]:
-        """Images per second of the clock, and of processor time of the process and its workers, in one round."""
+        """(images per second of wall-clock time, images per second of CPU time incl. workers) in one round."""
         wall, processor = time.perf_counter(), self.processor_s()
         num_images = self.ask({"do": "epoch", "number": number})["images"]
         return num_images / (time.perf_counter() - wall), num_images / (self.processor_s() - processor)
@@ -155,7 +160,7 @@ class Process:
         return sum(self.of_each(lambda pid, _: processor_s(pid)))
 
     def of_each(self, measure: Callable[[int, bool], float]) -> list[float]:
-        """`measure(pid, is_worker)` of the process and its workers, those that are alive."""
+        """`measure(pid, is_worker)` of the process and of its workers that are still alive."""
         values, pid = [], self.process.pid
         try:
             workers = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in task_children(task)]
@@ -164,7 +169,7 @@ class Process:
         for one in (pid, *workers):
             try:
                 values.append(measure(one, one != pid))
-            except OSError:  # has ended
+            except OSError:  # it has ended
                 continue
         return values
 
@@ -174,19 +179,20 @@ def task_children(task: Path) -> list[str]:
 
 
 def processor_s(pid: int) -> float:
-    """User and system time of all threads so far, ended ones too; in steps of 10 ms."""
+    """User and system time of all threads so far, including finished ones; in steps of 10 ms."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory_mb(pid: int, is_worker: bool) -> float:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    # Workers share pages with their parent through fork, so count only their private ones.
     kilobytes = {line.split()[0]: int(line.split()[1]) for line in lines}
     return (kilobytes["Private_Clean:"] + kilobytes["Private_Dirty:"] if is_worker else kilobytes["Rss:"]) / 1000
 
 
 def serve(peer: Peer) -> None:
-    """The life of a measured process: one epoch at once, then what it is asked for on its standard input."""
+    """Main loop of a measured process: runs one epoch at once, then whatever is requested on its standard input."""
     for number, num_images in enumerate(peer.epoch(0)):
         if number == 0:
             print(json.dumps({"images": num_images}), flush=True)
@@ -200,7 +206,7 @@ def serve(peer: Peer) -> None:
 
 
 def compare(peer: Peer) -> dict[str, float]:
-    """How far the peer's crops are from Pillow's, on the bytes that it reads and on the original files."""
+    """Differences of the peer's crops from Pillow's, on the bytes that it reads and on the original files."""
     if not hasattr(peer, "cut"):
         return {}
     split = peer.split
@@ -219,7 +225,7 @@ def compare(peer: Peer) -> dict[str, float]:
 
 
 def cut_stored(split: Split, sample: int, box: np.ndarray) -> np.ndarray:
-    """The box of a stored image by Pillow."""
+    """The crop of a stored image, decoded and resized by Pillow."""
     payload, (height, width) = split.beton.payload(sample), split.stored_sizes[sample]
     if split.beton.modes[sample] == JPEG:
         image = Image.open(io.BytesIO(payload.tobytes())).convert("RGB")

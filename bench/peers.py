@@ -67,8 +67,7 @@ class Ours(Peer):
         )
 
     def epoch(self, number: int) -> Iterator[int]:
-        self.loader.epoch = number
-        for batch in self.loader:
+        for batch in self.loader.batches(number):
             yield len(batch.images)
 
     def cut(self, index: int, box: np.ndarray) -> np.ndarray:

@@ -1,20 +1,20 @@
-"""How fast a store of the original JPEGs is written, against stock ffcv's writer, on one core.
+"""Benchmark of preparation: speed of writing a store of the original JPEGs, against stock ffcv's writer, on one core.
 
     python bench/writing.py FOLDER [--rounds 5] [--core 0]
 
-FOLDER holds class folders of JPEGs. Three writers take turns on the same files, all pinned to one core:
+FOLDER has class folders of JPEGs. The writers alternate on the same files, all pinned to one core:
 
-  stock ffcv        DatasetWriter with RGBImageField(write_mode="jpg", jpeg_quality=90), no resize, one worker: what
-                    ffcv-imagenet's write_imagenet.py does, images opened and converted to RGB by Pillow as
-                    torchvision's ImageFolder does. It decodes every image and encodes it again.
-  ours, copied      every file read, its header parsed and hashed (SHA-256), its bytes written, the file brought to disk
-  ours, verified    what prepare.py does of ImageNet: the same, and every image read to its end at a reduced scale, the
-                    color statistics and the mean image gathered from one image in four, the table of files and the
-                    fingerprints written
-  ours, all counted what prepare.py does of up to 100,000 images: statistics of every image
+  stock ffcv        DatasetWriter with RGBImageField(write_mode="jpg", jpeg_quality=90), no resize, one worker, as in
+                    ffcv-imagenet's write_imagenet.py. Pillow opens the images and converts them to RGB, as in
+                    torchvision's ImageFolder. ffcv decodes every image and encodes it again.
+  ours, copied      reads every file, parses its header, hashes it (SHA-256), writes its bytes and flushes the store
+  ours, verified    what prepare.py does for ImageNet: as before, and decodes every image to its end at a reduced size,
+                    gathers color statistics and the mean image from one image in four, and writes the file table and
+                    the fingerprints
+  ours, all counted what prepare.py does for up to 100,000 images: as before, with statistics of every image
 
-Files are read once beforehand, so that the disk's cache serves all alike. Medians over the rounds; images per second of
-the clock, and of processor time (which other jobs on the machine disturb less).
+Files are read once beforehand, so the page cache serves all writers alike. Printed are medians over the rounds: images
+per second of wall-clock time, and of CPU time, which other jobs on the machine affect less.
 """
 
 from __future__ import annotations
@@ -81,22 +81,23 @@ def main() -> None:
             f" {num_bytes[name] / 1e6:8.1f}",
             flush=True,
         )
-    os._exit(0)  # ffcv's writer leaves a process or thread behind that the interpreter would wait for, for ever
+    os._exit(0)  # ffcv's writer leaves a process or thread behind, for which a normal exit would wait for ever
 
 
 def write_with_ffcv(source: FolderSource, root: Path) -> None:
+    # Imported late, because importing ffcv changes torch's number of threads.
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
     fields = {"image": RGBImageField(write_mode="jpg", jpeg_quality=90), "label": IntField()}
     DatasetWriter(str(root / "train.beton"), fields, num_workers=1).from_indexed_dataset(_Images(source), chunksize=100)
-    for worker in multiprocessing.active_children():
+    for worker in multiprocessing.active_children():  # their CPU time counts only once they are joined
         worker.join()
 
 
 class _Images:
     def __init__(self, source: FolderSource) -> None:
-        folder = Path(source.place.path or ".") / source.place.splits["train"]
+        folder = Path(source.location.path or ".") / source.location.splits["train"]
         self._files = [(folder / file.name, file.label) for file in source.files["train"]]
 
     def __len__(self) -> int:
@@ -128,7 +129,7 @@ def verified(source: FolderSource, root: Path, store: StoreOptions, *, every: in
 
 
 def processor_seconds() -> float:
-    """Of this process and of those that it has waited for."""
+    """CPU time of this process and of its finished children."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 

@@ -1,4 +1,4 @@
-"""What several tests of the data path share."""
+"""Fixtures shared by the tests of the data pipeline."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from tencrop.data.store.beton import JPEG
 
 @pytest.fixture(scope="session")
 def decode_jpeg() -> Callable[[bytes], np.ndarray]:
-    """decode_jpeg(file) -> uint8 [height, width, 3]: the whole of a JPEG, by the loader's decoder."""
+    """decode_jpeg(file) -> uint8 [height, width, 3]: a whole JPEG, decoded by the loader's decoder."""
 
     def decode(file: bytes) -> np.ndarray:
         height, width, _ = jpeg_header(file)

@@ -21,7 +21,7 @@ OPTIONS = ("data=imagefolder", "model=lenet5", "image_size=32", "short_side=32",
 
 @pytest.fixture
 def module(composed, prepared_photos):
-    """module(*overrides, rank=0, step=0): the data of the photographs, as one rank sees them at an optimizer step."""
+    """module(*overrides, rank=0, step=0): the data module of the photographs on one rank, at an optimizer step."""
     modules = []
 
     def build(*overrides: str, rank: int = 0, step: int = 0) -> DataModule:
@@ -47,11 +47,11 @@ def epoch(loader) -> list:
 
 
 def joined(parts) -> np.ndarray:
-    """A field of several batches, one after the other; tensors are read as arrays."""
+    """A field of several batches, concatenated as arrays."""
     return np.concatenate([np.asarray(part) for part in parts])
 
 
-def test_two_processes_see_the_samples_of_one(module):
+def test_two_processes_get_the_samples_of_one(module):
     alone = epoch(module().train_dataloader())
     ranks = [epoch(module("hardware=ddp_cpu2", "hardware.workers=1", rank=r).train_dataloader()) for r in (0, 1)]
     assert [len(batches) for batches in (alone, *ranks)] == [3, 3, 3]
@@ -80,7 +80,7 @@ def test_mixing_does_not_depend_on_ranks_or_accumulation(module):
 FULL = ("augmentation=deit", "augmentation.mixing.mix_group=2")
 
 
-def test_repeated_augmentation_shows_copies_side_by_side_on_any_number_of_ranks(module):
+def test_copies_of_repeated_augmentation_are_adjacent_on_any_number_of_ranks(module):
     data = module(*FULL)
     alone = epoch(data.train_dataloader())
     order = epoch_order(np.arange(24), seed=3, epoch=0)
@@ -94,7 +94,7 @@ def test_repeated_augmentation_shows_copies_side_by_side_on_any_number_of_ranks(
     assert (boxes[:, :1] != boxes[:, 1:]).any(axis=2).all()  # the copies of a sample are cut differently
 
 
-def test_repeated_augmentation_goes_on_where_it_stands(module):
+def test_repeated_augmentation_resumes_at_the_next_step(module):
     first = epoch(module(*FULL).train_dataloader())
     resumed = epoch(module(*FULL, step=1).train_dataloader())
     assert len(resumed) == 2
@@ -102,7 +102,7 @@ def test_repeated_augmentation_goes_on_where_it_stands(module):
         assert all(map(np.array_equal, expected, batch))
 
 
-def test_accumulation_cuts_the_same_batches(module):
+def test_gradient_accumulation_splits_the_same_batches(module):
     whole = joined(batch.index for batch in epoch(module().train_dataloader()))
     parts = epoch(module("hardware.max_micro_batch=2").train_dataloader())
     assert [len(batch.index) for batch in parts] == [2] * 12
@@ -110,7 +110,7 @@ def test_accumulation_cuts_the_same_batches(module):
     assert len(set(whole.tolist())) == 24
 
 
-def test_a_run_goes_on_where_it_stands(module):
+def test_a_run_resumes_at_the_next_step(module):
     first, second = (epoch(module(step=step).train_dataloader()) for step in (0, 3))
     assert not np.array_equal(first[0].index, second[0].index)
     resumed = epoch(module(step=4).train_dataloader())
@@ -124,7 +124,7 @@ def test_lightning_sees_whole_epochs_after_a_resume(module):
     assert len(loader) == 3 and len(epoch(loader)) == 2
 
 
-def test_a_replayed_batch_is_noticed(module):
+def test_a_replayed_batch_is_detected(module):
     data = module(step=4)
     batch = next(iter(data.train_dataloader()))
     data.check(batch, 1, 1)
@@ -144,7 +144,7 @@ def test_the_reference_loader_yields_the_same_samples(module):
         assert one.images.shape == other.images.shape
 
 
-def test_the_minival_is_apart_from_training(module):
+def test_the_minival_is_disjoint_from_training(module):
     data = module("training.minival_fraction=0.25")
     seen = joined(batch.index for batch in epoch(data.train_dataloader()))
     selected = joined(batch.index for batch in epoch(data.val_dataloader()))
@@ -154,7 +154,7 @@ def test_the_minival_is_apart_from_training(module):
     assert np.array_equal(other.val_index, data.val_index)
 
 
-def test_validation_takes_every_image_once_in_uneven_parts(module):
+def test_validation_uses_every_image_once_in_uneven_parts(module):
     data = module("hardware.max_micro_batch=4")
     data.trainer.world_size = 5
     indices = []
@@ -164,14 +164,14 @@ def test_validation_takes_every_image_once_in_uneven_parts(module):
     assert joined(indices).tolist() == list(range(12))
 
 
-def test_validation_looks_at_the_image_rescaled_to_the_short_side(module):
+def test_validation_images_are_rescaled_to_the_short_side(module):
     batch = epoch(module("short_side=40").val_dataloader())[0]
     assert (batch.sizes.min(axis=1) == 40).all()
     assert batch.images.shape[1:3] == tuple(batch.sizes.max(axis=0).tolist())
     assert not batch.flips.any() and not batch.pca_alphas.any()
 
 
-def test_what_a_run_watches_depends_on_learning_keys_alone(composed):
+def test_the_validation_protocol_depends_only_on_learning_keys(composed):
     one = validation_protocol(composed(*OPTIONS))
     other = validation_protocol(composed(*OPTIONS, "protocol=ten_crop", "protocol.side=99", "protocol.filter=box"))
     assert one == other and (one.name, one.side, one.size) == ("center", 32, 32)
@@ -187,7 +187,7 @@ def test_a_minival_smaller_than_the_number_of_devices_is_refused(module):
         module("training.minival_fraction=0.02", "hardware=ddp_cpu2", "hardware.workers=1")
 
 
-def test_what_the_step_does_not_compute_with_stays_on_the_host(module):
+def test_fields_that_the_step_does_not_compute_with_stay_on_the_host(module):
     data = module()
     batch = next(iter(data.train_dataloader()))
     moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
@@ -200,9 +200,9 @@ MOVING = (*FULL, "augmentation.jitter.source=torchvision", "augmentation.jitter.
 
 
 @pytest.mark.parametrize("loader", ["beton", "torch"])
-def test_the_host_reads_its_part_of_a_batch_that_ddp_has_moved(module, loader):
-    """With device_ids DDP's forward pass moves every tensor of its arguments to the GPU; here to meta, whose tensors
-    nobody can read. What a step does on the host, and with both, works all the same."""
+def test_host_fields_stay_readable_after_ddp_moved_a_batch(module, loader):
+    """With device_ids DDP's forward pass moves every tensor of its arguments to the GPU; here to the meta device, whose
+    tensors cannot be read. A training step must still work, on the host and on both."""
     data, meta = module(f"data.loader={loader}", *MOVING), torch.device("meta")
     training, validation = (
         _to_kwargs((next(iter(loader)), 0), {}, meta, False)[0][0][0]
@@ -234,7 +234,7 @@ def test_closing_ends_the_threads(module):
 
 
 def test_the_digest_does_not_depend_on_ranks_accumulation_or_loader(module):
-    """Nor on where a run is cut: the sums that a checkpoint keeps are those of all ranks."""
+    """Nor on interruptions: the sums in a checkpoint are those of all ranks."""
 
     def digest(*overrides: str, rank: int = 0, steps=(0, 1, 2)):
         data = module(*overrides, rank=rank)
@@ -258,7 +258,7 @@ def test_the_digest_does_not_depend_on_ranks_accumulation_or_loader(module):
         assert not torch.equal(digest(*([other] if isinstance(other, str) else other))[:2], whole[:2])
 
 
-def test_the_first_rank_goes_on_with_what_all_saw(module):
+def test_the_first_rank_restores_the_digest_of_all_ranks(module):
     data = module()
     data.digest.sums += torch.arange(4)
     state = data.state_dict()

@@ -1,1 +1,1 @@
-"""From files on disk to batches of uint8 images: which sample when, which crop of it, and its pixels."""
+"""The data pipeline: from image files on disk to batches of uint8 images on the device."""

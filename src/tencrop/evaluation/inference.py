@@ -263,7 +263,7 @@ def _loader(
         pin_memory=device.type == "cuda",
     )
     try:
-        yield iter(loader)
+        yield loader.batches(epoch=0)
     finally:
         loader.close()
 

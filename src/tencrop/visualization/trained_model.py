@@ -72,11 +72,9 @@ class TrainedModel:
         threads = num_workers(self.config.hardware)
         with Loader(
             split, lambda _: batches, lambda i, _: plan(i), filter=protocol.filter, num_threads=threads
-        ) as all_:
-            for batch in all_:
-                (crop,) = views(
-                    batch.images, batch.sizes, protocol
-                )  # a copy: the loader reuses the memory of batch.images
+        ) as loader:
+            for batch in loader.batches(epoch=0):
+                (crop,) = views(batch.images, batch.sizes, protocol)  # copies: the loader reuses the memory of its images
                 yield Pictures(torch.from_numpy(batch.index), batch.labels, crop)
 
 

@@ -1,17 +1,17 @@
-"""The device's part of an augmentation, sample by sample in the order that its docstring says."""
+"""Augmentation on the device, compared sample by sample with its steps in the documented order."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
-from tencrop.data.augmentation.batch import DEVICE_FIELDS, Batch
 
 from tencrop.config import Augmentation, Erasing, Jitter, Mixing, Pca, RandAugment
 from tencrop.data.augmentation.augment import partner_labels, training_inputs
+from tencrop.data.augmentation.batch import DEVICE_FIELDS, Batch
 from tencrop.data.augmentation.color import ColorNoise, color_noise, normalize
 from tencrop.data.augmentation.erasing import erase, noise_table
-from tencrop.data.augmentation.jitter import jittered
+from tencrop.data.augmentation.jitter import apply_jitter
 from tencrop.data.augmentation.operations import apply_operations
 from tencrop.data.augmentation.plan import training_plan
 
@@ -48,7 +48,7 @@ def inputs(batch: Batch, augmentation: Augmentation, **options) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_each_step_after_the_other(channels_last):
+def test_steps_are_applied_in_the_documented_order(channels_last):
     batch = batch_for(FULL)
     axes = color_noise(FULL.pca, {}).axes
     alone = []
@@ -57,7 +57,7 @@ def test_each_step_after_the_other(channels_last):
         fill = torch.tensor([120, 110, 100])
         operations, values = batch.operations[rows], batch.operation_values[rows]
         image = apply_operations(batch.images[rows], operations, values, filter="bicubic", fill=fill)
-        pixels = jittered(image, batch.jitter[rows], batch.jitter_orders[rows], FULL.jitter, dtype=torch.float32)
+        pixels = apply_jitter(image, batch.jitter[rows], batch.jitter_orders[rows], FULL.jitter, dtype=torch.float32)
         normalized = normalize(pixels + batch.pca_alphas[i] @ axes.T, MEAN, STD)
         alone.append(erase(normalized, batch.erased_boxes[rows], batch.noise_offsets[rows], noise=NOISE)[0])
     result = inputs(batch, FULL, channels_last=channels_last)
@@ -75,7 +75,7 @@ def test_each_step_after_the_other(channels_last):
     assert result.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def test_what_is_off_costs_no_bit():
+def test_steps_that_are_off_change_no_bit():
     batch = batch_for(PLAIN)
     shift = batch.pca_alphas.float() @ color_noise(PLAIN.pca, {}).axes.T
     assert torch.equal(inputs(batch, PLAIN), normalize(batch.images, MEAN, STD, shift=shift))
@@ -83,7 +83,7 @@ def test_what_is_off_costs_no_bit():
 
 
 @pytest.mark.parametrize(("source", "around"), [("torchvision", 0), ("timm", (120, 110, 100))])
-def test_what_lies_beyond_a_moved_image(source, around):
+def test_fill_color_around_a_warped_image(source, around):
     augmentation = dataclasses.replace(PLAIN, pca=Pca(0.0, "torch"), randaugment=RandAugment(source, num_ops=1))
     batch = batch_for(augmentation, 1)
     moved = batch._replace(operations=np.array([[3]]), operation_values=np.array([[15.0]], np.float32))
@@ -93,8 +93,8 @@ def test_what_lies_beyond_a_moved_image(source, around):
 
 
 @pytest.mark.parametrize("source", ["torch", "torchvision"])
-def test_nothing_is_read_back_from_the_device(source):
-    """A tensor on the meta device has no numbers: whoever asks for one fails."""
+def test_augmentation_reads_nothing_back_from_the_device(source):
+    """A tensor on the meta device has no data, so reading a value fails."""
     augmentation = dataclasses.replace(FULL, jitter=dataclasses.replace(FULL.jitter, source=source))
     if source == "torchvision":
         augmentation.jitter.hue = 0.1
@@ -109,5 +109,5 @@ def test_nothing_is_read_back_from_the_device(source):
         result.sum().item()
 
 
-def test_partners_bring_their_labels():
+def test_partner_labels():
     assert partner_labels(batch_for(FULL)).tolist() == [30, 20, 10, 0, 70, 60, 50, 40]

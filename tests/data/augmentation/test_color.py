@@ -32,7 +32,7 @@ def test_channels_last_keeps_the_values_and_the_order_in_memory():
     torch.testing.assert_close(out, normalize(images, mean, std), rtol=0, atol=0)
 
 
-def test_constants_may_be_mixed():
+def test_mean_and_std_may_come_from_different_sources():
     assert mean_and_std(Normalization("imagenet", "imagenet"), {})[0] == pytest.approx([123.675, 116.28, 103.53])
     mean, std = mean_and_std(Normalization("dataset", [1, 2, 3]), STATISTICS)
     assert mean == [120.0, 110.0, 100.0] and std == [1.0, 2.0, 3.0]
@@ -68,7 +68,7 @@ def test_fb_resnet_torch_by_hand():
     assert shift[0, 0].item() == pytest.approx(red, rel=1e-5)
 
 
-def test_the_datasets_own_axes_are_standard_deviations():
+def test_axes_of_the_data_set_are_standard_deviations():
     noise = color_noise(Pca(0.1, "dataset"), STATISTICS)
     shift = pca_shift(torch.tensor([[0.1, 0.0, 0.0], [0.0, 0.1, 0.0], [0.0, 0.0, 0.1]]), noise.axes)
     torch.testing.assert_close(shift, torch.tensor([[10.0, 0.0, 0.0], [0.0, 0.0, 2.0], [0.0, 1.0, 0.0]]))

@@ -1,4 +1,4 @@
-"""Random erasing against the paper's algorithm in Python numbers, and its noise read back from the table."""
+"""Random erasing against the paper's algorithm in plain Python, and its noise against the table."""
 
 import math
 
@@ -47,8 +47,8 @@ def test_boxes_are_timms_algorithm(erasing):
     assert boxes.tolist() == [scalar_box(row, erasing, SIZE) for row in draw]
 
 
-def test_the_papers_shares():
-    """Area uniform over [0.02, 1/3], aspect uniform in its logarithm, a uniform place, a quarter of the images."""
+def test_distributions_of_the_paper():
+    """Area uniform over [0.02, 1/3], log-uniform aspect, uniform position, a quarter of the images."""
     boxes = erasing_boxes(KEY, Erasing(0.25), size=SIZE)
     erased = boxes[boxes[:, 2] > 0]
     assert abs(len(erased) / 4000 - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 4000)
@@ -84,7 +84,7 @@ def test_erasing_pixel_by_pixel(noise, layout):
     assert torch.equal(flat == inputs, expected == inputs)
 
 
-def test_offsets_are_uniform_and_the_samples_own():
+def test_noise_offsets_are_uniform_and_independent_of_the_batch():
     offsets = noise_offsets(KEY)
     assert stats.kstest(offsets / NUM_OFFSETS, "uniform").pvalue > 0.01
     assert np.array_equal(noise_offsets({**KEY, "index": np.array([7, 3])}), offsets[[7, 3]])

@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance
 from scipy import stats
 
 from tencrop.config import Jitter
-from tencrop.data.augmentation.jitter import is_jittered, jitter_factors, jitter_orders, jittered
+from tencrop.data.augmentation.jitter import apply_jitter, is_jittered, jitter_factors, jitter_orders
 
 FULL = {
     "torch": Jitter("torch", 0.4, 0.4, 0.4),
@@ -43,10 +43,10 @@ def torch_step(image: np.ndarray, step: int, factor: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
-def test_fb_resnet_torch_in_whatever_order(images, order):
-    """Its random order makes no difference: nothing is cut off in between."""
+def test_fb_resnet_torch_jitter_in_any_order(images, order):
+    """Its random order makes no difference, because nothing is clipped in between."""
     factors, orders = drawn(brightness=0.4, contrast=0.4, saturation=0.4)
-    ours = jittered(images, factors, orders, FULL["torch"], dtype=torch.float64)
+    ours = apply_jitter(images, factors, orders, FULL["torch"], dtype=torch.float64)
     for image, result, factor in zip(images.double().numpy(), ours.numpy(), factors.numpy(), strict=True):
         for step in order:
             image = torch_step(image, step, factor[step])
@@ -54,9 +54,9 @@ def test_fb_resnet_torch_in_whatever_order(images, order):
     assert ours.max() > 255
 
 
-def test_torchvisions_functions_one_image_at_a_time(images):
+def test_torchvision_jitter_equals_its_functions_on_single_images(images):
     factors, orders = drawn(source="torchvision", brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2)
-    ours = jittered(images, factors, orders, FULL["torchvision"], dtype=torch.float32)
+    ours = apply_jitter(images, factors, orders, FULL["torchvision"], dtype=torch.float32)
     functions = [F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue]
     for image, result, factor, order in zip(images, ours, factors.tolist(), orders.tolist(), strict=True):
         expected = image.permute(2, 0, 1).float() / 255
@@ -76,15 +76,15 @@ def test_pillows_enhancements_to_one_gray_level(images, step, enhance, factor):
     factors = torch.tensor([[1.0, 1.0, 1.0, 0.0]] * 2)
     factors[:, step] = factor
     orders = np.tile(np.arange(4), (2, 1))
-    ours = jittered(images[:2], factors, orders, FULL["torchvision"], dtype=torch.float32)
+    ours = apply_jitter(images[:2], factors, orders, FULL["torchvision"], dtype=torch.float32)
     for image, result in zip(images[:2].numpy(), ours.numpy(), strict=True):
         expected = np.asarray(enhance(Image.fromarray(image)).enhance(factor)).astype(np.float32)
         assert np.abs(result - expected).max() <= 1.0 + abs(factor - 1) / 2  # Pillow rounds, the mean gray as well
 
 
-def test_a_whole_turn_of_the_hue_is_no_turn(images):
+def test_a_hue_shift_by_a_full_circle_changes_nothing(images):
     orders = np.tile(np.arange(4), (24, 1))
-    once = jittered(images, torch.tensor([[1.0, 1, 1, 1]] * 24), orders, FULL["torchvision"], dtype=torch.float64)
+    once = apply_jitter(images, torch.tensor([[1.0, 1, 1, 1]] * 24), orders, FULL["torchvision"], dtype=torch.float64)
     torch.testing.assert_close(once, images.double(), rtol=0, atol=1e-6)
 
 
@@ -92,7 +92,7 @@ def test_a_whole_turn_of_the_hue_is_no_turn(images):
 def test_factors_of_1_change_nothing(images, source):
     factors, orders = drawn(source=source)
     assert factors.tolist() == [[1, 1, 1, 0]] * 24 and not is_jittered(Jitter(source=source))
-    same = jittered(images, factors, orders, FULL[source], dtype=torch.float64)
+    same = apply_jitter(images, factors, orders, FULL[source], dtype=torch.float64)
     torch.testing.assert_close(same, images.double(), rtol=0, atol=1e-9)
 
 
@@ -104,7 +104,7 @@ def test_factors_are_uniform_and_independent():
     assert np.abs(np.corrcoef(factors.T) - np.eye(4)).max() < 4 / np.sqrt(4000)
 
 
-def test_every_order_is_as_likely():
+def test_all_orders_are_equally_likely():
     orders, counts = np.unique(jitter_orders(KEY), axis=0, return_counts=True)
     assert len(orders) == 24 and stats.chisquare(counts).pvalue > 0.01
     assert np.array_equal(np.sort(orders, axis=1), np.tile(np.arange(4), (24, 1)))

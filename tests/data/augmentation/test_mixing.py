@@ -1,4 +1,4 @@
-"""Mixing against the papers' definitions, a slow loop over images, and whatever layout of the batch."""
+"""Mixing against the papers' definitions and a slow loop over images, for any layout of the batch."""
 
 import math
 
@@ -19,7 +19,7 @@ def plan(positions, **options):
 
 
 def firsts(num_groups: int) -> np.ndarray:
-    """The place of the first sample of each group of 4."""
+    """The position of the first sample of each group of 4."""
     return 4 * np.arange(num_groups)
 
 
@@ -30,7 +30,7 @@ def test_a_group_shares_one_lambda_and_pairs_its_ends():
 
 
 @pytest.mark.parametrize("options", [{"mixup_alpha": 0.2}, {"cutmix_alpha": 1.0}, {"mixup_alpha": 0.8, "prob": 0.5}])
-def test_draws_do_not_depend_on_how_the_epoch_is_cut(options):
+def test_draws_do_not_depend_on_how_the_epoch_is_split(options):
     whole = plan(np.arange(64), **options)
     for part in (np.arange(4), np.arange(8, 24), np.arange(63, 39, -1)):
         for mine, its in zip(plan(part, **options), whole, strict=True):
@@ -47,7 +47,7 @@ def test_seeds_and_epochs_differ():
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.2, 0.8, 1.0, 3.0])
-def test_mixups_lambda_is_of_the_beta_distribution(alpha):
+def test_mixup_lambda_is_beta_distributed(alpha):
     weights = plan(firsts(4000), mixup_alpha=alpha).weights
     assert stats.kstest(weights, stats.beta(alpha, alpha).cdf).pvalue > 0.01
     assert abs(weights.mean() - 0.5) < 4 * math.sqrt(1 / (4 * (2 * alpha + 1)) / 4000)
@@ -57,7 +57,7 @@ def test_mixup_pastes_nothing():
     assert not plan(firsts(100), mixup_alpha=1.0).boxes.any()
 
 
-def test_cutmixs_boxes_are_the_authors():
+def test_cutmix_boxes_equal_the_authors_code():
     """rand_bbox of clovaai/CutMix-PyTorch, train.py, in Python numbers: alpha 1, so lambda is the quantile itself."""
     from tencrop.data.sampling.rng import Stream, random_uint64
 
@@ -73,8 +73,8 @@ def test_cutmixs_boxes_are_the_authors():
         assert weight == 1 - (bottom - top) * (right - left) / SIZE**2
 
 
-def test_cutmixs_centers_are_uniform():
-    """Read off the boxes that no edge cuts: given their side, the center is uniform over what remains."""
+def test_cutmix_centers_are_uniform():
+    """Measured on boxes that no edge clips: given their side, the center is uniform over the remaining range."""
     boxes = plan(firsts(4000), cutmix_alpha=1.0).boxes
     top, _, height, _ = boxes.T
     inner = (top > 0) & (top + height < SIZE) & (height > 0)
@@ -94,7 +94,7 @@ def test_how_often_a_group_is_mixed_and_how(prob, switch_prob):
     assert not drawn.boxes[kept].any()
 
 
-def test_one_kind_alone_is_always_taken():
+def test_if_only_one_kind_is_on_it_is_always_used():
     assert not plan(firsts(50), mixup_alpha=1.0, switch_prob=1.0).boxes.any()
     assert (plan(firsts(50), cutmix_alpha=1.0, switch_prob=0.0).boxes[:, 2] > 0).mean() > 0.9
 
@@ -113,7 +113,7 @@ def slow_mix(images: np.ndarray, partners, weights, boxes) -> np.ndarray:
 
 @pytest.mark.parametrize("options", [{"mixup_alpha": 0.8}, {"cutmix_alpha": 1.0}, {"prob": 0.5, "mixup_alpha": 1.0}])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_mixing_is_the_slow_loop(options, layout):
+def test_mixing_equals_a_slow_loop(options, layout):
     mixing = Mixing(mix_group=5, **options)
     drawn = mixing_plan(np.arange(20), mixing=mixing, size=24, seed=3, epoch=1)
     images = torch.randn(20, 3, 24, 24, generator=torch.Generator().manual_seed(0)).to(memory_format=layout)
@@ -125,8 +125,8 @@ def test_mixing_is_the_slow_loop(options, layout):
     assert mixed.is_contiguous(memory_format=layout)
 
 
-def test_a_pasted_pixel_is_the_partners_own():
-    """Numbers that a product with 0 would not get back: infinities and bits below float32's resolution."""
+def test_a_pasted_pixel_equals_the_partners():
+    """Also for numbers that a product with 0 would change: infinities and bits below the resolution of float32."""
     images = torch.tensor([1e30, 1e-30]).view(2, 1, 1, 1).expand(2, 3, 8, 8).contiguous()
     boxes = torch.tensor([[2, 3, 4, 2], [0, 0, 1, 1]], dtype=torch.int32)
     mixed = mix(images, torch.tensor([1, -1]), torch.tensor([0.875, 1 - 1 / 64]), boxes)

@@ -54,7 +54,7 @@ COLORS = {
 
 
 def one(image: np.ndarray, operation: Operation, value: float, filter: str = "nearest") -> np.ndarray:
-    """Applied to the middle one of three images; the other two must stay as they are."""
+    """Apply to the middle one of three images; the other two must not change."""
     images = torch.from_numpy(np.stack([image[::-1], image, image[:, ::-1]]).copy())
     operations, values = np.array([[0], [operation], [0]]), np.array([[0.0], [value], [0.0]], np.float32)
     result = apply_operations(images, operations, values, filter=filter, fill=torch.tensor(FILL))
@@ -64,7 +64,7 @@ def one(image: np.ndarray, operation: Operation, value: float, filter: str = "ne
 
 
 def kinds_of_images(photographs) -> list[np.ndarray]:
-    """Photographs, and what histograms stumble over: noise, a flat image, a narrow range, two levels."""
+    """Photographs, and edge cases of histograms: noise, a uniform image, a narrow range, two levels."""
     generator = np.random.default_rng(0)
     noise = generator.integers(256, size=(37, 41, 3)).astype(np.uint8)
     flat = np.full((20, 20, 3), 77, np.uint8)
@@ -78,7 +78,7 @@ def test_every_operation_is_tested():
 
 
 @pytest.mark.parametrize("operation", list(COLORS))
-def test_colors_are_pillows_to_the_gray_level(photographs, operation):
+def test_color_operations_equal_pillows_to_the_gray_level(photographs, operation):
     for image in kinds_of_images(photographs):
         for value in VALUES[operation]:
             expected = np.asarray(COLORS[operation](Image.fromarray(image), value))
@@ -91,14 +91,14 @@ def test_colors_are_pillows_to_the_gray_level(photographs, operation):
     st.sampled_from([Operation.BRIGHTNESS, Operation.CONTRAST, Operation.COLOR, Operation.SHARPNESS]),
     st.floats(0.125, 1.875, width=32),
 )
-def test_enhancements_are_pillows_for_any_factor(seed, operation, factor):
+def test_enhancements_equal_pillows_for_any_factor(seed, operation, factor):
     image = np.random.default_rng(seed).integers(256, size=(9, 11, 3)).astype(np.uint8)
     assert np.array_equal(one(image, operation, factor), np.asarray(COLORS[operation](Image.fromarray(image), factor)))
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 255), st.integers(0, 255), st.sampled_from([13, 14]))
-def test_stretching_and_equalizing_are_pillows_for_any_range(seed, low, high, operation):
+def test_autocontrast_and_equalize_equal_pillows_for_any_range(seed, low, high, operation):
     low, high = sorted((low, high))
     image = np.random.default_rng(seed).integers(low, high + 1, size=(17, 19, 3)).astype(np.uint8)
     expected = np.asarray(COLORS[Operation(operation)](Image.fromarray(image), 0))
@@ -107,7 +107,7 @@ def test_stretching_and_equalizing_are_pillows_for_any_range(seed, low, high, op
 
 @pytest.mark.parametrize("filter", ["nearest", "bilinear", "bicubic"])
 @pytest.mark.parametrize("operation", list(MOTIONS))
-def test_motions_are_pillows(photographs, filter, operation):
+def test_geometric_operations_equal_pillows(photographs, filter, operation):
     """Pillow computes places in double precision (nearest: in 1/65536 pixels), here it is single: where a level lies
     between two the one or the other is cut off to, and where a place lies between two pixels either is taken."""
     resample = Image.Resampling[filter.upper()]
@@ -122,8 +122,8 @@ def test_motions_are_pillows(photographs, filter, operation):
             )  # whole levels, at tenths of a pixel
 
 
-def test_torchvisions_motions_are_the_same(photographs):
-    """What torchvision 0.29 does to an image of Pillow for RandAugment's largest values; nearest, black around."""
+def test_geometric_operations_equal_torchvisions(photographs):
+    """Against torchvision 0.29 on Pillow images, with RandAugment's largest values; nearest, black fill."""
     image = np.asarray(photographs["china"].resize((96, 64)))
     pillow = Image.fromarray(image)
     affine = {"angle": 0.0, "scale": 1.0, "interpolation": InterpolationMode.NEAREST, "fill": FILL}
@@ -139,12 +139,12 @@ def test_torchvisions_motions_are_the_same(photographs):
         assert (one(image, operation, value) != np.asarray(other)).any(axis=2).mean() < 0.002, operation
 
 
-def test_no_bits_are_black():
-    """As Pillow had it before it refused to keep none."""
+def test_posterize_to_no_bits_is_black():
+    """As in Pillow before it refused zero bits."""
     assert not one(np.full((5, 5, 3), 200, np.uint8), Operation.POSTERIZE, 0.0).any()
 
 
-def test_operations_follow_one_another(photographs):
+def test_operations_are_applied_in_order(photographs):
     image = np.asarray(photographs["flower"].resize((50, 40)))
     images = torch.from_numpy(np.stack([image, image]))
     operations = np.array([[Operation.INVERT, Operation.SOLARIZE], [Operation.SOLARIZE, Operation.COLOR]])

@@ -1,4 +1,4 @@
-"""Plans against a slow scalar reading of the papers' algorithms, and golden boxes that may never change."""
+"""Plans against slow scalar implementations of the papers' algorithms, and golden boxes that must never change."""
 
 import dataclasses
 import math
@@ -104,7 +104,7 @@ def scalar_random_resized(height: int, width: int, draw: list[int], area, aspect
 
 
 def test_golden_boxes():
-    """Pinned for ever: another box is another augmentation, and no recorded run could be repeated."""
+    """Pinned: with other boxes no recorded run could be reproduced."""
     stored = sizes_of((375, 500), (500, 333), (64, 64), (1, 1), (40, 1200), (480, 640))
     plan = training_plan(np.arange(6), stored, augmentation=augmentation(pca=0.1), seed=0, epoch=0)
     assert plan.boxes.tolist() == GOLDEN_RANDOM_RESIZED
@@ -153,7 +153,7 @@ def test_random_sized_is_fb_resnet_torchs_algorithm(pairs, seed, epoch):
     assert inside(plan, stored)
 
 
-def test_fb_resnet_torchs_aspect_is_uniform_or_its_inverse_is():
+def test_aspect_or_its_inverse_is_uniform_in_fb_resnet_torch():
     stored = np.full((4000, 2), (2000, 2000), np.int32)
     options = augmentation("random_sized", area=[0.1, 0.5], aspect=ASPECT)
     height, width = training_plan(np.arange(4000), stored, augmentation=options, seed=0, epoch=0).boxes[:, 2:].T
@@ -207,7 +207,7 @@ def test_random_boxes_are_the_window_mapped_to_stored_pixels(height, width, size
 
 @pytest.mark.parametrize("region", ["whole", "square"])
 def test_random_crop_of_a_store_at_its_scale_needs_no_resize(region):
-    """A store with the side already is cut, not resampled; every place of the region is reached."""
+    """A store with this short side is cropped, not resampled; every position in the region occurs."""
     stored = np.full((3000, 2), (256, 300), np.int32)
     options = augmentation("random", size=224, side=[256, 256], region=region)
     plan = training_plan(np.arange(3000), stored, augmentation=options, seed=0, epoch=0)
@@ -235,7 +235,7 @@ def test_no_crop_takes_the_whole_image():
     assert not plan.flips.any() and not plan.pca_alphas.any()
 
 
-def test_flips_and_color_are_their_own_draws():
+def test_flips_and_color_are_independent_draws():
     stored, index = np.full((500, 2), 64, np.int32), np.arange(500)
     key = {"seed": 3, "index": index, "epoch": 4, "view": 1}
     options = augmentation(flip=0.3, pca=0.1)
@@ -287,7 +287,7 @@ def test_evaluation_takes_the_whole_image_or_the_square():
     assert not plan.flips.any() and not plan.pca_alphas.any()
 
 
-def test_types_are_the_contracts():
+def test_dtypes_and_shapes_of_a_plan():
     stored, positions = np.full((3, 2), 9, np.int32), np.arange(3)
     plain = training_plan(np.arange(3), stored, augmentation=augmentation(), seed=0, epoch=0)
     full = training_plan(np.arange(3), stored, augmentation=everything(3), seed=0, epoch=0, positions=positions)
@@ -297,8 +297,8 @@ def test_types_are_the_contracts():
         ]  # fmt: skip
 
 
-def test_what_is_off_changes_nothing():
-    """The neutral values that the device's functions leave every pixel by."""
+def test_operations_that_are_off_have_neutral_values():
+    """With these values the functions on the device change no pixel."""
     plan = training_plan(np.arange(3), np.full((3, 2), 9, np.int32), augmentation=augmentation(), seed=0, epoch=0)
     assert plan.jitter.tolist() == [[1, 1, 1, 0]] * 3 and plan.jitter_orders.tolist() == [[0, 1, 2, 3]] * 3
     assert plan.operations.shape == plan.operation_values.shape == (3, 0) and not plan.erased_boxes.any()
@@ -315,8 +315,8 @@ def test_copies_differ_in_everything_that_is_drawn():
     assert 10 < plan.flips.sum() < 54
 
 
-def test_a_mix_is_keyed_by_place_and_the_rest_by_sample():
-    """The same two samples at two positions of the order."""
+def test_mixing_is_keyed_by_position_and_the_rest_by_sample():
+    """The same two samples at two positions in the epoch."""
     stored = np.full((9, 2), 300, np.int32)
     options = {"augmentation": everything(2), "seed": 0, "epoch": 0}
     one, other = (

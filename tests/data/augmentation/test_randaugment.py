@@ -1,4 +1,4 @@
-"""What RandAugment draws, against timm's and torchvision's own tables and laws."""
+"""RandAugment's draws against the tables and formulas of timm and torchvision."""
 
 import math
 
@@ -58,21 +58,21 @@ def test_torchvisions_values(bin, sign):
 
 
 @pytest.mark.parametrize(("source", "names"), [("timm", TIMM), ("torchvision", TORCHVISION)])
-def test_every_operation_is_as_likely_with_replacement(source, names):
+def test_operations_are_equally_likely_with_replacement(source, names):
     drawn = randaugment_plan(KEY, RandAugment(source, num_ops=2), size=224).operations
     for column in drawn.T:
         assert stats.chisquare([(column == name).sum() for name in names]).pvalue > 0.01
     assert abs((drawn[:, 0] == drawn[:, 1]).mean() - 1 / len(names)) < 4 * math.sqrt(1 / len(names) / 6000)
 
 
-def test_the_share_of_operations_that_are_taken():
+def test_share_of_operations_that_are_applied():
     drawn = randaugment_plan(KEY, RandAugment("timm", num_ops=2, prob=0.5), size=224)
     share = (drawn.operations != Op.IDENTITY).mean(axis=0)
     assert np.abs(share - 0.5).max() < 4 * math.sqrt(0.25 / 6000)
     assert not drawn.values[drawn.operations == Op.IDENTITY].any()
 
 
-def test_levels_are_normal_and_cut_off():
+def test_levels_are_normal_and_clipped():
     """Read back from the rotations' angles: 30 degrees are level 10."""
     drawn = randaugment_plan(KEY, RandAugment("timm", num_ops=4, magnitude=9, std=0.5), size=224)
     levels = np.abs(drawn.values[drawn.operations == Op.ROTATE]) / 3

@@ -1,4 +1,4 @@
-"""The loader applies what is planned, whatever its threads, ranks and interruptions; its thread never outlives it."""
+"""The loader applies the plan regardless of threads, ranks and interruptions, and its thread never outlives it."""
 
 import gc
 import os
@@ -38,7 +38,7 @@ def training(split, *, crop="random_resized", filter="nearest", size=32, seed=0,
     plan = partial(training_plan, stored_sizes=split.stored_sizes, augmentation=augmentation, seed=seed)
     return {
         "split": split,
-        "batches": lambda epoch: epoch_order(np.arange(split.num_samples), seed=seed, epoch=epoch)[positions],
+        "batch_sampler": lambda epoch: epoch_order(np.arange(split.num_samples), seed=seed, epoch=epoch)[positions],
         "plan": lambda index, epoch: plan(index, epoch=epoch),
         "filter": filter,
     }
@@ -77,7 +77,7 @@ def photos(prepared_photos):
 
 
 def looked_up(box, size, flip, index) -> np.ndarray:
-    """What the nearest filter takes out of a coordinate-coded image, from the box alone: uint8 [h, w, 3]."""
+    """The pixels that the nearest filter selects from a coordinate-coded image, from the box alone: uint8 [h, w, 3]."""
     top, left, height, width = (int(value) for value in box)
     rows = top + ((np.arange(size[0]) + 0.5) * height / size[0]).astype(int)
     columns = left + ((np.arange(size[1]) + 0.5) * width / size[1]).astype(int)
@@ -88,13 +88,13 @@ def looked_up(box, size, flip, index) -> np.ndarray:
 
 @pytest.mark.parametrize("crop", CROPS)
 def test_the_planned_boxes_and_flips_are_applied(coordinates, crop):
-    """Every pixel says where in which image it comes from."""
+    """Each stored pixel encodes its own coordinates and image, so the output shows where it was read."""
     arguments = training(coordinates, crop=crop)
     num_flipped = num_images = 0
     with Loader(**arguments, num_threads=2) as loader:
         for epoch in range(5):
-            for number, batch in enumerate(loader):
-                index = arguments["batches"](epoch)[number]
+            for number, batch in enumerate(loader.batches(epoch)):
+                index = arguments["batch_sampler"](epoch)[number]
                 plan = arguments["plan"](index, epoch)
                 assert batch.index.tolist() == index.tolist()
                 assert batch.boxes.tolist() == plan.boxes.tolist() and batch.flips.tolist() == plan.flips.tolist()
@@ -105,10 +105,10 @@ def test_the_planned_boxes_and_flips_are_applied(coordinates, crop):
     assert num_images == 40 and 5 < num_flipped < 35
 
 
-def test_the_contract(photos):
+def test_dtypes_and_shapes_of_a_batch(photos):
     with Loader(**training(photos), num_threads=1) as loader:
-        batch = next(iter(loader))
-    shapes = {  # what the device computes with is a tensor, what the host reads an array
+        batch = next(loader.batches(0))
+    shapes = {  # fields that the device computes with are tensors, fields that the host reads are arrays
         "images": (torch.uint8, (2, 32, 32, 3)),
         "labels": (torch.int64, (2,)),
         "index": (np.int64, (2,)),
@@ -128,44 +128,39 @@ def test_the_contract(photos):
 def test_threads_and_prefetch_change_nothing(photos, prefetch):
     arguments = training(photos, filter="bicubic")
     with Loader(**arguments, num_threads=1) as one, Loader(**arguments, num_threads=2, prefetch=prefetch) as two:
-        assert same(collect(one), collect(two))
+        assert same(collect(one.batches(0)), collect(two.batches(0)))
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
-def test_every_number_of_ranks_sees_the_same_global_batches(photos, num_ranks):
-    """Images, boxes, flips, colors: the ranks' parts put together are the one process's batch."""
+def test_every_number_of_ranks_gets_the_same_global_batches(photos, num_ranks):
+    """Images, boxes, flips and colors: the concatenated parts of all ranks equal the batch of a single process."""
     key = {"global_batch": 4, "filter": "bilinear"}
     with Loader(**training(photos, micro_batch=4, **key), num_threads=1) as loader:
-        whole = collect(loader)
+        whole = collect(loader.batches(0))
     parts = []
     for rank in range(num_ranks):
         part = training(photos, micro_batch=4 // num_ranks, rank=rank, num_ranks=num_ranks, **key)
         with Loader(**part, num_threads=1) as loader:
-            parts.append(collect(loader))
+            parts.append(collect(loader.batches(0)))
     together = [[np.concatenate(arrays) for arrays in zip(*batch, strict=True)] for batch in zip(*parts, strict=True)]
     assert same(whole, together)
 
 
-def test_two_epochs_differ_and_the_epoch_moves_on(photos):
+def test_two_epochs_differ_and_each_can_be_repeated(photos):
     with Loader(**training(photos), num_threads=1) as loader:
-        first, second = collect(loader), collect(loader)
-        assert loader.epoch == 2 and loader.state_dict() == {"epoch": 2, "batch": 0}
+        first, second = collect(loader.batches(0)), collect(loader.batches(1))
         assert not same(first, second)
-        loader.epoch = 0
-        assert same(collect(loader), first)
+        assert same(collect(loader.batches(0)), first)
 
 
 @pytest.mark.parametrize("consumed", [1, 5, 11])
 def test_resuming_equals_not_stopping(photos, consumed):
     arguments = training(photos)
     with Loader(**arguments, num_threads=2) as loader:
-        whole = collect(loader) + collect(loader)
-    num_batches = len(arguments["batches"](0))
+        whole = collect(loader.batches(0)) + collect(loader.batches(1))
     with Loader(**arguments, num_threads=2) as stopped:
-        iterator = iter(stopped)
+        iterator = stopped.batches(0)
         before = [collect([next(iterator)])[0] for _ in range(consumed)]
-        state = stopped.state_dict()
-        assert state == {"epoch": 0, "batch": consumed}
     decoded = []
 
     def counting_plan(index, epoch) -> Plan:
@@ -173,38 +168,29 @@ def test_resuming_equals_not_stopping(photos, consumed):
         return arguments["plan"](index, epoch)
 
     with Loader(**(arguments | {"plan": counting_plan}), num_threads=1) as resumed:
-        resumed.load_state_dict(state)
-        assert len(resumed) == num_batches
-        after = collect(resumed)
-        assert decoded == arguments["batches"](0)[consumed:].tolist()  # nothing is replayed
-        assert same(before + after + collect(resumed), whole)
+        after = collect(resumed.batches(0, consumed))
+        assert decoded == arguments["batch_sampler"](0)[consumed:].tolist()  # no batch is decoded a second time
+        assert same(before + after + collect(resumed.batches(1)), whole)
 
 
-def test_a_resumed_place_is_used_once(photos):
+def test_an_epoch_that_resumes_at_its_end_is_empty(photos):
     with Loader(**training(photos), num_threads=1) as loader:
-        whole = collect(loader)
-        loader.load_state_dict({"epoch": 0, "batch": 3})
-        assert same(collect(loader), whole[3:])
-        loader.epoch = 0
-        assert same(collect(loader), whole)
-        loader.load_state_dict({"epoch": 0, "batch": 3})
-        loader.epoch = 1
-        assert len(collect(loader)) == len(loader)
+        assert collect(loader.batches(0, loader.num_batches(0))) == []
 
 
-def test_a_new_iteration_ends_the_last(photos):
+def test_a_new_iteration_ends_the_previous_one(photos):
     with Loader(**training(photos), num_threads=1) as loader:
-        first = iter(loader)
+        first = loader.batches(0)
         next(first)
-        whole = collect(loader)
-        assert len(whole) == len(loader) and len(loader_threads()) == 0
+        whole = collect(loader.batches(0))
+        assert len(whole) == loader.num_batches(0) == 12 and len(loader_threads()) == 0
         assert list(first) == []
 
 
 @pytest.mark.parametrize("way", ["forget the iterator", "forget the loader", "close", "with"])
 def test_an_abandoned_iteration_leaves_no_thread(photos, way):
     loader = Loader(**training(photos), num_threads=2)
-    iterator = iter(loader)
+    iterator = loader.batches(0)
     next(iterator)
     assert loader_threads()
     if way == "forget the iterator":
@@ -220,28 +206,27 @@ def test_an_abandoned_iteration_leaves_no_thread(photos, way):
     assert not loader_threads()
 
 
-def test_an_epoch_that_is_over_is_forgotten(photos):
-    """The order of an epoch of ImageNet takes 10 MB."""
+def test_the_order_of_a_finished_epoch_is_freed(photos):
+    """For ImageNet it takes 10 MB an epoch."""
     arguments, orders = training(photos), []
 
-    def batches(epoch):
-        order = arguments["batches"](epoch)
+    def batch_sampler(epoch):
+        order = arguments["batch_sampler"](epoch)
         orders.append(weakref.ref(order))
         return order
 
-    with Loader(**(arguments | {"batches": batches}), num_threads=1) as loader:
-        for _ in range(3):
-            collect(loader)
+    with Loader(**(arguments | {"batch_sampler": batch_sampler}), num_threads=1) as loader:
+        for epoch in range(3):
+            collect(loader.batches(epoch))
         gc.collect()
-        assert len(orders) == 3 and [order() is None for order in orders] == [True, True, False]
+        assert [order() for order in orders] == [None] * 3
 
 
-def test_a_batch_stays_until_the_next_but_one(photos):
+def test_a_batch_stays_valid_until_the_second_one_after_it(photos):
     with Loader(**training(photos), num_threads=1, prefetch=1) as loader:
-        whole = collect(loader)
-        loader.epoch = 0
+        whole = collect(loader.batches(0))
         previous = None
-        for number, batch in enumerate(loader):
+        for number, batch in enumerate(loader.batches(0)):
             threading.Event().wait(0.005)  # let the thread run ahead as far as it may
             if previous is not None:
                 assert np.array_equal(previous.images.numpy(), whole[number - 1][0])
@@ -253,31 +238,31 @@ def test_evaluation_batches_are_padded_with_zeros(photos):
     protocol = Protocol("ten_crop", side=40, size=32, region="whole", filter="bicubic", average="softmax")
     parts = evaluation_batches(np.arange(photos.num_samples), micro_batch=5, rank=0, num_ranks=1)
     plan = partial(evaluation_plan, stored_sizes=photos.stored_sizes, protocol=protocol)
-    seen = []
+    indices = []
     with Loader(
         photos, lambda epoch: parts, lambda index, epoch: plan(index), filter="bicubic", num_threads=2
     ) as loader:
-        for batch in loader:
+        for batch in loader.batches(0):
             assert tuple(batch.images.shape[1:3]) == tuple(batch.sizes.max(axis=0))
             assert (batch.sizes.min(axis=1) == 40).all()
             for image, (height, width) in zip(batch.images, batch.sizes.tolist(), strict=True):
                 assert image[:height, :width].any()
                 assert not image[height:].any() and not image[:, width:].any()
-            seen += batch.index.tolist()
-    assert seen == list(range(photos.num_samples))
+            indices += batch.index.tolist()
+    assert indices == list(range(photos.num_samples))
     with Loader(photos, lambda epoch: [], lambda index, epoch: plan(index), filter="bicubic", num_threads=2) as empty:
-        assert len(empty) == 0 and list(empty) == []
+        assert empty.num_batches(0) == 0 and list(empty.batches(0)) == []
 
 
-def test_memory_of_an_outsized_image_is_not_kept(coordinates, monkeypatch):
-    """A slot for each of five such images would stay for the rest of the evaluation."""
+def test_memory_of_an_oversized_image_is_not_kept(coordinates, monkeypatch):
+    """Otherwise five such images would occupy their memory until the evaluation ends."""
     monkeypatch.setattr("tencrop.data.loading.loader.MAX_PADDED_BYTES", limit := 3 * 80 * 100)
     protocol = Protocol("center", side=None, size=1, region="whole", filter="bicubic", average="softmax")
     parts = [np.array([index]) for index in range(coordinates.num_samples)] * 2
     plan = partial(evaluation_plan, stored_sizes=coordinates.stored_sizes, protocol=protocol)
     with Loader(coordinates, lambda _: parts, lambda index, _: plan(index), filter="bicubic", num_threads=1) as loader:
-        seen = [batch.images.shape[1:3] for batch in loader]
-        assert [tuple(shape) for shape in seen] == SIZES * 2 and 3 * max(h * w for h, w in SIZES) > limit
+        sizes = [batch.images.shape[1:3] for batch in loader.batches(0)]
+        assert [tuple(size) for size in sizes] == SIZES * 2 and 3 * max(h * w for h, w in SIZES) > limit
         assert all(slot._memory.numel() <= limit for slot in loader._slots)
 
 
@@ -290,12 +275,12 @@ def test_a_damaged_image_is_named(prepared_photos, tmp_path):
         file.seek(start)
         file.write(b"\xff\xd9" * 20)
     with Loader(**training(split, crop="none"), num_threads=2) as loader:
-        for _ in range(2):  # and again: the loader is still of use
+        for epoch in range(2):  # the loader stays usable after the error
             with pytest.raises(DecodeError, match=f"{split.names(sample)}.*sample 5.*damaged"):
-                collect(loader)
+                collect(loader.batches(epoch))
 
 
-def test_what_goes_wrong_in_the_thread_is_raised_outside(photos):
+def test_an_exception_in_the_thread_reaches_the_consumer(photos):
     def broken(index, epoch):
         raise RuntimeError("no plan")
 
@@ -303,13 +288,13 @@ def test_what_goes_wrong_in_the_thread_is_raised_outside(photos):
         Loader(**(training(photos) | {"plan": broken}), num_threads=1) as loader,
         pytest.raises(RuntimeError, match="no plan"),
     ):
-        next(iter(loader))
+        next(loader.batches(0))
 
 
-def test_torchs_global_state_is_left_alone(photos):
+def test_torch_global_state_is_unchanged(photos):
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     with Loader(**training(photos), num_threads=2) as loader:
-        collect(loader)
+        collect(loader.batches(0))
     assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
 
 
@@ -318,22 +303,22 @@ import sys
 sys.path.insert(0, {folder!r})
 from test_loader import Loader, open_split, training
 loader = Loader(**training(open_split({root!r}, "train"), size=224), num_threads=2)
-iterator = iter(loader)
+iterator = loader.batches(0)
 next(iterator)
 {end}
 """
 
 
 @pytest.mark.parametrize(("end", "code"), [("", 0), ("raise ValueError('stop')", 1)])
-def test_a_program_can_end_in_the_middle(prepared_photos, request, end, code):
+def test_a_program_can_exit_during_an_iteration(prepared_photos, request, end, code):
     script = UNFINISHED.format(folder=str(request.path.parent), root=str(prepared_photos), end=end)
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=900)
     assert result.returncode == code and "Fatal" not in result.stderr
     assert result.stderr == "" or "ValueError: stop" in result.stderr
 
 
-def test_pinned_memory_is_filled_again_only_after_its_copy(monkeypatch):
-    """The event is recorded when the batch is given up, and waited for before its memory is handed out again."""
+def test_pinned_memory_is_overwritten_only_after_its_copy(monkeypatch):
+    """The event is recorded when the batch is released, and waited for before its memory is used again."""
     calls = []
 
     class Event:
@@ -356,7 +341,7 @@ def test_pinned_memory_is_filled_again_only_after_its_copy(monkeypatch):
 
 @pytest.mark.parametrize("pin_memory", [True, False])
 def test_the_thread_uses_the_consumers_gpu(photos, monkeypatch, pin_memory):
-    """Before it pins memory or waits for an event: either would open a context on GPU 0, a new thread's own."""
+    """The thread sets its device before it pins memory or waits for an event, which would create a context on GPU 0."""
     threads = {}  # the calls of each thread that makes batches
 
     def note(*call) -> None:
@@ -381,8 +366,8 @@ def test_the_thread_uses_the_consumers_gpu(photos, monkeypatch, pin_memory):
     for name, stand_in in cuda.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     with Loader(**training(photos), num_threads=1, prefetch=1, pin_memory=pin_memory) as loader:
-        for _ in range(2):
-            assert len(list(loader)) == len(loader)
+        for epoch in range(2):
+            assert len(list(loader.batches(epoch))) == loader.num_batches(epoch)
     assert len(threads) == (2 if pin_memory else 0)
     for calls in threads.values():
         assert calls[0] == ("set_device", 3) and len(calls) > 1 and {*calls[1:]} <= {("pin",), ("synchronize",)}
@@ -390,15 +375,15 @@ def test_the_thread_uses_the_consumers_gpu(photos, monkeypatch, pin_memory):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_copies_to_a_gpu_are_waited_for(photos):
-    """Asynchronous copies behind a long computation still read the right images."""
+def test_the_loader_waits_for_copies_to_a_gpu(photos):
+    """Asynchronous copies that are queued behind a long computation still read the right images."""
     arguments = training(photos, filter="bilinear", size=224)
     with Loader(**arguments, num_threads=2) as loader:
-        whole = collect(loader)
+        whole = collect(loader.batches(0))
     busy = torch.randn(4096, 4096, device="cuda")
     with Loader(**arguments, num_threads=2, prefetch=1, pin_memory=True) as loader:
         copies = []
-        for batch in loader:
+        for batch in loader.batches(0):
             assert batch.images.is_pinned()
             for _ in range(20):
                 busy = busy @ busy / 64
@@ -409,7 +394,7 @@ def test_copies_to_a_gpu_are_waited_for(photos):
 
 @pytest.mark.parametrize("kept", [True, False], ids=["one loader", "twenty loaders"])
 def test_abandoned_iterations_leave_nothing(photos, monkeypatch, kept):
-    """A break, a sanity check, a limited epoch. Counted: the memory of batches, the open files, the threads."""
+    """As after a break, a sanity check or a limited epoch. Counts the memory of batches, open files and threads."""
     empty, memories = torch.empty, []
 
     def counted(*shape, **options):
@@ -426,7 +411,7 @@ def test_abandoned_iterations_leave_nothing(photos, monkeypatch, kept):
     loader, num_slots, num_files = Loader(**arguments), 4, len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         loader = loader if kept else Loader(**arguments)
-        next(iter(loader))
+        next(loader.batches(0))
         assert num_held() <= num_slots and not loader_threads()
     assert len(memories) >= 20 or (kept and len(memories) <= num_slots), "one loader fills its memory again"
     del loader
@@ -434,8 +419,8 @@ def test_abandoned_iterations_leave_nothing(photos, monkeypatch, kept):
     assert num_held() == 0 and len(os.listdir("/proc/self/fd")) == num_files
 
 
-def test_a_table_as_long_as_imagenets_is_opened_at_once(tmp_path):
-    """1,281,167 images of one pixel. The tables stay in the file; stock ffcv holds 628 MiB of dictionaries."""
+def test_opening_a_file_of_imagenets_length_costs_no_time_per_sample(tmp_path):
+    """1,281,167 images of one pixel. The tables stay in the mapped file; stock ffcv builds 628 MiB of dictionaries."""
     num_samples = 1_281_167
     fields, metadata = np.zeros(2, beton.FIELD), np.zeros(num_samples, beton.SAMPLE)
     fields["type_id"] = beton.IMAGE_FIELD, beton.INT_FIELD
@@ -476,7 +461,7 @@ assert torch.get_num_threads() == 3 and not {"ffcv", "numba", "cv2"} & set(sys.m
 """
 
 
-def test_importing_changes_nothing_and_needs_no_ffcv():
-    """ffcv sets torch's threads to 1 on import, and needs distutils, which Python 3.12 has no more."""
+def test_importing_the_loaders_neither_imports_ffcv_nor_changes_torch_threads():
+    """ffcv sets torch's threads to 1 on import, and needs distutils, which Python 3.12 removed."""
     result = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr

@@ -35,7 +35,7 @@ def training(split, *, crop="random_resized", filter="bicubic"):
     plan = partial(training_plan, stored_sizes=split.stored_sizes, augmentation=augmentation, seed=3)
     return {
         "split": split,
-        "batches": lambda epoch: epoch_order(np.arange(split.num_samples), seed=3, epoch=epoch)[positions],
+        "batch_sampler": lambda epoch: epoch_order(np.arange(split.num_samples), seed=3, epoch=epoch)[positions],
         "plan": lambda index, epoch: plan(index, epoch=epoch),
         "filter": filter,
     }
@@ -45,20 +45,24 @@ def evaluation(split):
     protocol = Protocol("ten_crop", side=40, size=32, region="whole", filter="bilinear", average="softmax")
     parts = evaluation_batches(np.arange(split.num_samples), micro_batch=5, rank=0, num_ranks=1)
     plan = partial(evaluation_plan, stored_sizes=split.stored_sizes, protocol=protocol)
-    return {"split": split, "batches": lambda _: parts, "plan": lambda index, _: plan(index), "filter": "bilinear"}
+    return {
+        "split": split,
+        "batch_sampler": lambda _: parts,
+        "plan": lambda index, _: plan(index),
+        "filter": "bilinear",
+    }
 
 
 def pairs(arguments, num_threads=0):
-    """The batches of both loaders side by side; everything but the pixels must be equal."""
+    """The images of both loaders, batch by batch; asserts that everything but the pixels is equal."""
     with Loader(**arguments, num_threads=1) as loader, TorchLoader(**arguments, num_threads=num_threads) as reference:
-        assert len(loader) == len(reference)
-        for ours, theirs in zip(loader, reference, strict=True):
+        assert loader.num_batches(0) == reference.num_batches(0)
+        for ours, theirs in zip(loader.batches(0), reference.batches(0), strict=True):
             for name in ours._fields[1:]:
                 assert type(getattr(ours, name)) is type(getattr(theirs, name)), name
                 assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
             assert ours.images.shape == theirs.images.shape
             yield ours.images, theirs.images
-        assert loader.state_dict() == reference.state_dict()
 
 
 @pytest.mark.parametrize("crop", CROPS)
@@ -81,12 +85,12 @@ def test_raw_stores_give_the_same_bytes_even_when_resized(photo_folder, data_con
 
 
 def test_the_digits_give_the_same_bytes(prepared_digits):
-    """What the store keeps raw is what the source makes in memory."""
+    """The raw pixels in the store equal those that the source generates in memory."""
     split = open_split(prepared_digits, "val")
     assert all(torch.equal(*images) for images in pairs(evaluation(split)))
 
 
-def test_a_store_encoded_anew_is_near(photo_folder, data_config, tmp_path):
+def test_a_re_encoded_store_is_close(photo_folder, data_config, tmp_path):
     """Resized stores hold JPEGs of quality 95 with halved chroma, so pixels differ by that encoding: by 1.8 gray
     levels on average over these small photographs (measured here), where unrelated crops differ by 92."""
     root = prepare(data_config(photo_folder, tmp_path / "small", short_side=48), workers=1, progress=False)
@@ -101,14 +105,14 @@ STORES = {"original bytes": {}, "short side": {"short_side": 48}, "long side": {
 
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("crop", CROPS)
-def test_pixels_are_pillows_of_the_stored_bytes(photo_folder, data_config, tmp_path, store, crop):
-    """Whatever the store holds, the crop is what Pillow makes of it at the planned box: bit for bit, every filter."""
+def test_pixels_equal_pillows_of_the_stored_bytes(photo_folder, data_config, tmp_path, store, crop):
+    """For every kind of store and every filter, the crop equals Pillow's of the planned box, bit for bit."""
     config = data_config(photo_folder, tmp_path / "root", **STORES[store])
     split = open_split(prepare(config, workers=1, progress=False), "train")
     for filter in FILTERS:
         arguments = training(split, crop=crop, filter=filter)
         with Loader(**arguments, num_threads=1) as loader:
-            for batch in loader:
+            for batch in loader.batches(0):
                 for image, index, box, flip in zip(batch.images, batch.index, batch.boxes, batch.flips, strict=True):
                     top, left, height, width = box.tolist()
                     stored = Image.fromarray(stored_pixels(split, int(index))[top : top + height, left : left + width])
@@ -132,28 +136,27 @@ def test_worker_processes_change_nothing(prepared_photos):
 
 def test_resuming_equals_not_stopping(prepared_photos):
     arguments = training(open_split(prepared_photos, "train"))
-    whole = [batch.images for batch in TorchLoader(**arguments, num_threads=0)]
-    resumed = TorchLoader(**arguments, num_threads=0)
-    resumed.load_state_dict({"epoch": 0, "batch": 3})
-    rest = [batch.images for batch in resumed]
+    loader = TorchLoader(**arguments, num_threads=0)
+    whole = [batch.images for batch in loader.batches(0)]
+    rest = [batch.images for batch in loader.batches(0, 3)]
     assert len(rest) == len(whole) - 3 and all(map(torch.equal, rest, whole[3:]))
 
 
 @pytest.mark.parametrize("way", ["close", "next iteration", "forget"])
 def test_workers_of_an_unfinished_iteration_end(prepared_photos, way):
-    """At once, and not when the garbage collector comes by, which may be never."""
+    """They end at once, not when the garbage collector runs, which may be never."""
     before = set(multiprocessing.active_children())
     gc.disable()
     try:
         loader = TorchLoader(**training(open_split(prepared_photos, "train")), num_threads=2)
-        iterator = iter(loader)
+        iterator = loader.batches(0)
         next(iterator)
         workers = set(multiprocessing.active_children()) - before
         assert len(workers) == 2
         if way == "close":
             loader.close()
         elif way == "next iteration":
-            assert len(list(loader)) == len(loader)
+            assert len(list(loader.batches(0))) == loader.num_batches(0)
         else:
             del iterator
         assert not any(Path(f"/proc/{worker.pid}").exists() for worker in workers)
@@ -162,20 +165,20 @@ def test_workers_of_an_unfinished_iteration_end(prepared_photos, way):
 
 
 @pytest.mark.parametrize("num_threads", [0, 1])
-def test_missing_originals_are_a_sentence(photo_folder, data_config, tmp_path, num_threads):
+def test_a_missing_original_is_a_user_error(photo_folder, data_config, tmp_path, num_threads):
     source = shutil.copytree(photo_folder, tmp_path / "source")
     root = prepare(data_config(source, tmp_path / "root"), workers=1, progress=False)
     arguments = training(open_split(root, "train"))
     (source / "train" / "flower" / "03.JPEG").unlink()
     with pytest.raises(UserError, match=r"03\.JPEG") as caught:
-        list(TorchLoader(**arguments, num_threads=num_threads))
+        list(TorchLoader(**arguments, num_threads=num_threads).batches(0))
     assert "Traceback" not in str(caught.value)
 
 
-def test_damaged_originals_are_a_sentence(photo_folder, data_config, tmp_path):
+def test_a_damaged_original_is_a_user_error(photo_folder, data_config, tmp_path):
     source = shutil.copytree(photo_folder, tmp_path / "source")
     root = prepare(data_config(source, tmp_path / "root"), workers=1, progress=False)
     path = source / "train" / "flower" / "03.JPEG"
     path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(UserError, match=r"flower/03\.JPEG is no longer the file that was prepared"):
-        list(TorchLoader(**training(open_split(root, "train")), num_threads=0))
+        list(TorchLoader(**training(open_split(root, "train")), num_threads=0).batches(0))

@@ -1,4 +1,4 @@
-"""A store that is cut short while it is mapped ends the process with one sentence that names it, and exit code 2."""
+"""A store that is truncated while it is mapped ends the process with an error that names it, and exit code 2."""
 
 import os
 import shutil
@@ -65,7 +65,7 @@ def root(prepared_photos, tmp_path):
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_whoever_reads_what_is_cut_short_ends_with_a_sentence(reader, root):
+def test_reading_a_truncated_file_ends_with_an_error_message(reader, root):
     file, code = READERS[reader]
     kept = "pointers, num_bytes, modes = (np.array(a) for a in (beton.pointers, beton.payload_bytes, beton.modes))\n"
     cut = "" if reader == "verification" else f"os.truncate(root / '{file}', 0)\n"
@@ -75,11 +75,11 @@ def test_whoever_reads_what_is_cut_short_ends_with_a_sentence(reader, root):
     assert done.stderr.count("\n") == 1 and done.stdout == ""
 
 
-def test_a_disk_that_fails_is_said(root, tmp_path):
-    """The file that is looked at is as long as it was: so its pages are there, and could not be read."""
+def test_a_failing_disk_is_reported(root, tmp_path):
+    """The file still has its size, so the page exists but could not be read."""
     done = ended(
         "data = np.memmap(root / 'mean_image.npy', np.uint8, mode='r')\n"
-        "watch(data, root / 'manifest.json', mend='')\n"
+        "watch(data, root / 'manifest.json', remedy='')\n"
         "os.truncate(root / 'manifest.json', 10**9)\n"
         "os.truncate(root / 'mean_image.npy', 0)\n"
         "data[0]",
@@ -97,16 +97,16 @@ def test_a_disk_that_fails_is_said(root, tmp_path):
     ],
     ids=["another file", "sent by a process"],
 )
-def test_sigbus_of_something_else_is_what_it_was(code, root):
+def test_other_sigbus_signals_keep_their_effect(code, root):
     done = ended(code, root)
     assert (done.returncode, done.stderr) == (-signal.SIGBUS, "")
 
 
-def test_what_is_mapped_no_more_is_forgotten(root):
-    """More often than there are places; a view keeps its file mapped, and watched."""
+def test_unmapped_files_are_no_longer_watched(root):
+    """More often than there are entries; a view keeps its file mapped and watched."""
     done = ended(
         "for _ in range(600):\n"
-        "    watch(np.memmap(root / 'mean_image.npy', np.uint8, mode='r'), root / 'mean_image.npy', mend='')\n"
+        "    watch(np.memmap(root / 'mean_image.npy', np.uint8, mode='r'), root / 'mean_image.npy', remedy='')\n"
         "labels = open_split(root, 'val').labels\n"
         "os.truncate(root / 'val.beton', 0)\n"
         "labels[0]",
@@ -115,12 +115,12 @@ def test_what_is_mapped_no_more_is_forgotten(root):
     assert done.returncode == 2 and f"error: {root / 'val.beton'}: has become shorter" in done.stderr
 
 
-def test_the_reference_loader_looks_before_each_batch(root):
-    """Its workers do, as torch has a handler of its own there."""
+def test_the_reference_loader_checks_sizes_before_each_batch(root):
+    """Its workers check, because torch installs a SIGBUS handler of its own there."""
     split = open_split(root, "train")
     plan = partial(evaluation_plan, stored_sizes=split.stored_sizes, protocol=PROTOCOL)
     loader = TorchLoader(split, lambda _: [np.arange(2)] * 3, lambda i, _: plan(i), filter="bilinear", num_threads=0)
     with loader, pytest.raises(UserError, match=r"train\.files\.npy: has 0 bytes and not the"):
-        for number, _ in enumerate(loader):
+        for number, _ in enumerate(loader.batches(0)):
             assert number == 0
             os.truncate(root / "train.files.npy", 0)

@@ -34,7 +34,7 @@ def test_the_shorter_side_keeps_128_pixels(size, expected):
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": "4:4:4"}, {"quality": 30}])
 @pytest.mark.parametrize("size", [(640, 427), (1100, 1030), (130, 200), (257, 301)])
 def test_pixels_are_those_of_libjpegs_scaling(photographs, mode, options, size):
-    """Pillow's draft mode asks libjpeg for the same."""
+    """Pillow's draft mode requests the same scaling."""
     content = jpeg(photographs["china"].resize(size).convert(mode), **options)
     header = jpeg_header(content)
     assert header == (size[1], size[0], {"RGB": 3, "L": 1}[mode])
@@ -57,7 +57,7 @@ def test_sums(photographs):
     assert color_sums(white).tolist() == [255 * 2 * 65_535] * 3 + [255**2 * 2 * 65_535] * 6
 
 
-def test_other_images_by_means_of_blocks(photographs):
+def test_other_formats_are_reduced_by_block_means(photographs):
     image = photographs["china"]
     assert np.array_equal(reduced_image(image), np.asarray(image.reduce(2)))
     assert reduced_image(image.resize((100, 90))).shape == (90, 100, 3)
@@ -65,7 +65,7 @@ def test_other_images_by_means_of_blocks(photographs):
 
 @pytest.mark.parametrize("mode", ["baseline", "progressive"])
 def test_damage_is_noticed_as_in_a_full_decode(photographs, mode, decode_jpeg):
-    """A JPEG cut or with a bit flipped: what the loader's decoder refuses is refused at a half and an eighth too."""
+    """Truncated or with a flipped bit: a JPEG that the loader's decoder refuses is refused at 1/2 and 1/8 too."""
     content = jpeg(photographs["flower"], progressive=mode == "progressive")
     header = jpeg_header(content)
     generator = np.random.default_rng(0)
@@ -91,7 +91,7 @@ def test_damage_is_noticed_as_in_a_full_decode(photographs, mode, decode_jpeg):
     assert num_refused >= 40
 
 
-def test_what_is_no_jpeg():
+def test_files_that_are_not_jpegs():
     for content in (b"", b"\xff\xd8\xff", b"text" * 100):
         with pytest.raises(DecodeError):
             jpeg_header(content)

@@ -1,4 +1,4 @@
-"""Files that stock ffcv has written are checked, described and used where they lie."""
+"""Files written by stock ffcv are checked, described and used in place."""
 
 import dataclasses
 import importlib.util
@@ -104,7 +104,7 @@ def test_files_of_every_mode_are_adopted(written, adopt, images, mode):
     mean = np.mean([image.mean() for image in images])  # by image and not by pixel, and of whole images
     assert abs(np.mean(manifest["statistics"]["mean"]) - mean) < 15 and manifest["statistics"]["num_images"] == 24
     with loader(Loader, train, num_threads=1) as ours, loader(TorchLoader, train, num_threads=0) as reference:
-        for batch, other in zip(ours, reference, strict=True):
+        for batch, other in zip(ours.batches(0), reference.batches(0), strict=True):
             assert all(map(np.array_equal, batch, other))
     verify(root, "beton", progress=False)
     assert adopt(written[mode]) == root  # already prepared
@@ -114,7 +114,7 @@ def test_ffcv_reads_adopted_files_in_any_order_of_fields(written, adopt):
     split = open_split(adopt(written["smart"]), "train")
     assert (split.beton.image_field, split.beton.label_field) == ("x", "y")
     with loader(Loader, split, num_threads=1) as ours, loader(FfcvLoader, split, num_threads=1) as theirs:
-        for batch, other in zip(ours, theirs, strict=True):
+        for batch, other in zip(ours.batches(0), theirs.batches(0), strict=True):
             assert all(map(np.array_equal, batch[1:], other[1:]))
             assert np.abs(batch.images.numpy().astype(int) - other.images.numpy()).mean() < 5
 
@@ -130,7 +130,7 @@ def test_a_step_of_training_and_an_evaluation(written, tmp_path):
         command = [sys.executable, str(CONF.parent / f"{verb}.py"), "data=beton", "data.root=prepared", *own]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert verb != "prepare" or "not known of such files" in " ".join(done.stdout.split())
+        assert verb != "prepare" or "such files do not record" in " ".join(done.stdout.split())
     (result,) = tmp_path.glob("runs/*-beton/*/predictions/center.result.json")
     assert json.loads(result.read_text())["num_images"] == 4
 
@@ -157,7 +157,7 @@ def test_damaged_images_are_named(written, adopt, tmp_path):
     content = bytearray(whole)
     content[METADATA_START + 7 * SAMPLE.itemsize + 1] += 1  # its width
     beton.path.write_bytes(content)
-    with pytest.raises(UserError, match=r"image 7 \(label 0\) has \d+ x \d+ pixels, and the file says \d+ x \d+"):
+    with pytest.raises(UserError, match=r"image 7 \(label 0\) has \d+ x \d+ pixels, but its table entry \d+ x \d+"):
         adopt(source)
     beton.path.write_bytes(whole[:-1])
     with pytest.raises(UserError, match=r"truncated or damaged; write it again with ffcv's"):
@@ -166,7 +166,7 @@ def test_damaged_images_are_named(written, adopt, tmp_path):
     beton.path.write_bytes(whole)
     root = adopt(source)
     shutil.move(source, tmp_path / "moved")
-    with pytest.raises(UserError, match=r"train\.beton: leads to .*train_ffcv\.beton, which is gone"):
+    with pytest.raises(UserError, match=r"train\.beton: links to .*train_ffcv\.beton, which is gone"):
         open_split(root, "train")
 
 
@@ -174,12 +174,12 @@ def test_damaged_images_are_named(written, adopt, tmp_path):
     ("train", "val", "words"),
     [
         ([0, 2], [0], r"train\.beton: no image has label 1"),
-        ([0, 1], [2], r"val\.beton: has label 2, and .*train\.beton has 0 to 1"),
-        ([0, -1], [0], r"labels are -1 to 0, and must be classes 0 to K - 1"),
+        ([0, 1], [2], r"val\.beton: has label 2, but .*train\.beton has 0 to 1"),
+        ([0, -1], [0], r"labels are -1 to 0, but must be classes 0 to K - 1"),
         ([0], [], r"val\.beton: holds no image"),
     ],
 )
-def test_labels_that_are_no_classes_are_refused(adopt, tmp_path, train, val, words):
+def test_labels_that_are_not_classes_are_refused(adopt, tmp_path, train, val, words):
     for split, labels in (("train", train), ("val", val)):
         small_store(tmp_path / "source" / f"{split}.beton", labels)
     with pytest.raises(UserError, match=words):
@@ -199,14 +199,14 @@ def test_files_are_found_by_their_names(adopt, tmp_path):
     assert open_split(root, "val").labels.tolist() == [0]
 
 
-def test_what_needs_a_store_of_our_own_or_would_endanger_the_files_is_refused(adopt, data_config, tmp_path):
+def test_options_that_need_a_store_or_endanger_the_files_are_refused(adopt, data_config, tmp_path):
     source = tmp_path / "source"
     paths = [small_store(source / f"{split}.beton", [0, 1]) for split in ("train", "val")]
-    with pytest.raises(UserError, match=r"data\.store\.short_side=48: data=beton takes the images as they are stored"):
+    with pytest.raises(UserError, match=r"data\.store\.short_side=48: data=beton uses the images as they are stored"):
         adopt(source, short_side=48)
-    with pytest.raises(UserError, match=r"data\.undecodable=skip: data=beton can leave no image out"):
+    with pytest.raises(UserError, match=r"data\.undecodable=skip: data=beton cannot skip images"):
         adopt(source, undecodable="skip")
-    with pytest.raises(UserError, match=r"holds train\.beton itself; name a folder of its own"):
+    with pytest.raises(UserError, match=r"holds train\.beton itself; choose a separate folder"):
         adopt(source, source)
     other = small_store(tmp_path / "other" / "val.beton", [0]).parent
     with pytest.raises(UserError, match=r"holds val\.beton itself"):
@@ -217,7 +217,7 @@ def test_what_needs_a_store_of_our_own_or_would_endanger_the_files_is_refused(ad
     assert all(path.is_file() for path in (*paths, other / "val.beton"))
 
 
-def test_two_images_in_a_row_are_no_label(adopt, tmp_path):
+def test_two_image_fields_are_refused(adopt, tmp_path):
     for split in ("train", "val"):
         path = small_store(tmp_path / "source" / f"{split}.beton", [0])
         content = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Progress is a bar on a terminal and lines elsewhere. What `announce` says is tested with prepare."""
+"""Progress is a bar on a terminal and lines elsewhere. The output of `announce` is tested with prepare."""
 
 import io
 import time
@@ -30,7 +30,7 @@ def test_a_log_gets_a_line_every_thirty_seconds(clock):
     ]
 
 
-def test_what_was_done_before_costs_no_time(clock):
+def test_work_done_before_is_not_counted_in_the_rate(clock):
     file = io.StringIO()
     with counting_images(Console(file=file, soft_wrap=True), "train", 1_000_000) as advance:
         advance(900_000)
@@ -39,7 +39,7 @@ def test_what_was_done_before_costs_no_time(clock):
     assert file.getvalue() == "train: 950,000 of 1,000,000 images, 1,000 images/s, 0:00:50 left\n"
 
 
-def test_all_was_done_before(clock):
+def test_everything_was_done_before(clock):
     file = io.StringIO()
     with counting_images(Console(file=file, soft_wrap=True), "train", 7) as advance:
         advance(7)

@@ -1,4 +1,4 @@
-"""A preparation that is interrupted goes on from its parts, and ends with the bytes of an undisturbed one."""
+"""An interrupted preparation continues from its parts and writes the same bytes as an uninterrupted one."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ from tencrop.data.store.encode import encode
 
 
 class Interrupted(BaseException):
-    """Stands for a kill: no code of ours runs behind it but the clean-up that a kill would leave out."""
+    """Simulates a kill: only clean-up code runs after it, which a real kill would skip."""
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def test_interrupted_anywhere(photo_folder, data_config, tmp_path, monkeypatch, 
     assert len(second) <= 36 - num_safe + 4  # the chunk of the interruption was not yet handed over, or was
 
 
-def test_only_what_is_missing_is_done(photo_folder, data_config, tmp_path, monkeypatch):
+def test_only_missing_parts_are_encoded(photo_folder, data_config, tmp_path, monkeypatch):
     seen: list[bytes] = []
     interrupt_after(monkeypatch, 22, Interrupted(), seen)
     with pytest.raises(Interrupted):
@@ -87,8 +87,8 @@ def test_a_damaged_part_is_written_again(photo_folder, data_config, prepared_pho
     assert contents(root) == contents(prepared_photos)
 
 
-def test_other_options_or_files_begin_anew(photo_folder, data_config, tmp_path, monkeypatch):
-    """What another preparation left is not taken over; a change behind the safe part costs only what is behind it."""
+def test_parts_of_other_options_or_files_are_discarded(photo_folder, data_config, tmp_path, monkeypatch):
+    """Parts of another preparation are not used; after a change of a file only its part and later ones are redone."""
     photos = Path(shutil.copytree(photo_folder, tmp_path / "photos"))
     interrupt_after(monkeypatch, 20, Interrupted(), [])
     with pytest.raises(Interrupted):
@@ -107,7 +107,7 @@ def test_other_options_or_files_begin_anew(photo_folder, data_config, tmp_path, 
         assert len(seen) == (36 if options else 36 - 8)
 
 
-def test_undecodable_file_stops_and_is_gone_on_from(photo_folder, data_config, tmp_path):
+def test_a_preparation_continues_after_an_undecodable_file_is_replaced(photo_folder, data_config, tmp_path):
     photos = Path(shutil.copytree(photo_folder, tmp_path / "photos"))
     content = (photos / "train/flower/05.JPEG").read_bytes()
     os.truncate(photos / "train/flower/05.JPEG", 1000)

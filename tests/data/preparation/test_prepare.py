@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture
 def spoiled(photo_folder, tmp_path) -> Path:
-    """A copy of the photographs, of which train/flower/05.JPEG is cut short."""
+    """A copy of the photographs, with train/flower/05.JPEG truncated."""
     folder = Path(shutil.copytree(photo_folder, tmp_path / "spoiled"))
     path = folder / "train/flower/05.JPEG"
     os.truncate(path, path.stat().st_size // 2)
@@ -40,7 +40,7 @@ def contents(root: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(root.iterdir())}
 
 
-def test_what_the_manifest_says(prepared_photos, photo_folder):
+def test_contents_of_the_manifest(prepared_photos, photo_folder):
     manifest = read_manifest(prepared_photos)
     assert manifest["classes"] == ["china", "flower", "mirrored"]
     assert manifest["source"] == {
@@ -99,7 +99,7 @@ def test_evaluation_keeps_the_original_bytes(photo_folder, data_config, tmp_path
 
 
 def test_fingerprints(prepared_photos, photo_folder, data_config, tmp_path):
-    """The source's does not know the store's options; both know every file."""
+    """The source's fingerprint does not depend on store options; both depend on every file."""
     reduced = prepare(data_config(photo_folder, tmp_path / "reduced", max_side=60), workers=1, progress=False)
     photos = Path(shutil.copytree(photo_folder, tmp_path / "photos"))
     shutil.copy(photos / "train/china/00.JPEG", photos / "train/china/07.JPEG")
@@ -130,7 +130,7 @@ def test_digits(prepared_digits):
         assert (pixels == pixels[..., :1]).all()
 
 
-def test_again_says_already_prepared(prepared_photos, photo_folder, data_config, capsys):
+def test_a_second_preparation_reports_already_prepared(prepared_photos, photo_folder, data_config, capsys):
     before = contents(prepared_photos)
     assert prepare(data_config(photo_folder, prepared_photos)) == prepared_photos
     assert capsys.readouterr().out == f"{prepared_photos}: already prepared\n"
@@ -139,7 +139,7 @@ def test_again_says_already_prepared(prepared_photos, photo_folder, data_config,
     assert capsys.readouterr().out == ""
 
 
-def test_what_is_printed(photo_folder, data_config, tmp_path, capsys):
+def test_printed_summary(photo_folder, data_config, tmp_path, capsys):
     prepare(data_config(photo_folder, tmp_path / "root"), workers=2)
     out = capsys.readouterr().out
     assert "24 train and 12 val images of 3 classes" in out
@@ -149,7 +149,7 @@ def test_what_is_printed(photo_folder, data_config, tmp_path, capsys):
     assert "train.beton: 24 images, 3 gray jpeg, 1 cmyk jpeg converted, 1 png converted" in out
 
 
-def test_prepared_otherwise(prepared_photos, prepared_digits, photo_folder, data_config, tmp_path):
+def test_other_options_are_refused(prepared_photos, prepared_digits, photo_folder, data_config, tmp_path):
     with pytest.raises(UserError, match=r"data\.store\.short_side=256: .* prepared with data\.store\.short_side=None"):
         prepare(data_config(photo_folder, prepared_photos, short_side=256), progress=False)
     with pytest.raises(UserError, match=r"data\.splits\.val=train: .* prepared with data\.splits\.val=val"):
@@ -207,7 +207,7 @@ def test_original_larger_than_a_page(photographs, data_config, tmp_path):
 
 
 def test_jpeg_larger_than_a_page(data_config, tmp_path):
-    """Its own bytes are kept; ffcv's writer stops at 8 MB."""
+    """Its bytes are stored unchanged; ffcv's writer refuses more than 8 MB."""
     noise = np.random.default_rng(0).integers(256, size=(2400, 2400, 3), dtype=np.uint8)
     for split in ("train", "val"):
         folder = tmp_path / "large" / split / "class"
@@ -222,7 +222,7 @@ def test_jpeg_larger_than_a_page(data_config, tmp_path):
 
 
 def test_skipped_files_give_the_same_manifest_every_time(spoiled, data_config, tmp_path):
-    """Pillow's message of what is no image holds the address of an object."""
+    """Pillow's message for a file that is not an image has the address of an object."""
     (spoiled / "train/china/08.JPEG").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n")
     (spoiled / "train/china/09.JPEG").write_bytes(b"<html>404 Not Found</html>")
     kept = [bytearray(1 << 12)]  # so that objects lie elsewhere the second time
@@ -236,21 +236,21 @@ def test_skipped_files_give_the_same_manifest_every_time(spoiled, data_config, t
     assert not any("0x" in entry["reason"] for entry in skipped)
 
 
-def test_what_is_left_out_is_said(photo_folder, data_config, tmp_path, capsys):
-    """Thumbnails by a file server do not change the store; they and other endings are counted, here and there."""
+def test_files_that_are_left_out_are_reported(photo_folder, data_config, tmp_path, capsys):
+    """Thumbnails by a file server do not change the store; they and files with other extensions are counted."""
     source = Path(shutil.copytree(photo_folder, tmp_path / "photos"))
     shutil.copytree(source / "train/china", source / "train/china/@eaDir")
     for name in ("train/flower/a.jfif", "train/flower/b.jfif", "val/flower/c"):
         shutil.copy(source / "val/china/00.JPEG", source / name)
     root = prepare(data_config(source, tmp_path / "root"), workers=1)
-    assert "left out: 2 .jfif, 1 @eaDir of train; 1 without an ending of val (images are what ends in .jpg" in (
+    assert "left out: 2 .jfif, 1 @eaDir of train; 1 without an ending of val (image files end in .jpg" in (
         capsys.readouterr().out
     )
     assert read_manifest(root)["left_out"] == {"train": {".jfif": 2, "@eaDir": 1}, "val": {"without an ending": 1}}
     assert open_split(root, "train").num_samples == 24
 
 
-def test_the_same_folder_named_otherwise(photo_folder, data_config, tmp_path):
+def test_the_same_folder_by_another_path(photo_folder, data_config, tmp_path):
     """data.source one folder lower or higher, data.splits accordingly."""
     root = prepare(data_config(photo_folder, tmp_path / "root"), workers=1, progress=False)
     parent, name = photo_folder.parent, photo_folder.name
@@ -259,8 +259,8 @@ def test_the_same_folder_named_otherwise(photo_folder, data_config, tmp_path):
         prepare(data_config(parent, root, splits=(f"{name}/val", f"{name}/val")), progress=False)
 
 
-def test_root_must_not_lie_among_the_images(photo_folder, data_config):
-    with pytest.raises(UserError, match="lies among the images of the train split"):
+def test_the_prepared_folder_must_not_be_inside_a_split(photo_folder, data_config):
+    with pytest.raises(UserError, match="is inside the train split"):
         prepare(data_config(photo_folder, photo_folder / "train" / "prepared"), progress=False)
     assert not (photo_folder / "train" / "prepared").exists()
 
@@ -271,29 +271,27 @@ def test_root_that_is_a_file(photo_folder, data_config, tmp_path):
         prepare(data_config(photo_folder, tmp_path / "file"), progress=False)
 
 
-def test_a_disk_that_does_not_tell_its_space_is_not_taken_for_a_full_one(
-    photo_folder, data_config, tmp_path, monkeypatch, capsys
-):
+def test_a_disk_that_reports_no_size_is_not_treated_as_full(photo_folder, data_config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(total=0, used=0, free=0))
     prepare(data_config(photo_folder, tmp_path), workers=1)
     assert "(free space not known)" in capsys.readouterr().out
 
 
 def test_too_little_space_is_refused_beforehand(photo_folder, data_config, small_disk):
-    with pytest.raises(UserError, match=r"about .* MB would be written and 1\.05 MB are free"):
+    with pytest.raises(UserError, match=r"about .* MB would be written, but only 1\.05 MB is free"):
         prepare(data_config(photo_folder, small_disk / "root", mode="raw"), progress=False)
     assert os.listdir(small_disk / "root") == []
 
 
 def test_a_disk_that_fills_up_leaves_nothing(photo_folder, data_config, small_disk, monkeypatch):
-    """Others write to the disk too: here the estimate is fooled."""
+    """Other programs may write to the disk too. Here the estimate is patched."""
     monkeypatch.setattr(estimate, "estimate", lambda *_: (0.0, 0.0))
     with pytest.raises(OSError, match="No space left"):
         prepare(data_config(photo_folder, small_disk / "root", mode="raw"), progress=False)
     assert os.listdir(small_disk / "root") == []
 
 
-def test_killed_preparation_is_simply_run_again(photo_folder, prepared_photos, tmp_path):
+def test_a_killed_preparation_can_be_run_again(photo_folder, prepared_photos, tmp_path):
     """SIGKILL in the middle of writing, after the first split, and before the manifest."""
     root = tmp_path / "root"
     arguments = ["data=imagefolder", f"data.source={photo_folder}", f"data.root={root}", "workers=2"]
@@ -349,7 +347,7 @@ def test_one_preparation_at_a_time(photo_folder, data_config, tmp_path, monkeypa
         (["data=digits", "data.rot=x"], "data.rot: there is no such key"),
     ],
 )
-def test_the_verb_refuses_in_one_sentence(arguments, sentence, tmp_path):
+def test_the_command_reports_errors_in_one_sentence(arguments, sentence, tmp_path):
     (tmp_path / "stubs").mkdir()
     (tmp_path / "stubs" / "torch.py").write_text("raise ImportError('torch takes seconds: refuse before')")
     finished = subprocess.run(

@@ -91,8 +91,8 @@ def test_merged_sums_are_those_of_all(images, sums):
     assert parts[0].mean_image().tobytes() == sums.mean_image().tobytes()
 
 
-def test_a_reduced_look_is_near_the_whole(photographs):
-    """What the statistics see of 427 x 640 pixels is 214 x 320; stated bounds, in gray levels of 255."""
+def test_statistics_at_reduced_size_are_close_to_those_at_full_size(photographs):
+    """An image of 427 x 640 pixels is reduced to 214 x 320; bounds in gray levels of 255."""
     whole, reduced = ColorSums(), ColorSums()
     for image in photographs.values():
         add(whole, image)

@@ -25,7 +25,7 @@ def flip_bit(path: Path, position: int) -> None:
         file.write(bytes([byte[0] ^ 8]))
 
 
-def test_what_is_whole(prepared_photos, prepared_digits, capsys):
+def test_an_undamaged_folder_is_confirmed(prepared_photos, prepared_digits, capsys):
     verify(prepared_photos, num_threads=2)
     assert capsys.readouterr().out.endswith(f"{prepared_photos}: as it was prepared\n")
     verify(prepared_digits, progress=False)
@@ -51,8 +51,8 @@ def test_many_flipped_bits(copy):
 
 
 @pytest.mark.parametrize("name", ["train.files.npy", "mean_image.npy", "val.beton"])
-def test_every_file_counts(copy, name):
-    """The last bit of each: of the table of files, the mean image, the .beton file's own tables."""
+def test_damage_in_every_file_is_found(copy, name):
+    """Flips the last bit of the file table, the mean image and the tables of the .beton file."""
     flip_bit(copy / name, (copy / name).stat().st_size - 4)
     with pytest.raises(UserError, match=name):
         verify(copy, progress=False)
@@ -62,11 +62,11 @@ def test_changed_statistics(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["statistics"]["std"][1] += 1e-9
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=r"manifest\.json: not the manifest that was written"):
+    with pytest.raises(UserError, match=r"manifest\.json: was changed or damaged"):
         verify(copy, progress=False)
 
 
-def test_what_of_a_manifest_of_earlier_code_is_not_checked_is_said(copy, capsys):
+def test_a_manifest_without_a_digest_is_reported_as_unchecked(copy, capsys):
     verify(copy)
     assert "could not be checked" not in capsys.readouterr().out
     manifest = json.loads((copy / "manifest.json").read_text())
@@ -85,7 +85,7 @@ def test_truncated(copy):
 
 
 def test_a_beton_of_another_preparation_is_refused_at_opening(photo_folder, copy, data_config, tmp_path):
-    """Of the same size: two images of a class have changed places, or two labels."""
+    """The file has the same size: two images of a class, or two labels, are swapped."""
     photos = Path(shutil.copytree(photo_folder, tmp_path / "photos"))
     first, second = photos / "train/china/00.JPEG", photos / "train/china/05.JPEG"
     contents = first.read_bytes(), second.read_bytes()
@@ -94,5 +94,5 @@ def test_a_beton_of_another_preparation_is_refused_at_opening(photo_folder, copy
     other = prepare(data_config(photos, tmp_path / "other"), workers=1, progress=False)
     assert (other / "train.beton").stat().st_size == (copy / "train.beton").stat().st_size
     shutil.copy(other / "train.beton", copy / "train.beton")
-    with pytest.raises(UserError, match=r"train\.beton: its tables are not those that were written: .* another"):
+    with pytest.raises(UserError, match=r"train\.beton: its tables do not match the manifest: .* another"):
         open_split(copy, "train")

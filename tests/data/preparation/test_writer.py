@@ -4,7 +4,7 @@ import pytest
 
 from tencrop.data.preparation import writer
 from tencrop.data.preparation.prepare import prepare
-from tencrop.data.preparation.writer import CHUNK_BYTES, CHUNK_FILES, _tasks, in_order
+from tencrop.data.preparation.writer import CHUNK_BYTES, CHUNK_FILES, _tasks, map_in_order
 from tencrop.data.sources.source import SourceFile
 
 
@@ -15,13 +15,13 @@ def test_results_come_in_order_whatever_the_threads_do():
 
     expected = [(number, number * number) for number in range(40)]
     for num_threads in (1, 3):
-        assert list(in_order(slow_first, range(40), num_threads=num_threads)) == expected
-    assert list(in_order(slow_first, [], num_threads=2)) == []
+        assert list(map_in_order(slow_first, range(40), num_threads=num_threads)) == expected
+    assert list(map_in_order(slow_first, [], num_threads=2)) == []
 
 
 def test_threads_run_only_so_far_ahead():
     started = []
-    results = in_order(started.append, range(1000), num_threads=2)
+    results = map_in_order(started.append, range(1000), num_threads=2)
     for _ in range(3):
         next(results)
     assert len(started) <= 3 + 4 * 2
@@ -29,14 +29,14 @@ def test_threads_run_only_so_far_ahead():
     assert len(started) < 20
 
 
-def test_an_error_comes_at_its_place():
-    results = in_order(lambda number: 1 // (3 - number), range(100), num_threads=2)
+def test_an_error_is_raised_in_the_order_of_the_items():
+    results = map_in_order(lambda number: 1 // (3 - number), range(100), num_threads=2)
     assert [result for _, result in (next(results), next(results), next(results))] == [0, 0, 1]
     with pytest.raises(ZeroDivisionError):
         next(results)
 
 
-def test_a_task_is_of_few_files_where_they_are_large():
+def test_a_task_has_few_files_if_they_are_large():
     sizes = [1000] * 40 + [CHUNK_BYTES + 1] * 3 + [CHUNK_BYTES // 3] * 7 + [1000]
     files = [SourceFile(f"a/{rank}", 0, num_bytes) for rank, num_bytes in enumerate(sizes)]
     tasks = list(_tasks(files, range(5, len(files))))

@@ -1,4 +1,4 @@
-"""The digest of what a run saw: blind to how it was delivered, and to nothing else."""
+"""The digest of consumed samples depends on samples and positions, not on how they are batched."""
 
 import hashlib
 
@@ -18,7 +18,7 @@ def fields(num_samples: int, seed: int = 0) -> list[np.ndarray]:
 
 
 def digest_of(hashes: np.ndarray, parts, base: int = 0) -> dict[str, str]:
-    """What is logged when the samples come in these parts (arrays of places)."""
+    """The logged digest if the samples arrive in these parts (arrays of positions)."""
     digest = Digest()
     for part in parts:
         digest.add(hashes[part], base + part)
@@ -27,7 +27,7 @@ def digest_of(hashes: np.ndarray, parts, base: int = 0) -> dict[str, str]:
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 40), st.data())
-def test_the_digest_does_not_depend_on_how_samples_are_cut_and_ordered(num_samples, data):
+def test_the_digest_does_not_depend_on_batches_and_their_order(num_samples, data):
     hashes = sample_hashes(fields(num_samples))
     places = np.array(data.draw(st.permutations(range(num_samples))))
     cuts = sorted(data.draw(st.lists(st.integers(0, num_samples), max_size=4)))
@@ -52,7 +52,7 @@ def test_every_field_of_every_sample_counts(field):
         assert digest_of(sample_hashes(changed), [places]) != before
 
 
-def test_the_same_samples_in_other_places_are_something_else():
+def test_samples_in_other_positions_change_the_digest():
     hashes, places = sample_hashes(fields(6)), np.arange(6)
     swapped = hashes.copy()
     swapped[[1, 4]] = hashes[[4, 1]]
@@ -72,8 +72,8 @@ def test_pixels_have_a_digest_of_their_own():
     assert after["data_digest"] == before["data_digest"] and after["pixel_digest"] != before["pixel_digest"]
 
 
-def test_by_hand():
-    """The same with Python's own integers; and a digest in a log means the same for ever."""
+def test_digest_equals_plain_python_integers():
+    """The same in plain Python integers. Pinned, because logs record digests."""
     index, boxes, first = np.arange(3), np.arange(6, dtype=np.int32).reshape(3, 2), 2**40
     words = [0, 0]
     for place in range(3):

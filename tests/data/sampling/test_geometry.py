@@ -1,4 +1,4 @@
-"""Sizes and boxes against torchvision's own arithmetic."""
+"""Sizes and boxes against torchvision's arithmetic."""
 
 import numpy as np
 import pytest
@@ -64,6 +64,6 @@ def test_central_square():
     assert central_square(500, 333) == (84, 0, 333, 333)  # 83.5 to the even number
 
 
-def test_a_box_that_does_not_fit_is_our_own_mistake():
+def test_a_box_that_does_not_fit_is_an_assertion_error():
     with pytest.raises(AssertionError):
         center_box(10, 10, 11, 5)

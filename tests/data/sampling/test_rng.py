@@ -44,7 +44,7 @@ def plain_draws(seed: int, index: int, epoch: int, view: int, stream: int, count
 
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
-def test_philox_gives_the_published_answers(counter, key, expected):
+def test_philox_equals_the_published_vectors(counter, key, expected):
     low, high = words(key)
     assert philox4x32(np.array([words(counter)], np.uint32), high << 32 | low).tolist() == [words(expected)]
     assert plain_philox(words(counter), words(key)) == words(expected)
@@ -52,7 +52,7 @@ def test_philox_gives_the_published_answers(counter, key, expected):
 
 @settings(max_examples=50, deadline=None)
 @given(SEEDS, st.lists(WORDS, min_size=1, max_size=5), WORDS, st.integers(0, 2**16 - 1), st.integers(1, 9))
-def test_draws_are_the_plain_generators(seed, index, epoch, view, count):
+def test_draws_equal_a_plain_generator(seed, index, epoch, view, count):
     batch = random_uint64(
         seed=seed, index=np.array(index, np.int64), epoch=epoch, view=view, stream=Stream.FLIP, count=count
     )
@@ -65,7 +65,7 @@ def test_integers_below_are_the_exact_products_high_part(draw, n):
     assert integers_below(np.array(draw, np.uint64), n).tolist() == [value * n >> 64 for value in draw]
 
 
-def test_purposes_are_numbered_for_ever():
+def test_stream_numbers_are_fixed():
     """Renumbering would change the augmentation of every run that was ever recorded."""
     names = {"ORDER": 0, "MINIVAL": 1, "CROP": 2, "FLIP": 3, "PCA": 4, "JITTER": 5, "MIX": 6}
     names |= {"RANDAUGMENT": 7, "RANDAUGMENT_LEVEL": 8, "ERASE": 9, "ERASE_NOISE": 10, "NOISE_TABLE": 11, "STORE": 12}
@@ -97,7 +97,7 @@ def test_normals_have_mean_0_and_variance_1():
 
 @pytest.mark.parametrize("function", [uniforms, normals])
 def test_a_samples_numbers_do_not_depend_on_its_batch(function):
-    """Bit for bit, though NumPy's logarithms and cosines run over vectors of different lengths."""
+    """Bit for bit, although NumPy's log and cos run over vectors of different lengths."""
     index = np.arange(67)
     whole = function(seed=9, index=index, epoch=1, stream=Stream.PCA, count=3)
     for part in (index[:1], index[5:9], index[::-2], index[60:]):
@@ -112,7 +112,7 @@ def test_every_part_of_the_key_matters():
     assert len(np.unique(values)) == values.size
 
 
-def test_each_sample_may_be_another_copy():
+def test_each_sample_may_have_its_own_view():
     index, view = np.array([5, 5, 5, 8]), np.array([0, 2, 1, 2])
     key = {"seed": 7, "epoch": 1, "stream": Stream.CROP, "count": 3}
     rows = [random_uint64(index=index[i : i + 1], view=int(view[i]), **key)[0] for i in range(4)]
@@ -126,5 +126,5 @@ def test_hash_is_the_first_draw():
     assert hashes(seed=4, index=index, epoch=6, stream=Stream.ORDER).tolist() == expected
 
 
-def test_no_samples_no_numbers():
+def test_no_samples_give_no_numbers():
     assert uniforms(seed=0, index=np.zeros(0, np.int64), epoch=0, stream=Stream.CROP, count=3).shape == (0, 3)

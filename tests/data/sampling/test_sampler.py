@@ -1,4 +1,4 @@
-"""One global order for every layout: ranks, micro-batches and interruptions only cut it."""
+"""One global order for every layout: ranks, micro-batches and interruptions only partition it."""
 
 from itertools import pairwise
 
@@ -22,7 +22,7 @@ from tencrop.data.sampling.sampler import (
 
 
 def global_batches(index, num_ranks, micro_batch, *, seed, epoch, global_batch):
-    """What all ranks together see, as [global batches, B]."""
+    """The samples of all ranks together, as [global batches, B]."""
     order, layout = epoch_order(index, seed=seed, epoch=epoch), {"global_batch": global_batch, "num_ranks": num_ranks}
     positions = [
         training_positions(len(index) // global_batch, micro_batch=micro_batch, rank=rank, **layout)
@@ -51,7 +51,7 @@ def test_order_depends_on_the_set_of_samples_only():
     assert np.array_equal(subset, whole[np.isin(whole, index[::3])])
 
 
-def test_ties_go_by_index(monkeypatch):
+def test_ties_are_ordered_by_index(monkeypatch):
     monkeypatch.setattr("tencrop.data.sampling.sampler.hashes", lambda *, index, **_: np.zeros(len(index), np.uint64))
     assert epoch_order(np.array([5, 2, 9]), seed=0, epoch=0).tolist() == [2, 5, 9]
 
@@ -91,7 +91,7 @@ def test_evaluation_counts_every_sample_once(num_samples, num_ranks, micro_batch
 
 @given(st.data())
 def test_padded_batches_stay_within_memory(data):
-    """Whatever the sizes: the same samples in order, no batch too large but of one image, none cut without need."""
+    """For any sizes: the same samples in order, no batch too large unless it is one image, none split needlessly."""
     sides = st.tuples(st.integers(1, 60), st.integers(1, 60))
     sizes = np.array(data.draw(st.lists(sides, max_size=60)), np.int32).reshape(-1, 2)
     micro_batch = data.draw(st.integers(1, 20))
@@ -113,7 +113,7 @@ def test_padded_batches_stay_within_memory(data):
 
 
 def test_a_tall_and_a_wide_image_do_not_make_all_large():
-    """256 images of ImageNet's usual shape with the two extremes of our sample among them (1 : 3.4)."""
+    """256 images of ImageNet's usual shape, among them two of extreme aspect (1 : 3.4)."""
     sizes = np.full((256, 2), (256, 341), np.int32)
     sizes[100], sizes[200] = (877, 256), (256, 877)
     parts = within_memory([np.arange(256)], sizes)
@@ -126,11 +126,11 @@ def test_uneven_parts_of_500_images_on_3_processes():
     assert sizes == [166, 167, 167]
 
 
-def test_minival_is_the_least_hashes():
+def test_minival_has_the_smallest_hashes():
     train, minival = minival_split(1000, fraction=0.02)
     assert len(minival) == 20
     assert np.array_equal(np.sort(np.concatenate([train, minival])), np.arange(1000))
-    key = {"seed": 0, "epoch": 0, "purpose": Stream.MINIVAL}
+    key = {"seed": 0, "epoch": 0, "stream": Stream.MINIVAL}
     assert hashes(index=minival, **key).max() < hashes(index=train, **key).min()
     assert minival.tolist()[:5] == [39, 59, 65, 122, 303]
 
@@ -143,7 +143,7 @@ def test_minival_of_nothing_and_of_all():
         minival_split(10, fraction=0.99)
 
 
-def test_what_a_large_image_takes_is_said_and_one_that_no_memory_holds_is_refused():
+def test_large_images_are_reported_and_impossible_ones_refused():
     def said(*sizes):
         return check_rescaled(np.array([(50, 60), *sizes], np.int32), "image {}".format, key="protocol.side=256")
 

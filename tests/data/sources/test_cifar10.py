@@ -102,7 +102,7 @@ def test_prepared(batches, data_config, tmp_path):
             assert split.beton.payload(index).tobytes() == np.asarray(Image.open(io.BytesIO(content))).tobytes()
     data.check_md5 = True
     data.root = str(tmp_path / "other")
-    with pytest.raises(UserError, match=r"its MD5 is .* and c58f30108f718f92721af3b95e74349a was published"):
+    with pytest.raises(UserError, match=r"its MD5 is .*, but c58f30108f718f92721af3b95e74349a was published"):
         prepare(data, progress=False)
 
 
@@ -121,19 +121,19 @@ def test_a_pickle_executes_nothing(batches, tmp_path):
     assert not marker.exists()
 
 
-def test_what_is_missing_or_damaged(batches, tmp_path):
-    with pytest.raises(UserError, match=r"holds neither cifar-10-python\.tar\.gz nor cifar-10-binary\.tar\.gz"):
+def test_missing_or_damaged_files_are_refused(batches, tmp_path):
+    with pytest.raises(UserError, match=r"has neither cifar-10-python\.tar\.gz nor cifar-10-binary\.tar\.gz"):
         Cifar10Source(tmp_path)
     files = binary_version(batches)
     write_archive(tmp_path / "cifar-10-binary.tar.gz", files)
     with pytest.raises(
-        UserError, match=r"data_batch_1: 20 images, and CIFAR-10 has 10,000 there; set data\.subset=true"
+        UserError, match=r"data_batch_1: 20 images, but CIFAR-10 has 10,000 there; set data\.subset=true"
     ):
         Cifar10Source(tmp_path)
     del files["cifar-10-batches-bin/data_batch_5.bin"]
     write_archive(tmp_path / "cifar-10-binary.tar.gz", files)
-    with pytest.raises(UserError, match=r"holds no data_batch_5\.bin"):
+    with pytest.raises(UserError, match=r"has no data_batch_5\.bin"):
         Cifar10Source(tmp_path)
     write_archive(tmp_path / "cifar-10-binary.tar.gz", {**files, "cifar-10-batches-bin/data_batch_5.bin": b"x" * 100})
-    with pytest.raises(UserError, match=r"data_batch_5\.bin: 100 bytes are no whole number of images"):
+    with pytest.raises(UserError, match=r"data_batch_5\.bin: 100 bytes are not whole images"):
         Cifar10Source(tmp_path)

@@ -7,7 +7,7 @@ import pytest
 
 from tencrop.config import UserError
 from tencrop.data.preparation.prepare import open_source
-from tencrop.data.sources.folder import FolderSource, counted
+from tencrop.data.sources.folder import FolderSource, format_counts
 from tencrop.data.sources.source import SourceFile, read_file
 
 
@@ -26,7 +26,7 @@ def open_folder(data_config, tmp_path):
 
 
 def test_sample_index_is_the_bytewise_rank(tmp_path, open_folder):
-    """Upper case before lower, 10 before 9; an accent after z. The order of class, then file."""
+    """By class, then file: upper case before lower case, 10 before 9, an accent after z."""
     names = ["train/b/10.jpg", "train/b/9.jpg", "train/B/z.jpg", "train/B/é.jpg", "train/a-1/0.png", "train/a/0.png"]
     tree(tmp_path / "source", *names, "val/a/1.jpg", "val/a-1/1.jpg", "val/B/1.jpg", "val/b/1.jpg")
     source = open_folder()
@@ -44,14 +44,14 @@ def test_sample_index_is_the_bytewise_rank(tmp_path, open_folder):
 
 
 def test_only_images_count(tmp_path, open_folder):
-    """Also deeper in the class folder; hidden files, other endings and loose files are left alone."""
+    """Images may be in subfolders of a class; hidden files, other extensions and loose files are ignored."""
     tree(tmp_path / "source", "train/a/images/1.JPEG", "train/a/2.webp", "train/a/notes.txt", "train/a/.3.jpg")
     tree(tmp_path / "source", "train/README.md", "train/.cache/1.jpg", "val/a/1.jpg")
     assert [file.name for file in open_folder().files["train"]] == ["a/2.webp", "a/images/1.JPEG"]
 
 
 def test_what_is_left_out_is_counted(tmp_path, open_folder):
-    """Thumbnails of a file server, files of macOS and Windows, endings that torchvision leaves out, too."""
+    """Thumbnails of a file server, files of macOS and Windows, extensions that torchvision ignores."""
     tree(tmp_path / "source", "train/a/1.JPEG", "train/a/@eaDir/1.JPEG/SYNOPHOTO_THUMB_M.jpg", "train/@eaDir/2.jpg")
     tree(tmp_path / "source", "train/a/._1.JPEG", "train/a/.DS_Store", "train/.cache/1.jpg", "train/a/__MACOSX/1.jpg")
     tree(
@@ -77,13 +77,13 @@ def test_what_is_left_out_is_counted(tmp_path, open_folder):
 
 
 def test_counts_in_words():
-    assert counted(Counter({".jfif": 1200, "hidden": 1, ".db": 1})) == "1,200 .jfif, 1 .db, 1 hidden"
-    assert counted(Counter({".a": 3, ".b": 2, ".c": 1, ".d": 1}), most=2) == "3 .a, 2 .b, 2 of 2 other endings"
+    assert format_counts(Counter({".jfif": 1200, "hidden": 1, ".db": 1})) == "1,200 .jfif, 1 .db, 1 hidden"
+    assert format_counts(Counter({".a": 3, ".b": 2, ".c": 1, ".d": 1}), most=2) == "3 .a, 2 .b, 2 of 2 other endings"
 
 
 def test_a_class_of_endings_that_are_left_out(tmp_path, open_folder):
     tree(tmp_path / "source", "train/a/1.jfif", "train/a/2.jfif", "val/a/1.jpg")
-    with pytest.raises(UserError, match=r"train/a: the class folder holds no image \(\.jpg .*\), but 2 \.jfif; add"):
+    with pytest.raises(UserError, match=r"train/a: the class folder has no image \(\.jpg .*\), but 2 \.jfif; add"):
         open_folder()
 
 
@@ -97,7 +97,7 @@ def test_hugging_faces_layout_is_named(tmp_path, data_config, name, data):
 
 def test_a_table_beside_folders_is_not_hugging_faces_layout(tmp_path, open_folder):
     tree(tmp_path / "source", "train/a/1.jpg", "valid/a/1.jpg", "labels.parquet")
-    with pytest.raises(UserError, match=r"data\.splits\.val=val: .*/val is not there \(.* holds train, valid\)"):
+    with pytest.raises(UserError, match=r"data\.splits\.val=val: .*/val does not exist \(.* has train, valid\)"):
         open_folder()
 
 
@@ -110,20 +110,20 @@ def test_splits_may_be_the_source_itself(tmp_path, open_folder):
 
 def test_empty_class_folder(tmp_path, open_folder):
     tree(tmp_path / "source", "train/a/1.jpg", "train/b/notes.txt", "val/a/1.jpg", "val/b/1.jpg")
-    with pytest.raises(UserError, match=r"train/b: the class folder holds no image \(\.jpg .* remove the folder"):
+    with pytest.raises(UserError, match=r"train/b: the class folder has no image \(\.jpg .* remove the folder"):
         open_folder()
 
 
 def test_missing_split(tmp_path, open_folder):
     tree(tmp_path / "source", "train/a/1.jpg", "test/a/1.jpg")
-    with pytest.raises(UserError, match=r"data\.splits\.val=val: .*/val is not there \(.* holds test, train\)"):
+    with pytest.raises(UserError, match=r"data\.splits\.val=val: .*/val does not exist \(.* has test, train\)"):
         open_folder()
     assert open_folder(splits=("train", "test")).classes == ["a"]
 
 
 def test_no_class_folders(tmp_path, open_folder):
     tree(tmp_path / "source", "train/1.jpg", "val/1.jpg")
-    with pytest.raises(UserError, match=r"data\.splits\.train=train: .*/train holds no class folders"):
+    with pytest.raises(UserError, match=r"data\.splits\.train=train: .*/train has no class folders"):
         open_folder()
 
 
@@ -136,10 +136,10 @@ def test_classes_of_the_splits_differ(tmp_path, open_folder):
         open_folder()
 
 
-def test_names_that_differ_in_the_form_of_an_accent_alone_are_told_apart(tmp_path, open_folder):
+def test_names_that_differ_only_in_unicode_normalization_are_reported(tmp_path, open_folder):
     composed, decomposed = "caf\u00e9 d'or", "cafe\u0301 d'or"
     tree(tmp_path / "source", f"train/{composed}/1.jpg", "train/a/1.jpg", f"val/{decomposed}/1.jpg", "val/a/1.jpg")
-    with pytest.raises(UserError, match=r"looks like .* of val, and its accents are written otherwise") as error:
+    with pytest.raises(UserError, match=r"looks like .* of val, but its accents are encoded differently") as error:
         open_folder()
     mend = str(error.value).partition("type: ")[2]
     subprocess.run(["bash", "-c", mend], cwd=tmp_path / "source" / "val", check=True)

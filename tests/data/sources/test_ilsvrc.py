@@ -1,4 +1,4 @@
-"""The archives are simulated ones of the photographs; what only the original has is in the numbers that are patched."""
+"""Simulated archives of the photographs; constants of the original are patched."""
 
 import io
 import os
@@ -42,7 +42,7 @@ def untar(archive: Path, folder: Path) -> None:
 
 
 def extract(archives: Path, target: Path) -> Path:
-    """What the user gets who extracts everything: train/WNID/, a flat val/, the devkit's folder."""
+    """Everything extracted: train/WNID/, a flat val/, the devkit's folder."""
     for split, name in ARCHIVES.items():
         untar(archives / name, target / split)
     for inner in (target / "train").glob("*.tar"):
@@ -59,10 +59,10 @@ def samples(source) -> dict:
     }
 
 
-def test_the_archives_hold_the_tree(archives, photo_folder, open_source):
+def test_the_archives_have_the_files_of_the_tree(archives, photo_folder, open_source):
     source = open_source(archives)
     assert source.classes == ["china", "flower", "mirrored"]
-    assert source.place.routes == {"train": "tar", "val": "tar"}
+    assert source.location.routes == {"train": "tar", "val": "tar"}
     found = samples(source)
     for split, per_class in (("train", 8), ("val", 4)):
         names = [name for name, _, _ in found[split]]
@@ -76,7 +76,7 @@ def test_the_archives_hold_the_tree(archives, photo_folder, open_source):
 
 
 def test_ids_are_not_the_sorted_order(archives):
-    """Else a wrong mapping would go unnoticed."""
+    """Otherwise a wrong mapping would go unnoticed."""
     ids = simulated_ids(["china", "flower", "mirrored"])
     assert sorted(ids.values()) == [1, 2, 3]
     assert [ids[name] for name in ("china", "flower", "mirrored")] != [1, 2, 3]
@@ -102,19 +102,19 @@ def test_every_route_gives_the_same_samples(archives, open_source, tmp_path):
     extracted = extract(archives, tmp_path / "extracted")
     expected = samples(open_source(archives))
     source = open_source(extracted)
-    assert source.place.routes == {"train": "tree", "val": "flat"}
+    assert source.location.routes == {"train": "tree", "val": "flat"}
     assert samples(source) == expected
     for file in source.files["val"]:
         target = extracted / "folders" / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(source.read("val", file))
     source = open_source(extracted, splits=("train", "folders"))
-    assert source.place.routes == {"train": "tree", "val": "tree"}
+    assert source.location.routes == {"train": "tree", "val": "tree"}
     assert samples(source) == expected
 
 
 def test_prepared_from_archives_as_from_the_tree(archives, photo_folder, data_config, tmp_path):
-    """Same training split to the bit; the validation images are those of the tree under other names."""
+    """The training split is equal bit for bit; the validation images are those of the tree under other names."""
     data = data_config(archives, tmp_path / "root", name="imagenet")
     data.check_md5 = True
     root = prepare(data, workers=2, progress=False)
@@ -140,7 +140,7 @@ def test_prepared_from_archives_as_from_the_tree(archives, photo_folder, data_co
 def test_simulated_archives_do_not_change(archives, photo_folder, data_config, tmp_path):
     again = simulate(data_config(photo_folder, tmp_path / "again"), progress=False)
     assert (again / "MD5SUMS").read_text() == (archives / "MD5SUMS").read_text()
-    with pytest.raises(UserError, match=r"holds ILSVRC2012_img_train\.tar already"):
+    with pytest.raises(UserError, match=r"already has ILSVRC2012_img_train\.tar"):
         simulate(data_config(photo_folder, again), progress=False)
 
 
@@ -149,7 +149,7 @@ def test_md5_of_other_archives(copy, data_config, tmp_path):
     data.check_md5 = True
     listed = (copy / "MD5SUMS").read_text()
     (copy / "MD5SUMS").write_text("0" * 32 + listed[32:])
-    with pytest.raises(UserError, match=r"ILSVRC2012_img_train\.tar: its MD5 is [0-9a-f]{32}, and 0{32} was published"):
+    with pytest.raises(UserError, match=r"ILSVRC2012_img_train\.tar: its MD5 is [0-9a-f]{32}, but 0{32} was published"):
         prepare(data, progress=False)
 
 
@@ -159,7 +159,7 @@ def test_md5_of_other_archives(copy, data_config, tmp_path):
         (None, "MD5SUMS, the list of the archives' MD5, is missing"),
         ("", r"there is no MD5 of ILSVRC2012_devkit_t12\.tar\.gz to compare with"),
         ("0" * 31 + "  ILSVRC2012_img_train.tar\n", "'0{31}  ILSVRC2012_img_train.tar' is not an MD5"),
-        ("\xff\0", "is not an MD5 and a file's name"),
+        ("\xff\0", "is not an MD5 and a file name"),
     ],
 )
 def test_unusable_lists_of_md5(copy, data_config, tmp_path, listed, message):
@@ -182,25 +182,25 @@ def test_truncated_archives_are_refused(copy, open_source, split):
 
 
 def test_counts(copy, open_source, monkeypatch):
-    """ILSVRC2012's own unless the devkit is a simulated one; a subset is accepted when it is asked for."""
+    """Counts must be ILSVRC2012's unless the devkit is simulated; a subset is accepted if requested."""
     with tarfile.open(copy / ARCHIVES["val"]) as archive:
         members = [(member, archive.extractfile(member).read()) for member in archive]
     with tarfile.open(copy / ARCHIVES["val"], "w") as archive:
         for member, content in members[:-1]:
             archive.addfile(member, io.BytesIO(content))
     with pytest.raises(
-        UserError, match=r"1 val images of the devkit's ground truth are not there; set data\.subset=true"
+        UserError, match=r"1 val images of the devkit's ground truth are missing; set data\.subset=true"
     ):
         open_source(copy)
     extracted = copy / FOLDER
     untar(copy / ARCHIVE, copy)
     (copy / ARCHIVE).unlink()
     (extracted / SIMULATED).unlink()
-    with pytest.raises(UserError, match="24 train images, and ILSVRC2012 has 1,281,167"):
+    with pytest.raises(UserError, match="24 train images, but ILSVRC2012 has 1,281,167"):
         open_source(copy)
     monkeypatch.setattr(ilsvrc, "NUM_IMAGES", {"train": 24, "val": 11})
     monkeypatch.setattr(ilsvrc, "NUM_VAL_IMAGES_OF_A_CLASS", 4)
-    with pytest.raises(UserError, match=r"class \w+ has 3 val images, and the devkit says 4"):
+    with pytest.raises(UserError, match=r"class \w+ has 3 val images, but the devkit lists 4"):
         open_source(copy)
 
 
@@ -208,12 +208,12 @@ def test_a_class_that_lost_images(copy, open_source):
     extracted = extract(copy, copy / "extracted")
     next((extracted / "train/flower").iterdir()).unlink()
     with pytest.raises(
-        UserError, match=r"class flower has 7 train images, and the devkit says 8; set data\.subset=true"
+        UserError, match=r"class flower has 7 train images, but the devkit lists 8; set data\.subset=true"
     ):
         open_source(extracted)
 
 
-def test_the_devkit_must_be_there_and_whole(copy, open_source):
+def test_a_missing_or_damaged_devkit_is_refused(copy, open_source):
     content = (copy / ARCHIVE).read_bytes()
     (copy / ARCHIVE).write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="not a tar archive, or damaged"):
@@ -222,7 +222,7 @@ def test_the_devkit_must_be_there_and_whole(copy, open_source):
     with pytest.raises(UserError, match=r"classes of the validation images are in ILSVRC2012_devkit_t12\.tar\.gz"):
         open_source(copy)
     (copy / FOLDER / "data").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"holds no data/meta\.mat"):
+    with pytest.raises(UserError, match=r"has no data/meta\.mat"):
         open_source(copy)
     (copy / FOLDER / META).write_bytes(b"MATLAB 5.0 MAT-file" + bytes(200))
     (copy / FOLDER / GROUND_TRUTH).write_text("1\n2\n")

@@ -1,4 +1,4 @@
-"""Kaggle's layout is made of simulated archives: the same images must come out of both."""
+"""Kaggle's layout, built from simulated archives: both must give the same images."""
 
 import shutil
 import zipfile
@@ -25,7 +25,7 @@ def archives(photo_folder, data_config, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def kaggle(archives, data_config, tmp_path_factory) -> Path:
-    """The same images as Kaggle has them; not to be written to."""
+    """The same images in Kaggle's layout; not to be written to."""
     root = tmp_path_factory.mktemp("kaggle")
     source = IlsvrcSource(data_config(archives, root, name="imagenet"))
     lines = ["ImageId,PredictionString"]
@@ -65,7 +65,7 @@ def zipped(folder: Path, path: Path) -> Path:
     return path
 
 
-def test_the_same_store_as_of_the_archives(archives, kaggle, data_of, tmp_path):
+def test_the_store_equals_that_of_the_archives(archives, kaggle, data_of, tmp_path):
     expected = prepare(data_of(archives, "archives"), workers=1, progress=False)
     archive = zipped(kaggle, tmp_path / "zip" / ARCHIVE)
     for name, source in (("folder", kaggle), ("zip", archive.parent)):
@@ -84,8 +84,8 @@ def test_the_same_store_as_of_the_archives(archives, kaggle, data_of, tmp_path):
 
 
 @pytest.mark.parametrize("inner", ["ILSVRC", IMAGES])
-def test_named_from_further_in(kaggle, data_of, inner):
-    """The list of classes lies above; what was prepared is known under either name."""
+def test_data_source_may_be_an_inner_folder(kaggle, data_of, inner):
+    """The list of classes is above it; the prepared folder is recognized by either path."""
     source = IlsvrcSource(data_of(kaggle / inner))
     assert [len(source.files[split]) for split in ("train", "val")] == [24, 12]
     root = prepare(data_of(kaggle), workers=1, progress=False)
@@ -97,7 +97,7 @@ def test_without_the_list_of_classes(kaggle, data_of, tmp_path):
     source = Path(shutil.copytree(kaggle, tmp_path / "copy"))
     (source / SOLUTION).unlink()
     with pytest.raises(
-        UserError, match=rf"ILSVRC2012_devkit_t12\.tar\.gz, which is not there; .* or Kaggle's {SOLUTION}"
+        UserError, match=rf"ILSVRC2012_devkit_t12\.tar\.gz, which is missing; .* or Kaggle's {SOLUTION}"
     ):
         IlsvrcSource(data_of(source))
     archive = zipped(source, tmp_path / "zip" / ARCHIVE)
@@ -116,7 +116,7 @@ def test_the_list_and_the_devkit_must_agree(archives, kaggle, data_of, tmp_path)
     name, _, objects = lines[1].partition(",")
     other = "flower" if objects.startswith("china") else "china"
     (source / SOLUTION).write_text("\n".join([lines[0], f"{name},{other} 1 2 3 4", *lines[2:]]))
-    message = rf"{SOLUTION}: says that {name} is of {other}, and the devkit says {objects.split()[0]}; remove the one"
+    message = rf"{SOLUTION}: says that {name} is of {other}, but the devkit says {objects.split()[0]}; remove the one"
     with pytest.raises(UserError, match=message):
         IlsvrcSource(data_of(source))
 
@@ -135,21 +135,19 @@ def test_the_list_of_classes_as_people_save_it():
     "line",
     ["ILSVRC2012_val_00000001", "ILSVRC2012_val_00000001,", "n01440764_1,n1 1 2 3 4", "ILSVRC2012_val_00000007,n2"],
 )
-def test_a_list_that_is_none(line):
+def test_invalid_lists_of_classes_are_refused(line):
     with pytest.raises(UserError, match="list, line 2: not a validation image and its one class"):
         read_solution(f"ILSVRC2012_val_00000007,n1\n{line}".encode(), "list")
 
 
-def test_another_archive_of_that_name(data_of, tmp_path):
+def test_another_archive_with_the_same_name_is_refused(data_of, tmp_path):
     with zipfile.ZipFile(tmp_path / ARCHIVE, "w") as archive:
         archive.writestr("train/china/00.JPEG", b"x")
-    with pytest.raises(UserError, match=rf"{ARCHIVE}: holds no file in {IMAGES}/train; download it again"):
+    with pytest.raises(UserError, match=rf"{ARCHIVE}: has no file in {IMAGES}/train; download it again"):
         IlsvrcSource(data_of(tmp_path))
 
 
-def test_compressed_as_a_whole(data_of, tmp_path):
+def test_a_compressed_tar_is_refused(data_of, tmp_path):
     (tmp_path / "imagenet_object_localization_patched2019.tar.gz").write_bytes(b"x")
-    with pytest.raises(
-        UserError, match=rf"patched2019\.tar\.gz: cannot be read where it lies; extract it .*{SOLUTION}"
-    ):
+    with pytest.raises(UserError, match=rf"patched2019\.tar\.gz: cannot be read in place; extract it .*{SOLUTION}"):
         IlsvrcSource(data_of(tmp_path))

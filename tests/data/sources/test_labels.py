@@ -1,4 +1,4 @@
-"""Folders, names, devkit: the classes of made-up trees contradict each other in one image or in all."""
+"""Folders, names and devkit that contradict each other for one image or for all."""
 
 import shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ WNIDS = ("n01440764", "n01443537", "n01484850")
 
 @pytest.fixture
 def tree(photo_folder, tmp_path) -> Path:
-    """The photographs with WNIDs for classes, and the training images named like ImageNet's."""
+    """The photographs with WNIDs as classes, and training images named as in ImageNet."""
     for split in ("train", "val"):
         for wnid, folder in zip(WNIDS, sorted((photo_folder / split).iterdir()), strict=True):
             target = tmp_path / "tree" / split / wnid
@@ -56,7 +56,7 @@ def test_one_validation_image_in_another_folder(folders, open_source):
     path.rename(folders / "val" / WNIDS[1] / path.name)
     with pytest.raises(
         UserError,
-        match=rf"val/{WNIDS[1]}/{path.name}: lies in the folder of {WNIDS[1]}, and the devkit says {WNIDS[0]};",
+        match=rf"val/{WNIDS[1]}/{path.name}: is in the folder of {WNIDS[1]}, but the devkit says {WNIDS[0]};",
     ):
         open_source(folders)
 
@@ -67,11 +67,11 @@ def test_folders_by_another_order_of_the_classes(folders, open_source):
         (folders / "val" / wnid).rename(folders / "val" / f"{wnid}.old")
     for wnid, following in zip(WNIDS, (*WNIDS[1:], WNIDS[0]), strict=True):
         (folders / "val" / f"{wnid}.old").rename(folders / "val" / following)
-    with pytest.raises(UserError, match=r"and the devkit says n\d{8} \(11 more images contradict\); sort the images"):
+    with pytest.raises(UserError, match=r"but the devkit says n\d{8} \(11 more images contradict\); sort the images"):
         open_source(folders)
 
 
-def test_kaggles_list_is_compared_where_there_is_no_devkit(folders, open_source, archives, data_config, tmp_path):
+def test_kaggles_list_is_compared_if_there_is_no_devkit(folders, open_source, archives, data_config, tmp_path):
     lines = [
         f"{file.name.rpartition('/')[2].removesuffix('.JPEG')},{WNIDS[file.label]} 1 2 3 4"
         for file in open_source(folders).files["val"]
@@ -82,7 +82,7 @@ def test_kaggles_list_is_compared_where_there_is_no_devkit(folders, open_source,
     (folders / SOLUTION).write_text("\n".join(lines))
     assert len(IlsvrcSource(data).files["val"]) == 12
     (folders / SOLUTION).write_text("\n".join([lines[0].replace(WNIDS[0], WNIDS[2]), *lines[1:]]))
-    with pytest.raises(UserError, match=rf"folder of {WNIDS[0]}, and .*{SOLUTION} says {WNIDS[2]}"):
+    with pytest.raises(UserError, match=rf"folder of {WNIDS[0]}, but .*{SOLUTION} says {WNIDS[2]}"):
         IlsvrcSource(data)
 
 
@@ -95,8 +95,8 @@ def test_a_validation_image_that_the_devkit_does_not_know(folders, open_source):
 
 
 def test_a_training_image_of_another_class(folders, tree, open_source, data_config, tmp_path):
-    """In folders, and in the archive."""
-    sentence = rf"{WNIDS[1]}/{WNIDS[0]}_0\.JPEG: lies in the folder of {WNIDS[1]}, and its name says {WNIDS[0]};"
+    """In class folders and in the archive."""
+    sentence = rf"{WNIDS[1]}/{WNIDS[0]}_0\.JPEG: is in the folder of {WNIDS[1]}, but its name says {WNIDS[0]};"
     for root in (folders, tree):
         (root / f"train/{WNIDS[0]}/{WNIDS[0]}_0.JPEG").rename(root / f"train/{WNIDS[1]}/{WNIDS[0]}_0.JPEG")
     with pytest.raises(UserError, match="folders/train/" + sentence):
@@ -106,6 +106,6 @@ def test_a_training_image_of_another_class(folders, tree, open_source, data_conf
         open_source(again)
 
 
-def test_names_that_say_nothing():
+def test_names_without_a_class():
     assert class_in_name("n01440764_10026.JPEG") == "n01440764"
     assert class_in_name("ILSVRC2012_val_00000001.JPEG") is class_in_name("0001.JPEG") is None

@@ -13,7 +13,7 @@ WNIDS = {"n01443537": "flower", "n01629819": "china", "n01641577": "mirrored"}
 
 @pytest.fixture
 def files(photo_folder) -> dict[str, bytes]:
-    """As published, with three classes: 8 training images of each and 12 validation images in no order."""
+    """As published, but with three classes: 8 training images of each and 12 validation images, unsorted."""
     files = {"wnids.txt": "\n".join(reversed(WNIDS)).encode(), "words.txt": b"n01443537\tgoldfish\n"}
     val = []
     for wnid, name in WNIDS.items():
@@ -67,7 +67,7 @@ def test_archive_and_folder_hold_the_same(files, photo_folder, tmp_path):
 @pytest.mark.parametrize("zipped", [True, False])
 def test_prepared(files, data_config, tmp_path, zipped):
     data = data_config(write(tmp_path / "source", files, zipped=zipped), tmp_path / "root", name="tiny_imagenet")
-    with pytest.raises(UserError, match=r"24 train images, and Tiny ImageNet has 100,000; set data\.subset=true"):
+    with pytest.raises(UserError, match=r"24 train images, but Tiny ImageNet has 100,000; set data\.subset=true"):
         prepare(data, progress=False)
     data.subset = True
     root = prepare(data, workers=1, progress=False)
@@ -81,7 +81,7 @@ def test_prepared(files, data_config, tmp_path, zipped):
 
 @pytest.mark.parametrize("inner", ["", "images/"])
 def test_validation_images_sorted_into_classes(files, tmp_path, inner):
-    """As by the scripts that go round, which may leave val/images and the annotations behind; the same samples."""
+    """As common scripts do, which may leave val/images and the annotations behind; gives the same samples."""
     expected = TinyImagenetSource(write(tmp_path / "flat", files, zipped=False), subset=True)
     classes = dict(line.split("\t")[:2] for line in files["val/val_annotations.txt"].decode().splitlines())
     sorted_files = {
@@ -101,14 +101,14 @@ def test_validation_images_sorted_into_classes(files, tmp_path, inner):
     moved = source.files["val"][0].name
     target = path / "val" / moved.replace("n01443537", "n01629819")
     (path / "val" / moved).rename(target)
-    with pytest.raises(UserError, match=r"lies in the folder of n01629819, and val/val_annotations.txt says n01443537"):
+    with pytest.raises(UserError, match=r"is in the folder of n01629819, but val/val_annotations.txt says n01443537"):
         TinyImagenetSource(tmp_path / "sorted", subset=True)
     (path / "val/val_annotations.txt").unlink()
     assert len(TinyImagenetSource(tmp_path / "sorted", subset=True).files["val"]) == 12
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_what_macos_adds_is_left_out(files, tmp_path, zipped):
+def test_files_added_by_macos_are_left_out(files, tmp_path, zipped):
     expected = TinyImagenetSource(write(tmp_path / "plain", files, zipped=zipped), subset=True)
     added = {}
     for name, content in files.items():
@@ -126,7 +126,7 @@ def test_what_macos_adds_is_left_out(files, tmp_path, zipped):
 def test_a_training_image_among_those_of_another_class(files, tmp_path, zipped):
     files["train/n01629819/images/n01443537_0.JPEG"] = files.pop("train/n01443537/images/n01443537_0.JPEG")
     with pytest.raises(
-        UserError, match=r"n01443537_0.JPEG: lies in the folder of n01629819, and its name says n01443537"
+        UserError, match=r"n01443537_0.JPEG: is in the folder of n01629819, but its name says n01443537"
     ):
         TinyImagenetSource(write(tmp_path / "source", files, zipped=zipped), subset=True)
 
@@ -144,13 +144,13 @@ def test_a_class_folder_that_is_missing(files, tmp_path):
 
 def test_an_image_without_annotation(files, tmp_path):
     files["val/images/val_12.JPEG"] = files["val/images/val_0.JPEG"]
-    with pytest.raises(UserError, match=r"gives no class of wnids\.txt to val_12\.JPEG"):
+    with pytest.raises(UserError, match=r"has no class from wnids\.txt for val_12\.JPEG"):
         TinyImagenetSource(write(tmp_path / "source", files, zipped=True), subset=True)
 
 
-def test_what_is_missing(files, tmp_path):
-    with pytest.raises(UserError, match=r"holds neither tiny-imagenet-200\.zip nor the folder"):
+def test_missing_files_are_refused(files, tmp_path):
+    with pytest.raises(UserError, match=r"has neither tiny-imagenet-200\.zip nor the folder"):
         TinyImagenetSource(tmp_path)
     del files["val/val_annotations.txt"]
-    with pytest.raises(UserError, match=r"holds no tiny-imagenet-200/val/val_annotations\.txt"):
+    with pytest.raises(UserError, match=r"has no tiny-imagenet-200/val/val_annotations\.txt"):
         TinyImagenetSource(write(tmp_path / "source", files, zipped=True))

@@ -24,7 +24,7 @@ def raw_sample(height: int, width: int, label: int) -> EncodedSample:
 
 @pytest.fixture
 def ffcv_reader():
-    """ffcv.reader.Reader; importing ffcv sets torch's number of threads, which is put back."""
+    """ffcv.reader.Reader; restores torch's number of threads, which importing ffcv changes."""
     num_threads = torch.get_num_threads()
     reader = pytest.importorskip("ffcv.reader", reason="ffcv is not installed").Reader
     torch.set_num_threads(num_threads)
@@ -40,7 +40,7 @@ def write_beton(path, samples, num_samples) -> int:
     return writer.count
 
 
-def test_what_was_written_is_read(tmp_path):
+def test_written_samples_are_read_back(tmp_path):
     samples = [raw_sample(3, 5, 7), EncodedSample(b"a JPEG file", JPEG, 40_000, 65_535, 2**40), raw_sample(1, 1, 0)]
     assert write_beton(tmp_path / "a.beton", samples, 3) == 3
     beton = Beton(tmp_path / "a.beton")
@@ -154,7 +154,7 @@ def test_ours_reads_what_ffcv_wrote(tmp_path, ffcv_reader):
 
 
 def test_no_sample_crosses_a_page(tmp_path):
-    """Also not when a sample larger than 8 MB makes the pages larger on the way."""
+    """Also if a sample larger than 8 MB increases the page size in between."""
     sizes = [3_000_000, 3_000_000, 3_000_000, 20_000_000, 9, 5_000_000, 8_388_608, 1]
     samples = [EncodedSample(bytes([index]) * size, JPEG, 1, 1, 0) for index, size in enumerate(sizes)]
     write_beton(tmp_path / "a.beton", samples, len(samples))
@@ -174,7 +174,7 @@ def test_fewer_samples_than_announced(tmp_path):
     assert Beton(tmp_path / "a.beton").labels.tolist() == [1]
 
 
-def test_what_is_not_finished_has_no_name(tmp_path, small_disk: Path):
+def test_an_unfinished_file_does_not_appear_under_its_name(tmp_path, small_disk: Path):
     """Neither after an error nor on a full disk."""
     with BetonWriter(tmp_path / "a.beton", 2) as writer:
         writer.add(raw_sample(10, 10, 0))
@@ -222,19 +222,19 @@ def test_other_fields_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("byte", ["mode", "pointer", "size"])
-def test_pointers_to_nowhere_are_refused(tmp_path, byte):
+def test_invalid_pointers_are_refused(tmp_path, byte):
     path = tmp_path / "a.beton"
     write_beton(path, [raw_sample(2, 2, 1), raw_sample(2, 2, 1)], 2)
     content = bytearray(path.read_bytes())
     second = METADATA_START + 24
     content[{"mode": second, "pointer": second + 9, "size": len(content) - 4}[byte]] = 9
     path.write_bytes(content)
-    with pytest.raises(UserError, match="sample 1 points to where no image can be"):
+    with pytest.raises(UserError, match="the table entry of sample 1 is invalid"):
         Beton(path)
 
 
 def test_a_killed_writer_leaves_no_file_under_the_name(tmp_path):
-    """And the next writer is not disturbed by what is left."""
+    """And the remains do not disturb the next writer."""
     program = f"""
 import os, signal
 from pathlib import Path

@@ -88,7 +88,7 @@ RAMP = np.linspace(0, 65535, 32 * 32).reshape(32, 32)
 
 
 def tiff_of_12_bits(values: np.ndarray) -> bytes:
-    """Two values in three bytes; Pillow reads such files and writes none."""
+    """Two values in three bytes; Pillow reads such files but cannot write them."""
     first, second = values.reshape(-1, 2).astype(int).T
     packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1).astype(np.uint8)
     content = saved(Image.fromarray(packed.reshape(values.shape[0], -1)), "TIFF")
@@ -113,7 +113,7 @@ def tiff_of_12_bits(values: np.ndarray) -> bytes:
     ],
     ids=["uint16 TIFF", "int32 TIFF", "16-bit PGM", "10-bit PGM", "float TIFF", "12-bit TIFF"],
 )
-def test_deep_gray_is_scaled_and_not_cut_off(content, expected):
+def test_deep_gray_is_scaled_and_not_clipped(content, expected):
     decoded = np.asarray(decode_rgb(content))
     assert np.abs(decoded[..., 0] - expected).max() <= (1 if content[:2] == b"P5" else 0)  # Pillow scales PGM, rounded
     assert (decoded == decoded[..., :1]).all()
@@ -122,12 +122,12 @@ def test_deep_gray_is_scaled_and_not_cut_off(content, expected):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (255 * RAMP / 65535, "floats that are not all of 0 to 1"),
-        (np.full((4, 4), np.nan), "floats that are not all of 0 to 1"),
-        (RAMP.astype(np.int32) - 1, "integers that are not all of 0 to 65,535"),
-        (RAMP.astype(np.int32) + 1, "integers that are not all of 0 to 65,535"),
-        ((RAMP / 257).astype(np.uint16), "so small that it would be black"),
-        (RAMP / 65535 / 1000, "so small that it would be black"),
+        (255 * RAMP / 65535, "floats outside of 0 to 1"),
+        (np.full((4, 4), np.nan), "floats outside of 0 to 1"),
+        (RAMP.astype(np.int32) - 1, "integers outside of 0 to 65,535"),
+        (RAMP.astype(np.int32) + 1, "integers outside of 0 to 65,535"),
+        ((RAMP / 257).astype(np.uint16), "so small that the image would be black"),
+        (RAMP / 65535 / 1000, "so small that the image would be black"),
     ],
 )
 def test_deep_gray_of_an_unknown_range_is_refused(values, message):
@@ -145,7 +145,7 @@ def test_signed_16_bits_are_refused():
 
 @pytest.mark.parametrize("name", ["EPS", "TGA", "PCX", "ICO"])
 def test_only_listed_formats_are_opened(image, name):
-    """Pillow would start Ghostscript on the first; which of the others exist depends on its version."""
+    """Pillow would start Ghostscript for the first; which of the others it has depends on its version."""
     content = saved(image.resize((32, 32)), name)
     with pytest.raises(
         Undecodable, match=r"^not an image of a format that is read: JPEG, PNG, GIF, BMP, PPM, TIFF, WEBP"
@@ -160,7 +160,7 @@ def with_size(jpeg: bytes, height: int, width: int) -> bytes:
 
 
 def test_one_limit_of_pixels_for_every_reader(image):
-    """Of a store as it is, of a reduced one, and of the reference loader; Pillow's own limit is 179 million."""
+    """For an unchanged store, a reduced one, and the reference loader; Pillow's own limit is 179 million."""
     content = saved(image, "JPEG")
     assert open_image(with_size(content, 12_500, 15_000))[0].size == (15_000, 12_500)
     assert open_image(with_size(content, 1 << 14, MAX_PIXELS >> 14))[0].height == 1 << 14
@@ -182,8 +182,8 @@ def test_orientation_is_ignored(image):
     assert (encoded.sample.height, encoded.sample.width) == (100, 150)
 
 
-def test_damage_that_pillow_passes_over_is_stored_as_pixels(image):
-    """The end of the image's data is cut out and the end-of-image marker put back: the loader's decoder refuses it."""
+def test_damage_that_pillow_ignores_is_stored_as_pixels(image):
+    """The end of the image data is removed before the end marker: the loader's decoder refuses that."""
     content = saved(image, "JPEG")
     content = content[: len(content) * 3 // 4] + b"\xff\xd9"
     encoded = encode(content, 0, ORIGINAL)

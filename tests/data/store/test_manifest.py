@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture
 def copy(prepared_photos, tmp_path) -> Path:
-    """A prepared folder to spoil."""
+    """A prepared folder that a test may damage."""
     return Path(shutil.copytree(prepared_photos, tmp_path / "copy"))
 
 
@@ -61,7 +61,7 @@ def test_source_fingerprint_follows_its_definition(prepared_photos):
     assert split.source_fingerprint == digest.hexdigest() == source_fingerprint(split.files)
 
 
-def test_originals_may_move(prepared_photos, photo_folder, tmp_path):
+def test_original_files_may_be_moved(prepared_photos, photo_folder, tmp_path):
     moved = Path(shutil.copytree(photo_folder, tmp_path / "moved"))
     split = open_split(prepared_photos, "train", source=str(moved))
     assert split.read_original(0) == (photo_folder / "train/china/00.JPEG").read_bytes()
@@ -94,7 +94,7 @@ def test_foreign_manifest(tmp_path, content):
 
 
 def changed_manifest(root: Path, *keys, value) -> None:
-    """Writes another value at this place of manifest.json, its digest as it was."""
+    """Write another value at these keys of manifest.json, without updating its digest."""
     manifest = json.loads((root / "manifest.json").read_text())
     *outer, last = keys
     parent = manifest
@@ -120,15 +120,15 @@ def changed_manifest(root: Path, *keys, value) -> None:
 )
 def test_every_changed_value_of_a_manifest_is_found(copy, keys, value):
     changed_manifest(copy, *keys, value=value)
-    with pytest.raises(UserError, match=r"manifest\.json: not the manifest that was written"):
+    with pytest.raises(UserError, match=r"manifest\.json: was changed or damaged"):
         read_manifest(copy)
 
 
-def test_a_changed_mean_is_not_trained_with(copy):
+def test_training_refuses_a_changed_mean(copy):
     changed_manifest(copy, "statistics", "mean", 0, value=100.0)
     words = ["data=imagefolder", f"data.root={copy}", "data.num_classes=3", "normalization.mean=dataset"]
     finished = subprocess.run([sys.executable, ROOT / "train.py", *words], capture_output=True, text=True, cwd=copy)
-    assert finished.returncode == 2 and "not the manifest that was written" in finished.stderr
+    assert finished.returncode == 2 and "was changed or damaged" in finished.stderr
     assert finished.stderr.count("\n") == 1 and not (copy / "runs").exists()
 
 
@@ -185,7 +185,7 @@ def test_a_damaged_original_of_unchanged_length(prepared_digits, prepared_photos
 
 @pytest.mark.filterwarnings("ignore:Data type alias:DeprecationWarning")
 def test_a_damaged_header_of_the_table_of_files(copy):
-    """Each bit of the bytes that describe the table; the rows behind are compared by verify."""
+    """Each bit of the bytes that describe the table; verify compares the rows after them."""
     path = copy / "val.files.npy"
     written, changed = path.read_bytes(), 0
     for place in range(written.index(b"\n")):
@@ -210,7 +210,7 @@ def test_files_of_another_size(copy, name):
 
 
 def test_a_table_is_never_unpickled(copy):
-    """A table of files that is a pickle of the right size is refused without running it."""
+    """A file table that is a pickle of the right size is refused without executing it."""
     size = (copy / "train.files.npy").stat().st_size
     marker = copy / "executed"
 
@@ -240,7 +240,7 @@ def test_a_manifest_is_written_whole_or_not_at_all(tmp_path):
 
 
 def test_import_is_light():
-    """The verbs read the manifest before they import torch."""
+    """The commands read the manifest before they import torch."""
     program = "import sys, tencrop.data.store.manifest; print({'torch', 'timm', 'sklearn', 'ffcv'} & set(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     finished = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)

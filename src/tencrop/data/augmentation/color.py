@@ -1,6 +1,6 @@
-"""Color on the device: normalization, and noise along the principal components of RGB.
+"""Color on the device: normalization, and AlexNet's noise along the principal components of RGB (PCA noise).
 
-Called by the classifier on a batch of uint8 pixels; alphas are drawn on the host, in the plan [3, 10].
+The alphas of the noise are drawn on the host, in the plan, so that they do not depend on the device.
 All constants are on the scale of the pixels, [0, 255], channels in the order R, G, B.
 """
 
@@ -28,9 +28,9 @@ CUDA_CONVNET_STDS = (121.780061, 37.093889, 19.720833)  # standard deviations on
 
 
 class ColorNoise(NamedTuple):
-    """pixel -> mean + (pixel - mean + axes @ alphas) * scale, the alphas [3] drawn per image."""
+    """pixel -> mean + (pixel - mean + axes @ alphas) * scale, with alphas [3] drawn for each image."""
 
-    axes: Tensor  # [3, 3], gray levels of [0, 255] a unit of alpha: row = channel, column = component
+    axes: Tensor  # [3, 3], gray levels on [0, 255] for a unit of alpha: row = channel, column = component
     scale: float
 
 
@@ -45,9 +45,10 @@ def normalize(
 ) -> Tensor:
     """(pixel - mean + shift) * scale / std: uint8 [B, H, W, 3] -> [B, 3, H, W] in the dtype of `mean`.
 
-    mean, std: [3] on [0, 255]. shift: [B, 3], gray levels. channels_last keeps the memory order that the images come
-    in and costs no copy.
+    mean, std: [3] on [0, 255]. shift: [B, 3], gray levels. channels_last keeps the memory order of the images and
+    costs no copy.
     """
+    # Written as pixel * factor + offset, so that it is one fused pass over the batch instead of three.
     factor = (scale / std)[:, None, None]
     offset = ((-mean if shift is None else shift - mean) * scale / std)[..., None, None]
     pixels = images.permute(0, 3, 1, 2).to(mean.dtype)
@@ -56,9 +57,9 @@ def normalize(
 
 
 def mean_and_std(choice: Normalization, statistics: dict[str, Any]) -> tuple[list[float], list[float]]:
-    """(mean, std) per channel on [0, 255]: ImageNet's, the prepared data's, or as written in the configuration.
+    """(mean, std) per channel on [0, 255]: ImageNet's, the prepared data's, or the configuration's own numbers.
 
-    statistics: those of the data's manifest, on [0, 255].
+    statistics: `statistics` of the data's manifest, on [0, 255].
     """
     published = {"imagenet": IMAGENET, "dataset": statistics}
     mean, std = (
@@ -71,10 +72,10 @@ def mean_and_std(choice: Normalization, statistics: dict[str, Any]) -> tuple[lis
 def color_noise(pca: Pca, statistics: dict[str, Any]) -> ColorNoise:
     """The noise of Krizhevsky et al. 2012, section 4.1, in the convention that `pca.source` names.
 
-    The paper adds [p1 p2 p3][a1 l1, a2 l2, a3 l3] and calls l the eigenvalues, without saying of which pixels.
-    torch: fb.resnet.torch's vectors, l its variances of pixels on [0, 1], added to pixels on [0, 1] (so 255 l here).
+    The paper adds [p1 p2 p3][a1 l1, a2 l2, a3 l3] and calls l the eigenvalues, but does not state the pixels' scale.
+    torch: fb.resnet.torch's vectors; l are its variances of pixels on [0, 1], added to pixels on [0, 1] (255 l here).
     cuda_convnet: the author's code (convdata.py, add_color_noise). l are standard deviations on [0, 255], and the
-        noisy pixel, its mean subtracted, is multiplied by 1 / (1 + pca.std) to keep the scale of the test images.
+        noisy pixel minus the mean is multiplied by 1 / (1 + pca.std) to keep the scale of the test images.
     dataset: the prepared data's own vectors, l their standard deviations on [0, 255], without that factor.
     An alpha of 0.1 moves a pixel along the first axis by 5.5 gray levels (torch) or 12.2 (cuda_convnet).
     """
@@ -82,7 +83,7 @@ def color_noise(pca: Pca, statistics: dict[str, Any]) -> ColorNoise:
         return ColorNoise(torch.tensor(TORCH_VECTORS) * torch.tensor(TORCH_VALUES) * 255, 1.0)
     if pca.source == "cuda_convnet":
         axes = torch.tensor(CUDA_CONVNET_VECTORS) * torch.tensor(CUDA_CONVNET_STDS)
-        return ColorNoise(axes, 1 / (1 + pca.std) if pca.std > 0 else 1.0)
+        return ColorNoise(axes, 1 / (1 + pca.std) if pca.std > 0 else 1.0)  # off: evaluation must not rescale
     assert pca.source == "dataset", pca.source
     variances = torch.tensor(statistics["eigenvalues"], dtype=torch.get_default_dtype())
     vectors = torch.tensor(statistics["eigenvectors"], dtype=torch.get_default_dtype())
@@ -90,5 +91,5 @@ def color_noise(pca: Pca, statistics: dict[str, Any]) -> ColorNoise:
 
 
 def pca_shift(alphas: Tensor, axes: Tensor) -> Tensor:
-    """Gray levels [B, 3] (R, G, B) to add to every pixel of each image; alphas [B, 3], axes of `ColorNoise`."""
+    """Gray levels [B, 3] (R, G, B) to add to every pixel of each image; alphas [B, 3], axes as in `ColorNoise`."""
     return alphas.to(axes.dtype) @ axes.T

@@ -1,7 +1,7 @@
-"""Mixup and cutmix: who is mixed with whom and how much, drawn on the host; and the mixing itself, on the device.
+"""Mixup and CutMix: draws partners, weights and boxes on the host and mixes the images on the device.
 
-`mixing_plan` is called by `plan`, `mix` by `augment`. A group is `mix_group` consecutive samples of the global batch;
-its draws are keyed by its number in the epoch, so that neither ranks nor accumulation change them [7].
+A group is `mix_group` consecutive samples of the global batch, which share one draw. Draws are keyed by the group's
+number in the epoch and partners are in the same group, so neither ranks nor gradient accumulation change them.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from tencrop.data.sampling.rng import Float64, Index, Stream, integers_below, ra
 class Mix(NamedTuple):
     """How each of B samples is mixed."""
 
-    partners: Index  # int64 [B], how many positions after the sample its partner stands in the batch (may be negative)
+    partners: Index  # int64 [B], offset in the batch from the sample to its partner (may be negative)
     weights: Float64  # [B], lambda: the share of the sample itself, in its pixels and in its label
-    boxes: npt.NDArray[np.int32]  # [B, 4] top, left, height, width pasted from the partner; empty: mixup
+    boxes: npt.NDArray[np.int32]  # [B, 4] top, left, height, width pasted from the partner (CutMix); empty for mixup
 
 
 def mixing_plan(positions: Index, *, mixing: Mixing, size: int, seed: int, epoch: int) -> Mix:
-    """The mix of the samples at `positions` of the epoch's order, whose images are size x size pixels.
+    """The mix of the samples at `positions` in the epoch, whose images are size x size pixels.
 
-    The partner of the i-th of a group is its i-th last, as in timm: the order is random already. The five draws of a
-    group: whether it is mixed, whether by cutmix, lambda, and the center of the box.
-    lambda is of Beta(alpha, alpha) (Zhang et al. 2018, section 2), by the inverse of its distribution function. The
-    box of cutmix is that of the authors' code: sqrt(1 - lambda) of either side, rounded down to an even number of
-    pixels, about a uniform center and cut off at the edges; lambda becomes the share of pixels that are left.
+    The partner of the i-th sample of a group is the i-th from its end, as in timm: the order is random already. The
+    five draws of a group: whether to mix, whether by CutMix, lambda, and the two coordinates of the box's center.
+    lambda ~ Beta(alpha, alpha) (Zhang et al. 2018, section 2), by the inverse CDF. The CutMix box follows the authors'
+    code: sqrt(1 - lambda) of either side, rounded down to an even number of pixels, around a uniform center and clipped
+    at the edges; lambda is then corrected to the share of pixels that remain.
     """
     size_of_group = mixing.mix_group
     assert size_of_group is not None
@@ -46,6 +46,8 @@ def mixing_plan(positions: Index, *, mixing: Mixing, size: int, seed: int, epoch
     )
     cuts = is_cut < cutmix_share(mixing)
     alpha = np.where(cuts, mixing.cutmix_alpha, mixing.mixup_alpha)
+    # The inverse CDF takes exactly one uniform. NumPy's own beta sampler is a rejection method with a variable number
+    # of draws, which a counter-based generator cannot provide.
     weights = betaincinv(alpha, alpha, quantile)
     half = (np.sqrt(1 - weights) * size).astype(np.int64)[:, None] // 2
     first, last = np.clip(center - half, 0, size), np.clip(center + half, 0, size)
@@ -57,22 +59,24 @@ def mixing_plan(positions: Index, *, mixing: Mixing, size: int, seed: int, epoch
 
 
 def is_mixed(mixing: Mixing) -> bool:
-    """Whether a recipe mixes images at all."""
+    """Whether the recipe uses mixup or CutMix."""
     return mixing.mix_group is not None
 
 
 def cutmix_share(mixing: Mixing) -> float:
-    """The probability of cutmix for a group that is mixed."""
+    """Probability that a mixed group uses CutMix."""
     if mixing.mixup_alpha > 0 and mixing.cutmix_alpha > 0:
         return mixing.switch_prob
     return 1.0 if mixing.cutmix_alpha > 0 else 0.0
 
 
 def mix(images: Tensor, partners: Tensor, weights: Tensor, boxes: Tensor) -> Tensor:
-    """Images [B, C, H, W] (floats), each mixed with the one `partners` positions after it; the rest as in `Mix`.
+    """Mix each of the float images [B, C, H, W] with its partner; arguments as in `Mix`, as tensors.
 
     A sample of weight 1 without a box keeps every bit.
     """
+    # Both kinds are one linear interpolation with a weight map: constant for mixup, 0 or 1 per pixel for CutMix. So a
+    # batch may hold groups of both kinds.
     height, width = images.shape[2:]
     rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     top, left, box_height, box_width = boxes.to(torch.int64).T[..., None]

@@ -1,7 +1,8 @@
-"""The plan of a micro-batch: which box of each image, mirrored or not, at which size, with which color draw.
+"""The augmentation plan of a micro-batch: crop boxes, flips, sizes and all random draws, before any pixel is read.
 
-Computed once, vectorized over the batch, in integers and float64 [3]; both loaders are handed the same plan.
-Boxes are in the *stored* image's pixels [5].
+The plan is computed once on the host, vectorized over the batch (1 ms for 256 samples), and every loader executes the
+same plan. It uses integers and float64 only, so it is the same on every machine. Boxes are in pixels of the stored
+image, because a store may hold a reduced image.
 """
 
 from __future__ import annotations
@@ -17,28 +18,41 @@ from tencrop.data.augmentation.jitter import NEUTRAL, is_jittered, jitter_factor
 from tencrop.data.augmentation.mixing import is_mixed, mixing_plan
 from tencrop.data.augmentation.randaugment import is_randaugmented, randaugment_plan
 from tencrop.data.sampling.geometry import center_box, central_square, rescaled_size
-from tencrop.data.sampling.rng import Float64, Index, Stream, View, integers_below, normals, random_uint64, uniforms
+from tencrop.data.sampling.rng import (
+    Float64,
+    Index,
+    Stream,
+    View,
+    as_uniforms,
+    integers_below,
+    normals,
+    random_uint64,
+    uniforms,
+)
 
 Sizes = npt.NDArray[np.int32]
-NUM_ATTEMPTS = 10  # of GoogLeNet's crop, as in torchvision
+NUM_ATTEMPTS = 10  # attempts at GoogLeNet's crop before the fallback, as in torchvision
 
 
 class Plan(NamedTuple):
-    """What the loaders apply to the B samples of a micro-batch."""
+    """What the loaders and the device apply to the B samples of a micro-batch.
+
+    The digest hashes every field, in this order: a new field changes the digest of every run.
+    """
 
     index: Index  # type: ignore[assignment]  # int64 [B]; hides tuple.index
     boxes: npt.NDArray[np.int32]  # [B, 4] top, left, height, width, in stored pixels
     sizes: Sizes  # [B, 2] height and width that the box is resized to
     flips: npt.NDArray[np.bool_]  # [B] mirrored after the resize
     pca_alphas: Float64  # [B, 3] alphas of the RGB principal components (zeros when off)
-    jitter: Float64  # [B, 4] factors of brightness, contrast, saturation, and the turn of hue (1, 1, 1, 0 when off)
-    jitter_orders: Index  # [B, 4] which of these four comes first, second, third, fourth
-    operations: Index  # [B, num_ops] RandAugment's operations in order
-    operation_values: Float64  # [B, num_ops] in the unit of each
+    jitter: Float64  # [B, 4] factors of brightness, contrast, saturation, and the hue shift (1, 1, 1, 0 when off)
+    jitter_orders: Index  # [B, 4] order in which these four are applied
+    operations: Index  # [B, num_ops] RandAugment's operations in order (`Operation`)
+    operation_values: Float64  # [B, num_ops] their magnitudes, in the unit of each
     erased_boxes: npt.NDArray[np.int32]  # [B, 4] top, left, height, width in the network's pixels (empty when off)
-    noise_offsets: Index  # [B] where the noise that fills them begins in the run's table
-    partners: Index  # [B] positions from a sample to the one it is mixed with (0 when off)
-    mix_weights: Float64  # [B] a sample's own share of its mix (1 when off)
+    noise_offsets: Index  # [B] start of the noise that fills them in the run's noise table
+    partners: Index  # [B] offset within the batch from a sample to the one it is mixed with (0 when off)
+    mix_weights: Float64  # [B] lambda, the share of the sample itself (1 when off)
     mix_boxes: npt.NDArray[np.int32]  # [B, 4] top, left, height, width pasted from the partner (empty when off)
 
 
@@ -54,13 +68,14 @@ def training_plan(
 ) -> Plan:
     """The plan of training samples `index`; `stored_sizes` int32 [N_all, 2] are those of the whole split.
 
-    `view` is the copy number under repeated augmentation, of all or of each.
-    A sample's row is a function of (seed, epoch, index, view) and its own size alone; its mix is one of (seed, epoch)
-    and of its place in the epoch's order, `positions` int64 [B], which only mixing needs.
+    `view` is the copy number under repeated augmentation: one for all samples, or one each.
+    A sample's row depends only on (seed, epoch, index, view) and its own size; its mix depends on (seed, epoch) and on
+    its position in the epoch, `positions` int64 [B], which only mixing needs.
     """
     index = np.asarray(index, np.int64)
-    height, width = stored_sizes[index].astype(np.int64).T
+    height, width = stored_sizes[index].astype(np.int64).T  # in int32 a product of two lengths could overflow
     size = augmentation.size
+    # The key of every draw. Neither rank, worker nor batch layout is part of it, so they cannot change an image.
     key: dict[str, Any] = {"seed": seed, "index": index, "epoch": epoch, "view": view}
     if augmentation.crop in ("random_resized", "random_sized"):
         assert augmentation.area is not None and augmentation.aspect is not None
@@ -75,10 +90,11 @@ def training_plan(
         assert augmentation.crop == "none", augmentation.crop
         boxes = np.stack([np.zeros_like(height), np.zeros_like(width), height, width], axis=1)
     flips = uniforms(**key, stream=Stream.FLIP, count=1)[:, 0] < augmentation.flip
-    color = np.zeros((len(index), 3))
+    pca_alphas = np.zeros((len(index), 3))
     if augmentation.pca.std > 0:
-        color = normals(**key, stream=Stream.PCA, count=3) * augmentation.pca.std
-    plan = unaugmented(index, boxes, np.full((len(index), 2), size))._replace(flips=flips, pca_alphas=color)
+        pca_alphas = normals(**key, stream=Stream.PCA, count=3) * augmentation.pca.std
+    plan = unaugmented(index, boxes, np.full((len(index), 2), size))._replace(flips=flips, pca_alphas=pca_alphas)
+    # Each operation has a stream of its own, so turning one on or off leaves the draws of the others unchanged.
     if is_jittered(augmentation.jitter):
         plan = plan._replace(jitter=jitter_factors(key, augmentation.jitter), jitter_orders=jitter_orders(key))
     if is_randaugmented(augmentation.randaugment):
@@ -95,8 +111,8 @@ def training_plan(
 
 
 def evaluation_plan(index: Index, stored_sizes: Sizes, *, protocol: Protocol) -> Plan:
-    """The plan of evaluation samples `index`: the whole image, or its central square where the protocol's region is
-    the square, resized so that its shorter side is `protocol.side` (kept where null). Sizes differ per image.
+    """The plan of evaluation samples `index`: the whole image or its central square (`protocol.region`), with its
+    shorter side resized to `protocol.side` (None: not resized). Sizes differ per image; the device crops the views.
     """
     index = np.asarray(index, np.int64)
     height, width = stored_sizes[index].astype(np.int64).T
@@ -108,7 +124,7 @@ def evaluation_plan(index: Index, stored_sizes: Sizes, *, protocol: Protocol) ->
 
 
 def unaugmented(index: Index, boxes: npt.NDArray[Any], sizes: npt.NDArray[Any]) -> Plan:
-    """The plan that cuts boxes out, resizes them and does nothing else."""
+    """A plan that crops and resizes, with all other operations off."""
     num_samples = len(index)
     return Plan(
         index=index,
@@ -131,15 +147,17 @@ def unaugmented(index: Index, boxes: npt.NDArray[Any], sizes: npt.NDArray[Any]) 
 def random_resized_boxes(
     height: Index, width: Index, draw: npt.NDArray[np.uint64], *, area: list[float], aspect: list[float]
 ) -> Index:
-    """Boxes int64 [B, 4] of GoogLeNet's crop (Szegedy et al. 2015, section 6), by torchvision's algorithm.
+    """Boxes int64 [B, 4] of GoogLeNet's crop (Szegedy et al. 2015, section 6), by torchvision's RandomResizedCrop.
 
-    The box covers a uniform share `area` of the image at an aspect ratio (width / height) uniform in its logarithm
-    over `aspect`, at a uniform place. The first of ten attempts that fits counts; attempt a has draws 4a (area),
-    4a + 1 (aspect), 4a + 2 (top) and 4a + 3 (left) of `draw`, uint64 [B, 50], to itself. Where none fits: the largest
-    central box whose aspect ratio lies in the range.
+    The box covers a share of the image uniform over `area`, its aspect ratio (width / height) is log-uniform over
+    `aspect`, and its position is uniform. The first of ten attempts that fits is taken. Attempt a uses draws 4a (area),
+    4a + 1 (aspect), 4a + 2 (top) and 4a + 3 (left) of `draw`, uint64 [B, 50]. If none fits: the largest central box
+    whose aspect ratio is in the range.
     """
+    # All ten attempts are computed for every sample, although the first one usually fits: vectorized, that is cheaper
+    # than a loop in Python with early exit.
     low, high = np.log(aspect)
-    ratio = np.exp(low + (high - low) * _unit(draw[:, 1:40:4]))
+    ratio = np.exp(low + (high - low) * as_uniforms(draw[:, 1:40:4]))
     boxes, fits = _attempted_boxes(height, width, draw, area=area, ratio=ratio)
     return np.where(fits[:, None], boxes, _fallback_boxes(height, width, aspect))
 
@@ -147,13 +165,13 @@ def random_resized_boxes(
 def random_sized_boxes(
     height: Index, width: Index, draw: npt.NDArray[np.uint64], *, area: list[float], aspect: list[float]
 ) -> Index:
-    """As `random_resized_boxes`, by fb.resnet.torch's algorithm (datasets/transforms.lua, RandomSizedCrop).
+    """Like `random_resized_boxes`, but by fb.resnet.torch's RandomSizedCrop (datasets/transforms.lua).
 
-    The aspect ratio is uniform itself over `aspect`, and then, by draw 40 + a, height and width are exchanged half of
-    the time. Where no attempt fits: the central square.
+    The aspect ratio is uniform over `aspect`, not log-uniform; then draw 40 + a swaps height and width with probability
+    1/2. If no attempt fits: the central square (fb.resnet.torch's Scale and CenterCrop).
     """
-    ratio = aspect[0] + (aspect[1] - aspect[0]) * _unit(draw[:, 1:40:4])
-    ratio = np.where(_unit(draw[:, 40:50]) < 0.5, 1 / ratio, ratio)
+    ratio = aspect[0] + (aspect[1] - aspect[0]) * as_uniforms(draw[:, 1:40:4])
+    ratio = np.where(as_uniforms(draw[:, 40:50]) < 0.5, 1 / ratio, ratio)
     boxes, fits = _attempted_boxes(height, width, draw, area=area, ratio=ratio)
     side = np.minimum(height, width)
     square = np.stack([(height - side + 1) // 2, (width - side + 1) // 2, side, side], axis=1)
@@ -163,21 +181,18 @@ def random_sized_boxes(
 def _attempted_boxes(
     height: Index, width: Index, draw: npt.NDArray[np.uint64], *, area: list[float], ratio: Float64
 ) -> tuple[Index, npt.NDArray[np.bool_]]:
-    """The first attempt's box that fits, int64 [B, 4], and whether one does, bool [B]; ratio: [B, 10]."""
+    """Box of the first attempt that fits, int64 [B, 4], and whether any fits, bool [B]; ratio: [B, 10]."""
     height, width = height[:, None], width[:, None]
-    target_area = height * width * (area[0] + (area[1] - area[0]) * _unit(draw[:, 0:40:4]))
+    target_area = height * width * (area[0] + (area[1] - area[0]) * as_uniforms(draw[:, 0:40:4]))
     box_height = np.rint(np.sqrt(target_area / ratio)).astype(np.int64)
     box_width = np.rint(np.sqrt(target_area * ratio)).astype(np.int64)
     fits = (box_height > 0) & (box_height <= height) & (box_width > 0) & (box_width <= width)
-    first = fits.argmax(axis=1)[:, None]
+    first = fits.argmax(axis=1)[:, None]  # of bools: the first True, or 0 if there is none
+    # Boxes that do not fit would make the range negative; they are discarded below, so any valid range will do.
     top = integers_below(draw[:, 2:40:4], np.where(fits, height - box_height + 1, 1))
     left = integers_below(draw[:, 3:40:4], np.where(fits, width - box_width + 1, 1))
     attempts = np.stack([top, left, box_height, box_width], axis=2)
     return np.take_along_axis(attempts, first[:, :, None], axis=1)[:, 0], np.any(fits, axis=1)
-
-
-def _unit(draw: npt.NDArray[np.uint64]) -> Float64:
-    return np.ascontiguousarray((draw >> np.uint64(11)) * 2.0**-53)
 
 
 def random_boxes(
@@ -185,11 +200,12 @@ def random_boxes(
 ) -> Index:
     """Boxes int64 [B, 4] of a size x size window in the image rescaled to a random shorter side.
 
-    The side is uniform over the integers `side` [low, high] (draw 0; VGG's scale jitter, one value for AlexNet); the
-    window's top and left (draws 1, 2) are uniform over the whole rescaled image or over its central square. The
-    window's edges, mapped to stored pixels, are rounded to whole ones: a store that has the side already is cropped
-    size x size, without a resize.
+    The side is uniform over the integers `side` [low, high] (draw 0): a range is VGG's scale jittering (Simonyan and
+    Zisserman 2015, section 3.1), a single value AlexNet's crop (Krizhevsky et al. 2012, section 4.1). The window's top
+    and left (draws 1, 2) are uniform over the whole rescaled image or over its central square (`region`).
     """
+    # The image is never rescaled as a whole: the window's edges are mapped back to stored pixels, so one resize of the
+    # crop does both. Edges are rounded to whole pixels; a store that has this side already is cropped without a resize.
     short_side = side[0] + integers_below(draw[:, 0], side[1] - side[0] + 1)
     rescaled = rescaled_size(height, width, short_side)
     origin = [np.zeros_like(height), np.zeros_like(width)]
@@ -207,6 +223,7 @@ def random_boxes(
 
 
 def _fallback_boxes(height: Index, width: Index, aspect: list[float]) -> Index:
+    """The largest central box whose aspect ratio is within `aspect`, as in torchvision."""
     low, high = aspect
     is_tall, is_wide = width / height < low, width / height > high
     box_height = np.where(is_tall, np.rint(width / low).astype(np.int64), height)
@@ -216,4 +233,5 @@ def _fallback_boxes(height: Index, width: Index, aspect: list[float]) -> Index:
 
 
 def _rounded_ratio(numerator: Index, denominator: Index) -> Index:
+    """Round to the nearest integer, halves up, in integers: no float error moves a box by a pixel."""
     return (2 * numerator + denominator) // (2 * denominator)

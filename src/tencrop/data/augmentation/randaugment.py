@@ -1,6 +1,6 @@
-"""RandAugment (Cubuk et al. 2020): which operations befall each image, and how strongly. Drawn on the host.
+"""RandAugment (Cubuk et al. 2020): draws operations and magnitudes for each image on the host.
 
-Called by `plan`; `operations` carries them out on the device.
+`operations` applies them on the device.
 """
 
 from __future__ import annotations
@@ -13,42 +13,43 @@ from tencrop.config import RandAugment
 from tencrop.data.augmentation.operations import Operation as Op
 from tencrop.data.sampling.rng import Float64, Index, Stream, normals, uniforms
 
-# autoaugment.py's RandAugment._augmentation_space
+# RandAugment._augmentation_space of torchvision's autoaugment.py, in its order: a draw picks by position
 TORCHVISION = (
     Op.IDENTITY, Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y, Op.ROTATE, Op.BRIGHTNESS, Op.COLOR,
     Op.CONTRAST, Op.SHARPNESS, Op.POSTERIZE, Op.SOLARIZE, Op.AUTOCONTRAST, Op.EQUALIZE,
 )  # fmt: skip
-# auto_augment.py's _RAND_INCREASING_TRANSFORMS
+# _RAND_INCREASING_TRANSFORMS of timm's auto_augment.py, in its order
 TIMM = (
     Op.AUTOCONTRAST, Op.EQUALIZE, Op.INVERT, Op.ROTATE, Op.POSTERIZE, Op.SOLARIZE, Op.SOLARIZE_ADD, Op.COLOR,
     Op.CONTRAST, Op.BRIGHTNESS, Op.SHARPNESS, Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y,
 )  # fmt: skip
-MAX_LEVEL = {"torchvision": 30.0, "timm": 10.0}
+MAX_LEVEL = {"torchvision": 30.0, "timm": 10.0}  # so magnitude 9 is 0.3 of the range, or 0.9
 ENHANCEMENTS = (Op.COLOR, Op.CONTRAST, Op.BRIGHTNESS, Op.SHARPNESS)
 
 
 class Operations(NamedTuple):
-    """What befalls each of B samples, one after the other."""
+    """Operations for each of B samples, applied from first to last."""
 
-    operations: Index  # int64 [B, num_ops], of `Operation`
-    values: Float64  # [B, num_ops], in the unit that `Operation` says
+    operations: Index  # int64 [B, num_ops], members of `Operation`
+    values: Float64  # [B, num_ops], in the unit that `Operation` defines
 
 
 def randaugment_plan(key: dict[str, Any], randaugment: RandAugment, *, size: int) -> Operations:
-    """Operations for images of size x size pixels; key: that of `uniforms`.
+    """Operations for images of size x size pixels; `key`: arguments of `uniforms`.
 
-    torchvision: RandAugment(num_ops, magnitude, num_magnitude_bins=31) of torchvision 0.29: 14 operations, each as
-        likely, one more of which may be the identity; magnitude is the bin, from 0 to 30.
-    timm: rand-m<magnitude>-n<num_ops>-mstd<std>-p<prob>-inc1 of timm 1.0: 15 operations, each taken with `prob`; the
-        level is normal about the magnitude with `std`, cut off to [0, 10]. (`inc1`: stronger with the level, all.)
-    Both draw with replacement, and a sign for what has two directions. std and prob are timm's, 0 and 1 in
-    torchvision's own recipe; the operations are Pillow's in both.
+    torchvision: RandAugment(num_ops, magnitude, num_magnitude_bins=31) of torchvision 0.29: 14 equally likely
+        operations, the identity among them; magnitude is the bin, 0 to 30.
+    timm: rand-m<magnitude>-n<num_ops>-mstd<std>-p<prob>-inc1 of timm 1.0: 15 operations, each applied with probability
+        `prob`; the level is normal around the magnitude with standard deviation `std`, clipped to [0, 10]. (`inc1`:
+        every operation is stronger at a higher level.)
+    Both draw with replacement, and a random sign for operations with two directions. std and prob are timm's options,
+    0 and 1 in torchvision's recipe; the operations are Pillow's in both.
     """
     count = randaugment.num_ops
     kind, is_taken, sign = np.split(uniforms(**key, stream=Stream.RANDAUGMENT, count=3 * count), 3, axis=1)
     level = randaugment.magnitude + randaugment.std * normals(**key, stream=Stream.RANDAUGMENT_LEVEL, count=count)
     most = MAX_LEVEL[randaugment.source]
-    level = np.clip(level, 0, most) / most
+    level = np.clip(level, 0, most) / most  # from here on a share of the maximum, in both
     names, values_of = {"torchvision": (TORCHVISION, torchvision_values), "timm": (TIMM, timm_values)}[
         randaugment.source
     ]
@@ -62,13 +63,15 @@ def randaugment_plan(key: dict[str, Any], randaugment: RandAugment, *, size: int
 
 
 def is_randaugmented(randaugment: RandAugment) -> bool:
-    """Whether a recipe has RandAugment at all."""
+    """Whether the recipe uses RandAugment."""
     return randaugment.num_ops > 0
 
 
 def torchvision_values(level: Float64, signs: Float64, *, size: int) -> dict[Op, Float64]:
-    """The value of each operation that has one; level: [B, num_ops], the bin's share of 30; signs: of -1 and 1."""
-    translation = -np.trunc(signs * 150 / 331 * size * level)  # whole pixels; its +1 moves the picture, not the window
+    """Value of each operation that has one; level: [B, num_ops], on [0, 1]; signs: -1 or 1."""
+    # 150 pixels at AutoAugment's image size, 331, scaled to ours; whole pixels. Negative, because torchvision's
+    # positive translation moves the picture to the right: it is read further to the left.
+    translation = -np.trunc(signs * 150 / 331 * size * level)
     return {
         Op.SHEAR_X: signs * 0.3 * level,
         Op.SHEAR_Y: signs * 0.3 * level,
@@ -82,14 +85,14 @@ def torchvision_values(level: Float64, signs: Float64, *, size: int) -> dict[Op,
 
 
 def timm_values(level: Float64, signs: Float64, *, size: int) -> dict[Op, Float64]:
-    """As `torchvision_values`; level: the share of 10."""
+    """Like `torchvision_values`, with timm's ranges."""
     return {
         Op.SHEAR_X: signs * 0.3 * level,
         Op.SHEAR_Y: signs * 0.3 * level,
         Op.TRANSLATE_X: signs * 0.45 * size * level,
         Op.TRANSLATE_Y: signs * 0.45 * size * level,
         Op.ROTATE: signs * 30 * level,
-        **dict.fromkeys(ENHANCEMENTS, np.maximum(0.1, 1 + signs * 0.9 * level)),
+        **dict.fromkeys(ENHANCEMENTS, np.maximum(0.1, 1 + signs * 0.9 * level)),  # never black, gray or flat
         Op.POSTERIZE: 4 - np.trunc(4 * level),
         Op.SOLARIZE: 256 - np.trunc(256 * level),
         Op.SOLARIZE_ADD: np.trunc(110 * level),

@@ -1,7 +1,8 @@
-"""Stock ffcv's Loader over the same .beton file, fed with our plan (data.loader=ffcv).
+"""Stock ffcv's Loader over the same .beton file, driven by our plan (data.loader=ffcv).
 
-Samples, boxes, flips and digest are those of the other loaders. The pixels are ffcv's: libjpeg-turbo's fast inverse
-DCT, and OpenCV's area resize whatever filter the recipe names. That is why the learning hash tells such a run apart.
+Samples, boxes, flips and digest equal those of the other loaders. The pixels are ffcv's: libjpeg-turbo's fast inverse
+DCT, and OpenCV's area resize whatever filter the recipe names. Because pixels differ, the loader is part of the
+learning hash.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from tencrop.data.native.decoder import DecodeError, read_ahead
 from tencrop.data.sampling.rng import Index
 from tencrop.data.store.manifest import Split
 
-# ffcv works on one batch while another one waits, and a third is written to the table meanwhile.
+# Three batches are in flight: ffcv decodes one, a finished one waits in its queue, and we write the plan of a third.
 BATCHES_AHEAD = PLANNED_AHEAD - 1
 NUM_BLOCKS = PLANNED_AHEAD + 1
-WAIT_S = 1.0  # for a batch, before it is asked whether ffcv's thread still lives
+WAIT_S = 1.0  # wait this long for a batch before checking that ffcv's thread is still alive
 
 
 class FfcvLoader(Loader):
-    """Reads the store through ffcv; batches stay valid, and memory is taken, as `Loader` says, and three slots more.
+    """Reads a .beton file through ffcv. Batches stay valid as long as those of `Loader`; memory is three slots more.
 
-    `filter` is not obeyed: ffcv resizes in one way only. numba compiles while the first batch is waited for (3 s).
-    Raises UserError where ffcv cannot be imported or has fewer threads than `num_threads`.
+    `filter` is ignored: ffcv has one resize only. The first batch takes about 3 s longer, while numba compiles.
+    Raises UserError if ffcv cannot be imported or has fewer threads than `num_threads`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -47,15 +48,17 @@ class FfcvLoader(Loader):
                 f"hardware.workers={self._num_threads}: data.loader=ffcv has at most {most} threads here (numba's);"
                 f" set hardware.workers={most}"
             )
-        self._feed: _Feed | None = None  # kept from epoch to epoch, as is what was compiled for it
+        self._feed: _Feed | None = None  # kept from epoch to epoch: a new one would be compiled again
 
     def _produce(self, batches: Sequence[Index] | Index, epoch: int) -> Generator[Batch, None, None]:
         if self._feed is None:
-            whole = self._batches_of(epoch)
+            # Size the table for the whole epoch: after a resume `batches` is only the rest of it.
+            whole = self._batch_sampler(epoch)
             batch_size = max((len(batch) for batch in whole), default=1)
             self._feed = _Feed(self._split, len(whole), batch_size, self._num_threads, self._pin_memory)
         self._feed.begin(len(batches))
-        end = weakref.finalize(self, self._feed.end)  # after the producer's, which waits for batches of ffcv's
+        # Finalizers run last-in first-out at exit: the producer's, which waits for batches of ffcv, runs before this.
+        end = weakref.finalize(self, self._feed.end)
         try:
             yield from super()._produce(batches, epoch)
         finally:
@@ -71,10 +74,10 @@ class FfcvLoader(Loader):
 
 
 class _Feed:
-    """The table that ffcv's thread reads, and the memory that it fills: NUM_BLOCKS batches, used in turn.
+    """The table that ffcv's thread reads and the memory that it fills: NUM_BLOCKS batches, used as a ring.
 
-    `write` and `take` are called by the producer's thread, alternately once PLANNED_AHEAD batches are written. ffcv
-    begins a batch when the one before the last was taken; its rows are in the table by then.
+    The producer's thread calls `write` PLANNED_AHEAD times and then alternates `take` and `write`. ffcv starts a batch
+    when the second batch before it was taken; by then its rows are in the table.
     """
 
     def __init__(self, split: Split, num_batches: int, batch_size: int, num_threads: int, pin_memory: bool) -> None:
@@ -90,41 +93,44 @@ class _Feed:
         self._iterator: Any = None
 
     def begin(self, num_batches: int) -> None:
-        """Before an iteration over so many batches. Called by the consumer, whose number of torch's threads is kept."""
+        """Prepare an iteration over `num_batches`. Called in the consumer's thread, whose torch.get_num_threads it
+        remembers: ffcv sets that number to 1, and it would slow down every CPU operation of training."""
         assert self._iterator is None
         self._loader.traversal_order.num_rows = num_batches * self._batch_size
         self._num_written = self._num_taken = 0
         self._num_torch_threads = torch.get_num_threads()
 
     def write(self, plan: Plan) -> Plan:
-        """Tell ffcv what to make of the next batch, and the system which bytes will be read."""
+        """Write the rows of the next batch to the table, and ask the kernel to read its bytes."""
         decoder, beton, num_images = self._decoder, self._split.beton, len(plan.index)
         read_ahead(beton.data, pointers=beton.pointers[plan.index], payload_bytes=beton.payload_bytes[plan.index])
         block, self._num_written = self._num_written % NUM_BLOCKS, self._num_written + 1
         height, width = (int(length) for length in plan.sizes.max(axis=0))
         images = self._images[block] = self._blocks[block].images(num_images, height, width)
         rows = self._table[block * self._batch_size :][: self._batch_size]
-        rows[num_images:, decoder.SAMPLE] = decoder.NOTHING
+        rows[num_images:, decoder.SAMPLE] = decoder.NOTHING  # a shorter batch: ffcv's batch size is fixed
         rows = rows[:num_images]
         rows[:, decoder.SAMPLE] = plan.index
         rows[:, decoder.TOP : decoder.WIDTH + 1] = plan.boxes
         rows[:, decoder.OUT_HEIGHT : decoder.OUT_WIDTH + 1] = plan.sizes
         rows[:, decoder.FLIP] = plan.flips
+        # Each image's slot: the address of its first pixel, and the common height and width of the batch.
         rows[:, decoder.ADDRESS] = images.data_ptr() + 3 * height * width * np.arange(num_images)
         rows[:, decoder.SLOT_HEIGHT : decoder.SLOT_WIDTH + 1] = height, width
         return plan
 
     def take(self, plan: Plan, slot: Slot) -> Tensor:
-        """The images of the next batch, uint8 [B, H, W, 3], in the slot's memory."""
+        """Wait for the next batch and return its images, uint8 [B, H, W, 3], in the memory of `slot`."""
         block, self._num_taken = self._num_taken % NUM_BLOCKS, self._num_taken + 1
         if self._iterator is None:
             self._iterator = iter(self._loader)  # ffcv's thread starts
             status = self._next()
-            # That thread has set the number that threads begun later take over; the consumer, which waits for this
-            # batch, has begun none since.
+            # ffcv's thread has set torch's number of threads to 1, which threads started later would inherit. Undo it;
+            # the consumer waits for this batch, so it has started no thread in between.
             torch.set_num_threads(self._num_torch_threads)
         else:
             status = self._next()
+        # ffcv would train on a damaged image; our decoder operation reports it.
         if damaged := np.flatnonzero(status[: len(plan.index)]).tolist():
             sample = int(plan.index[damaged[0]])
             raise DecodeError(
@@ -132,12 +138,13 @@ class _Feed:
                 " decode it; prepare the data again (prepare.py)",
                 damaged[0],
             )
-        slot.swap(self._blocks[block])  # instead of a copy
+        slot.swap(self._blocks[block])  # exchange the memory instead of copying the pixels
         return self._images[block]
 
     def end(self) -> None:
-        """End ffcv's thread, which writes into memory of ours. It does not look whether it is to end while there is
-        room in its queue, and waits for ever for room to say that it is done."""
+        """Stop ffcv's thread and wait for it: it writes into our memory, so that memory must not be freed before."""
+        # ffcv's thread checks its stop flag only while its queue is full, and blocks at its end until there is room for
+        # an end marker. So empty the table, which makes the remaining batches cheap, and drain the queue until it ends.
         iterator, self._iterator = self._iterator, None
         self._table[:, self._decoder.SAMPLE] = self._decoder.NOTHING
         if iterator is None:
@@ -149,29 +156,29 @@ class _Feed:
             iterator.join(timeout=0.01)
 
     def _next(self) -> np.ndarray:
-        """The status of each image of the next batch; ffcv's own __next__ waits for ever where its thread has died."""
+        """Return the status of each image of the next batch. ffcv's own __next__ waits for ever if its thread died."""
         while True:
             try:
                 _, (status,) = self._iterator.output_queue.get(timeout=WAIT_S)
                 return status
             except queue.Empty:
                 if not self._iterator.is_alive():
-                    raise RuntimeError("ffcv's thread has ended before its batches; it has said why above") from None
+                    raise RuntimeError("ffcv's thread died before its last batch; its traceback is above") from None
 
 
 def ffcv_decoder() -> ModuleType:
-    """The module that imports ffcv, whose import sets torch's number of threads; UserError where it is not there."""
+    """Import and return the module that needs ffcv; UserError with the command to install it if the import fails."""
     with torch_threads_kept():
         try:
             from tencrop.data.loading import ffcv_decoder
-        except (ImportError, OSError) as error:  # OSError: of a shared library that ctypes opens
+        except (ImportError, OSError) as error:  # OSError: ctypes cannot load a shared library
             raise UserError(f"data.loader=ffcv: ffcv cannot be imported ({error}); {HOW_TO_INSTALL}") from error
     return ffcv_decoder
 
 
 @contextlib.contextmanager
 def torch_threads_kept() -> Iterator[None]:
-    """torch's number of threads is afterwards what it was before."""
+    """Restore torch's number of threads on exit; importing ffcv sets it to 1."""
     num_threads = torch.get_num_threads()
     try:
         yield

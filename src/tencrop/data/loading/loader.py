@@ -1,7 +1,7 @@
-"""The loader: batches of uint8 images out of a .beton file, decoded ahead of time by one producer thread.
+"""The data loader: reads batches of uint8 images from a .beton file, decoded ahead of time by one producer thread.
 
-Called by the data module. `Batch` and `BaseLoader` are the contract that reference.py and ffcv_loader.py fulfil too:
-given the same batches of indices and the same plan, all yield the same samples in the same order and the same boxes.
+`BaseLoader` is the interface of all three loaders (the others are in reference.py and ffcv_loader.py): given the same
+batch sampler and the same plan, they yield the same samples in the same order with the same crop boxes.
 """
 
 from __future__ import annotations
@@ -26,23 +26,28 @@ from tencrop.data.sampling.rng import Index
 from tencrop.data.sampling.sampler import MAX_PADDED_BYTES
 from tencrop.data.store.manifest import Split
 
-PLANNED_AHEAD = 2  # batches whose bytes are asked for while another one is decoded
+# Batches whose bytes the kernel is asked to read while another batch is decoded. Without this a cold disk is read one
+# image at a time: page faults within a thread are served one after the other.
+PLANNED_AHEAD = 2
 
 
 class BaseLoader:
-    """What all loaders are: an iterable over the micro-batches of one epoch, which knows its place.
+    """Base class of the loaders: yields the micro-batches of an epoch from any micro-batch on.
 
-    `batches` gives, for an epoch, this rank's arrays of sample indices in order; `plan` what to do to one of them.
-    `filter` is Pillow's of that name. `num_threads` decode; `prefetch` batches wait ready.
-    `hash_pixels`: the samples' hashes are of their pixels too.
-    A new iteration begins at the first batch of `epoch`, or after what `load_state_dict` says was consumed; the end
-    of one moves `epoch` on. One iteration at a time: a new one ends the last.
+    split: the prepared split to read.
+    batch_sampler: epoch -> this rank's micro-batches in order, an int64 array each. In training these are positions in
+        the epoch, the same for every epoch; in evaluation they are sample indices. Only `plan` interprets them.
+    plan: (one of these arrays, epoch) -> what to do to each of its samples.
+    filter: the resize filter, a name of Pillow's `Image.Resampling`.
+    num_threads: decoding threads (worker processes of the torch loader).
+    prefetch: number of batches kept ready.
+    hash_pixels: include the pixels in `Batch.hashes`, not only what was planned.
     """
 
     def __init__(
         self,
         split: Split,
-        batches: Callable[[int], Sequence[Index] | Index],
+        batch_sampler: Callable[[int], Sequence[Index] | Index],
         plan: Callable[[Index, int], Plan],
         *,
         filter: str,
@@ -51,46 +56,29 @@ class BaseLoader:
         pin_memory: bool = False,
         hash_pixels: bool = False,
     ) -> None:
-        self.epoch = 0
-        self._split, self._batches, self._plan = split, batches, plan
+        self._split, self._batch_sampler, self._plan = split, batch_sampler, plan
         self._filter, self._num_threads = filter, num_threads
         self._prefetch, self._pin_memory, self._hash_pixels = prefetch, pin_memory, hash_pixels
-        self._position = (0, 0)  # epoch, batches of it that were consumed
-        self._resuming = False
-        self._cached: tuple[int, Sequence[Index] | Index] | None = None
         self._running: Generator[Batch, None, None] | None = None
 
-    def __len__(self) -> int:
-        """Micro-batches of the whole epoch on this rank, also after a resume within it."""
-        return len(self._batches_of(self.epoch))
+    def num_batches(self, epoch: int) -> int:
+        """Number of micro-batches in the whole epoch on this rank."""
+        return len(self._batch_sampler(epoch))
 
-    def __iter__(self) -> Iterator[Batch]:
+    def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """Yield the micro-batches of `epoch` from number `first` on.
+
+        The loader keeps no position of its own: the caller derives it from the optimizer step, so nothing can go out of
+        step with the checkpoint. Micro-batches before `first` are neither read nor decoded, so resuming at the end of
+        an epoch costs no more than at its beginning. One iteration at a time: a new one ends the previous one.
+        """
         self.close()
-        epoch, resuming, self._resuming = self.epoch, self._resuming, False
-        first = self._position[1] if resuming and self._position[0] == epoch else 0
-        self._position = (epoch, first)
-        self._running = self._produce(self._batches_of(epoch)[first:], epoch)
+        self._running = self._produce(self._batch_sampler(epoch)[first:], epoch)
         with contextlib.closing(self._running) as batches:
-            for number, batch in enumerate(batches, first + 1):
-                self._position = (epoch, number)
-                yield batch
-        if self._position == (epoch, len(self._batches_of(epoch))):
-            self._position = (epoch + 1, 0)
-            self.epoch = epoch + 1
-
-    def state_dict(self) -> dict[str, int]:
-        """The place in the run: an epoch, and how many of its micro-batches were handed out."""
-        epoch, batch = self._position
-        return {"epoch": epoch, "batch": batch}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next iteration go on behind the micro-batches that `state` counts; nothing is decoded twice."""
-        self._position = (state["epoch"], state["batch"])
-        self.epoch = state["epoch"]
-        self._resuming = True
+            yield from batches
 
     def close(self) -> None:
-        """End an unfinished iteration and its threads or processes; the loader can be iterated again."""
+        """End an unfinished iteration and its threads or processes; `batches` can be called again."""
         if self._running is not None:
             self._running.close()
 
@@ -101,36 +89,35 @@ class BaseLoader:
         self.close()
 
     def _produce(self, batches: Sequence[Index] | Index, epoch: int) -> Generator[Batch, None, None]:
-        """The batches; whatever makes them ends when the generator is closed."""
+        """Yield the given micro-batches. Closing the generator must end its threads and processes."""
         raise NotImplementedError
-
-    def _batches_of(self, epoch: int) -> Sequence[Index] | Index:
-        if self._cached is None or self._cached[0] != epoch:
-            self._cached = (epoch, self._batches(epoch))
-        return self._cached[1]
 
 
 class Loader(BaseLoader):
-    """Reads the store through the C decoder (data.loader=beton).
+    """Reads a .beton file through the C decoder (data.loader=beton).
 
-    A batch's images stay valid until the next batch but one is asked for, or a new iteration begins; then their memory
-    is filled again. On a GPU a copy that was begun before that, on the current stream, is waited for.
+    A batch's images stay valid until the consumer asks for the second batch after it, or begins a new iteration; then
+    their memory is overwritten. On a GPU the loader first waits for copies that were queued on the current stream.
 
-    Memory: `prefetch` + 2 slots, each as large as the largest batch that it held. Of 256 crops of 224 x 224 pixels that
-    is 5 x 38.5 MB; of whole images at most 5 x 134 MB (order.MAX_PADDED_BYTES). Memory for a single image that is
-    larger is not kept.
+    Memory: `prefetch` + 2 slots, each as large as the largest batch that it held. For 256 crops of 224 x 224 pixels
+    that is 5 x 38.5 MB; for whole images at most 5 x 134 MB (sampler.MAX_PADDED_BYTES). Memory for a single larger
+    image is freed after use.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # Two more than `prefetch`: the consumer holds the current batch and the one before it, whose copy to the
+        # device may still be running.
         self._slots = [Slot(self._pin_memory) for _ in range(self._prefetch + 2)]
 
     def _produce(self, batches: Sequence[Index] | Index, epoch: int) -> Generator[Batch, None, None]:
         for slot in self._slots:
-            slot.release()  # the last iteration's batches may still be on their way to the device
+            slot.release()  # batches of an abandoned iteration may still be in flight to the device
         device = torch.cuda.current_device() if self._pin_memory else None
         producer = _Producer(batches, *self._steps(epoch), self._slots, device=device)
-        end = weakref.finalize(self, producer.end)  # also when the interpreter ends
+        # A finalizer, so that the thread also ends when the loader is collected or the interpreter exits; a thread that
+        # still runs native code during shutdown can crash the process.
+        end = weakref.finalize(self, producer.end)
         try:
             for _ in range(len(batches)):
                 yield producer.next()
@@ -138,8 +125,9 @@ class Loader(BaseLoader):
             end()
 
     def _steps(self, epoch: int) -> tuple[Callable[[Index], Plan], Callable[[Plan, Slot], Batch]]:
-        """What the thread does: plan a batch, make a planned one. It knows nothing of this loader or its iterator, so
-        that either can be collected, which ends it."""
+        """The two functions that the thread runs: plan a batch, and decode a planned one."""
+        # The functions capture the fields and not `self`: a reference from the running thread to the loader would keep
+        # an abandoned loader, its thread and its slots alive for ever.
         split, plan = self._split, self._plan
         options: Any = {"filter": self._filter, "num_threads": self._num_threads, "hash_pixels": self._hash_pixels}
         return (
@@ -149,14 +137,14 @@ class Loader(BaseLoader):
 
 
 def _planned(split: Split, plan: Plan) -> Plan:
-    """The plan of a batch that is to be decoded soon: its bytes may be on their way from the disk meanwhile."""
+    """Return the plan unchanged, after asking the kernel to read the bytes of its samples."""
     beton = split.beton
     read_ahead(beton.data, pointers=beton.pointers[plan.index], payload_bytes=beton.payload_bytes[plan.index])
     return plan
 
 
 def _decoded(split: Split, plan: Plan, slot: Slot, *, filter: str, num_threads: int, hash_pixels: bool) -> Batch:
-    height, width = plan.sizes.max(axis=0)
+    height, width = plan.sizes.max(axis=0)  # in evaluation sizes differ: smaller images are padded with 0
     images = slot.images(len(plan.index), int(height), int(width))
     beton = split.beton
     try:
@@ -184,8 +172,10 @@ def _decoded(split: Split, plan: Plan, slot: Slot, *, filter: str, num_threads: 
 
 
 def batch_of(images: Tensor, split: Split, plan: Plan, *, hash_pixels: bool) -> Batch:
-    """The images with all that belongs to them."""
+    """Assemble a Batch: the images, their labels, the plan and the sample hashes."""
     arrays = {"labels": split.labels[plan.index], **plan._asdict()}
+    # The plan is computed in float64 and consumed in float32. Round before hashing, so that the digest covers exactly
+    # the values that the device receives.
     arrays = {name: a.astype(np.float32) if a.dtype.kind == "f" else a for name, a in arrays.items()}
     arrays["hashes"] = sample_hashes(arrays.values(), images.numpy() if hash_pixels else None)
     tensors = {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in DEVICE_FIELDS}
@@ -193,7 +183,10 @@ def batch_of(images: Tensor, split: Split, plan: Plan, *, hash_pixels: bool) -> 
 
 
 class Slot:
-    """Memory for the images of one batch, kept from batch to batch; grows to need, but for an outsized image."""
+    """Reusable memory for the images of one batch; grows to the largest batch, but does not keep an oversized image.
+
+    Reuse matters: pinning memory is a system call, and fresh pageable memory costs a page fault every 4 KiB.
+    """
 
     def __init__(self, pin_memory: bool) -> None:
         self._pin_memory = pin_memory
@@ -206,31 +199,33 @@ class Slot:
         num_bytes = num_images * height * width * 3
         memory = self._memory
         if memory.numel() < num_bytes:
-            self._memory = memory = torch.empty(0, dtype=torch.uint8)  # the former is free before more is asked for
+            self._memory = memory = torch.empty(0, dtype=torch.uint8)  # free the old memory before allocating the new
             memory = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._pin_memory)
             if num_images > 1 or num_bytes <= MAX_PADDED_BYTES:
                 self._memory = memory
         return memory[:num_bytes].view(num_images, height, width, 3)
 
     def swap(self, other: Slot) -> None:
-        """Exchange memories; this one's must not be in use: images that it handed out are on the device by now."""
+        """Exchange memory with `other`, after waiting for copies of this slot's images to the device."""
         if self._copied is not None:
             self._copied.synchronize()
         self._memory, other._memory = other._memory, self._memory
 
     def release(self) -> None:
-        """What the consumer's stream does until now with the images must be done before they are overwritten."""
+        """Mark this point of the consumer's stream: `images` waits for it before the memory is overwritten."""
+        # Copies from pinned memory are asynchronous. Without the event the thread would overwrite pixels that the
+        # device has not read yet, and training would silently see wrong images.
         if self._pin_memory:
             self._copied = self._copied or torch.cuda.Event()
             self._copied.record()
 
 
 class _Producer:
-    """A thread that makes batches ahead, in a ring of slots; it plans them PLANNED_AHEAD batches before.
+    """A thread that decodes batches ahead of the consumer into a ring of slots, and plans PLANNED_AHEAD further.
 
-    device: the consumer's GPU, None where memory is not pinned. A new thread's is GPU 0, on which pinning memory or
-    waiting for an event would open a context, about 0.5 GB for each rank of the machine.
-    SimpleQueue: its put may be called by a finalizer.
+    device: the consumer's GPU; None if memory is not pinned. A new thread starts with GPU 0 as its current device, and
+    pinning memory or waiting for an event there would create a CUDA context: about 0.5 GB of GPU 0 for each rank of
+    the machine.
     """
 
     def __init__(
@@ -243,9 +238,10 @@ class _Producer:
         device: int | None,
     ) -> None:
         self._batches, self._plan, self._make, self._device = batches, plan, make, device
+        # SimpleQueue and not Queue: `end` runs in a finalizer, which may interrupt a thread that holds Queue's lock
         self._free: SimpleQueue[Slot | None] = SimpleQueue()
         self._ready: SimpleQueue[tuple[Batch, Slot] | BaseException] = SimpleQueue()
-        self._held: deque[Slot] = deque()  # of the batches that the consumer may still look at
+        self._held: deque[Slot] = deque()  # slots of the batches that the consumer may still read
         self._ended = False
         for slot in slots:
             self._free.put(slot)
@@ -253,7 +249,7 @@ class _Producer:
         self._thread.start()
 
     def next(self) -> Batch:
-        """The next batch; raises what the thread raised."""
+        """Return the next batch; re-raises an exception of the thread."""
         if len(self._held) == 2:
             slot = self._held.popleft()
             slot.release()
@@ -266,9 +262,10 @@ class _Producer:
         return batch
 
     def end(self) -> None:
-        """End the thread, at the latest when its present batch is made. May be called twice."""
+        """Stop the thread and wait for it, at most for the batch that it is decoding. May be called twice."""
         self._ended = True
-        self._free.put(None)
+        self._free.put(None)  # wakes a thread that waits for a free slot
+        # The garbage collector may run the finalizer in the thread itself, which cannot wait for its own end.
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -281,10 +278,11 @@ class _Producer:
                 if slot is None or self._ended:
                     return
                 self._ready.put((self._make(plan, slot), slot))
-        except BaseException as error:
+        except BaseException as error:  # the consumer would otherwise wait for ever
             self._ready.put(error)
 
     def _plans(self) -> Iterator[Plan]:
+        """Plan (and read ahead) up to PLANNED_AHEAD batches before the one that is decoded."""
         waiting: deque[Plan] = deque()
         for index in self._batches:
             waiting.append(self._plan(index))

@@ -1,4 +1,4 @@
-"""The loader that `data.loader` names. Called by the data module and by evaluation."""
+"""Chooses the loader class by the name in `data.loader`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from tencrop.data.loading.reference import TorchLoader
 
 
 def loader_class(name: str) -> type[BaseLoader]:
-    """beton: our own decoder | ffcv: stock ffcv's, with our plan | torch: the reference, over the original files.
+    """beton: our C decoder | ffcv: stock ffcv's loader, driven by our plan | torch: the reference, on original files.
 
-    Raises UserError where ffcv cannot be imported.
+    Raises UserError if `name` is ffcv and it cannot be imported.
     """
     if name == "ffcv":
+        # Imported only here: ffcv is an optional dependency, and importing it takes seconds.
         from tencrop.data.loading.ffcv_loader import FfcvLoader, ffcv_decoder
 
-        ffcv_decoder()  # seconds; what is missing is said before a run folder is made
+        ffcv_decoder()  # fail now if it cannot be imported, before a run folder is created
         return FfcvLoader
     return {"beton": Loader, "torch": TorchLoader}[name]

@@ -1,6 +1,6 @@
-"""The reference loader: torch's DataLoader over the original files, through Pillow. Slow and obvious.
+"""The reference loader (data.loader=torch): torch's DataLoader over the original files, decoded by Pillow.
 
-Called by the data module (data.loader=torch) and by the tests, which compare the other loader with it.
+It is slow and obvious. The tests compare the other loaders with it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from tencrop.data.store.manifest import Split
 
 
 class TorchLoader(BaseLoader):
-    """Decodes the original files in `num_threads` worker processes (0: in this one), a micro-batch each.
+    """Decodes the original files in `num_threads` worker processes (0: in this one), each of which makes whole batches.
 
-    The pixels equal Loader's where the store keeps the original bytes or RGB of the original size; where it was
-    resized and encoded anew, they differ by that encoding. Raises UserError where an original file is gone.
+    The pixels equal Loader's if the store keeps the original bytes, or RGB at the original size; if images were resized
+    and re-encoded, pixels differ by that encoding. Raises UserError if an original file is gone.
     """
 
     def _produce(self, batches: Sequence[Index] | Index, epoch: int) -> Generator[Batch, None, None]:
@@ -35,14 +35,15 @@ class TorchLoader(BaseLoader):
         )
         loader = DataLoader(
             dataset,
-            batch_size=None,  # an item is a batch already
-            collate_fn=_unchanged,  # torch's default makes tensors of arrays
+            batch_size=None,  # an item is a whole batch already
+            collate_fn=_unchanged,  # torch's default would convert our arrays to tensors
             num_workers=self._num_threads,
             prefetch_factor=max(1, self._prefetch // self._num_threads) if self._num_threads else None,
             pin_memory=self._pin_memory,
-            generator=torch.Generator(),  # its own, so that no number is drawn from the global one
+            generator=torch.Generator(),  # else torch draws a base seed from the global generator, which training uses
         )
-        for item in loader:  # torch ends the workers with the last reference to this iterator, so with this generator
+        # torch ends the workers when this iterator is collected, which is when this generator is closed.
+        for item in loader:
             if isinstance(item, Exception):
                 raise item
             yield item
@@ -68,9 +69,11 @@ class _Batches(Dataset):
         return len(self._batches)
 
     def __getitem__(self, number: int) -> Batch | Exception:
-        """A batch, or what went wrong: raised in a worker it would arrive as a page of traceback text."""
+        """A batch, or the exception. Raised in a worker, it would arrive with a page of traceback in its message."""
         try:
-            self._split.check_sizes()  # before torch answers SIGBUS in a worker itself, with a traceback
+            # A truncated file raises SIGBUS when it is read. In a worker torch's own handler reports that with a
+            # traceback, so check first.
+            self._split.check_sizes()
             plan = self._plan(self._batches[number])
             images = np.zeros((len(plan.index), *plan.sizes.max(axis=0), 3), np.uint8)
             for image, index, box, size, flip in zip(
@@ -93,7 +96,8 @@ class _Batches(Dataset):
 def cut(
     content: bytes, stored_size: np.ndarray, box: np.ndarray, size: np.ndarray, flip: bool, filter: str
 ) -> np.ndarray:
-    """One sample of a plan from its original file, step by step: uint8 [height, width, 3]."""
+    """One sample of a plan from its original file, one Pillow call for each step: uint8 [height, width, 3]."""
+    # The obvious way, and slow: a full decode for every crop. The tests compare the C decoder with it.
     image = decode_rgb(content)
     stored_height, stored_width = (int(length) for length in stored_size)
     if image.size != (stored_width, stored_height):
@@ -107,8 +111,8 @@ def cut(
 
 
 def resize(image: Image.Image, height: int, width: int, filter: str) -> Image.Image:
-    """Pillow's resize, first horizontally, then vertically. In one call Pillow 13 may take the other order where the
-    height shrinks much more than the width (python-pillow/Pillow#9549), which rounds differently.
-    """
+    """Pillow's resize, first horizontally, then vertically."""
+    # Two calls: in one, Pillow 13 may swap the passes if the height shrinks much more than the width
+    # (python-pillow/Pillow#9549), which rounds differently.
     resample = Image.Resampling[filter.upper()]
     return image.resize((width, image.height), resample).resize((width, height), resample)

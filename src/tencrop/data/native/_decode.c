@@ -1,9 +1,9 @@
-/* Boxes of stored images, decoded, resized and mirrored into the slots of a batch, on several threads.
+/* Decodes, resizes and flips crop boxes of stored images into the slots of a batch, on several threads.
  *
- * Called through ctypes by decoder.py (no Python in here, so the interpreter runs on meanwhile). Of a JPEG only the
- * rows and columns of the box are transformed to pixels, and reading stops after its last row; the pixels equal those
- * of a full decode (accurate integer DCT, smooth chroma). Every row goes straight through the resize of _resample.h
- * into its slot: no image is ever held whole.
+ * decoder.py calls this through ctypes, which releases the GIL. Of a JPEG only the rows and columns of the box are
+ * transformed to pixels, and reading stops after the box's last row; the pixels still equal those of a full decode
+ * (accurate integer DCT, smooth chroma upsampling). Every row goes straight through the resize of _resample.h into its
+ * slot, so no image is ever held whole and the working set stays in the cache.
  */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -18,33 +18,35 @@
 #include "_resample.h"
 
 enum { JPEG, RAW }; /* modes of a payload, as in beton.py */
+/* CHROMA_MARGIN: columns beside the box that smooth chroma upsampling reads; see columns_to_decode. */
 enum { CHROMA_MARGIN = 2, MIN_COLUMNS = 16, MAX_THREADS = 256 };
 
-/* One sample; decoder.py has the same fields as a NumPy type. */
+/* One sample. decoder.py declares the same fields as a NumPy dtype: change both together. */
 typedef struct {
     const uint8_t *payload;
     uint64_t payload_bytes;
-    uint8_t *slot; /* of the output */
-    int64_t slot_stride;
-    int32_t slot_height, slot_width; /* what exceeds the output size becomes 0 */
+    uint8_t *slot;                   /* where the output goes */
+    int64_t slot_stride;             /* bytes from one row to the next */
+    int32_t slot_height, slot_width; /* pixels beyond the output size become 0 */
     int32_t mode, height, width;     /* as stored */
     int32_t top, left, box_height, box_width;
     int32_t out_height, out_width;
     int32_t mirrored;
 } Sample;
 
+/* What a thread needs for itself, reused from sample to sample. */
 typedef struct {
     Reader reader;
     Resampler resampler;
-    void *rows;
+    void *rows; /* decoded source rows */
     size_t rows_capacity;
 } Worker;
 
 typedef struct {
     const Sample *samples;
     int num_samples, filter;
-    atomic_int next;
-    pthread_mutex_t lock; /* guards what follows */
+    atomic_int next; /* sample that the next free thread takes: images differ much in cost, so no fixed shares */
+    pthread_mutex_t lock; /* guards the fields below */
     int failed;           /* the first sample that could not be decoded, or -1 */
     char *message;
 } Batch;
@@ -82,8 +84,9 @@ static uint8_t *reserve_rows(Worker *worker, size_t bytes)
     return worker->rows;
 }
 
-/* The columns of the box and some more. Smooth chroma looks at neighbors, so the first and last column of what is
- * decoded may differ from a full decode; and in a very narrow strip libjpeg does without it altogether. */
+/* The columns of the box plus a margin. Smooth chroma upsampling reads neighbors, so the outermost decoded columns may
+ * differ from a full decode; and in a very narrow strip libjpeg does not smooth at all. Both would change pixels of the
+ * box, depending on its position. */
 static void columns_to_decode(const Sample *sample, JDIMENSION *left, JDIMENSION *width)
 {
     int first = sample->left - CHROMA_MARGIN, last = sample->left + sample->box_width + CHROMA_MARGIN;
@@ -102,17 +105,18 @@ static void decode_jpeg(Worker *worker, const Sample *sample)
     read_header(&worker->reader, sample->payload, sample->payload_bytes);
     ask_for_rgb(&worker->reader);
     if ((int)jpeg->image_height != sample->height || (int)jpeg->image_width != sample->width)
-        fail(&worker->reader, "the JPEG has another size than the store says");
+        fail(&worker->reader, "the JPEG's size is not the one in the store's table");
     jpeg_start_decompress(jpeg);
 
     JDIMENSION left, width;
     columns_to_decode(sample, &left, &width);
     if (width < jpeg->output_width)
-        jpeg_crop_scanline(jpeg, &left, &width); /* moves left down to a block's edge */
+        jpeg_crop_scanline(jpeg, &left, &width); /* moves `left` down to a block boundary and widens accordingly */
     if (sample->top > 0)
-        jpeg_skip_scanlines(jpeg, sample->top);
+        jpeg_skip_scanlines(jpeg, sample->top); /* Huffman decoding only: coefficients have no index in a JPEG */
 
-    /* libjpeg-turbo writes rows that begin at a multiple of 16 or 32 past the cache, to memory; we read them at once */
+    /* libjpeg-turbo bypasses the cache when it writes rows aligned to 16 or 32 bytes, and we read them right away: so
+     * misalign every row by 8 bytes. */
     size_t row_bytes = (3 * (size_t)width + bytes_behind_rows(&worker->resampler)) / 64 * 64 + 64;
     uint8_t *decoded = reserve_rows(worker, ROWS_AT_ONCE * row_bytes + 64);
     decoded += (64 + 8 - (uintptr_t)decoded % 64) % 64;
@@ -125,23 +129,23 @@ static void decode_jpeg(Worker *worker, const Sample *sample)
             targets[i] = decoded + i * row_bytes;
             rows[i] = targets[i] + offset;
         }
-        while (num_rows < wanted) {
+        while (num_rows < wanted) { /* libjpeg may return fewer rows than asked for */
             int num_read = jpeg_read_scanlines(jpeg, targets + num_rows, wanted - num_rows);
             if (num_read == 0)
-                fail(&worker->reader, "no rows come out of the JPEG");
+                fail(&worker->reader, "the JPEG ends before its last row");
             num_rows += num_read;
         }
         resampler_push(&worker->resampler, rows, num_rows);
         y += num_rows;
     }
-    jpeg_abort_decompress(jpeg);
+    jpeg_abort_decompress(jpeg); /* not jpeg_finish_decompress, which requires all rows */
 }
 
 static void decode_raw(Worker *worker, const Sample *sample)
 {
     uint64_t stride = 3 * (uint64_t)sample->width;
     if (sample->payload_bytes != stride * sample->height)
-        fail(&worker->reader, "the payload has another size than height x width x 3 bytes");
+        fail(&worker->reader, "the payload is not of height x width x 3 bytes");
     size_t row_bytes = 3 * (size_t)sample->box_width, behind = bytes_behind_rows(&worker->resampler);
     uint8_t *copies = reserve_rows(worker, ROWS_AT_ONCE * (row_bytes + behind));
     for (int y = 0; y < sample->box_height && !resampler_done(&worker->resampler); y += ROWS_AT_ONCE) {
@@ -149,7 +153,8 @@ static void decode_raw(Worker *worker, const Sample *sample)
         const uint8_t *rows[ROWS_AT_ONCE];
         for (int i = 0; i < num_rows; i++) {
             uint64_t start = (sample->top + y + i) * stride + 3 * (uint64_t)sample->left;
-            rows[i] = sample->payload + start;
+            rows[i] = sample->payload + start; /* no copy: the resize reads the mapped file */
+            /* The resize reads a few bytes past each row: copy the last rows to where that is safe. */
             if (start + row_bytes + behind > sample->payload_bytes)
                 rows[i] = memcpy(copies + i * (row_bytes + behind), rows[i], row_bytes);
         }
@@ -166,7 +171,7 @@ static void clear_padding(const Sample *sample)
     }
 }
 
-/* 1, or 0 with the reason in worker->reader.message. */
+/* Returns 1, or 0 with the reason in worker->reader.message. */
 static int decode_sample(Worker *worker, const Sample *sample, int filter)
 {
     if (setjmp(worker->reader.escape)) {
@@ -188,12 +193,12 @@ static void *decode_samples(void *argument)
 {
     Batch *batch = argument;
     Worker *worker = worker_new();
-    int i;
+    int i; /* without memory for a worker, the loop still takes samples, to report them as failed */
     while ((i = atomic_fetch_add(&batch->next, 1)) < batch->num_samples) {
         if (worker && decode_sample(worker, batch->samples + i, batch->filter))
             continue;
         pthread_mutex_lock(&batch->lock);
-        if (batch->failed < 0 || i < batch->failed) {
+        if (batch->failed < 0 || i < batch->failed) { /* the first sample, so that the error is reproducible */
             batch->failed = i;
             snprintf(batch->message, JMSG_LENGTH_MAX, "%s", worker ? worker->reader.message : "out of memory");
         }
@@ -204,8 +209,8 @@ static void *decode_samples(void *argument)
     return NULL;
 }
 
-/* Decode all samples; -1, or the first that failed with the reason in `message` (JMSG_LENGTH_MAX). The calling thread
- * works too; threads that cannot be started are done without. */
+/* Decode all samples. Returns -1, or the first sample that failed with the reason in `message` (JMSG_LENGTH_MAX). The
+ * calling thread works too, and if a thread cannot be started the others do its share. */
 int32_t tencrop_decode(const Sample *samples, int32_t num_samples, int32_t filter, int32_t num_threads, char *message)
 {
     Batch batch = {.samples = samples, .num_samples = num_samples, .filter = filter, .failed = -1, .message = message};
@@ -227,8 +232,8 @@ int32_t tencrop_decode(const Sample *samples, int32_t num_samples, int32_t filte
     return batch.failed;
 }
 
-/* Ask the system to read parts of a mapped file: part i is the num_bytes[i] bytes from pointers[i] on. Does not wait;
- * a request that is refused only means that whoever needs the bytes waits for them. */
+/* Ask the kernel to read parts of a mapped file: part i is the num_bytes[i] bytes from pointers[i] on. Does not wait.
+ * Errors are ignored: without read-ahead the decoder merely waits for the bytes itself. */
 void tencrop_read_ahead(const uint8_t *data, const uint64_t *pointers, const uint64_t *num_bytes, int32_t num_parts)
 {
     const uintptr_t page_size = (uintptr_t)sysconf(_SC_PAGESIZE);

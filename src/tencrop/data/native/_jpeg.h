@@ -1,7 +1,8 @@
-/* Reading a JPEG through libjpeg: what counts as damage, and how an error is left. Included by _decode.c and _reduce.c,
- * so that what is stored as a JPEG is one that training can read.
+/* Reading a JPEG through libjpeg: what counts as damage, and how errors are reported. Included by _decode.c (training)
+ * and _reduce.c (preparation), so that preparation accepts exactly the JPEGs that training can read.
  *
- * Whoever calls libjpeg or `fail` has called setjmp(reader->escape) before; the reason is in reader->message then.
+ * Before calling libjpeg or `fail`, call setjmp(reader->escape): an error jumps there with the reason in
+ * reader->message. libjpeg's own default would end the process.
  */
 #include <setjmp.h>
 #include <stdint.h>
@@ -30,7 +31,8 @@ static void on_error(j_common_ptr jpeg)
     longjmp(reader->escape, 1);
 }
 
-/* libjpeg goes on after damage with a warning and gray blocks; here that is an error. Harmless ones pass. */
+/* After damage libjpeg continues with a warning and gray blocks, on which a network would silently train. The warnings
+ * below mean damaged pixels and are errors here; the others are harmless. */
 static void on_warning(j_common_ptr jpeg, int level)
 {
     switch (level < 0 ? jpeg->err->msg_code : 0) {
@@ -43,7 +45,7 @@ static void on_warning(j_common_ptr jpeg, int level)
     }
 }
 
-/* `reader` is all zero. jpeg_destroy_decompress ends it, where this fails too. */
+/* `reader` must be all zero. Free it with jpeg_destroy_decompress, also if this fails. */
 static void reader_begin(Reader *reader)
 {
     reader->jpeg.err = jpeg_std_error(&reader->errors);
@@ -59,11 +61,11 @@ static void read_header(Reader *reader, const uint8_t *content, uint64_t num_byt
     jpeg_read_header(&reader->jpeg, TRUE);
 }
 
-/* After the header: RGB, by the accurate transform. */
+/* Call after read_header. Requests RGB by the accurate DCT, which Pillow uses too. */
 static void ask_for_rgb(Reader *reader)
 {
     if (reader->jpeg.num_components != 1 && reader->jpeg.num_components != 3)
         fail(reader, "a JPEG of neither RGB nor grayscale");
-    reader->jpeg.out_color_space = JCS_RGB; /* grayscale is repeated */
+    reader->jpeg.out_color_space = JCS_RGB; /* grayscale is repeated in all three channels */
     reader->jpeg.dct_method = JDCT_ISLOW;
 }

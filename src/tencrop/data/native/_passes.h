@@ -1,13 +1,14 @@
-/* The two passes of a resize: rows to fewer or more columns, and several rows to one. Included by _resample.h.
+/* The two passes of a resize: rows to fewer or more columns, and several rows to one row. Included by _resample.h.
  *
- * Both sum sources times weights. A weight is a multiple of 2^-22, split into high * 2^15 + low: two int16 that fit
- * multiply-and-add instructions (AVX2; plain C elsewhere). The sum modulo 2^32 is Pillow's, bit for bit.
+ * Both are sums of sources times weights. A weight is a multiple of 2^-22, split into high * 2^15 + low: two int16
+ * values for AVX2's multiply-and-add instruction, which has no 32-bit form (plain C elsewhere). The sum modulo 2^32 equals
+ * Pillow's bit for bit, because modular addition does not depend on the order.
  */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#ifndef HAVE_AVX2_CODE /* the tests compile it away, to compare */
+#ifndef HAVE_AVX2_CODE /* the tests also build without it, to compare the two */
 #if defined(__x86_64__) && defined(__GNUC__)
 #define HAVE_AVX2_CODE 1
 #else
@@ -18,6 +19,7 @@
 #include <immintrin.h>
 #endif
 
+/* SLACK: bytes that vector loads and stores may touch past a row. PRECISION_BITS: Pillow's, of a weight's fraction. */
 enum { SLACK = 64, PRECISION_BITS = 22, LOW_BITS = 15, COLUMNS_AT_ONCE = 4, ROWS_AT_ONCE = 2 };
 
 /* The weights of two neighboring source pixels: high * 2^15 + low, in units of 2^-22. */
@@ -28,8 +30,8 @@ typedef struct {
 /* One direction of a resize: output i is the weighted sum of the sources start[i] ... end[i] - 1. */
 typedef struct {
     int in_size, out_size, num_pairs;
-    int32_t *start, *end; /* both of out_size, rounded up to COLUMNS_AT_ONCE; what is beyond has weight 0 */
-    Pair *weights;        /* [that][num_pairs], 0 where there is no source */
+    int32_t *start, *end; /* [out_size rounded up to COLUMNS_AT_ONCE]; outputs beyond out_size have weight 0 */
+    Pair *weights;        /* [the same][num_pairs], 0 where an output has fewer sources */
     double *scratch;      /* the weights of one output, before rounding */
     void *memory;
     size_t capacity;
@@ -94,8 +96,8 @@ AVX2 static __m256i load_rows(const uint8_t *first, const uint8_t *second)
     return _mm256_inserti128_si256(low, _mm_loadu_si128((const __m128i *)second), 1);
 }
 
-/* Two rows, one in either half of a register; of either, two source pixels at a time as int16 (r0 r1 g0 g1 b0 b1 0 0).
- * Writes whole groups of 4 columns and 4 bytes more. */
+/* Two rows at once, one in each half of a register. Each step takes two source pixels of a row as int16
+ * (r0 r1 g0 g1 b0 b1 0 0), so that one multiply-and-add sums both. Writes whole groups of 4 columns plus 4 bytes. */
 AVX2 static inline __attribute__((always_inline)) void resize_rows_by(const int num_pairs, const Axis *axis,
                                                                       const uint8_t *const rows[2],
                                                                       uint8_t *const outs[2])
@@ -127,7 +129,7 @@ AVX2 static inline __attribute__((always_inline)) void resize_rows_by(const int 
     }
 }
 
-/* The common counts of weights as constants, so that the loop over them is unrolled. */
+/* The most common numbers of weights as constants, so that the compiler unrolls the loop over them. */
 AVX2 static void resize_rows_avx2(const Axis *axis, const uint8_t *const rows[2], uint8_t *const outs[2])
 {
     switch (axis->num_pairs) {
@@ -145,7 +147,8 @@ AVX2 static void resize_rows_avx2(const Axis *axis, const uint8_t *const rows[2]
     }
 }
 
-/* 16 bytes of the row at a time (size >= 16; the last 16 may overlap), the source rows in pairs. */
+/* 16 bytes of the row at a time, the source rows in pairs. Needs size >= 16: the last step overlaps the one before
+ * instead of handling a remainder. */
 AVX2 static void merge_rows_avx2(const uint8_t *const *rows, const Pair *weights, int num_taps, uint8_t *out, size_t size)
 {
     const __m256i half = _mm256_set1_epi32(1 << (PRECISION_BITS - 1));

@@ -1,7 +1,7 @@
-/* A JPEG at a half, a quarter or an eighth of its size, read to its end; and the color sums of pixels.
+/* Decodes a JPEG at 1/2, 1/4 or 1/8 of its size, to the end of the file, and sums colors. For preparation.
  *
- * Called through ctypes by reduce.py while data are prepared. Every coefficient of the file is read, so damage and
- * missing data are found as in a full decode; only the transform to pixels is smaller (libjpeg's DCT scaling).
+ * reduce.py calls this through ctypes. Every coefficient is read, so damage and missing data are found as in a full
+ * decode; only the transform to pixels is smaller (libjpeg's DCT scaling).
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -36,7 +36,7 @@ static int read_reduced(Reader *reader, int32_t denominator, uint8_t *pixels, in
         JSAMPROW rows[ROWS_AT_ONCE];
         for (JDIMENSION i = 0; i < ROWS_AT_ONCE; i++)
             rows[i] = pixels + (size_t)(jpeg->output_scanline + i) * width * 3;
-        jpeg_read_scanlines(jpeg, rows, ROWS_AT_ONCE); /* never more rows than there are */
+        jpeg_read_scanlines(jpeg, rows, ROWS_AT_ONCE); /* stops at the last row, so the pointers beyond are unused */
     }
     return 1;
 }
@@ -49,7 +49,7 @@ static int32_t end(Reader *reader, int is_done, char *message)
     return is_done;
 }
 
-/* Height, width and number of components; 1, or 0 with the reason in `message` (JMSG_LENGTH_MAX). */
+/* Read height, width and number of components. Returns 1, or 0 with the reason in `message` (JMSG_LENGTH_MAX). */
 int32_t tencrop_jpeg_header(const uint8_t *content, uint64_t num_bytes, int32_t facts[3], char *message)
 {
     Reader reader;
@@ -62,8 +62,8 @@ int32_t tencrop_jpeg_header(const uint8_t *content, uint64_t num_bytes, int32_t 
     return end(&reader, is_done, message);
 }
 
-/* All rows of an RGB or grayscale JPEG at 1/denominator of its size, into uint8 [height][width][3] (lengths divided
- * and rounded up); 1, or 0 with the reason in `message` (JMSG_LENGTH_MAX). */
+/* Decode an RGB or grayscale JPEG at 1/denominator of its size into uint8 [height][width][3] (lengths divided and
+ * rounded up). Returns 1, or 0 with the reason in `message` (JMSG_LENGTH_MAX). */
 int32_t tencrop_jpeg_reduced(const uint8_t *content, uint64_t num_bytes, int32_t denominator, uint8_t *pixels,
                              int32_t height, int32_t width, char *message)
 {
@@ -73,13 +73,13 @@ int32_t tencrop_jpeg_reduced(const uint8_t *content, uint64_t num_bytes, int32_t
 }
 
 /* Sums over uint8 pixels of three channels: r, g, b, and the products rr, rg, rb, gg, gb, bb. */
-__attribute__((target_clones("avx2", "default"))) /* integers: the same sums */
+__attribute__((target_clones("avx2", "default"))) /* integer sums, so both versions give the same result */
 void tencrop_color_sums(const uint8_t *pixels, int32_t height, int32_t width, int64_t stride, int64_t sums[9])
 {
     memset(sums, 0, 9 * sizeof *sums);
     for (int32_t y = 0; y < height; y++) {
         const uint8_t *pixel = pixels + y * stride;
-        uint32_t row[9] = {0}; /* 65,535 pixels of 255 x 255 fit */
+        uint32_t row[9] = {0}; /* 65,535 x 255 x 255 fits in 32 bits; 64-bit sums would halve the vector width */
         for (int32_t x = 0; x < width; x++, pixel += 3) {
             uint32_t r = pixel[0], g = pixel[1], b = pixel[2];
             row[0] += r, row[1] += g, row[2] += b;

@@ -1,13 +1,13 @@
-/* Pillow's antialiased resize, row by row, bit for bit: the box of an image goes in from top to bottom, finished
- * rows come out as soon as their last source row has come in. Included by _decode.c only.
+/* Pillow's antialiased resize as a stream, bit for bit: source rows are pushed from top to bottom, and an output row is
+ * written as soon as its last source row has arrived. Included by _decode.c only.
  *
- * Pillow (src/libImaging/Resample.c) resizes in two passes, each with the filter stretched to the scale, weights
- * rounded to multiples of 2^-22, sums in 32 bits rounded to 8. The horizontal pass comes first, as in every Pillow
- * before 13 (which now and then swaps them; reference.py asks for one pass at a time). Only the rows that the next
- * output row needs are kept (a few kB, so they stay in the cache), and a mirror image costs nothing: the weights of
- * the output columns are laid out in reverse.
+ * Pillow (src/libImaging/Resample.c) resizes in two passes. Each stretches the filter to the scale, rounds weights to
+ * multiples of 2^-22, sums in 32 bits and rounds to 8. The horizontal pass comes first, as in every Pillow before 13
+ * (which sometimes swaps them; reference.py requests one pass at a time). Only the rows that the next output row needs
+ * are kept: a few kB, which stay in the cache. A horizontal flip is free: the weights of the output columns are stored
+ * in reverse.
  *
- * A row is RGB, 3 bytes a pixel. Source rows need `bytes_behind_rows` readable bytes behind them.
+ * A row is RGB, 3 bytes a pixel. Source rows need `bytes_behind_rows` readable bytes after their end.
  */
 #include <math.h>
 #include <stddef.h>
@@ -22,11 +22,11 @@ enum { NEAREST, BOX, BILINEAR, BICUBIC }; /* as in decoder.py */
 typedef struct {
     Axis columns, rows;
     int rows_in, rows_out;
-    uint8_t *ring; /* the last `ring_rows` source rows, resized horizontally */
+    uint8_t *ring; /* ring buffer of the last `ring_rows` source rows, resized horizontally */
     int ring_rows;
     size_t ring_stride, capacity;
     void *memory;
-    const uint8_t **window; /* the rows that the next output row sums up */
+    const uint8_t **window; /* the rows that the next output row is a sum of */
     uint8_t *out;
     ptrdiff_t out_stride;
     int mirrored;
@@ -49,6 +49,7 @@ static double filter_weight(int filter, double x)
     }
 }
 
+/* Grow a buffer to `bytes`, discarding its contents; returns 0 when memory is short. */
 static int reserve(void **memory, size_t *capacity, size_t bytes)
 {
     if (bytes > *capacity) {
@@ -59,6 +60,7 @@ static int reserve(void **memory, size_t *capacity, size_t bytes)
     return *memory != NULL;
 }
 
+/* Round the weights in axis->scratch as Pillow does (halves away from zero) and split them into pairs. */
 static void axis_set(Axis *axis, int output, int num_taps)
 {
     Pair *weights = axis->weights + (size_t)output * axis->num_pairs;
@@ -96,7 +98,7 @@ static int axis_build(Axis *axis, int in_size, int out_size, int filter, int mir
     for (int i = 0; i < out_size; i++) {
         const double center = (i + 0.5) * scale;
         int start = (int)(center - support + 0.5), end = (int)(center + support + 0.5);
-        if (filter == NEAREST) { /* Pillow adds up the positions, so they round as they do there */
+        if (filter == NEAREST) { /* Pillow accumulates the position; i * scale would round differently */
             start = (int)nearest < in_size ? (int)nearest : in_size - 1;
             end = start + 1;
             nearest += scale;
@@ -137,7 +139,7 @@ static int resampler_begin(Resampler *r, int in_height, int in_width, int out_he
     r->out = out;
     r->out_stride = out_stride;
     r->mirrored = mirrored;
-    r->ring_rows = 2 * r->rows.num_pairs + ROWS_AT_ONCE;
+    r->ring_rows = 2 * r->rows.num_pairs + ROWS_AT_ONCE; /* the taps of one output row, and the rows being pushed */
     r->ring_stride = 3 * (size_t)out_width + SLACK;
     size_t window_bytes = (size_t)r->ring_rows * sizeof(*r->window);
     if (!reserve(&r->memory, &r->capacity, window_bytes + (size_t)r->ring_rows * r->ring_stride))
@@ -147,7 +149,8 @@ static int resampler_begin(Resampler *r, int in_height, int in_width, int out_he
     return 1;
 }
 
-/* How far the horizontal pass looks beyond a source row, with weight 0: every output reads as many pairs of pixels. */
+/* Bytes that the horizontal pass reads past a source row, with weight 0: every output reads the same number of pairs,
+ * so that the inner loop has no condition. */
 static size_t bytes_behind_rows(const Resampler *r)
 {
     return SLACK + 6 * (size_t)r->columns.num_pairs;
@@ -196,13 +199,13 @@ static void resampler_push(Resampler *r, const uint8_t *const *rows, int num_row
 {
     const uint8_t *ins[ROWS_AT_ONCE];
     uint8_t *outs[ROWS_AT_ONCE];
-    for (int i = 0; i < ROWS_AT_ONCE; i++) {
+    for (int i = 0; i < ROWS_AT_ONCE; i++) { /* a single row is processed twice, as both rows of the pair */
         const int k = i < num_rows ? i : 0;
         ins[i] = rows[k];
         outs[i] = ring_row(r, r->rows_in + k);
     }
     r->rows_in += num_rows;
-    if (r->rows_in <= r->rows.start[r->rows_out]) /* of no use to the nearest filter */
+    if (r->rows_in <= r->rows.start[r->rows_out]) /* the nearest filter skips these rows */
         return;
     if (r->columns.in_size == r->columns.out_size)
         for (int i = 0; i < num_rows; i++)

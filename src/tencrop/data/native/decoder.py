@@ -1,7 +1,6 @@
-"""From stored bytes to pixels: the C decoder (`_decode.c`) seen from Python.
+"""Python interface of the C decoder (`_decode.c`): decodes, crops, resizes and flips a batch of stored images.
 
-Called by the loader with a batch, and by `statistics` with one image.
-One call decodes a batch on several threads; the interpreter runs on meanwhile.
+One call decodes a batch on several threads and releases the GIL.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ import numpy.typing as npt
 
 from tencrop.config import UserError
 
-FILTERS = ("nearest", "box", "bilinear", "bicubic")  # a filter's number in _resample.h is its place
+FILTERS = ("nearest", "box", "bilinear", "bicubic")  # in the order of the enum in _resample.h
 MESSAGE_BYTES = 200  # JMSG_LENGTH_MAX of libjpeg
 SAMPLE = np.dtype(
     [
-        ("payload", "<u8"),  # address
+        ("payload", "<u8"),  # an address
         ("payload_bytes", "<u8"),
-        ("slot", "<u8"),  # address
+        ("slot", "<u8"),  # an address
         ("slot_stride", "<i8"),
         ("slot_size", "<i4", 2),
         ("mode", "<i4"),
@@ -31,11 +30,11 @@ SAMPLE = np.dtype(
         ("mirrored", "<i4"),
     ],
     align=True,
-)  # struct Sample in _decode.c
+)  # struct Sample of _decode.c; align=True pads as the C compiler does
 
 
 class DecodeError(UserError):
-    """A stored image is damaged. `position` is its place in the batch; the loader adds the sample's name."""
+    """A stored image is damaged. `position` is its row in the batch; the loader adds the sample's name."""
 
     def __init__(self, message: str, position: int = 0) -> None:
         super().__init__(message)
@@ -56,24 +55,29 @@ def decode_batch(
     filter: str,
     num_threads: int,
 ) -> None:
-    """Write the boxes of B images, resized and mirrored, into `images`, uint8 [B, H, W, 3] RGB.
+    """Decode B images and write their crops into `images`, uint8 [B, H, W, 3] RGB.
 
-    `data` holds the payloads (a .beton file, memory-mapped): image b is the `payload_bytes[b]` bytes from
-    `pointers[b]` on, of mode `modes[b]` (beton.JPEG or RAW) and `stored_sizes[b]` (height, width). `boxes` int32
-    [B, 4] are cut, resized to `sizes` int32 [B, 2] as Pillow's resize does with the filter of that name (bit for
-    bit), mirrored where `flips` says so, and put into the upper left of their slots; the rest of a slot becomes 0.
+    data: holds the payloads (a memory-mapped .beton file). Image b is the `payload_bytes[b]` bytes from `pointers[b]`
+        on, stored in mode `modes[b]` (beton.JPEG or RAW) at `stored_sizes[b]` (height, width).
+    boxes: int32 [B, 4], the crops, in stored pixels.
+    sizes: int32 [B, 2], the sizes that they are resized to, by `filter` exactly as in Pillow (bit for bit).
+    flips: bool [B], which are flipped horizontally.
+
+    An image smaller than its slot is in the upper left; the rest of the slot becomes 0.
     Raises DecodeError for the first image that is damaged.
     """
     num_images, slot_height, slot_width, num_channels = images.shape
     stored = stored_sizes.astype(np.int64)
     assert images.dtype == data.dtype == np.uint8 and num_channels == 3 and filter in FILTERS and num_threads > 0
+    # C trusts these addresses: a wrong one would overwrite memory instead of raising. The checks cost microseconds.
     assert images.flags.c_contiguous and images.flags.writeable and data.flags.c_contiguous
     assert np.all((boxes[:, :2] >= 0) & (boxes[:, 2:] >= 1) & (boxes[:, :2] + boxes[:, 2:] <= stored)), (
-        "a box sticks out"
+        "a box exceeds its image"
     )
     assert np.all((sizes >= 1) & (sizes <= (slot_height, slot_width))), "an output exceeds its slot"
-    assert np.all(pointers + payload_bytes <= data.size), "a payload sticks out"
+    assert np.all(pointers + payload_bytes <= data.size), "a payload exceeds the file"
 
+    # One array of structs, filled column by column: no Python loop over the samples.
     samples = np.zeros(num_images, SAMPLE)
     samples["payload"] = data.ctypes.data + pointers.astype(np.uint64)
     samples["payload_bytes"] = payload_bytes
@@ -85,6 +89,7 @@ def decode_batch(
     samples["box"] = boxes
     samples["out_size"] = sizes
     samples["mirrored"] = flips
+    # `images`, `data` and `samples` stay referenced by this frame during the call, so their memory cannot be freed.
     message = ctypes.create_string_buffer(MESSAGE_BYTES)
     failed = _library().tencrop_decode(samples.ctypes.data, num_images, FILTERS.index(filter), num_threads, message)
     if failed >= 0:
@@ -94,27 +99,29 @@ def decode_batch(
 def read_ahead(
     data: npt.NDArray[np.uint8], *, pointers: npt.NDArray[np.uint64], payload_bytes: npt.NDArray[np.uint64]
 ) -> None:
-    """Ask the system to fetch payloads of a memory-mapped file from its disk; does not wait for them."""
-    assert np.all(pointers + payload_bytes <= data.size), "a payload sticks out"
+    """Ask the kernel to read payloads of a memory-mapped file into the page cache; does not wait for them."""
+    assert np.all(pointers + payload_bytes <= data.size), "a payload exceeds the file"
+    # One call for the batch: madvise returns at once, and the kernel reads many ranges from the disk in parallel.
     pointers, payload_bytes = (np.ascontiguousarray(array, np.uint64) for array in (pointers, payload_bytes))
     _library().tencrop_read_ahead(data.ctypes.data, pointers.ctypes.data, payload_bytes.ctypes.data, len(pointers))
 
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    return declared(built("_decode"))
+    return declare_functions(load_library("_decode"))
 
 
-def built(name: str) -> ctypes.CDLL:
-    """A C module beside this file: a plain shared library, built by the installation (setuptools ext-modules)."""
+def load_library(name: str) -> ctypes.CDLL:
+    """Load a C library of this package, which the installation builds (setuptools ext-modules)."""
+    # ctypes.CDLL releases the GIL in every call. The libraries know nothing of Python, so one build fits all versions.
     spec = importlib.util.find_spec(f"tencrop.data.native.{name}")
     if spec is None or spec.origin is None:
         raise ImportError(f"tencrop.data.native.{name} is not built; install the package (make, or pip install -e .)")
     return ctypes.CDLL(spec.origin)
 
 
-def declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    """A build of _decode.c, with the types of its functions."""
+def declare_functions(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Declare the function signatures of a build of _decode.c."""
     library.tencrop_decode.argtypes = [ctypes.c_void_p, *[ctypes.c_int32] * 3, ctypes.c_char_p]
     library.tencrop_decode.restype = ctypes.c_int32
     library.tencrop_read_ahead.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int32]

@@ -1,10 +1,10 @@
-"""Adopts .beton files that ffcv's own DatasetWriter has written (data=beton): checked and described, not copied.
+"""Adopts .beton files that ffcv's own DatasetWriter wrote (data=beton): checks and describes them without copying.
 
-Called by prepare. A file has an image field and an integer field, in either order, by any names. Every image is decoded
-and counted as other sources' are; the prepared folder gets a link to the file in place of a store of its own.
+A file needs an image field and an integer field, in either order, with any names. Every image is decoded and counted,
+as with other sources; the prepared folder gets a link to the file instead of a store of its own.
 
-What such a file does not say stays unknown: an image's name is its label and its place in the file, a class is called
-by its number, and the stored size stands for the original one. The sample index is the place in the file.
+The format records neither names nor original sizes. So an image's name is its label and its index in the file, a class
+is named by its number, and the stored size stands in for the original one. The sample index is the index in the file.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ import numpy as np
 
 from tencrop.config import Data, StoreOptions, UserError
 from tencrop.data.preparation.statistics import ColorSums
-from tencrop.data.preparation.writer import CHUNK_FILES, in_order, split_facts, table_row, write_npy
+from tencrop.data.preparation.writer import CHUNK_FILES, map_in_order, split_facts, table_row, write_npy
 from tencrop.data.sources.folder import check_num_classes, source_folder
 from tencrop.data.sources.source import BETON, SourceFile, SourceLocation
 from tencrop.data.store.beton import JPEG, Beton
 from tencrop.data.store.encode import PLAIN_KINDS, Undecodable, encode
 from tencrop.data.store.manifest import file_table
 
-ENDINGS = (".beton", ".ffcv")  # ffcv's documentation uses the first, ffcv-imagenet's scripts the second
+ENDINGS = (".beton", ".ffcv")  # used by ffcv's documentation and by ffcv-imagenet's scripts
 AS_STORED = StoreOptions(mode="jpeg", short_side=None, max_side=None, quality=95)  # as in conf/data/beton.yaml
 NOT_KNOWN = ("names of the original images", "their sizes", "names of the classes")
 WRITE_AGAIN = "write it again with ffcv's DatasetWriter, with an RGBImageField and an IntField"
-MAX_CLASSES = 1 << 24  # a label beyond it is no class: an image's number, say
+MAX_CLASSES = 1 << 24  # a larger label is not a class but, for example, an image number
 
 
 class BetonSource:
-    """A .beton file for each split; an image is its JPEG payload, or a PPM file of its raw one.
+    """A .beton file for each split as a source; an image is its JPEG payload, or its raw pixels as a PPM file.
 
-    Raises UserError where a file is missing, damaged or of other fields, or labels are not the numbers of classes.
+    Raises UserError if a file is missing, damaged or has other fields, or if labels are not 0 to K - 1.
     """
 
     def __init__(self, data: Data) -> None:
@@ -46,14 +46,14 @@ class BetonSource:
         names = {split: _file_of(path, split, name) for split, name in dataclasses.asdict(data.splits).items()}
         self.betons = {split: _opened(path / name) for split, name in names.items()}
         num_bytes = {name: (path / name).stat().st_size for name in names.values()}
-        self.place = SourceLocation(str(path), names, dict.fromkeys(names, BETON), num_bytes)
+        self.location = SourceLocation(str(path), names, dict.fromkeys(names, BETON), num_bytes)
         self.classes = _classes(self.betons["train"], self.betons["val"])
         check_num_classes(data, self.classes)
-        self.left_out: dict[str, Counter[str]] = {}
+        self.left_out: dict[str, Counter[str]] = {}  # no file is left out: every row of the table is an image
         self.files = {split: _files(beton) for split, beton in self.betons.items()}
 
     def read(self, split: str, file: SourceFile) -> bytes:
-        return self.betons[split].image_file(file.offset)
+        return self.betons[split].image_file(file.offset)  # `offset` is the index in the file (route BETON)
 
     def published_md5(self) -> dict[str, str]:
         return {}
@@ -68,19 +68,21 @@ def adopt_split(
     every: int | None = None,
     advance: Callable[[int], None] = lambda num_files: None,
 ) -> tuple[dict[str, Any], ColorSums]:
-    """Link <split>.beton to the source's file and write <split>.files.npy; as `write_split`, but begins anew each time.
+    """Link <split>.beton to the source's file and write <split>.files.npy; returns the same as `write_split`.
 
-    Raises UserError for the first image that does not decode to the size that the file says.
+    Raises UserError for the first image that does not decode to the size in the file's table.
     """
+    # No parts to continue from, unlike `write_split`: checking writes nothing that would be worth keeping.
     beton, files = source.betons[split], source.files[split]
     table, total = file_table(len(files), max(len(file.name) for file in files)), ColorSums()
     check = partial(_checked, source, split, every=every)
-    for start, (rows, sums) in in_order(check, range(0, len(files), CHUNK_FILES), num_threads=num_threads):
+    for start, (rows, sums) in map_in_order(check, range(0, len(files), CHUNK_FILES), num_threads=num_threads):
         for number, row in enumerate(rows, start):
             table[number] = row
         total.merge(sums)
         advance(len(rows))
     link, names = root / f"{split}.beton", root / f"{split}.files.npy"
+    # A symbolic link to an absolute path: hard links fail across file systems, and these files have hundreds of GB.
     link.unlink(missing_ok=True)
     link.symlink_to(beton.path)
     write_npy(names, table)
@@ -88,32 +90,32 @@ def adopt_split(
     return {**facts, "tables_sha256": beton.tables_sha256}, total
 
 
-def introduction(root: Path, source: BetonSource) -> str:
-    """What is printed before the images are read."""
+def adoption_notice(root: Path, source: BetonSource) -> str:
+    """The text to print before the images are read."""
     counts = " and ".join(f"{len(files):,} {split}" for split, files in source.files.items())
-    files = ", ".join(f"{split} from {name}" for split, name in source.place.splits.items())
+    files = ", ".join(f"{split} from {name}" for split, name in source.location.splits.items())
     return (
         f"beton: {counts} images of {len(source.classes):,} classes ({files}) -> {root}\n"
-        "every image is checked; the files are used where they lie, and not copied\n"
-        f"not known of such files: {', '.join(NOT_KNOWN)}"
+        "every image is checked; the files are used in place, not copied\n"
+        f"such files do not record: {', '.join(NOT_KNOWN)}"
     )
 
 
 def check_root(root: Path, source: BetonSource) -> None:
-    """UserError where the user's own .beton files lie in the prepared folder: a failed preparation empties it, and who
-    prepares anew deletes it."""
+    """Raise UserError if the user's own .beton files are in the prepared folder itself."""
+    # A failed preparation empties that folder, and our error messages tell the user to delete it.
     own = {beton.path.resolve() for beton in source.betons.values()}
     links = [root / f"{split}.beton" for split in source.betons]
     own |= {path.resolve() for path in links if path.is_file() and not path.is_symlink()}
     if found := [path for path in sorted(own) if path.parent == root.resolve()]:
         raise UserError(
-            f"data.root={root}: holds {found[0].name} itself; name a folder of its own, such as"
+            f"data.root={root}: holds {found[0].name} itself; choose a separate folder, such as"
             f" data.root={root / 'prepared'}"
         )
 
 
 def _checked(source: BetonSource, split: str, start: int, *, every: int | None) -> tuple[list[tuple], ColorSums]:
-    """Rows of the table of the files from `start` on, and their color sums."""
+    """Check CHUNK_FILES images from `start` on; returns their rows of the file table and their color sums."""
     beton, rows, sums = source.betons[split], [], ColorSums()
     for file in source.files[split][start : start + CHUNK_FILES]:
         index = file.offset
@@ -123,11 +125,12 @@ def _checked(source: BetonSource, split: str, start: int, *, every: int | None) 
             encoded = encode(source.read(split, file), file.label, AS_STORED, index=index, with_pixels=is_counted)
         except Undecodable as error:
             raise UserError(f"{where} cannot be decoded ({error}); {WRITE_AGAIN}") from error
+        # `encode` would convert such a file and succeed, but the loader reads the payload as it is.
         if mode == JPEG and encoded.kind not in PLAIN_KINDS:
-            raise UserError(f"{where} is damaged, or no JPEG of RGB or gray ({encoded.kind}); {WRITE_AGAIN}")
-        size, said = (encoded.height, encoded.width), (int(beton.heights[index]), int(beton.widths[index]))
-        if size != said:
-            raise UserError(f"{where} has {size[1]} x {size[0]} pixels, and the file says {said[1]} x {said[0]};"
+            raise UserError(f"{where} is damaged, or not an RGB or grayscale JPEG ({encoded.kind}); {WRITE_AGAIN}")
+        size, listed = (encoded.height, encoded.width), (int(beton.heights[index]), int(beton.widths[index]))
+        if size != listed:
+            raise UserError(f"{where} has {size[1]} x {size[0]} pixels, but its table entry {listed[1]} x {listed[0]};"
                             f" {WRITE_AGAIN}")  # fmt: skip
         if encoded.pixels is not None:
             sums.add(encoded.pixels, *size)
@@ -136,16 +139,18 @@ def _checked(source: BetonSource, split: str, start: int, *, every: int | None) 
 
 
 def _check_options(data: Data) -> None:
-    """UserError for what would need a store of our own."""
+    """Raise UserError for options that would require writing a store of our own."""
     for key, value in dataclasses.asdict(data.store).items():
         if value != getattr(AS_STORED, key):
-            raise UserError(f"data.store.{key}={value}: data=beton takes the images as they are stored; leave it out")
+            raise UserError(f"data.store.{key}={value}: data=beton uses the images as they are stored; leave it out")
     if data.undecodable != "stop":
-        raise UserError(f"data.undecodable={data.undecodable}: data=beton can leave no image out; leave it out")
+        raise UserError(f"data.undecodable={data.undecodable}: data=beton cannot skip images; leave it out")
 
 
 def _file_of(folder: Path, split: str, name: str) -> str:
-    """The name of a split's file within `folder`: `name` itself, or the only one that begins and ends as it should."""
+    """The name of a split's file in `folder`: `name` itself, or the only file name that starts with it and has one of
+    ENDINGS."""
+    # ffcv-imagenet's scripts put parameters into the name, such as train_500_0.50_90.ffcv: so match the beginning.
     if (folder / name).is_file():
         return name
     found = sorted(path.name for path in folder.iterdir() if path.name.startswith(name) and path.suffix in ENDINGS)
@@ -158,23 +163,23 @@ def _file_of(folder: Path, split: str, name: str) -> str:
 def _opened(path: Path) -> Beton:
     try:
         return Beton(path)
-    except UserError as error:  # it speaks of files that prepare.py has written
+    except UserError as error:  # its advice is for files that prepare.py wrote: replace it
         raise UserError(f"{str(error).rpartition(';')[0]}; {WRITE_AGAIN}") from error
 
 
 def _classes(train: Beton, val: Beton) -> list[str]:
-    """The numbers of the classes, 0 to the largest label of the training file."""
+    """Class names: the numbers 0 to the largest label of the training file."""
     for beton in (train, val):
         if not beton.num_samples:
             raise UserError(f"{beton.path}: holds no image; {WRITE_AGAIN}")
         low, high = int(beton.labels.min()), int(beton.labels.max())
         if not 0 <= low <= high < MAX_CLASSES:
-            raise UserError(f"{beton.path}: labels are {low} to {high}, and must be classes 0 to K - 1; {WRITE_AGAIN}")
-    per_class = np.bincount(train.labels)
+            raise UserError(f"{beton.path}: labels are {low} to {high}, but must be classes 0 to K - 1; {WRITE_AGAIN}")
+    per_class = np.bincount(train.labels)  # MAX_CLASSES bounds its length
     if not per_class.all():
         raise UserError(f"{train.path}: no image has label {per_class.argmin()}; {WRITE_AGAIN}")
     if (most := int(val.labels.max())) >= len(per_class):
-        raise UserError(f"{val.path}: has label {most}, and {train.path} has 0 to {len(per_class) - 1}; {WRITE_AGAIN}")
+        raise UserError(f"{val.path}: has label {most}, but {train.path} has 0 to {len(per_class) - 1}; {WRITE_AGAIN}")
     return [str(label) for label in range(len(per_class))]
 
 

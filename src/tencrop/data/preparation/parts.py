@@ -1,8 +1,8 @@
-"""What is safely written of a split that is being prepared, so that a killed preparation goes on. Called by store.
+"""Checkpoints of a preparation ("parts"), so that an interrupted one continues where it stopped.
 
-Every PART_FILES files the .beton file is brought to disk, and then SPLIT.partNUMBER.npz is written whole: the rows of
-the table of files, where the payloads lie, the color sums of these files. A part counts only if its key is that of
-the files, options and libraries of now; the parts are removed when the manifest stands.
+After every PART_FILES files the .beton file is flushed to disk, and then SPLIT.partNUMBER.npz is written atomically:
+the rows of the file table, the positions of the payloads and the color sums of these files. A part is used only if its
+key matches the present files, options and library versions. Parts are removed once the manifest is written.
 """
 
 from __future__ import annotations
@@ -27,15 +27,18 @@ from tencrop.data.store.encode import ENCODING
 from tencrop.data.store.manifest import FORMAT, SPLITS, file_table
 from tencrop.files import atomic_write, partial_name
 
-PART_FILES = 1 << 11  # what a kill may cost: seconds of two cores. 626 parts of ImageNet's, half a megabyte each
+# Files that a kill may cost: some seconds on two cores. ImageNet has 626 parts of half a megabyte.
+PART_FILES = 1 << 11
 
 
 @dataclass
 class Part:
-    rows: np.ndarray  # of the table of files
+    """What was written of PART_FILES consecutive files."""
+
+    rows: np.ndarray  # of the file table
     metadata: np.ndarray  # SAMPLE
     payload_bytes: np.ndarray  # uint64
-    skipped: list[dict[str, str]]
+    skipped: list[dict[str, str]]  # name and reason of undecodable files
 
 
 def empty_part() -> Part:
@@ -43,12 +46,13 @@ def empty_part() -> Part:
 
 
 def part_ranges(num_files: int) -> list[range]:
-    """The ranks of the files that make up each part."""
+    """The range of file indices of each part."""
     return [range(start, min(start + PART_FILES, num_files)) for start in range(0, num_files, PART_FILES)]
 
 
 def part_keys(files: list[SourceFile], options: StoreOptions, every: int | None) -> list[str]:
-    """What the parts of a split are made of, one hash each."""
+    """One hash for each part of a split, over everything that determines its bytes."""
+    # Library versions are included: another libjpeg-turbo encodes other bytes, and a store must not mix two.
     versions = [FORMAT, ENCODING, PIL.__version__, PIL.features.version("libjpeg_turbo")]
     common = json.dumps([dataclasses.asdict(options), versions, len(files), every], sort_keys=True).encode()
     return [
@@ -58,11 +62,11 @@ def part_keys(files: list[SourceFile], options: StoreOptions, every: int | None)
 
 
 def write_part(root: Path, split: str, number: int, key: str, part: Part, sums: ColorSums) -> None:
-    """Write a part, and the color sums of its files, whole; the payloads must be on disk already."""
+    """Write a part with the color sums of its files, atomically. The payloads must be on disk already."""
     buffer = io.BytesIO()
-    np.savez_compressed(  # the sums' mean image is most of it, and small numbers
+    np.savez_compressed(  # the sum image is most of it: 256 x 256 x 3 int64, which compress well
         buffer,
-        key=np.frombuffer(key.encode(), np.uint8),
+        key=np.frombuffer(key.encode(), np.uint8),  # bytes: a string array would need pickle or a fixed width
         rows=part.rows,
         metadata=part.metadata,
         payload_bytes=part.payload_bytes,
@@ -75,17 +79,21 @@ def write_part(root: Path, split: str, number: int, key: str, part: Part, sums: 
 
 
 def read_parts(root: Path, split: str, keys: list[str], *, undecodable: str) -> tuple[list[Part], ColorSums]:
-    """The parts, from the first on, that are there, fit, and whose payloads are, with their color sums; the others
-    are removed."""
+    """Read the leading parts that exist and match their keys, and their color sums. Removes all other parts.
+
+    Returns none if the payloads themselves are missing.
+    """
     parts: list[Part] = []
     total = ColorSums()
+    # Leading parts only: payloads are consecutive, so everything after the first missing part is written again.
     for number, key in enumerate(keys):
         found = _read_part(_path(root, split, number), key)
+        # A part that skipped files is of no use to a preparation that must stop at them.
         if found is None or (found[0].skipped and undecodable == "stop"):
             break
         parts.append(found[0])
         total.merge(found[1])
-    if parts and not _payloads_are_there(root / f"{split}.beton", joined(parts)):
+    if parts and not _payloads_are_there(root / f"{split}.beton", concatenated(parts)):
         parts, total = [], ColorSums()
     for path in root.glob(f"{split}.part*.npz"):
         if path.name not in {_path(root, split, number).name for number in range(len(parts))}:
@@ -93,8 +101,8 @@ def read_parts(root: Path, split: str, keys: list[str], *, undecodable: str) -> 
     return parts, total
 
 
-def joined(parts: list[Part]) -> Part:
-    """All parts as one."""
+def concatenated(parts: list[Part]) -> Part:
+    """Concatenate parts into one."""
     if not parts:
         return empty_part()
     return Part(
@@ -106,14 +114,14 @@ def joined(parts: list[Part]) -> Part:
 
 
 def remove_parts(root: Path) -> None:
-    """Once the whole is written, or where it cannot be."""
+    """Delete all parts: after the preparation is complete, or when it cannot be completed."""
     for split in SPLITS:
         for path in root.glob(f"{split}.part*.npz"):
             path.unlink()
 
 
-def any_part(root: Path) -> bool:
-    """Whether something is written that a next preparation can go on from."""
+def has_parts(root: Path) -> bool:
+    """Whether there is a part from which another attempt can continue."""
     return any(True for split in SPLITS for _ in root.glob(f"{split}.part*.npz"))
 
 
@@ -124,7 +132,7 @@ def _path(root: Path, split: str, number: int) -> Path:
 def _read_part(path: Path, key: str) -> tuple[Part, ColorSums] | None:
     if not path.is_file():
         return None
-    # a damaged file raises what zipfile, zlib, NumPy or Python's parser raises, and its files are read again
+    # Reading a damaged part may raise anything (zipfile, zlib, NumPy, Python's parser); its files are encoded again.
     with contextlib.suppress(Exception), np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
         if arrays["key"].tobytes().decode(errors="replace") == key:
             sums = ColorSums()
@@ -136,8 +144,9 @@ def _read_part(path: Path, key: str) -> tuple[Part, ColorSums] | None:
 
 
 def _payloads_are_there(beton: Path, part: Part) -> bool:
-    if beton.is_file():
+    if beton.is_file():  # complete: the preparation stopped later
         return True
+    # Payloads are flushed before their part is written, so the size tells whether they are complete.
     partial = partial_name(beton)
     needed = end_of_payloads(part.metadata, part.payload_bytes) if len(part.metadata) else 0
     return partial.is_file() and partial.stat().st_size >= needed

@@ -1,7 +1,7 @@
-"""From a source to a prepared folder: two .beton files, tables of files, statistics, manifest. Called by prepare.py.
+"""Prepares a data set: reads a source and writes .beton files, file tables, statistics and the manifest.
 
-The manifest comes last: without one a folder is not prepared. An interrupted preparation is simply run again, and goes
-on from what it had brought to disk.
+The manifest is written last, so a folder without one is not prepared. After an interruption, run the same command
+again: it continues from what was flushed to disk.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import tencrop
 from tencrop.config import Data, StoreOptions, UserError, num_threads
 from tencrop.config.writable import check_writable
 from tencrop.console import plain_console
-from tencrop.data.preparation.adopt import NOT_KNOWN, BetonSource, adopt_split, check_root, introduction
+from tencrop.data.preparation.adopt import NOT_KNOWN, BetonSource, adopt_split, adoption_notice, check_root
 from tencrop.data.preparation.estimate import announce
-from tencrop.data.preparation.parts import any_part, remove_parts
+from tencrop.data.preparation.parts import has_parts, remove_parts
 from tencrop.data.preparation.statistics import ColorSums, sampled_every
 from tencrop.data.preparation.writer import write_npy, write_split
 from tencrop.data.sources.archives import check_md5
@@ -39,15 +39,15 @@ from tencrop.data.store.manifest import FORMAT, SPLITS, open_split, read_manifes
 from tencrop.files import file_sha256, partial_name
 from tencrop.progress import counting_bytes, counting_images
 
-ROOM = "make room, or name another folder with data.root=DIR"
+ROOM = "make room, or choose another folder with data.root=DIR"
 
 
 def prepare(data: Data, *, workers: int | str = "auto", progress: bool = True) -> Path:
-    """Write the prepared folder `data.root` and return it; where it is prepared already, only say so.
+    """Write the prepared folder `data.root` and return its path; if it is already prepared, only print that.
 
-    `workers` threads decode (auto: the cores granted); `progress=False` prints nothing. Raises UserError for a
-    source that cannot be used, an undecodable file (unless `data.undecodable` is skip), too little space, or a
-    folder prepared from other files or with other options; OSError where the disk fills up all the same.
+    `workers` threads decode (auto: the granted cores); `progress=False` prints nothing. Raises UserError for an
+    unusable source, an undecodable file (unless `data.undecodable` is skip), too little space, or a folder that was
+    prepared from other files or with other options; OSError if the disk fills up nevertheless.
     """
     root = Path(data.root)
     console = plain_console(quiet=not progress, soft_wrap=True)
@@ -55,13 +55,13 @@ def prepare(data: Data, *, workers: int | str = "auto", progress: bool = True) -
         return root
     if root.exists() and not root.is_dir():
         raise UserError(f"data.root={root}: is a file; name a folder for the prepared data")
-    check_writable(root / "manifest.json", mend=ROOM)  # archives are read through first, which takes minutes
+    check_writable(root / "manifest.json", mend=ROOM)  # now, because indexing the archives takes minutes
     with console.status("looking through the files"):
         source = open_source(data)
-    _check_place(root, source)
+    _check_root(root, source)
     root.mkdir(parents=True, exist_ok=True)
     with _only_writer(root):
-        if not _is_prepared(root, data, console):  # by another process, meanwhile
+        if not _is_prepared(root, data, console):  # another process may have finished in the meantime
             with _cleaned_up_after_failure(root):
                 splits = _write(root, source, data, num_threads=num_threads(workers), console=console)
             _print_summary(root, splits, console)
@@ -69,10 +69,10 @@ def prepare(data: Data, *, workers: int | str = "auto", progress: bool = True) -
 
 
 def _write(root: Path, source: Source, data: Data, *, num_threads: int, console: Console) -> dict[str, Any]:
-    """Write all files of the prepared folder, the manifest last; return what it says of the splits."""
+    """Write all files of the prepared folder, the manifest last; returns the manifest's `splits`."""
     options = {split: store_options(data, split) for split in SPLITS}
     if isinstance(source, BetonSource):
-        console.print(introduction(root, source))
+        console.print(adoption_notice(root, source))
     else:
         announce(source, options, name=data.name, root=root, num_threads=num_threads, console=console)
     if data.check_md5:
@@ -82,7 +82,7 @@ def _write(root: Path, source: Source, data: Data, *, num_threads: int, console:
         with counting_images(console, split, len(source.files[split])) as advance:
             settings: dict[str, Any] = {
                 "num_threads": num_threads,
-                "every": every if split == "train" else None,
+                "every": every if split == "train" else None,  # statistics are of the training split only
                 "advance": advance,
             }
             if isinstance(source, BetonSource):
@@ -92,6 +92,7 @@ def _write(root: Path, source: Source, data: Data, *, num_threads: int, console:
                 splits[split], sums[split] = write_split(
                     root, split, source, options[split], undecodable=undecodable, **settings
                 )
+    # All files are complete and on disk: only now write the manifest, which declares the folder prepared.
     sums["train"].every = every
     write_npy(root / "mean_image.npy", sums["train"].mean_image())
     write_manifest(root, _manifest(data, source, splits, sums["train"]))
@@ -100,7 +101,7 @@ def _write(root: Path, source: Source, data: Data, *, num_threads: int, console:
 
 
 def open_source(data: Data) -> Source:
-    """The source that `data.name` and `data.source` mean; UserError where its files are not as they must be."""
+    """Open the source that `data.name` and `data.source` select; UserError if its files are not as required."""
     if data.name == "digits":
         return DigitsSource()
     if data.name == "imagefolder":
@@ -109,6 +110,7 @@ def open_source(data: Data) -> Source:
         return IlsvrcSource(data)
     if data.name == "beton":
         return BetonSource(data)
+    # The remaining two always need data.source and have a fixed layout.
     path = source_folder(data)
     source = (Cifar10Source if data.name == "cifar10" else TinyImagenetSource)(path, subset=data.subset)
     check_num_classes(data, source.classes)
@@ -116,7 +118,9 @@ def open_source(data: Data) -> Source:
 
 
 def store_options(data: Data, split: str) -> StoreOptions:
-    """The training split is stored as chosen; the evaluation split keeps its original bytes [11]; digits have none."""
+    """Store options of a split: the training split as configured, the evaluation split with its original bytes."""
+    # A reduced evaluation split would change published errors: its images would be resampled twice. The digits are
+    # generated, so they have no original bytes.
     if split == "train" or data.name == "digits":
         return data.store
     return StoreOptions(mode="jpeg", short_side=None, max_side=None, quality=data.store.quality)
@@ -132,10 +136,12 @@ def _manifest(data: Data, source: Source, splits: dict[str, Any], sums: ColorSum
         "statistics": sums.statistics(),
         "mean_image": "mean_image.npy",
         "mean_image_sha256": file_sha256(Path(data.root) / "mean_image.npy"),
-        "source": dataclasses.asdict(source.place),
+        "source": dataclasses.asdict(source.location),
+        # Sorted, so that the manifest does not depend on the order in which a file system lists its entries.
         "left_out": {split: dict(sorted(sorts.items())) for split, sorts in source.left_out.items()},
         **({"permutation": permutation()} if data.name == "digits" else {}),
         **({"not_known": NOT_KNOWN} if data.name == "beton" else {}),
+        # No date: preparing the same files twice gives the same manifest.
         "created": {
             "tencrop": tencrop.__version__,
             "pillow": PIL.__version__,
@@ -145,7 +151,8 @@ def _manifest(data: Data, source: Source, splits: dict[str, Any], sums: ColorSum
 
 
 def _options(data: Data) -> dict[str, Any]:
-    """What changes the prepared files, by its key."""
+    """The options that affect the prepared files, by key."""
+    # check_md5 and num_classes are not among them: they only check the source.
     options: dict[str, Any] = {f"store.{key}": value for key, value in dataclasses.asdict(data.store).items()}
     if data.name != "digits":
         options |= {f"splits.{key}": value for key, value in dataclasses.asdict(data.splits).items()}
@@ -153,7 +160,7 @@ def _options(data: Data) -> dict[str, Any]:
 
 
 def _is_prepared(root: Path, data: Data, console: Console) -> bool:
-    """Whether the folder holds these data, prepared like this; says so. UserError where it holds others."""
+    """Whether the folder holds these data prepared with these options; prints that. UserError if it holds others."""
     if not (root / "manifest.json").exists():
         return False
     _check_prepared(root, data)
@@ -162,21 +169,24 @@ def _is_prepared(root: Path, data: Data, console: Console) -> bool:
 
 
 def _check_prepared(root: Path, data: Data) -> None:
-    """UserError unless the folder was prepared from these files with these options, and is whole."""
+    """Raise UserError unless the folder was prepared from these files with these options, and is complete."""
     manifest = read_manifest(root, data.name)
-    mend = "name another data.root, or delete this one to prepare it anew"
+    remedy = "choose another data.root, or delete this one to prepare it again"
     if manifest["name"] != data.name:
-        raise UserError(f"data.root={root}: holds prepared {manifest['name']}, not {data.name}; {mend}")
+        raise UserError(f"data.root={root}: holds prepared {manifest['name']}, not {data.name}; {remedy}")
     for key, value in _options(data).items():
         if (found := manifest["options"].get(key)) != value and not _is_same_folder(key, data, manifest["source"]):
-            raise UserError(f"data.{key}={value}: {root} was prepared with data.{key}={found}; {mend}")
+            raise UserError(f"data.{key}={value}: {root} was prepared with data.{key}={found}; {remedy}")
     splits = {split: open_split(root, split, data=data.name) for split in SPLITS}
+    # Without the source there is nothing to compare with: a prepared folder is used without it.
     if data.name == "digits" or data.source is None or not Path(data.source).is_dir():
         return
-    for name, num_bytes in manifest["source"]["archives"].items():  # instead of reading through them again
+    for name, num_bytes in manifest["source"]["archives"].items():  # sizes only: indexing them takes minutes
         archive = Path(data.source) / name
         if archive.exists() and archive.stat().st_size != num_bytes:
-            raise UserError(f"{archive}: not the archive that {root} was prepared from; {mend}")
+            raise UserError(f"{archive}: not the archive that {root} was prepared from; {remedy}")
+    # Files in a tree may have changed one by one, so compare names and sizes. Contents are not read: that would take as
+    # long as preparing again.
     if set(manifest["source"]["routes"].values()) != {TREE}:
         return
     source = open_source(data)
@@ -184,11 +194,13 @@ def _check_prepared(root: Path, data: Data) -> None:
         skipped = {entry["name"] for entry in manifest["splits"][split]["skipped"]}
         now = [(os.fsencode(file.name), file.num_bytes) for file in source.files[split] if file.name not in skipped]
         if now != list(zip(opened.files["name"].tolist(), opened.files["bytes"].tolist(), strict=True)):
-            raise UserError(f"data.source={data.source}: not the files that {root} was prepared from ({split}); {mend}")
+            raise UserError(
+                f"data.source={data.source}: not the files that {root} was prepared from ({split}); {remedy}"
+            )
 
 
 def _is_same_folder(key: str, data: Data, read: dict[str, Any]) -> bool:
-    """Whether `data.splits.SPLIT` of another `data.source` names the folder that was read."""
+    """Whether another `data.source` with another `data.splits.SPLIT` leads to the folder that was prepared."""
     split = key.removeprefix("splits.")
     if split not in SPLITS or data.source is None or read["path"] is None:
         return False
@@ -196,28 +208,29 @@ def _is_same_folder(key: str, data: Data, read: dict[str, Any]) -> bool:
     return (Path(data.source) / folder).resolve() == (Path(read["path"]) / read["splits"][split]).resolve()
 
 
-def _check_place(root: Path, source: Source) -> None:
-    if source.place.path is None:
+def _check_root(root: Path, source: Source) -> None:
+    """Raise UserError if the prepared folder would be inside a split, whose images the next run would then list."""
+    if source.location.path is None:
         return
     if isinstance(source, BetonSource):
         check_root(root, source)
-    for split, folder in source.place.splits.items():
-        images = (Path(source.place.path) / folder).resolve()
+    for split, folder in source.location.splits.items():
+        images = (Path(source.location.path) / folder).resolve()
         if root.resolve().is_relative_to(images):
-            raise UserError(f"data.root={root}: lies among the images of the {split} split ({images}); name another")
+            raise UserError(f"data.root={root}: is inside the {split} split ({images}); choose another folder")
 
 
 def _check_archives(source: Source, console: Console) -> None:
-    """UserError unless every archive has the MD5 that its authors publish (or, simulated, the one beside it)."""
-    if not source.place.archives:
-        raise UserError("data.check_md5=true: the source holds no archive to check; leave it out")
-    assert source.place.path is not None
+    """Raise UserError unless every archive has its published MD5 (simulated archives: the one in their list)."""
+    if not source.location.archives:
+        raise UserError("data.check_md5=true: the source has no archive to check; leave it out")
+    assert source.location.path is not None
     published = source.published_md5()
-    if missing := source.place.archives.keys() - published:
+    if missing := source.location.archives.keys() - published:
         raise UserError(f"data.check_md5=true: there is no MD5 of {min(missing)} to compare with; leave it out")
-    for name, num_bytes in source.place.archives.items():
+    for name, num_bytes in source.location.archives.items():
         with counting_bytes(console, f"MD5 of {name}", num_bytes) as advance:
-            check_md5(Path(source.place.path) / name, published[name], advance)
+            check_md5(Path(source.location.path) / name, published[name], advance)
 
 
 def _print_summary(root: Path, splits: dict[str, Any], console: Console) -> None:
@@ -233,10 +246,11 @@ def _print_summary(root: Path, splits: dict[str, Any], console: Console) -> None
 
 @contextlib.contextmanager
 def _only_writer(root: Path) -> Iterator[None]:
-    """Refuse a second preparation into the same folder; the lock goes with the process, however that ends."""
+    """Hold a lock against a second preparation into the same folder."""
+    # flock, not a lock file: the kernel releases it however the process ends, so no stale lock blocks the next attempt.
     descriptor = os.open(root, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some network file systems cannot lock a folder
+        with contextlib.suppress(OSError):  # some network file systems cannot lock a folder: then go without
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -248,11 +262,14 @@ def _only_writer(root: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _cleaned_up_after_failure(root: Path) -> Iterator[None]:
-    """Keep only what a next attempt can go on from; nothing where the disk is full, which others need too."""
+    """After a failure keep the files only if another attempt can continue from them.
+
+    On a full disk delete everything, because other programs need the space too.
+    """
     try:
         yield
     except BaseException as error:
-        if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or not any_part(root):
+        if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or not has_parts(root):
             remove_parts(root)
             names = ("mean_image.npy", *(f"{split}.{end}" for split in SPLITS for end in ("beton", "files.npy")))
             for path in (root / name for name in names):

@@ -1,8 +1,8 @@
-"""A prepared folder compared with its manifest, every stored byte of it. Called by prepare.py verify=true.
+"""Verifies a prepared folder: compares every stored byte with the manifest (prepare.py verify=true).
 
-Opening a folder (`open_split`) compares sizes and the tables of the .beton files only; this reads everything. Training
-compares no payload with its hash: it stops at a JPEG that does not decode, but a changed byte of a raw image, or one
-that leaves a JPEG decodable, is a changed picture that only this finds.
+Opening a folder (`open_split`) compares sizes and the tables of the .beton files only. Training hashes no payload
+either: it stops at a JPEG that does not decode, but a changed byte in a raw image, or one that leaves a JPEG decodable,
+changes the image unnoticed. Only this module finds that.
 """
 
 from __future__ import annotations
@@ -27,31 +27,32 @@ from tencrop.data.store.manifest import (
 )
 from tencrop.progress import counting_images
 
-MAX_NAMED = 5
-CHUNK_SAMPLES = 256
+MAX_NAMED = 5  # damaged images that the error names
+CHUNK_SAMPLES = 256  # samples that a thread hashes at a time
 
 
 def verify(root: str | Path, data: str = "imagefolder", *, num_threads: int = 1, progress: bool = True) -> None:
-    """Return where the folder is what was prepared, else raise UserError with the files and images that differ.
+    """Raise UserError with the files and images that differ from what was prepared; print a confirmation if none do.
 
-    `data` is the name of the data group, for the command in the sentence where nothing is prepared.
+    `data` is the name of the data group, for the command in the error message if nothing is prepared.
     """
     root = Path(root)
     console = plain_console(quiet=not progress, soft_wrap=True)
-    manifest = read_manifest(root, data)
-    mend = f"delete {root} and prepare the data again (prepare.py)"
+    manifest = read_manifest(root, data)  # compares it with its own digest
+    remedy = f"delete {root} and prepare the data again (prepare.py)"
     for name in SPLITS:
         split = open_split(root, name, data=data)
         facts = manifest["splits"][name]
+        # First the file table against the manifest, then the .beton file against the table.
         check_file(root / facts["files"], facts["files_sha256"])
-        table = np.asarray(split.files)
+        table = np.asarray(split.files)  # without memmap's overhead in each access
         fingerprints = {
             "source_fingerprint": source_fingerprint(table),
             "store_fingerprint": store_fingerprint(table, facts["store"]),
         }
         for key, found in fingerprints.items():
             if found != facts[key]:
-                raise UserError(f"{root / facts['files']}: its {key} is not the manifest's; {mend}")
+                raise UserError(f"{root / facts['files']}: its {key} is not the manifest's; {remedy}")
         beton = root / facts["beton"]
         for column, theirs in (
             ("label", split.labels),
@@ -60,7 +61,7 @@ def verify(root: str | Path, data: str = "imagefolder", *, num_threads: int = 1,
             ("stored_width", split.beton.widths),
         ):
             if not np.array_equal(table[column], theirs):
-                raise UserError(f"{beton}: {column} of its samples is not that of {facts['files']}; {mend}")
+                raise UserError(f"{beton}: {column} of its samples is not that of {facts['files']}; {remedy}")
         with counting_images(console, name, split.num_samples) as advance:
             damaged = _damaged(split, table, num_threads, advance)
         if damaged:
@@ -68,18 +69,18 @@ def verify(root: str | Path, data: str = "imagefolder", *, num_threads: int = 1,
             more = f" and {len(damaged) - MAX_NAMED:,} more" if len(damaged) > MAX_NAMED else ""
             raise UserError(
                 f"{beton}: {len(damaged):,} of {split.num_samples:,} images are not what was written:"
-                f" {named}{more}; {mend}"
+                f" {named}{more}; {remedy}"
             )
     if "sha256" not in manifest:
         console.print(
-            f"{root / 'manifest.json'}: written by an earlier version, without a digest of itself: its statistics,"
+            f"{root / 'manifest.json'}: written by an earlier version, which recorded no digest: its statistics,"
             " class names and options could not be checked"
         )
     console.print(f"{root}: as it was prepared")
 
 
 def _damaged(split: Split, table: np.ndarray, num_threads: int, advance: Callable[[int], None]) -> list[int]:
-    """The samples whose stored bytes have another hash than the table says."""
+    """The samples whose stored bytes do not have the hash in the file table."""
 
     def damaged_of(first: int) -> list[int]:
         indices = range(first, min(first + CHUNK_SAMPLES, split.num_samples))
@@ -90,7 +91,7 @@ def _damaged(split: Split, table: np.ndarray, num_threads: int, advance: Callabl
         ]
 
     damaged: list[int] = []
-    with ThreadPoolExecutor(num_threads) as pool:
+    with ThreadPoolExecutor(num_threads) as pool:  # threads suffice: hashing releases the GIL
         starts = range(0, split.num_samples, CHUNK_SAMPLES)
         for start, found in zip(starts, pool.map(damaged_of, starts), strict=True):
             damaged += found

@@ -1,6 +1,7 @@
-"""Sizes and boxes in whole pixels: pure functions of image sizes. Called by prepare.py, `plan` and the protocols.
+"""Geometry of resizes and crops: sizes and boxes in whole pixels, pure functions of image sizes.
 
-Heights and widths are ints or integer arrays (then so are the results). A box is (top, left, height, width) [5].
+Heights and widths are ints or integer arrays, and so are the results. A box is (top, left, height, width) in pixels,
+half-open: row `top + height` is the first one below it.
 """
 
 from __future__ import annotations
@@ -9,16 +10,17 @@ from typing import Any
 
 import numpy as np
 
-Size = Any  # an int, or an integer array; what goes in comes out
+Size = Any  # an int or an integer array; the result has the type of the argument
 
-
-MAX_PIXELS = 1 << 28  # of an image, for every reader of files: 1 GB as Pillow holds it, 805 MB in a raw store
+# Limit for an image, the same in every reader of files: 1 GB in Pillow's memory, 805 MB in a raw store. Without one a
+# file of a few kilobytes could claim a size that exhausts the memory.
+MAX_PIXELS = 1 << 28
 
 
 def rescaled_size(height: Size, width: Size, side: Size) -> tuple[Size, Size]:
-    """(height, width) after the shorter side became `side`: the longer is floor(side * long / short).
+    """(height, width) after a resize of the shorter side to `side`: the longer is floor(side * long / short).
 
-    torchvision's Resize rounds so. The longer side is never shorter than `side`.
+    This is the rounding of torchvision's Resize. The longer side is never shorter than `side`.
     """
     short, long = np.minimum(height, width), np.maximum(height, width)
     longer = side * long // short
@@ -27,8 +29,8 @@ def rescaled_size(height: Size, width: Size, side: Size) -> tuple[Size, Size]:
 
 
 def stored_size(height: Size, width: Size, *, short_side: int | None, max_side: int | None) -> tuple[Size, Size]:
-    """(height, width) of an image in a store: first the shorter side is reduced to `short_side`, then the longer
-    to `max_side` (the shorter becomes floor(max_side * short / long), at least 1). Never enlarges; null: no limit.
+    """(height, width) of an image in a store: the shorter side is reduced to `short_side`, then the longer one to
+    `max_side` (the shorter becomes floor(max_side * short / long), at least 1). Never enlarges; None: no limit.
     """
     if short_side is not None:
         reduced = rescaled_size(height, width, short_side)
@@ -46,15 +48,15 @@ def stored_size(height: Size, width: Size, *, short_side: int | None, max_side: 
 
 
 def center_box(height: Size, width: Size, box_height: Size, box_width: Size) -> tuple[Size, Size, Size, Size]:
-    """The central box of the given size within the image, placed as torchvision's CenterCrop places it:
-    round((image - box) / 2), halves to the even number. The box must fit.
+    """The central box of the given size, at the position of torchvision's CenterCrop: round((image - box) / 2), with
+    halves rounded to even. The box must fit.
     """
     assert np.all(np.less_equal(box_height, height)) and np.all(np.less_equal(box_width, width)), "the box must fit"
     return offset(height, box_height), offset(width, box_width), box_height, box_width
 
 
 def central_square(height: Size, width: Size) -> tuple[Size, Size, Size, Size]:
-    """The largest central square (AlexNet crops from it after rescaling)."""
+    """The largest central square: AlexNet's region after rescaling (Krizhevsky et al. 2012, section 2)."""
     side = _like(height, np.minimum(height, width))
     return center_box(height, width, side, side)
 
@@ -68,5 +70,5 @@ def offset(outer: Size, inner: Size, position: Any = 0.5) -> Size:
 
 
 def _like(example: Size, value: Any) -> Size:
-    """An int where the example is a number, else an int64 array."""
+    """`value` as an int if `example` is a number, else as an int64 array."""
     return int(value) if np.ndim(example) == 0 and np.ndim(value) == 0 else np.asarray(value).astype(np.int64)

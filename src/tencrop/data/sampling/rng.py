@@ -1,7 +1,7 @@
-"""The random numbers of a sample: a pure function of (seed, epoch, sample index, view, stream).
+"""Counter-based random numbers: every draw is a pure function of (seed, epoch, sample index, view, stream).
 
-Called by `order`, `plan` and, for groups of the batch, by mixing; nobody else draws. The generator is
-counter-based, so a draw depends on no thread, worker, rank, batch size or point of interruption.
+All randomness of the data comes from here: sampling, augmentation and mixing. There is no generator state, so a draw
+does not depend on threads, workers, ranks, batch size or interruptions, and a checkpoint has none to save.
 """
 
 from __future__ import annotations
@@ -14,30 +14,37 @@ import numpy.typing as npt
 UInt64 = npt.NDArray[np.uint64]
 Float64 = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
-View = int | Index  # the copy number of all samples, or of each
+View = int | Index  # copy number under repeated augmentation: one for all samples, or one each
 
 
 class Stream(IntEnum):
-    """What a draw is for. Append only: a number given away twice would correlate two choices."""
+    """What a draw is used for. Append only: two choices with the same number would be correlated."""
 
     ORDER = 0  # the hash that orders an epoch
     MINIVAL = 1  # the hash that selects the minival
     CROP = 2  # the crop's box
-    FLIP = 3  # mirrored or not
+    FLIP = 3  # whether the image is flipped
     PCA = 4  # RGB noise along the principal components
     JITTER = 5  # brightness, contrast, saturation, hue and their order
-    MIX = 6  # of a mixing group: mixed or not, how, lambda, the pasted box
-    RANDAUGMENT = 7  # operations, whether they are taken, their signs
-    RANDAUGMENT_LEVEL = 8  # how strong they are
-    ERASE = 9  # erased or not, the rectangle
-    ERASE_NOISE = 10  # where an image's noise begins in the run's table of it
-    NOISE_TABLE = 11  # that table; its index is no sample's
-    STORE = 12  # JPEG or pixels, in a store of both; seed 0, epoch 0
+    MIX = 6  # keyed by mixing group: whether it is mixed, how, lambda, the pasted box
+    RANDAUGMENT = 7  # operations, whether they are applied, their signs
+    RANDAUGMENT_LEVEL = 8  # their magnitudes
+    ERASE = 9  # whether a rectangle is erased, and which
+    ERASE_NOISE = 10  # offset of an image's noise in the run's noise table
+    NOISE_TABLE = 11  # that table; keyed by block, not by sample
+    STORE = 12  # JPEG or raw pixels in a store of both; seed 0, epoch 0
 
 
 def uniforms(*, seed: int, index: Index, epoch: int, view: View = 0, stream: Stream, count: int) -> Float64:
-    """`count` uniforms of [0, 1) for each sample, float64 [N, count]: the top 53 bits of a draw, times 2**-53."""
-    return _uniform(random_uint64(seed=seed, index=index, epoch=epoch, view=view, stream=stream, count=count))
+    """`count` uniforms on [0, 1) for each sample, float64 [N, count]."""
+    return as_uniforms(random_uint64(seed=seed, index=index, epoch=epoch, view=view, stream=stream, count=count))
+
+
+def as_uniforms(draw: UInt64) -> Float64:
+    """Uniforms on [0, 1) from 64-bit draws: the top 53 bits times 2**-53, as a contiguous float64 array."""
+    # A float64 has 53 bits of precision: with more, values near 1 would round up to 1 itself.
+    # Contiguous, because NumPy may use a differently rounded loop of log, exp or sqrt for strided input.
+    return np.ascontiguousarray((draw >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
 def normals(*, seed: int, index: Index, epoch: int, view: View = 0, stream: Stream, count: int) -> Float64:
@@ -46,17 +53,17 @@ def normals(*, seed: int, index: Index, epoch: int, view: View = 0, stream: Stre
     Draws 2k and 2k + 1 (u and v, uniform on [0, 1)) give normals 2k and 2k + 1:
     r cos(2 pi v) and r sin(2 pi v) with r = sqrt(-2 log(1 - u)).
     """
+    # Box-Muller uses a fixed number of draws for each normal; the faster ziggurat method rejects some.
     num_pairs = (count + 1) // 2
     pairs = random_uint64(seed=seed, index=index, epoch=epoch, view=view, stream=stream, count=2 * num_pairs)
-    # contiguous copies: NumPy may take another (differently rounded) loop for strided input
-    u, v = (np.ascontiguousarray(_uniform(pairs[:, part::2])) for part in (0, 1))
+    u, v = (as_uniforms(pairs[:, part::2]) for part in (0, 1))
     radius, angle = np.sqrt(-2.0 * np.log1p(-u)), 2.0 * np.pi * v
     values = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
     return values.reshape(len(index), 2 * num_pairs)[:, :count]
 
 
 def hashes(*, seed: int, index: Index, epoch: int, stream: Stream) -> UInt64:
-    """One 64-bit hash for each sample, uint64 [N]: its first draw."""
+    """One 64-bit hash for each sample, uint64 [N]: its first draw. Sorting by it shuffles the samples."""
     return random_uint64(seed=seed, index=index, epoch=epoch, stream=stream, count=1)[:, 0]
 
 
@@ -64,10 +71,11 @@ def random_uint64(*, seed: int, index: Index, epoch: int, view: View = 0, stream
     """`count` draws of 64 bits for each sample, uint64 [N, count].
 
     Key: the seed, its low 32 bits first. Counter words: sample index, epoch, (view << 16 | stream), block b.
-    Words (w0, w1, w2, w3) of block b are draws 2b = w0 << 32 | w1 and 2b + 1 = w2 << 32 | w3.
+    Words (w0, w1, w2, w3) of block b give draws 2b = w0 << 32 | w1 and 2b + 1 = w2 << 32 | w3.
     """
+    # This layout is fixed for ever: changing it changes every training run.
     index = np.asarray(index)
-    assert index.ndim == 1 and np.issubdtype(index.dtype, np.integer), "one sample index for each sample"
+    assert index.ndim == 1 and np.issubdtype(index.dtype, np.integer), "index: a vector of integers"
     view = np.asarray(view)
     assert 0 <= epoch < 2**32 and 0 <= stream < 2**16
     assert view.size == 0 or (view.min() >= 0 and view.max() < 2**16)
@@ -84,10 +92,12 @@ def random_uint64(*, seed: int, index: Index, epoch: int, view: View = 0, stream
 
 
 def integers_below(draw: UInt64, n: npt.ArrayLike) -> Index:
-    """Integers of [0, n), int64, from 64-bit draws: floor(draw * n / 2**64), exactly. `n` broadcasts, 1 <= n < 2**32.
+    """Integers in [0, n), int64, from 64-bit draws: floor(draw * n / 2**64), exactly. `n` broadcasts, 1 <= n < 2**32.
 
-    Multiply and shift: a value's probability is off 1 / n by less than 2**-64.
+    The probability of a value differs from 1 / n by less than 2**-64.
     """
+    # Multiply and shift instead of a modulo with rejection: one draw for each integer. NumPy has no 128-bit product,
+    # so it is assembled from two 32-bit halves.
     limit = np.asarray(n, np.uint64)
     assert limit.size == 0 or (limit.min() >= 1 and limit.max() < 2**32)
     high, low = draw >> np.uint64(32), draw & np.uint64(0xFFFFFFFF)
@@ -99,6 +109,8 @@ def philox4x32(counter: npt.NDArray[np.uint32], key: int) -> npt.NDArray[np.uint
 
     Salmon, Moraes, Dror and Shaw: Parallel random numbers: as easy as 1, 2, 3 (SC11), section 3.3.
     """
+    # Not NumPy's own Philox: that is 4x64 with a sequential state; this one evaluates any counters in one vectorized
+    # call. The constants are the paper's multipliers and Weyl increments.
     assert 0 <= key < 2**64
     word = np.uint64(0xFFFFFFFF)
     c0, c1, c2, c3 = (counter[:, i].astype(np.uint64) for i in range(4))
@@ -113,7 +125,3 @@ def philox4x32(counter: npt.NDArray[np.uint32], key: int) -> npt.NDArray[np.uint
         )
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
     return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)
-
-
-def _uniform(draw: UInt64) -> Float64:
-    return (draw >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,7 +1,7 @@
-"""Which sample when: the order of an epoch, its batches on every rank, the parts of an evaluation, the minival.
+"""The sampler: the order of an epoch, the micro-batches of each rank, the parts of an evaluation, the minival.
 
-Called by the data module and the loaders. An epoch's order is a function of (seed, epoch) and the set of samples;
-ranks and micro-batches only cut it, so every layout sees the same global batches [4].
+An epoch's order is a function of (seed, epoch) and the set of samples. Ranks and micro-batches only partition it, so
+every layout of devices trains on the same global batches.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from tencrop.config import UserError
 from tencrop.data.sampling.geometry import MAX_PIXELS
 from tencrop.data.sampling.rng import Index, Stream, hashes
 
-MAX_PADDED_BYTES = 1 << 27  # 128 images of 480 x 728 pixels; the loader holds several batches
+MAX_PADDED_BYTES = 1 << 27  # of a batch: 128 images of 480 x 728 pixels. The loader holds several such batches
 
 
 def training_positions(num_batches: int, *, global_batch: int, micro_batch: int, rank: int, num_ranks: int) -> Index:
-    """Which positions of an epoch's order this rank takes, int64 [num_micro_batches, micro_batch].
+    """Positions in the epoch that this rank takes, int64 [num_micro_batches, micro_batch].
 
-    Global batch b is the positions [b * B, (b + 1) * B); rank r holds the r-th of `num_ranks` equal contiguous parts of
-    it, cut into micro-batches.
+    Global batch b is the positions [b * B, (b + 1) * B). Rank r takes the r-th of its `num_ranks` equal contiguous
+    parts, cut into micro-batches.
     """
+    # PyTorch's DistributedSampler interleaves ranks and pads the epoch with repeated samples. Here an epoch has whole
+    # global batches only, so nothing is padded; samples beyond the last one are left out, others in each epoch.
     per_rank, remainder = divmod(global_batch, num_ranks)
     assert remainder == 0 and per_rank % micro_batch == 0 and 0 <= rank < num_ranks
     positions = np.arange(num_batches * global_batch, dtype=np.int64)
@@ -31,32 +33,35 @@ def training_positions(num_batches: int, *, global_batch: int, micro_batch: int,
 
 
 def epoch_order(index: Index, *, seed: int, epoch: int) -> Index:
-    """The samples `index` in the order of the epoch: by the 64-bit hash of (seed, epoch, index), ties by index."""
+    """The samples `index` in the order of the epoch: sorted by a 64-bit hash of (seed, epoch, index), ties by index."""
+    # Sorting by a hash instead of a shuffle: the relative order of two samples does not depend on which others there
+    # are, so removing one (a minival, a damaged file) leaves the rest in place. 0.6 s for ImageNet on one core.
     index = np.sort(np.asarray(index, np.int64))
     return index[np.argsort(hashes(seed=seed, index=index, epoch=epoch, stream=Stream.ORDER), kind="stable")]
 
 
 def evaluation_batches(index: Index, *, micro_batch: int, rank: int, num_ranks: int) -> list[Index]:
-    """This rank's part of an evaluation in batches of `micro_batch`, the last one smaller; every sample once."""
+    """This rank's part of an evaluation in batches of `micro_batch`, the last one smaller. Every sample occurs once:
+    no padding, which would count some images twice in the error."""
     part = evaluation_part(index, rank=rank, num_ranks=num_ranks)
     return [part[start : start + micro_batch] for start in range(0, len(part), micro_batch)]
 
 
 def within_memory(batches: list[Index], sizes: npt.NDArray[np.int32]) -> list[Index]:
-    """The batches, cut where they would be too large: every image of a batch is padded to the largest height and the
-    largest width in it, so a tall and a wide one make all of them large. The same samples in the same order.
+    """Split batches that would need too much memory; the samples and their order stay the same.
 
-    `sizes` int [N, 2] are height and width of every sample of the split as it is evaluated. A batch takes
-    MAX_PADDED_BYTES at most, unless a single image does not.
+    Every image of a batch is padded to the largest height and the largest width in it, so one tall and one wide image
+    make all of them large. `sizes` int [N, 2]: height and width of every sample of the split as it is evaluated.
+    Afterwards a batch takes at most MAX_PADDED_BYTES, unless it is a single larger image.
     """
     return [part for batch in batches for part in _cut(batch, sizes[batch].tolist())]
 
 
 def check_rescaled(sizes: npt.NDArray[np.int32], name_of: Callable[[int], str], *, key: str) -> str | None:
-    """What a batch of the largest image takes, in a sentence, where that is more than MAX_PADDED_BYTES; else None.
+    """A warning with the memory of the largest image if that exceeds MAX_PADDED_BYTES; else None.
 
-    sizes: as in `within_memory`. key: what rescales the images, as KEY=VALUE. Raises UserError where an image would
-    have more pixels than a file may have: a strip of 1 x 65,500 pixels has 4.3 billion at a shorter side of 256.
+    sizes: as in `within_memory`. key: the option that rescales the images, as KEY=VALUE. Raises UserError if an image
+    would have more than MAX_PIXELS: a strip of 1 x 65,500 pixels has 4.3 billion at a shorter side of 256.
     """
     num_pixels = sizes.astype(np.int64).prod(axis=1)
     largest = int(num_pixels.argmax())
@@ -71,6 +76,7 @@ def check_rescaled(sizes: npt.NDArray[np.int32], name_of: Callable[[int], str], 
 
 
 def _cut(batch: Index, sizes: list[list[int]]) -> list[Index]:
+    # Greedy: start a new batch where the next image would make the padded batch too large.
     starts, height, width = [0], 0, 0
     for place, size in enumerate(sizes):
         height, width = max(height, size[0]), max(width, size[1])
@@ -81,17 +87,19 @@ def _cut(batch: Index, sizes: list[list[int]]) -> list[Index]:
 
 
 def evaluation_part(index: Index, *, rank: int, num_ranks: int) -> Index:
-    """The contiguous part of `index` that a rank evaluates; parts differ by at most one and may be empty."""
+    """The contiguous part of `index` that a rank evaluates; part sizes differ by at most one and may be 0."""
     assert 0 <= rank < num_ranks
     return index[len(index) * rank // num_ranks : len(index) * (rank + 1) // num_ranks]
 
 
 def minival_split(num_samples: int, *, fraction: float) -> tuple[Index, Index]:
-    """(training index, minival index), each ascending: the round(num_samples * fraction) samples of least hash.
+    """(training index, minival index), each ascending. The minival is the round(num_samples * fraction) samples with
+    the smallest hashes.
 
-    The hash is of the sample index alone (seed 0), so that all seeds of a recipe select on the same images [13].
-    A fraction above 0 takes at least one image; raises UserError where it leaves none to train on.
+    A fraction above 0 takes at least one image; raises UserError if none is left to train on.
     """
+    # Seed 0 whatever the run's seed: all seeds of a recipe must select on the same images, or their spread would
+    # include that of the selection.
     assert 0 <= fraction <= 1
     index = np.arange(num_samples, dtype=np.int64)
     num_minival = max(1, round(num_samples * fraction)) if fraction > 0 else 0

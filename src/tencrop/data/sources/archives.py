@@ -1,7 +1,7 @@
-"""The members of an archive, found once by their offsets, so that threads can read them in any order.
+"""Indexes the members of tar and zip archives by offset, so that threads can read them in any order.
 
-Called by the sources. Nothing is ever unpacked to disk; what could lead outside (absolute paths, `..`, links,
-devices) is refused all the same, because a data set holds no such thing.
+Nothing is unpacked to disk. Members that could lead outside the archive (absolute paths, `..`, links, devices) are
+refused nevertheless, because no data set contains them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple
 from tencrop.config import UserError
 from tencrop.data.sources.source import pread
 
-MAX_SMALL_FILE_BYTES = 1 << 28  # of a file that is read whole out of a compressed archive: no bomb
+MAX_SMALL_FILE_BYTES = 1 << 28  # limit for files that are decompressed whole into memory (decompression bombs)
 
 
 class Member(NamedTuple):
@@ -28,27 +28,29 @@ class Member(NamedTuple):
 
 
 def tar_members(path: Path, within: Member | None = None) -> Iterator[Member]:
-    """The files of an uncompressed tar, in its order; `within`: of the tar that is this member of it.
+    """The files of an uncompressed tar, in its order. `within`: the member of it that is the tar to list instead.
 
-    Raises UserError for a truncated or damaged archive and for a member that is neither file nor folder.
+    Raises UserError for a truncated or damaged archive and for a member that is neither a file nor a folder.
     """
     size = path.stat().st_size
     start, end = (within.offset, within.offset + within.num_bytes) if within else (0, size)
     label = f"{path}, {within.name}" if within else str(path)
+    # A window of the file, so that the tar inside the tar is read in place instead of being extracted.
     with open(path, "rb") as file:
         try:
             with tarfile.open(fileobj=_Window(file.fileno(), start, end), mode="r:") as archive:
                 while (entry := archive.next()) is not None:
-                    archive.members = []  # type: ignore[attr-defined]  # a list that would grow by a kilobyte a file
+                    # tarfile keeps every entry in this list: a kilobyte each, for a million files.
+                    archive.members = []  # type: ignore[attr-defined]
                     if entry.isdir():
                         continue
                     member = Member(_safe_name(label, entry), start + entry.offset_data, entry.size)
                     if member.offset + member.num_bytes > end:
                         raise UserError(f"{label}: truncated within {member.name}; download it again")
                     yield member
-                # tarfile takes a damaged or truncated header for the end; the end is a block of zeros
+                # tarfile silently stops at a damaged or truncated header. A real end is a block of zeros.
                 if pread(file.fileno(), start + archive.offset, min(512, end - start - archive.offset)) != bytes(512):
-                    raise UserError(f"{label}: damaged or truncated behind byte {archive.offset}; download it again")
+                    raise UserError(f"{label}: damaged or truncated after byte {archive.offset}; download it again")
         except (tarfile.TarError, EOFError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
@@ -56,7 +58,7 @@ def tar_members(path: Path, within: Member | None = None) -> Iterator[Member]:
 
 
 def small_files(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
-    """The files of a compressed tar that are wanted, by name: whole, in memory. Raises UserError as `tar_members`."""
+    """Contents by name of the files of a compressed tar that are `wanted`. Raises UserError like `tar_members`."""
     found = {}
     try:
         with tarfile.open(path, "r:*") as archive:
@@ -72,56 +74,57 @@ def small_files(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
                     found[name] = content.read()
     except (tarfile.TarError, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise
+            raise  # of the disk; gzip raises OSError without a number for damaged data
         raise UserError(f"{path}: not a tar archive, or damaged ({error}); download it again") from error
     return found
 
 
 def zip_members(path: Path) -> Iterator[Member]:
-    """The files of a zip; UserError for a damaged one, and for members that are encrypted, links or outside."""
+    """The files of a zip; UserError if it is damaged or has a member that is encrypted, a link or leads outside."""
     try:
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
                 if entry.is_dir():
                     continue
                 _check_name(str(path), entry.filename)
-                kind = entry.external_attr >> 16 & 0o170000
+                kind = entry.external_attr >> 16 & 0o170000  # the Unix file type; 0 if the zip was made elsewhere
                 if kind not in (0, 0o100000) or entry.flag_bits & 1:
                     raise UserError(f"{path}: {entry.filename} is a link, a device or encrypted; refused")
                 if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise UserError(f"{path}: {entry.filename} is compressed in an unusual way; zip it anew")
+                    raise UserError(f"{path}: {entry.filename} is neither stored nor deflated; zip it again")
+                # Of the local header: its length may differ from that in the directory, so it is read with the member.
                 yield Member(entry.filename, entry.header_offset, entry.file_size)
     except zipfile.BadZipFile as error:
         raise UserError(f"{path}: not a zip archive, or truncated ({error}); download it again") from error
 
 
 def check_md5(path: Path, expected: str, advance: Callable[[int], None] = lambda num_bytes: None) -> None:
-    """UserError unless the file's MD5 is as published; `advance` is told the bytes read."""
+    """Raise UserError unless the file has the published MD5. `advance` is called with the number of bytes read."""
+    # MD5, because that is what is published. It detects damage, not manipulation.
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb", buffering=0) as file:
         while part := file.read(1 << 22):
             digest.update(part)
             advance(len(part))
     if digest.hexdigest() != expected:
-        raise UserError(f"{path}: its MD5 is {digest.hexdigest()}, and {expected} was published; download it again")
+        raise UserError(f"{path}: its MD5 is {digest.hexdigest()}, but {expected} was published; download it again")
 
 
 def _safe_name(archive: str, entry: tarfile.TarInfo) -> str:
     _check_name(archive, entry.name)
     if not entry.isreg() or entry.issparse():
-        raise UserError(f"{archive}: {entry.name} is a link, a device or no plain file; refused: archive plain files")
+        raise UserError(f"{archive}: {entry.name} is a link, a device or sparse; archive plain files only")
     return entry.name.removeprefix("./")
 
 
 def _check_name(archive: str, name: str) -> None:
+    # Backslashes are separators on Windows, where such an archive may have been made.
     if name.startswith("/") or ".." in name.replace("\\", "/").split("/") or "\0" in name:
-        raise UserError(
-            f"{archive}: a member is called {name!r}, which leads outside of it; refused: archive the files anew"
-        )
+        raise UserError(f"{archive}: the name of member {name!r} leads outside of the archive; archive the files again")
 
 
 class _Window(io.RawIOBase):
-    """The bytes [start, end) of an open file as a file of its own."""
+    """The bytes [start, end) of an open file, as a read-only file object."""
 
     def __init__(self, descriptor: int, start: int, end: int) -> None:
         self._descriptor, self._start, self._size, self._position = descriptor, start, end - start, 0

@@ -1,4 +1,4 @@
-"""Readable names of classes for people. Called by the report and by the figures of seeing."""
+"""Readable class names for figures and reports."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from tencrop.printable import printable
 
 
 def label_names(classes: Sequence[str]) -> list[str]:
-    """Readable names of classes: WordNet ids by timm's table of ImageNet's, others with spaces for underscores.
-    Each can be drawn and written: names of folders need not be UTF-8."""
+    """Readable names: WordNet ids are looked up in timm's table for ImageNet, others get spaces for underscores.
+
+    All results are printable; names of folders need not even be valid UTF-8.
+    """
     lemmas: dict[str, str] = {}
     if all(re.fullmatch(r"n\d{8}", name) for name in classes):
-        spec = find_spec("timm")  # its file is read without importing timm, which takes seconds
+        spec = find_spec("timm")  # to read its file without importing timm, which takes seconds
         assert spec is not None and spec.origin is not None
         table = Path(spec.origin).parent / "data" / "_info" / "imagenet_synset_to_lemma.txt"
         if table.exists():

@@ -1,6 +1,6 @@
-"""The 1,797 handwritten digits of scikit-learn as a source: the built-in data. Called by prepare.
+"""The 1,797 handwritten digits of scikit-learn as a source: data that need no download.
 
-Real scans (UCI "Optical Recognition of Handwritten Digits", test part), 8 x 8 pixels of values 0 to 16 [12].
+They are real scans (UCI "Optical Recognition of Handwritten Digits", test part) of 8 x 8 pixels with values 0 to 16.
 """
 
 from __future__ import annotations
@@ -19,18 +19,16 @@ NUM_DIGITS, NUM_TRAIN = 1797, 1297
 
 
 def permutation() -> list[int]:
-    """The fixed shuffle of the 1,797 digits; the first 1,297 train, the other 500 test.
-
-    Sorted by the SHA-256 of their number, so that it depends on no library's generator.
-    """
+    """The fixed shuffle of the 1,797 digits: the first 1,297 are for training, the other 500 for evaluation."""
+    # Sorted by a hash of their number, which does not change with the version of a library's random generator.
     return sorted(range(NUM_DIGITS), key=lambda number: hashlib.sha256(b"digit %d" % number).digest())
 
 
 def digit_image(values: np.ndarray) -> Image.Image:
-    """8 x 8 values of 0..16 as a 32 x 32 RGB image of three equal channels.
+    """Convert 8 x 8 values of 0 to 16 to a 32 x 32 RGB image with three equal channels.
 
-    v becomes round(255 v / 16); bilinear to 28 x 28; two pixels of background (0) on every side, as LeCun et al.
-    1998 (section II.B) pad theirs.
+    A value v becomes round(255 v / 16); the image is resized to 28 x 28 (bilinear) and padded with two pixels of
+    background (0) on every side, as in LeCun et al. 1998 (section II.B).
     """
     pixels = np.rint(255 * values / 16).astype(np.uint8)
     inner = Image.fromarray(pixels).resize((28, 28), Image.Resampling.BILINEAR)
@@ -40,11 +38,11 @@ def digit_image(values: np.ndarray) -> Image.Image:
 
 
 class DigitsSource:
-    """The digits as PNG files made in memory; a name is digit/number, the number being scikit-learn's."""
+    """The digits as PNG files generated in memory; a name is DIGIT/NUMBER, with scikit-learn's number."""
 
     def __init__(self) -> None:
         order = permutation()
-        self.place = SourceLocation(None, {"train": "train", "val": "val"}, {"train": GENERATED, "val": GENERATED})
+        self.location = SourceLocation(None, {"train": "train", "val": "val"}, {"train": GENERATED, "val": GENERATED})
         self.classes = [str(digit) for digit in range(10)]
         self.left_out: dict[str, Counter[str]] = {}
         self.files = {"train": self._files(order[:NUM_TRAIN]), "val": self._files(order[NUM_TRAIN:])}
@@ -52,6 +50,7 @@ class DigitsSource:
     def read(self, split: str, file: SourceFile) -> bytes:
         number = int(file.name.split("/")[1].removesuffix(".png"))
         buffer = io.BytesIO()
+        # Level 1: the store decodes it at once, so its size does not matter. PNG loses nothing.
         digit_image(self._digits.images[number]).save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
 
@@ -60,10 +59,11 @@ class DigitsSource:
 
     def _files(self, numbers: list[int]) -> list[SourceFile]:
         names = sorted((int(self._digits.target[number]), f"{number:04d}.png") for number in numbers)
+        # Size 0: unknown before the image is generated.
         return [SourceFile(f"{label}/{name}", label, 0) for label, name in names]
 
     @cached_property
     def _digits(self):
-        from sklearn.datasets import load_digits  # a second to import
+        from sklearn.datasets import load_digits  # imported late: takes a second
 
         return load_digits()

@@ -1,4 +1,4 @@
-"""An ImageFolder tree as a source: SPLIT/CLASS/IMAGE under one folder. Called by prepare; ilsvrc lists with it."""
+"""A tree of class folders as a source, as in torchvision's ImageFolder: SPLIT/CLASS/IMAGE under one folder."""
 
 from __future__ import annotations
 
@@ -12,12 +12,20 @@ from tencrop.cli.command_line import typed_word, verb
 from tencrop.config import Data, UserError
 from tencrop.data.sources.source import TREE, SourceFile, SourceLocation, read_original
 
-# torchvision's ImageFolder takes these
+# The extensions that torchvision's ImageFolder accepts
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-ENDING = re.compile(r"\.[a-z][a-z0-9]{0,7}")  # what counts as one: not the .0001 of a name
-# Folders that file servers and desktops put among a user's own, in lower case: thumbnails, deleted files
-LITTER = {"@eadir", "#recycle", "#snapshot", "$recycle.bin", "__macosx", "lost+found", "system volume information"}
-# Where Hugging Face's ImageNet and other parquet data sets have their files
+ENDING = re.compile(r"\.[a-z][a-z0-9]{0,7}")  # a file extension, but not the .0001 of a numbered name
+# Folders that file servers and desktops create (thumbnails, deleted files), in lower case
+SYSTEM_FOLDERS = {
+    "@eadir",
+    "#recycle",
+    "#snapshot",
+    "$recycle.bin",
+    "__macosx",
+    "lost+found",
+    "system volume information",
+}
+# Files of Hugging Face's ImageNet and other parquet data sets
 SHARDS = (
     "*.parquet",
     "data/*.parquet",
@@ -31,15 +39,15 @@ SHARDS = (
 class FolderSource:
     """Class folders of images under the two folders named by `data.splits`.
 
-    Images may lie deeper within a class folder, as in torchvision; files of other endings are not images, nor is what
-    is hidden or litter: `left_out` counts them.
-    Raises UserError where a split is missing, a class folder holds no image, or the splits' classes differ.
+    Images may be in subfolders of a class folder, as in torchvision. Hidden files, system folders and files with other
+    extensions are not images; `left_out` counts them.
+    Raises UserError if a split is missing, a class folder has no image, or the splits have different classes.
     """
 
     def __init__(self, data: Data) -> None:
         path = source_folder(data)
         splits = {"train": data.splits.train, "val": data.splits.val}
-        self.place = SourceLocation(str(path), splits, dict.fromkeys(splits, TREE))
+        self.location = SourceLocation(str(path), splits, dict.fromkeys(splits, TREE))
         found = {split: class_folders(path, split, folder) for split, folder in splits.items()}
         check_same_classes(found["train"], found["val"])
         self.classes = found["train"]
@@ -50,43 +58,43 @@ class FolderSource:
         }
 
     def read(self, split: str, file: SourceFile) -> bytes:
-        return read_original(self.place, split, file)
+        return read_original(self.location, split, file)
 
     def published_md5(self) -> dict[str, str]:
         return {}
 
 
 def source_folder(data: Data) -> Path:
-    """`data.source` as an absolute path; UserError where it is not given or no folder."""
+    """`data.source` as an absolute path; UserError if it is not set or not a folder."""
     if data.source is None:
         raise UserError(
             f"data.source: where are the images? Run: {verb('prepare')} data={data.name}"
             f" data.source=FOLDER_OF_IMAGES {typed_word('data.root', data.root)}"
         )
     if not Path(data.source).is_dir():
-        raise UserError(f"data.source={data.source}: there is no such folder")
+        raise UserError(f"data.source={data.source}: there is no such folder; set data.source to the images' folder")
     return Path(data.source).resolve()
 
 
 def class_folders(source: Path, split: str, folder: str) -> list[str]:
-    """The class folders of a split, sorted bytewise; UserError where there are none."""
+    """The class folders of a split, sorted bytewise; UserError if there are none."""
     path = source / folder
     names = subfolders(path) if path.is_dir() else []
     if names:
         return names
     here = ", ".join(subfolders(source)[:5]) or "no folders"
-    reason = "holds no class folders" if path.is_dir() else "is not there"
+    reason = "has no class folders" if path.is_dir() else "does not exist"
     check_no_shards(source)
     raise UserError(
-        f"data.splits.{split}={folder}: {path} {reason} ({source} holds {here}); name the folder of the {split}"
-        f" split's class folders with data.splits.{split}=FOLDER (. is data.source itself)"
+        f"data.splits.{split}={folder}: {path} {reason} ({source} has {here}); set data.splits.{split}=FOLDER to the"
+        f" folder of the {split} split's class folders (. is data.source itself)"
     )
 
 
 def check_no_shards(source: Path) -> None:
-    """UserError where the folder holds Hugging Face's files, whose images only their library finds, and no other."""
+    """Raise UserError if the folder has only Hugging Face's shards, whose images their library must extract first."""
     if set(subfolders(source)) - {"data"}:
-        return  # a table beside folders of images
+        return  # there are also folders of images
     if shard := next((path for pattern in SHARDS for path in source.glob(pattern)), None):
         raise UserError(
             f"{shard}: Hugging Face's layout (parquet, Arrow or tar.gz shards) is not read; write its images into class"
@@ -95,19 +103,20 @@ def check_no_shards(source: Path) -> None:
 
 
 def list_images(folder: Path, classes: list[str], left_out: Counter[str]) -> list[SourceFile]:
-    """The images of the class folders in sample order; UserError for a class without any.
+    """The images of the class folders in sample order; UserError for a class without images.
 
-    What else lies there is added to `left_out`, by what it is.
+    Counts all other files in `left_out`.
     """
     files = []
     left_out.update(_beside(folder, set(classes)))
     for label, name in enumerate(classes):
         others: Counter[str] = Counter()
+        # By bytes, as in every source: independent of the locale, and defined for names that are not valid UTF-8.
         images = sorted(_images(folder / name, others), key=lambda image: os.fsencode(image[0]))
         if not images:
             raise UserError(
-                f"{folder / name}: the class folder holds no image ({' '.join(EXTENSIONS)})"
-                + (f", but {counted(others)}" if others else "")
+                f"{folder / name}: the class folder has no image ({' '.join(EXTENSIONS)})"
+                + (f", but {format_counts(others)}" if others else "")
                 + "; add images or remove the folder from every split"
             )
         left_out.update(others)
@@ -116,22 +125,23 @@ def list_images(folder: Path, classes: list[str], left_out: Counter[str]) -> lis
 
 
 def subfolders(path: Path) -> list[str]:
-    """Names of the folders in a folder, sorted bytewise; hidden ones and litter are left out."""
+    """Names of the subfolders, sorted bytewise, without hidden and system folders."""
+    # os.scandir knows the type of an entry without a stat call, unlike os.listdir.
     with os.scandir(path) as entries:
-        names = [entry.name for entry in entries if entry.is_dir() and not _is_litter(entry.name)]
+        names = [entry.name for entry in entries if entry.is_dir() and not _is_system_folder(entry.name)]
     return sorted(names, key=os.fsencode)
 
 
-def sort_of(name: str) -> str:
-    """What a file that is left out is counted as: hidden, its ending in lower case, or without an ending."""
+def kind_of(name: str) -> str:
+    """The kind under which a file that is left out is counted: hidden, its extension, or without an ending."""
     if name.startswith("."):
         return "hidden"
     ending = os.path.splitext(name)[1].lower()
     return ending if ENDING.fullmatch(ending) else "without an ending"
 
 
-def counted(left_out: Counter[str], most: int = 8) -> str:
-    """3 .jfif, 1 hidden: the most frequent first."""
+def format_counts(left_out: Counter[str], most: int = 8) -> str:
+    """Text such as "3 .jfif, 1 hidden", the most frequent first."""
     ordered = sorted(left_out.items(), key=lambda pair: (-pair[1], pair[0]))
     texts = [f"{number:,} {sort}" for sort, number in ordered[:most]]
     if len(ordered) > most:
@@ -140,7 +150,7 @@ def counted(left_out: Counter[str], most: int = 8) -> str:
 
 
 def check_same_classes(train: list[str], val: list[str]) -> None:
-    """UserError unless both splits have the same classes."""
+    """Raise UserError unless both splits have the same classes."""
     for names, others, split, other in ((train, val, "train", "val"), (val, train, "val", "train")):
         if missing := sorted(set(names) - set(others), key=os.fsencode):
             _check_accents(missing, set(others) - set(names), split, other)
@@ -152,27 +162,29 @@ def check_same_classes(train: list[str], val: list[str]) -> None:
 
 
 def _check_accents(missing: list[str], others: set[str], split: str, other: str) -> None:
-    """UserError where a name differs from one of the other split only in how its letters are composed (NFC, NFD).
+    """Raise UserError if a name differs from one of the other split only in its Unicode normalization (NFC, NFD).
 
-    The two look the same in print: macOS writes an accent as a character of its own where Linux has one for both.
+    The two look the same in print: macOS stores an accent as a separate character, Linux usually does not.
     """
+    # Without this the user would see two equal names and the claim that they differ.
     composed = {unicodedata.normalize("NFC", name): name for name in others}
     for name in missing:
         if twin := composed.get(unicodedata.normalize("NFC", name)):
             raise UserError(
-                f"data.source: class folder {name} of the {split} split looks like {twin} of {other}, and its accents"
-                f" are written otherwise (NFC, NFD); in the {other} folder type: mv {_in_bytes(twin)} {_in_bytes(name)}"
+                f"data.source: class folder {name} of the {split} split looks like {twin} of {other}, but its accents"
+                f" are encoded differently (NFC, NFD); in the {other} folder type:"
+                f" mv {_in_bytes(twin)} {_in_bytes(name)}"
             )
 
 
 def _in_bytes(name: str) -> str:
-    """A name for bash, in which two that look the same differ."""
+    """The name quoted for bash with all non-ASCII bytes escaped, so that names that look the same differ."""
     shown = (chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f"\\x{byte:02x}" for byte in os.fsencode(name))
     return f"$'{''.join(shown)}'"
 
 
 def check_num_classes(data: Data, classes: list[str]) -> None:
-    """UserError where `data.num_classes` says another number."""
+    """Raise UserError if `data.num_classes` is set to another number."""
     if data.num_classes not in (None, len(classes)):
         raise UserError(
             f"data.num_classes={data.num_classes}: {data.source} has {len(classes)} class folders;"
@@ -180,34 +192,34 @@ def check_num_classes(data: Data, classes: list[str]) -> None:
         )
 
 
-def _is_litter(folder: str) -> bool:
-    return folder.startswith(".") or folder.lower() in LITTER
+def _is_system_folder(folder: str) -> bool:
+    return folder.startswith(".") or folder.lower() in SYSTEM_FOLDERS
 
 
 def _beside(folder: Path, classes: set[str]) -> Counter[str]:
-    """What lies in a split's folder and is no class, counted; a folder counts once."""
+    """Count the entries of a split's folder that are not class folders; a folder counts once."""
     with os.scandir(folder) as entries:
-        return Counter(_sort_of_entry(entry) for entry in entries if entry.name not in classes)
+        return Counter(_kind_of_entry(entry) for entry in entries if entry.name not in classes)
 
 
-def _sort_of_entry(entry: os.DirEntry[str]) -> str:
+def _kind_of_entry(entry: os.DirEntry[str]) -> str:
     if not entry.is_dir() or entry.name.startswith("."):
-        return sort_of(entry.name)
-    return entry.name if _is_litter(entry.name) else "other folders"
+        return kind_of(entry.name)
+    return entry.name if _is_system_folder(entry.name) else "other folders"
 
 
 def _images(folder: Path, left_out: Counter[str]) -> list[tuple[str, int]]:
-    """(path within the class folder, bytes) of the images in it, in no order; what else is there is counted."""
+    """(path within the class folder, bytes) of its images, in any order; counts all other files."""
     images = []
-    pending = [""]
+    pending = [""]  # subfolders still to list, relative to the class folder
     while pending:
         inner = pending.pop()
         with os.scandir(folder / inner) as entries:
             for entry in entries:
                 if not entry.name.startswith(".") and entry.name.lower().endswith(EXTENSIONS) and not entry.is_dir():
                     images.append((inner + entry.name, entry.stat().st_size))
-                elif entry.is_dir() and not _is_litter(entry.name):
+                elif entry.is_dir() and not _is_system_folder(entry.name):
                     pending.append(f"{inner}{entry.name}/")
                 else:
-                    left_out[_sort_of_entry(entry)] += 1
+                    left_out[_kind_of_entry(entry)] += 1
     return images

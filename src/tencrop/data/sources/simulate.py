@@ -1,8 +1,8 @@
-"""Archives shaped like ILSVRC2012's, made of any ImageFolder tree. Called by prepare.py simulate=true.
+"""Creates archives in the format of ILSVRC2012 from any tree of class folders (prepare.py simulate=true).
 
-So the whole route from the archives is tried on real images of any number. What could go wrong is as in the original:
-ILSVRC2012_ID is not the sorted order, the validation images are in no order of classes, and the synsets hold an inner
-node. A file SIMULATED in the devkit tells these archives from the original.
+With them the whole path from archives to training can be tested on a few real images. The traps of the original are
+kept: ILSVRC2012_ID is not the sorted order, the validation images are not ordered by class, and the synsets have an
+inner node. A file SIMULATED in the devkit distinguishes these archives from the original.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tencrop.data.sources.source import Source
 from tencrop.files import atomic_file, atomic_write
 from tencrop.progress import counting_images
 
-# of `synsets` in meta.mat, in the original's order
+# Fields of `synsets` in meta.mat, in the original's order
 FIELDS = (
     "ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height", "num_train_images",
 )  # fmt: skip
@@ -38,16 +38,16 @@ FIELDS = (
 def simulate(data: Data, *, progress: bool = True) -> Path:
     """Write the three archives and their MD5 list into `data.root`; return it.
 
-    `data.source` is an ImageFolder tree, its splits named by `data.splits`. The same tree gives the same bytes.
-    Raises UserError for a source that is none, or where there are archives already.
+    `data.source` is a tree of class folders, its splits named by `data.splits`. The same tree gives the same bytes.
+    Raises UserError if it is not such a tree, or if there are archives already.
     """
     console, root = plain_console(quiet=not progress, soft_wrap=True), Path(data.root)
-    check_writable(root / MD5_LIST, mend="make room, or name another folder with data.root=DIR")
+    check_writable(root / MD5_LIST, mend="make room, or choose another folder with data.root=DIR")
     source = FolderSource(data)
     names = (ARCHIVES["train"], ARCHIVES["val"], DEVKIT_ARCHIVE)
     for name in names:
         if (root / name).exists():
-            raise UserError(f"data.root={root}: holds {name} already; name an empty folder")
+            raise UserError(f"data.root={root}: already has {name}; choose an empty folder")
     root.mkdir(parents=True, exist_ok=True)
     ids = simulated_ids(source.classes)
     with counting_images(console, "train", len(source.files["train"])) as advance:
@@ -65,17 +65,19 @@ def simulate(data: Data, *, progress: bool = True) -> Path:
 
 
 def simulated_ids(classes: list[str]) -> dict[str, int]:
-    """ILSVRC2012_ID of every class, from 1, shuffled by the hash of its name."""
+    """ILSVRC2012_ID of every class, counted from 1 and shuffled by a hash of its name."""
     order = sorted(classes, key=lambda name: hashlib.sha256(b"ILSVRC2012_ID " + os.fsencode(name)).digest())
     return {name: number for number, name in enumerate(order, start=1)}
 
 
 def _write_train(path: Path, source: Source, advance: Callable[[int], None]) -> None:
+    # Each inner tar is held in memory. ImageNet's own have 138 MB on average.
     with atomic_file(path) as file, tarfile.open(fileobj=file, mode="w") as archive:
         for label, name in enumerate(source.classes):
             inner = io.BytesIO()
             with tarfile.open(fileobj=inner, mode="w") as archive_of_class:
                 for image in (image for image in source.files["train"] if image.label == label):
+                    # Inner tars are flat, so subfolders become part of the name.
                     image_name = image.name.partition("/")[2].replace("/", "_")
                     _add(archive_of_class, image_name, source.read("train", image))
                     advance(1)
@@ -83,7 +85,8 @@ def _write_train(path: Path, source: Source, advance: Callable[[int], None]) -> 
 
 
 def _write_val(path: Path, source: Source, ids: dict[str, int], advance: Callable[[int], None]) -> list[int]:
-    """Returns the ILSVRC2012_ID of every image, in the order of their names."""
+    """Write the validation images in an order independent of their classes; returns their ILSVRC2012_IDs in order."""
+    # Ordered by a hash of the name: mixes the classes, as in the original, and is the same every time.
     key = [hashlib.sha256(os.fsencode(file.name)).digest() for file in source.files["val"]]
     order = sorted(range(len(key)), key=key.__getitem__)
     with atomic_file(path) as file, tarfile.open(fileobj=file, mode="w") as archive:
@@ -103,7 +106,7 @@ def _write_devkit(path: Path, source: Source, ids: dict[str, int], ground_truth:
     }
     with (
         atomic_file(path) as file,
-        gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as compressed,
+        gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as compressed,  # no name, no time: same bytes
         tarfile.open(fileobj=compressed, mode="w") as archive,
     ):
         for name, content in files.items():
@@ -111,7 +114,7 @@ def _write_devkit(path: Path, source: Source, ids: dict[str, int], ground_truth:
 
 
 def _meta(classes: list[str], ids: dict[str, int], num_images: list[int]) -> bytes:
-    """meta.mat: `synsets`, the leaves by ILSVRC2012_ID and one inner node behind them."""
+    """Content of meta.mat: `synsets` has the leaves by ILSVRC2012_ID, then one inner node."""
     from scipy.io import savemat
 
     synsets = np.zeros((len(classes) + 1, 1), [(name, object) for name in FIELDS])
@@ -123,7 +126,7 @@ def _meta(classes: list[str], ids: dict[str, int], num_images: list[int]) -> byt
     buffer = io.BytesIO()
     savemat(buffer, {"synsets": synsets})
     content = buffer.getvalue()
-    text = b"MATLAB 5.0 MAT-file"  # scipy writes the time of day behind it
+    text = b"MATLAB 5.0 MAT-file"  # the header without the time that scipy appends
     return text.ljust(116) + content[116:]
 
 
@@ -133,6 +136,6 @@ def _md5(path: Path) -> str:
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    entry = tarfile.TarInfo(name)  # of no owner and no time, so that the same tree gives the same bytes
+    entry = tarfile.TarInfo(name)  # without owner and time, so that the same tree gives the same bytes
     entry.size = len(content)
     archive.addfile(entry, io.BytesIO(content))

@@ -1,10 +1,10 @@
-"""ffcv's file format (.beton, version 2): an image and an integer label a sample; stock ffcv reads these files.
+"""Reads and writes ffcv's file format (.beton, version 2): an image and an integer label for each sample.
 
-Called by prepare (writes) and by the loader (reads). ffcv's own writer places samples by worker timing, so its
-files differ from run to run; this one writes them in index order, so the same samples give the same bytes.
+Stock ffcv reads these files. ffcv's own writer places samples in the order in which its workers finish, so its files
+differ from run to run; this one writes them in index order, so the same samples give the same bytes.
 
 Layout: header | two field descriptors | metadata of every sample | payloads | allocation table. A payload never
-crosses a multiple of the page size, counted from the start of the file: ffcv may read page by page.
+crosses a multiple of the page size, counted from the start of the file, because ffcv may read page by page.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from tencrop.config import UserError
 from tencrop.data.native.mapped import watch
 from tencrop.files import partial_name, sync_folder
 
-JPEG, RAW = 0, 1  # modes of a payload: a JPEG file | height x width x 3 bytes, RGB
-MIN_PAGE_BYTES = 1 << 23
-MAX_PAYLOAD_BYTES = 1 << 31  # the header keeps the page size in 32 bits, and pages are powers of two
+JPEG, RAW = 0, 1  # modes of a payload: a JPEG file | height x width x 3 bytes of RGB; ffcv's numbers
+MIN_PAGE_BYTES = 1 << 23  # ffcv's default page size
+MAX_PAYLOAD_BYTES = 1 << 31  # the header has 32 bits for the page size, and pages are powers of two
 
 VERSION = 2
 IMAGE_FIELD, INT_FIELD = 2, 1  # ffcv's type ids of RGBImageField and IntField
-# as in ffcv/types.py and ffcv/fields: little-endian, aligned as a C compiler would
+# The structs of ffcv/types.py and ffcv/fields: little-endian, aligned like C structs except for IMAGE, which is packed.
 HEADER = np.dtype(
     [
         ("version", "<u2"),
@@ -41,7 +41,7 @@ HEADER = np.dtype(
 FIELD = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
 IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 SAMPLE = np.dtype([("image", IMAGE), ("label", "<i8")], align=True)
-LABEL_FIRST = np.dtype([("label", "<i8"), ("image", IMAGE)], align=True)  # where ffcv's user named the label first
+LABEL_FIRST = np.dtype([("label", "<i8"), ("image", IMAGE)], align=True)  # files whose author listed the label first
 SAMPLES = {(IMAGE_FIELD, INT_FIELD): SAMPLE, (INT_FIELD, IMAGE_FIELD): LABEL_FIRST}
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 METADATA_START = HEADER.itemsize + 2 * FIELD.itemsize
@@ -56,11 +56,11 @@ class EncodedSample(NamedTuple):
 
 
 class BetonWriter:
-    """Writes samples in order; can be taken up again after a kill.
+    """Writes samples in order, and can continue an interrupted file.
 
-    The file appears under its name only when it is complete and on disk (`finish`), until then under a temporary one.
-    `num_samples` is the most that may come. `metadata` (SAMPLE) and `payload_bytes` (uint64) are of the samples that
-    the temporary file already holds, after `sync`; whatever lies behind them is cut off and written again.
+    The file has a temporary name until it is complete and on disk (`finish`). `num_samples` is the maximum number of
+    samples. To continue, pass `metadata` (SAMPLE) and `payload_bytes` (uint64) of the samples that the temporary file
+    holds since the last `sync`; anything after them is truncated.
     """
 
     def __init__(
@@ -73,7 +73,8 @@ class BetonWriter:
         self._page_size = MIN_PAGE_BYTES
         if self.count:
             assert metadata is not None and payload_bytes is not None
-            for name in ("image", "label"):  # not what lies between the two: it is to be 0
+            # Field by field, not whole rows: the padding between them must be 0 for the file to be reproducible.
+            for name in ("image", "label"):
                 self._metadata[name][: self.count] = metadata[name]
             self._sizes[: self.count] = payload_bytes
             self._position = end_of_payloads(metadata, payload_bytes)
@@ -87,6 +88,7 @@ class BetonWriter:
         size = len(payload)
         assert 0 < size <= MAX_PAYLOAD_BYTES and max(height, width) < 1 << 16 and self.count < len(self._sizes)
         self._grow_pages(size)
+        # Would the payload cross a page boundary? Then pad with zeros and start at the next page.
         if self._position // self._page_size != (self._position + size - 1) // self._page_size:
             start = -(-self._position // self._page_size) * self._page_size
             self._file.write(bytes(start - self._position))
@@ -98,16 +100,16 @@ class BetonWriter:
         self.count += 1
 
     def written(self, first: int) -> tuple[np.ndarray, np.ndarray]:
-        """Metadata and payload bytes of the samples from `first` on."""
+        """Copies of the metadata and payload sizes of the samples from `first` on."""
         return self._metadata[first : self.count].copy(), self._sizes[first : self.count].copy()
 
     def sync(self) -> None:
-        """Bring what was added to disk."""
+        """Flush the added samples to disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def finish(self) -> None:
-        """Write the tables and give the file its name."""
+        """Write the tables, flush, and rename the file to its final name."""
         allocations = np.zeros(self.count, ALLOCATION)
         allocations["sample_id"] = np.arange(self.count)
         allocations["ptr"] = self._metadata["image"]["data_ptr"][: self.count]
@@ -122,52 +124,52 @@ class BetonWriter:
         self._file.write(header.tobytes() + fields.tobytes() + self._metadata[: self.count].tobytes())
         self.sync()
         os.replace(self.partial, self.path)
-        sync_folder(self.path.parent)
+        sync_folder(self.path.parent)  # else a power failure could undo the rename
 
     def __enter__(self) -> BetonWriter:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(self.partial)  # a full disk's names nothing
-        with contextlib.suppress(OSError):  # of a full disk, once more: what matters was synced
+            error.filename = str(self.partial)  # the error of a full disk names no file
+        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk; samples were synced
             self._file.close()
 
     def _grow_pages(self, size: int) -> None:
-        # A larger page holds whole smaller ones, so what was written stays within one page of the new size.
+        # Doubling merges whole pages, so a payload written before still does not cross a page boundary.
         while size > self._page_size:
             self._page_size *= 2
 
 
 def end_of_payloads(metadata: np.ndarray, payload_bytes: np.ndarray) -> int:
-    """Where the last sample's bytes end."""
+    """Offset of the first byte after the last sample's payload."""
     return int(metadata["image"]["data_ptr"][-1]) + int(payload_bytes[-1])
 
 
 def tables_sha256(metadata: np.ndarray, payload_bytes: np.ndarray) -> str:
-    """SHA-256, hexadecimal: tells another preparation's file from this one without reading the images."""
+    """SHA-256 (hexadecimal) of the tables: identifies the file without reading the images."""
     image = metadata["image"]
     columns = (*(image[name] for name in IMAGE.names or ()), metadata["label"], payload_bytes)
     return hashlib.sha256(b"".join(column.astype("<u8").tobytes() for column in columns)).hexdigest()
 
 
 class Beton:
-    """A .beton file, memory-mapped; written by BetonWriter or by ffcv with one image and one integer field.
+    """A memory-mapped .beton file, written by BetonWriter or by ffcv with one image field and one integer field.
 
-    Raises UserError where the file is missing, truncated or another kind of file.
+    Raises UserError if the file is missing, truncated or of another kind.
     """
 
     num_samples: int
     page_size: int  # bytes
-    image_field: str  # what the file calls its images; BetonWriter "image", ffcv whatever its user typed
+    image_field: str  # the field's name in the file: "image" from BetonWriter, anything from ffcv
     label_field: str
     modes: np.ndarray  # uint8 [N], JPEG | RAW
     heights: np.ndarray  # uint16 [N], pixels as stored
     widths: np.ndarray  # uint16 [N]
     labels: np.ndarray  # int64 [N]
-    pointers: np.ndarray  # uint64 [N], where a payload begins in `data`
+    pointers: np.ndarray  # uint64 [N], offset of a payload in `data`
     payload_bytes: np.ndarray  # uint64 [N]
-    tables_sha256: str  # of what says where, how large and of which class the samples are
+    tables_sha256: str  # of positions, sizes and labels of the samples
     data: np.ndarray  # uint8 [bytes of the file], memory-mapped, read-only
 
     def __init__(self, path: str | Path) -> None:
@@ -177,7 +179,7 @@ class Beton:
         if self.path.stat().st_size < METADATA_START:
             raise UserError(f"{path}: too short for a .beton file; prepare the data again (prepare.py)")
         self.data = np.memmap(self.path, np.uint8, mode="r")
-        watch(self.data, self.path, mend="delete the prepared folder and prepare again (prepare.py)")
+        watch(self.data, self.path, remedy="delete the prepared folder and prepare again (prepare.py)")
         header = self.data[: HEADER.itemsize].view(HEADER)[0]
         fields = self.data[HEADER.itemsize : METADATA_START].view(FIELD)
         if header["version"] != VERSION or header["num_fields"] != 2:
@@ -195,7 +197,7 @@ class Beton:
         self._read_tables(int(header["alloc_table_ptr"]), SAMPLES[kinds])
 
     def payload(self, index: int) -> np.ndarray:
-        """The stored bytes of one sample, uint8 [bytes], not copied."""
+        """The stored bytes of one sample, uint8 [bytes], a view of the mapped file."""
         start = int(self.pointers[index])
         return self.data[start : start + int(self.payload_bytes[index])]
 
@@ -211,10 +213,10 @@ class Beton:
         table_end = table_start + self.num_samples * ALLOCATION.itemsize
         if metadata_end > table_start or table_end != self.data.size:
             raise UserError(
-                f"{self.path}: {self.data.size} bytes where its header speaks of {table_end}: truncated or damaged;"
+                f"{self.path}: has {self.data.size} bytes, but its header implies {table_end}: truncated or damaged;"
                 " delete the prepared folder and prepare again (prepare.py)"
             )
-        # views of the mapped file: the tables of ImageNet are 60 MB, which the processes of a machine share
+        # Views of the mapped file: ImageNet's tables take 60 MB, which all processes of a machine share.
         metadata = np.asarray(self.data[METADATA_START:metadata_end]).view(row)
         self.modes = metadata["image"]["mode"]
         self.heights = metadata["image"]["height"]
@@ -225,10 +227,11 @@ class Beton:
         self.tables_sha256 = tables_sha256(metadata, allocations["size"])
         if np.array_equal(allocations["sample_id"], np.arange(self.num_samples)):
             self.payload_bytes = allocations["size"]
-        else:  # as ffcv writes them
+        else:  # ffcv writes allocations in the order in which its workers finished
             self.payload_bytes = np.zeros(self.num_samples, np.uint64)
             if int(allocations["sample_id"].max()) < self.num_samples:
                 self.payload_bytes[allocations["sample_id"]] = allocations["size"]
+        # Check every row once, vectorized: the C decoder trusts these numbers.
         ends = self.pointers + self.payload_bytes
         raw_bytes = 3 * self.heights.astype(np.uint64) * self.widths
         sound = (
@@ -236,11 +239,11 @@ class Beton:
             & (self.payload_bytes > 0)
             & (self.pointers >= metadata_end)
             & (ends <= table_start)
-            & (ends >= self.pointers)
+            & (ends >= self.pointers)  # the sum did not wrap around
             & ((self.modes == JPEG) | (self.payload_bytes == raw_bytes))
         )
         if not sound.all():
             raise UserError(
-                f"{self.path}: sample {int(np.argmin(sound))} points to where no image can be: damaged;"
+                f"{self.path}: the table entry of sample {int(np.argmin(sound))} is invalid: damaged;"
                 " delete the prepared folder and prepare again (prepare.py)"
             )

@@ -1,4 +1,4 @@
-"""One image file to what a store keeps of it: its own bytes where they will do, else JPEG or RGB. Called by prepare."""
+"""Encodes an image file for the store: its own bytes if they can be used as they are, else a new JPEG or raw RGB."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from tencrop.data.sampling.geometry import MAX_PIXELS, stored_size
 from tencrop.data.sampling.rng import Stream, uniforms
 from tencrop.data.store.beton import JPEG, MAX_PAYLOAD_BYTES, RAW, EncodedSample
 
-# What a file turned out to be; the table of files keeps the index. A damaged JPEG is one that Pillow decodes to the
-# end and libjpeg warns of (stray or missing data): such files are in ImageNet and papers trained on them.
-KINDS = ("jpeg", "gray jpeg", "cmyk jpeg", "png", "other", "damaged jpeg", "raw")  # raw: of an adopted .beton file
-PLAIN_KINDS = ("jpeg", "gray jpeg")  # a decoder of JPEG makes RGB of these, so their bytes can be stored
-STORE_FILTER = Image.Resampling.BILINEAR  # of a reduced store; Pillow's, so antialiased
-# The decoders that a file may choose by its first bytes. Of the others that Pillow has, some run programs (Ghostscript
-# for EPS) and some appear only where a library is installed: which images exist would depend on the machine.
+# Kinds of image files. The file table stores the index, so append only. A damaged JPEG is one that Pillow decodes to
+# the end although libjpeg warns of stray or missing data: ImageNet has such files, and papers trained on them.
+KINDS = ("jpeg", "gray jpeg", "cmyk jpeg", "png", "other", "damaged jpeg", "raw")  # raw: in an adopted .beton file
+PLAIN_KINDS = ("jpeg", "gray jpeg")  # libjpeg decodes these to RGB, so their bytes can be stored
+STORE_FILTER = Image.Resampling.BILINEAR  # for reducing images; Pillow's filters are antialiased
+# The formats that are accepted. Some of Pillow's other plugins run programs (Ghostscript for EPS), and some exist only
+# if a library is installed: which images a data set has would depend on the machine.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower, holds for it alone, and can be set in no other way
-ENCODING = 2  # counts up where `encode` makes something else of the same file
+Image.MAX_IMAGE_PIXELS = None  # replaced by MAX_PIXELS: Pillow's limit is lower, global, and unknown to our C decoder
+ENCODING = 2  # version of `encode`: increase it when the same file gives other bytes
 
 
 class Undecodable(ValueError):
-    """The bytes are not a whole image of a format that Pillow reads; the message is the reason."""
+    """The bytes are not a complete image in one of FORMATS; the message is the reason."""
 
 
 class EncodedFile(NamedTuple):
-    """A file as it goes into a store."""
+    """An image file, encoded for the store."""
 
     sample: EncodedSample
     payload_sha256: bytes
     height: int  # of the original
     width: int
-    pixels: npt.NDArray[np.uint8] | None  # [h, w, 3], RGB: the original at the reduced size of `reduce`
-    kind: str  # of KINDS
+    pixels: npt.NDArray[np.uint8] | None  # [h, w, 3], RGB: the original, reduced as in native/reduce.py
+    kind: str  # one of KINDS
     num_bytes: int  # of the file
     sha256: bytes  # of the file
 
@@ -53,12 +53,13 @@ class EncodedFile(NamedTuple):
 def encode(
     content: bytes, label: int, options: StoreOptions, *, index: int = 0, with_pixels: bool = True
 ) -> EncodedFile:
-    """What a store of these options keeps of an encoded image; `index` is its rank in the split. Without pixels a JPEG
-    is read to its end all the same, at an eighth of its size.
+    """Encode an image file with these store options; `index` is its sample index in the split.
 
-    mode=jpeg: the file's own bytes if it is an RGB or grayscale JPEG of the wanted size, and libjpeg reads it to the
-    end without complaint; a JPEG of `options.quality` (4:2:0, as libjpeg's default) if it is resized; raw RGB for
-    anything else, so that nothing is lost. mode=raw: RGB. mode=proportion: one of the two. Raises Undecodable.
+    mode=jpeg: the file's own bytes if it is an undamaged RGB or grayscale JPEG of the wanted size; a JPEG of
+    `options.quality` (4:2:0, libjpeg's default) if it must be resized; raw RGB for anything else, so that nothing is
+    lost. mode=raw: RGB. mode=proportion: one of the two, by a draw.
+    with_pixels: also return the reduced pixels, for the color statistics. Without them a JPEG is still read to its end,
+    at an eighth of its size, to find damage. Raises Undecodable.
     """
     sha256 = hashlib.sha256(content).digest()
     header, pixels = _read_plain_jpeg(content, with_pixels=with_pixels)
@@ -67,10 +68,10 @@ def encode(
         size, opened = (header.height, header.width), None
     else:
         opened, kind = open_image(content)
-        kind = "damaged jpeg" if kind in PLAIN_KINDS else kind  # unless Pillow cannot decode it either
+        kind = "damaged jpeg" if kind in PLAIN_KINDS else kind  # if Pillow fails too, to_rgb raises below
         size = opened.height, opened.width
     height, width = stored_size(*size, short_side=options.short_side, max_side=options.max_side)
-    if max(height, width, *size) >= 1 << 16:
+    if max(height, width, *size) >= 1 << 16:  # the format has 16 bits for a length
         raise Undecodable(f"{size[1]} x {size[0]} pixels are more than a .beton file can hold")
     as_jpeg = is_jpeg(index, options)
     if as_jpeg and header is not None and (height, width) == size:
@@ -86,7 +87,7 @@ def encode(
 
 
 def is_jpeg(index: int, options: StoreOptions) -> bool:
-    """Whether the image of this rank is to be kept as JPEG; of a mixed store a draw says it, the same in every run."""
+    """Whether this sample is stored as JPEG. In a mixed store a counter-based draw decides, the same in every run."""
     if options.mode != "proportion":
         return options.mode == "jpeg"
     assert options.jpeg_fraction is not None
@@ -95,25 +96,26 @@ def is_jpeg(index: int, options: StoreOptions) -> bool:
 
 
 def decode_rgb(content: bytes) -> Image.Image:
-    """An image file of any format as RGB, as Pillow decodes it: what the reference loader applies to originals."""
+    """Decode an image file of any accepted format to RGB with Pillow."""
     return to_rgb(open_image(content)[0])
 
 
 def open_image(content: bytes) -> tuple[Image.Image, str]:
-    """The image, its header read and its pixels not yet, and its kind. Raises Undecodable."""
+    """Open an image without decoding its pixels; returns it and its kind. Raises Undecodable."""
     with _pillows_errors():
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     _check_num_pixels(image.height, image.width)
-    if image.format in ("JPEG", "MPO"):  # MPO: JPEG with further pictures behind, which decoders do not look at
+    if image.format in ("JPEG", "MPO"):  # MPO: a JPEG followed by further pictures, which decoders ignore
         return image, {"RGB": "jpeg", "L": "gray jpeg", "CMYK": "cmyk jpeg"}[image.mode]
     return image, "png" if image.format == "PNG" else "other"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The first frame as RGB; orientation tags are ignored [6]. Raises Undecodable for anything but a whole image.
+    """Decode the first frame as RGB. Raises Undecodable for anything but a complete image.
 
-    Grayscale is repeated; CMYK, palettes and transparency go through Pillow's convert, as torchvision's loader does;
-    grayscale of more than 8 bits is scaled.
+    Grayscale is repeated in all channels; CMYK, palettes and transparency go through Pillow's convert, as in
+    torchvision's loader; grayscale of more than 8 bits is scaled. EXIF orientation is ignored: torchvision, and so
+    every published ImageNet result, ignores it too.
     """
     with _pillows_errors():
         image.load()
@@ -123,26 +125,27 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Deep grayscale, uint8 [height, width]: integers of 0 to 65,535 keep their upper 8 bits, floats are of 0 to 1.
+    """Grayscale of more than 8 bits as uint8 [height, width]: integers in [0, 65535] keep their upper 8 bits, floats
+    must be in [0, 1].
 
-    Pillow's convert cuts all values off at 255, which makes such an image white or black. Raises Undecodable where
-    the range of the values is another one, so that what is white cannot be known.
+    Raises Undecodable for values in any other range, in which white is not defined.
     """
+    # Not Pillow's convert: it clips all values at 255, which makes most such images white.
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
     num_bits, is_signed = tags.get(BITSPERSAMPLE, (16,))[0], tags.get(SAMPLEFORMAT, (1,))[0] == 2
     if tags.get(PHOTOMETRIC_INTERPRETATION) == 0 or (num_bits == 16 and is_signed):
         raise Undecodable("gray of more than 8 bits that is signed, or in which 0 is white; save it with 8 bits")
     values = np.asarray(image)
     if image.mode == "F":
-        if not (values.min() >= 0 and values.max() <= 1):  # nor where one is no number
-            raise Undecodable("its pixels are floats that are not all of 0 to 1; save it with 8 bits")
+        if not (values.min() >= 0 and values.max() <= 1):  # written so that NaN fails too
+            raise Undecodable("its pixels are floats outside of 0 to 1; save it with 8 bits")
         pixels = np.rint(255 * values)
     else:
         if values.min() < 0 or values.max() >= 1 << 16:
-            raise Undecodable("its pixels are integers that are not all of 0 to 65,535; save it with 8 bits")
-        pixels = values >> (num_bits - 8 if num_bits < 16 else 8)
+            raise Undecodable("its pixels are integers outside of 0 to 65,535; save it with 8 bits")
+        pixels = values >> (num_bits - 8 if num_bits < 16 else 8)  # a TIFF may have 10 or 12 bits
     if values.any() and not pixels.any():
-        raise Undecodable("its deep gray values are so small that it would be black; save it with 8 bits")
+        raise Undecodable("its gray values are so small that the image would be black; save it with 8 bits")
     return pixels.astype(np.uint8)
 
 
@@ -152,7 +155,7 @@ def _check_num_pixels(height: int, width: int) -> None:
 
 
 def _read_plain_jpeg(content: bytes, *, with_pixels: bool) -> tuple[JpegHeader | None, npt.NDArray[np.uint8] | None]:
-    """Header and reduced pixels of an undamaged JPEG of RGB or gray; (None, None) for all else."""
+    """Header and reduced pixels of an undamaged RGB or grayscale JPEG; (None, None) for anything else."""
     if not content.startswith(b"\xff\xd8\xff"):
         return None, None
     try:
@@ -167,7 +170,8 @@ def _read_plain_jpeg(content: bytes, *, with_pixels: bool) -> tuple[JpegHeader |
 
 
 def _payload(image: Image.Image, height: int, width: int, as_jpeg: bool, quality: int) -> tuple[bytes, int]:
-    """An RGB image at its stored size; one that keeps its size is not compressed: that would lose something."""
+    """(payload, mode) of an RGB image at its stored size."""
+    # An image that keeps its size was not a plain JPEG; compressing it now would lose quality, so it stays raw.
     if image.size == (width, height):
         return image.tobytes(), RAW
     stored = image.resize((width, height), STORE_FILTER)
@@ -187,5 +191,6 @@ def _pillows_errors() -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise Undecodable(f"not an image of a format that is read: {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        reason = re.sub(r" (object )?at 0x[0-9a-f]+", "", str(error))  # the manifest keeps it, the same every time
+        # Without memory addresses: the manifest keeps the reason, and must be the same in every run.
+        reason = re.sub(r" (object )?at 0x[0-9a-f]+", "", str(error))
         raise Undecodable(reason or type(error).__name__) from error

@@ -1,13 +1,13 @@
-"""A prepared folder as its readers see it: manifest.json, and per split a .beton file and a table of its files.
+"""The prepared folder: reads and writes manifest.json, and opens the .beton file and file table of each split.
 
-Written by prepare, opened by train, evaluate and report. What is small stands in the JSON; what grows with the
-number of images stands in a memory-mapped table, which costs a process nothing until it looks.
+prepare.py writes the folder; training, evaluation and reports open it. Small facts are in the JSON; whatever grows with
+the number of images is in a memory-mapped table, which costs a process nothing until it is read.
 
-    manifest.json     options, classes, counts, statistics, fingerprints, and a digest of all that; written last, so it
-                      vouches for the rest
+    manifest.json     options, classes, counts, statistics, fingerprints, and a digest of these; written last, so a
+                      folder with a manifest is complete
     mean_image.npy    float32 [256, 256, 3], the training split's mean at every pixel
-    train.beton       images and labels of the training split (val.beton of the evaluation split)
-    train.files.npy   one row a sample: name, label, sizes, bytes, SHA-256 of the original file and of what is stored
+    train.beton       images and labels of the training split (val.beton: of the evaluation split)
+    train.files.npy   one row for each sample: name, label, sizes, SHA-256 of the original file and of the payload
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ from tencrop.files import atomic_write, file_sha256
 
 FORMAT = "tencrop-data-2"
 SPLITS = ("train", "val")
-_MEND = "delete {root} and prepare the data again (prepare.py)"
+_REMEDY = "delete {root} and prepare the data again (prepare.py)"
+# The shape of a manifest, checked when it is read. Entries that only people read (kinds, converted) are not listed.
 _COUNT = Between(0, 2**63 - 1)
 _TRIPLE = [float, float, float]
 _SPLIT = {
@@ -85,13 +86,13 @@ SHAPE = {
     },
     "sha256?": str,
 }
-# What a run folder keeps of the manifest of its data.
+# The part of the data's manifest that a run folder keeps.
 _RUN_SPLIT = {key: _SPLIT[key] for key in ("num_samples", "source_fingerprint", "store_fingerprint")}
 RUN_DATA_SHAPE = {"name": str, "classes": SHAPE["classes"], "splits": {"train": _RUN_SPLIT, "val": _RUN_SPLIT}}
 
 
 def read_manifest(root: str | Path, data: str = "imagefolder") -> dict[str, Any]:
-    """manifest.json of a prepared folder; UserError with the command that prepares one where there is none.
+    """Read manifest.json of a prepared folder; if there is none, UserError with the command that prepares one.
 
     `data` is the name of the data group (conf/data), for that command.
     """
@@ -101,45 +102,45 @@ def read_manifest(root: str | Path, data: str = "imagefolder") -> dict[str, Any]
     prepare = f"{verb('prepare')} data={data}{source} {typed_word('data.root', root)}"
     if not path.is_file():
         raise UserError(f"data.root={root}: holds no prepared data (no manifest.json); prepare it with: {prepare}")
-    what, mend = "a manifest of prepared data", f"delete {root} and run: {prepare}"
-    manifest = read_json(path, {"format": str}, what=what, mend=mend)
+    what, remedy = "a manifest of prepared data", f"delete {root} and run: {prepare}"
+    manifest = read_json(path, {"format": str}, what=what, mend=remedy)
     if (found := manifest["format"]) != FORMAT:
-        raise UserError(f"{path}: format {found}, and this code reads {FORMAT}; prepare again elsewhere: {prepare}")
+        raise UserError(f"{path}: format {found}, but this code reads {FORMAT}; prepare again elsewhere: {prepare}")
     try:
         check_shape(manifest, SHAPE)
     except ValueError as error:
-        raise UserError(f"{path}: not {what} ({error}); {mend}") from error
+        raise UserError(f"{path}: not {what} ({error}); {remedy}") from error
     if "sha256" in manifest and manifest["sha256"] != manifest_sha256(manifest):
-        raise UserError(f"{path}: not the manifest that was written, but changed or damaged; {mend}")
+        raise UserError(f"{path}: was changed or damaged after it was written; {remedy}")
     return manifest
 
 
 def write_manifest(root: Path, manifest: dict[str, Any]) -> None:
-    """Write manifest.json, with its digest, in one piece: it is there wholly, or not at all."""
+    """Write manifest.json atomically, with its digest."""
     content = {**manifest, "sha256": manifest_sha256(manifest)}
     atomic_write(root / "manifest.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
 def manifest_sha256(manifest: dict[str, Any]) -> str:
-    """SHA-256, hexadecimal, of all that a manifest says but for this digest; those of earlier code carry none.
+    """SHA-256 (hexadecimal) of a manifest without its own digest. Takes 5 ms for ImageNet's 1,000 classes.
 
-    5 ms for ImageNet's 1,000 classes.
+    Manifests of early versions have no digest.
     """
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def file_table(num_files: int, name_bytes: int) -> np.ndarray:
-    """An empty table of files, one row a sample; a name is class/file in at most `name_bytes` bytes (os.fsencode)."""
+    """An empty file table, one row for each sample; a name is class/file, at most `name_bytes` bytes (os.fsencode)."""
     row = [
         ("name", f"S{name_bytes}"),
         ("label", "<i4"),
         ("kind", "u1"),  # index into encode.KINDS
         ("mode", "u1"),  # of the payload: beton.JPEG | RAW
-        ("offset", "<u8"),  # of the original file in its archive; 0 where there is none
+        ("offset", "<u8"),  # of the original file in its archive; 0 if it is not in one
         ("bytes", "<u8"),  # of the original file
         ("sha256", "u1", 32),  # of the original file
-        ("payload_sha256", "u1", 32),  # of what is stored of it
+        ("payload_sha256", "u1", 32),  # of the stored bytes
         ("height", "<i4"),  # of the original, pixels
         ("width", "<i4"),
         ("stored_height", "<i4"),
@@ -149,13 +150,14 @@ def file_table(num_files: int, name_bytes: int) -> np.ndarray:
 
 
 def _is_row(dtype: np.dtype) -> bool:
-    """Whether this is a row of a table of files; its names may be of any length."""
+    """Whether this is the dtype of a file table's row, with names of any length."""
     name, *others = dtype.descr
     return name[0] == "name" and dtype["name"].kind == "S" and others == file_table(0, 1).dtype.descr[1:]
 
 
 def source_fingerprint(table: np.ndarray) -> str:
-    """SHA-256, hexadecimal, over name, label and content hash of every file of a split, in index order."""
+    """SHA-256 (hexadecimal) over name, label and content hash of every file of a split, in index order."""
+    # Independent of store options: two preparations of the same files share it, so results on both are comparable.
     digest = hashlib.sha256()
     for name, label, sha256 in zip(table["name"], table["label"], table["sha256"], strict=True):
         digest.update(name + b"\0%d\0" % label + sha256.tobytes())
@@ -163,7 +165,7 @@ def source_fingerprint(table: np.ndarray) -> str:
 
 
 def store_fingerprint(table: np.ndarray, options: dict[str, Any]) -> str:
-    """SHA-256, hexadecimal, over writer options, the stored bytes of every sample, and the source's fingerprint."""
+    """SHA-256 (hexadecimal) over store options, the stored bytes of every sample, and the source's fingerprint."""
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     columns = (table[name] for name in ("mode", "stored_height", "stored_width", "payload_sha256"))
     for mode, height, width, sha256 in zip(*columns, strict=True):
@@ -175,11 +177,11 @@ def store_fingerprint(table: np.ndarray, options: dict[str, Any]) -> str:
 def open_split(root: str | Path, name: str, *, source: str | None = None, data: str = "imagefolder") -> Split:
     """Open the split "train" or "val" of a prepared folder.
 
-    `source` says where the original files lie now, if not where they were at preparation. Raises UserError where the
-    folder is not prepared, or a file of it is missing, truncated or of another preparation. Manifest, mean image and
-    the tables of the .beton file are compared with their digests; the payloads, and the table of files (200 MB of
-    ImageNet's), only by verify.py.
+    `source`: where the original files are now, if they were moved after preparation. Raises UserError if the folder is
+    not prepared, or one of its files is missing, truncated or from another preparation.
     """
+    # Manifest, mean image and the tables of the .beton file are compared with their digests. Hashing the payloads and
+    # the file table (200 MB for ImageNet) would delay every start, so only prepare.py verify=true does that.
     manifest = read_manifest(root, data)
     if name not in manifest["splits"]:
         raise UserError(f"{root}: prepared without a split {name}; it has {', '.join(manifest['splits'])}")
@@ -188,17 +190,18 @@ def open_split(root: str | Path, name: str, *, source: str | None = None, data: 
 
 
 def check_file(path: Path, sha256: str) -> None:
-    """UserError unless the file of a prepared folder is there with this SHA-256 (2 ms for the mean image)."""
+    """Raise UserError unless the file exists and has this SHA-256 (2 ms for the mean image)."""
     found = file_sha256(path) if path.is_file() else None
     if found != sha256:
         state = "is missing" if found is None else "is not the file that was written"
-        raise UserError(f"{path}: {state}; {_MEND.format(root=path.parent)}")
+        raise UserError(f"{path}: {state}; {_REMEDY.format(root=path.parent)}")
 
 
 class Split:
-    """The samples of a split: where their stored bytes lie, how large they are, what they are called.
+    """The samples of a split: payloads, sizes, labels, names and original files.
 
-    A sample's index is its rank among the (class folder, file name) of the split, sorted bytewise [1].
+    A sample's index is its rank among the pairs (class folder, file name) of the split, sorted bytewise. That order is
+    independent of the file system and the locale, so the index identifies a sample on every machine.
     """
 
     num_samples: int
@@ -215,29 +218,30 @@ class Split:
         self.beton = Beton(root / facts["beton"])
         if self.beton.tables_sha256 != facts["tables_sha256"]:
             raise UserError(
-                f"{root / facts['beton']}: its tables are not those that were written: it is damaged, or of another"
-                f" preparation; {_MEND.format(root=root)}"
+                f"{root / facts['beton']}: its tables do not match the manifest: it is damaged, or from another"
+                f" preparation; {_REMEDY.format(root=root)}"
             )
         try:
             self.files = np.load(root / facts["files"], mmap_mode="r", allow_pickle=False)
-            watch(self.files, root / facts["files"], mend=_MEND.format(root=root))
+            watch(self.files, root / facts["files"], remedy=_REMEDY.format(root=root))
             is_table = self.files.shape == (self.num_samples,) and _is_row(self.files.dtype)
-        except (ValueError, OSError, SyntaxError, tokenize.TokenError) as error:  # of a header, by Python's parser
-            raise UserError(f"{root / facts['files']}: not a table of files; {_MEND.format(root=root)}") from error
+        # NumPy evaluates an .npy header with Python's parser, hence the last two exceptions for a damaged one.
+        except (ValueError, OSError, SyntaxError, tokenize.TokenError) as error:
+            raise UserError(f"{root / facts['files']}: not a table of files; {_REMEDY.format(root=root)}") from error
         if not is_table or self.beton.num_samples != self.num_samples:
             raise UserError(
                 f"{root / facts['files']}: not the table of the {self.num_samples} files of {facts['beton']};"
-                f" {_MEND.format(root=root)}"
+                f" {_REMEDY.format(root=root)}"
             )
-        self.labels = self.beton.labels
+        self.labels = self.beton.labels  # a view of the mapped file, like all tables; stored_sizes is a copy of 10 MB
         self.stored_sizes = np.stack([self.beton.heights, self.beton.widths], axis=1).astype(np.int32)
-        place = SourceLocation(
+        location = SourceLocation(
             **{field.name: manifest["source"][field.name] for field in dataclasses.fields(SourceLocation)}
         )
-        self._place = dataclasses.replace(place, path=source) if source and place.path else place
+        self._location = dataclasses.replace(location, path=source) if source and location.path else location
 
     def check_sizes(self) -> None:
-        """UserError where a file of the split is missing, or longer or shorter than it was written."""
+        """Raise UserError if a file of the split is missing or does not have its original size."""
         facts = self.manifest["splits"][self.name]
         for file, num_bytes in ((facts["beton"], facts["beton_bytes"]), (facts["files"], facts["files_bytes"])):
             self._check_size(self.root / file, num_bytes)
@@ -252,36 +256,36 @@ class Split:
         return np.stack([self.files["height"], self.files["width"]], axis=1).astype(np.int32)
 
     def read_original(self, index: int) -> bytes:
-        """The bytes of the original file; UserError where it is gone or no longer the one that was prepared."""
+        """The bytes of the original file; UserError if it is gone or has changed since preparation."""
         row = self.files[index]
         file = SourceFile(self.names(index), int(row["label"]), int(row["bytes"]), int(row["offset"]))
-        route = self._place.routes[self.name]
+        route = self._location.routes[self.name]
         if route == GENERATED:
             content = self._maker.read(self.name, file)
         elif route == BETON:
             content = self.beton.image_file(index)
         else:
-            content = read_original(self._place, self.name, file)
-        if hashlib.sha256(content).digest() != row["sha256"].tobytes():  # a hundredth of the time to decode it
+            content = read_original(self._location, self.name, file)
+        if hashlib.sha256(content).digest() != row["sha256"].tobytes():  # costs 1% of decoding it
             raise UserError(
-                f"{self._place.path}: {file.name} is no longer the file that was prepared; prepare the data again"
+                f"{self._location.path}: {file.name} is no longer the file that was prepared; prepare the data again"
             )
         return content
 
     @cached_property
     def _maker(self) -> Source:
-        """The source that makes its images in memory: there are no files."""
-        if self._place.path is None:
-            from tencrop.data.sources.digits import DigitsSource  # with scikit-learn; most data do without
+        """The source that generates its images in memory, if there are no image files."""
+        if self._location.path is None:
+            from tencrop.data.sources.digits import DigitsSource  # imports scikit-learn, which other data do not need
 
             return DigitsSource()
         from tencrop.data.sources.cifar10 import Cifar10Source
 
-        return Cifar10Source(Path(self._place.path), subset=True)  # what was there was counted by prepare
+        return Cifar10Source(Path(self._location.path), subset=True)  # no count: prepare.py has checked it
 
     def _check_size(self, path: Path, num_bytes: int) -> None:
         found = path.stat().st_size if path.is_file() else None
         if found != num_bytes:
-            missing = f"leads to {path.readlink()}, which is gone" if path.is_symlink() else "is missing"
+            missing = f"links to {path.readlink()}, which is gone" if path.is_symlink() else "is missing"
             state = missing if found is None else f"has {found} bytes and not the {num_bytes} that were written"
-            raise UserError(f"{path}: {state}; {_MEND.format(root=self.root)}")
+            raise UserError(f"{path}: {state}; {_REMEDY.format(root=self.root)}")
