@@ -57,7 +57,7 @@ def test_its_command_lists_the_verbs_and_runs_them_anywhere(site, tmp_path):
     refused = run(site, tencrop, "train", "data=digits", cwd=tmp_path)
     assert refused.returncode == 2 and "prepare it with: tencrop prepare data=digits" in refused.stderr, refused.stderr
     refused = run(site, tencrop, "trian", cwd=tmp_path)
-    assert refused.returncode == 2 and "there is no such verb; there are prepare, train" in refused.stderr
+    assert refused.returncode == 2 and "there is no such command; choose one of prepare, train" in refused.stderr
     reported = run(site, tencrop, "report", f"runs={tmp_path}", cwd=tmp_path)
     assert reported.returncode == 2 and "holds no run folder" in reported.stderr
 

@@ -65,7 +65,7 @@ def test_help_wraps_the_names_of_all_groups():
 def test_a_mistake_that_is_near_nothing_points_to_the_list(argument, words):
     result = run(f"train.py {argument}")
     assert result.returncode == 2 and f"error: {words}: there is no" in result.stderr
-    assert "model=? lists what there is" in result.stderr
+    assert "model=? lists the options" in result.stderr
 
 
 def test_names_are_sorted_by_their_numbers():

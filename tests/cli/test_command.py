@@ -36,10 +36,10 @@ MISTAKES = {
     "mapping of kwargs": (["model.kwargs={width: 1}"], "needs a plus sign: +model.kwargs.width=VALUE"),
     "flag among the keys": (["seed=0", "-m", "training.epochs=0,0"], "training.epochs=0: must be above 0"),
     "not a number": (["optimizer.lr=nan"], "optimizer.lr=nan: must be a finite number"),
-    "unknown flag": (["--foo"], "unrecognized arguments: --foo; a value is KEY=VALUE without dashes"),
+    "unknown flag": (["--foo"], "unrecognized arguments: --foo; type values as KEY=VALUE without dashes"),
     "wrong value of a flag": (["--cfg", "jobs"], "invalid choice: 'jobs'"),
-    "key after a flag's value": (["seed=0", "--cfg", "job", "seed=1"], "flags such as --help stand behind all values"),
-    "no folder": (["runs="], "runs=: names no folder"),
+    "key after a flag's value": (["seed=0", "--cfg", "job", "seed=1"], "flags such as --help after all values"),
+    "no folder": (["runs="], "runs=: is empty"),
 }
 
 
@@ -49,10 +49,10 @@ SLIPS = {  # (verb, word): what the sentence says
     ("train", "batch_size=256"): "batch_size: there is no such key; did you mean training.global_batch?",
     ("train", "arch=resnet50"): "did you mean model?",
     ("train", "experiment=conf/experiment/lenet5_digits.yaml"): "not a file or folder; type experiment=lenet5_digits",
-    ("train", "data=/data/imagenet"): "not a file or folder; type data=imagenet, and the folder is data.root=",
+    ("train", "data=/data/imagenet"): "not a file or folder; type data=imagenet, and give the folder as data.root=",
     ("train", "hydra.foo=1"): "hydra.foo: Hydra has no such key",
-    ("train", "hydra/launcher=nothing"): "hydra/launcher=nothing: Hydra has none of this name",
-    ("train", "hardware=8"): "hardware=8: hardware is a name; hardware=? lists what there is",
+    ("train", "hydra/launcher=nothing"): "hydra/launcher=nothing: Hydra has no option of this name",
+    ("train", "hardware=8"): "hardware=8: hardware is a name; hardware=? lists the options",
     ("train", "+experiment=lenet5_digits"): "leave the plus sign out: experiment=lenet5_digits",
     ("train", "data=digits,imagenet"): "several values are a sweep, which needs -m; choose one of them",
     ("train", "data.root=a,b"): "one text is typed as \"data.root='a,b'\"",
@@ -60,8 +60,8 @@ SLIPS = {  # (verb, word): what the sentence says
     ("train", "training.max_steps=x"): "training.max_steps=x: must be a whole number or null",
     ("train", "schedule.milestones=30"): "schedule.milestones=30: must be a list, [A,B] or null",
     ("train", "augmentation.pca=3"): "holds several keys; give one of them a value: augmentation.pca.std",
-    ("train", "data.root=${nope}"): "correct what ${...} names, or type \\${...}",
-    ("prepare", "training.epochs=3"): "training.epochs: neither this command nor the groups chosen use it",
+    ("train", "data.root=${nope}"): "correct the name in ${...}, or type \\${...}",
+    ("prepare", "training.epochs=3"): "training.epochs: neither this command nor the chosen groups use it",
     ("prepare", "verify=maybe"): "verify=maybe: must be true or false",
 }
 SCHEMAS = {"train": Config, "prepare": PrepareConfig}

@@ -110,9 +110,9 @@ def test_one_folder_is_a_list_of_one(capsys):
     [
         ("resnet50", "did you mean model=resnet50?"),
         ("a b", 'with spaces in its value, type "KEY=A B"'),
-        ("model==resnet50", "model is a name, and model=? lists what there is"),
+        ("model==resnet50", "model is a name, and model=? lists the options"),
         ("=x", "names no key"),
-        ("training.epochs=größe", "training.epochs takes no text"),
+        ("training.epochs=größe", "training.epochs does not take text"),
         ("protocol.side=[32", "a list is typed as \"KEY=[A,'B C']\""),
         ("checkpoint=['a,b',größe]", "a list is typed as"),
         ("data.root=[it's]", "type \"data.root='[it\\'s]'\""),

@@ -48,7 +48,7 @@ def test_mixing_groups_are_not_cut_either(composed):
         (["hardware=gpu8", "model.bn_group=64", "hardware.max_micro_batch=16"], "accumulation cannot enlarge a group"),
         (["hardware=gpu1", "model.bn_group=48"], "use fewer devices, or a bn_group that divides"),
         (["hardware=gpu1", "model.bn_group=512"], "model.bn_group=512"),
-        (["hardware=gpu8", *MIXED], "mix_group=64: 256 / 8 devices = 32 samples a device are no whole number"),
+        (["hardware=gpu8", *MIXED], "mix_group=64: 256 / 8 devices = 32 samples per device are not a whole number"),
         (["hardware=gpu1", "hardware.max_micro_batch=40", *MIXED], "raise it to at least 64"),
     ],
 )
@@ -79,7 +79,7 @@ def test_processes_share_the_cores_of_their_task_unless_srun_gave_each_its_own(m
         monkeypatch.setenv("SLURM_CPUS_PER_TASK", "5")
     assert num_threads("auto", 4) == expected and num_threads(3, 4) == 3
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4(x2)")
-    with pytest.raises(UserError, match=r"SLURM_CPUS_PER_TASK=4\(x2\): is no number"):
+    with pytest.raises(UserError, match=r"SLURM_CPUS_PER_TASK=4\(x2\): not a number of cores"):
         num_threads("auto")
 
 

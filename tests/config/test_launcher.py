@@ -53,7 +53,7 @@ LEFT_OVER = {
     "half a step": ({"SLURM_STEP_ID": "0"}, "SLURM_STEP_ID=0: .* without SLURM_PROCID, .*; unset SLURM_STEP_ID,"),
     "a shell's": (
         SHELL | {"SLURM_PROCID": "2"},
-        "SLURM_PROCID=2: .* no step of srun's; unset SLURM_STEP_ID SLURM_PROCID,",
+        "SLURM_PROCID=2: .* not a step of srun; unset SLURM_STEP_ID SLURM_PROCID,",
     ),
     "a job named bash": (SRUN | {"SLURM_JOB_NAME": "bash"}, "SLURM_PROCID=9: .* a job named bash is taken for a shell"),
     "a shell within torchrun": (

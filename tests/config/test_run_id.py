@@ -9,6 +9,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from tencrop.cli.choices import CONF
+from tencrop.cli.command_line import keys_typed
 from tencrop.cli.run_overrides import (
     config_of_run,
 )
@@ -130,7 +131,7 @@ def test_a_protocol_chosen_for_a_run_sees_the_runs_sizes(composed, tmp_path):
     config = config_of_run(tmp_path, typed, conf=CONF)
     assert (config.protocol.name, config.protocol.size, config.protocol.side) == ("five_crop", 32, 36)
     assert config.protocol.average == "logits" and config.model.name == "lenet5"
-    with pytest.raises(UserError, match="model=resnet50: the checkpoint's own run fixes it"):
+    with pytest.raises(UserError, match="model=resnet50: the run of the checkpoint fixes this key"):
         config_of_run(tmp_path, ["model=resnet50"], conf=CONF)
     for broken in ("}{", "- a", "a: 1", ""):
         (tmp_path / "config.yaml").write_text(broken)
@@ -197,18 +198,19 @@ OPTIONS = {"splits.train": "train", "splits.val": "valid", "undecodable": "stop"
     [
         (
             "data.splits.val=train",
-            r"data\.splits\.val=train: only prepare\.py obeys it, and x was prepared with .*=valid",
+            r"data\.splits\.val=train: only prepare\.py uses it, and x was prepared with .*=valid",
         ),
         ("data.undecodable=skip", r"was prepared with data\.undecodable=stop"),
         ("data.store.mode=raw", r"was prepared with data\.store\.mode=jpeg"),
-        ("+data.check_md5=true", r"data\.check_md5=True: only prepare\.py obeys it; leave it out"),
+        ("+data.check_md5=true", r"data\.check_md5=True: only prepare\.py uses it; leave it out"),
     ],
 )
-def test_what_only_preparation_obeys_is_refused(composed, typed, words):
+def test_a_key_that_only_prepare_uses_is_refused(composed, typed, words):
     with pytest.raises(UserError, match=words):
-        check_preparation(composed("data=imagefolder", "data.root=x", typed), {"options": OPTIONS}, [typed])
+        config = composed("data=imagefolder", "data.root=x", typed)
+        check_preparation(config, {"options": OPTIONS}, keys_typed([typed]))
 
 
-def test_what_was_prepared_so_may_be_typed_again_and_what_is_not_typed_is_not_compared(composed):
-    check_preparation(composed("data.splits.val=valid"), {"options": OPTIONS}, ["data.splits.val=valid"])
-    check_preparation(composed("data.splits.val=other"), {"options": OPTIONS}, ["data=imagefolder", "seed=1"])
+def test_preparation_options_may_be_repeated_and_only_typed_ones_are_compared(composed):
+    check_preparation(composed("data.splits.val=valid"), {"options": OPTIONS}, {"data.splits.val"})
+    check_preparation(composed("data.splits.val=other"), {"options": OPTIONS}, {"data", "seed"})

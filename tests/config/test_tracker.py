@@ -18,7 +18,7 @@ def test_entity_and_project():
         ("a/b/c", "tracker.project=a/b/c: must be PROJECT or ENTITY/PROJECT"),
         ("/b", "must be PROJECT or"),
         ("a/", "must be PROJECT or"),
-        ("team/100%", "wandb takes no % in it"),
+        ("team/100%", "wandb does not allow %"),
         ("a" * 129, "has 129 characters"),
     ],
 )

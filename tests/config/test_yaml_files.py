@@ -26,9 +26,9 @@ MISTAKES = {
     "UTF-16": ("seed: 1\n".encode("utf-16"), "line 1: begins with a byte order mark"),
     "Latin-1": (b"# a\n# caf\xe9\nseed: 1\n", "line 2: is not UTF-8"),
     "half written": (b"seed: 1\ntraining: {epochs: ", "line 2: expected the node content"),
-    "a control character": (b"seed: 1\nimage_size: \x00\x00\n", "line 2: holds a control character"),
-    "no mapping": (b"just a word\n", "line 1: is no mapping"),
-    "a list": (b"- seed\n", "line 1: is no mapping"),
+    "a control character": (b"seed: 1\nimage_size: \x00\x00\n", "line 2: contains a control character"),
+    "no mapping": (b"just a word\n", "line 1: is not a mapping"),
+    "a list": (b"- seed\n", "line 1: is not a mapping"),
     "an interpolation without end": (b"name: ${seed\nseed: 1\n", "correct it"),
 }
 

@@ -56,7 +56,7 @@ def test_training_again_without_a_checkpoint_is_a_session(make_config, data_mani
     run_folder(make_config(), data_manifest, total_steps=12)
     manifest = read_run_manifest(folder)
     assert len(manifest["sessions"]) == 2 and manifest["result"]["status"] == "running"
-    assert "was complete, and its last checkpoint is not: it is trained again" in capsys.readouterr().err
+    assert "was complete, but has no intact last checkpoint; training it again" in capsys.readouterr().err
 
 
 def test_other_packages_are_recorded_and_said(make_config, data_manifest, monkeypatch, capsys):
@@ -127,7 +127,7 @@ def test_a_complete_run_that_is_trained_on_must_end_with_the_same_weights(make_c
 
     run_folder(config, data_manifest, total_steps=12)
     sentence = finish(folder, status="complete", weights_sha256="cd" * 32)
-    assert sentence is not None and "ended with other weights (cdcdcdcd and not abababab)" in sentence
+    assert sentence is not None and "ended with other weights (cdcdcdcd instead of abababab)" in sentence
     result = read_run_manifest(folder)["result"]
     assert result["weights_sha256"] == "cd" * 32 and result["ended_with"]["weights_sha256"] == "ab" * 32
 
@@ -236,7 +236,7 @@ def test_a_configuration_that_was_changed_is_refused(make_config, data_manifest)
     for change in ({"seed": 7}, {"short_side": 40}, {"normalization": {"mean": [0, 0, 0], "std": [1, 1, 1]}}):
         path.write_text(yaml.safe_dump(written | change))
         for read in (lambda: read_config(folder), lambda: run_folder(make_config(), data_manifest)):
-            with pytest.raises(UserError, match=r"config\.yaml: not what the manifest beside it was written with"):
+            with pytest.raises(UserError, match=r"config\.yaml: does not match the manifest beside it"):
                 read()
     path.unlink()
     with pytest.raises(UserError, match=r"config\.yaml: .*it is missing.*bring it back"):
@@ -252,7 +252,7 @@ def test_the_loader_of_a_run_is_read_as_it_was_written(make_config, data_manifes
     written = yaml.safe_load((folder / "config.yaml").read_text())
     del written["config_format"]
     (folder / "config.yaml").write_text(yaml.safe_dump(written))
-    with pytest.raises(UserError, match=r"config\.yaml: not what the manifest beside it was written with"):
+    with pytest.raises(UserError, match=r"config\.yaml: does not match the manifest beside it"):
         read_config(folder)
 
 
@@ -274,6 +274,6 @@ def test_checkpoints_without_a_manifest_are_not_taken_over(make_config, data_man
     folder = run_folder(make_config(), data_manifest)
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"whole")
     (folder / "manifest.json").unlink()
-    with pytest.raises(UserError, match=r"no manifest\.json that says whose; bring it back"):
+    with pytest.raises(UserError, match=r"no manifest\.json that tells which run wrote them; bring it back"):
         run_folder(make_config(), data_manifest)
     assert not (folder / "manifest.json").exists()

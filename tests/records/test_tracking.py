@@ -104,7 +104,7 @@ def test_a_run_outlasts_wandb(make_config, data_manifest, monkeypatch, capfd):
         log_images(logger, torch.zeros(1, 3, 4, 4), key="input")
         log_error_table(logger, ["protocol"], [["center"]])
         close_logger(logger)
-    assert capfd.readouterr().err.count("(connection lost); the run goes on without it") == 1
+    assert capfd.readouterr().err.count("(connection lost); the run continues without it") == 1
     logger.experiment.finish()
 
 
@@ -180,7 +180,7 @@ def test_what_the_system_does_not_give_wandb_ends_no_run(error, make_config, dat
     monkeypatch.setattr("wandb.setup", fail)
     said = []
     track(make_config("tracker=wandb"), run_folder(make_config(), data_manifest), said)
-    assert len(said) == 1 and said[0].startswith("wandb: not tracked (") and "the run goes on without it" in said[0]
+    assert len(said) == 1 and said[0].startswith("wandb: not tracked (") and "the run continues without it" in said[0]
 
 
 def test_entity_and_project_are_told_apart(make_config, data_manifest):

@@ -81,14 +81,14 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "members: protocol=null: leave it out",
     ),
     "number for text": ({"top1": 2.0}, "top1 must be text or null, not 2.0"),
-    "no number": ({"top1": "2,0"}, '"2,0" is no printed number'),
-    "no percent": ({"top1": "102.0"}, "not from 0 to 100 percent"),
-    "sign without delta_of": ({"top1": "-1.4"}, "not from 0 to 100 percent"),
+    "no number": ({"top1": "2,0"}, '"2,0" is not a printed number'),
+    "no percent": ({"top1": "102.0"}, "outside 0 to 100 percent"),
+    "sign without delta_of": ({"top1": "-1.4"}, "outside 0 to 100 percent"),
     "unknown key": ({"top10": "1.0"}, "top10: is neither a key nor one of the table's columns"),
-    "id": ({"id": "LeNet-5"}, "an id has the characters a-z, 0-9 and _ only"),
+    "id": ({"id": "LeNet-5"}, "an id may contain a-z, 0-9 and _ only"),
     "confidence": ({"confidence": "sure"}, "confidence must be"),
     "confidence of a column": ({"confidence": {"top1": "third party"}}, "must name each of top1, top5"),
-    "reason beside an experiment": ({"cannot": "too slow"}, "says two of"),
+    "reason beside an experiment": ({"cannot": "too slow"}, "has two of"),
     "member": ({"experiment": None, "members": [{"row": "lenet6"}]}, "there is no row lenet6 in digits; did you mean"),
     "member's table": ({"experiment": None, "members": [{"row": "mnist.lenet5"}]}, "there is no table mnist"),
     "ensemble of ensembles": ({"experiment": None, "members": [{"row": "lenet5"}]}, "is an ensemble itself"),
@@ -111,7 +111,7 @@ OF_TABLE: dict[str, tuple[dict[str, Any], str]] = {
     "unit": ({"unit": "percent"}, 'unit must be accuracy or error, not "percent"'),
     "data": ({"data": "imagnet"}, "data=imagnet: must be one of"),
     "column": ({"columns": ["top1", "top2"]}, 'columns.1. must be .*, not "top2"'),
-    "column twice": ({"columns": ["top1", "top1"]}, "one stands twice"),
+    "column twice": ({"columns": ["top1", "top1"]}, "has a duplicate"),
     "column that rows lack": ({"columns": ["top1", "top5", "test_top5"]}, "row lenet5: test_top5 is missing"),
     "column that rows have": ({"columns": ["top1"]}, "row lenet5: top5: is neither"),
     "protocol": ({"protocol": {"name": "center"}}, "protocol.*"),
@@ -130,12 +130,12 @@ def test_a_mistake_in_a_table_names_the_file(mistake: str, write_table: Write) -
 
 def test_a_row_twice_is_refused(write_table: Write) -> None:
     row = {"id": "lenet5", "row": "LeNet-5", "top1": None, "top5": None, "cannot": "withheld"}
-    with pytest.raises(UserError, match=re.escape("digits.yaml: row lenet5: stands twice")):
+    with pytest.raises(UserError, match=re.escape("digits.yaml: row lenet5: is not unique")):
         read_table("digits", write_table(rows=[row, row | {"row": "LeNet"}]))
 
 
 def test_data_that_nobody_reads_need_a_reason(write_table: Write) -> None:
-    with pytest.raises(UserError, match="row lenet5: no data= reads mnist; say so in cannot"):
+    with pytest.raises(UserError, match="row lenet5: no data= reads mnist; give this reason in cannot"):
         read_table("digits", write_table(data="mnist"))
 
 

@@ -113,7 +113,7 @@ def test_a_protocol_in_words(protocol: RowProtocol | None, text: str) -> None:
 def test_the_terminal_leaves_out_what_no_row_has(table: ErrorTable, lines: list[Line]) -> None:
     text = terminal_table(table, lines)
     assert text.startswith("Table <1>\nSource: Someone 1998\ntop-1 / top-5 / top-5 test error, percent; digits val\n")
-    assert 'Of the protocol not stated: filter of "B, 100%_wide", "C | D"' in text
+    assert 'Not stated about the protocol: filter of "B, 100%_wide", "C | D"' in text
     assert "difference" in text and text.endswith("A note.\n")
     not_run = terminal_table(table, lines_of(table, {}))
     head = next(line for line in not_run.splitlines() if line.startswith("row"))

@@ -1,6 +1,6 @@
-"""Hashes of the package's own code, by which a run or saved scores know that another version of it wrote them.
+"""Hashes the package's own source code, to detect that a run or saved scores come from another version of it.
 
-Called by records/provenance.py (what decides what is learned) and evaluation/evaluate.py (what decides a score).
+records/provenance.py hashes the code that affects training, evaluation/evaluate.py the code that affects scores.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ PACKAGE = Path(tencrop.__file__).resolve().parent
 
 
 def code_sha256(package: Path, stages: Iterable[str]) -> str:
-    """SHA-256 in hex over the source files of some stages (folders of `package`), with git or without."""
+    """SHA-256, hexadecimal, of the source files in `stages` (subfolders of `package`).
+
+    Reads the files rather than git, which an installed package and a container's copy do not have.
+    """
     digest = hashlib.sha256()
     found = (path.relative_to(package) for stage in stages for path in (package / stage).rglob("*"))
-    # hidden files are an editor's or macOS'; nothing of them is imported
+    # Hidden files (.#plan.py, ._plan.py) are left behind by editors and macOS; Python imports none of them.
     visible = (path for path in found if not any(part.startswith(".") for part in path.parts))
     for path in sorted(path for path in visible if path.suffix in (".py", ".c", ".h")):
         content = (package / path).read_bytes()
+        # With name and length in front of each file, moving lines between files changes the digest.
         digest.update(f"{path.as_posix()}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()
