@@ -1,4 +1,4 @@
-"""Names to choose from: GROUP=? describes a group, model.name=? lists networks, --help wraps the names."""
+"""Lists of options: GROUP=? describes a group, model.name=? lists networks, --help wraps the names."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ def run(arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_question_lists_every_file_of_the_group_and_what_it_is():
+def test_group_question_mark_describes_every_option():
     result = run("train.py 'model=?'")
     assert (result.returncode, result.stderr) == (0, "")
     lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
@@ -26,13 +26,13 @@ def test_a_question_lists_every_file_of_the_group_and_what_it_is():
     assert lines["plain34"] == "The plain network of 34 layers of He et al. 2016"
 
 
-def test_every_file_of_every_group_begins_with_what_it_is():
+def test_every_option_has_a_description():
     for group in (path.name for path in CONF.iterdir() if path.is_dir()):
         for name in options_of(group):
             assert len(header(CONF / group / f"{name}.yaml")) > 5, (group, name)
 
 
-def test_names_of_networks_are_the_committed_ones():
+def test_model_name_question_mark_prints_the_committed_list():
     result = run("train.py model=timm 'model.name=?'")
     assert result.returncode == 0 and result.stdout == MODEL_NAMES.read_text()
 
@@ -42,7 +42,7 @@ def test_a_reader_that_stops_early_hears_no_traceback():
     assert (result.returncode, result.stderr, result.stdout) == (0, "", MODEL_NAMES.read_text().split("\n")[0] + "\n")
 
 
-def test_what_is_no_question_is_not_answered():
+def test_other_arguments_get_no_answer():
     assert asked(["model=resnet50", "seed=?", "no_group=?", "=?", "..=?", "-m"]) is None
 
 
@@ -62,12 +62,12 @@ def test_help_wraps_the_names_of_all_groups():
 
 
 @pytest.mark.parametrize(("argument", "words"), [("model=zzzzz", "model=zzzzz"), ("model=", "model=")])
-def test_a_mistake_that_is_near_nothing_points_to_the_list(argument, words):
+def test_a_mistake_without_a_near_name_points_to_the_list(argument, words):
     result = run(f"train.py {argument}")
     assert result.returncode == 2 and f"error: {words}: there is no" in result.stderr
     assert "model=? lists the options" in result.stderr
 
 
-def test_names_are_sorted_by_their_numbers():
+def test_names_are_in_natural_order():
     names = [name for name in options_of("model") if name in ("resnet18", "resnet101", "vgg_a", "alexnet_2012")]
     assert names == ["alexnet_2012", "resnet18", "resnet101", "vgg_a"]

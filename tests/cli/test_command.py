@@ -1,4 +1,4 @@
-"""Mistakes in a command get one sentence and exit code 2, fast, before torch is imported."""
+"""A mistake in a command is reported in one sentence, with exit code 2, before torch is imported."""
 
 import errno
 import shutil
@@ -18,7 +18,7 @@ MISTAKES = {
     "unknown key": (["training.epoch=3"], "training.epoch: there is no such key; did you mean training.epochs"),
     "unknown key, added": (["+training.foo=1"], "training.foo: there is no such key"),
     "entry of kwargs": (["model.kwargs.drop_rate=0.1"], "needs a plus sign: +model.kwargs.drop_rate=0.1"),
-    "key of another variant": (["optimizer.betas=[0.9,0.99]"], "optimizer.betas: neither this command nor the groups"),
+    "key of another variant": (["optimizer.betas=[0.9,0.99]"], "optimizer.betas: neither this command nor the chosen"),
     "wrong type": (["training.epochs=many"], "training.epochs=many: must be a whole number"),
     "misspelled option": (["model=resnet5O"], "did you mean resnet50"),
     "misspelled name": (["model=timm", "model.name=resnet5O"], "did you mean resnet50"),
@@ -43,7 +43,7 @@ MISTAKES = {
 }
 
 
-SLIPS = {  # (verb, word): what the sentence says
+TYPING_ERRORS = {  # (command, word): a part of the message
     ("train", "lr=0.1"): "lr: there is no such key; did you mean optimizer.lr?",
     ("train", "hardware.lr=0.1"): "hardware.lr: there is no such key; did you mean optimizer.lr?",
     ("train", "batch_size=256"): "batch_size: there is no such key; did you mean training.global_batch?",
@@ -67,12 +67,12 @@ SLIPS = {  # (verb, word): what the sentence says
 SCHEMAS = {"train": Config, "prepare": PrepareConfig}
 
 
-@pytest.mark.parametrize(("verb", "word"), SLIPS)
-def test_a_slip_is_told_what_was_meant(verb, word, capsys):
+@pytest.mark.parametrize(("verb", "word"), TYPING_ERRORS)
+def test_a_typing_error_is_answered_with_a_suggestion(verb, word, capsys):
     with pytest.raises(SystemExit) as stop:
         command(verb, SCHEMAS[verb])(lambda config: None)([word])
     said = capsys.readouterr().err
-    assert stop.value.code == 2 and SLIPS[verb, word] in said and said.count("\n") == 1, said
+    assert stop.value.code == 2 and TYPING_ERRORS[verb, word] in said and said.count("\n") == 1, said
 
 
 def run(*arguments: str, verb: str = "train.py") -> subprocess.CompletedProcess[str]:
@@ -88,7 +88,7 @@ def test_a_mistake_gets_one_sentence_and_exit_code_2(mistake):
     assert len(lines) == 1 and words in lines.pop(), result.stderr
 
 
-def test_a_mistake_is_answered_before_torch_is_imported():
+def test_a_mistake_is_reported_before_torch_is_imported():
     program = (
         "import sys; sys.argv = ['train.py', 'training.epoch=3']\n"
         "import runpy\n"
@@ -133,7 +133,7 @@ def test_an_interrupted_run_ends_its_sweep(tmp_path):
     assert result.stdout.split() == ["0", "1"]
 
 
-def test_a_disk_that_a_sweep_cannot_be_written_to_gets_one_sentence(small_disk):
+def test_a_sweep_on_a_full_disk_fails_with_one_sentence(small_disk):
     with pytest.raises(OSError, match="No space"), open(small_disk / "full", "wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
@@ -151,21 +151,21 @@ def test_a_disk_that_a_sweep_cannot_be_written_to_gets_one_sentence(small_disk):
         (errno.ENOSPC, "the disk is full (/a); make room"),
     ],
 )
-def test_an_error_of_the_system_is_a_sentence_with_its_own_advice(number, words):
+def test_each_disk_error_has_its_own_remedy(number, words):
     text = disk_sentence(OSError(number, "", "/a"))
     assert words in text and "\n" not in text and ("make room" in text) == (number == errno.ENOSPC)
 
 
-def test_an_error_that_no_disk_explains_stays_ours():
+def test_other_os_errors_are_raised_again():
     with pytest.raises(OSError, match="Broken pipe"):
         disk_sentence(BrokenPipeError(errno.EPIPE, "Broken pipe"))
 
 
-def test_a_circle_of_links_is_cut_where_it_is_shown():
+def test_a_path_through_a_loop_of_links_is_truncated():
     assert len(disk_sentence(OSError(errno.ELOOP, "", "/a/up" * 40_000))) < 400
 
 
-def test_links_in_a_circle_are_a_sentence(photo_folder, tmp_path):
+def test_a_loop_of_links_is_reported_in_one_sentence(photo_folder, tmp_path):
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
     result = run("data=imagefolder", f"data.source={photo_folder}", f"data.root={tmp_path}/a", verb="prepare.py")
@@ -175,7 +175,7 @@ def test_links_in_a_circle_are_a_sentence(photo_folder, tmp_path):
     assert result.stderr.startswith(words), result.stderr
 
 
-def test_a_folder_that_holds_a_link_to_its_parent_is_a_sentence(photo_folder, tmp_path):
+def test_a_folder_with_a_link_to_its_parent_is_reported_in_one_sentence(photo_folder, tmp_path):
     shutil.copytree(photo_folder, tmp_path / "source")
     (tmp_path / "source" / "train" / "china" / "up").symlink_to("..")
     arguments = (f"data.source={tmp_path}/source", f"data.root={tmp_path}/prepared")

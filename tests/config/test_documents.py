@@ -65,14 +65,14 @@ def test_broken_yaml(tmp_path, content, problem):
         read(read_yaml, tmp_path / "file", content)
 
 
-def test_yaml_is_data(tmp_path):
+def test_yaml_is_read_as_plain_data(tmp_path):
     content = b"a: ${oc.env:HOME}\nb: 2026-11-25\n_target_: os.system\n<<: {c: 1.0e-05}\n"
     value = {"a": "${oc.env:HOME}", "b": "2026-11-25", "_target_": "os.system", "<<": {"c": 1e-5}}
     assert read(read_yaml, tmp_path / "file", content) == value
 
 
 @pytest.mark.parametrize("reader", [read_json, read_yaml])
-def test_what_is_no_file(tmp_path, reader):
+def test_missing_files_and_folders_are_refused(tmp_path, reader):
     with pytest.raises(UserError, match="it is missing"):
         reader(tmp_path / "none", object, what="a document", mend="write it")
     with pytest.raises(UserError, match="it is no file"):

@@ -1,4 +1,4 @@
-"""Processes wait for each other for a stated time, and signals end one that waits."""
+"""Ranks wait for each other for a limited time, and signals end a waiting rank."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ def address():
         return sock.getsockname()
 
 
-def test_all_go_on_when_the_last_one_is_there(address):
+def test_all_continue_when_the_last_one_has_arrived(address):
     stores = {}
     others = [threading.Thread(target=lambda r=r: stores.update({r: meet(r, 3, address, remedy="")})) for r in (2, 1)]
     for thread in others:
@@ -54,7 +54,7 @@ def test_all_go_on_when_the_last_one_is_there(address):
         (1, r"of 3 processes, this one got no answer from rank 0 to 127\.0\.0\.1:\d+ within 0\.01 minutes; unset them"),
     ],
 )
-def test_one_that_nobody_comes_to_says_so_after_the_stated_time(rank, words, address, monkeypatch, capsys):
+def test_a_missing_rank_is_reported_after_the_time_limit(rank, words, address, monkeypatch, capsys):
     monkeypatch.setattr(rendezvous, "ANSWER_MINUTES", 0.01)
     monkeypatch.setattr(rendezvous, "SAY_AFTER_S", 0.0)
     with pytest.raises(UserError, match=words):
@@ -67,7 +67,7 @@ def test_a_port_that_another_program_uses_is_named(address):
         meet(0, 2, address, remedy="")
 
 
-def test_those_who_wait_hear_that_the_first_one_ended(address, monkeypatch):
+def test_waiting_ranks_report_that_rank_0_ended(address, monkeypatch):
     program = f"from tencrop.distributed.rendezvous import meet; meet(0, 3, {address}, remedy='')"
     first = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
 
