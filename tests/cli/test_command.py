@@ -144,7 +144,7 @@ def test_a_sweep_on_a_full_disk_fails_with_one_sentence(small_disk):
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (errno.ELOOP, "symbolic links lead round in a circle (/a); remove the link"),
+        (errno.ELOOP, "symbolic links form a loop (/a); remove the link"),
         (errno.EIO, "dmesg says more"),
         (errno.ESTALE, "stale file handle"),
         (errno.EMFILE, "raise the limit (ulimit -n"),
@@ -170,7 +170,7 @@ def test_a_loop_of_links_is_reported_in_one_sentence(photo_folder, tmp_path):
     (tmp_path / "b").symlink_to(tmp_path / "a")
     result = run("data=imagefolder", f"data.source={photo_folder}", f"data.root={tmp_path}/a", verb="prepare.py")
     assert result.returncode == 2, result.stderr
-    reason = "symbolic links lead round in a circle"
+    reason = "symbolic links form a loop"
     words = f"error: {tmp_path}/a/manifest.json: cannot be written ({reason}); remove the link"
     assert result.stderr.startswith(words), result.stderr
 

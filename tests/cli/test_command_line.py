@@ -40,8 +40,6 @@ COMMANDS = {
 }
 CASES = [("train", text) for text in TEXTS]
 CASES += [(name, text) for name in COMMANDS for text in TEXTS[:1] if name != "train"]
-    (name, text) for name in COMMANDS for text in TEXTS[:1] if name != "train"
-]
 
 
 def in_bash(text: str) -> list[str]:

@@ -51,7 +51,7 @@ def test_impossible_file_names_are_refused(tmp_path):
         "file/report.html": "a part of the path is a file",
         "file/below/report.html": "a part of the path is a file",
         "nowhere/report.html": "there is no such file or folder",
-        "circle/report.html": "symbolic links lead round",
+        "circle/report.html": "symbolic links form a loop",
         "n" * 300: "the name is too long",
         "n" * 300 + "/report.html": "the name is too long",
     }

@@ -192,7 +192,7 @@ def test_the_metrics_digest_is_taken_when_the_run_completes(make_config, data_ma
 def test_a_broken_manifest_is_named(make_config, data_manifest, content):
     folder = run_folder(make_config(), data_manifest)
     (folder / "manifest.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"manifest\.json: not the manifest of a run folder \(.*\); bring it back"):
+    with pytest.raises(UserError, match=r"manifest\.json: not the manifest of a run folder \(.*\); restore it"):
         is_complete(folder)
 
 
@@ -239,7 +239,7 @@ def test_a_configuration_that_was_changed_is_refused(make_config, data_manifest)
             with pytest.raises(UserError, match=r"config\.yaml: does not match the manifest beside it"):
                 read()
     path.unlink()
-    with pytest.raises(UserError, match=r"config\.yaml: .*it is missing.*bring it back"):
+    with pytest.raises(UserError, match=r"config\.yaml: .*it is missing.*restore it"):
         run_folder(make_config(), data_manifest)
     assert len(read_run_manifest(folder)["sessions"]) == 1
 
@@ -274,6 +274,6 @@ def test_checkpoints_without_a_manifest_are_refused(make_config, data_manifest):
     folder = run_folder(make_config(), data_manifest)
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"whole")
     (folder / "manifest.json").unlink()
-    with pytest.raises(UserError, match=r"no manifest\.json that tells which run wrote them; bring it back"):
+    with pytest.raises(UserError, match=r"no manifest\.json that tells which run wrote them; restore it"):
         run_folder(make_config(), data_manifest)
     assert not (folder / "manifest.json").exists()

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from tencrop.cli.command_line import PATHS, home, parse
 from tencrop.config.documents import literal
 from tencrop.config.rules import validate
-from tencrop.config.run_config import CONFIG, MEND, read_config
+from tencrop.config.run_config import CONFIG, REMEDY, read_config
 from tencrop.config.schema import Config, UserError
 from tencrop.config.yaml_files import yaml_mapping
 
@@ -34,7 +34,7 @@ def config_of_run(run_dir: Path, overrides: list[str], *, conf: Path) -> Config:
         validate(node, Config)
     except UserError as error:
         problem = str(error)[:300]  # quotes the value, which may be of any length
-        raise UserError(f"{run_dir / 'config.yaml'}: not {CONFIG} ({problem}); {MEND}") from error
+        raise UserError(f"{run_dir / 'config.yaml'}: not {CONFIG} ({problem}); {REMEDY}") from error
     changes = [(override.input_line, override.key_or_group, override.value()) for override in parse(overrides)]
     is_group = {key: (conf / key).is_dir() for _, key, _ in changes}
     for text, key, value in sorted(changes, key=lambda change: not is_group[change[1]]):  # groups first, as Hydra does

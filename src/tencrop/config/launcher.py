@@ -155,7 +155,7 @@ def _refuse_left_over() -> None:
 
 def _left_over(name: str, launcher: str, names: tuple[str, ...]) -> UserError:
     """The error for a variable `name` that implies other processes while `names` of its launcher are incomplete."""
-    said = f"{name}={os.environ[name]}: implies that {launcher} started this process as one of several"
+    problem = f"{name}={os.environ[name]}: implies that {launcher} started this process as one of several"
     if missing := _missing(names):
         reason = f"without {', '.join(missing)}, which {launcher} sets too"
     elif launcher == "srun" and not _is_step():
@@ -165,4 +165,4 @@ def _left_over(name: str, launcher: str, names: tuple[str, ...]) -> UserError:
         )
     else:
         reason = "but rank and world size contradict each other"
-    return UserError(f"{said}, {reason}; {unset(launcher)}, or start it with {launcher}")
+    return UserError(f"{problem}, {reason}; {unset(launcher)}, or start it with {launcher}")

@@ -15,7 +15,7 @@ from tencrop.config.loader import CONFIG_FORMAT, upgrade_config
 from tencrop.config.schema import UserError
 
 CONFIG = "the configuration of a run of this version"
-MEND = "bring it back from a copy, or train it again"
+REMEDY = "restore it from a copy, or train it again"
 # Keys that depend on the machine. A person who receives a run folder may edit them, so config_sha256 leaves them out.
 LOCATION_KEYS = {"hardware", "tracker", "runs"}
 LOCATION_DATA_KEYS = {"root", "source"}
@@ -55,18 +55,18 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     path, manifest = run_dir / "config.yaml", run_dir / "manifest.json"
     config = read_written_config(path)
     if manifest.exists():
-        mend = "bring it back from a copy, or delete the folder and train again"
-        begun = read_json(manifest, {"config_sha256?": str}, what="the manifest of a run folder", mend=mend)
+        remedy = "restore it from a copy, or delete the folder and train again"
+        begun = read_json(manifest, {"config_sha256?": str}, what="the manifest of a run folder", mend=remedy)
         if begun.get("config_sha256") not in (None, config_sha256(config)):
             raise UserError(
-                f"{path}: does not match the manifest beside it: one was changed, or belongs to another run; {MEND}"
+                f"{path}: does not match the manifest beside it: one was changed, or belongs to another run; {REMEDY}"
             )
     return upgrade_config(config)
 
 
 def read_written_config(path: Path) -> dict[str, Any]:
     """A config.yaml as it was written, in any format. Raises UserError if it is missing or broken."""
-    return read_yaml(path, CONFIG_SHAPE, what=CONFIG, mend=MEND)
+    return read_yaml(path, CONFIG_SHAPE, what=CONFIG, mend=REMEDY)
 
 
 def config_sha256(config: dict[str, Any]) -> str:

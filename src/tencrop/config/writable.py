@@ -25,8 +25,8 @@ def check_writable(*paths: Path, mend: str) -> None:
             number, name = error.errno or 0, str(path)
             if number in (errno.ELOOP, errno.ENAMETOOLONG) and len(name) > LONGEST_PATH:
                 name = f"{name[:LONGEST_PATH]}..."
-            reason, own_mend = DISK_ERRORS.get(number, os.strerror(number)), REMEDIES.get(number, mend)
-            raise UserError(f"{name}: cannot be written ({reason}); {own_mend}") from error
+            reason, own_remedy = DISK_ERRORS.get(number, os.strerror(number)), REMEDIES.get(number, mend)
+            raise UserError(f"{name}: cannot be written ({reason}); {own_remedy}") from error
 
 
 def _try_to_write(path: Path) -> None:

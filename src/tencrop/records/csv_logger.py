@@ -69,7 +69,7 @@ class CsvLogger(Logger):
                 file.close()
 
     def _drop(self, names: set[str], step: int) -> None:
-        self.finalize("written anew")
+        self.finalize("rewritten")
         rows: list[list[str]] = []
         if self.path.exists():
             # Line by line, since a power cut may leave a damaged last line with an open quote or NULs.

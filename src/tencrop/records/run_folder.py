@@ -63,7 +63,7 @@ SHAPE = {
 HASHES = ("weights_sha256", "ema_sha256")
 RUNNING = {"status": "running", **dict.fromkeys(HASHES)}
 ROOM = "make room, or name another folder with runs=DIR"
-MEND = "bring it back from a copy, or delete the folder and train again"
+REMEDY = "restore it from a copy, or delete the folder and train again"
 
 
 def run_folder(config: Config, data_manifest: dict[str, Any], *, total_steps: int | None = None) -> Path:
@@ -86,7 +86,7 @@ def run_folder(config: Config, data_manifest: dict[str, Any], *, total_steps: in
         _refuse_other_data(folder, config, read_run_manifest(folder)["data"], data_facts(config, data_manifest))
         read_config(folder)  # the final evaluation reads it: a damaged file is refused now, not after training
     elif any((folder / "checkpoints").glob("*.ckpt")):  # the manifest is written before any checkpoint
-        raise UserError(f"{folder}: has checkpoints, but no manifest.json that tells which run wrote them; {MEND}")
+        raise UserError(f"{folder}: has checkpoints, but no manifest.json that tells which run wrote them; {REMEDY}")
     if total_steps is None and is_begun and is_complete(folder):
         return folder  # before the lock, which needs write access
     try:
@@ -140,7 +140,7 @@ def is_complete(folder: Path) -> bool:
 
 def read_run_manifest(folder: Path) -> dict[str, Any]:
     """The run's manifest. Raises UserError if it is missing or broken."""
-    manifest = read_json(folder / "manifest.json", SHAPE, what="the manifest of a run folder", mend=MEND)
+    manifest = read_json(folder / "manifest.json", SHAPE, what="the manifest of a run folder", mend=REMEDY)
     manifest["result"].setdefault("ema_sha256", None)  # the first runs did not record it
     return manifest
 
