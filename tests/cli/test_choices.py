@@ -23,7 +23,7 @@ def test_group_question_mark_describes_every_option():
     assert (result.returncode, result.stderr) == (0, "")
     lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
     assert set(lines) == {path.stem for path in (CONF / "model").glob("*.yaml")}
-    assert lines["plain34"] == "The plain network of 34 layers of He et al. 2016"
+    assert lines["plain34"] == "34-layer plain network of He et al. 2016"
 
 
 def test_every_option_has_a_description():

@@ -145,7 +145,7 @@ def test_a_sweep_on_a_full_disk_fails_with_one_sentence(small_disk):
     ("number", "words"),
     [
         (errno.ELOOP, "symbolic links form a loop (/a); remove the link"),
-        (errno.EIO, "dmesg says more"),
+        (errno.EIO, "dmesg shows details"),
         (errno.ESTALE, "stale file handle"),
         (errno.EMFILE, "raise the limit (ulimit -n"),
         (errno.ENOSPC, "the disk is full (/a); make room"),
