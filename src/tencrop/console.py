@@ -24,5 +24,6 @@ def plain_column(text: str) -> TextColumn:
 
 def rate(images_per_s: float) -> str:
     """Format a throughput: "1,234 images/s", or "0.037 images/s" (three digits, so that a slow one is not "0")."""
+    # "0 images/s" is reserved for a job that does not move
     digits = f"{images_per_s:,.0f}" if images_per_s >= 100 or images_per_s == 0 else f"{images_per_s:.3g}"
     return f"{digits} images/s"

@@ -73,5 +73,5 @@ def sync_folder(folder: Path) -> None:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as file:
+    with open(path, "rb") as file:  # reads in blocks: checkpoints may be larger than memory
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -31,7 +31,7 @@ LINE_EVERY_S = 30  # interval between lines in a log
 def readable(num_bytes: float) -> str:
     """Format a number of bytes with three digits, such as "1.23 MB"."""
     # Powers of 1000, like the printed capacity of a disk, not 1024.
-    for unit in ("bytes", "kB", "MB", "GB"):
+    for unit in ("bytes", "kB", "MB", "GB"):  # the rest is TB, however large
         if num_bytes < 1000:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
@@ -109,7 +109,7 @@ class _Lines:
         self._console, self._what, self._total = console, what, total
         self._amount, self._unit, self._speed = amount, unit, speed
         self._first: tuple[float, int] | None = None  # time of the first call, and the amount done by then
-        self._done, self._last = 0, time.monotonic()
+        self._done, self._last = 0, time.monotonic()  # so that short jobs print their last line only
 
     def advance(self, number: int) -> None:
         self._done, now = self._done + number, time.monotonic()

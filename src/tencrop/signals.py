@@ -72,5 +72,6 @@ def exit_when_asked(*, is_first: bool) -> Iterator[None]:
 
 
 def _ignore() -> None:
+    # default_int_handler raises KeyboardInterrupt
     for number in SIGNALS:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_IGN)

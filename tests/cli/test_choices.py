@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tencrop.cli.choices import CONF, asked, describe, header, names_of, options_of
+from tencrop.cli.choices import CONF, describe, first_sentence, list_options, option_names, options_of
 from tencrop.config.rules import MODEL_NAMES
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ def test_group_question_mark_describes_every_option():
 def test_every_option_has_a_description():
     for group in (path.name for path in CONF.iterdir() if path.is_dir()):
         for name in options_of(group):
-            assert len(header(CONF / group / f"{name}.yaml")) > 5, (group, name)
+            assert len(first_sentence(CONF / group / f"{name}.yaml")) > 5, (group, name)
 
 
 def test_model_name_question_mark_prints_the_committed_list():
@@ -43,7 +43,7 @@ def test_a_reader_that_stops_early_hears_no_traceback():
 
 
 def test_other_arguments_get_no_answer():
-    assert asked(["model=resnet50", "seed=?", "no_group=?", "=?", "..=?", "-m"]) is None
+    assert list_options(["model=resnet50", "seed=?", "no_group=?", "=?", "..=?", "-m"]) is None
 
 
 def test_lines_are_cut_to_a_terminal(monkeypatch):
@@ -55,10 +55,10 @@ def test_lines_are_cut_to_a_terminal(monkeypatch):
 
 def test_help_wraps_the_names_of_all_groups():
     result = run("train.py --help")
-    assert result.returncode == 0 and names_of() in result.stdout
+    assert result.returncode == 0 and option_names() in result.stdout
     assert all(f"\n{group}: " in result.stdout for group in ("data", "experiment", "model", "optimizer", "protocol"))
-    assert max(len(line) for line in names_of().splitlines()) <= 110
-    assert names_of("data") in run("prepare.py --help").stdout
+    assert max(len(line) for line in option_names().splitlines()) <= 110
+    assert option_names("data") in run("prepare.py --help").stdout
 
 
 @pytest.mark.parametrize(("argument", "words"), [("model=zzzzz", "model=zzzzz"), ("model=", "model=")])

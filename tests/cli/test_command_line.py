@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tencrop.cli.choices import CONF
 from tencrop.cli.command import command, overrides
-from tencrop.cli.command_line import checked, home, parse, typed_word
+from tencrop.cli.command_line import check_words, expand_home, parse, typed_word
 from tencrop.cli.run_overrides import (
     config_of_run,
 )
@@ -95,11 +95,11 @@ def test_a_tilde_is_expanded_to_the_home_folder(monkeypatch, capsys):
     for typed in ("~/imagenet", "'~/imagenet'", '"~/imagenet"'):
         assert ran("train", [f"data.root={typed}"], capsys) == (0, "/home/me/imagenet", "")
     assert ran("report", ["runs=[a,'~/b']"], capsys) == (0, "a,/home/me/b", "")
-    assert checked(["data.root=~/a,~/b", "+data.source=~"], Config) == [
+    assert check_words(["data.root=~/a,~/b", "+data.source=~"], Config) == [
         "data.root=/home/me/a,/home/me/b",
         "+data.source=/home/me",
     ]
-    assert checked(["name='~/a'"], Config) == ["name='~/a'"], "a name is no path"
+    assert check_words(["name='~/a'"], Config) == ["name='~/a'"], "a name is no path"
 
 
 def test_one_folder_is_a_list_of_one(capsys):
@@ -126,20 +126,20 @@ def test_one_folder_is_a_list_of_one(capsys):
 )
 def test_a_refused_word_is_answered_with_what_to_type_instead(word, words):
     with pytest.raises(UserError) as error:
-        checked([word], Config)
+        check_words([word], Config)
     assert str(error.value).startswith(f"{word}: ") and words in str(error.value)
 
 
 @pytest.mark.parametrize("word", ["name=12", "name=null", "name=007", "data.root=/a\\=b", "seed=0,1", "runs='a b'"])
 def test_words_that_hydra_reads_correctly_pass_unchanged(word):
-    assert checked([word], Config) == [word]
+    assert check_words([word], Config) == [word]
 
 
 def test_overrides_of_a_run_are_parsed_as_by_hydra(composed, tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(composed("experiment=lenet5_digits"))))
     typed = ["protocol='five_crop'", "++data.root='/größe'", "output='~/a'"]
     config = config_of_run(tmp_path, typed, conf=CONF)
-    assert (config.protocol.name, config.data.root, config.output) == ("five_crop", "/größe", home("~/a"))
+    assert (config.protocol.name, config.data.root, config.output) == ("five_crop", "/größe", expand_home("~/a"))
 
 
 def test_an_option_from_config_dir_applies_to_a_run(composed, tmp_path):

@@ -26,7 +26,7 @@ def check_conf() -> None:
         raise UserError(f"{CONF}: is missing; in tencrop's checkout, type pip install . or pip install -e .")
 
 
-def asked(arguments: list[str]) -> str | None:
+def list_options(arguments: list[str]) -> str | None:
     """The answer to a GROUP=? among the arguments of a command; None if there is none.
 
     model=? lists the files of conf/model with a description, model.name=? the name of every network for model=timm.
@@ -44,11 +44,11 @@ def describe(group: str) -> str:
     """One line per option of a group: its name and the first sentence of its file; cut to the terminal's width."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000  # uncut for grep
     column = max(map(len, options_of(group)), default=0) + 2
-    lines = [f"{name:{column}}{header(CONF / group / f'{name}.yaml')}" for name in options_of(group)]
+    lines = [f"{name:{column}}{first_sentence(CONF / group / f'{name}.yaml')}" for name in options_of(group)]
     return "\n".join(line if len(line) <= width else line[: width - 1] + "…" for line in lines)
 
 
-def header(path: Path) -> str:
+def first_sentence(path: Path) -> str:
     """The first sentence of the comment at the top of a file, without its period."""
     comments = []
     try:
@@ -63,7 +63,7 @@ def header(path: Path) -> str:
     return SENTENCE_END.split(" ".join(comments), maxsplit=1)[0]
 
 
-def names_of(*chosen: str) -> str:
+def option_names(*chosen: str) -> str:
     """The options of the chosen groups, one wrapped paragraph each; by default of all groups that train.py reads."""
     fields = {field.name for field in dataclasses.fields(Config)} | {"experiment"}
     paragraphs = [f"{group}: {', '.join(options_of(group))}" for group in chosen or fields.intersection(groups())]

@@ -22,12 +22,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tencrop.cli.choices import CONF, asked, check_conf, names_of
-from tencrop.cli.command_line import PATHS, checked, home
+from tencrop.cli.choices import CONF, check_conf, list_options, option_names
+from tencrop.cli.command_line import PATHS, check_words, expand_home
 from tencrop.cli.config_source import (
     register_config_source,
 )
-from tencrop.cli.errors import sentence
+from tencrop.cli.errors import hydra_error_sentence
 from tencrop.config.disk_errors import disk_sentence
 from tencrop.config.documents import literal
 from tencrop.config.launcher import launched
@@ -71,24 +71,24 @@ def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type,
     # times slower. Must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise exceptions rather than print them and exit
-    OmegaConf.register_new_resolver("choices", names_of, replace=True)  # ${choices:...} in the help texts of conf/
+    OmegaConf.register_new_resolver("choices", option_names, replace=True)  # ${choices:...} in the help texts of conf/
     # Hydra's argparse rejects values on both sides of a flag, as in A=1 -m B=2, so -m is moved to the front.
     words = sorted(words, key=lambda word: word not in ("-m", "--multirun"))
     try:
         check_conf()
-        answer = asked(words)
+        answer = list_options(words)
         if answer or {"--help", "-h"} & set(words):
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` exits quietly, as other tools do
         if answer:
             print(answer)
             return 0
-        sys.argv = [arguments[0], *_checked(words, schema)]  # hydra.main has no other way to pass arguments
+        sys.argv = [arguments[0], *_words_for_hydra(words, schema)]  # hydra.main has no other way to pass arguments
         register_config_source()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except UserError as error:
         return _refuse(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        return _refuse(sentence(error, schema))
+        return _refuse(hydra_error_sentence(error, schema))
     except OSError as error:  # from Hydra itself, which creates the folders of a sweep
         return _refuse(disk_sentence(error))
     finally:
@@ -102,7 +102,7 @@ def interrupted() -> int:
     return INTERRUPTED
 
 
-def _checked(words: list[str], schema: type) -> list[str]:
+def _words_for_hydra(words: list[str], schema: type) -> list[str]:
     """The words in the form in which Hydra must read them.
 
     Raises UserError for a value that Hydra cannot parse, and for words to which argparse would answer with its usage.
@@ -116,7 +116,7 @@ def _checked(words: list[str], schema: type) -> list[str]:
     parser = get_args_parser()  # Hydra's, which exits with a page of usage on an error
     parser.error = refuse  # type: ignore[method-assign]
     values = parser.parse_args(words).overrides
-    read = dict(zip(values, checked(values, schema), strict=True))
+    read = dict(zip(values, check_words(values, schema), strict=True))
     return [read.get(word, word) for word in words]
 
 
@@ -125,8 +125,8 @@ def _run_once(run: Callable[[Any], int | None], node: DictConfig, schema: type) 
         for key in PATHS:  # here too, for paths from YAML files and inside quotes or lists
             value = OmegaConf.select(node, key, throw_on_resolution_failure=False)
             value = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
-            if home(value) != value:
-                OmegaConf.update(node, key, literal(home(value)))
+            if expand_home(value) != value:
+                OmegaConf.update(node, key, literal(expand_home(value)))
         config: Any = validate(node, schema)
         _check_sweep(config)
         return run(config) or 0

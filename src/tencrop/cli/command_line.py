@@ -19,19 +19,20 @@ from hydra.errors import HydraException
 
 from tencrop.cli.choices import IS_INSTALLED, groups, options_of
 from tencrop.config.documents import literal
-from tencrop.config.rules import kinds_of
+from tencrop.config.rules import key_types
 from tencrop.config.schema import UserError
 
 # The shell expands ~ only at the beginning of a word, so data.root=~/prepared reaches us unexpanded.
 PATHS = ("data.root", "data.source", "runs", "checkpoint", "weights", "output")  # keys in which ~ is the home folder
 TEXTS = ("data.root", "data.source", "weights", "output", "name")  # keys that take no list
+# KEY=VALUE with Hydra's signs: +KEY adds a key, ~KEY deletes one, ++KEY adds or changes it.
 WORD = re.compile(r"(?P<sign>[+~]{0,2})(?P<key>[A-Za-z_][\w./@-]*)=(?P<text>.*)", re.ASCII | re.DOTALL)
 FOR_SHELL = re.compile(r'([^"$`\\!]|\\[^"$`\\!])*')  # text that double quotes preserve; ! for an interactive bash
 A_LIST = re.compile(r"\[([^'\"]*)\]")
 
 
 def parse(words: Iterable[str]) -> list[Override]:
-    """Parse words that `checked` has returned, as Hydra does."""
+    """Parse words that `check_words` has returned, as Hydra does."""
     return OverridesParser.create().parse_overrides(list(words))
 
 
@@ -40,17 +41,17 @@ def keys_typed(words: Iterable[str]) -> set[str]:
     return {override.key_or_group for override in parse(words)}
 
 
-def checked(words: Iterable[str], schema: type) -> list[str]:
+def check_words(words: Iterable[str], schema: type) -> list[str]:
     """Check the words of a command with this schema, and expand ~ at the beginning of a path.
 
     Raises UserError, with the word to type instead, if Hydra cannot parse a word, or reads a value of another type than
     the text that the key takes: name=1e3 is a number to Hydra. A single text for a list of texts becomes a list of one.
     """
-    kinds = kinds_of(schema)
-    return [_checked(_with_home(word), kinds) for word in words]
+    kinds = key_types(schema)
+    return [_check_word(_with_home(word), kinds) for word in words]
 
 
-def several(word: str) -> str:
+def instead_of_sweep(word: str) -> str:
     """A clause that tells what to type instead of a word that Hydra reads as a sweep."""
     key, _, text = word.partition("=")
     if key in groups():
@@ -61,10 +62,10 @@ def several(word: str) -> str:
     return ", and ".join(clauses)
 
 
-def home(value: Any) -> Any:
+def expand_home(value: Any) -> Any:
     """Expand ~ and ~NAME at the beginning of a path, or of each path in a list; other values are returned unchanged."""
     if isinstance(value, list):
-        return [home(part) for part in value]
+        return [expand_home(part) for part in value]
     return os.path.expanduser(value) if isinstance(value, str) else value
 
 
@@ -92,10 +93,10 @@ def _with_home(word: str) -> str:
     key, _, text = word.partition("=")
     if key.lstrip("+") not in PATHS or "~" not in text or text.startswith(("[", "'", '"')):
         return word  # inside quotes and brackets, ~ is expanded after parsing (command.py)
-    return f"{key}={','.join(map(home, text.split(',')))}"  # a comma separates the values of a sweep
+    return f"{key}={','.join(map(expand_home, text.split(',')))}"  # a comma separates the values of a sweep
 
 
-def _checked(word: str, kinds: dict[str, Any]) -> str:
+def _check_word(word: str, kinds: dict[str, Any]) -> str:
     found = WORD.fullmatch(word)
     kind = kinds.get(found["key"], Any) if found else Any
     try:

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from tencrop.cli.choices import groups, options_of
-from tencrop.cli.command_line import several
-from tencrop.config.rules import keys_of
+from tencrop.cli.command_line import instead_of_sweep
+from tencrop.config.rules import dotted_keys
 from tencrop.config.schema import Config
 
 # Names that other training programs use for our keys. Edit distance does not find these.
@@ -30,7 +30,7 @@ FAMILIAR = {
 }
 
 
-def sentence(error: Exception, schema: type) -> str:
+def hydra_error_sentence(error: Exception, schema: type) -> str:
     """One sentence with the key, the value and the nearest names; `schema` is that of the command."""
     # Hydra raises one exception type for all of these, so they are told apart by their text. Hydra is pinned below 1.4,
     # and tests provoke every case.
@@ -46,7 +46,7 @@ def sentence(error: Exception, schema: type) -> str:
         parent = re.search(r"full_key: (\S+)", str(error.__cause__ or ""))
         return _no_key(key, parent[1] if parent else key, schema)
     if found := re.search(r"Ambiguous value for argument '(.+?)'\s+1\. To use", text, re.DOTALL):
-        return f"{found[1]}: several values are a sweep, which needs -m; {several(found[1])}"
+        return f"{found[1]}: several values are a sweep, which needs -m; {instead_of_sweep(found[1])}"
     return text.splitlines()[0] + "".join(f" ({key})" for key in re.findall(r"full_key: (\S+)", text)[:1])
 
 
@@ -80,7 +80,7 @@ def _no_option(place: str) -> str:
 
 def _no_key(typed: str, missing: str, schema: type) -> str:
     """The sentence for an unknown key; `missing` is the shortest prefix of `typed` that does not exist."""
-    known, every = keys_of(schema), keys_of(Config)
+    known, every = dotted_keys(schema), dotted_keys(Config)
     if missing.startswith("model.kwargs."):  # typed as model.kwargs={a: 1}; Hydra accepts new entries only with +
         return f"{missing}: a new entry of model.kwargs needs a plus sign: +{missing}=VALUE"
     if typed in every or missing in known or any(key.startswith(f"{typed}.") for key in every):

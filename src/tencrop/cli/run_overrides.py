@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from tencrop.cli.command_line import PATHS, home, parse
+from tencrop.cli.command_line import PATHS, expand_home, parse
 from tencrop.config.documents import literal
 from tencrop.config.rules import validate
 from tencrop.config.run_config import CONFIG, REMEDY, read_config
@@ -43,7 +43,7 @@ def config_of_run(run_dir: Path, overrides: list[str], *, conf: Path) -> Config:
         if is_group[key]:
             OmegaConf.update(node, key, yaml_mapping(_option(conf, key, value)), merge=False)
         else:
-            OmegaConf.update(node, key, home(value) if key in PATHS else value, force_add=True)
+            OmegaConf.update(node, key, expand_home(value) if key in PATHS else value, force_add=True)
     return validate(node, Config)
 
 

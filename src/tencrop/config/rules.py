@@ -40,17 +40,17 @@ def validate(node: DictConfig, schema: type[Schema]) -> Schema:
     return config  # type: ignore[return-value]
 
 
-def keys_of(schema: Any) -> list[str]:
+def dotted_keys(schema: Any) -> list[str]:
     """All dotted keys of a nested dataclass, such as augmentation.pca.std."""
-    return list(kinds_of(schema))
+    return list(key_types(schema))
 
 
-def kinds_of(schema: Any, prefix: str = "") -> dict[str, Any]:
+def key_types(schema: Any, prefix: str = "") -> dict[str, Any]:
     """All dotted keys of a nested dataclass, with their declared types."""
     kinds: dict[str, Any] = {}
     for name, kind in get_type_hints(schema).items():
         inner = next((kind for kind in (kind, *get_args(kind)) if dataclasses.is_dataclass(kind)), None)
-        kinds |= kinds_of(inner, f"{prefix}{name}.") if inner else {prefix + name: kind}
+        kinds |= key_types(inner, f"{prefix}{name}.") if inner else {prefix + name: kind}
     return kinds
 
 
@@ -60,19 +60,19 @@ def _sentence(error: OmegaConfBaseException, schema: type) -> str:
     key = error.full_key or error.key or ""
     text = str(error).splitlines()[0]
     if "not in '" in text or "is not in struct" in text:
-        close = difflib.get_close_matches(str(key), keys_of(schema), n=2, cutoff=0.5)
+        close = difflib.get_close_matches(str(key), dotted_keys(schema), n=2, cutoff=0.5)
         return f"{key}: there is no such key" + (f"; did you mean {' or '.join(close)}?" if close else "")
     if "missing mandatory value" in text.lower():
         return f"{key}: needs a value; give {key}=..."
     if isinstance(error, InterpolationResolutionError):
         return f"{key}: {text}; correct the name in ${{...}}, or type \\${{...}} to mean these characters"
-    kinds = kinds_of(schema)
+    kinds = key_types(schema)
     value = OmegaConf.to_container(error.value) if OmegaConf.is_config(error.value) else error.value
     inner = [name for name in kinds if name.startswith(f"{key}.")]
     if inner:
         return f"{key}={_as_typed(value)}: holds several keys; give one of them a value: {', '.join(inner[:3])}, ..."
     if isinstance(error, ValidationError) and key in kinds:
-        return f"{key}={_as_typed(value)}: must be {_named(kinds[key])}"
+        return f"{key}={_as_typed(value)}: must be {_type_in_words(kinds[key])}"
     return f"{key}: {text}"
 
 
@@ -82,14 +82,14 @@ def _as_typed(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _named(kind: Any) -> str:
+def _type_in_words(kind: Any) -> str:
     """A declared type, described for a user: "a whole number" rather than "int"."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     if get_origin(kind) is list:
         return "a list, [A,B]"
     if get_origin(kind) is dict:
         return "a mapping, {A: 1, B: 2}"
-    return names.get(kind) or " or ".join(_named(one) for one in get_args(kind))
+    return names.get(kind) or " or ".join(_type_in_words(one) for one in get_args(kind))
 
 
 # Characters of a run's name. File systems allow 255 bytes, and wandb's name of a run adds seed and hash.

@@ -49,7 +49,7 @@ def launch_ranks(num_ranks: int) -> Iterator[None]:
             store = _meet(int(os.environ["LOCAL_RANK"]))
             yield
     elif num_ranks > 1 and launched() is None:
-        others = _Others(num_ranks)
+        others = _OtherRanks(num_ranks)
         try:
             store = _meet(0)
             yield
@@ -70,7 +70,7 @@ def _meet(rank: int) -> TCPStore:
     return meet(rank, num_ranks, address, remedy="run it again")
 
 
-class _Others:
+class _OtherRanks:
     """Ranks 1, 2, ... on this machine, and the thread that watches them."""
 
     def __init__(self, num_ranks: int):

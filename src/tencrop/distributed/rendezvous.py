@@ -53,7 +53,7 @@ def meet(rank: int, num_processes: int, address: Address, *, remedy: str) -> TCP
     """
     clock = _Clock(f"of {num_processes} processes", address, remedy)
     is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun itself serves the store
-    store = _opened(address, clock) if rank == 0 and not is_served else _connected(address, clock)
+    store = _open_store(address, clock) if rank == 0 and not is_served else _connect_store(address, clock)
     # torchrun's store outlives a restart of the ranks and still contains the arrivals of the last attempt.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     arrivals = PrefixStore(f"tencrop/{attempt}", store)
@@ -86,23 +86,23 @@ class _Clock:
         time.sleep(POLL_S)
 
 
-def _opened(address: Address, clock: _Clock) -> TCPStore:
-    while (store := _store(address, clock, is_master=True)) is None:
+def _open_store(address: Address, clock: _Clock) -> TCPStore:
+    while (store := _try_store(address, clock, is_master=True)) is None:
         clock.wait("rank 0 itself did not get through")  # the address is not this machine's
     return store
 
 
-def _connected(address: Address, clock: _Clock) -> TCPStore:
+def _connect_store(address: Address, clock: _Clock) -> TCPStore:
     while True:
         with contextlib.suppress(OSError):
             # Try the port first: torch prints every failed connection on stderr.
             socket.create_connection(address, timeout=CONNECT_S).close()
-            if (store := _store(address, clock, is_master=False)) is not None:
+            if (store := _try_store(address, clock, is_master=False)) is not None:
                 return store
         clock.wait("this one got no answer from rank 0")
 
 
-def _store(address: Address, clock: _Clock, *, is_master: bool) -> TCPStore | None:
+def _try_store(address: Address, clock: _Clock, *, is_master: bool) -> TCPStore | None:
     """Open the store (`is_master`) or connect to it; None if the connection failed.
 
     In a thread: if some other program listens at the address, torch's call never returns.

@@ -18,7 +18,7 @@ from tencrop.cli.errors import nearest
 from tencrop.config import Config, UserError
 from tencrop.config.documents import Between, NotEmpty, check_shape, read_yaml
 from tencrop.config.recipe_rules import MAX_SIDE
-from tencrop.config.rules import CHOICES, keys_of
+from tencrop.config.rules import CHOICES, dotted_keys
 from tencrop.config.yaml_files import yaml_files
 from tencrop.tables.schema import (
     COLUMNS,
@@ -301,5 +301,5 @@ def _check_override(where: str, override: str) -> None:
     if key in groups():
         if value not in (names := options_of(key)):
             raise UserError(f"{where}overrides: {override}: there is no conf/{key}/{value}.yaml{nearest(value, names)}")
-    elif not key.startswith("model.kwargs.") and key not in (keys := keys_of(Config)):
+    elif not key.startswith("model.kwargs.") and key not in (keys := dotted_keys(Config)):
         raise UserError(f"{where}overrides: {override}: there is no such key{nearest(key, keys)}")

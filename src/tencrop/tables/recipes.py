@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tencrop.cli.choices import CONF
 from tencrop.cli.compose import compose_training
-from tencrop.cli.errors import sentence
+from tencrop.cli.errors import hydra_error_sentence
 from tencrop.config import Config, UserError, learning_hash
 from tencrop.config.code import PACKAGE, code_sha256
 from tencrop.config.documents import read_json
@@ -41,7 +41,7 @@ def _learning_hash(words: Words) -> str:
     try:
         return learning_hash(compose_training(words, CONF))
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"train.py {' '.join(words)}: {sentence(error, Config)}") from error
+        raise UserError(f"train.py {' '.join(words)}: {hydra_error_sentence(error, Config)}") from error
 
 
 def _digest() -> str:

@@ -44,7 +44,7 @@ def judge(errors: Sequence[float], printed: float, *, last_digit: float, num_run
     """
     assert errors and num_runs >= 1 and last_digit > 0, (errors, num_runs, last_digit)
     k = len(errors)
-    is_guess = k < 3
+    is_guess = k < 3  # with k = 2, t is 12.7 and the band would accept almost any number
     std, quantile = GUESSED_STD, GUESSED_QUANTILE
     if not is_guess:
         std, quantile = max(statistics.stdev(errors), LEAST_STD), student_quantile(k - 1)
