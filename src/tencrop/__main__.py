@@ -46,7 +46,7 @@ def main() -> None:
         # Before the import, which takes seconds: without a handler, a scheduler's SIGUSR1 would kill a job that should
         # be requeued. Only train handles SIGTERM and SIGUSR1; the others may simply be killed.
         exit_at_once(*([] if command == "train" else [signal.SIGINT]))
-        # Each main() accepts its own arguments, since sys.argv still begins with the command's name.
+        # Each main() accepts its own arguments, since sys.argv still contains the command's name.
         sys.exit(import_module(COMMANDS[command][0]).main(sys.argv[2:]))
 
 
