@@ -1,6 +1,6 @@
-# make quickstart and make test install whatever is missing first, then do what they say; so does every target below.
-# Installed means: Debian's packages in NEEDS, then .venv filled from requirements.lock (exact versions, hashes
-# checked), then this project in place. Stamp files in .venv remember it: the second time costs nothing.
+# Every target first installs what is missing: the Debian packages in NEEDS, then .venv from requirements.lock (exact
+# versions, verified hashes), then this project in editable mode. Stamp files in .venv record what is done, so that the
+# second call starts immediately.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -14,12 +14,12 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3 py
 .PHONY: help quickstart test test-fast test-long gpu-check lint format lock install clean
 
 help: ## show this list
-	@echo "tencrop: from a configuration to an error table"
+	@echo "tencrop: reproduce the error tables of ImageNet papers from configuration files"
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1 \2/p' $(MAKEFILE_LIST) | while read -r name text; do \
 	    printf '  make %-12s%s\n' "$$name" "$$text"; \
 	done
 
-quickstart: install ## LeNet-5 on handwritten digits: prepare, train, evaluate, report (2 minutes after installation)
+quickstart: install ## LeNet-5 on handwritten digits: prepare, train, evaluate, report (2 minutes plus installation)
 	$(BIN)/python prepare.py data=digits
 	$(BIN)/python train.py experiment=lenet5_digits
 	$(BIN)/python evaluate.py experiment=lenet5_digits protocol=center
@@ -32,13 +32,13 @@ test: lint ## ruff, mypy and all tests
 test-fast: lint ## the tests of every day: without training, images from disk and other processes
 	$(BIN)/python -m pytest -q $(FAST)
 
-test-long: install ## what takes minutes rather than seconds
+test-long: install ## tests that take minutes rather than seconds
 	$(BIN)/python -m pytest -q -s -m long
 
-gpu-check: install ## what needs a GPU: marked tests, DDP, exact resume, protocols; prints a table
+gpu-check: install ## checks that need a GPU: marked tests, DDP, exact resume, protocols; prints a table
 	$(BIN)/python bench/gpu_check.py
 
-lint: install ## ruff and mypy alone
+lint: install ## ruff and mypy only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src $(wildcard *.py)
@@ -52,7 +52,7 @@ lock: install ## renew requirements.lock from pyproject.toml
 	    --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
 	    --custom-compile-command 'make lock' --output-file requirements.lock
 
-clean: ## remove .venv and what was built, keep runs and prepared data
+clean: ## remove .venv and build outputs, keep runs and prepared data
 	rm -rf $(VENV) build src/*.egg-info src/tencrop/data/native/*.so
 
 install: $(VENV)/installed ## install only
@@ -61,7 +61,7 @@ $(VENV)/installed: pyproject.toml setup.py $(wildcard src/tencrop/data/native/*.
 	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# In two passes: what comes as source (ffcv) is built with the locked setuptools, which must be there before.
+# In two passes: packages without wheels (ffcv) are built with the locked setuptools, which must be installed before.
 $(VENV)/locked: requirements.lock $(BIN)/python
 	@echo "Installing requirements.lock (3 GB of downloads the first time) ..."
 	@sed -nE '/^(pip|setuptools)==/,/[^\\]$$/p' requirements.lock > $(VENV)/build.lock
@@ -72,7 +72,7 @@ $(VENV)/locked: requirements.lock $(BIN)/python
 $(BIN)/python: | $(VENV)/system
 	$(PYTHON) -m venv $(VENV)
 
-# What the C compilers must find, each line: the package of Debian that brings it, the command that shows it is there.
+# Requirements of the C and C++ builds. Each line: a Debian package, and the command that succeeds if it is installed.
 define NEEDS
 gcc              command -v "$${CC:-gcc}"
 g++              command -v "$${CXX:-g++}"

@@ -1,11 +1,11 @@
-"""Evaluate trained weights: python evaluate.py checkpoint=PATH protocol=ten_crop. --help tells more."""
+"""Evaluate trained weights: python evaluate.py checkpoint=PATH protocol=ten_crop. See --help."""
 
 from signal import SIGINT
 
 from tencrop.signals import exit_at_once
 
 if __name__ == "__main__":
-    exit_at_once(SIGINT)  # before the import below
+    exit_at_once(SIGINT)  # before the import below, which takes seconds: Ctrl-C would print a traceback
 
 from tencrop.commands.evaluate import main
 

@@ -1,11 +1,11 @@
-"""Write the report of runs: python report.py 'runs=[FOLDER,...]' output=DIR. --help tells more."""
+"""Write a report about runs: python report.py 'runs=[FOLDER,...]' output=DIR. See --help."""
 
 from signal import SIGINT
 
 from tencrop.signals import exit_at_once
 
 if __name__ == "__main__":
-    exit_at_once(SIGINT)  # before the import below
+    exit_at_once(SIGINT)  # before the import below, which takes seconds: Ctrl-C would print a traceback
 
 from tencrop.commands.report import main
 

@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: a wheel carries a copy of conf/ in the package, where an installed verb finds it."""
+"""Build step that pyproject.toml cannot express: copies conf/ into a wheel, where the installed commands read it."""
 
 import shutil
 from pathlib import Path
@@ -8,13 +8,13 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithConf(build_py):
-    """In place (pip install -e .) nothing is copied: conf/ is read where it stands."""
+    """Copies conf/ into the package, except for pip install -e ., which uses the checkout's conf/ directly."""
 
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
             copy = Path(self.build_lib, "tencrop", "conf")
-            shutil.rmtree(copy, ignore_errors=True)  # of an earlier build, with files that are no longer there
+            shutil.rmtree(copy, ignore_errors=True)  # an earlier build's copy may contain deleted files
             shutil.copytree("conf", copy, ignore=shutil.ignore_patterns(".*"))
 
 

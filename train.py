@@ -1,12 +1,12 @@
-"""Train an experiment: python train.py experiment=NAME, or model=NAME for the default recipe. --help tells more.
+"""Train an experiment: python train.py experiment=NAME, or model=NAME for the default recipe. See --help.
 
-The same command typed again continues where the run stands, or shows its result.
+Repeating the same command resumes the run, or shows its result if it is complete.
 """
 
 from tencrop.signals import exit_at_once
 
 if __name__ == "__main__":
-    exit_at_once()  # before the import below, which takes seconds in which a scheduler may send its signal
+    exit_at_once()  # before the import below, which takes seconds: a scheduler may send its signal meanwhile
 
 from tencrop.commands.train import main
 

@@ -1,4 +1,4 @@
-"""Names that look like markup are printed as they are; speeds keep three digits."""
+"""Names that look like markup are printed verbatim; throughputs keep three digits."""
 
 import io
 import re
@@ -31,7 +31,7 @@ def test_cells_are_plain(capsys):
     assert NAME in capsys.readouterr().out
 
 
-def test_a_folder_is_named_as_it_is(prepared_digits, tmp_path, capsys):
+def test_folder_names_are_printed_verbatim(prepared_digits, tmp_path, capsys):
     (tmp_path / "p[").mkdir()
     (tmp_path / "p[" / "x]").symlink_to(prepared_digits)
     verify(tmp_path / "p[" / "x]", "digits")

@@ -1,4 +1,4 @@
-"""Whatever a name or a table holds can be printed where output is not UTF-8, and written into a page."""
+"""Any name or table can be printed to output that is not UTF-8, and written into a page."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ main()
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_a_verb_prints_in_any_encoding(encoding):
+def test_a_command_prints_in_any_encoding(encoding):
     environment = os.environ | {"PYTHONIOENCODING": encoding}
     done = subprocess.run([sys.executable, "-c", VERB], cwd=ROOT, env=environment, capture_output=True, timeout=900)
     out, err = (text.decode(encoding) for text in (done.stdout, done.stderr))
@@ -49,14 +49,14 @@ def test_a_verb_prints_in_any_encoding(encoding):
     assert ("+" if encoding != "utf-8" else "┏") in out  # the table's corner
 
 
-def test_what_is_answered_before_a_verb_prints_in_any_encoding():
+def test_an_error_before_a_command_starts_prints_in_any_encoding():
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "train.py", f"no_such_{NOT_UTF8}=1"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
 
 
-def test_a_locale_that_is_not_utf8_makes_no_record_unreadable():
+def test_records_are_readable_in_any_locale():
     plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     program = (
         "import sys; from tencrop.config.documents import parse_json\n"
@@ -71,6 +71,6 @@ def test_names_that_differ_stay_different():
     assert [printable(name) for name in names] == ["caf\\udce9", "caf\\udce8", "café"]
 
 
-def test_a_command_with_such_a_name_is_recorded_as_text_that_readers_take(monkeypatch):
+def test_a_command_with_an_unencodable_name_is_recorded_readably(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", f"data.root=/{NOT_UTF8}"])
     check_shape(provenance.command_line(), str)

@@ -1,6 +1,6 @@
-"""A signal never decides what it should not: 75 at start-up, the run's own exit code when it has ended.
+"""Signals give exit code 75 at start-up and do not change the exit code of a finished run.
 
-Ctrl-C ends every verb in one line.
+Ctrl-C ends every command with one line.
 """
 
 import os
@@ -59,7 +59,7 @@ def test_a_signal_within_the_block_raises_75(number, is_first, capsys):
     assert capsys.readouterr().err == ("interrupted; the same command continues\n" if is_first else "")
 
 
-# runs a verb in another process, with a Ctrl-C the moment a module is imported, or a function of it is called
+# Runs a command in another process and sends Ctrl-C when a given module is imported, or a function of it is called.
 AT = """
 import os, runpy, signal, sys
 module, function = sys.argv[1].split(":")
@@ -91,15 +91,15 @@ if program.endswith(".py"):
 else:
     runpy.run_module(program, run_name="__main__", alter_sys=True)
 """
-VERBS = {
+COMMANDS = {
     "start of prepare": ("hydra:", "prepare.py", []),
     "start of evaluate": ("hydra:", "evaluate.py", []),
     "start of report": ("hydra:", "report.py", []),
-    "start of seeing": ("hydra:", "tencrop.visualization", []),
+    "start of visualization": ("hydra:", "tencrop.visualization", []),
     "start of complexity": ("hydra:", "tencrop.complexity", []),
     "start of the race": ("hydra:", "tencrop.report.training_error", []),
     "start of reproduce": ("omegaconf:", "tencrop.records.reproduce", ["nowhere"]),
-    "configuration": ("tencrop.cli.command:typed", "report.py", []),
+    "configuration": ("tencrop.cli.command:validate", "report.py", []),
     "report": ("tencrop.report.collect:collect", "report.py", ["runs=[nowhere]"]),
     "counting": ("tencrop.complexity.networks:complexity_of", "tencrop.complexity", ["model=lenet5"]),
 }
@@ -110,9 +110,9 @@ def interrupt(place: str, program: str, *words: str) -> subprocess.CompletedProc
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("case", VERBS)
-def test_ctrl_c_ends_a_verb_with_one_line(case):
-    place, program, words = VERBS[case]
+@pytest.mark.parametrize("case", COMMANDS)
+def test_ctrl_c_ends_a_command_with_one_line(case):
+    place, program, words = COMMANDS[case]
     done = interrupt(place, program, *words)
     assert (done.returncode, done.stderr) == (75, "interrupted; the same command continues\n"), done.stdout
 

@@ -1,4 +1,4 @@
-"""What pip builds of the repository and installs elsewhere: every verb works there as in the checkout, without it."""
+"""The wheel, installed outside the checkout: every command works there as in the checkout, and without it."""
 
 import filecmp
 import os
@@ -37,7 +37,7 @@ def run(site: Path, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
 
 
-def test_it_holds_all_of_conf_the_compiled_modules_and_the_same_code(site):
+def test_the_wheel_contains_conf_the_compiled_modules_and_the_same_code(site):
     package = site / "tencrop"
     files = {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("[!.]*.yaml")}
     assert filecmp.cmpfiles(ROOT / "conf", package / "conf", files, shallow=False)[1:] == ([], [])
@@ -45,10 +45,10 @@ def test_it_holds_all_of_conf_the_compiled_modules_and_the_same_code(site):
     assert code_sha256(package, LEARNING) == code_sha256(ROOT / "src" / "tencrop", LEARNING)
 
 
-def test_its_command_lists_the_verbs_and_runs_them_anywhere(site, tmp_path):
+def test_the_installed_program_lists_its_commands_and_runs_them_anywhere(site, tmp_path):
     tencrop = str(site / "bin" / "tencrop")
     listed = run(site, tencrop, "--help", cwd=tmp_path).stdout
-    assert all(f"tencrop {verb} " in listed for verb in ("prepare", "train", "evaluate", "report"))
+    assert all(f"tencrop {name} " in listed for name in ("prepare", "train", "evaluate", "report"))
     composed = run(site, tencrop, "train", "model=lenet5", "--cfg", "job", cwd=tmp_path)
     assert composed.returncode == 0 and "image_size: 32" in composed.stdout, composed.stderr
     refused = run(site, tencrop, "evaluate", "weights=/dev/null", "data=digits", cwd=tmp_path)
@@ -56,12 +56,12 @@ def test_its_command_lists_the_verbs_and_runs_them_anywhere(site, tmp_path):
     refused = run(site, tencrop, "train", "data=digits", cwd=tmp_path)
     assert refused.returncode == 2 and "prepare it with: tencrop prepare data=digits" in refused.stderr, refused.stderr
     refused = run(site, tencrop, "trian", cwd=tmp_path)
-    assert refused.returncode == 2 and "there is no such verb; there are prepare, train" in refused.stderr
+    assert refused.returncode == 2 and "there is no such command; choose one of prepare, train" in refused.stderr
     reported = run(site, tencrop, "report", f"runs={tmp_path}", cwd=tmp_path)
     assert reported.returncode == 2 and "holds no run folder" in reported.stderr
 
 
-def test_it_says_that_it_is_installed(site, tmp_path):
+def test_an_installed_package_is_recorded_as_installed(site, tmp_path):
     program = (
         "import tencrop; from tencrop.records.provenance import code_version, code_diff; print(tencrop.__file__);"
         "print(code_version()['installed'], code_version()['revision'], code_diff())"
@@ -70,7 +70,7 @@ def test_it_says_that_it_is_installed(site, tmp_path):
     assert said.startswith(str(site)) and "0.1.0 None # not known whether the code was changed: installed" in said
 
 
-def test_a_copy_of_the_code_alone_says_what_it_lacks(site, tmp_path):
+def test_a_copy_of_the_code_alone_reports_the_missing_conf(site, tmp_path):
     shutil.copytree(site / "tencrop", tmp_path / "tencrop", ignore=shutil.ignore_patterns("conf"))
     for words in (["train", "model=?"], ["complexity", "--help"]):
         said = run(tmp_path, sys.executable, "-m", "tencrop", *words, cwd=tmp_path)

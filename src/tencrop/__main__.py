@@ -1,4 +1,4 @@
-"""The command `tencrop VERB KEY=VALUE ...` of an installed package: the same verbs as the scripts of a checkout."""
+"""The installed program `tencrop COMMAND KEY=VALUE ...`, which offers the scripts of a checkout as commands."""
 
 from __future__ import annotations
 
@@ -9,40 +9,45 @@ from importlib import import_module
 import tencrop
 from tencrop.signals import exit_at_once
 
-VERBS = {
-    "prepare": ("tencrop.commands.prepare", "write a data set once"),
-    "train": ("tencrop.commands.train", "train an experiment, continue it, or show its result"),
+# Modules by name, imported only when chosen, to keep `tencrop --help` fast.
+COMMANDS = {
+    "prepare": ("tencrop.commands.prepare", "convert a data set for training, once"),
+    "train": ("tencrop.commands.train", "train an experiment, resume it, or show its result"),
     "evaluate": ("tencrop.commands.evaluate", "evaluate trained weights under a test protocol"),
-    "report": ("tencrop.commands.report", "one page for one run or many, with the papers' numbers"),
-    "complexity": ("tencrop.complexity.__main__", "parameters and multiply-adds, layer by layer"),
-    "visualization": ("tencrop.visualization.__main__", "draw a network and what it sees"),
-    "reproduce": ("tencrop.records.reproduce", "run a folder again and compare the weights"),
+    "report": ("tencrop.commands.report", "write one page about one run or many, with the papers' numbers"),
+    "complexity": ("tencrop.complexity.__main__", "count parameters and multiply-adds, layer by layer"),
+    "visualization": ("tencrop.visualization.__main__", "draw a network and what its units respond to"),
+    "reproduce": ("tencrop.records.reproduce", "repeat a finished run and compare the weights bit for bit"),
 }
 HELP = "\n".join(
     [
-        "From a configuration to an error table of an ImageNet paper: tencrop VERB KEY=VALUE ...",
+        "Reproduce the error tables of ImageNet papers from configuration files: tencrop COMMAND KEY=VALUE ...",
         "",
-        *(f"  tencrop {verb:<15}{what}" for verb, (_, what) in VERBS.items()),
+        *(f"  tencrop {name:<15}{summary}" for name, (_, summary) in COMMANDS.items()),
         "",
-        "tencrop VERB --help says what a verb takes; what it says of `python VERB.py` holds for `tencrop VERB`.",
+        "tencrop COMMAND --help lists its keys. Examples there that begin with `python COMMAND.py` work as",
+        "`tencrop COMMAND`, too.",
     ]
 )
 
 
 def main() -> None:
-    """The command line."""
-    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if verb in ("--help", "-h"):
+    """Entry point of the installed program."""
+    # No argparse: everything after the command belongs to Hydra, including --help.
+    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if command in ("--help", "-h"):
         print(HELP)
-    elif verb == "--version":
+    elif command == "--version":
         print(tencrop.__version__)
-    elif verb not in VERBS:
-        print(f"error: {verb}: there is no such verb; there are {', '.join(VERBS)}", file=sys.stderr)
+    elif command not in COMMANDS:
+        print(f"error: {command}: there is no such command; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     else:
-        # before imports that take seconds; a scheduler may send its signal to a training meanwhile
-        exit_at_once(*([] if verb == "train" else [signal.SIGINT]))
-        sys.exit(import_module(VERBS[verb][0]).main(sys.argv[2:]))
+        # Before the import, which takes seconds: without a handler, a scheduler's SIGUSR1 would kill a job that should
+        # be requeued. Only train handles SIGTERM and SIGUSR1; the others may simply be killed.
+        exit_at_once(*([] if command == "train" else [signal.SIGINT]))
+        # Each main() accepts its own arguments, since sys.argv still contains the command's name.
+        sys.exit(import_module(COMMANDS[command][0]).main(sys.argv[2:]))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The terminal: names that a user chose are printed as they are, and speeds are never rounded to 0.
+"""Rich consoles that print user-chosen names verbatim, and the format of throughputs.
 
-rich takes [/b] in a path for markup and :apple: for a picture; nothing here is meant as either.
+By default rich interprets [/b] in a path as markup and :apple: as an emoji. Here text is never meant as either.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ from rich.progress import TextColumn
 
 
 def plain_console(**options: Any) -> Console:
-    """A rich console that prints strings, table cells and captions as they are; options: those of rich's Console."""
+    """A rich console that prints strings, table cells and captions verbatim; `options` are those of rich's Console."""
+    # highlight=False: rich would color the numbers inside names.
     return Console(markup=False, emoji=False, highlight=False, **options)
 
 
 def plain_column(text: str) -> TextColumn:
-    """A column of a progress bar, such as "{task.description}", likewise."""
+    """A text column of a progress bar, such as "{task.description}", without markup."""
     return TextColumn(text, markup=False)
 
 
 def rate(images_per_s: float) -> str:
-    """ "1,234 images/s"; of a slow network "0.037 images/s": three digits, never 0 where something moves."""
+    """Format a throughput: "1,234 images/s", or "0.037 images/s" (three digits, so that a slow one is not "0")."""
+    # "0 images/s" is reserved for a job that does not move
     digits = f"{images_per_s:,.0f}" if images_per_s >= 100 or images_per_s == 0 else f"{images_per_s:.3g}"
     return f"{digits} images/s"

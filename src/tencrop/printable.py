@@ -1,9 +1,9 @@
-"""How text leaves the program, decided once: whatever a name holds, it can be printed and written.
+"""Makes any text printable and writable, whatever characters it contains.
 
-Two things cannot be written as they are. A terminal or log that is not UTF-8 (a container without a locale, an
-ISO locale) lacks the marks of our tables and letters of names; and a file name that is not UTF-8, as Windows archives
-bring, holds surrogates, which no encoding takes. A verb calls `print_any_text` first; pages and figures take
-`printable` names; JSON and YAML escape such characters by themselves. Imports nothing slow.
+Two kinds of text cannot be encoded. A terminal or log that is not UTF-8 (a container without a locale, an ISO locale)
+lacks the signs of our tables and letters of names. And a file name that is not UTF-8, as in archives made on Windows,
+contains surrogates, which no encoding accepts. Every command calls `print_any_text` first; pages and figures pass names
+through `printable`; JSON and YAML escape such characters by themselves. Imports nothing slow.
 """
 
 from __future__ import annotations
@@ -12,30 +12,31 @@ import codecs
 import io
 import sys
 
+# ASCII replacements for the typographic signs in our tables and messages.
 MARKS = str.maketrans({"–": "-", "−": "-", "±": "+-", "×": "x", "·": "-", "…": "...", "’": "'", "•": "*"})
 ERRORS = "tencrop.printable"
 
 
 def print_any_text() -> None:
-    """From now on stdout and stderr replace what they cannot encode: our marks by ASCII, all else by an escape."""
+    """Make stdout and stderr replace what they cannot encode: signs in MARKS by ASCII, anything else by an escape."""
     codecs.register_error(ERRORS, _replace)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # neither closed (None) nor somebody's own
+        if isinstance(stream, io.TextIOWrapper):  # not None (closed), and not another object, as pytest installs
             stream.reconfigure(errors=ERRORS)
 
 
 def printable(text: str) -> str:
-    r"""`text` in UTF-8's reach: the byte 0xE9 of a name that is not UTF-8 becomes the six characters \udce9."""
+    r"""`text` with surrogates escaped: byte 0xE9 of a name that is not UTF-8 becomes the six characters \udce9."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def markdown_text(text: str) -> str:
-    """`text` on one line, without what Markdown would take for a cell's end or for HTML."""
+    """`text` on one line, with the characters escaped that would end a Markdown table cell or start HTML."""
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
     assert isinstance(error, UnicodeEncodeError)
     lacking = error.object[error.start : error.end].translate(MARKS)
-    # a name that is not UTF-8 has surrogates, which stay different from each other as escapes
+    # Escapes keep different surrogates apart; "?" would make two different file names look the same.
     return lacking.encode("ascii", "backslashreplace").decode(), error.end

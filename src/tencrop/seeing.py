@@ -1,7 +1,7 @@
-"""The former name of `python -m tencrop.visualization`; it goes with version 0.3."""
+"""Tells users of `python -m tencrop.seeing` its new name, tencrop.visualization. To be removed in version 0.3."""
 
 import sys
 
 if __name__ == "__main__":
-    print("error: python -m tencrop.seeing: is called python -m tencrop.visualization now", file=sys.stderr)
+    print("error: python -m tencrop.seeing: was renamed; type python -m tencrop.visualization", file=sys.stderr)
     sys.exit(2)

@@ -1,9 +1,9 @@
-"""What SIGTERM, SIGUSR1 and Ctrl-C do to train.py while no training handles them (training/monitors.py has that part),
-and Ctrl-C to the other verbs.
+"""Signal handlers: SIGTERM, SIGUSR1 and Ctrl-C in train.py before and after training, Ctrl-C in the other commands.
 
-A scheduler may send them at any moment: while Python still imports, which takes seconds, or when all is written. Exit
-code 75 tells it to start the job again, any other that there is nothing more to do. Imports nothing slow: a verb calls
-`exit_at_once` before its other imports, and all but train.py `close_at_ctrl_c` behind them.
+During training, training/monitors.py handles them instead. A scheduler may send a signal at any moment: while Python
+is still importing, which takes seconds, or after everything has been written. Exit code 75 tells it to requeue the
+job, any other one that the job is done. Imports nothing slow: a command calls `exit_at_once` before its other imports
+and, except for train.py, `close_at_ctrl_c` after them.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+# SIGTERM: preemption, or docker stop. SIGUSR1: SLURM's --signal, shortly before the time limit. SIGINT: Ctrl-C.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
+INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: temporary failure, try again. slurm/train.sbatch checks for it
 MESSAGE = "interrupted; the same command continues"
 
 
 def exit_at_once(*numbers: signal.Signals) -> None:
-    """From now on these signals (none named: all) end the process with exit code 75: for start-up, when nothing has
-    been written yet.
+    """Make the given signals (default: all of SIGNALS) exit with code 75 immediately. For use during start-up.
 
-    Without an exception, which an `except:` around somebody's import may swallow, and which aborts a few C++ modules.
+    Does not raise an exception: an `except:` around some package's import may swallow it, and a few C++ modules abort.
+    Skipping all cleanup is safe here, since nothing has been written yet.
     """
 
     def stop(*_: Any) -> None:
-        os.write(2, f"{MESSAGE}\n".encode())
+        os.write(2, f"{MESSAGE}\n".encode())  # print() raises RuntimeError inside an interrupted print()
         os._exit(INTERRUPTED)
 
     for number in numbers or SIGNALS:
@@ -36,8 +37,8 @@ def exit_at_once(*numbers: signal.Signals) -> None:
 
 
 def close_at_ctrl_c() -> None:
-    """From now on the first Ctrl-C raises KeyboardInterrupt, so that files, threads and processes are closed, which
-    cli/command.py turns into a line and exit code 75; a second one ends the process at once."""
+    """Make the first Ctrl-C raise KeyboardInterrupt, so that files, threads and processes are closed, and a second one
+    exit immediately. cli/command.py turns the exception into a message and exit code 75."""
 
     def stop(*_: Any) -> None:
         exit_at_once(signal.SIGINT)
@@ -48,15 +49,16 @@ def close_at_ctrl_c() -> None:
 
 @contextmanager
 def exit_when_asked(*, is_first: bool) -> Iterator[None]:
-    """Within the block these signals raise SystemExit(75), so that files and other processes are closed; `is_first`:
-    this process says so. A training within it handles them itself.
+    """Within the block, make SIGNALS raise SystemExit(75), so that files and other processes are closed.
 
-    When the block ends, the run's exit code is decided, and no signal changes it any more: a complete run is not
-    started again. Only Ctrl-C works as ever, against an interpreter that does not end.
+    is_first: whether this process prints the message. Training inside the block installs its own handlers.
+
+    After the block the exit code is final and signals are ignored, so that a complete run is not requeued. Only Ctrl-C
+    keeps its default effect, in case the interpreter hangs on exit.
     """
 
     def stop(*_: Any) -> None:
-        _ignore()
+        _ignore()  # a second signal must not interrupt the cleanup
         if is_first:
             print(MESSAGE, file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -70,5 +72,6 @@ def exit_when_asked(*, is_first: bool) -> Iterator[None]:
 
 
 def _ignore() -> None:
+    # default_int_handler raises KeyboardInterrupt
     for number in SIGNALS:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_IGN)

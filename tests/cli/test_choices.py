@@ -1,4 +1,4 @@
-"""Names to choose from: GROUP=? describes a group, model.name=? lists networks, --help wraps the names."""
+"""Lists of options: GROUP=? describes a group, model.name=? lists networks, --help wraps the names."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tencrop.cli.choices import CONF, asked, describe, header, names_of, options_of
+from tencrop.cli.choices import CONF, describe, first_sentence, list_options, option_names, options_of
 from tencrop.config.rules import MODEL_NAMES
 
 ROOT = Path(__file__).parents[2]
@@ -18,21 +18,21 @@ def run(arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_question_lists_every_file_of_the_group_and_what_it_is():
+def test_group_question_mark_describes_every_option():
     result = run("train.py 'model=?'")
     assert (result.returncode, result.stderr) == (0, "")
     lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
     assert set(lines) == {path.stem for path in (CONF / "model").glob("*.yaml")}
-    assert lines["plain34"] == "The plain network of 34 layers of He et al. 2016"
+    assert lines["plain34"] == "34-layer plain network of He et al. 2016"
 
 
-def test_every_file_of_every_group_begins_with_what_it_is():
+def test_every_option_has_a_description():
     for group in (path.name for path in CONF.iterdir() if path.is_dir()):
         for name in options_of(group):
-            assert len(header(CONF / group / f"{name}.yaml")) > 5, (group, name)
+            assert len(first_sentence(CONF / group / f"{name}.yaml")) > 5, (group, name)
 
 
-def test_names_of_networks_are_the_committed_ones():
+def test_model_name_question_mark_prints_the_committed_list():
     result = run("train.py model=timm 'model.name=?'")
     assert result.returncode == 0 and result.stdout == MODEL_NAMES.read_text()
 
@@ -42,8 +42,8 @@ def test_a_reader_that_stops_early_hears_no_traceback():
     assert (result.returncode, result.stderr, result.stdout) == (0, "", MODEL_NAMES.read_text().split("\n")[0] + "\n")
 
 
-def test_what_is_no_question_is_not_answered():
-    assert asked(["model=resnet50", "seed=?", "no_group=?", "=?", "..=?", "-m"]) is None
+def test_other_arguments_get_no_answer():
+    assert list_options(["model=resnet50", "seed=?", "no_group=?", "=?", "..=?", "-m"]) is None
 
 
 def test_lines_are_cut_to_a_terminal(monkeypatch):
@@ -55,19 +55,19 @@ def test_lines_are_cut_to_a_terminal(monkeypatch):
 
 def test_help_wraps_the_names_of_all_groups():
     result = run("train.py --help")
-    assert result.returncode == 0 and names_of() in result.stdout
+    assert result.returncode == 0 and option_names() in result.stdout
     assert all(f"\n{group}: " in result.stdout for group in ("data", "experiment", "model", "optimizer", "protocol"))
-    assert max(len(line) for line in names_of().splitlines()) <= 110
-    assert names_of("data") in run("prepare.py --help").stdout
+    assert max(len(line) for line in option_names().splitlines()) <= 110
+    assert option_names("data") in run("prepare.py --help").stdout
 
 
 @pytest.mark.parametrize(("argument", "words"), [("model=zzzzz", "model=zzzzz"), ("model=", "model=")])
-def test_a_mistake_that_is_near_nothing_points_to_the_list(argument, words):
+def test_a_mistake_without_a_near_name_points_to_the_list(argument, words):
     result = run(f"train.py {argument}")
     assert result.returncode == 2 and f"error: {words}: there is no" in result.stderr
-    assert "model=? lists what there is" in result.stderr
+    assert "model=? lists the options" in result.stderr
 
 
-def test_names_are_sorted_by_their_numbers():
+def test_names_are_in_natural_order():
     names = [name for name in options_of("model") if name in ("resnet18", "resnet101", "vgg_a", "alexnet_2012")]
     assert names == ["alexnet_2012", "resnet18", "resnet101", "vgg_a"]

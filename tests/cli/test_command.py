@@ -1,4 +1,4 @@
-"""Mistakes in a command get one sentence and exit code 2, fast, before torch is imported."""
+"""A mistake in a command is reported in one sentence, with exit code 2, before torch is imported."""
 
 import errno
 import shutil
@@ -18,7 +18,7 @@ MISTAKES = {
     "unknown key": (["training.epoch=3"], "training.epoch: there is no such key; did you mean training.epochs"),
     "unknown key, added": (["+training.foo=1"], "training.foo: there is no such key"),
     "entry of kwargs": (["model.kwargs.drop_rate=0.1"], "needs a plus sign: +model.kwargs.drop_rate=0.1"),
-    "key of another variant": (["optimizer.betas=[0.9,0.99]"], "optimizer.betas: neither this command nor the groups"),
+    "key of another variant": (["optimizer.betas=[0.9,0.99]"], "optimizer.betas: neither this command nor the chosen"),
     "wrong type": (["training.epochs=many"], "training.epochs=many: must be a whole number"),
     "misspelled option": (["model=resnet5O"], "did you mean resnet50"),
     "misspelled name": (["model=timm", "model.name=resnet5O"], "did you mean resnet50"),
@@ -36,23 +36,23 @@ MISTAKES = {
     "mapping of kwargs": (["model.kwargs={width: 1}"], "needs a plus sign: +model.kwargs.width=VALUE"),
     "flag among the keys": (["seed=0", "-m", "training.epochs=0,0"], "training.epochs=0: must be above 0"),
     "not a number": (["optimizer.lr=nan"], "optimizer.lr=nan: must be a finite number"),
-    "unknown flag": (["--foo"], "unrecognized arguments: --foo; a value is KEY=VALUE without dashes"),
+    "unknown flag": (["--foo"], "unrecognized arguments: --foo; type values as KEY=VALUE without dashes"),
     "wrong value of a flag": (["--cfg", "jobs"], "invalid choice: 'jobs'"),
-    "key after a flag's value": (["seed=0", "--cfg", "job", "seed=1"], "flags such as --help stand behind all values"),
-    "no folder": (["runs="], "runs=: names no folder"),
+    "key after a flag's value": (["seed=0", "--cfg", "job", "seed=1"], "flags such as --help after all values"),
+    "no folder": (["runs="], "runs=: is empty"),
 }
 
 
-SLIPS = {  # (verb, word): what the sentence says
+TYPING_ERRORS = {  # (command, word): a part of the message
     ("train", "lr=0.1"): "lr: there is no such key; did you mean optimizer.lr?",
     ("train", "hardware.lr=0.1"): "hardware.lr: there is no such key; did you mean optimizer.lr?",
     ("train", "batch_size=256"): "batch_size: there is no such key; did you mean training.global_batch?",
     ("train", "arch=resnet50"): "did you mean model?",
     ("train", "experiment=conf/experiment/lenet5_digits.yaml"): "not a file or folder; type experiment=lenet5_digits",
-    ("train", "data=/data/imagenet"): "not a file or folder; type data=imagenet, and the folder is data.root=",
+    ("train", "data=/data/imagenet"): "not a file or folder; type data=imagenet, and give the folder as data.root=",
     ("train", "hydra.foo=1"): "hydra.foo: Hydra has no such key",
-    ("train", "hydra/launcher=nothing"): "hydra/launcher=nothing: Hydra has none of this name",
-    ("train", "hardware=8"): "hardware=8: hardware is a name; hardware=? lists what there is",
+    ("train", "hydra/launcher=nothing"): "hydra/launcher=nothing: Hydra has no option of this name",
+    ("train", "hardware=8"): "hardware=8: hardware is a name; hardware=? lists the options",
     ("train", "+experiment=lenet5_digits"): "leave the plus sign out: experiment=lenet5_digits",
     ("train", "data=digits,imagenet"): "several values are a sweep, which needs -m; choose one of them",
     ("train", "data.root=a,b"): "one text is typed as \"data.root='a,b'\"",
@@ -60,19 +60,19 @@ SLIPS = {  # (verb, word): what the sentence says
     ("train", "training.max_steps=x"): "training.max_steps=x: must be a whole number or null",
     ("train", "schedule.milestones=30"): "schedule.milestones=30: must be a list, [A,B] or null",
     ("train", "augmentation.pca=3"): "holds several keys; give one of them a value: augmentation.pca.std",
-    ("train", "data.root=${nope}"): "correct what ${...} names, or type \\${...}",
-    ("prepare", "training.epochs=3"): "training.epochs: neither this command nor the groups chosen use it",
+    ("train", "data.root=${nope}"): "correct the name in ${...}, or type \\${...}",
+    ("prepare", "training.epochs=3"): "training.epochs: neither this command nor the chosen groups use it",
     ("prepare", "verify=maybe"): "verify=maybe: must be true or false",
 }
 SCHEMAS = {"train": Config, "prepare": PrepareConfig}
 
 
-@pytest.mark.parametrize(("verb", "word"), SLIPS)
-def test_a_slip_is_told_what_was_meant(verb, word, capsys):
+@pytest.mark.parametrize(("verb", "word"), TYPING_ERRORS)
+def test_a_typing_error_is_answered_with_a_suggestion(verb, word, capsys):
     with pytest.raises(SystemExit) as stop:
         command(verb, SCHEMAS[verb])(lambda config: None)([word])
     said = capsys.readouterr().err
-    assert stop.value.code == 2 and SLIPS[verb, word] in said and said.count("\n") == 1, said
+    assert stop.value.code == 2 and TYPING_ERRORS[verb, word] in said and said.count("\n") == 1, said
 
 
 def run(*arguments: str, verb: str = "train.py") -> subprocess.CompletedProcess[str]:
@@ -88,7 +88,7 @@ def test_a_mistake_gets_one_sentence_and_exit_code_2(mistake):
     assert len(lines) == 1 and words in lines.pop(), result.stderr
 
 
-def test_a_mistake_is_answered_before_torch_is_imported():
+def test_a_mistake_is_reported_before_torch_is_imported():
     program = (
         "import sys; sys.argv = ['train.py', 'training.epoch=3']\n"
         "import runpy\n"
@@ -133,7 +133,7 @@ def test_an_interrupted_run_ends_its_sweep(tmp_path):
     assert result.stdout.split() == ["0", "1"]
 
 
-def test_a_disk_that_a_sweep_cannot_be_written_to_gets_one_sentence(small_disk):
+def test_a_sweep_on_a_full_disk_fails_with_one_sentence(small_disk):
     with pytest.raises(OSError, match="No space"), open(small_disk / "full", "wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
@@ -144,38 +144,38 @@ def test_a_disk_that_a_sweep_cannot_be_written_to_gets_one_sentence(small_disk):
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (errno.ELOOP, "symbolic links lead round in a circle (/a); remove the link"),
-        (errno.EIO, "dmesg says more"),
+        (errno.ELOOP, "symbolic links form a loop (/a); remove the link"),
+        (errno.EIO, "dmesg shows details"),
         (errno.ESTALE, "stale file handle"),
         (errno.EMFILE, "raise the limit (ulimit -n"),
         (errno.ENOSPC, "the disk is full (/a); make room"),
     ],
 )
-def test_an_error_of_the_system_is_a_sentence_with_its_own_advice(number, words):
+def test_each_disk_error_has_its_own_remedy(number, words):
     text = disk_sentence(OSError(number, "", "/a"))
     assert words in text and "\n" not in text and ("make room" in text) == (number == errno.ENOSPC)
 
 
-def test_an_error_that_no_disk_explains_stays_ours():
+def test_other_os_errors_are_raised_again():
     with pytest.raises(OSError, match="Broken pipe"):
         disk_sentence(BrokenPipeError(errno.EPIPE, "Broken pipe"))
 
 
-def test_a_circle_of_links_is_cut_where_it_is_shown():
+def test_a_path_through_a_loop_of_links_is_truncated():
     assert len(disk_sentence(OSError(errno.ELOOP, "", "/a/up" * 40_000))) < 400
 
 
-def test_links_in_a_circle_are_a_sentence(photo_folder, tmp_path):
+def test_a_loop_of_links_is_reported_in_one_sentence(photo_folder, tmp_path):
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
     result = run("data=imagefolder", f"data.source={photo_folder}", f"data.root={tmp_path}/a", verb="prepare.py")
     assert result.returncode == 2, result.stderr
-    reason = "symbolic links lead round in a circle"
+    reason = "symbolic links form a loop"
     words = f"error: {tmp_path}/a/manifest.json: cannot be written ({reason}); remove the link"
     assert result.stderr.startswith(words), result.stderr
 
 
-def test_a_folder_that_holds_a_link_to_its_parent_is_a_sentence(photo_folder, tmp_path):
+def test_a_folder_with_a_link_to_its_parent_is_reported_in_one_sentence(photo_folder, tmp_path):
     shutil.copytree(photo_folder, tmp_path / "source")
     (tmp_path / "source" / "train" / "china" / "up").symlink_to("..")
     arguments = (f"data.source={tmp_path}/source", f"data.root={tmp_path}/prepared")

@@ -21,7 +21,7 @@ def test_a_small_device_accumulates_whole_groups(composed):
     assert layout(composed, "hardware=gpu1", "hardware.max_micro_batch=100") == Batches(1, 256, 64, 4, "ghost", 2)
 
 
-def test_without_batch_norm_any_part_will_do(composed):
+def test_without_batch_norm_any_micro_batch_is_allowed(composed):
     overrides = ("experiment=lenet5_digits", "hardware=ddp_cpu2", "hardware.max_micro_batch=5")
     assert layout(composed, *overrides) == Batches(2, 16, 4, 4, "none", 1)
 
@@ -33,7 +33,7 @@ def test_a_group_over_several_gpus_is_synchronized(composed):
 MIXED = ["augmentation.mixing.mixup_alpha=0.2", "augmentation.mixing.mix_group=64"]
 
 
-def test_mixing_groups_are_not_cut_either(composed):
+def test_mixing_groups_are_not_split(composed):
     assert layout(composed, "hardware=gpu1", "hardware.max_micro_batch=100", *MIXED).micro_batch == 64
     overrides = ("model.bn_group=32", "hardware.max_micro_batch=200", "augmentation.mixing.mix_group=128")
     assert layout(composed, "hardware=gpu1", *MIXED[:1], *overrides) == Batches(1, 256, 128, 2, "ghost", 4)
@@ -48,11 +48,11 @@ def test_mixing_groups_are_not_cut_either(composed):
         (["hardware=gpu8", "model.bn_group=64", "hardware.max_micro_batch=16"], "accumulation cannot enlarge a group"),
         (["hardware=gpu1", "model.bn_group=48"], "use fewer devices, or a bn_group that divides"),
         (["hardware=gpu1", "model.bn_group=512"], "model.bn_group=512"),
-        (["hardware=gpu8", *MIXED], "mix_group=64: 256 / 8 devices = 32 samples a device are no whole number"),
+        (["hardware=gpu8", *MIXED], "mix_group=64: 256 / 8 devices = 32 samples per device are not a whole number"),
         (["hardware=gpu1", "hardware.max_micro_batch=40", *MIXED], "raise it to at least 64"),
     ],
 )
-def test_what_cannot_be_is_refused_with_its_arithmetic(composed, overrides, words):
+def test_an_impossible_layout_is_refused_with_its_arithmetic(composed, overrides, words):
     with pytest.raises(UserError, match=words):
         layout(composed, *overrides)
 
@@ -79,7 +79,7 @@ def test_processes_share_the_cores_of_their_task_unless_srun_gave_each_its_own(m
         monkeypatch.setenv("SLURM_CPUS_PER_TASK", "5")
     assert num_threads("auto", 4) == expected and num_threads(3, 4) == 3
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4(x2)")
-    with pytest.raises(UserError, match=r"SLURM_CPUS_PER_TASK=4\(x2\): is no number"):
+    with pytest.raises(UserError, match=r"SLURM_CPUS_PER_TASK=4\(x2\): not a number of cores"):
         num_threads("auto")
 
 

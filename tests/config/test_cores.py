@@ -45,7 +45,7 @@ V1 = "4:memory:/x\n2:cpu,cpuacct:/docker/1f\n0::/\n"
         ("", {}, 9),
     ],
 )
-def test_the_smallest_quota_on_the_way_up_binds(tmp_path, own, files, expected):
+def test_the_smallest_quota_of_all_ancestors_applies(tmp_path, own, files, expected):
     assert num_granted_cores(*groups(tmp_path, own, files)) == expected
 
 

@@ -29,7 +29,7 @@ def read(reader, path, content: bytes, shape=object):
         (b"99999999999999999999", "an integer has more than 64 bits"),
         (b"[" * 100_000, f"nested more than {MAX_DEPTH} deep"),
         (b"[" * 60 + b"]" * 60, f"nested more than {MAX_DEPTH} deep"),
-        (b'{"a": 1, "a": 2}', "a key stands twice"),
+        (b'{"a": 1, "a": 2}', "a mapping has a duplicate key"),
         (b'"\\ud800"', "a text is not Unicode"),
         (b'"a\\u0000b"', "has a NUL in it"),
     ],
@@ -51,7 +51,7 @@ BOMB = b"a: &a [x, x]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (i + 1, i + 1, i, 
         (b"a: 1\nb: !!python/object/apply:os.system [ls]", "a tag, line 2"),
         (b"a: !!binary abc", "a tag"),
         (b"[" * 10_000, f"nested more than {MAX_DEPTH} deep"),
-        (b"a: 1\nb: 2\na: 3", "a key stands twice"),
+        (b"a: 1\nb: 2\na: 3", "a mapping has a duplicate key"),
         (b"a: " + b"9" * 5000, "5000 digits"),
         (b"1: a", "a key is not text"),
         (b"? [a]\n: b", "unhashable key"),
@@ -65,14 +65,14 @@ def test_broken_yaml(tmp_path, content, problem):
         read(read_yaml, tmp_path / "file", content)
 
 
-def test_yaml_is_data(tmp_path):
+def test_yaml_is_read_as_plain_data(tmp_path):
     content = b"a: ${oc.env:HOME}\nb: 2026-11-25\n_target_: os.system\n<<: {c: 1.0e-05}\n"
     value = {"a": "${oc.env:HOME}", "b": "2026-11-25", "_target_": "os.system", "<<": {"c": 1e-5}}
     assert read(read_yaml, tmp_path / "file", content) == value
 
 
 @pytest.mark.parametrize("reader", [read_json, read_yaml])
-def test_what_is_no_file(tmp_path, reader):
+def test_missing_files_and_folders_are_refused(tmp_path, reader):
     with pytest.raises(UserError, match="it is missing"):
         reader(tmp_path / "none", object, what="a document", mend="write it")
     with pytest.raises(UserError, match="it is no file"):

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from tencrop.config import Config, UserError, derive_batches, learning_hash, run_path, validate
 from tencrop.config.documents import literal
-from tencrop.config.rules import keys_of
+from tencrop.config.rules import dotted_keys
 from tencrop.data.augmentation.plan import evaluation_plan, training_plan
 from tencrop.evaluation.protocols import num_views
 from tencrop.training.optimizers import build_optimizer
@@ -60,7 +60,7 @@ def test_a_value_is_refused_in_one_sentence_or_works(recipes: dict[str, dict[str
 def one(recipes: dict[str, dict[str, Any]], data: st.DataObject) -> None:
     """One key of a recipe changed."""
     values = copy.deepcopy(recipes[data.draw(st.sampled_from(sorted(RECIPES)))])
-    key = data.draw(st.sampled_from(keys_of(Config)))
+    key = data.draw(st.sampled_from(dotted_keys(Config)))
     *groups, name = key.split(".")
     group = values
     for part in groups:

@@ -53,7 +53,7 @@ LEFT_OVER = {
     "half a step": ({"SLURM_STEP_ID": "0"}, "SLURM_STEP_ID=0: .* without SLURM_PROCID, .*; unset SLURM_STEP_ID,"),
     "a shell's": (
         SHELL | {"SLURM_PROCID": "2"},
-        "SLURM_PROCID=2: .* no step of srun's; unset SLURM_STEP_ID SLURM_PROCID,",
+        "SLURM_PROCID=2: .* not a step of srun; unset SLURM_STEP_ID SLURM_PROCID,",
     ),
     "a job named bash": (SRUN | {"SLURM_JOB_NAME": "bash"}, "SLURM_PROCID=9: .* a job named bash is taken for a shell"),
     "a shell within torchrun": (
@@ -79,14 +79,14 @@ def started(monkeypatch):
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_other_processes_than_the_hardware_says_are_refused(case, started, composed):
+def test_processes_that_do_not_match_the_hardware_are_refused(case, started, composed):
     variables, hardware, words = REFUSED[case]
     started(variables)
     with pytest.raises(UserError, match=words):
         check_launch(composed(hardware).hardware)
 
 
-def test_processes_as_the_hardware_says(started, composed):
+def test_processes_that_match_the_hardware_are_accepted(started, composed):
     others = {"WORLD_SIZE": "16", "MASTER_ADDR": "node0", "RANK": "0"}  # that batch scripts export
     for variables, launcher in (
         (TORCHRUN, "torchrun"),
@@ -108,14 +108,14 @@ def test_processes_as_the_hardware_says(started, composed):
 
 
 @pytest.mark.parametrize("case", LEFT_OVER)
-def test_what_a_launcher_left_behind_is_refused_with_what_to_unset(case, started, composed):
+def test_left_over_variables_are_refused_with_what_to_unset(case, started, composed):
     variables, words = LEFT_OVER[case]
     started(variables)
     with pytest.raises(UserError, match=words):
         check_launch(composed("hardware=cpu").hardware)
 
 
-def test_a_rank_that_train_py_started_is_none_of_a_launcher(started, composed):
+def test_a_rank_started_by_train_py_ignores_launchers(started, composed):
     own = {"LOCAL_RANK": "1", "WORLD_SIZE": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     started(SHELL | own | {"TENCROP_PIPE": "3 4"})
     check_launch(composed("hardware=ddp_cpu2").hardware)
@@ -123,7 +123,7 @@ def test_a_rank_that_train_py_started_is_none_of_a_launcher(started, composed):
 
 
 @pytest.mark.parametrize("launcher", [TORCHRUN, SRUN], ids=["torchrun", "srun"])
-def test_one_process_is_the_first_whatever_another_launcher_calls_it(launcher, started):
+def test_rank_0_is_decided_by_the_recognized_launcher(launcher, started):
     own, other = ("RANK", "SLURM_PROCID") if launcher is TORCHRUN else ("SLURM_PROCID", "RANK")
     for rank in ("0", "1"):  # torchrun under srun, and the other way round
         started(SRUN | launcher | {own: rank, other: str(1 - int(rank)), "LOCAL_RANK": "0"})

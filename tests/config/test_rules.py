@@ -1,4 +1,4 @@
-"""Each rule, broken once; and every file of conf/ that train.py reads composes."""
+"""Violates each rule once, and composes every file of conf/ that train.py reads."""
 
 import pytest
 
@@ -18,11 +18,11 @@ def test_every_option_composes(composed, group, option):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["name=.."], r"name=\.\.: names a folder below runs=runs; give it a letter"),
+        (["name=.."], r"name=\.\.: cannot name a folder in runs=runs; use at least one letter"),
         ([f"name={'x' * 201}"], "at most 200 characters"),
         (["data.loader=fcv"], "data.loader=fcv: must be ffcv"),
-        (["data.store.quality=500"], "must lie in 1 to 100"),
-        (["augmentation.flip=1.5"], r"must lie in \[0, 1\]"),
+        (["data.store.quality=500"], "must be from 1 to 100"),
+        (["augmentation.flip=1.5"], r"must be in \[0, 1\]"),
         (["augmentation.area=[0.5,0.1]"], "0 < low <= high"),
         (["augmentation.area=[0.5,1.5]"], "more than 1 of the image"),
         (["augmentation=random_crop", "short_side=200"], "does not fit"),
@@ -31,8 +31,8 @@ def test_every_option_composes(composed, group, option):
         (["protocol.side=[]"], "names no size"),
         (["protocol.side=[256,null]"], "must be a number above 0, a list of such, or null"),
         (["protocol.side=large"], "protocol.side=large: must be a number above 0"),
-        (["protocol=dense", "protocol.region=square"], "dense sees the whole image; set region=whole"),
-        (["protocol=crops_144", "protocol.side=null"], "crops_144 takes squares of one size"),
+        (["protocol=dense", "protocol.region=square"], "dense covers the whole image; set protocol.region=whole"),
+        (["protocol=crops_144", "protocol.side=null"], "crops_144 needs rescaled images"),
         (["protocol=crops_144", "protocol.filter=box"], "protocol.filter=box: crops_144 resizes on the device"),
         (["schedule=plateau"], "minival"),
         (["training.minival_fraction=1"], "leaves nothing to train on"),
@@ -46,17 +46,20 @@ def test_every_option_composes(composed, group, option):
         (["schedule.warmup_epochs=-5"], "must be 0 or above"),
         (["normalization.std=[0,1,1]"], "every number must be above 0"),
         (["normalization.mean=[a,b,c]"], "three numbers"),
-        (["augmentation.jitter.brightness=1.5"], r"must lie in \[0, 1\]"),
-        (["augmentation.jitter.hue=0.6", "augmentation.jitter.source=torchvision"], r"must lie in \[0, 0.5\]"),
+        (["augmentation.jitter.brightness=1.5"], r"must be in \[0, 1\]"),
+        (["augmentation.jitter.hue=0.6", "augmentation.jitter.source=torchvision"], r"must be in \[0, 0.5\]"),
         (["augmentation.jitter.hue=0.1"], "fb.resnet.torch has no hue"),
         (["augmentation.jitter.source=timm"], "must be one of torch, torchvision"),
         (["augmentation.randaugment.source=torch"], "must be torchvision"),
         (["augmentation.randaugment.num_ops=-1"], "must be 0 or above"),
-        (["augmentation.randaugment.magnitude=31"], "torchvision's goes to 30"),
-        (["augmentation.randaugment.source=timm", "augmentation.randaugment.magnitude=11"], "timm's goes to 10"),
-        (["augmentation.randaugment.prob=1.1"], r"must lie in \[0, 1\]"),
+        (["augmentation.randaugment.magnitude=31"], "must be at most 30, the scale of torchvision"),
+        (
+            ["augmentation.randaugment.source=timm", "augmentation.randaugment.magnitude=11"],
+            "at most 10",
+        ),
+        (["augmentation.randaugment.prob=1.1"], r"must be in \[0, 1\]"),
         (["augmentation.randaugment.filter=box"], "must be one of nearest, bilinear, bicubic"),
-        (["augmentation.erasing.prob=-0.1"], r"must lie in \[0, 1\]"),
+        (["augmentation.erasing.prob=-0.1"], r"must be in \[0, 1\]"),
         (["augmentation.erasing.area=[0.02,1]"], "0 < low <= high < 1"),
         (["augmentation.erasing.aspect=[3,0.3]"], "0 < low <= high"),
         (["augmentation.erasing.fill=pixel"], "must be one of normal, mean"),
@@ -64,13 +67,13 @@ def test_every_option_composes(composed, group, option):
         (["augmentation.mixing.mixup_alpha=-1"], "must be 0 or above"),
         (["augmentation.mixing.mixup_alpha=0.2"], "mixup_alpha or cutmix_alpha is above 0 and needs it; give"),
         (["augmentation.mixing.mix_group=64"], "nothing is mixed"),
-        (["augmentation.mixing.cutmix_alpha=1", "augmentation.mixing.mix_group=1"], "a sample alone has no partner"),
-        (["augmentation.mixing.switch_prob=2"], r"must lie in \[0, 1\]"),
+        (["augmentation.mixing.cutmix_alpha=1", "augmentation.mixing.mix_group=1"], "a single sample has no partner"),
+        (["augmentation.mixing.switch_prob=2"], r"must be in \[0, 1\]"),
         (["augmentation.erasing.aspect=[0.3,{a:1}]"], "must be a list of numbers"),
         (["short_side=200", "protocol.side=256"], "short_side=200: a crop of image_size=224"),
     ],
 )
-def test_a_broken_rule_names_the_value_and_the_mend(composed, overrides, words):
+def test_a_violated_rule_names_the_value_and_the_remedy(composed, overrides, words):
     with pytest.raises(UserError, match=words):
         composed(*overrides)
 

@@ -1,4 +1,4 @@
-"""A run's folder depends on what is learned and on nothing else."""
+"""The folder of a run depends on the keys that affect training and on nothing else."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ PINNED = json.loads(Path(__file__).with_name("learning_hashes.json").read_text()
 
 
 @pytest.mark.parametrize("words", PINNED)
-def test_learning_hashes_stay(composed, words):
+def test_learning_hashes_do_not_change(composed, words):
     """A run folder is found again by this hash: a new key may enter it only where it is not at its default."""
     assert learning_hash(composed(*words.split())) == PINNED[words]
 
@@ -52,7 +52,7 @@ def test_every_experiment_is_pinned():
         "protocol=ten_crop",
     ],
 )
-def test_what_is_not_learned_keeps_the_hash(composed, override):
+def test_keys_that_do_not_affect_training_keep_the_hash(composed, override):
     assert learning_hash(composed(override)) == learning_hash(composed())
 
 
@@ -71,7 +71,7 @@ def test_what_is_not_learned_keeps_the_hash(composed, override):
         "data.loader=ffcv",
     ],
 )
-def test_what_is_learned_changes_the_hash(composed, override):
+def test_keys_that_affect_training_change_the_hash(composed, override):
     assert learning_hash(composed(override)) != learning_hash(composed())
 
 
@@ -87,7 +87,7 @@ MIXED = ("augmentation.mixing.cutmix_alpha=1", "augmentation.mixing.mix_group=64
         ("augmentation.mixing.prob=0.9", MIXED),
     ],
 )
-def test_settings_are_learned_where_what_they_set_is_on(composed, key, switch):
+def test_settings_count_only_if_their_operation_is_on(composed, key, switch):
     plain = "augmentation=none"
     assert learning_hash(composed(plain, key)) == learning_hash(composed(plain))
     switch = [*switch, "augmentation.jitter.contrast=0.1"]
@@ -112,7 +112,7 @@ def test_data_of_another_name_are_refused(composed):
         check_data(composed("data.root=x"), {"name": "digits", "classes": ["a"]})
 
 
-def test_a_store_that_was_written_otherwise_than_configured_or_holds_no_batch_is_refused(composed):
+def test_a_store_with_other_options_or_less_than_a_batch_is_refused(composed):
     options = {f"store.{key}": value for key, value in dataclasses.asdict(composed().data.store).items()}
     manifest = {"options": options, "splits": {"train": {"num_samples": 256}}}
     check_store(composed(), manifest)
@@ -124,14 +124,14 @@ def test_a_store_that_was_written_otherwise_than_configured_or_holds_no_batch_is
         check_store(composed(), manifest)
 
 
-def test_a_protocol_chosen_for_a_run_sees_the_runs_sizes(composed, tmp_path):
+def test_a_protocol_chosen_for_a_run_uses_the_sizes_of_the_run(composed, tmp_path):
     trained = composed("experiment=lenet5_digits")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(trained)))
     typed = ["protocol.average=logits", "protocol=five_crop", "checkpoint=x"]  # a group comes first wherever it stands
     config = config_of_run(tmp_path, typed, conf=CONF)
     assert (config.protocol.name, config.protocol.size, config.protocol.side) == ("five_crop", 32, 36)
     assert config.protocol.average == "logits" and config.model.name == "lenet5"
-    with pytest.raises(UserError, match="model=resnet50: the checkpoint's own run fixes it"):
+    with pytest.raises(UserError, match="model=resnet50: the run of the checkpoint fixes this key"):
         config_of_run(tmp_path, ["model=resnet50"], conf=CONF)
     for broken in ("}{", "- a", "a: 1", ""):
         (tmp_path / "config.yaml").write_text(broken)
@@ -139,7 +139,7 @@ def test_a_protocol_chosen_for_a_run_sees_the_runs_sizes(composed, tmp_path):
             config_of_run(tmp_path, [], conf=CONF)
 
 
-def test_a_runs_configuration_is_data(composed, tmp_path, monkeypatch):
+def test_the_configuration_of_a_run_is_plain_data(composed, tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET", "told")
     values = dataclasses.asdict(composed("experiment=lenet5_digits"))
     values["data"]["root"] = "${oc.env:SECRET}"
@@ -156,13 +156,13 @@ def test_a_runs_configuration_is_data(composed, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_configuration_of_every_experiment_is_read_as_it_was_written(composed, tmp_path, path):
+def test_the_configuration_of_every_experiment_survives_a_round_trip(composed, tmp_path, path):
     config = composed(f"experiment={path.stem}")
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
     assert config_of_run(tmp_path, [], conf=CONF) == config
 
 
-def test_ffcv_in_a_run_of_earlier_code_is_our_own_loader(tmp_path):
+def test_ffcv_in_a_run_of_earlier_code_means_our_own_loader(tmp_path):
     """Their config.yaml names no format. The digest beside it is of what was written, under the old name."""
     (tmp_path / "config.yaml").write_bytes(Path(__file__).with_name("config_before_beton.yaml").read_bytes())
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())
@@ -198,18 +198,19 @@ OPTIONS = {"splits.train": "train", "splits.val": "valid", "undecodable": "stop"
     [
         (
             "data.splits.val=train",
-            r"data\.splits\.val=train: only prepare\.py obeys it, and x was prepared with .*=valid",
+            r"data\.splits\.val=train: only prepare\.py uses it, and x was prepared with .*=valid",
         ),
         ("data.undecodable=skip", r"was prepared with data\.undecodable=stop"),
         ("data.store.mode=raw", r"was prepared with data\.store\.mode=jpeg"),
-        ("+data.check_md5=true", r"data\.check_md5=True: only prepare\.py obeys it; leave it out"),
+        ("+data.check_md5=true", r"data\.check_md5=True: only prepare\.py uses it; leave it out"),
     ],
 )
-def test_what_only_preparation_obeys_is_refused(composed, typed, words):
+def test_a_key_that_only_prepare_uses_is_refused(composed, typed, words):
     with pytest.raises(UserError, match=words):
-        check_preparation(composed("data=imagefolder", "data.root=x", typed), {"options": OPTIONS}, keys_typed([typed]))
+        config = composed("data=imagefolder", "data.root=x", typed)
+        check_preparation(config, {"options": OPTIONS}, keys_typed([typed]))
 
 
-def test_what_was_prepared_so_may_be_typed_again_and_what_is_not_typed_is_not_compared(composed):
+def test_preparation_options_may_be_repeated_and_only_typed_ones_are_compared(composed):
     check_preparation(composed("data.splits.val=valid"), {"options": OPTIONS}, {"data.splits.val"})
     check_preparation(composed("data.splits.val=other"), {"options": OPTIONS}, {"data", "seed"})

@@ -18,11 +18,11 @@ def test_entity_and_project():
         ("a/b/c", "tracker.project=a/b/c: must be PROJECT or ENTITY/PROJECT"),
         ("/b", "must be PROJECT or"),
         ("a/", "must be PROJECT or"),
-        ("team/100%", "wandb takes no % in it"),
+        ("team/100%", "wandb does not allow %"),
         ("a" * 129, "has 129 characters"),
     ],
 )
-def test_projects_that_wandb_does_not_take(project, words, monkeypatch):
+def test_invalid_wandb_projects_are_refused(project, words, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     with pytest.raises(UserError, match=words):
         check_tracker(Tracker("wandb", project))
@@ -32,7 +32,7 @@ def test_projects_that_wandb_does_not_take(project, words, monkeypatch):
 @pytest.mark.parametrize(
     ("mode", "words"), [("Offline", "write offline, or"), ("of", "must be one of online, offline,")]
 )
-def test_a_mode_that_wandb_does_not_know(mode, words, monkeypatch):
+def test_an_invalid_wandb_mode_is_refused(mode, words, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", mode)
     with pytest.raises(UserError, match=f"WANDB_MODE={mode}: {words}"):
         check_tracker(Tracker("wandb", "tencrop"))

@@ -12,7 +12,7 @@ def check(*paths):
     check_writable(*paths, mend="name another")
 
 
-def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path, monkeypatch):
+def test_a_writable_folder_is_left_unchanged(tmp_path, monkeypatch):
     (tmp_path / "kept.html").write_text("old")
     before = os.stat(tmp_path / "kept.html")
     check(tmp_path / "kept.html", tmp_path / "new.html", tmp_path / "not" / "there" / "yet" / "new.html")
@@ -41,7 +41,7 @@ def test_a_full_disk_is_found(small_disk):
     assert os.listdir(small_disk) == ["large"], "nothing is left behind"
 
 
-def test_names_at_which_no_file_can_be_are_found(tmp_path):
+def test_impossible_file_names_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone" / "gone")
@@ -51,7 +51,7 @@ def test_names_at_which_no_file_can_be_are_found(tmp_path):
         "file/report.html": "a part of the path is a file",
         "file/below/report.html": "a part of the path is a file",
         "nowhere/report.html": "there is no such file or folder",
-        "circle/report.html": "symbolic links lead round",
+        "circle/report.html": "symbolic links form a loop",
         "n" * 300: "the name is too long",
         "n" * 300 + "/report.html": "the name is too long",
     }

@@ -26,9 +26,9 @@ MISTAKES = {
     "UTF-16": ("seed: 1\n".encode("utf-16"), "line 1: begins with a byte order mark"),
     "Latin-1": (b"# a\n# caf\xe9\nseed: 1\n", "line 2: is not UTF-8"),
     "half written": (b"seed: 1\ntraining: {epochs: ", "line 2: expected the node content"),
-    "a control character": (b"seed: 1\nimage_size: \x00\x00\n", "line 2: holds a control character"),
-    "no mapping": (b"just a word\n", "line 1: is no mapping"),
-    "a list": (b"- seed\n", "line 1: is no mapping"),
+    "a control character": (b"seed: 1\nimage_size: \x00\x00\n", "line 2: contains a control character"),
+    "no mapping": (b"just a word\n", "line 1: is not a mapping"),
+    "a list": (b"- seed\n", "line 1: is not a mapping"),
     "an interpolation without end": (b"name: ${seed\nseed: 1\n", "correct it"),
 }
 
@@ -54,7 +54,7 @@ def test_every_file_of_conf_is_read_as_hydra_reads_it():
 
 @pytest.fixture
 def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the repository's verbs and conf/, with what editors and macOS leave in it."""
+    """A copy of conf/ with hidden files as editors and macOS create them, and broken files."""
     copy = tmp_path / "conf"
     shutil.copytree(CONF, copy)
     for group in ("model", "experiment"):
@@ -68,13 +68,13 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return copy
 
 
-def test_hidden_files_are_no_options_and_broken_ones_are_described(conf):
+def test_hidden_files_are_ignored_and_broken_ones_are_described(conf):
     assert not [name for group in groups() for name in [group, *options_of(group)] if name.startswith(".")]
     assert set(options_of("model")) == {path.stem for path in (CONF / "model").glob("*.yaml")} | {"latin"}
     assert "a network" in describe("model") and "empty" in describe("experiment")
 
 
-def test_a_verb_reads_the_files_that_it_is_told_to_only(conf):
+def test_a_command_reads_only_the_files_that_it_needs(conf):
     root = conf.parent
     (root / "src").mkdir()
     shutil.copytree(CONF.parent / "src" / "tencrop", root / "src" / "tencrop", ignore=shutil.ignore_patterns("*.so"))

@@ -1,4 +1,4 @@
-"""Ranks that this command starts end together, with the one sentence and the exit code of the rank that failed."""
+"""Launched ranks end together, with one sentence and the exit code of the rank that failed."""
 
 import os
 import shutil

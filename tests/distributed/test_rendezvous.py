@@ -1,4 +1,4 @@
-"""Processes wait for each other for a stated time, and signals end one that waits."""
+"""Ranks wait for each other for a limited time, and signals end a waiting rank."""
 
 import os
 import signal
@@ -35,13 +35,13 @@ def address():
         return sock.getsockname()
 
 
-def test_all_go_on_when_the_last_one_is_there(address):
+def test_all_continue_when_the_last_one_has_arrived(address):
     stores = {}
-    others = [threading.Thread(target=lambda r=r: stores.update({r: meet(r, 3, address, mend="")})) for r in (2, 1)]
+    others = [threading.Thread(target=lambda r=r: stores.update({r: meet(r, 3, address, remedy="")})) for r in (2, 1)]
     for thread in others:
         thread.start()
         assert not stores
-    stores[0] = meet(0, 3, address, mend="")
+    stores[0] = meet(0, 3, address, remedy="")
     for thread in others:
         thread.join()
     assert stores.keys() == {0, 1, 2}
@@ -54,21 +54,21 @@ def test_all_go_on_when_the_last_one_is_there(address):
         (1, r"of 3 processes, this one got no answer from rank 0 to 127\.0\.0\.1:\d+ within 0\.01 minutes; unset them"),
     ],
 )
-def test_one_that_nobody_comes_to_says_so_after_the_stated_time(rank, words, address, monkeypatch, capsys):
+def test_a_missing_rank_is_reported_after_the_time_limit(rank, words, address, monkeypatch, capsys):
     monkeypatch.setattr(rendezvous, "ANSWER_MINUTES", 0.01)
     monkeypatch.setattr(rendezvous, "SAY_AFTER_S", 0.0)
     with pytest.raises(UserError, match=words):
-        meet(rank, 3, address, mend="unset them")
+        meet(rank, 3, address, remedy="unset them")
     assert capsys.readouterr().err.count("so far; waiting until 0.01 minutes are over") == 1
 
 
 def test_a_port_that_another_program_uses_is_named(address):
     with socket.create_server(address), pytest.raises(UserError, match=f"MASTER_PORT={address[1]}: another program"):
-        meet(0, 2, address, mend="")
+        meet(0, 2, address, remedy="")
 
 
-def test_those_who_wait_hear_that_the_first_one_ended(address, monkeypatch):
-    program = f"from tencrop.distributed.rendezvous import meet; meet(0, 3, {address}, mend='')"
+def test_waiting_ranks_report_that_rank_0_ended(address, monkeypatch):
+    program = f"from tencrop.distributed.rendezvous import meet; meet(0, 3, {address}, remedy='')"
     first = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
 
     def wait(_: rendezvous._Clock, reason: str) -> None:
@@ -78,7 +78,7 @@ def test_those_who_wait_hear_that_the_first_one_ended(address, monkeypatch):
 
     monkeypatch.setattr(rendezvous._Clock, "wait", wait)
     with pytest.raises(UserError, match="rank 0 of 3 ended while rank 1 waited"):
-        meet(1, 3, address, mend="")
+        meet(1, 3, address, remedy="")
     first.wait()
 
 

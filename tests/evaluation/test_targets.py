@@ -41,7 +41,7 @@ def test_a_checkpoint_is_evaluated_with_its_runs_configuration(make_config, run_
     (member,) = evaluation_targets(config, typed[:1])
     assert member.out == run_folder / "predictions"
     assert member.config.protocol.name == "five_crop", "the run's own"
-    with pytest.raises(UserError, match="model=resnet50: the checkpoint's own run fixes it"):
+    with pytest.raises(UserError, match="model=resnet50: the run of the checkpoint fixes this key"):
         evaluation_targets(config, [*typed, "model=resnet50"])
 
 

@@ -1,4 +1,4 @@
-"""What the tests of records share: a small configuration whose runs lie in a temporary folder, its data's manifest."""
+"""Fixtures for tests of records: a small configuration with runs in a temporary folder, and a manifest of its data."""
 
 from collections.abc import Callable
 from functools import partial

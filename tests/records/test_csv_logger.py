@@ -1,4 +1,4 @@
-"""The CSV tracker continues where a killed run went on from."""
+"""The CSV logger continues its file when a killed run is resumed."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a manifest says of its run, and what it never says."""
+"""Provenance records code, packages, hardware and data, and never environment variables."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def checkout(folder):
     return package
 
 
-def test_holds_what_a_reader_needs_and_no_environment(make_config, data_manifest, monkeypatch):
+def test_contains_what_a_reader_needs_and_no_environment(make_config, data_manifest, monkeypatch):
     monkeypatch.setenv("TENCROP_TEST_VARIABLE", "only-in-the-environment")
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # as of a script
     monkeypatch.setattr(sys, "argv", ["/where/train.py", "seed=3", "data.source=https://me:hunter22@h/x"])
@@ -71,7 +71,7 @@ def test_code_version_of_a_checkout(tmp_path, monkeypatch):
     assert provenance.code_version()["learning_sha256"] != clean["learning_sha256"]
 
 
-def test_what_an_editor_leaves_beside_the_code_makes_no_other_code(tmp_path, monkeypatch):
+def test_files_left_by_an_editor_do_not_change_the_code_hash(tmp_path, monkeypatch):
     package = checkout(tmp_path)
     monkeypatch.setattr(provenance, "PACKAGE", package)
     clean = provenance.code_version()
@@ -99,7 +99,7 @@ def test_diff_applies_and_has_new_files(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("problem", ["owner", "no git", "damaged"])
-def test_git_that_does_not_answer_is_no_unchanged_code(problem, tmp_path, monkeypatch):
+def test_failing_git_is_not_mistaken_for_unchanged_code(problem, tmp_path, monkeypatch):
     package = checkout(tmp_path)
     monkeypatch.setattr(provenance, "PACKAGE", package)
     clean = provenance.code_version()
@@ -117,7 +117,7 @@ def test_git_that_does_not_answer_is_no_unchanged_code(problem, tmp_path, monkey
     assert diff.startswith("# not known") and words in diff and diff.count("\n") == 1
 
 
-def test_what_is_not_known_is_no_difference_to_none(session_of):
+def test_unknown_facts_are_reported_as_unknown(session_of):
     before, now = session_of(revision="ab" * 20), session_of(revision=None, not_known="git failed: why")
     assert provenance.differences(before, now) == [f"revision was {'ab' * 20}, is unknown (git failed: why)"]
     assert provenance.differences(before, session_of(revision=None)) == [f"revision was {'ab' * 20}, is None"]
@@ -141,7 +141,7 @@ def test_a_checkout_without_a_commit_has_no_revision_and_all_its_files_are_new(t
     assert "width = 64" in provenance.code_diff()
 
 
-def test_gpus_that_torch_does_not_see_are_not_known(tmp_path, monkeypatch):
+def test_gpus_that_torch_does_not_find_are_recorded_as_unknown(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(provenance, "DRIVER", tmp_path / "none")
@@ -174,7 +174,7 @@ def test_package_installed_below_a_checkout_is_not_that_checkout(tmp_path, monke
     assert _code(found).startswith(said)
 
 
-def test_a_copy_of_a_checkout_without_git_is_not_said_to_be_unchanged(tmp_path, monkeypatch):
+def test_a_copy_of_a_checkout_without_git_is_not_recorded_as_unchanged(tmp_path, monkeypatch):
     package = checkout(tmp_path)
     shutil.rmtree(tmp_path / ".git")
     monkeypatch.setattr(provenance, "PACKAGE", package)
@@ -183,7 +183,7 @@ def test_a_copy_of_a_checkout_without_git_is_not_said_to_be_unchanged(tmp_path, 
     assert provenance.code_diff() == "# not known whether the code was changed: no git repository\n"
 
 
-def test_the_command_of_an_installed_verb_is_what_was_typed(monkeypatch):
+def test_the_command_of_an_installed_program_is_what_was_typed(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/venv/bin/tencrop", "train", "seed=3"])
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
     assert provenance.command_line() == "tencrop train seed=3"

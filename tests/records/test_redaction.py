@@ -1,4 +1,4 @@
-"""No credential survives masking; nothing else changes."""
+"""Redaction removes every credential and changes nothing else."""
 
 import pytest
 

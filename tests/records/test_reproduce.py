@@ -55,7 +55,7 @@ def test_compares_the_weights(complete_run, trains_to, capsys, weights_sha256, e
     assert weights_sha256 in capsys.readouterr().out
 
 
-def test_a_place_that_cannot_be_written_is_found_before_the_training(complete_run, read_only, tmp_path, capsys):
+def test_an_unwritable_folder_is_refused_before_the_training(complete_run, read_only, tmp_path, capsys):
     place = read_only(tmp_path / "runs") / complete_run.relative_to(tmp_path / "runs")
     assert main([str(place)]) == 2
     said = capsys.readouterr()
@@ -78,14 +78,14 @@ def test_refusals(complete_run, trains_to, tmp_path, capsys):
     assert "not complete (interrupted)" in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_made_is_a_sentence(complete_run, capsys):
+def test_a_folder_that_cannot_be_created_is_reported_in_one_sentence(complete_run, capsys):
     into = complete_run / "manifest.json" / "again"
     assert main([str(complete_run), "--into", str(into)]) == 2
     said = capsys.readouterr().err
     assert "a part of the path is a file and not a folder" in said and said.count("\n") == 1
 
 
-def test_a_strangers_configuration_is_not_obeyed(complete_run, trains_to, tmp_path, monkeypatch):
+def test_a_strangers_configuration_is_treated_as_data(complete_run, trains_to, tmp_path, monkeypatch):
     """Hydra would obey a section of its own, a list of defaults and interpolations in the file that it composes."""
     commands = []
     done = subprocess.CompletedProcess([], 0)
@@ -109,7 +109,7 @@ def test_a_strangers_configuration_is_not_obeyed(complete_run, trains_to, tmp_pa
     assert len(commands) == 1
 
 
-def test_says_what_differs(complete_run):
+def test_reports_the_differences(complete_run):
     manifest = read_run_manifest(complete_run)
     assert what_differs(manifest) == []
     manifest["sessions"][0]["packages"]["torch"] = "1.0"

@@ -1,4 +1,4 @@
-"""A run folder is made once, found again, and refused where going on would mix two runs."""
+"""A run folder is created once, found again, and refused if continuing would mix two runs."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ from tencrop.report.page import _code, _hardware
 from tencrop.training.metric_rows import NO_ROWS, append_row
 
 
-def test_stands_alone(make_config, data_manifest):
+def test_a_run_folder_is_self_contained(make_config, data_manifest):
     config = make_config("seed=2")
     folder = run_folder(config, data_manifest)
     assert folder == run_path(config) and folder.name.startswith("seed2-")
@@ -50,16 +50,16 @@ def test_same_command_continues(make_config, data_manifest):
     assert (folder / "config.yaml").read_bytes() == written
 
 
-def test_training_again_without_a_checkpoint_is_a_session(make_config, data_manifest, capsys):
+def test_training_again_without_a_checkpoint_adds_a_session(make_config, data_manifest, capsys):
     folder = run_folder(make_config(), data_manifest)
     finish(folder, status="complete", weights_sha256="ab" * 32)
     run_folder(make_config(), data_manifest, total_steps=12)
     manifest = read_run_manifest(folder)
     assert len(manifest["sessions"]) == 2 and manifest["result"]["status"] == "running"
-    assert "was complete, and its last checkpoint is not: it is trained again" in capsys.readouterr().err
+    assert "was complete, but has no intact last checkpoint; training it again" in capsys.readouterr().err
 
 
-def test_other_packages_are_recorded_and_said(make_config, data_manifest, monkeypatch, capsys):
+def test_changed_packages_are_recorded_and_printed(make_config, data_manifest, monkeypatch, capsys):
     folder = run_folder(make_config(), data_manifest)
     assert not capsys.readouterr().err
     packages = installed_packages()
@@ -82,7 +82,7 @@ def test_packages_of_earlier_code_are_those_of_the_first_session(make_config, da
     ]
 
 
-def test_a_complete_run_in_a_read_only_folder_is_found(make_config, data_manifest, tmp_path, read_only):
+def test_a_complete_run_is_found_in_a_read_only_folder(make_config, data_manifest, tmp_path, read_only):
     finish(run_folder(make_config(), data_manifest), status="complete", weights_sha256="ab" * 32)
     config = make_config(f"runs={read_only(tmp_path / 'runs')}")
     folder = run_folder(config, data_manifest)
@@ -93,7 +93,7 @@ def test_a_complete_run_in_a_read_only_folder_is_found(make_config, data_manifes
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "predictions"])
-def test_a_part_of_the_folder_that_cannot_be_written_is_found(make_config, data_manifest, tmp_path, read_only, name):
+def test_an_unwritable_subfolder_is_refused(make_config, data_manifest, tmp_path, read_only, name):
     (tmp_path / "elsewhere").mkdir()
     folder = run_path(make_config())
     folder.mkdir(parents=True)
@@ -102,7 +102,7 @@ def test_a_part_of_the_folder_that_cannot_be_written_is_found(make_config, data_
         run_folder(make_config(), data_manifest, total_steps=12)
 
 
-def test_a_folder_says_whose_its_checkpoints_are(make_config, data_manifest):
+def test_a_manifest_identifies_its_checkpoints(make_config, data_manifest):
     manifests = [
         read_run_manifest(run_folder(make_config(f"seed={seed}"), data_manifest, total_steps=12)) for seed in (1, 2, 1)
     ]
@@ -110,7 +110,7 @@ def test_a_folder_says_whose_its_checkpoints_are(make_config, data_manifest):
     assert manifests[0]["total_steps"] == 12 and manifests[0]["model"] == make_config().model.name
 
 
-def test_a_complete_run_that_is_trained_on_must_end_with_the_same_weights(make_config, data_manifest):
+def test_a_complete_run_trained_again_must_end_with_the_same_weights(make_config, data_manifest):
     """Its last checkpoint is damaged, say; interruptions do not make it forget."""
     config = make_config()
     folder = run_folder(config, data_manifest, total_steps=12)
@@ -127,12 +127,12 @@ def test_a_complete_run_that_is_trained_on_must_end_with_the_same_weights(make_c
 
     run_folder(config, data_manifest, total_steps=12)
     sentence = finish(folder, status="complete", weights_sha256="cd" * 32)
-    assert sentence is not None and "ended with other weights (cdcdcdcd and not abababab)" in sentence
+    assert sentence is not None and "ended with other weights (cdcdcdcd instead of abababab)" in sentence
     result = read_run_manifest(folder)["result"]
     assert result["weights_sha256"] == "cd" * 32 and result["ended_with"]["weights_sha256"] == "ab" * 32
 
 
-def test_other_code_is_refused_unless_told(make_config, data_manifest):
+def test_other_code_is_refused_unless_allowed(make_config, data_manifest):
     folder = run_folder(make_config(), data_manifest)
     manifest = read_run_manifest(folder)
     manifest["sessions"][0]["code"]["learning_sha256"] = "0" * 64
@@ -171,13 +171,13 @@ def test_other_ranks_write_nothing(make_config, data_manifest, monkeypatch, name
     assert not folder.exists()
 
 
-def test_place_that_cannot_be_written(make_config, data_manifest, tmp_path):
+def test_an_unwritable_runs_folder_is_refused(make_config, data_manifest, tmp_path):
     (tmp_path / "runs").write_text("a file where the folder should be")
     with pytest.raises(UserError, match=r"cannot write .*runs=DIR"):
         run_folder(make_config(), data_manifest)
 
 
-def test_the_digest_of_the_metrics_is_of_when_the_run_was_complete(make_config, data_manifest):
+def test_the_metrics_digest_is_taken_when_the_run_completes(make_config, data_manifest):
     folder = run_folder(make_config(), data_manifest)
     with (folder / "metrics.jsonl").open("a") as file:
         digest = append_row(file, {"epoch": 1, "split": "val"}, NO_ROWS)
@@ -192,11 +192,11 @@ def test_the_digest_of_the_metrics_is_of_when_the_run_was_complete(make_config, 
 def test_a_broken_manifest_is_named(make_config, data_manifest, content):
     folder = run_folder(make_config(), data_manifest)
     (folder / "manifest.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"manifest\.json: not the manifest of a run folder \(.*\); bring it back"):
+    with pytest.raises(UserError, match=r"manifest\.json: not the manifest of a run folder \(.*\); restore it"):
         is_complete(folder)
 
 
-def test_what_git_does_not_tell_is_said_recorded_and_shown(make_config, data_manifest, monkeypatch, capsys):
+def test_a_failure_of_git_is_printed_recorded_and_shown(make_config, data_manifest, monkeypatch, capsys):
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     folder = run_folder(make_config(), data_manifest)
     assert "recorded as not known: git failed" in capsys.readouterr().err
@@ -236,10 +236,10 @@ def test_a_configuration_that_was_changed_is_refused(make_config, data_manifest)
     for change in ({"seed": 7}, {"short_side": 40}, {"normalization": {"mean": [0, 0, 0], "std": [1, 1, 1]}}):
         path.write_text(yaml.safe_dump(written | change))
         for read in (lambda: read_config(folder), lambda: run_folder(make_config(), data_manifest)):
-            with pytest.raises(UserError, match=r"config\.yaml: not what the manifest beside it was written with"):
+            with pytest.raises(UserError, match=r"config\.yaml: does not match the manifest beside it"):
                 read()
     path.unlink()
-    with pytest.raises(UserError, match=r"config\.yaml: .*it is missing.*bring it back"):
+    with pytest.raises(UserError, match=r"config\.yaml: .*it is missing.*restore it"):
         run_folder(make_config(), data_manifest)
     assert len(read_run_manifest(folder)["sessions"]) == 1
 
@@ -252,11 +252,11 @@ def test_the_loader_of_a_run_is_read_as_it_was_written(make_config, data_manifes
     written = yaml.safe_load((folder / "config.yaml").read_text())
     del written["config_format"]
     (folder / "config.yaml").write_text(yaml.safe_dump(written))
-    with pytest.raises(UserError, match=r"config\.yaml: not what the manifest beside it was written with"):
+    with pytest.raises(UserError, match=r"config\.yaml: does not match the manifest beside it"):
         read_config(folder)
 
 
-def test_whoever_received_a_run_says_where_its_data_are(make_config, data_manifest):
+def test_location_dependent_keys_may_be_edited(make_config, data_manifest):
     folder = run_folder(make_config(), data_manifest)
     written = yaml.safe_load((folder / "config.yaml").read_text())
     written["data"] |= {"root": "elsewhere", "source": "there"}
@@ -269,11 +269,11 @@ def test_whoever_received_a_run_says_where_its_data_are(make_config, data_manife
     assert read_config(folder)["seed"] == 7
 
 
-def test_checkpoints_without_a_manifest_are_not_taken_over(make_config, data_manifest):
+def test_checkpoints_without_a_manifest_are_refused(make_config, data_manifest):
     """A new manifest would say that they are another run's, and every later command refuse them."""
     folder = run_folder(make_config(), data_manifest)
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"whole")
     (folder / "manifest.json").unlink()
-    with pytest.raises(UserError, match=r"no manifest\.json that says whose; bring it back"):
+    with pytest.raises(UserError, match=r"no manifest\.json that tells which run wrote them; restore it"):
         run_folder(make_config(), data_manifest)
     assert not (folder / "manifest.json").exists()

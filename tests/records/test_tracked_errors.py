@@ -1,4 +1,4 @@
-"""Errors reach the tracker once: after an interruption they are logged, and what is there is not logged again."""
+"""Error rates are logged to the tracker exactly once, also after an interruption."""
 
 from tencrop.records.run_folder import run_folder
 from tencrop.records.tracked_errors import track_result
@@ -24,7 +24,7 @@ def test_once(make_config, data_manifest):
     assert track(config, run_dir, RESULT | {"top1_error": 0.5}) == ["40,center/top1_error,0.5"]
 
 
-def test_an_open_logger_logs_whatever_is_noted(make_config, data_manifest):
+def test_an_open_logger_logs_even_if_errors_json_has_the_result(make_config, data_manifest):
     config = make_config("tracker=csv")
     run_dir = run_folder(config, data_manifest)
     track(config, run_dir)
@@ -32,7 +32,7 @@ def test_an_open_logger_logs_whatever_is_noted(make_config, data_manifest):
     assert track(config, run_dir, logger=build_logger(config, run_dir)) == ["40,center/top1_error,0.25"]
 
 
-def test_a_damaged_note_is_as_none(make_config, data_manifest):
+def test_a_damaged_errors_json_counts_as_missing(make_config, data_manifest):
     config = make_config("tracker=csv")
     run_dir = run_folder(config, data_manifest)
     (run_dir / "tracking").mkdir()

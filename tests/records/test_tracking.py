@@ -1,4 +1,4 @@
-"""Each tracker is opened, closed and continued; wandb falls back to offline, in time and in one line."""
+"""Trackers are opened, closed and continued; wandb falls back to offline quickly and with one line."""
 
 import http.server
 import importlib
@@ -88,7 +88,7 @@ def test_wandb_offline_without_account(make_config, data_manifest, capfd):
     assert {path.name for path in run_dir.parent.parent.parent.glob("*")} <= {"runs", "tmp", "home", "config"}
 
 
-def test_a_run_outlasts_wandb(make_config, data_manifest, monkeypatch, capfd):
+def test_a_run_continues_when_wandb_fails(make_config, data_manifest, monkeypatch, capfd):
     """What wandb raises when its own process was killed stops nothing, and is said once."""
 
     def lost(*_, **__):
@@ -104,7 +104,7 @@ def test_a_run_outlasts_wandb(make_config, data_manifest, monkeypatch, capfd):
         log_images(logger, torch.zeros(1, 3, 4, 4), key="input")
         log_error_table(logger, ["protocol"], [["center"]])
         close_logger(logger)
-    assert capfd.readouterr().err.count("(connection lost); the run goes on without it") == 1
+    assert capfd.readouterr().err.count("(connection lost); the run continues without it") == 1
     logger.experiment.finish()
 
 
@@ -163,7 +163,7 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("case", UNFIT)
-def test_what_wandb_does_not_take_ends_no_run(case, make_config, data_manifest, monkeypatch):
+def test_settings_that_wandb_refuses_do_not_stop_a_run(case, make_config, data_manifest, monkeypatch):
     for name, value in UNFIT[case].items():
         monkeypatch.setenv(name, value)
     said = []
@@ -173,14 +173,14 @@ def test_what_wandb_does_not_take_ends_no_run(case, make_config, data_manifest, 
 
 
 @pytest.mark.parametrize("error", [KeyError("getpwuid(): uid not found: 54321"), PermissionError(13, "denied", "~")])
-def test_what_the_system_does_not_give_wandb_ends_no_run(error, make_config, data_manifest, monkeypatch):
+def test_system_errors_in_wandb_do_not_stop_a_run(error, make_config, data_manifest, monkeypatch):
     def fail(**_):
         raise error
 
     monkeypatch.setattr("wandb.setup", fail)
     said = []
     track(make_config("tracker=wandb"), run_folder(make_config(), data_manifest), said)
-    assert len(said) == 1 and said[0].startswith("wandb: not tracked (") and "the run goes on without it" in said[0]
+    assert len(said) == 1 and said[0].startswith("wandb: not tracked (") and "the run continues without it" in said[0]
 
 
 def test_entity_and_project_are_told_apart(make_config, data_manifest):

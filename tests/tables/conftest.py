@@ -1,4 +1,4 @@
-"""Tables written for a test, and finished runs of LeNet-5 on the digits with scores of a chosen error."""
+"""Fixtures: tables written for a test, and complete runs of LeNet-5 on the digits with scores of a chosen error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs support a row by what they learned and how they were measured, and not by their names."""
+"""Runs are matched to a row by recipe and test protocol, and not by their names."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _raise(error: UserError) -> None:
     raise error
 
 
-def test_seeds_of_the_recipe_are_one_number_whatever_they_are_called(
+def test_seeds_are_matched_by_recipe_and_not_by_name(
     finished_run: FinishedRun, matched: Callable[..., Ours | None], write_row: Callable[..., Path]
 ) -> None:
     first, second = finished_run("seed=1", num_wrong=11), finished_run("name=my_network", "seed=0", num_wrong=10)
@@ -81,7 +81,7 @@ def test_seeds_of_the_recipe_are_one_number_whatever_they_are_called(
     assert matched(overrides=["optimizer.lr=0.003"]) is None
 
 
-def test_a_row_of_another_protocol_makes_no_claim(
+def test_runs_with_another_protocol_support_no_claim(
     finished_run: FinishedRun, matched: Callable[..., Ours | None], write_row: Callable[..., Path]
 ) -> None:
     folder = finished_run()
@@ -102,7 +102,7 @@ ENSEMBLE = [
 ]  # fmt: skip
 
 
-def test_an_ensemble_is_of_the_runs_of_its_members(
+def test_an_ensemble_is_matched_by_the_runs_of_its_members(
     finished_run: FinishedRun, write_table: Callable[..., Path], tmp_path: Path
 ) -> None:
     folders = [finished_run(f"seed={seed}", num_wrong=10 + seed) for seed in range(3)]
@@ -167,12 +167,12 @@ CHANGED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", CHANGED)
-def test_results_of_other_images_or_weights_make_no_claim(case: str, refused: Callable[..., list[str]]) -> None:
+def test_results_on_other_images_or_weights_support_no_claim(case: str, refused: Callable[..., list[str]]) -> None:
     changes, reason = CHANGED[case]
     assert refused(FACTS | changes) == [reason]
 
 
-def test_a_run_of_part_of_the_data_makes_no_claim(refused: Callable[..., list[str]]) -> None:
+def test_a_run_on_part_of_the_data_supports_no_claim(refused: Callable[..., list[str]]) -> None:
     part = DATA | {"splits": {"train": {"num_samples": 1000}, "val": {"num_samples": 500}}}
     assert refused(FACTS, part) == ["not trained on all of digits"]
 
@@ -183,13 +183,13 @@ def test_a_filter_that_the_paper_does_not_state_is_the_recipe_s_own(refused: Cal
     assert refused(facts, protocol={"filter": "bicubic"}) == []
 
 
-def test_a_table_of_fewer_images_wants_as_many(write_table: Callable[..., Path], recipe: Config) -> None:
+def test_a_table_on_fewer_images_requires_that_number(write_table: Callable[..., Path], recipe: Config) -> None:
     table = read_table("digits", write_table(num_images=450))
     assert refusals(FACTS, DATA, table.rows[0], table, recipe) == ["500 images, not 450"]
     assert refusals(FACTS | {"num_images": 450}, DATA, table.rows[0], table, recipe) == []
 
 
-def test_data_that_nobody_has_counted_support_no_claim(write_table: Callable[..., Path], recipe: Config) -> None:
+def test_data_of_unknown_size_support_no_claim(write_table: Callable[..., Path], recipe: Config) -> None:
     table = read_table("digits", write_table(data="imagefolder"))
     facts = FACTS | {"data": "imagefolder"}
     assert refusals(facts, DATA, table.rows[0], table, recipe) == ["data=imagefolder does not say which images"]
@@ -208,7 +208,7 @@ def test_a_changed_score_file_is_refused(
     assert found == {} and len(errors) == 1 and "center" in str(errors[0])
 
 
-def test_hashes_are_kept_until_conf_changes(
+def test_hashes_are_cached_until_conf_changes(
     matched: Callable[..., Ours | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "runs" / "a" / "seed0-ffffffff"
@@ -227,7 +227,7 @@ def test_hashes_are_kept_until_conf_changes(
     assert len(composed) == 3
 
 
-def test_a_folder_that_is_not_there_is_refused(write_row: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(write_row: Callable[..., Path], tmp_path: Path) -> None:
     table = read_table("digits", write_row())
     with pytest.raises(UserError, match="nowhere: there is no such folder"):
         match_runs([table], [tmp_path / "nowhere"], kept=tmp_path / "hashes.json", on_broken=_raise)

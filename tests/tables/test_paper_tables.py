@@ -1,4 +1,4 @@
-"""report.py table=NAME: what it prints and writes, and what it does without."""
+"""report.py table=NAME: its terminal output and files, and that it does not import torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_all_tables_are_printed_and_written_without_torch(tmp_path: Path) -> Non
     assert written == {f"{name}.{suffix}" for name in table_names() for suffix in ("md", "csv", "tex")}
 
 
-def test_a_table_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_table_is_reported_in_one_sentence(tmp_path: Path) -> None:
     result = run("table=vgg_tabel3", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith(
@@ -41,7 +41,7 @@ def test_a_table_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []
 
 
-def test_a_question_lists_names_with_titles(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_table_question_mark_lists_names_with_titles(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert report_tables("?", [], tmp_path) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert list(lines) == table_names() and lines["vgg_table3"] == "VGG, table 3: one test scale"
@@ -54,7 +54,7 @@ def test_a_reader_that_stops_early_hears_no_traceback(tmp_path: Path) -> None:
     assert (result.returncode, result.stderr, len(result.stdout.splitlines())) == (0, "", 1)
 
 
-def test_runs_stand_beside_the_printed_numbers(
+def test_runs_are_printed_next_to_the_papers_numbers(
     finished_run: Callable[..., Path],
     write_row: Callable[..., Path],
     tmp_path: Path,
@@ -69,7 +69,7 @@ def test_runs_stand_beside_the_printed_numbers(
         assert "2.00" in (tmp_path / "report" / "tables" / f"digits.{suffix}").read_text()
 
 
-def test_a_broken_run_is_left_out_and_said(
+def test_a_broken_run_is_left_out_and_reported(
     finished_run: Callable[..., Path],
     write_row: Callable[..., Path],
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""Every table of conf/errors loads, and a mistake in one is a sentence with file and row."""
+"""Every table of conf/errors loads, and a mistake in one is reported in a sentence with file and row."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def tables() -> dict[str, ErrorTable]:
     return {table.name: table for table in read_tables()}
 
 
-def test_every_table_of_the_papers_is_there(tables: dict[str, ErrorTable]) -> None:
+def test_every_table_exists(tables: dict[str, ErrorTable]) -> None:
     assert set(NAMES) <= set(tables) == set(table_names())
     assert len({table.title for table in tables.values()}) == len(tables)
 
 
-def test_a_table_says_what_its_file_says(tables: dict[str, ErrorTable]) -> None:
+def test_a_table_has_the_content_of_its_file(tables: dict[str, ErrorTable]) -> None:
     table = tables["vgg_table3"]
     (row,) = (row for row in table.rows if row.id == "d_jittered_384")
     assert (row.label, row.printed) == ("D, S=[256;512], Q=384", {"top1": "25.6", "top5": "8.1"})
@@ -49,7 +49,7 @@ def test_a_table_says_what_its_file_says(tables: dict[str, ErrorTable]) -> None:
     assert row.confidence == dict.fromkeys(("top1", "top5"), "two transcriptions")
 
 
-def test_what_is_from_memory_says_so(tables: dict[str, ErrorTable]) -> None:
+def test_numbers_from_memory_are_marked(tables: dict[str, ErrorTable]) -> None:
     rows = {row.id: row for row in tables["fractalnet_table2"].rows}
     assert rows["fractalnet34"].confidence["top1"] == "memory, unverified"
     assert rows["resnet34_c"].confidence["top1"] == "two transcriptions"
@@ -81,14 +81,14 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "members: protocol=null: leave it out",
     ),
     "number for text": ({"top1": 2.0}, "top1 must be text or null, not 2.0"),
-    "no number": ({"top1": "2,0"}, '"2,0" is no printed number'),
-    "no percent": ({"top1": "102.0"}, "not from 0 to 100 percent"),
-    "sign without delta_of": ({"top1": "-1.4"}, "not from 0 to 100 percent"),
+    "no number": ({"top1": "2,0"}, '"2,0" is not a printed number'),
+    "no percent": ({"top1": "102.0"}, "outside 0 to 100 percent"),
+    "sign without delta_of": ({"top1": "-1.4"}, "outside 0 to 100 percent"),
     "unknown key": ({"top10": "1.0"}, "top10: is neither a key nor one of the table's columns"),
-    "id": ({"id": "LeNet-5"}, "an id has the characters a-z, 0-9 and _ only"),
+    "id": ({"id": "LeNet-5"}, "an id may contain a-z, 0-9 and _ only"),
     "confidence": ({"confidence": "sure"}, "confidence must be"),
     "confidence of a column": ({"confidence": {"top1": "third party"}}, "must name each of top1, top5"),
-    "reason beside an experiment": ({"cannot": "too slow"}, "says two of"),
+    "reason beside an experiment": ({"cannot": "too slow"}, "has two of"),
     "member": ({"experiment": None, "members": [{"row": "lenet6"}]}, "there is no row lenet6 in digits; did you mean"),
     "member's table": ({"experiment": None, "members": [{"row": "mnist.lenet5"}]}, "there is no table mnist"),
     "ensemble of ensembles": ({"experiment": None, "members": [{"row": "lenet5"}]}, "is an ensemble itself"),
@@ -111,7 +111,7 @@ OF_TABLE: dict[str, tuple[dict[str, Any], str]] = {
     "unit": ({"unit": "percent"}, 'unit must be accuracy or error, not "percent"'),
     "data": ({"data": "imagnet"}, "data=imagnet: must be one of"),
     "column": ({"columns": ["top1", "top2"]}, 'columns.1. must be .*, not "top2"'),
-    "column twice": ({"columns": ["top1", "top1"]}, "one stands twice"),
+    "column twice": ({"columns": ["top1", "top1"]}, "has a duplicate"),
     "column that rows lack": ({"columns": ["top1", "top5", "test_top5"]}, "row lenet5: test_top5 is missing"),
     "column that rows have": ({"columns": ["top1"]}, "row lenet5: top5: is neither"),
     "protocol": ({"protocol": {"name": "center"}}, "protocol.*"),
@@ -128,18 +128,18 @@ def test_a_mistake_in_a_table_names_the_file(mistake: str, write_table: Write) -
         read_table("digits", folder)
 
 
-def test_a_row_twice_is_refused(write_table: Write) -> None:
+def test_a_duplicate_row_is_refused(write_table: Write) -> None:
     row = {"id": "lenet5", "row": "LeNet-5", "top1": None, "top5": None, "cannot": "withheld"}
-    with pytest.raises(UserError, match=re.escape("digits.yaml: row lenet5: stands twice")):
+    with pytest.raises(UserError, match=re.escape("digits.yaml: row lenet5: is not unique")):
         read_table("digits", write_table(rows=[row, row | {"row": "LeNet"}]))
 
 
-def test_data_that_nobody_reads_need_a_reason(write_table: Write) -> None:
-    with pytest.raises(UserError, match="row lenet5: no data= reads mnist; say so in cannot"):
+def test_tables_on_unsupported_data_need_a_reason(write_table: Write) -> None:
+    with pytest.raises(UserError, match="row lenet5: no data= reads mnist; give this reason in cannot"):
         read_table("digits", write_table(data="mnist"))
 
 
-def test_a_row_says_more_than_its_table(write_table: Write) -> None:
+def test_a_row_overrides_its_table(write_table: Write) -> None:
     rows = [
         {"id": "a", "row": "A", "top1": "1.0", "top5": None},
         {"id": "b", "row": "B", "top1": "1.0", "top5": None, "cannot": "no network", "num_runs": 5, "protocol": None},
@@ -162,9 +162,9 @@ def test_the_precision_of_a_printed_number_is_its_last_digit(text: str, value: f
     assert printed.last_digit == pytest.approx(last_digit)
 
 
-def test_a_bound_is_no_number_to_differ_from() -> None:
+def test_a_bound_has_no_difference() -> None:
     assert parse_printed(">+1").is_bound and parse_printed("~+2").value == 2
 
 
-def test_no_file_is_larger_than_a_reader_takes() -> None:
+def test_no_file_exceeds_the_size_limit() -> None:
     assert all(path.stat().st_size < 64 << 10 for path in (CONF / "errors").glob("*.yaml"))

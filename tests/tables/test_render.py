@@ -1,4 +1,4 @@
-"""A table beside ours on the terminal, in Markdown, CSV and LaTeX."""
+"""Comparison tables on the terminal, in Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def lines(table: ErrorTable) -> list[Line]:
     return lines_of(table, OURS)
 
 
-def test_cells_of_a_row_stand_beside_each_other(lines: list[Line]) -> None:
+def test_cells_of_a_row_are_joined(lines: list[Line]) -> None:
     a, b, c, d = lines
     assert a.joined("printed") == "24.0 / 7.1 / 7.3"
     assert a.joined("ours") == "24.20 ± 0.10 / 8.00 ± 0.10 / –"
@@ -56,7 +56,7 @@ def test_cells_of_a_row_stand_beside_each_other(lines: list[Line]) -> None:
     assert d.joined("confidence") == "memory, unverified"
 
 
-def test_a_row_that_is_not_run_says_how_it_would_be(table: ErrorTable) -> None:
+def test_a_row_without_a_run_shows_the_command(table: ErrorTable) -> None:
     line = lines_of(table, {})[0]
     assert (line.joined("verdict"), line.run) == ("not run", "python train.py experiment=lenet5_digits")
 
@@ -106,14 +106,14 @@ def test_a_bound_is_not_compared(write_table: Callable[..., Path]) -> None:
         (None, "–"),
     ],
 )
-def test_a_protocol_in_words(protocol: RowProtocol | None, text: str) -> None:
+def test_protocol_text(protocol: RowProtocol | None, text: str) -> None:
     assert protocol_text(protocol) == text
 
 
-def test_the_terminal_leaves_out_what_no_row_has(table: ErrorTable, lines: list[Line]) -> None:
+def test_the_terminal_omits_empty_columns(table: ErrorTable, lines: list[Line]) -> None:
     text = terminal_table(table, lines)
     assert text.startswith("Table <1>\nSource: Someone 1998\ntop-1 / top-5 / top-5 test error, percent; digits val\n")
-    assert 'Of the protocol not stated: filter of "B, 100%_wide", "C | D"' in text
+    assert 'Not stated about the protocol: filter of "B, 100%_wide", "C | D"' in text
     assert "difference" in text and text.endswith("A note.\n")
     not_run = terminal_table(table, lines_of(table, {}))
     head = next(line for line in not_run.splitlines() if line.startswith("row"))
@@ -134,7 +134,7 @@ def test_markdown_keeps_its_columns(table: ErrorTable, lines: list[Line]) -> Non
     assert "**Table &lt;1>**" in text and "| C \\| D |" in text
 
 
-def test_csv_has_a_line_for_every_number(table: ErrorTable, lines: list[Line]) -> None:
+def test_csv_has_one_line_per_number(table: ErrorTable, lines: list[Line]) -> None:
     rows = list(csv.DictReader(io.StringIO(csv_table(table, lines))))
     assert len(rows) == 4 * 3
     first = rows[0]
@@ -157,7 +157,7 @@ def test_latex_has_the_rules_of_booktabs(table: ErrorTable, lines: list[Line]) -
     assert r"\caption{Table $<$1$>$." in text
 
 
-def test_latex_takes_no_character_for_a_command() -> None:
+def test_latex_special_characters_are_escaped() -> None:
     assert latex_text(r"[1] a_b 5% {x} \y ~ ^ & # $ | *") == (
         r"{[}1] a\_b 5\% \{x\} \textbackslash{}y \textasciitilde{} \textasciicircum{} \& \# \$ $|$ {*}"
     )

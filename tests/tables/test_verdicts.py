@@ -1,4 +1,4 @@
-"""Verdicts at their edges, against quantiles of printed tables of Student's distribution."""
+"""Verdicts at the edges of their bands; quantiles compared with printed tables of Student's t distribution."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def test_quantiles_are_those_of_printed_tables(degrees_of_freedom: int) -> None:
     assert student_quantile(degrees_of_freedom) == pytest.approx(QUANTILES[degrees_of_freedom], abs=5e-4)
 
 
-def test_a_printed_number_moved_by_a_point_turns_the_verdict() -> None:
+def test_moving_a_printed_number_by_a_point_changes_the_verdict() -> None:
     errors = [24.1, 23.9, 24.0]  # s = 0.1: band 0.05 + 4.303 x 0.1 x sqrt(1/3 + 1) = 0.547
     assert word(errors, 24.0) == REPRODUCED
     assert word(errors, 23.0) == WORSE
@@ -30,18 +30,18 @@ def test_one_seed_has_a_guessed_band() -> None:
     assert judge([24.0, 24.2], 24.0, last_digit=0.1, num_runs=1).band == pytest.approx(0.05 + 2 * 0.15 * 1.5**0.5)
 
 
-def test_three_seeds_bring_their_own() -> None:
+def test_three_seeds_use_their_own_deviation() -> None:
     verdict = judge([23.8, 24.0, 24.2], 24.0, last_digit=0.01, num_runs=5)
     assert not verdict.is_guess
     assert verdict.band == pytest.approx(0.005 + 4.302653 * 0.2 * (1 / 3 + 1 / 5) ** 0.5, abs=1e-5)
 
 
-def test_seeds_that_agree_by_chance_are_taken_to_differ_by_a_tenth() -> None:
+def test_the_deviation_has_a_lower_bound() -> None:
     verdict = judge([24.0, 24.0, 24.0, 24.0], 24.0, last_digit=0.1, num_runs=1)
     assert verdict.band == pytest.approx(0.05 + 3.182446 * 0.1 * 1.25**0.5, abs=1e-5)
 
 
-def test_seeds_far_from_each_other_give_no_verdict() -> None:
+def test_seeds_that_disagree_give_no_verdict() -> None:
     assert word([24.0, 24.5, 23.5], 24.0) == SEEDS_DISAGREE
     assert word([24.0, 24.4, 23.6], 24.0) == REPRODUCED  # s = 0.4
     assert word([24.0, 25.0], 24.5) == REPRODUCED  # s of two says nothing
@@ -50,11 +50,11 @@ def test_seeds_far_from_each_other_give_no_verdict() -> None:
 @pytest.mark.parametrize(
     ("ours", "expected"), [(24.05, REPRODUCED), (24.051, WORSE), (23.95, REPRODUCED), (23.949, BETTER)]
 )
-def test_the_band_holds_its_edge(ours: float, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_edge_of_the_band_counts_as_reproduced(ours: float, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tencrop.tables.verdicts.GUESSED_STD", 0.0)
     assert word([ours], 24.0) == expected
 
 
-def test_a_last_digit_more_is_a_narrower_band() -> None:
+def test_one_more_digit_narrows_the_band() -> None:
     bands = [judge([24.0], 25.6, last_digit=digit, num_runs=1).band for digit in (0.1, 0.01)]
     assert bands[0] - bands[1] == pytest.approx(0.045)

@@ -1,4 +1,4 @@
-"""What can be chosen, readable: all options of a group for GROUP=?, their names for --help. Called by verbs.py."""
+"""Lists the options of a configuration group: one line each for GROUP=?, their names for --help."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from tencrop.config.schema import Config, UserError
 from tencrop.config.yaml_files import yaml_files
 
 PACKAGE = Path(__file__).resolve().parents[1]
-IS_INSTALLED = PACKAGE.parts[-2:] != ("src", "tencrop")  # and no checkout, which has conf/ and the scripts at its root
+IS_INSTALLED = PACKAGE.parts[-2:] != ("src", "tencrop")  # otherwise a checkout, with conf/ and the scripts at its root
 CONF = PACKAGE / "conf" if IS_INSTALLED else PACKAGE.parents[1] / "conf"  # a wheel carries a copy (setup.py)
+# The end of a header's first sentence. "et al." does not end one; " Published " begins the results of a model file.
 SENTENCE_END = re.compile(r"(?<! al)[.;:](?= |$)| Published ")
 
 
 def check_conf() -> None:
-    """UserError where the package lies neither in a checkout nor as a wheel installs it: a copy of the code alone."""
+    """Raise UserError if conf/ is missing: the package is neither in a checkout nor installed from a wheel."""
     if not CONF.is_dir():
-        raise UserError(f"{CONF}: is not there; in tencrop's checkout, type pip install . or pip install -e .")
+        raise UserError(f"{CONF}: is missing; in tencrop's checkout, type pip install . or pip install -e .")
 
 
-def asked(arguments: list[str]) -> str | None:
-    """The answer to a GROUP=? among the arguments of a verb; None where there is none.
+def list_options(arguments: list[str]) -> str | None:
+    """The answer to a GROUP=? among the arguments of a command; None if there is none.
 
-    model=? names the files of conf/model and what they are, model.name=? every network that model=timm can name.
+    model=? lists the files of conf/model with a description, model.name=? the name of every network for model=timm.
     """
     for argument in arguments:
         key, _, value = argument.partition("=")
@@ -40,19 +41,19 @@ def asked(arguments: list[str]) -> str | None:
 
 
 def describe(group: str) -> str:
-    """A line for every option of a group: its name, and how its file's header begins; cut to a terminal's width."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+    """One line per option of a group: its name and the first sentence of its file; cut to the terminal's width."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000  # uncut for grep
     column = max(map(len, options_of(group)), default=0) + 2
-    lines = [f"{name:{column}}{header(CONF / group / f'{name}.yaml')}" for name in options_of(group)]
+    lines = [f"{name:{column}}{first_sentence(CONF / group / f'{name}.yaml')}" for name in options_of(group)]
     return "\n".join(line if len(line) <= width else line[: width - 1] + "…" for line in lines)
 
 
-def header(path: Path) -> str:
-    """The first sentence of a file's comment, without its last stop."""
+def first_sentence(path: Path) -> str:
+    """The first sentence of the comment at the top of a file, without its period."""
     comments = []
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:  # a link to nothing: only who chooses it is told
+    except OSError:  # a dangling link: reported only when it is chosen
         return ""
     for line in text.splitlines():
         if not line.startswith("#"):
@@ -62,8 +63,8 @@ def header(path: Path) -> str:
     return SENTENCE_END.split(" ".join(comments), maxsplit=1)[0]
 
 
-def names_of(*chosen: str) -> str:
-    """The options of these groups, a wrapped paragraph each; of all that train.py reads where none is named."""
+def option_names(*chosen: str) -> str:
+    """The options of the chosen groups, one wrapped paragraph each; by default of all groups that train.py reads."""
     fields = {field.name for field in dataclasses.fields(Config)} | {"experiment"}
     paragraphs = [f"{group}: {', '.join(options_of(group))}" for group in chosen or fields.intersection(groups())]
     wrapped = [textwrap.fill(text, 110, subsequent_indent="  ", break_on_hyphens=False) for text in sorted(paragraphs)]
@@ -76,8 +77,10 @@ def groups() -> list[str]:
 
 
 def options_of(group: str) -> list[str]:
-    """Sorted by the numbers in them, so that resnet18 comes before resnet101."""
+    """The options of a group in natural order: resnet18 comes before resnet101."""
     names = [path.stem for path in yaml_files(CONF / group)]
     return sorted(
-        names, key=lambda name: [part.zfill(9) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+        names,
+        # zero-padded digits compare as strings in numeric order
+        key=lambda name: [part.zfill(9) if part.isdigit() else part for part in re.split(r"(\d+)", name)],
     )

@@ -1,7 +1,7 @@
-"""Turns a function of a typed configuration into a verb: Hydra, sentences for mistakes, exit codes.
+"""Turns a function of a typed configuration into a command: runs Hydra, reports user errors in one sentence.
 
-Called by tencrop.commands and by what runs with python -m. Exit codes: 0 done, 2 the user's input (one
-sentence on stderr), 75 interrupted and resumable (Ctrl-C, in every verb), 1 our fault (with its traceback).
+Exit codes: 0 done; 2 invalid input or a problem of the user's disk (one sentence on stderr); 75 interrupted and
+resumable (Ctrl-C, in every command); 1 our own fault (a traceback).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tencrop.cli.choices import CONF, asked, check_conf, names_of
-from tencrop.cli.command_line import PATHS, checked, home
+from tencrop.cli.choices import CONF, check_conf, list_options, option_names
+from tencrop.cli.command_line import PATHS, check_words, expand_home
 from tencrop.cli.config_source import (
     register_config_source,
 )
-from tencrop.cli.errors import sentence
+from tencrop.cli.errors import hydra_error_sentence
 from tencrop.config.disk_errors import disk_sentence
 from tencrop.config.documents import literal
 from tencrop.config.launcher import launched
@@ -38,9 +38,9 @@ from tencrop.signals import INTERRUPTED, MESSAGE
 
 
 def command(config_name: str, schema: type) -> Callable[[Callable[[Any], int | None]], Callable[..., None]]:
-    """Decorator: `run(config: schema) -> exit code` becomes a script's main, configured by conf/<config_name>.yaml.
+    """Decorator that turns `run(config: schema) -> exit code` into main(), configured by conf/<config_name>.yaml.
 
-    main(words) reads other words than those behind the script's name; sys.argv stays what was typed.
+    main(words) reads `words` instead of the arguments in sys.argv. sys.argv keeps what the user typed.
     """
 
     def decorate(run: Callable[[Any], int | None]) -> Callable[..., None]:
@@ -56,73 +56,77 @@ def command(config_name: str, schema: type) -> Callable[[Callable[[Any], int | N
 
 
 def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type, words: list[str]) -> int:
-    exit_codes: list[int] = []
+    exit_codes: list[int] = []  # one per job of a sweep; Hydra discards what the job returns
     arguments = sys.argv
 
     def job(node: DictConfig) -> None:
-        sys.argv = arguments  # as typed: what starts this command again, or records it, reads them
+        # As typed: launching further ranks and recording the command read sys.argv.
+        sys.argv = arguments
         exit_codes.append(_run_once(run, node, schema))
         if exit_codes[-1] == INTERRUPTED:
-            sys.exit(INTERRUPTED)  # past Hydra, which would start the next job of a sweep
+            sys.exit(INTERRUPTED)  # bypasses Hydra, which would start the next job of a sweep
 
     print_any_text()
-    # Threads of torch's that wait by spinning make a small network 50 times slower where cores are shared.
+    # OpenMP threads wait by spinning, by default. If other processes share the cores, that makes a small network 50
+    # times slower. Must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, for the sentences below
-    OmegaConf.register_new_resolver("choices", names_of, replace=True)  # the help texts use it
-    # argparse, behind Hydra, takes no KEY=VALUE after a flag that stands among them
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise exceptions rather than print them and exit
+    OmegaConf.register_new_resolver("choices", option_names, replace=True)  # ${choices:...} in the help texts of conf/
+    # Hydra's argparse rejects values on both sides of a flag, as in A=1 -m B=2, so -m is moved to the front.
     words = sorted(words, key=lambda word: word not in ("-m", "--multirun"))
     try:
         check_conf()
-        answer = asked(words)
+        answer = list_options(words)
         if answer or {"--help", "-h"} & set(words):
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends them quietly, like other tools
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` exits quietly, as other tools do
         if answer:
             print(answer)
             return 0
-        sys.argv = [arguments[0], *_checked(words, schema)]  # which Hydra reads
+        sys.argv = [arguments[0], *_words_for_hydra(words, schema)]  # hydra.main has no other way to pass arguments
         register_config_source()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except UserError as error:
         return _refuse(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        return _refuse(sentence(error, schema))
-    except OSError as error:  # Hydra's own: it makes the folders of a sweep
+        return _refuse(hydra_error_sentence(error, schema))
+    except OSError as error:  # from Hydra itself, which creates the folders of a sweep
         return _refuse(disk_sentence(error))
     finally:
         sys.argv = arguments
-    return max(exit_codes, default=0)
+    return max(exit_codes, default=0)  # empty after --cfg, which prints the configuration and runs nothing
 
 
 def interrupted() -> int:
-    """Says so, once, on stderr; the exit code."""
+    """Print a message about the interruption on stderr; returns the exit code."""
     print(MESSAGE, file=sys.stderr)
     return INTERRUPTED
 
 
-def _checked(words: list[str], schema: type) -> list[str]:
-    """The words as Hydra is to read them; UserError for what argparse, behind Hydra, would answer with its usage, and
-    for a value that Hydra cannot read."""
+def _words_for_hydra(words: list[str], schema: type) -> list[str]:
+    """The words in the form in which Hydra must read them.
+
+    Raises UserError for a value that Hydra cannot parse, and for words to which argparse would answer with its usage.
+    """
 
     def refuse(message: str) -> NoReturn:
         raise UserError(
-            f"{message}; a value is KEY=VALUE without dashes, and flags such as --help stand behind all values"
+            f"{message}; type values as KEY=VALUE without dashes, and flags such as --help after all values"
         )
 
-    parser = get_args_parser()
+    parser = get_args_parser()  # Hydra's, which exits with a page of usage on an error
     parser.error = refuse  # type: ignore[method-assign]
     values = parser.parse_args(words).overrides
-    read = dict(zip(values, checked(values, schema), strict=True))
+    read = dict(zip(values, check_words(values, schema), strict=True))
     return [read.get(word, word) for word in words]
 
 
 def _run_once(run: Callable[[Any], int | None], node: DictConfig, schema: type) -> int:
     try:
-        for key in PATHS:
+        for key in PATHS:  # here too, for paths from YAML files and inside quotes or lists
             value = OmegaConf.select(node, key, throw_on_resolution_failure=False)
             value = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
-            if home(value) != value:
-                OmegaConf.update(node, key, literal(home(value)))
+            if expand_home(value) != value:
+                OmegaConf.update(node, key, literal(expand_home(value)))
         config: Any = validate(node, schema)
         _check_sweep(config)
         return run(config) or 0
@@ -130,15 +134,18 @@ def _run_once(run: Callable[[Any], int | None], node: DictConfig, schema: type) 
         return _refuse(str(error))
     except OSError as error:
         return _refuse(disk_sentence(error))
-    except RuntimeError as error:  # Path.resolve, until Python 3.13, of what is ELOOP to the system
+    except RuntimeError as error:  # before Python 3.13, Path.resolve raises this instead of OSError with ELOOP
         if not str(error).startswith("Symlink loop"):
             raise
-        place = str(error).removeprefix("Symlink loop from ").strip("'")
-        return _refuse(disk_sentence(OSError(errno.ELOOP, "", place)))
+        path = str(error).removeprefix("Symlink loop from ").strip("'")
+        return _refuse(disk_sentence(OSError(errno.ELOOP, "", path)))
 
 
 def _check_sweep(config: Any) -> None:
-    """Several processes in a sweep need a launcher: those that training starts would be handed `-m`."""
+    """Raise UserError for a sweep with several processes and no launcher.
+
+    The ranks that training would start repeat the whole command line, so each of them would run the sweep.
+    """
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
     if sweeping and launched() is None and isinstance(config, Config) and config.hardware.devices > 1:
         raise UserError(
@@ -148,11 +155,11 @@ def _check_sweep(config: Any) -> None:
 
 
 def overrides() -> list[str]:
-    """What the user typed behind the verb, as KEY=VALUE."""
+    """The KEY=VALUE words that the user typed, without Hydra's own."""
     return list(HydraConfig.get().overrides.task)
 
 
 def _refuse(message: str) -> int:
-    line = re.sub(r"\s*\n\s*", " ", message.strip())  # other spaces may be a path's
+    line = re.sub(r"\s*\n\s*", " ", message.strip())  # keeps other spaces, which may belong to a path
     print(f"error: {line}", file=sys.stderr)
     return 2

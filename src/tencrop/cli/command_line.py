@@ -1,7 +1,7 @@
-"""The words behind a verb, KEY=VALUE in Hydra's grammar: read, checked, and written so that they can be typed.
+"""Parses and checks KEY=VALUE words in Hydra's grammar, and formats such words for the user to type.
 
-In Hydra's grammar = , # quotes, brackets and letters outside ASCII need quotes of its own within the shell's:
-"data.root='/data/größe'". All verbs read their words here and by Hydra, so that what one takes all take.
+In Hydra's grammar, a value with = , # quotes, brackets or letters outside ASCII needs quotes inside those of the shell:
+"data.root='/data/größe'". The check here runs before Hydra in every command, so that all accept the same words.
 """
 
 from __future__ import annotations
@@ -19,38 +19,40 @@ from hydra.errors import HydraException
 
 from tencrop.cli.choices import IS_INSTALLED, groups, options_of
 from tencrop.config.documents import literal
-from tencrop.config.rules import kinds_of
+from tencrop.config.rules import key_types
 from tencrop.config.schema import UserError
 
+# The shell expands ~ only at the beginning of a word, so data.root=~/prepared reaches us unexpanded.
 PATHS = ("data.root", "data.source", "runs", "checkpoint", "weights", "output")  # keys in which ~ is the home folder
 TEXTS = ("data.root", "data.source", "weights", "output", "name")  # keys that take no list
+# KEY=VALUE with Hydra's signs: +KEY adds a key, ~KEY deletes one, ++KEY adds or changes it.
 WORD = re.compile(r"(?P<sign>[+~]{0,2})(?P<key>[A-Za-z_][\w./@-]*)=(?P<text>.*)", re.ASCII | re.DOTALL)
-FOR_SHELL = re.compile(r'([^"$`\\!]|\\[^"$`\\!])*')  # what double quotes keep as it is, in an interactive bash too
+FOR_SHELL = re.compile(r'([^"$`\\!]|\\[^"$`\\!])*')  # text that double quotes preserve; ! for an interactive bash
 A_LIST = re.compile(r"\[([^'\"]*)\]")
 
 
 def parse(words: Iterable[str]) -> list[Override]:
-    """Words that `checked` has seen, as Hydra reads them."""
+    """Parse words that `check_words` has returned, as Hydra does."""
     return OverridesParser.create().parse_overrides(list(words))
 
 
 def keys_typed(words: Iterable[str]) -> set[str]:
-    """The keys and groups of the words, without the signs before and behind them."""
+    """The keys and groups in `words`, without + and ~ in front and @PACKAGE behind."""
     return {override.key_or_group for override in parse(words)}
 
 
-def checked(words: Iterable[str], schema: type) -> list[str]:
-    """The words of a verb with this schema; ~ at the beginning of a path is replaced by the home folder.
+def check_words(words: Iterable[str], schema: type) -> list[str]:
+    """Check the words of a command with this schema, and expand ~ at the beginning of a path.
 
-    Raises UserError, with the word to type instead, for one that Hydra cannot read, or reads as something else than the
-    text that its key takes: name=1e3 is a number to it. One text for a list of texts is a list of one.
+    Raises UserError, with the word to type instead, if Hydra cannot parse a word, or reads a value of another type than
+    the text that the key takes: name=1e3 is a number to Hydra. A single text for a list of texts becomes a list of one.
     """
-    kinds = kinds_of(schema)
-    return [_checked(_with_home(word), kinds) for word in words]
+    kinds = key_types(schema)
+    return [_check_word(_with_home(word), kinds) for word in words]
 
 
-def several(word: str) -> str:
-    """What to type instead of a word that is a sweep to Hydra, as a clause."""
+def instead_of_sweep(word: str) -> str:
+    """A clause that tells what to type instead of a word that Hydra reads as a sweep."""
     key, _, text = word.partition("=")
     if key in groups():
         return "choose one of them"
@@ -60,26 +62,26 @@ def several(word: str) -> str:
     return ", and ".join(clauses)
 
 
-def home(value: Any) -> Any:
-    """A path or a list of paths, ~ and ~NAME at its beginning replaced by the home folder; any other value as it is."""
+def expand_home(value: Any) -> Any:
+    """Expand ~ and ~NAME at the beginning of a path, or of each path in a list; other values are returned unchanged."""
     if isinstance(value, list):
-        return [home(part) for part in value]
+        return [expand_home(part) for part in value]
     return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def verb(name: str) -> str:
-    """How a command begins that is to be typed: tencrop NAME where that is installed, python NAME.py in a checkout."""
+    """How the user starts a command: `tencrop NAME` if the package is installed, `python NAME.py` in a checkout."""
     return f"tencrop {name}" if IS_INSTALLED else f"python {name}.py"
 
 
 def typed_word(key: str, value: str | Path | list[str]) -> str:
-    """KEY=VALUE for a shell, of which Hydra then reads this text, or this list of texts."""
+    """KEY=VALUE quoted for the shell and for Hydra, which then reads exactly this text or list of texts."""
     text = f"[{','.join(map(_element, value))}]" if isinstance(value, list) else _text(key, str(value))
     return for_shell(f"{key}={text}")
 
 
 def for_shell(text: str) -> str:
-    """One word of a shell command: plain, in double quotes, or as bash writes what cannot be printed."""
+    """Quote `text` as one word of a shell command: bare, in double quotes, or as $'...' if it is not printable."""
     if not text.isprintable():
         return "$'" + "".join(map(_escaped, text)) + "'"
     if (plain := shlex.quote(text)) == text:
@@ -90,11 +92,11 @@ def for_shell(text: str) -> str:
 def _with_home(word: str) -> str:
     key, _, text = word.partition("=")
     if key.lstrip("+") not in PATHS or "~" not in text or text.startswith(("[", "'", '"')):
-        return word  # what stands in quotes or brackets is text, and expanded as text
-    return f"{key}={','.join(map(home, text.split(',')))}"  # several are a sweep
+        return word  # inside quotes and brackets, ~ is expanded after parsing (command.py)
+    return f"{key}={','.join(map(expand_home, text.split(',')))}"  # a comma separates the values of a sweep
 
 
-def _checked(word: str, kinds: dict[str, Any]) -> str:
+def _check_word(word: str, kinds: dict[str, Any]) -> str:
     found = WORD.fullmatch(word)
     kind = kinds.get(found["key"], Any) if found else Any
     try:
@@ -103,12 +105,12 @@ def _checked(word: str, kinds: dict[str, Any]) -> str:
         raise UserError(f"{word}: cannot be read as KEY=VALUE{_instead(word, found, kind)}") from error
     if word.startswith("="):
         raise UserError(f"{word}: names no key; a value is KEY=VALUE")
-    if found is None or override.is_sweep_override():
+    if found is None or override.is_sweep_override():  # a deletion (~KEY), or a sweep, which has values of its own
         return word
     value = override.value()
-    if found["key"] in groups() and isinstance(value, int | float):  # true or false, too
-        raise UserError(f"{word}: {found['key']} is a name; {found['key']}=? lists what there is")
-    if get_origin(kind) is list and isinstance(value, str):  # a list of texts: report.py runs=DIR
+    if found["key"] in groups() and isinstance(value, int | float):  # bool is an int
+        raise UserError(f"{word}: {found['key']} is a name; {found['key']}=? lists the options")
+    if get_origin(kind) is list and isinstance(value, str):  # report.py runs=DIR
         return f"{found['sign']}{found['key']}=[{found['text']}]"
     if _takes(kind, str) and (read := _read_as(value, found["text"], kind)):
         raise UserError(f"{word}: is read as {read}; to mean this text, type {_form(found, kind)}")
@@ -116,25 +118,25 @@ def _checked(word: str, kinds: dict[str, Any]) -> str:
 
 
 def _read_as(value: Any, text: str, kind: Any) -> str:
-    """What a text is read as that its key does not take; empty where it is read as text."""
+    """The type as which Hydra reads a text, if the key does not take this type; otherwise empty."""
     if value is None or isinstance(value, str) or _takes(kind, type(value)):
         return ""
     if isinstance(value, bool):
         return "true or false"
-    if isinstance(value, int | float):
+    if isinstance(value, int | float):  # name=123 may become "123" again, but 1e3 would become "1000.0"
         return "" if str(value) == text else f"the number {value}"
     return "a list" if isinstance(value, list) else "a mapping"
 
 
 def _instead(word: str, found: re.Match[str] | None, kind: Any) -> str:
-    """What to type instead of a word that Hydra cannot read, as a clause."""
+    """A clause that tells what to type instead of a word that Hydra cannot parse."""
     if found is None:
         named = [f"{group}={word}" for group in groups() if word in options_of(group)]
         return f"; did you mean {' or '.join(named)}?" if named else '; with spaces in its value, type "KEY=A B"'
     if found["key"] in groups():
-        return f"; {found['key']} is a name, and {found['key']}=? lists what there is"
+        return f"; {found['key']} is a name, and {found['key']}=? lists the options"
     if not (kind is Any or _takes(kind, str) or _takes(kind, list)):
-        return f"; {found['key']} takes no text"
+        return f"; {found['key']} does not take text"
     is_text = _takes(kind, str) and not _takes(kind, list)
     if found["text"].startswith(("[", "{")) and not A_LIST.fullmatch(found["text"]) and not is_text:
         return '; a list is typed as "KEY=[A,\'B C\']", and a mapping as "KEY={A: 1, B: 2}"'
@@ -142,7 +144,7 @@ def _instead(word: str, found: re.Match[str] | None, kind: Any) -> str:
 
 
 def _form(found: re.Match[str], kind: Any) -> str:
-    """The word that means what this one looks like."""
+    """The word to type for what this one was probably meant to be."""
     listed = A_LIST.fullmatch(found["text"])
     if listed and (kind is Any or _takes(kind, list)):
         return typed_word(found["sign"] + found["key"], [part.strip() for part in listed[1].split(",")])
@@ -150,21 +152,23 @@ def _form(found: re.Match[str], kind: Any) -> str:
 
 
 def _takes(kind: Any, wanted: type) -> bool:
-    """Whether a key that is declared as `kind` takes such values, and says so."""
+    """Whether the declared type `kind` includes the type `wanted`; Any does not count."""
     return any(get_origin(one) is wanted or one is wanted for one in (kind, *get_args(kind)))
 
 
 def _text(key: str, text: str) -> str:
-    """A text for Hydra: as it is, or in quotes where Hydra would read something else."""
+    """A text for Hydra: bare, or in quotes if Hydra would read something else."""
     return text if _is_plain(f"{key}={text}", text) else _quoted(text)
 
 
 def _element(text: str) -> str:
-    """The same in a list."""
+    """An element of a list for Hydra, likewise."""
     return text if _is_plain(f"a=[{text}]", [text]) else _quoted(text)
 
 
 def _is_plain(word: str, value: Any) -> bool:
+    # Asks Hydra's parser instead of repeating its grammar, which has many special cases. The parser accepts "${", but
+    # OmegaConf would interpolate it later.
     try:
         (override,) = parse([word])
     except HydraException:
@@ -173,7 +177,7 @@ def _is_plain(word: str, value: Any) -> bool:
 
 
 def _quoted(text: str) -> str:
-    return QuotedString(literal(text), Quote.single).with_quotes()  # literal: "${" is no interpolation
+    return QuotedString(literal(text), Quote.single).with_quotes()  # literal() keeps "${" from being interpolated
 
 
 def _escaped(character: str) -> str:

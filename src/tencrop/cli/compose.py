@@ -1,5 +1,4 @@
-"""Composes the configuration of train.py within a verb that is not train.py. Called by evaluation/claims.py and
-tables/recipes.py."""
+"""Composes a configuration of train.py inside another command, for example to find the runs of a table's row."""
 
 from __future__ import annotations
 
@@ -16,10 +15,10 @@ from tencrop.config.schema import Config
 
 
 def compose_training(words: Sequence[str], conf: Path) -> Config:
-    """As `python train.py WORDS` composes it from the files of `conf`; 0.3 s."""
-    # hydra.compose() does the same, and refuses to while a verb runs under Hydra
+    """The configuration that `python train.py WORDS` composes from the files of `conf`. Takes 0.3 s."""
+    # hydra.compose() does the same, but refuses to run inside a command that Hydra has started.
     loader = ConfigLoaderImpl(create_config_search_path(str(conf)))
     node = loader.load_configuration("train", list(words), run_mode=RunMode.RUN)
-    with open_dict(node):
+    with open_dict(node):  # Hydra returns a read-only structure
         del node["hydra"]
     return validate(node, Config)

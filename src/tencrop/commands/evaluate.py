@@ -1,4 +1,4 @@
-"""Evaluates trained weights under a protocol. Called by evaluate.py and `tencrop evaluate`."""
+"""The command evaluate: evaluates trained weights under a test protocol."""
 
 from tencrop.cli.command import command, overrides
 from tencrop.config import Config, check_precision
@@ -11,11 +11,12 @@ from tencrop.signals import close_at_ctrl_c
 
 @command("evaluate", Config)
 def main(config: Config) -> int:
-    members = evaluation_targets(config, overrides())  # what is wrong is refused before torch is imported
+    # Everything down to check_launch runs before torch is imported: a mistake is reported at once.
+    members = evaluation_targets(config, overrides())
     check_ensemble(members)
     for member in members:
         check_precision(member.config)
-        if member.out is not None and is_run_folder(member.out.parent):  # errors of a run are tracked
+        if member.out is not None and is_run_folder(member.out.parent):  # its errors go to the run's tracker
             check_tracker(member.config.tracker)
     check_launch(members[0].config.hardware)
 
@@ -27,11 +28,12 @@ def main(config: Config) -> int:
     )
     from tencrop.report.tables import COLUMNS, error_rows
 
-    close_at_ctrl_c()
-    if found := evaluate_targets(members):  # empty but on the first of several processes
+    close_at_ctrl_c()  # after the imports: an exception in the middle of them aborts some C++ modules
+    if found := evaluate_targets(members):  # empty on all ranks but the first
         print_results([evaluated.result for evaluated in found])
         print("\n".join(f"{evaluated.out}/{evaluated.result['scores']}" for evaluated in found))
-        for member, evaluated in zip(members, found, strict=False):  # an ensemble, last, belongs to no run
+        # strict=False: with several members, `found` ends with the ensemble, which belongs to no run.
+        for member, evaluated in zip(members, found, strict=False):
             if is_run_folder(run_dir := evaluated.out.parent):
                 rows = error_rows(collect([run_dir]))
                 track_result(member.config, run_dir, evaluated.result, COLUMNS, [row.cells for row in rows])

@@ -1,7 +1,4 @@
-"""Writes a data set once, compares it with its fingerprints, or makes archives like ImageNet's.
-
-Called by prepare.py and `tencrop prepare`; the work is in data/preparation/prepare.py, verify.py and simulate.py.
-"""
+"""The command prepare: converts a data set for training, verifies a prepared one, or simulates ImageNet's archives."""
 
 from tencrop.cli.command import command
 from tencrop.config import PrepareConfig, num_threads
@@ -10,6 +7,7 @@ from tencrop.signals import close_at_ctrl_c
 
 @command("prepare", PrepareConfig)
 def main(config: PrepareConfig) -> int:
+    # Imported late, so that --help and a mistyped key are answered quickly.
     from tencrop.data.preparation.prepare import prepare
     from tencrop.data.preparation.verify import verify
     from tencrop.data.sources.simulate import simulate

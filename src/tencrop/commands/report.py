@@ -1,4 +1,4 @@
-"""Writes the report of runs and of evaluations. Called by report.py and `tencrop report`."""
+"""The command report: writes a page about runs and evaluations, or compares them with a paper's table."""
 
 import sys
 from pathlib import Path
@@ -17,8 +17,8 @@ def main(config: ReportConfig) -> int:
         close_at_ctrl_c()
         return report_tables(config.table, config.runs, Path(config.output))
 
-    output, mend = Path(config.output), "make room, or name another folder with output=DIR"
-    check_writable(output / "report.html", output / "report.md", mend=mend)
+    output, remedy = Path(config.output), "make room, or name another folder with output=DIR"
+    check_writable(output / "report.html", output / "report.md", mend=remedy)
 
     from tencrop.report.collect import Broken, collect, collect_evaluations, input_folders
     from tencrop.report.page import write_report
@@ -26,6 +26,7 @@ def main(config: ReportConfig) -> int:
 
     close_at_ctrl_c()
     paths = input_folders(config.runs)
+    # One damaged folder must not hide the others: it is left out, reported, and reflected in the exit code.
     broken: list[Broken] = []
     experiments, evaluations = collect(paths, broken.append), collect_evaluations(paths, broken.append)
     if broken and not (experiments or evaluations):

@@ -1,4 +1,4 @@
-"""Trains a run, or continues it, or shows its result. Called by train.py and `tencrop train`."""
+"""The command train: trains a run, resumes it, or shows its result if it is complete."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from tencrop.signals import exit_at_once, exit_when_asked
 
 @command("train", Config)
 def main(config: Config) -> int:
-    exit_at_once()  # of a sweep, the run before has ended with signals ignored
+    exit_at_once()  # again: in a sweep, the run before ended with signals ignored (exit_when_asked)
+    # These checks need neither torch nor timm, so a mistake is reported in under a second.
     check_launch(config.hardware)
     check_tracker(config.tracker)
     batches = derive_batches(config)
@@ -27,6 +28,8 @@ def main(config: Config) -> int:
     check_data(config, manifest)
     check_store(config, manifest)
     check_preparation(config, manifest, keys_typed(overrides()))
+
+    # From here on torch is imported, which takes seconds.
 
     from tencrop.distributed.launch import launch_ranks
     from tencrop.evaluation.evaluate import evaluate_run
@@ -39,11 +42,12 @@ def main(config: Config) -> int:
     from tencrop.training.fit import build, completed_fit, fit
 
     fit_result = completed_fit(run_path(config))
-    if fit_result is None:  # what does not fit is refused before anything is written
+    if fit_result is None:  # not complete: build everything, so that errors occur before anything is written
         data, classifier = build(config, batches=batches, manifest=manifest)
         check_scorable(classifier.model, config)
     run_dir = run_folder(config, manifest, total_steps=classifier.total_steps if fit_result is None else None)
     is_first = is_first_process()
+    # A complete run needs no further ranks: rank 0 only evaluates, or reads the result.
     with exit_when_asked(is_first=is_first), launch_ranks(batches.num_devices if fit_result is None else 1):
         logger = None
         if fit_result is None:
@@ -60,12 +64,13 @@ def main(config: Config) -> int:
         if result is None:  # not complete, or not the first process
             close_logger(logger)
         else:
+            # The tracker, the terminal and the page show the same rows.
             experiments = collect([run_dir])
             rows = error_rows(experiments)
             print_table(rows)
-            if logger is not None or (run_dir / "tracking").is_dir():  # after an interrupted evaluation, too
+            if logger is not None or (run_dir / "tracking").is_dir():  # the latter after an interrupted evaluation
                 track_result(config, run_dir, result, COLUMNS, [row.cells for row in rows], logger=logger)
-            if os.access(run_dir, os.W_OK):  # a read-only folder shows its table
+            if os.access(run_dir, os.W_OK):  # for a read-only folder, the printed table must do
                 write_report(experiments, run_dir)
     if is_first:
         print(f"{run_dir}: {fit_result.message}", file=sys.stdout if fit_result.exit_code == 0 else sys.stderr)

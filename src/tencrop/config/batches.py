@@ -1,4 +1,7 @@
-"""How the recipe's global batch is laid out on the hardware, decided before torch is imported."""
+"""Splits the recipe's global batch into devices, micro-batches and BatchNorm groups, before torch is imported.
+
+The recipe fixes the global batch and the BatchNorm group; the hardware may only change how they are distributed.
+"""
 
 from __future__ import annotations
 
@@ -14,26 +17,27 @@ from tencrop.config.schema import Config, Hardware, UserError
 
 @dataclass(frozen=True)
 class Batches:
-    """How a global batch is laid out on the devices."""
+    """Layout of one global batch: global batch = num_devices x accumulate_grad_batches x micro_batch."""
 
     num_devices: int
-    per_device: int  # samples of a global batch that a device takes
+    per_device: int  # samples of each global batch on one device
     micro_batch: int  # samples in one forward pass
-    accumulate_grad_batches: int  # forward passes an optimizer step
+    accumulate_grad_batches: int  # forward passes per optimizer step
     bn: str  # none | ghost (groups within a micro-batch) | sync (a group spans devices)
-    bn_groups: int  # groups within a micro-batch; 1 where bn is none or sync
+    bn_groups: int  # groups within a micro-batch; 1 if bn is none or sync
 
 
 def derive_batches(config: Config) -> Batches:
-    """The layout of the recipe's global batch on the hardware, or UserError with the arithmetic.
+    """Derive the layout of the global batch; raise UserError with the arithmetic if the hardware does not allow it.
 
-    Groups of `model.bn_group` (and of `mix_group`) samples are consecutive slices of the global batch; no layout may
-    change them.
+    Groups of `model.bn_group` (and of `mix_group`) samples are consecutive slices of the global batch. Every layout
+    keeps these slices, so that BatchNorm statistics and mixed pairs do not depend on the number of devices.
     """
     check_precision(config)
     hardware, batch, group = config.hardware, config.training.global_batch, config.model.bn_group
     num_devices = hardware.devices * hardware.nodes
     if batch % num_devices:
+        # Never rounded silently: another batch size needs another learning rate.
         lower, upper = batch - batch % num_devices, batch - batch % num_devices + num_devices
         raise UserError(
             f"training.global_batch={batch}: {num_devices} devices ({hardware.nodes} nodes of {hardware.devices})"
@@ -46,8 +50,10 @@ def derive_batches(config: Config) -> Batches:
     if per_device % mix_group:
         raise UserError(
             f"augmentation.mixing.mix_group={mix_group}: {batch} / {num_devices} devices = {per_device} samples"
-            f" a device are no whole number of groups; use fewer devices or a mix_group that divides {per_device}"
+            f" per device are not a whole number of groups; use fewer devices or a mix_group that divides {per_device}"
         )
+    # A micro-batch holds whole groups: accumulation adds up gradients, but BatchNorm sees one forward pass at a time.
+    # A bn_group that does not divide per_device spans devices (sync) and is handled below.
     unit = math.lcm(mix_group, group if group is not None and per_device % group == 0 else 1)
     micro_batch = max((size for size in _divisors(per_device) if size <= limit and size % unit == 0), default=0)
     if not micro_batch:
@@ -65,7 +71,8 @@ def derive_batches(config: Config) -> Batches:
         return Batches(num_devices, per_device, micro_batch, per_device // micro_batch, "none", 1)
     if micro_batch % group == 0:
         return Batches(num_devices, per_device, micro_batch, per_device // micro_batch, "ghost", micro_batch // group)
-    arithmetic = f"{batch} / {num_devices} devices = {per_device} samples a device, groups of model.bn_group={group}"
+    # Here no micro-batch consists of whole groups, which leaves synchronized BatchNorm with one group over all devices.
+    arithmetic = f"{batch} / {num_devices} devices = {per_device} samples per device, groups of model.bn_group={group}"
     if micro_batch != per_device:
         raise UserError(
             f"hardware.max_micro_batch={limit}: {arithmetic}; accumulation cannot enlarge a group: raise"
@@ -89,14 +96,17 @@ def _divisors(number: int) -> list[int]:
 
 
 def accelerator_of(hardware: Hardware) -> str:
-    """cpu or gpu; looks for a device file, so that torch need not be imported."""
+    """The accelerator in use: "cpu" or "gpu". Looks for a device file, so that torch need not be imported."""
     if hardware.accelerator != "auto":
         return hardware.accelerator
     return "gpu" if Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else "cpu"
 
 
 def check_precision(config: Config) -> None:
-    """Raises UserError where the hardware does not have the precision: a result must not name one that it lacks."""
+    """Raise UserError if the hardware does not support the precision.
+
+    torch ignores TF32 on a CPU without a word, and the result would then state a precision that was not used.
+    """
     if config.training.precision == "tf32" and accelerator_of(config.hardware) == "cpu":
         raise UserError(
             "training.precision=tf32: a CPU has no TF32 and computes in float32; set training.precision=fp32,"
@@ -105,27 +115,27 @@ def check_precision(config: Config) -> None:
 
 
 def is_deterministic(config: Config) -> bool:
-    """Whether the run is to be the same bit for bit when it is done again: as asked, or because it runs on CPUs."""
+    """Whether repeating the run must give the same bits: `deterministic` if it is set, otherwise true on a CPU only."""
     return config.deterministic if config.deterministic is not None else accelerator_of(config.hardware) == "cpu"
 
 
 def num_workers(hardware: Hardware) -> int:
-    """Loader threads of one process."""
+    """Number of loader threads in one process."""
     return num_threads(hardware.workers, hardware.devices)
 
 
 def num_threads(workers: int | str, num_processes: int = 1) -> int:
-    """`workers` threads of one process; auto: its share of the cores that SLURM or the system granted
-    (cores.py: no more than a container's quota).
+    """Number of threads in one process: `workers`, or with "auto" its share of the cores granted by SLURM or the system
+    (cores.py also applies a container's quota).
 
-    SLURM grants its cores to a task. A process that srun launched is one; those that torchrun or this program started
-    inside a task share its cores, as the `num_processes` of a node share the system's.
+    SLURM grants cores per task. A process launched by srun is a task and may use all of them. Processes started by
+    torchrun or by this program run inside one task and share its cores, `num_processes` on each node.
     """
     if isinstance(workers, int):
         return workers
     granted, found = os.environ.get("SLURM_CPUS_PER_TASK"), launched()
     if granted and not granted.isdecimal():
-        raise UserError(f"SLURM_CPUS_PER_TASK={granted}: is no number of cores; unset it, or set workers to a number")
+        raise UserError(f"SLURM_CPUS_PER_TASK={granted}: not a number of cores; unset it, or set workers to a number")
     if granted and found is not None and found.launcher == "srun":
         return int(granted)
     return max(1, int(granted or num_granted_cores()) // num_processes)

@@ -79,6 +79,7 @@ def code_sha256(package: Path, paths: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for path in source_files(package, paths):
         content = (package / path).read_bytes()
+        # With name and length in front of each file, moving lines between files changes the digest.
         digest.update(f"{path.as_posix()}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()

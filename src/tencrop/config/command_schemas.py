@@ -1,4 +1,4 @@
-"""The configurations of the verbs beside train.py and evaluate.py (schema.py has theirs), as types."""
+"""Typed configurations of the commands other than train and evaluate, which are in schema.py."""
 
 from __future__ import annotations
 
@@ -10,51 +10,51 @@ from tencrop.config.schema import Claim, Config, Data, Model, Normalization
 
 @dataclass
 class PrepareConfig:
-    """All that prepare.py knows."""
+    """Configuration of prepare.py."""
 
     data: Data
-    workers: Any  # auto: the cores granted
-    verify: bool = False  # compare a prepared folder with its fingerprints, in full; write nothing
-    simulate: bool = False  # make archives like ILSVRC2012's of an ImageFolder tree
+    workers: Any  # number of threads; auto: all granted cores
+    verify: bool = False  # compare every byte of a prepared folder with its fingerprints; write nothing
+    simulate: bool = False  # pack an ImageFolder tree into archives like those of ILSVRC2012
 
 
 @dataclass
 class ReportConfig:
-    """All that report.py knows."""
+    """Configuration of report.py."""
 
-    runs: list[str]  # folders of runs, or of results of evaluate.py; empty: runs/ and evaluations/
-    output: str  # folder of the page, the Markdown and the figures
-    table: str | None = None  # a file of conf/errors, or all: that table beside our runs instead of the page
+    runs: list[str]  # run folders, or folders with results of evaluate.py; empty: runs/ and evaluations/
+    output: str  # output folder for the page, the Markdown and the figures
+    table: str | None = None  # a file of conf/errors, or all: compare that table with our runs, and write no page
 
 
 @dataclass
 class VisualizationConfig(Config):
-    """All that python -m tencrop.visualization knows: what evaluate.py does, and which figure of it."""
+    """Configuration of python -m tencrop.visualization: that of evaluate.py, and the figure to draw."""
 
     figure: str = "all"  # all (of trained weights) | architecture | tradeoff | receptive_field | retrieval | ...
-    images: list[int] | None = None  # of the val split, by index; null: chosen by a fixed hash
-    candidates: int | None = 2000  # training images that retrieval searches, chosen by a fixed hash; null: all
-    layer: str | None = None  # whose units the patches are of; null: the last that gives maps
+    images: list[int] | None = None  # indices in the val split; null: chosen by a fixed hash
+    candidates: int | None = 2000  # training images searched for figure=retrieval, chosen by a fixed hash; null: all
+    layer: str | None = None  # layer for figure=patches; null: the last one that outputs feature maps
 
 
 @dataclass
 class Printed:
-    """A number of a published table, and which of ours is to equal it to its printed precision.
+    """A number in a published table, and the count of ours that must equal it to its printed precision.
 
-    Where it cannot, the arithmetic says why: `printed_as` and `ours_as` are sums of products that give the two
-    numbers, checked by machine (complexity/published.py).
+    If the two differ, `printed_as` and `ours_as` explain why: each is a sum of products that evaluates to one of the
+    two numbers, and complexity/published.py checks the arithmetic.
     """
 
     row: str
     model: str  # a file of conf/model
     value: str  # as printed, without its unit: 133, 6.8, ~4.1, <10, 55×55×96
-    quantity: str | None = None  # null: the table's
-    layers: str | None = None  # only the layers that match, such as features.inception3a.*; null: all
-    kwargs: dict[str, Any] | None = None  # beside the model file's
-    image_size: int | None = None  # null: the model file's
-    unit: str | None = None  # of the value: K | Ki | M | G; null: the table's
-    step: float | None = None  # the printed precision, in units, where it is less than the value's last digit
-    because: str | None = None  # why ours differs, or what else there is to say
+    quantity: str | None = None  # null: the table's quantity
+    layers: str | None = None  # count matching layers only, such as features.inception3a.*; null: all
+    kwargs: dict[str, Any] | None = None  # added to those of the model file
+    image_size: int | None = None  # null: that of the model file
+    unit: str | None = None  # of the value: K | Ki | M | G; null: the table's unit
+    step: float | None = None  # the printed precision, in units, if it is coarser than the value's last digit
+    because: str | None = None  # why ours differs, or another remark
     printed_as: str | None = None
     ours_as: str | None = None
 
@@ -64,8 +64,8 @@ class PrintedTable:
     """A published table of sizes and costs: a file of conf/sizes."""
 
     title: str
-    source: str  # the paper's, and how we know it
-    quantity: str | None  # of rows that name none
+    source: str  # the paper, and how its numbers reached us
+    quantity: str | None  # default for rows without one
     unit: str | None
     rows: list[Printed]
     note: str | None = None
@@ -73,14 +73,14 @@ class PrintedTable:
 
 @dataclass
 class ComplexityConfig:
-    """All that python -m tencrop.complexity knows."""
+    """Configuration of python -m tencrop.complexity."""
 
     model: Model | None
     sizes: PrintedTable | None
     image_size: int  # pixels
-    short_side: int | None  # files of conf/model set it and the next two; none is read here
+    short_side: int | None  # set by files of conf/model, like the next two; not used here
     normalization: Normalization | None
     claim: Claim | None
-    num_classes: int | None  # null: as many as the network has by itself
+    num_classes: int | None  # null: the network's default
     format: str  # terminal | markdown | csv | json
-    layers: str  # main | all: normalization and what belongs to no layer, too
+    layers: str  # main | all (adds normalization layers and parameters outside any layer)

@@ -1,6 +1,7 @@
-"""How many cores this process may use: those it may run on, and no more than its control groups let it use.
+"""Counts the CPU cores that this process may use: its affinity mask, limited by the quotas of its control groups.
 
-Called by batches.py. `docker --cpus` and Kubernetes' limits set a quota, which the set of allowed cores does not show.
+`docker --cpus` and Kubernetes' limits set a cgroup quota, which neither os.cpu_count() nor the affinity mask shows: in
+a container limited to 4 cores on a machine of 128, both report 128.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ OWN_GROUPS = Path("/proc/self/cgroup")
 
 
 def num_granted_cores(groups: Path = CGROUPS, own: Path = OWN_GROUPS) -> int:
-    """At least 1. A fraction of a core is cut off: threads beyond the quota wait for the rest of each period.
+    """Number of cores, at least 1. Rounds down: with more threads than quota, all of them stall in every period.
 
-    groups: where the control groups are mounted; own: the file that names those of this process.
+    groups: mount point of the control groups; own: the file that lists the control groups of this process.
     """
     num_allowed = len(os.sched_getaffinity(0))
     return max(1, int(min([num_allowed, *_quotas(groups, own)])))
 
 
 def _quotas(groups: Path, own: Path) -> Iterator[float]:
-    """The quotas, in cores, of this process's control groups and of all groups above them; each of them binds."""
+    """Quotas, in cores, of this process's control groups and of all their ancestors. The smallest one applies."""
     for line in _text(own).splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -31,15 +32,17 @@ def _quotas(groups: Path, own: Path) -> Iterator[float]:
             for folder in _upwards(groups, path):
                 yield from _quota(*_text(folder / "cpu.max").split())
         elif "cpu" in controllers.split(","):
-            # the mount is named for the controller; distributions link or rename it
+            # Version 1 mounts one hierarchy per set of controllers: /sys/fs/cgroup/cpu, or cpu,cpuacct.
             root = next((groups / name for name in ("cpu", controllers) if (groups / name).is_dir()), groups)
             for folder in _upwards(root, path):
                 yield from _quota(_text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us"))
 
 
 def _upwards(root: Path, path: str) -> Iterator[Path]:
-    """The folder of a control group and those above it. In a container it may name the host's folder, which is not
-    there; the root is then the container's own group."""
+    """The folder of a control group, then its ancestors up to the root.
+
+    In a container the path may be the host's and not exist here; the root is then the container's own group.
+    """
     folder = root / path.lstrip("/")
     while folder != root and root in folder.parents:
         yield folder
@@ -48,7 +51,7 @@ def _upwards(root: Path, path: str) -> Iterator[Path]:
 
 
 def _quota(*words: str) -> list[float]:
-    """Quota by period, both in microseconds; none where it is "max" (version 2), -1 (version 1) or not there."""
+    """Quota divided by period, both in microseconds; empty if unlimited ("max" in version 2, -1 in version 1)."""
     if len(words) == 2 and all(word.strip().isdecimal() for word in words) and int(words[1]):
         return [int(words[0]) / int(words[1])]
     return []

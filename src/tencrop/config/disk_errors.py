@@ -1,4 +1,4 @@
-"""One sentence for an OSError that the user's disk or path explains: what is wrong, where, and how to fix it."""
+"""Turns an OSError caused by the user's disk or path into one sentence: what is wrong, where, and how to fix it."""
 
 from __future__ import annotations
 
@@ -16,37 +16,40 @@ DISK_ERRORS = {
     errno.EEXIST: "there is a file where a folder should be",
     errno.EISDIR: "there is a folder where a file should be",
     errno.ENAMETOOLONG: "the name is too long",
-    errno.ELOOP: "symbolic links lead round in a circle",
-    errno.EIO: "the disk, or the server that has it, failed to read or write",
-    errno.ESTALE: "the file is gone from the network share, or the share was mounted anew (stale file handle)",
+    errno.ELOOP: "symbolic links form a loop",
+    errno.EIO: "the disk or file server failed to read or write",
+    errno.ESTALE: "the file is gone from the network share, or the share was remounted (stale file handle)",
     errno.ETIMEDOUT: "the network, or a share on it, does not answer",
     errno.ENOTCONN: "the program behind this mount has ended (s3fs, gcsfuse, sshfs)",
-    errno.EMFILE: "this process has as many files open as it may",
-    errno.ENFILE: "this machine has as many files open as it can",
+    errno.EMFILE: "this process has reached its limit of open files",
+    errno.ENFILE: "this machine has reached its limit of open files",
     errno.EFBIG: "the file would be larger than the file system or the limit of this process allows",
 }
-REMEDIES = {  # what helps instead of another place
+REMEDIES = {  # for errors that writing to another folder would not fix
     errno.ELOOP: "remove the link, or name another file or folder",
-    errno.EIO: "run it again, and look at the disk if it fails again (dmesg says more)",
-    errno.ESTALE: "run it again, and mount the share anew if it fails again",
+    errno.EIO: "run it again, and check the disk if it fails again (dmesg shows details)",
+    errno.ESTALE: "run it again, and remount the share if it fails again",
     errno.ETIMEDOUT: "run it again when it answers",
-    errno.ENOTCONN: "mount it anew, and run it again",
+    errno.ENOTCONN: "remount it, and run it again",
     errno.EMFILE: "raise the limit (ulimit -n 65536), or use fewer workers",
     errno.ENFILE: "end other programs, or have the limit raised (sysctl fs.file-max)",
     errno.EFBIG: "raise the limit (ulimit -f unlimited), or name a folder on another file system",
 }
-LONGEST_PATH = 200  # characters; a path round a circle of links has thousands
+LONGEST_PATH = 200  # characters; a path through a loop of symbolic links has thousands
 
 
 def disk_sentence(error: OSError) -> str:
-    """One sentence for an error that the user's disk or path explains; any other is raised again."""
+    """One sentence for an error that the user's disk or path explains; raises any other error again.
+
+    Only listed errors count as the user's: the traceback of any other one is what we need to find our own fault.
+    """
     if error.errno not in DISK_ERRORS:
         raise error
     remedy = REMEDIES.get(error.errno, "make room, or name another file or folder")
-    return f"{DISK_ERRORS[error.errno]}{_place(error)}; {remedy}"
+    return f"{DISK_ERRORS[error.errno]}{_file_name(error)}; {remedy}"
 
 
-def _place(error: OSError) -> str:
+def _file_name(error: OSError) -> str:
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename or "")
     if error.errno in (errno.ELOOP, errno.ENAMETOOLONG) and len(name) > LONGEST_PATH:
         name = f"{name[:LONGEST_PATH]}..."

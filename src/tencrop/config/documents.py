@@ -1,20 +1,20 @@
-"""JSON and YAML files read as data: bounded in size and depth, and of a declared shape.
+"""Reads untrusted JSON and YAML files as plain data, limited in size and depth and checked against a declared shape.
 
-Every reader of such a file of a run folder or a prepared folder calls `read_json` or `read_yaml`. These folders are
-copied, edited and damaged, and may be a stranger's: a reader returns plain values or raises UserError, nothing else.
+All such files in run folders and prepared folders are read with `read_json` or `read_yaml`. These folders get copied,
+edited and damaged, and may come from a stranger: a reader returns plain values or raises UserError, nothing else.
 
 A shape is declared as data:
 
-    str, int, float, bool, None   a value of that kind; float takes integers too, and neither NaN nor infinity
-    FILE_NAME                     text that a file name can be: one that is not UTF-8 has surrogates in it
+    str, int, float, bool, None   a value of that type; float accepts integers too, but neither NaN nor infinity
+    FILE_NAME                     text usable as a file name: one that is not UTF-8 contains surrogates
     NUMBER                        a float that may be NaN or infinite
     object                        any plain value
-    {"a", "b"}                    one of these texts
+    {"a", "b"}                    one of these strings
     (shape, shape)                a value of one of these shapes
-    Between(low, high)            a number of this range
-    [shape]                       a list of any length; [shape, shape, ...] of exactly this one; NotEmpty(shape)
-    {"key": shape, "key?": shape} a mapping with these keys, "?" where one may be missing; others may be there as well
-    {str: shape}                  a mapping of any keys
+    Between(low, high)            a number in this range, bounds included
+    [shape]                       a list of any length; [shape, shape, ...] has exactly this length; NotEmpty(shape)
+    {"key": shape, "key?": shape} a mapping with these keys; "?" marks an optional one; further keys are allowed
+    {str: shape}                  a mapping with any keys
 """
 
 from __future__ import annotations
@@ -30,31 +30,33 @@ import yaml
 
 from tencrop.config.schema import UserError
 
-# A manifest of 14 million images of which every hundredth was skipped, by name, is 15 MB. Python needs about ten times
-# the bytes of a JSON file to hold it.
+# The largest file we write is 15 MB: the manifest of 14 million images that lists every hundredth as skipped. Parsed
+# JSON takes about ten times the memory of its text, so 64 MB already need 640 MB.
 MAX_JSON_BYTES = 64 << 20
-# A configuration is 4 kB. PyYAML reads 100 kB a second.
+# A configuration is 4 kB. PyYAML's Python parser reads 100 kB/s, so this is under 3 seconds.
 MAX_YAML_BYTES = 256 << 10
-MAX_DEPTH = 40  # of lists and mappings in each other: ours go to 6, and Python's recursion ends at some hundreds
+MAX_DEPTH = 40  # of nested lists and mappings: ours reach 6, and Python's recursion limit is some hundreds
 FILE_NAME, NUMBER = "file name", "number"
 
 
 class NotEmpty(NamedTuple):
-    """A list of at least one value of a shape."""
+    """A list of one or more values of a shape."""
 
     shape: Any
 
 
 class Between(NamedTuple):
-    """An integer, or with a float as a bound any number, from `low` to `high`."""
+    """An integer from `low` to `high`, both included; if a bound is a float, any number."""
 
     low: float
     high: float
 
 
 def read_json(path: Path, shape: Any, *, what: str, mend: str) -> Any:
-    """The value of a JSON file. Raises UserError where it is missing, broken or of another shape: "PATH: not `what`
-    (the problem); `mend`"."""
+    """Read a JSON file. Raises UserError if it is missing, broken or has another shape.
+
+    The message is "PATH: not `what` (the problem); `mend`", where `mend` tells the user how to fix it.
+    """
     try:
         return parse_json(_content(path, MAX_JSON_BYTES), shape)
     except ValueError as error:
@@ -62,10 +64,10 @@ def read_json(path: Path, shape: Any, *, what: str, mend: str) -> Any:
 
 
 def read_yaml(path: Path, shape: Any, *, what: str, mend: str) -> Any:
-    """The value of a YAML file, of JSON's types only; UserError as in `read_json`.
+    """Read a YAML file that contains JSON types only. Arguments and errors are those of `read_json`.
 
-    Aliases are refused, since a file of 300 bytes can mean 10^9 values by them, and so are tags; our writer writes
-    neither. An interpolation is a text like any other.
+    Refuses aliases, with which a file of 300 bytes can expand to 10^9 values, and tags; our writer emits neither.
+    Interpolations such as ${runs} stay plain text.
     """
     try:
         value = yaml.load(_content(path, MAX_YAML_BYTES).decode(), _DataLoader)
@@ -77,7 +79,7 @@ def read_yaml(path: Path, shape: Any, *, what: str, mend: str) -> Any:
 
 
 def parse_json(content: bytes, shape: Any) -> Any:
-    """The value of a JSON text; ValueError, in a few words, where it is broken or of another shape."""
+    """Parse JSON text. Raises ValueError with a few words if it is broken or has another shape."""
     try:
         value = json.loads(content.decode(), parse_int=_integer, object_pairs_hook=_mapping)
     except RecursionError as error:
@@ -90,21 +92,23 @@ def parse_json(content: bytes, shape: Any) -> Any:
 
 
 def literal(value: Any) -> Any:
-    """`value` for OmegaConf, which then reads "${...}" in a text as these characters and interpolates nothing."""
+    """Escape `value` for OmegaConf: "${...}" in a string then stays these characters and is not interpolated."""
     if isinstance(value, dict):
         return {key: literal(part) for key, part in value.items()}
     if isinstance(value, list):
         return [literal(part) for part in value]
-    if isinstance(value, str):  # backslashes in front are doubled, and one more escapes the interpolation
+    if isinstance(value, str):  # OmegaConf unescapes backslashes only in front of "${", so only those are doubled
         return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     return value
 
 
 def check_plain(value: Any) -> None:
-    """ValueError unless everything in `value` is of JSON's types, at most MAX_DEPTH deep, with integers of 64 bits and
-    text that file names can be made of."""
+    """Raise ValueError unless `value` consists of JSON types, nested at most MAX_DEPTH deep.
+
+    Integers must fit into 64 bits, and text must be encodable as a file name.
+    """
     parts, depth = [value], 0
-    while parts:  # all that stands at one depth, then what stands within it
+    while parts:  # breadth first, level by level: recursion could exhaust Python's stack
         if depth > MAX_DEPTH:
             raise ValueError(f"lists or mappings are nested more than {MAX_DEPTH} deep")
         inner: list[Any] = []
@@ -128,8 +132,9 @@ def check_plain(value: Any) -> None:
 
 
 def check_shape(value: Any, shape: Any, key: str = "") -> None:
-    """ValueError unless `value` is of `shape`; `key` is where it stands, for the message."""
-    if isinstance(shape, Between) or not isinstance(shape, tuple | list | dict):  # most of a file's values
+    """Raise ValueError unless `value` has `shape`; `key` is its dotted path, for the message."""
+    # NamedTuples are tuples, hence the order of the tests. Scalars come first, as most values are scalars.
+    if isinstance(shape, Between) or not isinstance(shape, tuple | list | dict):
         if not _is_simple(value, shape):
             raise ValueError(f"{key or 'it'} must be {_name(shape)}, not {_shown(value)}")
     elif isinstance(shape, tuple) and not isinstance(shape, NotEmpty):
@@ -155,11 +160,11 @@ def check_shape(value: Any, shape: Any, key: str = "") -> None:
 
 
 def is_file_name(text: str) -> bool:
-    """Whether a file can be called so: no NUL, and no surrogates but those that stand for bytes outside UTF-8."""
+    """Whether `text` can be a file name: no NUL, and only those surrogates that stand for bytes outside UTF-8."""
     if text.isascii():
         return "\0" not in text
     try:
-        return b"\0" not in text.encode("utf-8", "surrogateescape")  # os.fsencode, whatever the locale
+        return b"\0" not in text.encode("utf-8", "surrogateescape")  # like os.fsencode, but independent of the locale
     except UnicodeEncodeError:
         return False
 
@@ -188,7 +193,7 @@ def _is_simple(value: Any, shape: Any) -> bool:
         return type(value) in (int, float) and math.isfinite(value)
     if shape == NUMBER:
         return type(value) in (int, float)
-    return type(value) is (str if shape == FILE_NAME else shape)  # a bool is no int
+    return type(value) is (str if shape == FILE_NAME else shape)  # not isinstance: a bool is an int to Python
 
 
 def _name(shape: Any) -> str:
@@ -216,11 +221,11 @@ def _joined(key: str, name: str) -> str:
 
 
 def _content(path: Path, max_bytes: int) -> bytes:
-    if not path.is_file():  # a pipe would be waited for
+    if not path.is_file():  # reading a named pipe would block forever
         raise ValueError("it is no file" if path.exists() else "it is missing")
     try:
         with open(path, "rb") as file:
-            content = file.read(max_bytes + 1)
+            content = file.read(max_bytes + 1)  # not stat(): the file may grow in between
     except OSError as error:
         raise ValueError(f"it cannot be read: {os.strerror(error.errno or 0)}") from error
     if len(content) > max_bytes:
@@ -229,7 +234,7 @@ def _content(path: Path, max_bytes: int) -> bytes:
 
 
 def _problem(error: Exception) -> str:
-    """In a few words of one line."""
+    """The error in a few words on one line."""
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8 at byte {error.start}"
     if isinstance(error, json.JSONDecodeError):
@@ -240,22 +245,23 @@ def _problem(error: Exception) -> str:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > 20:  # int() takes time that grows with the square, and raises from 4,300 digits on
+    if len(digits) > 20:  # int() takes quadratic time, and raises an error of its own from 4,300 digits on
         raise ValueError(f"an integer has {len(digits)} digits")
     return int(digits)
 
 
 def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(pairs)
-    if len(mapping) != len(pairs):
-        raise ValueError("a key stands twice in a mapping")
+    if len(mapping) != len(pairs):  # json would silently keep the last one
+        raise ValueError("a mapping has a duplicate key")
     return mapping
 
 
 class _DataLoader(yaml.SafeLoader):
-    """YAML without aliases, tags, dates and duplicate keys, at most MAX_DEPTH deep."""
+    """YAML loader without aliases, tags, dates and duplicate keys, limited to MAX_DEPTH levels."""
 
     depth = 0
+    # Without these resolvers 2026-01-31 stays text, as in JSON, and << and = are ordinary keys.
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":merge", ":value"))]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -277,5 +283,5 @@ class _DataLoader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [(key.tag, str(key.value)) for key, _ in node.value]
         if len(set(keys)) != len(keys):
-            raise yaml.constructor.ConstructorError(None, None, "a key stands twice in a mapping", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, "a mapping has a duplicate key", node.start_mark)
         return super().construct_mapping(node, deep=deep)

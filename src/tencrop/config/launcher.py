@@ -1,8 +1,8 @@
-"""Which process this is, of how many, and who started them; judged from variables, before torch is imported.
+"""Detects srun and torchrun from environment variables, before torch is imported: rank, world size, ranks per node.
 
-Such variables outlive their launcher: in a shell that salloc or srun opened, in a notebook, in a container's image. A
-launcher is believed only where its set is complete; half a set that speaks of other processes is refused, since this
-one would wait for them, or keep quiet as one that is not the first.
+These variables outlive their launcher: in a shell opened by salloc or srun, in a notebook, in a container image. A
+launcher is recognized only if its set of variables is complete. An incomplete set that implies other processes is
+refused: this process would wait for ranks that nobody started, or believe it is not rank 0 and print nothing.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ from typing import NamedTuple
 
 from tencrop.config.schema import Hardware, UserError
 
-PIPE = (
-    "TENCROP_PIPE"  # of a rank that train.py started (distributed/launch.py): the pipe's descriptor, the main process
-)
-RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # Lightning reads them
+# Set for a rank that train.py started itself (distributed/launch.py): "PIPE_DESCRIPTOR PID_OF_RANK_0".
+PIPE = "TENCROP_PIPE"
+# Lightning reads these to find its rank, whichever launcher set them.
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 RANK_OF = {"torchrun": "RANK", "srun": "SLURM_PROCID"}
 SIZES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SRUN = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID")
-AGENT = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE")  # torchrun's own, which other launchers do not set
-MAX_STEP_ID = 0xFFFFFFF0  # SLURM_MAX_NORMAL_STEP_ID of slurm.h: above are batch scripts and salloc's interactive step
-INTERACTIVE = ("bash", "interactive")  # names of SLURM jobs that are a shell; Lightning goes by them too
+AGENT = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE")  # set by torchrun only
+# SLURM_MAX_NORMAL_STEP_ID of slurm.h. Larger ids denote batch scripts and salloc's interactive step.
+MAX_STEP_ID = 0xFFFFFFF0
+INTERACTIVE = ("bash", "interactive")  # names of SLURM jobs that are a shell; Lightning uses the same list
 
 
 class Launched(NamedTuple):
-    """The processes that a launcher started."""
+    """The set of processes that a launcher started."""
 
     launcher: str  # srun | torchrun
     num_processes: int
@@ -34,10 +35,10 @@ class Launched(NamedTuple):
 
 
 def is_first_process() -> bool:
-    """Whether this is rank 0, judged by the launcher's own variable, as Lightning does.
+    """Whether this is rank 0, according to the launcher's own variable, as in Lightning.
 
-    The others' may stand beside it with other numbers: torchrun orders machines by name, srun by the node list, so that
-    under `srun torchrun` rank 0 may have any SLURM_PROCID.
+    Variables of other launchers may be set too and disagree: torchrun orders machines by name and srun by the node
+    list, so under `srun torchrun` rank 0 may have any SLURM_PROCID.
     """
     found = launched()
     names = RANKS if found is None else (RANK_OF[found.launcher],)
@@ -45,10 +46,10 @@ def is_first_process() -> bool:
 
 
 def launched() -> Launched | None:
-    """What srun or torchrun started, None where neither did (in a batch script without srun, say).
+    """The processes that srun or torchrun started; None without a launcher, as in a batch script without srun.
 
-    Any launcher that sets all of torchrun's variables passes for torchrun, but not within a step of srun's: there,
-    batch scripts export them for other programs.
+    Any launcher that sets all of torchrun's variables counts as torchrun, except inside a step of srun: batch scripts
+    commonly export MASTER_ADDR, RANK and so on for other programs.
     """
     if _is_torchrun() and ("TORCHELASTIC_RUN_ID" in os.environ or not _is_srun()):
         num_processes = int(os.environ["WORLD_SIZE"])
@@ -60,13 +61,12 @@ def launched() -> Launched | None:
 
 
 def check_launch(hardware: Hardware) -> None:
-    """Raises UserError where the processes that were started are not those that the hardware says, or where only a
-    part of a launcher's variables is there.
+    """Raise UserError if the processes started do not match `hardware`, or a launcher's variables are incomplete.
 
-    Other launchers' ranks are taken out of the environment, where torch and Lightning would read them first.
+    Removes the rank variables of other launchers from the environment, since torch and Lightning would read them first.
     """
     if PIPE in os.environ:
-        return  # the main process has been here
+        return  # rank 0 has checked this before it started us
     num_devices, found = hardware.devices * hardware.nodes, launched()
     if found is None:
         _refuse_left_over()
@@ -80,7 +80,7 @@ def check_launch(hardware: Hardware) -> None:
             f"hardware.devices x hardware.nodes = {num_devices}: {found.num_processes} processes were started by"
             f" {found.launcher}; start as many, or choose the hardware that fits{_or_unset(found)}"
         )
-    elif not found.num_per_node:  # Lightning wants it said
+    elif not found.num_per_node:  # Lightning requires SLURM_NTASKS_PER_NODE
         raise UserError(f"srun: started without --ntasks-per-node; give it, --ntasks-per-node={hardware.devices}")
     elif found.num_per_node != hardware.devices:
         raise UserError(
@@ -99,14 +99,14 @@ def check_launch(hardware: Hardware) -> None:
 
 
 def unset(launcher: str) -> str:
-    """The command that takes a launcher's variables out of a shell in which it left them."""
+    """The shell command that removes the variables which a launcher left behind."""
     names = (*AGENT, *RANKS, *SIZES) if launcher == "torchrun" else ("SLURM_STEP_ID", "SLURM_PROCID")
     there = [name for name in names if name in os.environ and name.startswith("SLURM_") == (launcher == "srun")]
     return f"unset {' '.join(there)}"
 
 
 def _or_unset(found: Launched) -> str:
-    return f", or, where {found.launcher} did not start this one, {unset(found.launcher)}"
+    return f", or, if {found.launcher} did not start this one, {unset(found.launcher)}"
 
 
 def _is_torchrun() -> bool:
@@ -118,14 +118,16 @@ def _is_srun() -> bool:
 
 
 def _is_step() -> bool:
-    """Whether this is in a step of srun's that runs a program, and not in a shell: that one says PROCID 0 of NTASKS
-    too, but nobody starts the others."""
+    """Whether this process belongs to an srun step that runs a program, and not a shell.
+
+    A shell opened by srun or salloc also has SLURM_PROCID=0 and SLURM_NTASKS=n, but nobody starts the other n - 1.
+    """
     step = _number("SLURM_STEP_ID")
     return step is not None and step < MAX_STEP_ID and os.environ.get("SLURM_JOB_NAME") not in INTERACTIVE
 
 
 def _missing(names: tuple[str, ...]) -> list[str]:
-    """Those that are not set, or hold no number (MASTER_ADDR: nothing)."""
+    """Those of `names` that are unset or not a number (for MASTER_ADDR: unset or empty)."""
     return [name for name in names if (not os.environ.get(name) if name == "MASTER_ADDR" else _number(name) is None)]
 
 
@@ -135,7 +137,7 @@ def _number(name: str) -> int | None:
 
 
 def _refuse_left_over() -> None:
-    """Of a process that no launcher started: rank 0 of 1 is what it is anyway, anything else contradicts it."""
+    """Raise UserError if left-over variables contradict a single process; rank 0 of world size 1 does not."""
     if _is_step():
         raise _left_over("SLURM_STEP_ID", "srun", SRUN)
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -152,15 +154,15 @@ def _refuse_left_over() -> None:
 
 
 def _left_over(name: str, launcher: str, names: tuple[str, ...]) -> UserError:
-    """That `name` speaks of other processes, and not all `names` of its launcher are there."""
-    said = f"{name}={os.environ[name]}: says that {launcher} started this process as one of several"
+    """The error for a variable `name` that implies other processes while `names` of its launcher are incomplete."""
+    problem = f"{name}={os.environ[name]}: implies that {launcher} started this process as one of several"
     if missing := _missing(names):
         reason = f"without {', '.join(missing)}, which {launcher} sets too"
     elif launcher == "srun" and not _is_step():
         job = os.environ.get("SLURM_JOB_NAME")
         reason = (
-            f"but a job named {job} is taken for a shell" if job in INTERACTIVE else "but this is no step of srun's"
+            f"but a job named {job} is taken for a shell" if job in INTERACTIVE else "but this is not a step of srun"
         )
     else:
-        reason = "but its rank and their number do not fit together"
-    return UserError(f"{said}, {reason}; {unset(launcher)}, or start it with {launcher}")
+        reason = "but rank and world size contradict each other"
+    return UserError(f"{problem}, {reason}; {unset(launcher)}, or start it with {launcher}")

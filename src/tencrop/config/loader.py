@@ -1,6 +1,6 @@
-"""What `data.loader` means in older configurations, and whether the loader that is named is installed.
+"""Checks that the loader named by `data.loader` is installed, and translates the name in older configurations.
 
-Until config_format 2, `ffcv` was the name of our own loader, which reads ffcv's file format: now `beton`.
+Before config_format 2, `ffcv` was the name of our own loader, which reads ffcv's file format. It is now `beton`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from typing import Any
 
 from tencrop.config.schema import Data, UserError
 
-# Of a run's config.yaml. 1, which no file names: `loader: ffcv` is our own loader. 2: it is stock ffcv's.
+# Version of a run's config.yaml. Format 1 (not written into the file): `loader: ffcv` is our own loader. Format 2: it
+# is stock ffcv.
 CONFIG_FORMAT = 2
 HOW_TO_INSTALL = (
     "install it with pip install 'tencrop[ffcv]' (a C++ compiler, OpenCV and libturbojpeg must be there; make install"
@@ -18,8 +19,8 @@ HOW_TO_INSTALL = (
 )
 
 
-def in_present_terms(values: dict[str, Any]) -> dict[str, Any]:
-    """The content of a run's config.yaml, of any format, as this code means it; without `config_format`."""
+def upgrade_config(values: dict[str, Any]) -> dict[str, Any]:
+    """Convert the content of a run's config.yaml from any older format to the current one; drops `config_format`."""
     values, data = dict(values), dict(values["data"])
     if values.pop("config_format", 1) == 1 and data.get("loader") == "ffcv":
         data["loader"] = "beton"
@@ -27,6 +28,6 @@ def in_present_terms(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_loader(data: Data) -> None:
-    """UserError where the loader is not installed; imports nothing, so that it is said at once."""
+    """Raise UserError if the loader is not installed. Does not import it, which takes seconds."""
     if data.loader == "ffcv" and find_spec("ffcv") is None:
         raise UserError(f"data.loader=ffcv: ffcv is not installed; {HOW_TO_INSTALL}")

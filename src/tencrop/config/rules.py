@@ -1,7 +1,7 @@
-"""From composed YAML to a checked, typed configuration.
+"""Validates a composed configuration: types, choices, ranges, and rules between keys.
 
-Every rule about one key or several stands here once. A wrong value is refused with its mend;
-nothing is corrected silently.
+An invalid value is refused with a sentence that tells how to fix it. Nothing is corrected silently, since a run that
+trains with another value than the one typed is worse than one that does not start.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from tencrop.config.schema import Config, Protocol, UserError
 
 Schema = TypeVar("Schema")
 
-MODEL_NAMES = Path(__file__).with_name("model_names.txt")  # written by python -m tencrop.models.names
+# All valid model names, written by python -m tencrop.models.names. Asking timm would import torch, which takes seconds.
+MODEL_NAMES = Path(__file__).with_name("model_names.txt")
 
 
 def validate(node: DictConfig, schema: type[Schema]) -> Schema:
-    """The composed YAML as an instance of `schema`, all rules checked.
+    """Convert the composed YAML to an instance of `schema` and check all rules.
 
-    Raises UserError for an unknown key, a missing one, a value of the wrong type or a broken rule.
+    Raises UserError for an unknown key, a missing one, a value of the wrong type or a violated rule.
     """
     try:
         values = OmegaConf.to_container(node, resolve=True)
@@ -39,37 +40,39 @@ def validate(node: DictConfig, schema: type[Schema]) -> Schema:
     return config  # type: ignore[return-value]
 
 
-def keys_of(schema: Any) -> list[str]:
-    """All dotted keys of a dataclass."""
-    return list(kinds_of(schema))
+def dotted_keys(schema: Any) -> list[str]:
+    """All dotted keys of a nested dataclass, such as augmentation.pca.std."""
+    return list(key_types(schema))
 
 
-def kinds_of(schema: Any, prefix: str = "") -> dict[str, Any]:
-    """All dotted keys of a dataclass, and the type that each is declared as."""
+def key_types(schema: Any, prefix: str = "") -> dict[str, Any]:
+    """All dotted keys of a nested dataclass, with their declared types."""
     kinds: dict[str, Any] = {}
     for name, kind in get_type_hints(schema).items():
         inner = next((kind for kind in (kind, *get_args(kind)) if dataclasses.is_dataclass(kind)), None)
-        kinds |= kinds_of(inner, f"{prefix}{name}.") if inner else {prefix + name: kind}
+        kinds |= key_types(inner, f"{prefix}{name}.") if inner else {prefix + name: kind}
     return kinds
 
 
 def _sentence(error: OmegaConfBaseException, schema: type) -> str:
+    # OmegaConf has few exception types, so some cases can only be told apart by their text. Tests pin our sentences: a
+    # release of OmegaConf that rewords its own makes them fail.
     key = error.full_key or error.key or ""
     text = str(error).splitlines()[0]
     if "not in '" in text or "is not in struct" in text:
-        close = difflib.get_close_matches(str(key), keys_of(schema), n=2, cutoff=0.5)
+        close = difflib.get_close_matches(str(key), dotted_keys(schema), n=2, cutoff=0.5)
         return f"{key}: there is no such key" + (f"; did you mean {' or '.join(close)}?" if close else "")
     if "missing mandatory value" in text.lower():
         return f"{key}: needs a value; give {key}=..."
     if isinstance(error, InterpolationResolutionError):
-        return f"{key}: {text}; correct what ${{...}} names, or type \\${{...}} to mean these characters"
-    kinds = kinds_of(schema)
+        return f"{key}: {text}; correct the name in ${{...}}, or type \\${{...}} to mean these characters"
+    kinds = key_types(schema)
     value = OmegaConf.to_container(error.value) if OmegaConf.is_config(error.value) else error.value
     inner = [name for name in kinds if name.startswith(f"{key}.")]
     if inner:
         return f"{key}={_as_typed(value)}: holds several keys; give one of them a value: {', '.join(inner[:3])}, ..."
     if isinstance(error, ValidationError) and key in kinds:
-        return f"{key}={_as_typed(value)}: must be {_named(kinds[key])}"
+        return f"{key}={_as_typed(value)}: must be {_type_in_words(kinds[key])}"
     return f"{key}: {text}"
 
 
@@ -79,17 +82,18 @@ def _as_typed(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _named(kind: Any) -> str:
-    """A declared type in the words of whoever types the value."""
+def _type_in_words(kind: Any) -> str:
+    """A declared type, described for a user: "a whole number" rather than "int"."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     if get_origin(kind) is list:
         return "a list, [A,B]"
     if get_origin(kind) is dict:
         return "a mapping, {A: 1, B: 2}"
-    return names.get(kind) or " or ".join(_named(one) for one in get_args(kind))
+    return names.get(kind) or " or ".join(_type_in_words(one) for one in get_args(kind))
 
 
-MAX_NAME = 200  # characters of a run's name: a folder's may have 255 bytes, and wandb adds the seed and the hash
+# Characters of a run's name. File systems allow 255 bytes, and wandb's name of a run adds seed and hash.
+MAX_NAME = 200
 FILTERS = ("bilinear", "bicubic", "box", "nearest")
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.loader": ("beton", "ffcv", "torch"),
@@ -149,7 +153,8 @@ NUMBERS = (
     "augmentation.area", "augmentation.aspect", "augmentation.side", "augmentation.erasing.area",
     "augmentation.erasing.aspect", "optimizer.betas", "schedule.milestones", "images",
 )  # fmt: skip
-# the keys that a named choice uses: it needs these, and its neighbors must be null
+# For each choice of a key, the keys beside it that this choice requires. Those of the other choices must be null: a
+# setting that has no effect would still be recorded with the run, and enter its learning hash.
 VARIANTS = {
     "data.store.mode": {"jpeg": set(), "raw": set(), "proportion": {"jpeg_fraction"}},
     "optimizer.name": {
@@ -173,7 +178,7 @@ VARIANTS = {
 
 
 def check(config: Any) -> None:
-    """Raise UserError for the first rule that `config`, of any verb, breaks."""
+    """Raise UserError for the first rule that `config`, of any command, violates."""
     values = _flat(dataclasses.asdict(config))
     for key, allowed in CHOICES.items():
         if key in values and (value := values[key]) not in allowed:
@@ -187,11 +192,11 @@ def check(config: Any) -> None:
             raise UserError(f"{key}={value}: must be {'0 or above' if value < 0 else 'a finite number'}")
     for key in FRACTIONS:
         if key in values and not 0 <= (value := values[key]) <= 1:
-            raise UserError(f"{key}={value}: must lie in [0, 1]")
+            raise UserError(f"{key}={value}: must be in [0, 1]")
     for key, most in AT_MOST.items():
         if key in values and values[key] > most:
             raise UserError(f"{key}={values[key]}: must be at most {most:,}")
-    for key in NUMBERS:  # OmegaConf lets null and mappings into a list of numbers
+    for key in NUMBERS:  # OmegaConf accepts null and mappings inside a list of numbers
         if not all(isinstance(part, int | float) for part in values.get(key, [])):
             raise UserError(f"{key}={values[key]}: must be a list of numbers")
     for key, variants in VARIANTS.items():
@@ -202,7 +207,7 @@ def check(config: Any) -> None:
         if workers != "auto" and (isinstance(workers, bool) or not isinstance(workers, int) or workers <= 0):
             raise UserError(f"{key}={workers}: must be auto or a number above 0")
     if not 1 <= (quality := values.get("data.store.quality", 95)) <= 100:
-        raise UserError(f"data.store.quality={quality}: must lie in 1 to 100, as in libjpeg")
+        raise UserError(f"data.store.quality={quality}: must be from 1 to 100, as in libjpeg")
     if isinstance(config, Config | ComplexityConfig) and config.model is not None:
         _check_model(config.model.name)
     if isinstance(config, Config):
@@ -211,7 +216,7 @@ def check(config: Any) -> None:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by their dotted keys, without those that are null."""
+    """Nested mappings flattened to dotted keys, without null values."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
@@ -240,7 +245,7 @@ def _check_model(name: str) -> None:
 
 
 def check_protocol(protocol: Protocol) -> None:
-    """Raise UserError for the first rule that a protocol breaks."""
+    """Raise UserError for the first rule that a protocol violates."""
     if not protocol.sides:
         raise UserError("protocol.side=[]: names no size; give protocol.side=256, or a list of several")
     for side in protocol.sides:
@@ -256,19 +261,20 @@ def check_protocol(protocol: Protocol) -> None:
                 " raise protocol.side or lower protocol.size"
             )
     if protocol.name in ("crops_144", "dense") and protocol.region != "whole":
-        raise UserError(f"protocol.region={protocol.region}: {protocol.name} sees the whole image; set region=whole")
+        raise UserError(
+            f"protocol.region={protocol.region}: {protocol.name} covers the whole image; set protocol.region=whole"
+        )
     if protocol.name == "crops_144" and protocol.side is None:
         raise UserError(
-            "protocol.side=null: crops_144 takes squares of one size; give protocol.side=[256,288,320,352], its paper's"
+            "protocol.side=null: crops_144 needs rescaled images; give protocol.side=[256,288,320,352], as in its paper"
         )
     if protocol.name == "crops_144" and protocol.filter not in ("bilinear", "bicubic"):
         raise UserError(f"protocol.filter={protocol.filter}: crops_144 resizes on the device; use bilinear or bicubic")
 
 
 def _check_run(config: Config) -> None:
-    if (
-        config.checkpoint is None and config.weights is None
-    ):  # else the sizes are the weights' own: evaluation_targets checks
+    # With a checkpoint, the sizes come from its own run: evaluation_targets checks the protocol after reading that.
+    if config.checkpoint is None and config.weights is None:
         check_protocol(config.protocol)
     if config.short_side is not None and config.short_side < config.image_size:
         raise UserError(
@@ -284,10 +290,10 @@ def _check_run(config: Config) -> None:
             raise UserError(f"normalization.std={value}: every number must be above 0")
     if config.name is not None and (config.name.strip(".") == "" or len(config.name) > MAX_NAME):
         raise UserError(
-            f"name={config.name}: names a folder below runs={config.runs}; give it a letter or digit and at most"
-            f" {MAX_NAME} characters"
+            f"name={config.name}: cannot name a folder in runs={config.runs}; use at least one letter or digit and at"
+            f" most {MAX_NAME} characters"
         )
     if not config.runs:
-        raise UserError("runs=: names no folder; leave it out, or give runs=DIR")
+        raise UserError("runs=: is empty; leave it out, or give runs=DIR")
     if config.checkpoint is not None and config.weights is not None:
         raise UserError("checkpoint and weights: give one of the two")

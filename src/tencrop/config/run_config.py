@@ -1,4 +1,7 @@
-"""Reads the config.yaml of a run folder as data: nothing in it is interpolated, instantiated or obeyed."""
+"""Reads the config.yaml of a run folder, which may be a stranger's, as plain data.
+
+Nothing in it is interpolated or instantiated, and it is never passed to Hydra, which would obey its `hydra` section.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from tencrop.config.documents import FILE_NAME, Between, read_json, read_yaml
-from tencrop.config.loader import CONFIG_FORMAT, in_present_terms
+from tencrop.config.loader import CONFIG_FORMAT, upgrade_config
 from tencrop.config.schema import UserError
 
 CONFIG = "the configuration of a run of this version"
-MEND = "bring it back from a copy, or train it again"
-# what whoever received a run folder may have to change in its config.yaml: where the data lie, what it runs on
-OF_THE_PLACE = {"hardware", "tracker", "runs"}
-OF_THE_PLACE_DATA = {"root", "source"}
-# What is read of a run's configuration as it stands, without the types of now: runs of earlier code have fewer keys.
+REMEDY = "restore it from a copy, or train it again"
+# Keys that depend on the machine. A person who receives a run folder may edit them, so config_sha256 leaves them out.
+LOCATION_KEYS = {"hardware", "tracker", "runs"}
+LOCATION_DATA_KEYS = {"root", "source"}
+# The keys that are read from a run's configuration without validating it as a Config; runs of earlier code have fewer.
 CONFIG_SHAPE = {
     "config_format?": Between(1, CONFIG_FORMAT),
     "seed": int,
@@ -44,36 +47,35 @@ CONFIG_SHAPE = {
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
-    """config.yaml of a run folder, as data: nothing in it is interpolated, instantiated or obeyed. What earlier code
-    called otherwise has its present name.
+    """The config.yaml of a run folder as plain data, upgraded to the current format.
 
-    Raises UserError where it is missing or broken, or not what the run began with (as far as the manifest beside it
-    says; that of earlier code has no digest of it).
+    Raises UserError if it is missing, broken, or differs from the configuration that the run began with. The latter is
+    detected by the digest in manifest.json, which runs of earlier code do not have.
     """
     path, manifest = run_dir / "config.yaml", run_dir / "manifest.json"
     config = read_written_config(path)
     if manifest.exists():
-        mend = "bring it back from a copy, or delete the folder and train again"
-        begun = read_json(manifest, {"config_sha256?": str}, what="the manifest of a run folder", mend=mend)
+        remedy = "restore it from a copy, or delete the folder and train again"
+        begun = read_json(manifest, {"config_sha256?": str}, what="the manifest of a run folder", mend=remedy)
         if begun.get("config_sha256") not in (None, config_sha256(config)):
             raise UserError(
-                f"{path}: not what the manifest beside it was written with: one is changed, or another run's; {MEND}"
+                f"{path}: does not match the manifest beside it: one was changed, or belongs to another run; {REMEDY}"
             )
-    return in_present_terms(config)
+    return upgrade_config(config)
 
 
 def read_written_config(path: Path) -> dict[str, Any]:
-    """A config.yaml as it was written; UserError where it is missing or broken."""
-    return read_yaml(path, CONFIG_SHAPE, what=CONFIG, mend=MEND)
+    """A config.yaml as it was written, in any format. Raises UserError if it is missing or broken."""
+    return read_yaml(path, CONFIG_SHAPE, what=CONFIG, mend=REMEDY)
 
 
 def config_sha256(config: dict[str, Any]) -> str:
-    """SHA-256, hexadecimal, of the content of a config.yaml but for what is of the place where it lies."""
-    kept = {key: value for key, value in config.items() if key not in OF_THE_PLACE}
-    kept["data"] = {key: value for key, value in config["data"].items() if key not in OF_THE_PLACE_DATA}
+    """SHA-256, hexadecimal, of the content of a config.yaml without its location-dependent keys."""
+    kept = {key: value for key, value in config.items() if key not in LOCATION_KEYS}
+    kept["data"] = {key: value for key, value in config["data"].items() if key not in LOCATION_DATA_KEYS}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def is_run_folder(folder: Path) -> bool:
-    """Whether train.py made this folder for a run. Other programs write a config.yaml, too."""
+    """Whether train.py created this folder. A config.yaml alone does not tell: other programs write one too."""
     return (folder / "config.yaml").exists() and (folder / "manifest.json").exists()

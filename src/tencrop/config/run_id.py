@@ -1,4 +1,7 @@
-"""Which run a configuration means: its learning keys, their hash, its folder; and whether data fit it."""
+"""Identifies the run that a configuration describes (learning keys, hash, folder), and checks prepared data against it.
+
+Two configurations with the same name, learning hash and seed describe the same training, so they share one run folder.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +15,31 @@ from typing import Any
 
 from tencrop.config.schema import Config, UserError
 
+# Keys that do not change what is trained; hardware may still change the last bits of the weights. The seed does change
+# it, but is a part of the folder's name of its own.
 NOT_LEARNED = {
     "seed", "hardware", "tracker", "claim", "name", "runs", "deterministic", "log_every_steps", "protocol",
     "checkpoint_every_steps", "allow_other_code", "checkpoint", "weights", "ema", "save_views", "output",
 }  # fmt: skip
+# Keys of data. The loader counts only if it is ffcv: beton and torch give the same pixels (`learning_keys`).
 NOT_LEARNED_DATA = {"root", "source", "loader", "splits", "undecodable", "num_classes", "check_md5", "subset"}
 
 
 def learning_keys(config: Config) -> dict[str, Any]:
-    """The part of the configuration that changes what is learned (the seed stands in the folder's name)."""
+    """The fields of the configuration that affect training, without the seed."""
     values = dataclasses.asdict(config)
     values["data"] = {key: value for key, value in values["data"].items() if key not in NOT_LEARNED_DATA}
-    if config.data.loader == "ffcv":  # its pixels are not those of the other loaders
+    if config.data.loader == "ffcv":  # resizes with another filter than the other loaders
         values["data"]["loader"] = "ffcv"
-    values["augmentation"] = _without_what_is_off(values["augmentation"])
+    values["augmentation"] = _drop_disabled(values["augmentation"])
     return {key: value for key, value in values.items() if key not in NOT_LEARNED}
 
 
-def _without_what_is_off(augmentation: dict[str, Any]) -> dict[str, Any]:
-    """The settings of an augmentation that a recipe does without change nothing; so older runs keep their names too."""
+def _drop_disabled(augmentation: dict[str, Any]) -> dict[str, Any]:
+    """Drop the settings of operations that are switched off, as they affect nothing.
+
+    This also keeps the hash of existing runs unchanged when a new operation is added to the schema.
+    """
     is_off = {
         "jitter": not any(augmentation["jitter"][key] for key in ("brightness", "contrast", "saturation", "hue")),
         "randaugment": augmentation["randaugment"]["num_ops"] == 0,
@@ -42,21 +51,21 @@ def _without_what_is_off(augmentation: dict[str, Any]) -> dict[str, Any]:
 
 
 def learning_hash(config: Config) -> str:
-    """8 hex digits of the learning keys."""
+    """The first 8 hex digits of the SHA-256 of the learning keys."""
     canonical = json.dumps(learning_keys(config), sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
 
 def run_path(config: Config) -> Path:
-    """runs/<experiment or model-data>/seed<k>-<hash>; nothing is created."""
+    """The run's folder, runs/<experiment or model-data>/seed<k>-<hash>; does not create it."""
     name = config.name or f"{config.model.name}-{config.data.name}"
     name = re.sub(r"[^A-Za-z0-9._-]", "_", name)
     return Path(config.runs) / name / f"seed{config.seed}-{learning_hash(config)}"
 
 
 def check_data(config: Config, manifest: dict[str, Any]) -> int:
-    """The number of classes, after comparing the configuration with the prepared data; UserError where they differ."""
-    if manifest["name"] != config.data.name:  # run, tables and claim would speak of other data
+    """Return the number of classes; raise UserError if the prepared data are not those of the configuration."""
+    if manifest["name"] != config.data.name:  # run name, tables and claim would name the wrong data set
         raise UserError(
             f"data.name={config.data.name}: {config.data.root} was prepared as {manifest['name']};"
             f" set data={manifest['name']} or name another data.root"
@@ -71,9 +80,9 @@ def check_data(config: Config, manifest: dict[str, Any]) -> int:
 
 
 def check_preparation(config: Config, manifest: dict[str, Any], typed: Collection[str]) -> None:
-    """UserError where a key that only prepare.py obeys is among those `typed`, and the data were not prepared so.
+    """Raise UserError if the user typed a key that only prepare.py uses, with a value the data were not prepared with.
 
-    The validation split would be evaluated under data.splits.val=train, too, and the record would say otherwise.
+    Ignoring it would give a wrong record: evaluate.py data.splits.val=train would still evaluate the validation split.
     """
     data = config.data
     values = {f"splits.{key}": value for key, value in dataclasses.asdict(data.splits).items()}
@@ -84,13 +93,15 @@ def check_preparation(config: Config, manifest: dict[str, Any], typed: Collectio
         if f"data.{name}" in typed and value != prepared:
             was = "" if prepared is None else f", and {data.root} was prepared with data.{name}={prepared}"
             raise UserError(
-                f"data.{name}={value}: only prepare.py obeys it{was}; leave it out, or name another data.root"
+                f"data.{name}={value}: only prepare.py uses it{was}; leave it out, or name another data.root"
             )
 
 
 def check_store(config: Config, manifest: dict[str, Any]) -> None:
-    """UserError where the training split was not written as the configuration, and so the run's name, says, or has
-    less than a batch."""
+    """Raise UserError if the training split was stored with other options than configured, or has less than a batch.
+
+    The store options are learning keys: the stored pixels affect training, and the hash must describe them.
+    """
     for key, value in dataclasses.asdict(config.data.store).items():
         if (found := manifest["options"][f"store.{key}"]) != value:
             raise UserError(
@@ -98,7 +109,7 @@ def check_store(config: Config, manifest: dict[str, Any]) -> None:
                 f" set data.store.{key}={found}, or name another data.root"
             )
     batch, num_images = config.training.global_batch, manifest["splits"]["train"]["num_samples"]
-    if num_images < batch:  # known before torch is imported; the data module counts again without the minival
+    if num_images < batch:  # checked here before torch is imported; the data module checks again without the minival
         raise UserError(
             f"training.global_batch={batch}: there are only {num_images} images to train on;"
             f" choose a batch of at most {num_images}"

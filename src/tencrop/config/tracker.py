@@ -1,6 +1,7 @@
-"""What wandb would refuse of what the user typed, found before the work. Called by train.py and evaluate.py.
+"""Checks the tracker's settings before training starts, rather than when wandb is opened.
 
-Whatever else keeps wandb from starting ends no run: it is tracked offline, or not at all (records/tracking.py).
+Only the user's mistakes stop a command. If wandb fails to start for any other reason, the run is tracked offline or not
+at all (records/tracking.py).
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ import os
 
 from tencrop.config.schema import Tracker, UserError
 
-MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")  # of WANDB_MODE, as wandb's settings have them
-REFUSED = "\\#?%:"  # in the name of a project, beside the slash
+MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")  # valid WANDB_MODE, as in wandb's settings
+REFUSED = "\\#?%:"  # characters that wandb refuses in the name of a project, besides the slash
 MAX_PROJECT = 128  # characters
 
 
 def check_tracker(tracker: Tracker) -> None:
-    """Raises UserError for a project or a mode that wandb does not know; other trackers use neither."""
+    """Raise UserError for an invalid wandb project or mode; other trackers use neither."""
     if tracker.name != "wandb":
         return
     entity_and_project(tracker.project)
@@ -26,12 +27,14 @@ def check_tracker(tracker: Tracker) -> None:
 
 
 def entity_and_project(project: str | None) -> tuple[str | None, str | None]:
-    """ "team/imagenet" as ("team", "imagenet"), "imagenet" as (None, "imagenet"); UserError where it is neither."""
+    """Split "team/imagenet" into ("team", "imagenet"), and "imagenet" into (None, "imagenet"); UserError if invalid."""
     entity, slash, name = (project or "").rpartition("/")
     if "/" in entity or (slash and not (entity and name)):
         raise UserError(f"tracker.project={project}: must be PROJECT or ENTITY/PROJECT")
     if found := sorted(set(REFUSED) & {*entity, *name}):
-        raise UserError(f"tracker.project={project}: wandb takes no {' '.join(found)} in it; choose another name")
+        raise UserError(f"tracker.project={project}: wandb does not allow {' '.join(found)}; choose another name")
     if len(name) > MAX_PROJECT:
-        raise UserError(f"tracker.project={project}: has {len(name)} characters, and wandb takes {MAX_PROJECT}")
+        raise UserError(
+            f"tracker.project={project}: has {len(name)} characters, and wandb allows {MAX_PROJECT}; shorten it"
+        )
     return entity or None, name if slash else project

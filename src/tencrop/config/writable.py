@@ -1,4 +1,4 @@
-"""Whether files can be written where they will go, tried before the work. Called by all verbs that write files."""
+"""Checks that the output files can be written before the work starts, so that hours of it are not lost at the end."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from tencrop.config.schema import UserError
 
 
 def check_writable(*paths: Path, mend: str) -> None:
-    """Raises UserError, one sentence, unless a file can be written at each of these paths. It ends with `mend` where
-    another place helps.
+    """Raise UserError unless a file can be written at each path. `mend` tells how to choose another location.
 
-    A block is written in the folder, or in the nearest one above that exists, and removed again: mode bits say nothing
-    of root, of quotas, full disks and read-only mounts. The paths themselves are left as they are.
+    Writes one block to a temporary file in the folder, or in its nearest existing ancestor, and removes it. Mode bits
+    are not enough: they show neither quotas nor full disks nor read-only mounts, and do not bind root.
     """
     for path in paths:
         try:
@@ -26,27 +25,27 @@ def check_writable(*paths: Path, mend: str) -> None:
             number, name = error.errno or 0, str(path)
             if number in (errno.ELOOP, errno.ENAMETOOLONG) and len(name) > LONGEST_PATH:
                 name = f"{name[:LONGEST_PATH]}..."
-            reason, own_mend = DISK_ERRORS.get(number, os.strerror(number)), REMEDIES.get(number, mend)
-            raise UserError(f"{name}: cannot be written ({reason}); {own_mend}") from error
+            reason, own_remedy = DISK_ERRORS.get(number, os.strerror(number)), REMEDIES.get(number, mend)
+            raise UserError(f"{name}: cannot be written ({reason}); {own_remedy}") from error
 
 
 def _try_to_write(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
-        path.lstat()  # a name that is too long, say
+        path.lstat()  # raises ENAMETOOLONG or ELOOP
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     trial = _nearest(path.parent) / f".tencrop-{os.getpid()}-{secrets.token_hex(4)}"
     descriptor = os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.write(descriptor, bytes(4096))
-        os.fsync(descriptor)  # NFS says only now that a quota is used up
+        os.fsync(descriptor)  # NFS buffers writes, and reports an exceeded quota only here
     finally:
         os.close(descriptor)
         trial.unlink()
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder, or the nearest above it that exists; a link that leads nowhere counts, as mkdir fails there."""
+    """The folder or its nearest existing ancestor. A dangling link counts as existing, since mkdir fails there."""
     try:
         folder.lstat()
     except FileNotFoundError:

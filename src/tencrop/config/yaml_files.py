@@ -1,7 +1,7 @@
-"""The YAML files of conf/, which users write by hand: which of them count, and a mistake in one as a sentence.
+"""Lists and reads the YAML files of conf/, which users write by hand; a mistake becomes a sentence with file and line.
 
-Hydra reads them through `FileConfigSource`, everything else through `read_yaml_file`. A file is read only where it is
-needed, so that one half written breaks nothing but the command that names it.
+Hydra reads them through `FileConfigSource`, all other code through `read_yaml_file`. A file is read only when needed,
+so a half-written one breaks only the command that names it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def yaml_files(folder: Path) -> list[Path]:
-    """The YAML files of a folder, sorted; without hidden ones, which macOS (._a.yaml) and Emacs (.#a.yaml) leave."""
+    """The YAML files of a folder, sorted, without hidden ones, which macOS (._a.yaml) and Emacs (.#a.yaml) create."""
     return sorted(path for path in folder.glob("[!.]*.yaml"))
 
 
 def yaml_text(path: Path) -> str:
-    """UserError with file and line where it is not plain UTF-8: PyYAML would name neither, and Hydra would overlook
-    the header of a file that begins with a byte order mark."""
+    """The text of a file. Raises UserError with file and line if it is not plain UTF-8.
+
+    PyYAML would name neither. After a byte order mark, Hydra would also miss the `# @package` header.
+    """
     content = path.read_bytes()
     if content.startswith(MARKS):
         raise UserError(f"{path}: line 1: begins with a byte order mark; save the file as UTF-8 without it")
@@ -39,7 +41,7 @@ def yaml_text(path: Path) -> str:
 
 
 def read_yaml_file(path: Path) -> Any:
-    """What a file says, as plain values, None where it is empty; UserError with file and line for a mistake in it."""
+    """The content of a file as plain values, None if it is empty. Raises UserError with file and line for a mistake."""
     text = yaml_text(path)
     try:
         return yaml.load(text, get_yaml_loader())
@@ -50,17 +52,17 @@ def read_yaml_file(path: Path) -> Any:
         raise UserError(f"{path}: line {mark.line + 1}: {problem}{hint}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise UserError(f"{path}: line {line}: holds a control character; remove it") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+        raise UserError(f"{path}: line {line}: contains a control character; remove it") from error
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits, deeply nested lists
         raise UserError(f"{path}: cannot be read as YAML ({error}); correct it") from error
 
 
 def yaml_mapping(path: Path) -> DictConfig:
-    """A file as Hydra would have it; UserError with file and line for a mistake, or where it is no mapping."""
-    said = read_yaml_file(path)
-    if not isinstance(said, dict | None):
-        raise UserError(f"{path}: line 1: is no mapping; write KEY: VALUE lines, as the files beside it do")
+    """A file as an OmegaConf mapping. Raises UserError with file and line for a mistake, or if it is not a mapping."""
+    content = read_yaml_file(path)
+    if not isinstance(content, dict | None):
+        raise UserError(f"{path}: line 1: is not a mapping; write KEY: VALUE lines, as the files beside it do")
     try:
-        return OmegaConf.create(said or {})
+        return OmegaConf.create(content or {})
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}; correct it") from error

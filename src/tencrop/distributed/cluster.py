@@ -1,4 +1,4 @@
-"""How the ranks of a run find each other. Imports Lightning, so callers that may not need it import this late."""
+"""Chooses Lightning's cluster environment. Importing Lightning takes seconds, so callers import this module late."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from tencrop.config.launcher import launched
 
 
 def cluster_environment() -> ClusterEnvironment:
-    """How the ranks find each other: by torchrun's variables, srun's, or those of distributed/launch.py."""
+    """The environment through which ranks find each other: variables of torchrun, srun, or distributed/launch.py."""
     match launched():
         case None:
             return LightningEnvironment()
         case ("torchrun", _, _):
             return TorchElasticEnvironment()
         case _:
+            # Lightning's requeueing installs its own signal handlers; slurm/train.sbatch requeues the job instead.
             return SLURMEnvironment(auto_requeue=False)

@@ -1,8 +1,8 @@
-"""Waits until all processes of a training or an evaluation are there. Called before torch joins them.
+"""Rendezvous: waits until all ranks of a training or an evaluation have started, before torch joins them.
 
-torch waits for 30 minutes, in C++, where Python handles no signal: SIGTERM would not end a process that waits for
-others which nobody started. Here the main thread waits in small steps and for a stated time. When all are there, torch
-meets them at once, through the same port: the TCPStore of rank 0 serves every store of its process.
+torch itself waits for 30 minutes, in C++, where Python handles no signals: SIGTERM would not end a rank that waits for
+others which nobody started. Here the main thread waits in small steps and for a limited time. Once all ranks have
+arrived, torch connects them immediately through the same port, since the TCPStore of rank 0 is shared by its process.
 """
 
 from __future__ import annotations
@@ -20,42 +20,42 @@ from torch.distributed import DistNetworkError, PrefixStore, TCPStore, is_initia
 from tencrop.config import UserError
 from tencrop.config.launcher import launched, unset
 
-ANSWER_MINUTES = 10  # that the processes may start apart: they import for minutes from a network share that is busy
-SAY_AFTER_S = 30.0
+# How far apart the ranks may start. From a busy network share, imports alone take minutes.
+ANSWER_MINUTES = 10
+SAY_AFTER_S = 30.0  # before the user is told what this rank is waiting for
 POLL_S = 0.2
-CONNECT_S = 5.0  # that a connection may take before it is tried anew
+CONNECT_S = 5.0  # timeout of one attempt to connect
 
 Address = tuple[str, int]  # host and port
 
 
 def meet_launched() -> TCPStore | None:
-    """The store that the processes of srun or torchrun have met at, when all are there; hold it until they are joined.
+    """Wait for all processes of srun or torchrun; returns their store, which must be kept until torch has joined them.
 
-    None without a launcher, for one process, and where torch has joined them before. Raises UserError where some do not
-    come, and says what to unset.
+    None without a launcher, for a single process, and if torch has joined them already. Raises UserError if some do not
+    arrive, with the variables to unset.
     """
     found = launched()
     if found is None or found.num_processes == 1 or is_initialized():
         return None
-    from tencrop.distributed.cluster import (
-        cluster_environment,  # with Lightning, which only launched processes need here
-    )
+    from tencrop.distributed.cluster import cluster_environment  # imports Lightning, which a single process avoids
 
     environment = cluster_environment()
-    mend = f"start all of them, or, where {found.launcher} did not start this one, {unset(found.launcher)}"
+    remedy = f"start all of them, or, if {found.launcher} did not start this one, {unset(found.launcher)}"
     address = environment.main_address, environment.main_port
-    return meet(environment.global_rank(), found.num_processes, address, mend=mend)
+    return meet(environment.global_rank(), found.num_processes, address, remedy=remedy)
 
 
-def meet(rank: int, num_processes: int, address: Address, *, mend: str) -> TCPStore:
-    """The store at `address`, which rank 0 opens, when all processes have come to it; rank 0 must hold it.
+def meet(rank: int, num_processes: int, address: Address, *, remedy: str) -> TCPStore:
+    """Wait until all processes have arrived at the store at `address`, which rank 0 opens and must keep alive.
 
-    mend: the end of the sentence (UserError) where some do not come within ANSWER_MINUTES.
+    remedy: the end of the sentence (UserError) if some do not arrive within ANSWER_MINUTES.
     """
-    clock = _Clock(f"of {num_processes} processes", address, mend)
-    is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun itself
-    store = _opened(address, clock) if rank == 0 and not is_served else _connected(address, clock)
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store of torchrun outlives a restart
+    clock = _Clock(f"of {num_processes} processes", address, remedy)
+    is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun itself serves the store
+    store = _open_store(address, clock) if rank == 0 and not is_served else _connect_store(address, clock)
+    # torchrun's store outlives a restart of the ranks and still contains the arrivals of the last attempt.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     arrivals = PrefixStore(f"tencrop/{attempt}", store)
     try:
         arrivals.set(str(rank), "here")
@@ -63,22 +63,22 @@ def meet(rank: int, num_processes: int, address: Address, *, mend: str) -> TCPSt
             missing = [str(other) for other in range(num_processes) if not arrivals.check([str(other)])]
             clock.wait(f"rank {', '.join(missing[:5])}{' and others' if len(missing) > 5 else ''} did not come")
     except DistNetworkError as error:
-        raise UserError(f"rank 0 of {num_processes} ended while rank {rank} waited; see what it says") from error
+        raise UserError(f"rank 0 of {num_processes} ended while rank {rank} waited; see its own message") from error
     return store
 
 
 class _Clock:
-    """Waits a moment, as often as there is time left."""
+    """Sleeps in small steps until the time limit is reached."""
 
-    def __init__(self, whose: str, address: Address, mend: str) -> None:
-        self.whose, self.place, self.mend = whose, f"{address[0]}:{address[1]}", mend
+    def __init__(self, whose: str, address: Address, remedy: str) -> None:
+        self.whose, self.place, self.remedy = whose, f"{address[0]}:{address[1]}", remedy
         self.start, self.has_spoken = time.monotonic(), False
 
     def wait(self, reason: str) -> None:
-        """UserError with the reason where there is none; once, after SAY_AFTER_S, it is said on stderr."""
+        """Sleep for POLL_S. Raises UserError with `reason` after the time limit; prints it once after SAY_AFTER_S."""
         waited_s = time.monotonic() - self.start
         if waited_s >= 60 * ANSWER_MINUTES:
-            raise UserError(f"{self.whose}, {reason} to {self.place} within {ANSWER_MINUTES} minutes; {self.mend}")
+            raise UserError(f"{self.whose}, {reason} to {self.place} within {ANSWER_MINUTES} minutes; {self.remedy}")
         if waited_s >= SAY_AFTER_S and not self.has_spoken:
             self.has_spoken = True
             until = f"waiting until {ANSWER_MINUTES} minutes are over"
@@ -86,29 +86,32 @@ class _Clock:
         time.sleep(POLL_S)
 
 
-def _opened(address: Address, clock: _Clock) -> TCPStore:
-    while (store := _store(address, clock, is_master=True)) is None:
-        clock.wait("rank 0 itself did not get through")  # the address is that of another machine, or of none
+def _open_store(address: Address, clock: _Clock) -> TCPStore:
+    while (store := _try_store(address, clock, is_master=True)) is None:
+        clock.wait("rank 0 itself did not get through")  # the address is not this machine's
     return store
 
 
-def _connected(address: Address, clock: _Clock) -> TCPStore:
+def _connect_store(address: Address, clock: _Clock) -> TCPStore:
     while True:
         with contextlib.suppress(OSError):
-            socket.create_connection(address, timeout=CONNECT_S).close()  # torch would report every failure on stderr
-            if (store := _store(address, clock, is_master=False)) is not None:
+            # Try the port first: torch prints every failed connection on stderr.
+            socket.create_connection(address, timeout=CONNECT_S).close()
+            if (store := _try_store(address, clock, is_master=False)) is not None:
                 return store
         clock.wait("this one got no answer from rank 0")
 
 
-def _store(address: Address, clock: _Clock, *, is_master: bool) -> TCPStore | None:
-    """None where the connection failed. In a thread: where a program that knows nothing of stores listens at the
-    address, torch's call never returns."""
+def _try_store(address: Address, clock: _Clock, *, is_master: bool) -> TCPStore | None:
+    """Open the store (`is_master`) or connect to it; None if the connection failed.
+
+    In a thread: if some other program listens at the address, torch's call never returns.
+    """
     done: list[TCPStore | DistNetworkError] = []
 
     def connect() -> None:
         limit = datetime.timedelta(seconds=CONNECT_S)
-        try:  # multi-tenant: torch's own store, opened later on the same port, is this one
+        try:  # multi_tenant: the store that torch opens later on the same port will be this one
             done.append(TCPStore(*address, None, is_master, timeout=limit, wait_for_workers=False, multi_tenant=True))
         except DistNetworkError as error:
             done.append(error)

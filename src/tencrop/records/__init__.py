@@ -1,1 +1,1 @@
-"""What a run leaves behind: its folder, where it came from, its tracker, and how to run it again."""
+"""Records of a run: its folder, provenance and experiment tracker, and how to reproduce it."""

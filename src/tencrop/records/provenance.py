@@ -1,6 +1,6 @@
-"""Where a run came from: code, packages, hardware, data, seed, command line; never environment variables.
+"""Collects the provenance of a run for its manifest.json: code, packages, hardware, data, seed and command line.
 
-Called by run_folder, which writes it to manifest.json. Credentials are masked (masking.py).
+Never records environment variables, and redacts credentials everywhere else (redaction.py).
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ from tencrop.config.code import LEARNING, PACKAGE, code_sha256
 from tencrop.printable import printable
 from tencrop.records.redaction import redact_arguments, redact_text
 
-EXACT = ("python", "torch", "numpy", "timm", "pytorch-lightning")  # packages whose version may change the last bit
-DRIVER = Path("/dev/nvidiactl")
+# Packages whose version may change the last bits of the weights.
+EXACT = ("python", "torch", "numpy", "timm", "pytorch-lightning")
+DRIVER = Path("/dev/nvidiactl")  # exists if NVIDIA's driver is loaded
+# Pathspecs of what determines a run. Notes, data and runs in the checkout do not make it "changed".
 CODE_PATHS = ("src", "conf", ":(glob)*.py", "pyproject.toml")
 
 
 def provenance(config: Config, data_manifest: dict[str, Any]) -> dict[str, Any]:
-    """All that is known at the start of a run, in JSON's types.
+    """The provenance known at the start of a run, in JSON types.
 
-    `data_manifest` is the prepared data's (tencrop.data.store.manifest); its class names and fingerprints are kept, so
-    that the run folder stands alone.
+    `data_manifest` is the manifest of the prepared data (tencrop.data.store.manifest). Its class names and fingerprints
+    are copied, so that the run folder is self-contained.
     """
     return {
         "tencrop": tencrop.__version__,
@@ -45,19 +47,20 @@ def provenance(config: Config, data_manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def session() -> dict[str, Any]:
-    """What may differ each time the same run is continued: when, by which command, with which code, on what."""
+    """Facts that may differ each time a run is resumed: time, command, code, hardware, packages."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command_line(),
         "code": code_version(),
         "hardware": _hardware(),
         "packages": installed_packages(),
-        "allow_tf32": _allow_tf32(),
+        "allow_tf32": _allow_tf32(),  # PyTorch's defaults differ between versions, and between matmul and cuDNN
     }
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What changed between two results of `session` and may change the last bit of the weights, a phrase each."""
+    """Changes between two results of `session` that may affect the last bits of the weights, one phrase each."""
+    # Resuming is refused only if learning_sha256 differs (run_folder.py); all of these are printed.
     compared = [
         *(("code", name) for name in ("revision", "learning_sha256")),
         *(("hardware", name) for name in ("cpu", "num_torch_threads", "gpus")),
@@ -71,6 +74,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _known(facts: dict[str, Any], value: Any) -> str:
+    # None alone would be ambiguous: not a checkout, an installed package, or git failed.
     if value is None and "not_known" in facts:
         return f"unknown ({facts['not_known']})"
     is_installed = value is None and "installed" in facts
@@ -78,33 +82,36 @@ def _known(facts: dict[str, Any], value: Any) -> str:
 
 
 def sessions_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """The sessions of a run's manifest, first to last. Earlier code wrote the packages once, those of the first."""
+    """The sessions in a run's manifest, first to last.
+
+    Earlier code stored the packages once per run, those of its first session, instead of once per session.
+    """
     return [{"packages": manifest.get("packages", {}), **session} for session in manifest["sessions"]]
 
 
 def command_line() -> str:
-    """This process's command, fit to be pasted into a shell where its names are Unicode; credentials masked."""
-    spec = sys.modules["__main__"].__spec__  # of python -m MODULE; a script has none
+    """The command of this process, quoted for a shell, with credentials redacted."""
+    spec = sys.modules["__main__"].__spec__  # set for python -m MODULE, None for a script
     program = ["-m", spec.name.removesuffix(".__main__")] if spec else [os.path.basename(sys.argv[0]) or "-c"]
-    python = ["python"] if spec or program[0].endswith((".py", "-c")) else []  # not of an installed command
+    python = ["python"] if spec or program[0].endswith((".py", "-c")) else []  # an installed `tencrop` runs by itself
     return printable(shlex.join([*python, *program, *redact_arguments(sys.argv[1:])]))
 
 
 def code_version() -> dict[str, Any]:
-    """Revision and state of the git checkout that the package runs from (None outside one), and hashes of the code.
+    """Revision and state of the git checkout that contains the package, and the hash of the code that affects training.
 
-    Where there is a checkout and git did not answer, `not_known` says why: None is then no "unchanged". Of a package
-    that pip installed `installed` is the version.
-    `learning_sha256` covers the stages that decide what is learned, git or not: a report that was reworded does not
-    make it another code.
+    The git fields are None outside a checkout. If git failed in a checkout, `not_known` gives the reason, so that a
+    diff_sha256 of None is not mistaken for "unchanged". For a package installed with pip, `installed` is its version.
+    `learning_sha256` covers LEARNING_STAGES only and does not need git: a change to a report must not prevent a run
+    from being resumed.
     """
     facts: dict[str, Any] = dict.fromkeys(("revision", "remote", "diff_sha256"))
     try:
         if repository := _repository():
-            diff = _diff(repository)
+            diff = _diff(repository)  # code.diff in the run folder has the text; the manifest identifies it
             facts = {
                 "revision": _revision(repository),
-                "remote": redact_text(_git(repository, "remote", "get-url", "origin", fine=(0, 2)).strip()) or None,
+                "remote": redact_text(_git(repository, "remote", "get-url", "origin", ok_codes=(0, 2)).strip()) or None,
                 "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
             }
     except GitFailed as error:
@@ -115,8 +122,10 @@ def code_version() -> dict[str, Any]:
 
 
 def code_diff() -> str:
-    """The checkout's code against its last commit, new files included, as a patch; empty without changes, a line that
-    says why it is not known outside a checkout and where git did not answer."""
+    """The uncommitted changes of the checkout as a patch, including new files; empty without changes.
+
+    Outside a checkout, or if git failed, one comment line with the reason.
+    """
     try:
         if repository := _repository():
             return _diff(repository)
@@ -127,27 +136,29 @@ def code_diff() -> str:
 
 
 class GitFailed(Exception):
-    """Git did not answer in a checkout, and why: of another owner, not installed, damaged."""
+    """git failed in a checkout; the message is the reason: another owner, not installed, damaged."""
 
 
 def _diff(repository: Path) -> str:
     limits = ("--", *CODE_PATHS)
-    options = ("--no-color", "--no-ext-diff")
+    options = ("--no-color", "--no-ext-diff")  # a user's git configuration may set both
     diff = _git(repository, "diff", "HEAD", *options, *limits) if _revision(repository) else ""
+    # New files count as changes: an experiment is often one new file that is committed later.
     untracked = _git(repository, "ls-files", "-z", "--others", "--exclude-standard", *limits)
     for name in filter(None, untracked.split("\0")):
-        if not any(part.startswith(".") for part in name.split("/")):  # an editor's or macOS', and no code
-            diff += _git(repository, "diff", *options, "--no-index", "--", os.devnull, name, fine=(0, 1))
+        if not any(part.startswith(".") for part in name.split("/")):  # hidden files come from editors and macOS
+            # `git diff` alone does not show untracked files; --no-index exits with 1 if the files differ.
+            diff += _git(repository, "diff", *options, "--no-index", "--", os.devnull, name, ok_codes=(0, 1))
     return redact_text(diff)
 
 
 def _revision(repository: Path) -> str | None:
-    """None before the first commit."""
-    return _git(repository, "rev-parse", "--verify", "--quiet", "HEAD", fine=(0, 1)).strip() or None
+    """Hash of HEAD; None before the first commit."""
+    return _git(repository, "rev-parse", "--verify", "--quiet", "HEAD", ok_codes=(0, 1)).strip() or None
 
 
 def _repository() -> Path | None:
-    """The checkout's root, only where the package in use is that checkout's (not one installed below it)."""
+    """Root of the checkout, if the package in use is its source and not a copy installed inside it (.venv)."""
     root = PACKAGE.parents[1]
     return root if _is_of_checkout() and (root / ".git").exists() else None
 
@@ -156,36 +167,40 @@ def _is_of_checkout() -> bool:
     return PACKAGE.parts[-2:] == ("src", "tencrop")
 
 
-def _git(folder: Path, *arguments: str, fine: tuple[int, ...] = (0,)) -> str:
-    """The output of a git command; GitFailed where it ends with another exit code than those that are `fine`.
+def _git(folder: Path, *arguments: str, ok_codes: tuple[int, ...] = (0,)) -> str:
+    """The output of a git command. Raises GitFailed for an exit code that is not in `ok_codes`.
 
-    Git refuses a folder of another owner, usual in containers. It is not overruled (-c safe.directory): whoever may
-    write to .git could then run programs as this user.
+    git refuses a repository of another owner, which is common in containers. We do not override this with
+    -c safe.directory: anyone who can write to .git could then run programs as this user.
     """
+    # LC_ALL=C: git's messages are compared below, and must be in English.
     command, english = ["git", "-C", str(folder), *arguments], os.environ | {"LC_ALL": "C"}
     try:
+        # 30 s: git is slow on a busy network share, but a run must not hang before it starts.
         done = subprocess.run(command, capture_output=True, timeout=30, check=False, env=english)
     except OSError as error:
         raise GitFailed(f"git cannot be run ({os.strerror(error.errno or 0)})") from error
     except subprocess.TimeoutExpired as error:
         raise GitFailed("git did not answer within 30 s") from error
-    if done.returncode not in fine:
-        said = done.stderr.decode("utf-8", "replace").splitlines() or [f"exit code {done.returncode}"]
-        mend = f"; git config --global --add safe.directory {folder}" if "dubious ownership" in said[0] else ""
-        raise GitFailed(redact_text(f"git failed: {said[0].removeprefix('fatal: ')}{mend}"))
+    if done.returncode not in ok_codes:
+        lines = done.stderr.decode("utf-8", "replace").splitlines() or [f"exit code {done.returncode}"]
+        remedy = f"; git config --global --add safe.directory {folder}" if "dubious ownership" in lines[0] else ""
+        raise GitFailed(redact_text(f"git failed: {lines[0].removeprefix('fatal: ')}{remedy}"))
     return done.stdout.decode("utf-8", "replace")
 
 
 def changed_split(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """The split, train or val, that is no longer as in `before`, of two results of data_facts; None if both are.
+    """The split ("train" or "val") that differs between two results of data_facts; None if neither does.
 
-    Training depends on the bytes of its store, evaluation on the original images.
+    Training depends on the stored bytes (resized, re-encoded), evaluation on the original images.
     """
     keys = {"train": "store_fingerprint", "val": "source_fingerprint"}
     return next((s for s, key in keys.items() if before["splits"][s][key] != now["splits"][s][key]), None)
 
 
 def installed_packages() -> dict[str, str]:
+    """Versions of Python and of all installed distributions, by lower-case name."""
+    # A damaged installation may have distributions without name or version.
     installed = {
         (distribution.metadata["Name"] or "").lower(): distribution.version or "unknown"
         for distribution in metadata.distributions()
@@ -194,21 +209,21 @@ def installed_packages() -> dict[str, str]:
 
 
 def _hardware() -> dict[str, Any]:
-    import torch  # seconds; the caller is about to need it
+    import torch  # takes seconds, but the caller is about to need it anyway
 
     properties = [torch.cuda.get_device_properties(device) for device in range(torch.cuda.device_count())]
-    unseen = {"not_known": "GPUs: there is a driver, and torch sees none"}
+    unseen = {"not_known": "GPUs: a driver is loaded, but torch finds no GPU"}
     return {
         "host": socket.gethostname(),
         "system": platform.platform(),
         "cpu": _cpu_name(),
-        "num_cores": len(os.sched_getaffinity(0)),
+        "num_cores": len(os.sched_getaffinity(0)),  # of this process, which may be fewer than the machine's
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": [gpu.name for gpu in properties],
         "gpu_memory_bytes": [gpu.total_memory for gpu in properties],
         "cuda": torch.version.cuda if properties else None,
         "cudnn": torch.backends.cudnn.version() if properties else None,
-        "num_torch_threads": torch.get_num_threads(),
+        "num_torch_threads": torch.get_num_threads(),  # changes the order of sums on a CPU, and so the last bits
         **(unseen if DRIVER.exists() and not properties and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else {}),
     }
 
@@ -224,11 +239,13 @@ def _cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return f"unknown ({platform.machine()})"
+    # x86 only; ARM kernels print no model name.
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def data_facts(config: Config, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Which prepared data a run uses: name, folder, counts and fingerprints of the splits, classes."""
+    """The prepared data that a run uses: name, folder, counts and fingerprints of the splits, classes."""
+    # Fingerprints, not paths, identify the data: a prepared folder may be moved, and another take its place.
     kept = ("num_samples", "source_fingerprint", "store_fingerprint")
     return {
         "name": manifest.get("name", config.data.name),

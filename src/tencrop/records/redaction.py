@@ -1,7 +1,7 @@
-"""Masks credentials in everything that is written down: command lines, URLs, configurations, diffs.
+"""Redacts credentials from everything that a run records or uploads: command lines, URLs, configurations, diffs.
 
-Called by provenance and tracking. Environment variables are never written; the values of those
-that look like credentials are only used to recognize them elsewhere.
+Environment variables are never recorded. The values of those that look like credentials are only used to find and
+redact them elsewhere.
 """
 
 from __future__ import annotations
@@ -13,28 +13,33 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 MASK = "***"
+# Names of credentials: api_key, WANDB_API_KEY, my-token, but not monkey: the word must follow . _ - or the beginning.
 _NAME = re.compile(r"(.*[._-])?(api_?key|access_?key|key|token|secret|password|passwd|credentials?)", re.IGNORECASE)
+# https://USER:TOKEN@host, as in a git remote or a proxy. The user alone may be a token, so both are redacted.
 _USER_IN_URL = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@]+@", re.IGNORECASE)
-_SHAPES = re.compile(  # of tokens that say what they are: GitHub, Hugging Face, GitLab, wandb, AWS
+_SHAPES = re.compile(  # tokens with a known prefix: GitHub, Hugging Face, GitLab, wandb, AWS
     r"\b(gh[pousr]_\w{20,}|github_pat_\w{20,}|hf_\w{20,}|glpat-[\w-]{20,}|wandb_v\d_[\w-]{20,}|AKIA[A-Z0-9]{16})\b"
 )
-_PLAIN = {"", "true", "false", "null", "none", MASK}
-_SHORTEST = 8  # characters; shorter values of the environment are words such as "yes"
+_PLAIN = {"", "true", "false", "null", "none", MASK}  # values that cannot be credentials, whatever the key
+# Characters. Shorter values of environment variables are words such as "yes", whose redaction would garble the text.
+_SHORTEST = 8
 
 
 def redact_text(text: str) -> str:
-    """`text` without credentials in URLs, tokens of known shape, and the values of this machine's credentials."""
+    """Redact credentials in URLs, tokens with a known prefix, and the values of this machine's own credentials."""
+    # Exact values first: they have no recognizable shape, and may occur in any place, such as a path.
     for secret in _known_secrets():
         text = text.replace(secret, MASK)
     return _SHAPES.sub(MASK, _USER_IN_URL.sub(rf"\1{MASK}@", text))
 
 
 def redact_arguments(arguments: Sequence[str]) -> list[str]:
-    """A command line; besides `redact_text`, NAME=VALUE and --NAME VALUE lose the value where NAME is a credential."""
+    """Redact a command line: `redact_text`, and the value in NAME=VALUE and --NAME VALUE if NAME is a credential."""
     masked: list[str] = []
     hide_next = False
     for argument in arguments:
         name, equals, value = argument.partition("=")
+        # + as in Hydra's +api_key=VALUE
         is_secret = _is_secret_name(name.lstrip("-+"))
         if hide_next:
             masked.append(MASK)
@@ -47,7 +52,7 @@ def redact_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def redact_values(values: Any) -> Any:
-    """A configuration of mappings, sequences and scalars, masked by key and by text; the rest is unchanged."""
+    """Redact a configuration of mappings, sequences and scalars by key and by text; anything else is unchanged."""
     if isinstance(values, Mapping):
         return {key: _mask_entry(str(key), value) for key, value in values.items()}
     if isinstance(values, list | tuple):
@@ -56,6 +61,7 @@ def redact_values(values: Any) -> Any:
 
 
 def _mask_entry(key: str, value: Any) -> Any:
+    # Strings only: numbers are no credentials, and a mapping is redacted entry by entry.
     if isinstance(value, str) and _is_secret_name(key) and value.lower() not in _PLAIN:
         return MASK
     return redact_values(value)
@@ -66,11 +72,12 @@ def _is_secret_name(name: str) -> bool:
 
 
 def _known_secrets() -> Iterator[str]:
+    """Credentials of this machine, from environment variables and ~/.netrc, where wandb stores its API key."""
     for name, value in os.environ.items():
         if _is_secret_name(name) and len(value) >= _SHORTEST:
             yield value
     try:
         hosts = netrc.netrc(os.environ.get("NETRC")).hosts
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, netrc.NetrcParseError):  # usually there is no such file
         return
     yield from (password for _, _, password in hosts.values() if password and len(password) >= _SHORTEST)

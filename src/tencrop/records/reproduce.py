@@ -1,8 +1,8 @@
-"""Runs a finished run again from its folder alone and compares the final weights bit for bit.
+"""Repeats a finished run, given only its folder, and compares the final weights bit for bit.
 
     python -m tencrop.records.reproduce RUN_DIR [--into DIR]
 
-Exit codes: 0 the same weights, 1 other weights, 2 wrong input, and those of train.py.
+Exit codes: 0 same weights, 1 different weights, 2 invalid input, and those of train.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from tencrop.signals import exit_at_once
 
 if __name__ == "__main__":
-    exit_at_once(SIGINT)  # before the imports below; nothing here is long, but the training is
+    exit_at_once(SIGINT)  # before the imports below, which take seconds: Ctrl-C would print a traceback
 
 from omegaconf import OmegaConf
 
@@ -44,14 +44,15 @@ from tencrop.records.run_folder import read_run_manifest
 
 
 def reproduce(run_dir: Path, into: Path) -> bool:
-    """Train again what lies in `run_dir`, in a fresh folder below `into`; True if the weights are the same bits.
+    """Repeat the run in `run_dir` in a new folder below `into`; returns whether the weights are identical.
 
-    Prints what differs beforehand in code, packages, hardware and data. Raises UserError where the run is not
-    complete, the data are others, `into` holds something, or training ends otherwise than complete.
+    First prints the differences in code, packages and hardware. Raises UserError if the run is not complete, its data
+    have changed, `into` is not empty, or the training does not complete.
     """
     before = read_run_manifest(run_dir)
     if before["result"]["status"] != "complete":
         raise UserError(f"{run_dir}: not complete ({before['result']['status']}); run train.py to its end first")
+    # Everything is checked before the training, which may take days.
     check_writable(into / "reproduce.yaml", mend="make room, or name another folder with --into DIR")
     if into.exists() and any(into.iterdir()):
         raise UserError(f"{into}: not empty; name a fresh folder with --into DIR")
@@ -59,7 +60,7 @@ def reproduce(run_dir: Path, into: Path) -> bool:
     for line in what_differs(before):
         print(f"differs: {line}")
     train_again(run_dir, into)
-    (again,) = into.glob("*/*/manifest.json")
+    (again,) = into.glob("*/*/manifest.json")  # exactly one, since `into` was empty: NAME/seedK-HASH
     after = read_run_manifest(again.parent)
     if after["result"]["status"] != "complete":
         raise UserError(f"{again.parent}: training ended {after['result']['status']}")
@@ -69,32 +70,37 @@ def reproduce(run_dir: Path, into: Path) -> bool:
 
 
 def train_again(run_dir: Path, into: Path) -> None:
-    """Train, untracked, with the resolved configuration of `run_dir`; its exit code other than 0 ends this.
+    """Train without a tracker, with the resolved configuration of `run_dir`; exits with the exit code unless it is 0.
 
-    Hydra reads a copy in `into`, made of the keys that a run has: it would obey a section `hydra`, a list of defaults
-    and interpolations in the run's own file, which may be a stranger's.
+    Hydra reads a copy in `into` that contains only the keys of a Config. In the original file, which may be a
+    stranger's, Hydra would obey a `hydra` section, a defaults list and interpolations.
     """
     config = dataclasses.asdict(config_of_run(run_dir, [], conf=CONF))
+    # Neither key is a learning key, so the repeated run has the same hash and folder name.
     config["runs"], config["tracker"]["name"] = str(into.resolve()), "none"
     into.mkdir(parents=True, exist_ok=True)
     atomic_write(into / "reproduce.yaml", OmegaConf.to_yaml(OmegaConf.create(literal(config))).encode())
     config_file = ["--config-path", str(into.resolve()), "--config-name", "reproduce"]
     command = [sys.executable, "-m", "tencrop", "train", *config_file]
+    # A process of its own: the training must start like the original, with no state of this process.
     overrides = ["hydra.run.dir=.", "hydra.output_subdir=null"]
+    # The copy has no defaults list, so what conf/train.yaml says about Hydra is repeated here.
     quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
-    before = signal(SIGINT, SIG_IGN)  # a terminal sends Ctrl-C to both; train.py writes its checkpoint
+    # A terminal sends Ctrl-C to both processes. This one waits while train.py writes its checkpoint.
+    before = signal(SIGINT, SIG_IGN)
     exit_code = subprocess.run([*command, *overrides, *quiet], check=False).returncode
     signal(SIGINT, before)
     if exit_code:
-        raise SystemExit(exit_code)
+        raise SystemExit(exit_code)  # train.py has printed the reason; 75 tells a scheduler to try again
 
 
 def what_differs(before: dict[str, Any]) -> list[str]:
-    """What differs from the run's sessions, a phrase each; any of it may explain other weights."""
+    """Differences from the run's sessions and between them, one phrase each; any of them may explain other weights."""
     sessions = sessions_of(before)
     lines = differences(sessions[0], session())
     for number, (one, following) in enumerate(pairwise(sessions), 2):
         lines += [f"in session {number} of the run, {line}" for line in differences(one, following)]
+    # Resuming is exact, but each resume is one more thing to suspect if the weights differ.
     if len(sessions) > 1:
         lines.append(f"the run was continued {len(sessions) - 1} times")
     return lines
@@ -103,15 +109,15 @@ def what_differs(before: dict[str, Any]) -> list[str]:
 def _check_data(run_dir: Path, before: dict[str, Any]) -> None:
     data = read_config(run_dir)["data"]
     if split := changed_split(before["data"], read_manifest(data["root"], data["name"])):
-        mend = f"prepare the run's own again, or name their folder as data.root in {run_dir}/config.yaml"
-        raise UserError(f"data.root={data['root']}: its {split} images are not those of {run_dir}; {mend}")
+        remedy = f"prepare the original data again, or set data.root to their folder in {run_dir}/config.yaml"
+        raise UserError(f"data.root={data['root']}: its {split} images are not those of {run_dir}; {remedy}")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
+    """Entry point of `python -m tencrop.records.reproduce` and `tencrop reproduce`."""
     parser = argparse.ArgumentParser(prog="python -m tencrop.records.reproduce", description=__doc__.splitlines()[0])
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--into", type=Path, help="fresh folder (default: RUN_DIR/reproduced)")
+    parser.add_argument("run_dir", type=Path, help="folder of a complete run: runs/NAME/seed0-HASH")
+    parser.add_argument("--into", type=Path, help="new folder for the repeated run (default: RUN_DIR/reproduced)")
     print_any_text()
     options = parser.parse_args(arguments)
     try:
@@ -122,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {disk_sentence(error)}", file=sys.stderr)
         return 2
-    print("the same weights, bit for bit" if is_same else "other weights")
+    print("the same weights, bit for bit" if is_same else "different weights")
     return 0 if is_same else 1
 
 

@@ -1,6 +1,6 @@
-"""The folder of a run: made, or found again by the same configuration, before anything is trained.
+"""Creates the folder of a run, or finds it again for the same configuration, before training starts.
 
-Called by train.py. Holds config.yaml, manifest.json, code.diff, metrics.jsonl, checkpoints/, predictions/, tracking/.
+A run folder contains config.yaml, manifest.json, code.diff, metrics.jsonl, checkpoints/, predictions/ and tracking/.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from tencrop.records.provenance import changed_split, code_diff, data_facts, dif
 from tencrop.records.redaction import redact_values
 from tencrop.training.metric_rows import last_digest
 
+# The manifest's shape: only the fields that some reader uses. Others may be added without breaking old readers.
 _TEXT = (str, None)
 _HASHES = {"weights_sha256": _TEXT, "ema_sha256?": _TEXT}
 _SESSION = {
@@ -54,40 +55,45 @@ SHAPE = {
     "tencrop": str,
     "name": str,
     "data": RUN_DATA_SHAPE,
-    "packages?": {str: str},  # earlier code's, of the first session
+    "packages?": {str: str},  # of the first session, written by earlier code (provenance.sessions_of)
     "sessions": NotEmpty(_SESSION),
+    # ended_with: hashes with which a complete run ended before it had to be trained again
     "result": {"status": str, **_HASHES, "metrics_digest?": _TEXT, "ended_with?": _HASHES},
 }
 HASHES = ("weights_sha256", "ema_sha256")
 RUNNING = {"status": "running", **dict.fromkeys(HASHES)}
 ROOM = "make room, or name another folder with runs=DIR"
-MEND = "bring it back from a copy, or delete the folder and train again"
+REMEDY = "restore it from a copy, or delete the folder and train again"
 
 
 def run_folder(config: Config, data_manifest: dict[str, Any], *, total_steps: int | None = None) -> Path:
-    """The run's folder, with its configuration and manifest in it; only the first process of several writes.
+    """Create or reopen the run's folder and write its configuration and manifest; only rank 0 writes.
 
-    total_steps: of the training that follows; None where none does, as the run is complete. Where the manifest says so
-    too, nothing is written: the result of a run can be shown from a read-only folder. A complete run that is trained on
-    (its last checkpoint is damaged, or gone) must end with the weights that it had: `finish` compares.
-    A folder that another version of the code began is continued only with `allow_other_code`; one that another process
-    is writing to is refused. Raises UserError, also where the folder cannot be written.
+    total_steps: number of optimizer steps of the training that follows, or None if the run is complete and nothing is
+    trained. If the manifest also says complete, nothing is written: a result can be shown from a read-only folder.
+    A complete run is trained again if its last checkpoint is damaged or missing, and must then end with the same
+    weights; `finish` compares them.
+
+    Raises UserError if the folder was begun by another version of the code (unless `allow_other_code`) or with other
+    data, if another process is writing to it, or if it cannot be written.
     """
     folder = run_path(config)
+    # Other ranks need the path only. They wait in launch_ranks until rank 0 has passed this function.
     if not is_first_process():
         return folder
     is_begun = (folder / "manifest.json").exists()
     if is_begun:
         _refuse_other_data(folder, config, read_run_manifest(folder)["data"], data_facts(config, data_manifest))
-        read_config(folder)  # whoever evaluates the run reads it: refused now, not when training has ended
-    elif any((folder / "checkpoints").glob("*.ckpt")):  # none is written before the manifest
-        raise UserError(f"{folder}: has checkpoints and no manifest.json that says whose; {MEND}")
+        read_config(folder)  # the final evaluation reads it: a damaged file is refused now, not after training
+    elif any((folder / "checkpoints").glob("*.ckpt")):  # the manifest is written before any checkpoint
+        raise UserError(f"{folder}: has checkpoints, but no manifest.json that tells which run wrote them; {REMEDY}")
     if total_steps is None and is_begun and is_complete(folder):
-        return folder
+        return folder  # before the lock, which needs write access
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         (folder / "predictions").mkdir(exist_ok=True)
         _lock(folder)
+        # A subfolder may be a link to another disk, with permissions and quotas of its own.
         check_writable(folder / "checkpoints" / "last.ckpt", folder / "predictions" / "scores.safetensors", mend=ROOM)
         _write_records(folder, config, provenance(config, data_manifest), total_steps)
     except OSError as error:
@@ -98,41 +104,44 @@ def run_folder(config: Config, data_manifest: dict[str, Any], *, total_steps: in
 
 
 def finish(folder: Path, *, status: str, weights_sha256: str | None, ema_sha256: str | None = None) -> str | None:
-    """Record how training ended: status complete | interrupted | diverged, and the hashes of its weights.
+    """Record how training ended: status (complete | interrupted | diverged), and the hashes of its weights.
 
-    Returns a sentence where the run was complete before and has now ended with other weights, else None.
+    Returns a warning if the run was complete before and has now ended with other weights, otherwise None.
     """
     if not is_first_process():
         return None
     manifest = read_run_manifest(folder)
+    # Set only if the run was complete and is being trained again (_ended_with).
     before = manifest["result"].get("ended_with")
     now = {"weights_sha256": weights_sha256, "ema_sha256": ema_sha256}
     result = {"status": status, **now}
-    if manifest["result"]["status"] == "complete":  # its metrics were whole then; now they may be damaged
+    # The digest over all rows of metrics.jsonl, by which a report detects a damaged or edited file. For a run that was
+    # complete it is not taken again, since the file may have been damaged in the meantime.
+    if manifest["result"]["status"] == "complete":
         result["metrics_digest"] = manifest["result"].get("metrics_digest")
     else:
         result["metrics_digest"] = last_digest(folder / "metrics.jsonl")
     if before is not None and (status != "complete" or before != now):
         result["ended_with"] = before
-    if manifest["result"] != result:  # else it stands there already, maybe in a read-only folder
+    if manifest["result"] != result:  # an unchanged manifest is not rewritten: the folder may be read-only
         _write_manifest(folder, manifest | {"result": result})
     if before is None or status != "complete" or before == now:
         return None
     return (
-        f"{folder}: was complete before and has now ended with other weights ({str(weights_sha256)[:8]} and not"
-        f" {str(before['weights_sha256'])[:8]}); what was evaluated before is of those, and the manifest names both"
+        f"{folder}: was complete before and has now ended with other weights ({str(weights_sha256)[:8]} instead of"
+        f" {str(before['weights_sha256'])[:8]}); earlier evaluations used the former, and the manifest names both"
     )
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether training has ended in this folder."""
+    """Whether the training in this folder is complete."""
     return (folder / "manifest.json").exists() and read_run_manifest(folder)["result"]["status"] == "complete"
 
 
 def read_run_manifest(folder: Path) -> dict[str, Any]:
-    """The run's manifest; UserError where there is none, or it is broken."""
-    manifest = read_json(folder / "manifest.json", SHAPE, what="the manifest of a run folder", mend=MEND)
-    manifest["result"].setdefault("ema_sha256", None)  # as the first runs had it
+    """The run's manifest. Raises UserError if it is missing or broken."""
+    manifest = read_json(folder / "manifest.json", SHAPE, what="the manifest of a run folder", mend=REMEDY)
+    manifest["result"].setdefault("ema_sha256", None)  # the first runs did not record it
     return manifest
 
 
@@ -140,30 +149,34 @@ def _write_records(folder: Path, config: Config, origin: dict[str, Any], total_s
     for facts in (origin["session"]["code"], origin["session"]["hardware"]):
         if "not_known" in facts:
             print(f"{folder}: recorded as not known: {facts['not_known']}", file=sys.stderr)
+    # The manifest is written last, so its presence means that config.yaml and code.diff are complete.
     if not (folder / "manifest.json").exists():
+        # asdict of the validated configuration: every default is written out, so later changes of conf/ do not matter.
         content = {"config_format": CONFIG_FORMAT, **redact_values(dataclasses.asdict(config))}
         values = OmegaConf.to_yaml(OmegaConf.create(content))
         atomic_write(folder / "config.yaml", values.encode())
         atomic_write(folder / "code.diff", code_diff().encode())
         first = origin.pop("session")
-        facts = {"run_id": uuid.uuid4().hex, "total_steps": total_steps}  # checkpoints repeat both: whose are they?
+        # Checkpoints contain both, which ties them to this run.
+        facts = {"run_id": uuid.uuid4().hex, "total_steps": total_steps}
+        # Of the file as read back, with redacted values and YAML's types, since that is what later readers hash.
         facts["config_sha256"] = config_sha256(read_written_config(folder / "config.yaml"))
         manifest = {**facts, **origin, "sessions": [first], "result": dict(RUNNING)}
     else:
         manifest = read_run_manifest(folder)
         if manifest["result"]["status"] == "complete":
-            print(f"{folder}: was complete, and its last checkpoint is not: it is trained again", file=sys.stderr)
+            print(f"{folder}: was complete, but has no intact last checkpoint; training it again", file=sys.stderr)
         before, now = sessions_of(manifest)[-1], origin["session"]
         _refuse_other_code(folder, config, before, now)
         for line in differences(before, now):
-            print(f"{folder}: differs from the session before: {line}", file=sys.stderr)
+            print(f"{folder}: differs from the last session: {line}", file=sys.stderr)
         manifest["sessions"].append(now)
         manifest["result"] = RUNNING | _ended_with(manifest["result"])
     _write_manifest(folder, manifest)
 
 
 def _ended_with(result: dict[str, Any]) -> dict[str, Any]:
-    """The hashes that a run must end with again, of one that was complete; kept until it is."""
+    """The weight hashes that a formerly complete run must end with again; carried along until it is complete."""
     if result["status"] == "complete":
         return {"ended_with": {key: result.get(key) for key in HASHES}}
     return {key: value for key, value in result.items() if key == "ended_with"}
@@ -174,6 +187,7 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def _refuse_other_code(folder: Path, config: Config, before: dict[str, Any], now: dict[str, Any]) -> None:
+    # Half a run with one version and half with another has weights that no version of the code can reproduce.
     if before["code"]["learning_sha256"] != now["code"]["learning_sha256"] and not config.allow_other_code:
         code = before["code"]
         place = f"installed, {code['installed']}" if "installed" in code else "outside git"
@@ -193,14 +207,16 @@ def _refuse_other_data(folder: Path, config: Config, before: dict[str, Any], now
 
 
 def _lock(folder: Path) -> None:
-    """Hold the folder until this process ends; UserError when another process holds it.
+    """Lock the folder until this process ends. Raises UserError if another process holds the lock.
 
-    The descriptor is left open on purpose: the kernel releases the lock with the process, however it dies.
+    The descriptor is left open on purpose: the kernel releases the lock when the process dies, whatever the cause. A
+    lock file with a process id would survive a kill, and ids are not comparable across machines.
     """
+    # lockf (fcntl) rather than flock: it also works between the clients of an NFS server.
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise UserError(f"{folder}: another process is writing to this run; wait for it, or stop it") from error
-        # a file system without locks (some Lustre mounts): go on without
+        # Any other error means a file system without locks (some Lustre mounts): continue without one.

@@ -1,6 +1,6 @@
-"""The errors of an evaluation in the run's tracker: once, however often the evaluation is asked for or interrupted.
+"""Logs the error rates of an evaluation to the run's tracker, once, however often it is repeated or interrupted.
 
-Called by train.py and evaluate.py. `tracking/errors.json` of the run folder lists what has been logged.
+`tracking/errors.json` in the run folder lists the results that have been logged.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def track_result(
     *,
     logger: Logger | None = None,
 ) -> None:
-    """Log a result (the content of result.json) and the error table, unless the run's tracker has them already.
+    """Log a result (the content of result.json) and the error table, unless the tracker has them already.
 
-    logger: the one that is still open after a training, else one is opened here; either is closed. What was logged is
-    noted last, so that an interruption before that logs it once more. In a read-only folder nothing happens.
+    logger: the one still open after a training; None opens a new one. Either is closed here. errors.json is written
+    last, so an interruption before that logs the result again rather than never. Does nothing in a read-only folder.
     """
     folder, name = run_dir / "tracking", result_name(result)
     if logger is None:
@@ -44,34 +44,35 @@ def track_result(
     log_error_table(logger, columns, rows)
     close_logger(logger)
     if logger is None or (isinstance(logger, LastingWandbLogger) and logger.has_failed):
-        return
+        return  # nothing was logged: the next evaluation tries again
     noted = _logged(folder) | {name: _fingerprint(result)}
     atomic_write(folder / "errors.json", (json.dumps(noted, indent=1) + "\n").encode())
 
 
 def log_errors(logger: Logger | None, result: dict[str, Any]) -> None:
-    """NAME/top1_error and NAME/top5_error of an evaluation (the content of NAME.result.json), at the weights' step."""
+    """Log NAME/top1_error and NAME/top5_error of an evaluation (NAME.result.json) at the step of its weights."""
     if logger is not None:
+        # Named by the evaluation, so that center and ten_crop of one run are separate curves.
         errors = {f"{result_name(result)}/{key}": result[key] for key in KEYS}
         logger.log_metrics(errors, step=result["step"])
 
 
 def log_error_table(logger: Logger | None, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """The final error table, as printed (tencrop.report.tables gives columns and rows)."""
+    """Log the final error table as printed; tencrop.report.tables produces columns and rows."""
     if isinstance(logger, WandbLogger):
         logger.log_table("error_table", columns=list(columns), data=[list(row) for row in rows])
     elif isinstance(logger, TensorBoardLogger):
-        lines = [columns, ["---"] * len(columns), *rows]
+        lines = [columns, ["---"] * len(columns), *rows]  # TensorBoard has no tables, but renders Markdown
         logger.experiment.add_text("error_table", "\n".join("| " + " | ".join(line) + " |" for line in lines))
 
 
 def _fingerprint(result: dict[str, Any]) -> list[Any]:
-    """What must be the same for a result to be the one that was logged."""
+    """Values that identify a result: if all of them are equal, it has been logged."""
     return [result["weights_sha256"], result["source_fingerprint"], *(result[key] for key in KEYS)]
 
 
 def _logged(folder: Path) -> dict[str, Any]:
-    """By the name of the result; empty where nothing was logged, or the note is damaged: then it is logged again."""
+    """Fingerprints of logged results by name; empty if errors.json is missing or damaged, so all are logged again."""
     try:
         found = json.loads((folder / "errors.json").read_text())
     except (OSError, ValueError, RecursionError):

@@ -1,9 +1,8 @@
-"""The experiment tracker: wandb (the default), TensorBoard, a CSV file, or none.
+"""Opens the experiment tracker: wandb (the default), TensorBoard, a CSV file, or none.
 
-Called by train.py and evaluate.py. All files of a tracker lie in the run folder's tracking/; a run
-that is continued goes on in the same tracked run, whose id is kept there. Credentials never get
-into what is tracked (masking.py), nor does wandb collect anything by itself here: no console, no
-code, no git remote, no command line.
+All files of a tracker are in tracking/ of the run folder. The id of the tracked run is stored there too, so that a
+resumed run continues it. Credentials are redacted before anything is tracked (redaction.py), and wandb is configured
+not to collect anything by itself: no console output, code, git remote or command line.
 """
 
 from __future__ import annotations
@@ -40,29 +39,30 @@ from tencrop.records.run_folder import read_run_manifest
 if TYPE_CHECKING:
     import wandb
 
-ANSWER_SECONDS = 3.0  # that a server may take to answer before the run is tracked offline
-INIT_SECONDS = 10.0  # that opening the run on a server that answers may take
+ANSWER_SECONDS = 3.0  # time for the server to answer, before the run is tracked offline
+INIT_SECONDS = 10.0  # time for opening the run on a server that answers
 MAX_REASON = 200  # characters
-UPLOAD_SECONDS = 30.0  # that the end of a job waits for uploads; the rest stays on disk for `wandb sync`
+UPLOAD_SECONDS = 30.0  # time for uploads at the end of a job; the rest stays on disk for `wandb sync`
 
 
 def build_logger(config: Config, run_dir: Path, say: Callable[[str], None] = print) -> Logger | None:
-    """The logger that `config.tracker` names, with the run's configuration logged; None for `none`.
+    """Open the logger named by `config.tracker` and log the run's configuration; None for `none`.
 
-    wandb is online when an API key is there and the server answers within ANSWER_SECONDS, otherwise offline, and where
-    it does not start at all nothing is tracked (None); `say` gets one line: where to look, and how to upload, or why
-    not. WANDB_MODE and wandb's own settings are obeyed.
+    wandb is online if there is an API key and the server answers within ANSWER_SECONDS, otherwise offline. If it does
+    not start at all, nothing is tracked (None): a tracker must never stop a training. `say` receives one line with the
+    run's location and how to upload it, or the reason. WANDB_MODE and wandb's own settings apply.
     """
     folder = run_dir / "tracking"
     if config.tracker.name == "none":
         return None
     logger: Logger | None
     if not is_first_process():
-        return WandbLogger(save_dir=folder, offline=True)  # never opened: Lightning logs on rank 0 only
+        return WandbLogger(save_dir=folder, offline=True)  # never opened, since Lightning logs on rank 0 only
     folder.mkdir(parents=True, exist_ok=True)
     if config.tracker.name == "wandb":
         logger = _wandb_logger(config, run_dir, say)
     elif config.tracker.name == "tensorboard":
+        # Lightning's default would create a new folder version_N at every resume.
         logger = TensorBoardLogger(save_dir=run_dir, name="tracking", version="")
         say(f"tensorboard: tensorboard --logdir {folder}")
     else:
@@ -74,8 +74,10 @@ def build_logger(config: Config, run_dir: Path, say: Callable[[str], None] = pri
 
 
 class LastingWandbLogger(WandbLogger):
-    """wandb's logger for a run that outlasts it: where wandb's own process is killed, for memory or with the job's
-    others, that is said once and nothing more is tracked."""
+    """A wandb logger whose failure does not stop the run.
+
+    If wandb's service process is killed, for example when memory runs out, prints one line and tracks nothing more.
+    """
 
     has_failed = False
 
@@ -99,37 +101,40 @@ class LastingWandbLogger(WandbLogger):
             return
         try:
             call(*args, **options)
-        except Exception as error:  # wandb has several bases of errors, and none may stop a run
+        except Exception as error:  # wandb's exceptions have no common base class
             self.has_failed = True
             reason = redact_text(str(error) or type(error).__name__)
-            print(f"wandb: failed ({reason}); the run goes on without it", file=sys.stderr)
+            print(f"wandb: failed ({reason}); the run continues without it", file=sys.stderr)
 
 
 class InputImages(Callback):
-    """Logs the first images of a run as the network sees them: after augmentation and normalization, in its input.
+    """Logs the first images of a run as the network receives them, after augmentation and normalization.
 
-    Watches the first forward pass of the training and changes nothing.
+    Taken from the network's input in the first forward pass, not from the loader: part of the augmentation runs on the
+    device. A wrong crop, channel order or normalization is visible at a glance.
     """
 
     def __init__(self, num_images: int = 16):
         self.num_images = num_images
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not after a resume, which would repeat the images at a later step.
         if trainer.is_global_zero and trainer.logger is not None and trainer.global_step == 0:
             assert isinstance(pl_module.model, nn.Module)
-            handle = pl_module.model.register_forward_pre_hook(lambda _, inputs: see(inputs[0]))
+            handle = pl_module.model.register_forward_pre_hook(lambda _, inputs: log_once(inputs[0]))
 
-            def see(images: Tensor) -> None:
-                handle.remove()
+            def log_once(images: Tensor) -> None:
+                handle.remove()  # first, so that the hook costs nothing in later steps
                 log_images(trainer.logger, images[: self.num_images].detach().float(), key="input")
 
 
 def log_images(logger: Logger | None, images: Tensor, *, key: str, step: int = 0) -> None:
-    """Images float [N, C, H, W] of any range, stretched to 0..255 by one stretch for all.
+    """Log float images [N, C, H, W] of any range, mapped to 0..255 by one linear map for all images and channels.
 
-    So a wrong normalization shows as a difference between images or channels.
+    With one map, a wrong normalization is visible as a difference between images or channels.
     """
     low, high = images.amin(), images.amax()
+    # clamp: all images may be equal, as with a broken pipeline
     pixels = ((images - low) * (255 / (high - low).clamp(min=1e-12))).round().byte().cpu()
     if isinstance(logger, WandbLogger):
         logger.log_image(key, [image.permute(1, 2, 0).numpy() for image in pixels], step=step)
@@ -138,7 +143,7 @@ def log_images(logger: Logger | None, images: Tensor, *, key: str, step: int = 0
 
 
 def close_logger(logger: Logger | None) -> None:
-    """Write what is pending; with wandb, end the run (it may be opened again)."""
+    """Flush and close a logger. A wandb run is finished, but can be resumed."""
     if isinstance(logger, LastingWandbLogger):
         if is_first_process():
             logger.finish()
@@ -147,7 +152,7 @@ def close_logger(logger: Logger | None) -> None:
 
 
 def _facts(config: Config, run_dir: Path) -> dict[str, Any]:
-    """The configuration and, where the run folder has one, the manifest without its long lists."""
+    """The configuration and, if there is one, the run's manifest without its long lists (classes, packages)."""
     facts = redact_values(dataclasses.asdict(config))
     if (run_dir / "manifest.json").exists():
         manifest = read_run_manifest(run_dir)
@@ -158,22 +163,23 @@ def _facts(config: Config, run_dir: Path) -> dict[str, Any]:
 
 
 def _wandb_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -> LastingWandbLogger | None:
-    """None where wandb is switched off, or where something of its own keeps it from starting: `say` gets the reason."""
+    """None if wandb is disabled or fails to start; `say` receives the reason."""
     try:
         return _started_logger(config, run_dir, say)
-    except UserError:  # the id of the tracked run, or its project
+    except UserError:  # invalid project, or damaged id of the tracked run
         raise
-    except Exception as error:  # of pydantic, wandb, and the standard library, for a user whom the system does not know
-        text = re.sub(r" \[type=.*", "", " ".join(str(error).split()))  # pydantic's, with the value
+    except Exception as error:  # from pydantic, wandb, or the standard library (a user id without a name)
+        text = re.sub(r" \[type=.*", "", " ".join(str(error).split()))  # pydantic appends the value, maybe a secret
         reason = redact_text(text or type(error).__name__)[:MAX_REASON]
-        say(f"wandb: not tracked ({reason}); the run goes on without it")
+        say(f"wandb: not tracked ({reason}); the run continues without it")
         return None
 
 
 def _started_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -> LastingWandbLogger | None:
     import wandb
 
-    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # wandb's telemetry reports its failures there
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # without network, wandb's telemetry logs errors
+    # Resolves environment variables and settings files as wandb does, without opening a run.
     settings = wandb.setup(settings=wandb.Settings(silent=True)).settings
     if settings.mode == "disabled":
         say("wandb: disabled (WANDB_MODE)")
@@ -184,14 +190,15 @@ def _started_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -
         try:
             run = _open_run(config, run_dir, mode="online")
             say(f"wandb: {run.url}")
-        except Exception as error:  # of several bases
-            wandb.teardown()  # or the id stays in use
+        except Exception as error:  # wandb's exceptions have no common base class
+            wandb.teardown()  # otherwise the id stays in use, and the offline run below fails too
             reason = f"the server did not take the run: {redact_text(str(error)).splitlines()[0]}"
     if run is None:
         run = _open_run(config, run_dir, mode="offline")
         folder = shlex.quote(os.path.relpath(Path(run.dir).parent))
         why = redact_text(reason or "")
         say(f"wandb: offline ({why}); upload with: wandb sync {folder}; or look: wandb leet {folder}")
+    # All charts over optimizer steps. wandb's default x-axis counts its own log calls.
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return LastingWandbLogger(experiment=run, save_dir=run_dir / "tracking", project=run.project)
@@ -202,6 +209,8 @@ def _open_run(config: Config, run_dir: Path, *, mode: Literal["online", "offline
     from wandb.sdk.lib.import_hooks import unregister_all_post_import_hooks
 
     entity, project = entity_and_project(config.tracker.project)
+    # Most of these switch off collection: console output, git remote and diff, source code, job and notebook metadata,
+    # the command line with its arguments, and the list of packages. Our own records have these, redacted.
     settings = wandb.Settings(
         silent=True,
         console="off",
@@ -222,38 +231,41 @@ def _open_run(config: Config, run_dir: Path, *, mode: Literal["online", "offline
         name=f"{run_dir.parent.name}-{run_dir.name}",
         group=run_dir.parent.name,
         mode=mode,
+        # Offline, wandb would ignore it with a warning.
         resume="allow" if mode == "online" else None,
         settings=settings,
     )
-    # they report what is imported later, and raise in a forked loader process that imports such a module
+    # wandb's import hooks report which packages are imported later, and raise in a forked process that imports one.
     unregister_all_post_import_hooks()
     return run
 
 
 def _tracked_id(run_dir: Path) -> str:
-    """The id under which the tracker knows this run: drawn once, then read from the run folder."""
+    """The id of the tracked run: drawn once, then read from the run folder, so that a resumed run continues it."""
     path = run_dir / "tracking" / "run.json"
     if not path.exists():
         atomic_write(path, (json.dumps({"id": uuid.uuid4().hex[:12]}) + "\n").encode())
-    what, mend = "the id of a tracked run", "delete it to begin another tracked run"
-    identity = read_json(path, {"id": str}, what=what, mend=mend)["id"]
-    if not re.fullmatch("[A-Za-z0-9]{1,64}", identity):
-        raise UserError(f"{path}: holds no run id; {mend}")
-    return identity
+    what, remedy = "the id of a tracked run", "delete it to begin another tracked run"
+    tracked_id = read_json(path, {"id": str}, what=what, mend=remedy)["id"]
+    if not re.fullmatch("[A-Za-z0-9]{1,64}", tracked_id):  # becomes part of URLs and folder names
+        raise UserError(f"{path}: contains no valid run id; {remedy}")
+    return tracked_id
 
 
 def _why_offline(settings: wandb.Settings) -> str | None:
-    """None when the run can be online, otherwise the reason in a few words."""
+    """None if the run can be online, otherwise the reason in a few words."""
     if settings.mode in ("offline", "dryrun"):
-        return "as wandb is set"
+        return "set in WANDB_MODE or wandb's settings"
     if not _is_logged_in(settings):
         return "not logged in"
+    # Checked first, since wandb.init would wait INIT_SECONDS for a server that does not answer.
     if not _answers(settings.base_url):
         return f"{settings.base_url} does not answer"
     return None
 
 
 def _is_logged_in(settings: wandb.Settings) -> bool:
+    # wandb.login() would ask for a key on a terminal, and wait.
     if settings.api_key or settings.identity_token_file:
         return True
     host = settings.base_url.split("://")[-1].split("/")[0]
@@ -264,9 +276,9 @@ def _is_logged_in(settings: wandb.Settings) -> bool:
 
 
 def _answers(url: str, seconds: float = ANSWER_SECONDS) -> bool:
-    """Whether an HTTP server answers, through the proxy if one is set; any status is an answer.
+    """Whether an HTTP server answers, through the proxy if one is set. Any HTTP status counts as an answer.
 
-    In a thread, since looking up a host name has no time limit of its own.
+    Runs in a thread, since `timeout` does not cover the DNS lookup.
     """
     answered = threading.Event()
 
@@ -274,9 +286,9 @@ def _answers(url: str, seconds: float = ANSWER_SECONDS) -> bool:
         try:
             urllib.request.urlopen(url, timeout=seconds).close()
             answered.set()
-        except urllib.error.HTTPError:
+        except urllib.error.HTTPError:  # such as 403: a server is there
             answered.set()
-        except (OSError, ValueError):
+        except (OSError, ValueError):  # no connection, or an invalid URL
             pass
 
     thread = threading.Thread(target=ask, daemon=True)

@@ -1,1 +1,1 @@
-"""Printed error tables of papers (conf/errors), and how ours stand beside them. Called by report/."""
+"""The papers' printed error tables (conf/errors) as data, and their comparison with our results."""

@@ -1,4 +1,4 @@
-"""The lines of a table: every row's printed numbers beside ours, as text. Called by report/paper_tables.py."""
+"""Builds the lines of a comparison table: the printed numbers of each row next to ours, formatted as text."""
 
 from __future__ import annotations
 
@@ -11,65 +11,65 @@ from tencrop.printable import printable
 from tencrop.tables.schema import MEASURED, ErrorRow, ErrorTable, RowProtocol, parse_printed
 from tencrop.tables.verdicts import NO_CLAIM, NOT_RUN, Verdict, judge
 
-NONE = "–"
-GUESSED = "*"  # behind a verdict whose band is a guess
+NONE = "–"  # an empty cell
+GUESSED = "*"  # marks a verdict whose band is a guess
 
 
-Key = tuple[str, str]  # table and row
+Key = tuple[str, str]  # (table name, row id)
 
 
 @dataclass(frozen=True)
 class Ours:
-    """What was measured for a row; where `refused` says why it supports no claim, no errors are given."""
+    """Our measurement for a row of a table."""
 
-    errors: dict[int, tuple[float, ...]]  # k -> percent, one a seed
+    errors: dict[int, tuple[float, ...]]  # k -> top-k errors in percent, one per seed; empty if refused
     num_images: int
-    runs: tuple[Path, ...]  # their folders, by seed
-    refused: str | None = None
+    runs: tuple[Path, ...]  # run folders, by seed
+    refused: str | None = None  # why these runs support no claim, such as another protocol
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A printed number beside ours, both of the table's unit; NONE where there is nothing to say."""
+    """A printed number next to ours, both in the table's unit; NONE for empty fields."""
 
     column: str
     printed: str
     ours: str = NONE
     difference: str = NONE
-    interval: str = NONE  # Wilson's, 95%, for the number of images: shown, and not the verdict's band
+    interval: str = NONE  # Wilson's 95% interval for the number of images; for information, the verdict does not use it
     verdict: str = NONE
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the table."""
+    """A row of the comparison table."""
 
     row: ErrorRow
     protocol: str
-    not_stated: tuple[str, ...]  # what the paper does not say of its protocol
-    cells: tuple[Cell, ...]  # one a column
+    not_stated: tuple[str, ...]  # protocol settings that the paper does not state
+    cells: tuple[Cell, ...]  # one per column
     seeds: str
     num_images: str
-    run: str  # folders of our runs; else the command that trains one, or why there is none
+    run: str  # folders of our runs; otherwise the command that trains one, or the reason why there is none
 
     def joined(self, field: str) -> str:
-        """The cells' values of a field, one text where they are equal: "25.6 / 8.1"."""
+        """The values of a field over all cells, joined as "25.6 / 8.1"; a single text if they are equal."""
         if field == "confidence":
             values = [self.row.confidence[cell.column] for cell in self.cells if cell.printed != NONE]
         else:
             values = [getattr(cell, field) for cell in self.cells]
-        if field == "verdict":  # of columns that nobody measures it says nothing
+        if field == "verdict":  # ignore columns that cannot be measured
             values = [value for value in values if value != NONE] or values
         return values[0] if len(set(values)) == 1 else " / ".join(values)
 
 
 def lines_of(table: ErrorTable, matched: Mapping[Key, Ours]) -> list[Line]:
-    """One line a row, in the paper's order."""
+    """One line per row, in the paper's order."""
     return [_line(table, row, matched.get((table.name, row.id))) for row in table.rows]
 
 
 def protocol_text(protocol: RowProtocol | None) -> str:
-    """A protocol in words, as far as it is stated: "dense 224 of 256, 384 px, softmax"."""
+    """The stated part of a protocol in words: "dense 224 of 256, 384 px, softmax"."""
     if protocol is None:
         return NONE
     sides = protocol.side if isinstance(protocol.side, tuple) else (protocol.side,)
@@ -103,13 +103,14 @@ def _cell(table: ErrorTable, row: ErrorRow, column: str, ours: Ours | None) -> C
         return Cell(column, printed or NONE)
     if ours.refused is not None:
         return Cell(column, printed or NONE, verdict=NONE if printed is None else NO_CLAIM)
-    from tencrop.evaluation.errors import wilson_interval  # imports torch, as reading ours has
+    from tencrop.evaluation.errors import wilson_interval  # imports torch, which reading our results has done already
 
     errors = ours.errors[MEASURED[column]]
     mean = statistics.fmean(errors)
+    # wilson_interval takes a count of errors; the mean over seeds gives a fractional one.
     ends = [100 * end for end in wilson_interval(mean / 100 * ours.num_images, ours.num_images)]
     spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
-    in_unit = sorted(_in_unit(table, end) for end in ends)
+    in_unit = sorted(_in_unit(table, end) for end in ends)  # 100 - x swaps the ends
     difference, verdict = _against(table, row, printed, errors)
     return Cell(
         column,
@@ -124,19 +125,18 @@ def _cell(table: ErrorTable, row: ErrorRow, column: str, ours: Ours | None) -> C
 def _against(
     table: ErrorTable, row: ErrorRow, printed: str | None, errors: tuple[float, ...]
 ) -> tuple[str, Verdict | None]:
-    """Our difference from a printed number, in the table's unit, and the verdict on it."""
-    if printed is None or parse_printed(printed).is_bound:
+    """Our difference from a printed number in the table's unit, and the verdict on it."""
+    if printed is None or parse_printed(printed).is_bound:  # "<10" has no difference
         return NONE, None
     number = parse_printed(printed)
     difference = _in_unit(table, statistics.fmean(errors)) - number.value
-    verdict = judge(
-        errors, _in_unit(table, number.value), last_digit=number.last_digit, num_runs=row.num_runs
-    )  # an accuracy's error is 100 minus it, and an error's accuracy likewise
-    return f"{difference:+.2f}".replace("-", "−"), verdict
+    # Verdicts compare errors. _in_unit is its own inverse, so it also converts a printed accuracy to an error.
+    verdict = judge(errors, _in_unit(table, number.value), last_digit=number.last_digit, num_runs=row.num_runs)
+    return f"{difference:+.2f}".replace("-", "−"), verdict  # a true minus sign is as wide as the plus
 
 
 def _in_unit(table: ErrorTable, percent: float) -> float:
-    """An error as the table prints it, or a printed number as an error."""
+    """Convert an error to the table's unit (error or accuracy), or a number in that unit to an error."""
     return percent if table.unit == "error" else 100 - percent
 
 

@@ -1,8 +1,9 @@
-"""Reads conf/errors: one YAML file a printed table, checked before anything is imported that takes seconds.
+"""Reads and checks conf/errors, one YAML file per printed table.
 
-A mistake in a file is a UserError with file and row. A row gives of `protocol` what differs from the table's; it is
-trained by `experiment`, `overrides` or both, evaluated as the ensemble of its `members`, or says in `cannot` why
-neither can be. A row that says none of these has the table's `cannot`.
+A mistake in a file is a UserError with file and row. In a row, `protocol` gives only the settings that differ from the
+table's. `experiment`, `overrides` or both tell how to train it, `members` lists the rows of an ensemble, and `cannot`
+gives the reason why neither is possible; a row with none of these inherits `cannot` from its table.
+Does not import torch, so that mistakes are reported at once.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tencrop.cli.errors import nearest
 from tencrop.config import Config, UserError
 from tencrop.config.documents import Between, NotEmpty, check_shape, read_yaml
 from tencrop.config.recipe_rules import MAX_SIDE
-from tencrop.config.rules import CHOICES, keys_of
+from tencrop.config.rules import CHOICES, dotted_keys
 from tencrop.config.yaml_files import yaml_files
 from tencrop.tables.schema import (
     COLUMNS,
@@ -30,7 +31,7 @@ from tencrop.tables.schema import (
 )
 
 ERRORS = CONF / "errors"
-FOREIGN_DATA = ("ilsvrc2010", "mnist")  # that tables are about and no data= reads
+FOREIGN_DATA = ("ilsvrc2010", "mnist")  # data sets of printed tables that no data= can read
 PROTOCOLS = {*CHOICES["protocol.name"], "grid_crop"}
 ID = re.compile(r"[a-z0-9_]+")
 
@@ -44,9 +45,11 @@ _PROTOCOL = {
     "filter": (set(CHOICES["protocol.filter"]), None),
     "average": ({"softmax", "logits"}, None),
 }
+# A row's protocol: every key is optional. A table's must give all of them, so that nothing is left open by accident.
 _DELTA = {f"{key}?": shape for key, shape in _PROTOCOL.items()}
 _NUM_RUNS = Between(1, 1000)
 _CONFIDENCE = (set(CONFIDENCES), {str: set(CONFIDENCES)})
+# Keys with "?" are optional; num_runs, confidence, cannot and protocol of a table are defaults for its rows.
 _TABLE = {
     "title": str,
     "source": str,
@@ -78,25 +81,25 @@ _MEMBER_KEYS = {"row", "seeds", "protocol"}
 
 
 def table_names(folder: Path = ERRORS) -> list[str]:
-    """The tables there are, sorted by the numbers in their names."""
+    """The names of all tables, in natural order (table2 before table10)."""
     if folder == ERRORS:
         return options_of("errors")
     return [path.stem for path in yaml_files(folder)]
 
 
 def read_table(name: str, folder: Path = ERRORS) -> ErrorTable:
-    """A table; UserError where there is none of that name, or for the first mistake in it."""
+    """Read one table. Raises UserError if there is none of this name, or for the first mistake in it."""
     return _Reader(folder).table(name)
 
 
 def read_tables(folder: Path = ERRORS) -> list[ErrorTable]:
-    """All tables."""
+    """Read all tables."""
     reader = _Reader(folder)
     return [reader.table(name) for name in table_names(folder)]
 
 
 def read_rows(references: Iterable[str], folder: Path = ERRORS) -> list[tuple[ErrorTable, ErrorRow]]:
-    """The rows that TABLE.ID name, with their tables; UserError where there is no such row."""
+    """The rows named by references TABLE.ID, with their tables. Raises UserError for an unknown row."""
     reader = _Reader(folder)
     tables: dict[str, ErrorTable] = {}
     found = []
@@ -110,7 +113,7 @@ def read_rows(references: Iterable[str], folder: Path = ERRORS) -> list[tuple[Er
 
 
 class _Reader:
-    """Files of a folder, each parsed once: members and differences name rows of other tables."""
+    """Reads the files of a folder, each once: ensemble members and differences refer to rows of other tables."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -118,65 +121,67 @@ class _Reader:
         self.files: dict[str, dict[str, Any]] = {}
 
     def table(self, name: str) -> ErrorTable:
-        said = self.file(name)
+        content = self.file(name)
         return ErrorTable(
             name=name,
-            columns=tuple(said["columns"]),
-            num_images=said.get("num_images"),
-            note=said.get("note"),
-            rows=tuple(self.row(name, row) for row in said["rows"]),
-            **{key: said[key] for key in ("title", "source", "data", "split", "unit")},
+            columns=tuple(content["columns"]),
+            num_images=content.get("num_images"),
+            note=content.get("note"),
+            rows=tuple(self.row(name, row) for row in content["rows"]),
+            **{key: content[key] for key in ("title", "source", "data", "split", "unit")},
         )
 
     def file(self, name: str) -> dict[str, Any]:
-        """A file as it stands, its shape checked, and its rows one by one."""
+        """The content of a file, after checking its shape and each of its rows."""
         if name not in self.names:
-            near = nearest(name, self.names) or "; table=? lists what there is"
+            near = nearest(name, self.names) or "; table=? lists the tables"
             raise UserError(f"table={name}: there is no {self.folder.parent.name}/{self.folder.name}/{name}.yaml{near}")
         if name not in self.files:
             path = self.folder / f"{name}.yaml"
-            said = read_yaml(path, _TABLE, what="an error table", mend="correct it")
-            _check_table(path, said)
-            ids = [row["id"] for row in said["rows"]]
-            for row in said["rows"]:
+            content = read_yaml(path, _TABLE, what="an error table", mend="correct it")
+            _check_table(path, content)
+            ids = [row["id"] for row in content["rows"]]
+            for row in content["rows"]:
                 where = f"{path}: row {row['id']}: "
                 if ids.count(row["id"]) > 1:
-                    raise UserError(f"{where}stands twice; give one of them another id")
-                _check_row(where, row, said)
-            self.files[name] = said
+                    raise UserError(f"{where}is not unique; give one of the rows another id")
+                _check_row(where, row, content)
+            self.files[name] = content
         return self.files[name]
 
     def row(self, table: str, row: dict[str, Any]) -> ErrorRow:
-        said, where = self.file(table), f"{self.folder / table}.yaml: row {row['id']}: "
-        words, cannot = _words(row), _cannot(row, said)
-        confidence = row.get("confidence", said["confidence"])
-        by_column = confidence if isinstance(confidence, dict) else dict.fromkeys(said["columns"], confidence)
-        protocol = None if "members" in row else _protocol(where, said["protocol"], row.get("protocol", {}))
-        if words is not None and (protocol is None or protocol.name is None):  # any result would support it
+        content, where = self.file(table), f"{self.folder / table}.yaml: row {row['id']}: "
+        words, cannot = _words(row), _cannot(row, content)
+        confidence = row.get("confidence", content["confidence"])
+        by_column = confidence if isinstance(confidence, dict) else dict.fromkeys(content["columns"], confidence)
+        protocol = None if "members" in row else _protocol(where, content["protocol"], row.get("protocol", {}))
+        # None matches any value, so without a name the result of any test protocol would be compared with this row.
+        if words is not None and (protocol is None or protocol.name is None):
             raise UserError(f"{where}needs a protocol with a name; write null for what else the paper does not state")
         return ErrorRow(
             id=row["id"],
             label=row["row"],
-            printed={column: row[column] for column in said["columns"]},
+            printed={column: row[column] for column in content["columns"]},
             confidence=by_column,
             words=words,
             cannot=cannot,
             protocol=protocol,
             members=tuple(self.member(where, table, member) for member in row.get("members", [])),
             delta_of=".".join(self.found(where, table, row["delta_of"])[:2]) if "delta_of" in row else None,
-            num_runs=row.get("num_runs", said.get("num_runs", 1)),
+            num_runs=row.get("num_runs", content.get("num_runs", 1)),
         )
 
-    def member(self, where: str, table: str, said: dict[str, Any]) -> Member:
-        name, row_id, row = self.found(where, table, said["row"])
+    def member(self, where: str, table: str, entry: dict[str, Any]) -> Member:
+        name, row_id, row = self.found(where, table, entry["row"])
         if "members" in row:
-            raise UserError(f"{where}members: {said['row']} is an ensemble itself; list its members")
+            raise UserError(f"{where}members: {entry['row']} is an ensemble itself; list its members")
         its_table = self.file(name)
-        protocol = _protocol(where, its_table["protocol"], row.get("protocol", {}), said.get("protocol", {}))
-        return Member(name, row_id, said.get("seeds", 1), protocol, _words(row), _cannot(row, its_table))
+        # The ensemble's entry overrides the protocol of the single network, for example with its own scales.
+        protocol = _protocol(where, its_table["protocol"], row.get("protocol", {}), entry.get("protocol", {}))
+        return Member(name, row_id, entry.get("seeds", 1), protocol, _words(row), _cannot(row, its_table))
 
     def found(self, where: str, table: str, reference: str) -> tuple[str, str, dict[str, Any]]:
-        """Table, id and content of the row that ID or TABLE.ID names."""
+        """Table, id and content of the row named by `reference`: ID, or TABLE.ID for another table."""
         name, _, row_id = reference.rpartition(".")
         name = name or table
         if name not in self.names:
@@ -200,7 +205,7 @@ def _cannot(row: dict[str, Any], table: dict[str, Any]) -> str | None:
 
 
 def _protocol(where: str, *parts: dict[str, Any] | None) -> RowProtocol | None:
-    """The first part as the others change it one after the other; a part that is null takes the protocol away."""
+    """Merge the parts, where later ones override earlier ones; a part that is null discards all before it."""
     values: dict[str, Any] = {}
     for part in parts:
         values = {} if part is None else values | part
@@ -220,7 +225,7 @@ def _check_table(path: Path, table: dict[str, Any]) -> None:
     if table["data"] not in known:
         raise UserError(f"{path}: data={table['data']}: must be one of {', '.join(known)}")
     if len(set(table["columns"])) != len(table["columns"]):
-        raise UserError(f"{path}: columns: one stands twice; name each once")
+        raise UserError(f"{path}: columns: has a duplicate; name each column once")
     if isinstance(table["confidence"], dict) and set(table["confidence"]) != set(table["columns"]):
         raise UserError(f"{path}: confidence: must name each of the columns, or be one text for all")
     _check_protocol(f"{path}: ", table["protocol"], _PROTOCOL)
@@ -235,14 +240,15 @@ def _check_row(where: str, row: dict[str, Any], table: dict[str, Any]) -> None:
     if unknown := sorted(set(row) - known):
         raise UserError(f"{where}{unknown[0]}: is neither a key nor one of the table's columns; leave it out")
     try:
+        # Printed numbers are quoted in YAML: 25.60 unquoted would become 25.6 and lose its last digit.
         check_shape(row, _ROW | dict.fromkeys(columns, (str, None)))
         printed = [parse_printed(row[column]) for column in columns if row[column] is not None]
     except ValueError as error:
         raise UserError(f"{where}{error}; correct it") from error
     if not ID.fullmatch(row["id"]):
-        raise UserError(f"{where}an id has the characters a-z, 0-9 and _ only; rename it")
+        raise UserError(f"{where}an id may contain a-z, 0-9 and _ only; rename it")
     if "delta_of" not in row and not all(0 <= number.value <= 100 for number in printed):
-        raise UserError(f"{where}a printed number is not from 0 to 100 percent; correct it, or name a row in delta_of")
+        raise UserError(f"{where}a printed number is outside 0 to 100 percent; correct it, or give delta_of")
     _check_keys(where, row, columns)
     _check_origin(where, row, table)
 
@@ -257,29 +263,29 @@ def _check_keys(where: str, row: dict[str, Any], columns: list[str]) -> None:
             raise UserError(f"{where}members: {min(unknown)}: there is no such key; leave it out")
         _check_protocol(f"{where}members: ", member.get("protocol", {}), _DELTA)
         if member.get("protocol", {}) is None:
-            raise UserError(f"{where}members: protocol=null: leave it out, or say what differs from the row's")
+            raise UserError(f"{where}members: protocol=null: leave it out, or give what differs from the row's own")
 
 
-def _check_protocol(where: str, said: Any, shape: dict[str, Any]) -> None:
-    if said is None:
+def _check_protocol(where: str, protocol: Any, shape: dict[str, Any]) -> None:
+    if protocol is None:
         return
     try:
-        check_shape(said, shape, "protocol")
+        check_shape(protocol, shape, "protocol")
     except ValueError as error:
         raise UserError(f"{where}{error}; write null for what the paper does not state") from error
-    if unknown := set(said) - set(_PROTOCOL):
+    if unknown := set(protocol) - set(_PROTOCOL):
         raise UserError(f"{where}protocol.{min(unknown)}: there is no such key; leave it out")
 
 
 def _check_origin(where: str, row: dict[str, Any], table: dict[str, Any]) -> None:
-    """One way to the row's number, or the reason why there is none."""
+    """Raise UserError unless a row has exactly one way to obtain its number, or the reason why there is none."""
     words, cannot, has_members = _words(row), _cannot(row, table), "members" in row
     if sum((words is not None, row.get("cannot") is not None, has_members)) > 1:
-        raise UserError(f"{where}says two of experiment (or overrides), members and cannot; keep one")
+        raise UserError(f"{where}has two of experiment (or overrides), members and cannot; keep one")
     if words is None and cannot is None and not has_members:
-        raise UserError(f"{where}names no experiment; give experiment, overrides or members, or say why in cannot")
+        raise UserError(f"{where}names no experiment; give experiment, overrides or members, or the reason in cannot")
     if (words or has_members) and table["data"] in FOREIGN_DATA:
-        raise UserError(f"{where}no data= reads {table['data']}; say so in cannot")
+        raise UserError(f"{where}no data= reads {table['data']}; give this reason in cannot")
     if (experiment := row.get("experiment")) and experiment not in (names := options_of("experiment")):
         near = nearest(experiment, names)
         raise UserError(f"{where}experiment={experiment}: there is no conf/experiment/{experiment}.yaml{near}")
@@ -288,11 +294,12 @@ def _check_origin(where: str, row: dict[str, Any], table: dict[str, Any]) -> Non
 
 
 def _check_override(where: str, override: str) -> None:
+    # Names only. Composing every row to check its values would take 0.3 s each.
     key, sign, value = override.lstrip("+").partition("=")
     if not sign:
         raise UserError(f"{where}overrides: {override}: cannot be read as KEY=VALUE")
     if key in groups():
         if value not in (names := options_of(key)):
             raise UserError(f"{where}overrides: {override}: there is no conf/{key}/{value}.yaml{nearest(value, names)}")
-    elif not key.startswith("model.kwargs.") and key not in (keys := keys_of(Config)):
+    elif not key.startswith("model.kwargs.") and key not in (keys := dotted_keys(Config)):
         raise UserError(f"{where}overrides: {override}: there is no such key{nearest(key, keys)}")

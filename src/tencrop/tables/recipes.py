@@ -1,7 +1,7 @@
-"""The learning hashes of the configurations that rows name, by which the runs of a row are found.
+"""Computes the learning hash of each row's configuration, by which report/matching.py finds the runs of the row.
 
-Composing a configuration takes 0.3 s, so hashes are kept in a file of the report's folder until a file of conf/ or the
-code that reads it changes. Called by report/matching.py; imports no torch.
+Composing a configuration takes 0.3 s, so the hashes are cached in a file in the report's folder until a file of conf/
+or the code that reads it changes. Does not import torch.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tencrop.cli.choices import CONF
 from tencrop.cli.compose import compose_training
-from tencrop.cli.errors import sentence
+from tencrop.cli.errors import hydra_error_sentence
 from tencrop.config import Config, UserError, learning_hash
 from tencrop.config.code import PACKAGE, code_sha256
 from tencrop.config.documents import read_json
 
-Words = tuple[str, ...]  # what stands behind train.py
+Words = tuple[str, ...]  # arguments of train.py
 
 
-def learning_hashes(recipes: Iterable[Words], kept: Path) -> dict[Words, str]:
-    """The learning hash of each recipe; `kept` is the file that holds those computed before.
+def learning_hashes(recipes: Iterable[Words], cache: Path) -> dict[Words, str]:
+    """The learning hash of each recipe; `cache` is the file with the hashes computed before.
 
-    Raises UserError where words compose no configuration.
+    Raises UserError if the words of a recipe do not compose.
     """
-    digest = _digest()
-    known = _known(kept, digest)
+    digest = _digest()  # reads all of conf/, which is far cheaper than composing one recipe
+    known = _read_cache(cache, digest)
     found = {words: known.get(" ".join(words)) or _learning_hash(words) for words in dict.fromkeys(recipes)}
     if new := {" ".join(words): hash for words, hash in found.items() if " ".join(words) not in known}:
-        _keep(kept, {"digest": digest, "hashes": known | new})
+        _write_cache(cache, {"digest": digest, "hashes": known | new})
     return found
 
 
@@ -41,11 +41,12 @@ def _learning_hash(words: Words) -> str:
     try:
         return learning_hash(compose_training(words, CONF))
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"train.py {' '.join(words)}: {sentence(error, Config)}") from error
+        raise UserError(f"train.py {' '.join(words)}: {hydra_error_sentence(error, Config)}") from error
 
 
 def _digest() -> str:
-    """Of all that a hash depends on: the files of conf/ and the code that composes them."""
+    """Digest of everything that a learning hash depends on: the files of conf/ and the code that composes them."""
+    # conf/errors is left out: it names configurations, but is not part of any.
     digest = hashlib.sha256(code_sha256(PACKAGE, ["config"]).encode())
     for path in sorted(path for path in CONF.rglob("[!.]*.yaml") if path.parent.name != "errors"):
         content = path.read_bytes()
@@ -54,16 +55,16 @@ def _digest() -> str:
     return digest.hexdigest()
 
 
-def _known(kept: Path, digest: str) -> dict[str, str]:
+def _read_cache(cache: Path, digest: str) -> dict[str, str]:
     try:
-        said = read_json(kept, {"digest": str, "hashes": {str: str}}, what="hashes", mend="")
-    except UserError:  # not written yet, or damaged: computed anew
+        content = read_json(cache, {"digest": str, "hashes": {str: str}}, what="hashes", mend="")
+    except UserError:  # not written yet, or damaged: compute the hashes again
         return {}
-    return said["hashes"] if said["digest"] == digest else {}
+    return content["hashes"] if content["digest"] == digest else {}
 
 
-def _keep(kept: Path, content: dict[str, object]) -> None:
+def _write_cache(cache: Path, content: dict[str, object]) -> None:
     from tencrop.files import atomic_write
 
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(kept, (json.dumps(content, indent=1) + "\n").encode())
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(cache, (json.dumps(content, indent=1) + "\n").encode())

@@ -1,4 +1,4 @@
-"""A table beside ours: on the terminal, in Markdown, CSV and LaTeX (booktabs). Called by report/paper_tables.py."""
+"""Renders a comparison table as terminal text, Markdown, CSV and LaTeX (booktabs)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from tencrop.tables.schema import COLUMNS, ErrorTable, RowProtocol
 _PROTOCOL_KEYS = tuple(field.name for field in fields(RowProtocol))
 CSV_COLUMNS = ("table", "row", "id", "unit", "column", "printed", "ours", "difference", "low", "high", "images",
                "seeds", "verdict", "confidence", "protocol", "run")  # fmt: skip
-NUMBERS = {"printed", "ours", "difference", "95% interval", "seeds"}  # set to the right
-WIDTH = 110  # of text on the terminal; the columns are as wide as they are
+NUMBERS = {"printed", "ours", "difference", "95% interval", "seeds"}  # right-aligned columns
+WIDTH = 110  # characters per line of notes on the terminal; the table itself is not wrapped
 GUESS_NOTE = f"{GUESSED} The band of fewer than three seeds is a guess."
 LATEX = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$",
-    "|": "$|$", "[": "{[}", "*": "{*}",  # after a line break the last two would be its arguments
+    "|": "$|$", "[": "{[}", "*": "{*}",  # at the start of a row, \\ would take the last two as its arguments
     "–": "--", "−": "$-$", "±": r"$\pm$", "×": r"$\times$",
 }  # fmt: skip
 
 
 def terminal_table(table: ErrorTable, lines: Sequence[Line]) -> str:
-    """The table in aligned columns, without those that say nothing in any row."""
+    """The table in aligned columns, without columns that are empty in every row."""
     grid = _grid(table, lines)
     kept = [number for number, column in enumerate(zip(*grid[1:], strict=True)) if {NONE} != set(column)]
     rows = [[row[number] for number in kept] for row in grid]
@@ -46,7 +46,7 @@ def terminal_table(table: ErrorTable, lines: Sequence[Line]) -> str:
 
 
 def markdown_table(table: ErrorTable, lines: Sequence[Line]) -> str:
-    """The table in Markdown, its title in bold above it."""
+    """The table in Markdown, with its title in bold above."""
     grid = _grid(table, lines)
     alignment = ["--:" if column in NUMBERS else ":--" for column in grid[0]]
     body = "".join("| " + " | ".join(map(markdown_text, row)) + " |\n" for row in (grid[0], alignment, *grid[1:]))
@@ -56,13 +56,13 @@ def markdown_table(table: ErrorTable, lines: Sequence[Line]) -> str:
 
 
 def csv_table(table: ErrorTable, lines: Sequence[Line]) -> str:
-    """A line for every row and column, all cells; nothing where there is nothing."""
+    """The table in long format, one line per row and column; empty fields stay empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for line in lines:
         for cell in line.cells:
-            low, _, high = cell.interval.partition(" – ")
+            low, _, high = cell.interval.partition(" – ")  # numbers for programs: two columns, ASCII minus, no commas
             row = (table.name, line.row.label, line.row.id, table.unit, cell.column, cell.printed, cell.ours,
                    cell.difference.replace("−", "-"), low, high, line.num_images.replace(",", ""), line.seeds,
                    cell.verdict, line.row.confidence[cell.column], line.protocol, line.run)  # fmt: skip
@@ -71,10 +71,11 @@ def csv_table(table: ErrorTable, lines: Sequence[Line]) -> str:
 
 
 def latex_table(table: ErrorTable, lines: Sequence[Line]) -> str:
-    """The table as LaTeX, with the rules of booktabs."""
+    """The table in LaTeX; the document needs the booktabs package."""
     grid = _grid(table, lines)
     columns = "".join("r" if column in NUMBERS else "l" for column in grid[0])
     rows = [" & ".join(map(latex_text, row)) + r" \\" for row in grid]
+    # LaTeX has one place for everything that the other formats print above and below the table.
     caption = ". ".join(
         text.rstrip(".") for text in (table.title, *_about(table, lines), *_notes(table, lines)) if text
     )
@@ -98,12 +99,13 @@ def latex_table(table: ErrorTable, lines: Sequence[Line]) -> str:
 
 
 def latex_text(text: str) -> str:
-    """`text` without what LaTeX would take for a command."""
+    """`text` with LaTeX's special characters escaped."""
+    # Character by character: successive replacements would escape the backslashes of earlier ones.
     return "".join(LATEX.get(sign, sign) for sign in text)
 
 
 def _grid(table: ErrorTable, lines: Sequence[Line]) -> list[list[str]]:
-    """Heads and rows; the protocol has a column where rows differ in it."""
+    """Column heads and rows; there is a protocol column only if the rows differ in it."""
     heads = ["row", *([] if _shared_protocol(lines) else ["protocol"]), "printed", "ours", "difference", "95% interval",
              "seeds", "verdict", "confidence", "run"]  # fmt: skip
     rows = []
@@ -116,25 +118,25 @@ def _grid(table: ErrorTable, lines: Sequence[Line]) -> list[list[str]]:
 
 
 def _shared_protocol(lines: Sequence[Line]) -> str | None:
-    """The protocol of all rows that have one, if it is one."""
+    """The common protocol of all rows that have one; None if they differ, empty if no row has one."""
     found = {line.protocol for line in lines} - {NONE}
     return found.pop() if len(found) == 1 else "" if not found else None
 
 
 def _about(table: ErrorTable, lines: Sequence[Line]) -> list[str]:
-    """What the rows share: source, data, columns, protocol."""
+    """Lines above the table, about what all rows share: source, data, columns, protocol."""
     columns = " / ".join(COLUMNS[column] for column in table.columns)
     images = "" if table.num_images is None else f", {table.num_images:,} images"
     about = [f"Source: {table.source}", f"{columns} {table.unit}, percent; {table.data} {table.split}{images}"]
     if protocol := _shared_protocol(lines):
         about.append(f"Protocol: {protocol}")
     if guesses := _not_stated(lines):
-        about.append(f"Of the protocol not stated: {guesses}")
+        about.append(f"Not stated about the protocol: {guesses}")
     return about
 
 
 def _not_stated(lines: Sequence[Line]) -> str:
-    """What the paper leaves open in all rows, then in some: `filter; side, size of "EfficientNet-B0", ...`."""
+    """Protocol settings not stated in any row, then those of single rows: `filter; side, size of "ResNet-50", ...`."""
     tested = [line for line in lines if line.protocol != NONE]
     shared = [key for key in _PROTOCOL_KEYS if tested and all(key in line.not_stated for line in tested)]
     labels: dict[str, list[str]] = {}
@@ -146,5 +148,6 @@ def _not_stated(lines: Sequence[Line]) -> str:
 
 
 def _notes(table: ErrorTable, lines: Sequence[Line]) -> list[str]:
+    """Lines below the table."""
     is_guessed = any(cell.verdict.endswith(GUESSED) for line in lines for cell in line.cells)
     return [*([table.note] if table.note else []), *([GUESS_NOTE] if is_guessed else [])]

@@ -1,4 +1,4 @@
-"""A paper's error table as values: what reading.py makes of a file of conf/errors, and render.py prints."""
+"""Data types for a paper's error table: reading.py creates them from a file of conf/errors, render.py prints them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-# Errors that tables print, and how their columns are called. evaluate.py measures only top1 and top5 of the validation
-# split: test labels are withheld, training errors are not evaluated, and ReaL labels are not at hand.
+# Columns of printed tables, with their titles. evaluate.py measures only top1 and top5 on the validation split: test
+# labels are withheld, training errors are not evaluated, and ReaL labels (Beyer et al. 2020) are not supported.
 COLUMNS = {
     "top1": "top-1",
     "top5": "top-5",
@@ -17,11 +17,11 @@ COLUMNS = {
 }
 MEASURED = {"top1": 1, "top5": 5}  # column -> k
 
-# How well a printed number is known, the best first.
+# How a printed number reached us, most reliable first.
 CONFIDENCES = (
-    "source material",  # printed in the material at hand
-    "authors' code",  # their repository or README, read
-    "two transcriptions",  # the paper, by two that agree
+    "source material",  # the printed table itself was read
+    "authors' code",  # the authors' repository or README was read
+    "two transcriptions",  # two transcriptions of the paper that agree
     "one transcription",
     "four third parties",
     "three third parties",
@@ -33,25 +33,25 @@ PRINTED = re.compile(r"[<>~]?[+-]?\d{1,3}(\.(?P<decimals>\d{1,4}))?(±\d+(\.\d+)
 
 
 class Printed(NamedTuple):
-    """A printed number in percent, of the table's unit."""
+    """A printed number in percent, in the table's unit."""
 
     value: float
-    last_digit: float  # one unit of it: 0.1 for 25.6, 0.01 for 25.60
-    is_bound: bool  # printed with <, > or ~, so that no difference is counted from it
+    last_digit: float  # one unit of the last digit: 0.1 for 25.6, 0.01 for 25.60
+    is_bound: bool  # printed with <, > or ~, so that a difference from it has no meaning
 
 
 def parse_printed(text: str) -> Printed:
-    """ "25.6", "78.82±0.07" (of several runs) or ">+1" as a number; ValueError for anything else."""
+    """Parse "25.6", "78.82±0.07" (mean of several runs) or ">+1"; raises ValueError for anything else."""
     found = PRINTED.fullmatch(text)
     if found is None:
-        raise ValueError(f'"{text}" is no printed number such as "25.6", "78.82±0.07" or "+1.4"')
+        raise ValueError(f'"{text}" is not a printed number such as "25.6", "78.82±0.07" or "+1.4"')
     number = text.partition("±")[0].lstrip("<>~")
     return Printed(float(number), 10.0 ** -len(found["decimals"] or ""), text[0] in "<>~")
 
 
 @dataclass(frozen=True)
 class RowProtocol:
-    """How a paper tests, as far as it states it: None stands for what it does not state."""
+    """A paper's test protocol; None for settings that the paper does not state."""
 
     name: str | None
     side: int | tuple[int, ...] | None  # pixels
@@ -63,19 +63,19 @@ class RowProtocol:
 
     @property
     def not_stated(self) -> list[str]:
-        """The keys that matter and that the paper leaves open; whoever fills the row guesses them."""
-        idle = {"average"} if self.name == "center" else set()
-        idle |= {"side"} if self.resize == "central_fraction" else set()
+        """The relevant settings that the paper does not state, and that a reproduction has to guess."""
+        idle = {"average"} if self.name == "center" else set()  # one view has no average
+        idle |= {"side"} if self.resize == "central_fraction" else set()  # the crop is resized directly to `size`
         return [field.name for field in fields(self) if getattr(self, field.name) is None and field.name not in idle]
 
 
 @dataclass(frozen=True)
 class Member:
-    """A row whose network is part of an ensemble."""
+    """A row whose network is a member of an ensemble."""
 
     table: str
     row: str
-    seeds: int  # so many networks that differ in the seed alone
+    seeds: int  # number of networks in the ensemble that differ only in the seed
     protocol: RowProtocol | None
     words: tuple[str, ...] | None
     cannot: str | None
@@ -83,22 +83,22 @@ class Member:
 
 @dataclass(frozen=True)
 class ErrorRow:
-    """A row as printed, and how its number is obtained."""
+    """A row as printed, and how to obtain our number for it."""
 
     id: str
     label: str
-    printed: dict[str, str | None]  # by column, as printed; None where nothing is
-    confidence: dict[str, str]  # by column, of CONFIDENCES
-    words: tuple[str, ...] | None  # what stands behind train.py; None where nobody can train it
-    cannot: str | None  # why not
+    printed: dict[str, str | None]  # by column, as printed; None if nothing is printed
+    confidence: dict[str, str]  # by column, one of CONFIDENCES
+    words: tuple[str, ...] | None  # arguments of train.py; None if it cannot be trained
+    cannot: str | None  # the reason why it cannot be trained
     protocol: RowProtocol | None
-    members: tuple[Member, ...]  # of an ensemble, else empty
-    delta_of: str | None  # TABLE.ID that the printed numbers are differences from
-    num_runs: int  # that the printed number is the mean of
+    members: tuple[Member, ...]  # empty unless the row is an ensemble
+    delta_of: str | None  # TABLE.ID of the baseline, if the printed numbers are differences
+    num_runs: int  # number of runs whose mean is printed
 
     @property
     def reason(self) -> str | None:
-        """Why the row cannot be filled by training; None where it can."""
+        """Why the row cannot be reproduced by training; None if it can."""
         if self.cannot is not None or not self.members:
             return self.cannot
         missing = [f"{member.row}: {member.cannot}" for member in self.members if member.cannot is not None]
@@ -107,26 +107,26 @@ class ErrorRow:
 
 @dataclass(frozen=True)
 class ErrorTable:
-    """A printed table: a file of conf/errors."""
+    """A printed table, read from a file of conf/errors."""
 
-    name: str  # of the file
+    name: str  # of the file, without .yaml
     title: str
     source: str
     data: str  # a data.name, or one of reading.FOREIGN_DATA
     split: str  # val | test
     unit: str  # error | accuracy, as printed; percent
     columns: tuple[str, ...]  # of COLUMNS
-    num_images: int | None  # that the errors are counted over; None: all of the split
+    num_images: int | None  # number of images that the errors refer to; None: the whole split
     note: str | None
     rows: tuple[ErrorRow, ...]
 
     def error(self, row: ErrorRow, column: str) -> float:
-        """What the row prints in a column, as an error in percent."""
+        """The number that the row prints in a column, as an error in percent."""
         printed = row.printed[column]
         assert printed is not None, (self.name, row.id, column)
         value = parse_printed(printed).value
         return value if self.unit == "error" else 100 - value
 
     def can_measure(self, column: str) -> bool:
-        """Whether evaluate.py gives this column of this table."""
+        """Whether evaluate.py measures this column of this table."""
         return column in MEASURED and self.split == "val"

@@ -1,13 +1,15 @@
-"""Whether our error reproduces a printed one. Pure; called by render.py.
+"""Decides whether our error reproduces a printed one. Pure functions.
 
-Ours is the mean over k seeds with standard deviation s, the paper's the mean of n runs, printed to a last digit of
-which half is u. Both count the same images, so their binomial intervals are no band for the difference; seeds are. Ours
+Our error is the mean over k seeds with standard deviation s. The paper's is the mean of n runs, rounded to a last
+digit; u is half a unit of that digit. Ours reproduces the paper's if
 
-    reproduces it where |ours - printed| <= u + t s sqrt(1/k + 1/n),
+    |ours - printed| <= u + t s sqrt(1/k + 1/n),
 
-t being the two-sided 95% quantile of Student's distribution for k - 1 degrees of freedom. Fewer than three seeds say
-too little of s: then s = 0.15 points and t = 2, which is a guess and said to be one. Seeds that differ by s above 0.4
-points agree with any number, so they give no verdict.
+where t is the two-sided 95% quantile of Student's t distribution with k - 1 degrees of freedom. The binomial interval
+of the number of images is not used: both errors are measured on the same images, so they differ by training noise only.
+
+With fewer than three seeds, s cannot be estimated. Then s = 0.15 points and t = 2 are used and marked as a guess. With
+s above 0.4 points, the band would accept almost any number, so there is no verdict.
 """
 
 from __future__ import annotations
@@ -20,34 +22,35 @@ from dataclasses import dataclass
 REPRODUCED, BETTER, WORSE = "reproduced", "better", "worse"
 SEEDS_DISAGREE, NOT_RUN, NO_CLAIM = "seeds disagree", "not run", "no claim"
 
-LEAST_STD = 0.1  # points: three seeds may agree by chance
-MOST_STD = 0.4  # points
-GUESSED_STD, GUESSED_QUANTILE = 0.15, 2.0  # of fewer than three seeds
-ROUNDING = 1e-9  # of sums of decimal fractions: a difference equal to the band lies within it
+LEAST_STD = 0.1  # points: lower bound of s, since three seeds may agree by chance
+MOST_STD = 0.4  # points: above it there is no verdict
+GUESSED_STD, GUESSED_QUANTILE = 0.15, 2.0  # s and t for fewer than three seeds
+ROUNDING = 1e-9  # tolerance for floating-point sums of decimals: a difference equal to the band counts as reproduced
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What our error says of a printed one."""
+    """The result of comparing our error with a printed one."""
 
     word: str  # reproduced | better | worse | seeds disagree
-    band: float | None  # points around the printed number; None where seeds disagree
-    is_guess: bool  # the band is, of fewer than three seeds
+    band: float | None  # half-width around the printed number, in points; None if seeds disagree
+    is_guess: bool  # whether the band is a guess, because there are fewer than three seeds
 
 
 def judge(errors: Sequence[float], printed: float, *, last_digit: float, num_runs: int) -> Verdict:
-    """The verdict on a printed error, percent, from ours, percent, one a seed.
+    """Compare our errors, one per seed, with a printed error, all in percent.
 
-    last_digit: one unit of the last printed digit (0.1 for 25.6); num_runs: that the printed error is the mean of.
+    last_digit: one unit of the last printed digit (0.1 for 25.6); num_runs: number of runs whose mean is printed.
     """
     assert errors and num_runs >= 1 and last_digit > 0, (errors, num_runs, last_digit)
     k = len(errors)
-    is_guess = k < 3
+    is_guess = k < 3  # with k = 2, t is 12.7 and the band would accept almost any number
     std, quantile = GUESSED_STD, GUESSED_QUANTILE
     if not is_guess:
         std, quantile = max(statistics.stdev(errors), LEAST_STD), student_quantile(k - 1)
         if std > MOST_STD:
             return Verdict(SEEDS_DISAGREE, None, False)
+    # The paper gives no standard deviation of its own, so that of our seeds stands for both.
     band = last_digit / 2 + quantile * std * math.sqrt(1 / k + 1 / num_runs)
     difference = statistics.fmean(errors) - printed
     word = REPRODUCED if abs(difference) <= band + ROUNDING else WORSE if difference > 0 else BETTER
@@ -55,7 +58,7 @@ def judge(errors: Sequence[float], printed: float, *, last_digit: float, num_run
 
 
 def student_quantile(degrees_of_freedom: int) -> float:
-    """Student's t of which the distribution holds 95% within +- t."""
-    from scipy.special import stdtrit  # 0.3 s, and most tables are not run
+    """Two-sided 95% quantile of Student's t distribution: 95% of it is within [-t, t]."""
+    from scipy.special import stdtrit  # takes 0.3 s to import, and most tables have no runs to judge
 
     return float(stdtrit(degrees_of_freedom, 0.975))

@@ -85,7 +85,7 @@ def test_a_failing_disk_is_reported(root, tmp_path):
         "data[0]",
         root,
     )
-    assert done.returncode == 2 and done.stderr.startswith("error: the disk, or the server that has it, failed to read")
+    assert done.returncode == 2 and done.stderr.startswith("error: the disk or file server failed to read")
     assert str(root / "manifest.json") in done.stderr
 
 
