@@ -187,7 +187,7 @@ class Hardware:
 
 @dataclass
 class Tracker:
-    name: str  # wandb | tensorboard | csv | none
+    name: str  # wandb | tensorboard | none
     project: str | None
 
 

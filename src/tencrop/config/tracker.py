@@ -6,12 +6,22 @@ Whatever else keeps wandb from starting ends no run: it is tracked offline, or n
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from tencrop.config.schema import Tracker, UserError
 
 MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")  # of WANDB_MODE, as wandb's settings have them
 REFUSED = "\\#?%:"  # in the name of a project, beside the slash
 MAX_PROJECT = 128  # characters
+REMOVED = "csv"  # a tracker of earlier versions; its rows repeated those of metrics.jsonl
+USE_INSTEAD = "the CSV tracker was removed; set tracker=none and read metrics.jsonl in the run folder"
+
+
+def without_removed_tracker(tracker: Any) -> Any:
+    """The `tracker` section of a run's config.yaml, with `none` in place of the removed CSV tracker."""
+    if isinstance(tracker, dict) and tracker.get("name") == REMOVED:
+        return tracker | {"name": "none"}
+    return tracker
 
 
 def check_tracker(tracker: Tracker) -> None:
