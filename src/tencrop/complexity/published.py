@@ -11,9 +11,7 @@ proved otherwise, exit code 1.
 from __future__ import annotations
 
 import ast
-import csv
 import fnmatch
-import io
 import json
 import operator
 import textwrap
@@ -25,6 +23,8 @@ from tencrop.complexity.layers import WITH_UNITS, Layer
 from tencrop.complexity.networks import complexity_of_file
 from tencrop.complexity.render import agreed
 from tencrop.config import Printed, PrintedTable, UserError
+from tencrop.printable import markdown_text
+from tencrop.text_tables import aligned, csv_table, markdown_table
 
 UNITS = {"": 1, "K": 10**3, "Ki": 2**10, "M": 10**6, "G": 10**9}
 TILDE = 0.05  # how far "~" reaches
@@ -171,12 +171,9 @@ def terminal(table: PrintedTable, comparisons: Sequence[Comparison]) -> str:
     """Rows and, below each that differs, why."""
     heads = ("", "quantity", "printed", "ours", "")
     lines = [heads, *(_cells(table, comparison) for comparison in comparisons)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     text = [table.title, f"Source: {table.source}"] + ([table.note] if table.note else []) + [""]
-    for number, line in enumerate(lines):
-        first, second, *others = (cell.ljust(w) if c < 2 else cell.rjust(w)
-                                  for c, (cell, w) in enumerate(zip(line, widths, strict=True)))  # fmt: skip
-        text.append("  ".join([first, second, *others]).rstrip())
+    for number, line in enumerate(aligned(lines, left=[0, 1])):
+        text.append(line)
         for why in _reasons(comparisons[number - 1]) if number else []:
             text.append(textwrap.fill(why, 100, initial_indent=" " * 4, subsequent_indent=" " * 6))
     text += ["", _summary(comparisons)]
@@ -187,8 +184,8 @@ def markdown(table: PrintedTable, comparisons: Sequence[Comparison]) -> str:
     """The table in Markdown."""
     heads = ("row", "quantity", "printed", "ours", "verdict", "why")
     rows = [(*_cells(table, comparison), "; ".join(_reasons(comparison))) for comparison in comparisons]
-    lines = [heads, (":--", ":--", "--:", "--:", ":--", ":--"), *rows]
-    body = "".join("| " + " | ".join(cell.replace("*", "\\*") for cell in line) + " |\n" for line in lines)
+    # arithmetic in a reason has *, which would otherwise begin italics
+    body = markdown_table(heads, rows, left=[0, 1, 4, 5], escape=lambda cell: markdown_text(cell).replace("*", "\\*"))
     note = f" {table.note}" if table.note else ""
     return f"**{table.title}**\n\nSource: {table.source}.{note}\n\n{body}\n{_summary(comparisons)}\n"
 
@@ -210,12 +207,8 @@ def json_text(table: PrintedTable, comparisons: Sequence[Comparison]) -> str:
 
 def csv_text(table: PrintedTable, comparisons: Sequence[Comparison]) -> str:
     """The table as CSV."""
-    text = io.StringIO()
     rows = records(table, comparisons)
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_table(list(rows[0]), (list(row.values()) for row in rows))
 
 
 FORMATS = {"terminal": terminal, "markdown": markdown, "csv": csv_text, "json": json_text}

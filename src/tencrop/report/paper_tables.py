@@ -13,6 +13,7 @@ from tencrop.report.matching import match_runs
 from tencrop.tables.lines import lines_of
 from tencrop.tables.reading import ERRORS, read_table, read_tables
 from tencrop.tables.render import csv_table, latex_table, markdown_table, terminal_table
+from tencrop.text_tables import aligned
 
 ALL, TITLES = "all", "?"
 USUAL = (Path("runs"), Path("evaluations"))  # where train.py and evaluate.py write unless told otherwise
@@ -48,8 +49,7 @@ def report_tables(name: str, runs: Sequence[str], output: Path, folder: Path = E
 def _titles(folder: Path) -> str:
     """A line for every table: its name and title."""
     tables = read_tables(folder)
-    width = max(len(table.name) for table in tables)
-    return "\n".join(f"{table.name:{width}}  {table.title}" for table in tables)
+    return "\n".join(aligned([(table.name, table.title) for table in tables], left=[0, 1]))
 
 
 def _show(texts: Sequence[str]) -> None:

@@ -17,8 +17,9 @@ from rich.text import Text
 from tencrop.console import plain_console
 from tencrop.evaluation.claims import is_claimed
 from tencrop.evaluation.errors import OverSeeds, over_seeds, wilson_interval
-from tencrop.printable import markdown_text
 from tencrop.report.collect import TOP, Broken, Evaluation, Experiment, Result, Run
+from tencrop.text_tables import aligned
+from tencrop.text_tables import markdown_table as rows_as_markdown
 
 COLUMNS = ("experiment", "protocol", "error", "paper", "ours", "difference", "95% interval", "images", "seeds", "note")
 NOT_RUN = "not run"
@@ -80,12 +81,10 @@ def error_rows(experiments: Sequence[Experiment], evaluations: Sequence[Evaluati
 def print_table(rows: Sequence[Row], console: Console | None = None, *, broken: Sequence[Broken] = ()) -> None:
     """The table on the terminal; fits 80 columns. Below it what is broken."""
     console = console or plain_console()
-    lines = [("percent", *COLUMNS[3:7]), *(row.cells[2:7] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    aligned = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    head, *lines = aligned([("percent", *COLUMNS[3:7]), *(row.cells[2:7] for row in rows)])
     before: tuple[str, str] | None = None
-    console.print(Text(f"  {aligned[0]}", "dim"), soft_wrap=True)
-    for row, line in zip(rows, aligned[1:], strict=True):
+    console.print(Text(f"  {head}", "dim"), soft_wrap=True)
+    for row, line in zip(rows, lines, strict=True):
         if before != (before := (row.experiment, row.protocol)):
             console.print(
                 Text.assemble((row.experiment, "bold"), f"  {row.protocol}  ", (row.about, "dim")), soft_wrap=True
@@ -97,11 +96,10 @@ def print_table(rows: Sequence[Row], console: Console | None = None, *, broken: 
 
 def markdown_table(rows: Sequence[Row], *, broken: Sequence[Broken] = ()) -> str:
     """The table in Markdown; what is broken has a row without numbers."""
-    alignment = [":--" if column in ("experiment", "protocol", "note") else "--:" for column in COLUMNS]
+    left = [number for number, column in enumerate(COLUMNS) if column in ("experiment", "protocol", "note")]
     without_numbers = [NONE] * (len(COLUMNS) - 2)
-    lines = [COLUMNS, alignment, *(row.cells for row in rows)]
-    lines += [(one.name, *without_numbers, one.reason) for one in broken]
-    return "".join("| " + " | ".join(markdown_text(cell) for cell in line) + " |\n" for line in lines)
+    lines = [*(row.cells for row in rows), *((one.name, *without_numbers, one.reason) for one in broken)]
+    return rows_as_markdown(COLUMNS, lines, left=left)
 
 
 def html_table(rows: Sequence[Row], *, broken: Sequence[Broken] = ()) -> str:
