@@ -1,16 +1,16 @@
-"""The error table: what the paper printed, what was measured, by how much they differ. Terminal, Markdown, HTML.
+"""The error table: the paper's error, ours, and their difference, for the terminal, in Markdown and in HTML.
 
-Percent errors throughout. Called by the verbs (terminal) and by page.
+All errors are in percent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from rich.console import Console
 from rich.text import Text
 
@@ -18,6 +18,7 @@ from tencrop.console import plain_console
 from tencrop.evaluation.claims import is_claimed
 from tencrop.evaluation.errors import OverSeeds, over_seeds, wilson_interval
 from tencrop.report.collect import TOP, Broken, Evaluation, Experiment, Result, Run
+from tencrop.report.templating import render
 from tencrop.text_tables import aligned
 from tencrop.text_tables import markdown_table as rows_as_markdown
 
@@ -102,14 +103,15 @@ def markdown_table(rows: Sequence[Row], *, broken: Sequence[Broken] = ()) -> str
     return rows_as_markdown(COLUMNS, lines, left=left)
 
 
-def html_table(rows: Sequence[Row], *, broken: Sequence[Broken] = ()) -> str:
-    """The table in HTML: a group of rows for each experiment and protocol, six narrow columns; last what is broken."""
-    head = "".join(f"<th scope=col>{column}</th>" for column in ("", "Paper", "Ours", "Difference", "95% interval"))
+def html_table(rows: Sequence[Row], *, broken: Sequence[Broken] = ()) -> Markup:
+    """The table in HTML: a group of rows for each experiment and protocol, then what could not be read.
+
+    Experiment, protocol and note head the group rather than each row: five narrow columns fit a telephone.
+    """
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.experiment, row.protocol), []).append(row)
-    bodies = "".join(_html_group(*group) for group in groups.items()) + "".join(map(_html_broken, broken))
-    return f"<table class=errors><thead><tr>{head}</tr></thead>{bodies}</table>"
+    return render("error_table.html", groups=list(groups.items()), broken=broken)
 
 
 def _rows(experiment: Experiment) -> list[Row]:
@@ -180,24 +182,3 @@ def _over_seeds(measured: OverSeeds) -> str:
     if measured.std is None:
         return f"{measured.mean:.2f}"
     return f"{measured.mean:.2f} ± {measured.std:.2f}"
-
-
-def _html_group(key: tuple[str, str], rows: list[Row]) -> str:
-    experiment, protocol = key
-    head = f"<b>{escape(experiment)}</b> {escape(protocol)} <small>{escape(rows[0].about)}</small>"
-    body = "".join(_html_row(row) for row in rows)
-    return f"<tbody><tr><th colspan=5 scope=rowgroup>{head}</th></tr>{body}</tbody>"
-
-
-def _html_broken(one: Broken) -> str:
-    head = f"<b>{escape(one.name)}</b> <small>{escape(one.reason)}</small>"
-    return f"<tbody><tr><th colspan=5 scope=rowgroup>{head}</th></tr></tbody>"
-
-
-def _html_row(row: Row) -> str:
-    error, paper, ours, difference, interval = row.cells[2:7]
-    missing = " class=missing" if row.measured is None else ""
-    return (
-        f"<tr><th scope=row>{error}</th><td>{paper}</td><td{missing}><b>{escape(ours)}</b></td>"
-        f"<td>{difference}</td><td>{interval}</td></tr>"
-    )
