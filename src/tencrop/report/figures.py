@@ -27,7 +27,9 @@ from tencrop.report.templating import render
 
 MAX_KERNELS = 256
 TILE_PIXELS = 44  # minimum side of a kernel on the page; AlexNet's 11 × 11 kernels are enlarged four times
-PICTURE_PIXELS = 224  # maximum shorter side of a test image on the page; a photograph then costs about 15 kB
+PICTURE_PIXELS = (
+    224  # maximum shorter side of a test image on the page; eight photographs of 500 pixels would make a page of 1 MB
+)
 JPEG_QUALITY = 85
 NUM_IMAGES, NUM_WRONG = 8, 4  # Figure 4 shows eight images, half of them wrong
 NUM_BARS = 5
@@ -53,7 +55,8 @@ def kernel_figure(run: Run) -> Markup:
 
 def first_kernels(state: dict) -> np.ndarray | None:
     """float [K, C, h, w] of the first weight over C in {1, 3} channels and more than one pixel; None without one."""
-    # state_dict keeps the order of definition, which is that of execution in every network of ours
+    # state_dict keeps the order of definition, and networks define the layer on the image first. A 1 × 1 convolution
+    # over the image (a learned color transform) would be a picture of one pixel.
     for value in state.values():
         if getattr(value, "ndim", 0) == 4 and value.shape[1] in (1, 3) and min(value.shape[2:]) > 1:
             return value.float().numpy()

@@ -29,13 +29,13 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Row:
-    """One top-k error of an experiment under a protocol; percent."""
+    """One top-k error of an experiment under a protocol, in percent."""
 
     experiment: str
     protocol: str
     k: int
     published: float | None
-    measured: OverSeeds | None  # None: not run
+    measured: OverSeeds | None  # None: not evaluated yet
     interval: tuple[float, float] | None
     num_images: int | None
     note: str
@@ -43,6 +43,7 @@ class Row:
     @property
     def cells(self) -> tuple[str, ...]:
         """The row as text, one cell for each of COLUMNS."""
+        # U+2212 for the sign of a difference, as papers print it; a hyphen is easily lost beside a number
         measured, paper = self.measured, self.published
         return (
             self.experiment,
@@ -59,18 +60,17 @@ class Row:
 
     @property
     def about(self) -> str:
-        """What the rows of a protocol share: images, seeds, note."""
+        """What both rows of a protocol share: number of images and seeds, and the note."""
         images = "" if self.num_images is None else f"{self.num_images:,} images"
         seeds = "" if self.measured is None or self.measured.n == 1 else f"{self.measured.n} seeds, mean ± s.d."
         return " · ".join(fact for fact in (images, seeds, self.note) if fact)
 
 
 def error_rows(experiments: Sequence[Experiment], evaluations: Sequence[Evaluation] = ()) -> list[Row]:
-    """The rows of all experiments: the claimed protocol first, "not run" where it was not evaluated. Behind them the
-    evaluations that belong to no run, marked so and beside no published number.
+    """The rows of all experiments, then those of results outside run folders.
 
-    Over seeds: mean and sample standard deviation with n; the interval is Wilson's at the mean error for the number
-    of test images, which are the same for all seeds.
+    The claimed protocol comes first, as "not run" if it was not evaluated. Results outside run folders are marked and
+    never compared with a published error. Over seeds a row has the mean and the sample standard deviation.
     """
     rows = [row for experiment in experiments for row in _rows(experiment)]
     for one in evaluations:
@@ -80,7 +80,7 @@ def error_rows(experiments: Sequence[Experiment], evaluations: Sequence[Evaluati
 
 
 def print_table(rows: Sequence[Row], console: Console | None = None, *, broken: Sequence[Broken] = ()) -> None:
-    """The table on the terminal; fits 80 columns. Below it what is broken."""
+    """The table on the terminal, in at most 80 columns, followed by what could not be read."""
     console = console or plain_console()
     head, *lines = aligned([("percent", *COLUMNS[3:7]), *(row.cells[2:7] for row in rows)])
     before: tuple[str, str] | None = None
@@ -96,7 +96,7 @@ def print_table(rows: Sequence[Row], console: Console | None = None, *, broken: 
 
 
 def markdown_table(rows: Sequence[Row], *, broken: Sequence[Broken] = ()) -> str:
-    """The table in Markdown; what is broken has a row without numbers."""
+    """The table in Markdown; what could not be read has a row without numbers."""
     left = [number for number, column in enumerate(COLUMNS) if column in ("experiment", "protocol", "note")]
     without_numbers = [NONE] * (len(COLUMNS) - 2)
     lines = [*(row.cells for row in rows), *((one.name, *without_numbers, one.reason) for one in broken)]
@@ -130,10 +130,11 @@ def _rows(experiment: Experiment) -> list[Row]:
 
 
 def _groups(experiment: Experiment) -> list[list[tuple[Run, Result]]]:
-    """The results that are one number over seeds: measured in one way, of every run one.
+    """Groups of results that are averaged over seeds: one result per run, all measured the same way.
 
-    Of a run that was evaluated so at several checkpoints, while it trained, it is the latest.
+    Of several results of one run, as of a run that is evaluated while it trains, the latest checkpoint's is taken.
     """
+    # source_fingerprint is part of the key: errors on different test images must not be averaged
     groups: dict[tuple[str, str], dict[Path, tuple[Run, Result]]] = {}
     for run in experiment.runs:
         for result in sorted(run.valid_results, key=lambda result: result.facts.get("step") or 0):
@@ -148,7 +149,7 @@ def _title(members: Sequence[tuple[Run, Result]]) -> str:
 
 
 def _is_claimed(experiment: Experiment, members: Sequence[tuple[Run, Result]]) -> bool:
-    """Whether the claim is about results as these, all of whole trainings."""
+    """Whether the published error may stand beside these results: the claim's protocol, and complete runs only."""
     recipe = experiment.recipe
     return recipe is not None and all(run.is_complete and is_claimed(one.facts, recipe) for run, one in members)
 
@@ -161,6 +162,8 @@ def _rows_not_run(experiment: Experiment, protocol: str) -> list[Row]:
 def _row(name: str, k: int, results: Sequence[Result], *, published: float | None, note: str, protocol: str) -> Row:
     measured = over_seeds([100 * result.errors[k] for result in results])
     num_images = results[0].num_images
+    # Wilson's interval at the mean error for the images of one seed. All seeds are tested on the same images: counting
+    # n times as many trials would make the interval too narrow by the square root of n.
     low, high = wilson_interval(measured.mean / 100 * num_images, num_images)
     return Row(name, protocol, k, published, measured, (100 * low, 100 * high), num_images, note)
 
