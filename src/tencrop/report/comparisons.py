@@ -31,6 +31,7 @@ def families(experiments: Sequence[Experiment]) -> list[list[Experiment]]:
 
 def _name(experiment: Experiment) -> str:
     config = experiment.runs[0].config
+    # torchvision's models are named torchvision/NAME
     return f"training_error-{config['model']['name'].replace('/', '-')}-{config['data']['name']}"
 
 
@@ -45,7 +46,7 @@ def _draw_tradeoff(experiments: Sequence[Experiment], evaluations: Sequence[Eval
     if not claims and not any(is_on_whole("imagenet", one) for one in facts):
         return []
 
-    # matplotlib takes 0.5 to 1 s to import, which a report of runs on other data does not need
+    # imported late: these load matplotlib, which a report of runs on other data does not need
     from tencrop.complexity.golden import golden_counts
     from tencrop.visualization.drawing import save_figure
     from tencrop.visualization.tradeoff import measured, point_of, published, tradeoff_figure, tradeoff_record

@@ -38,6 +38,7 @@ def _members(
     facts = evaluation.result.facts
     if not isinstance(facts["checkpoint"], list):
         return []
+    # resolved, as the folders of runs are: `runs` is a link to a large disk on many machines
     paths = [Path(path).resolve() for path in facts["checkpoint"]]
     wanted: dict[Words, int] = {}
     for member in members:

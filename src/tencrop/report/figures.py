@@ -27,9 +27,7 @@ from tencrop.report.templating import render
 
 MAX_KERNELS = 256
 TILE_PIXELS = 44  # minimum side of a kernel on the page; AlexNet's 11 × 11 kernels are enlarged four times
-PICTURE_PIXELS = (
-    224  # maximum shorter side of a test image on the page; eight photographs of 500 pixels would make a page of 1 MB
-)
+PICTURE_PIXELS = 224  # maximum shorter side of a test image: scikit-learn's china.jpg then takes 21 kB rather than 83
 JPEG_QUALITY = 85
 NUM_IMAGES, NUM_WRONG = 8, 4  # Figure 4 shows eight images, half of them wrong
 NUM_BARS = 5
@@ -75,6 +73,7 @@ def kernel_picture(kernels: np.ndarray) -> Image.Image:
     # whole factors by repetition: any interpolation would draw a smoothness that the kernel does not have
     factor = math.ceil(TILE_PIXELS / max(height, width))
     pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
+    # 96 kernels of AlexNet make six rows of 16, as in Figure 3
     columns = num if num <= 8 else 8 if num <= 32 else 16
     rows, gap = math.ceil(num / columns), 4
     tile_height, tile_width = pixels.shape[1] + gap, pixels.shape[2] + gap
@@ -99,6 +98,7 @@ def panel_figure(run: Run, result: Result) -> Markup:
             raise UserError(f"{result.scores}: of other weights than this result; run evaluate.py again")
         data = run.config["data"]
         split = open_split(data["root"], "val", source=data["source"], data=data["name"])
+        # `scores.index` counts the images of the split that was evaluated; in other data it would show wrong images
         if split.source_fingerprint != result.source_fingerprint:
             raise UserError(f"{split.root}: prepared from other images than those that were evaluated")
         names = label_names(run.manifest["data"]["classes"])
@@ -137,6 +137,7 @@ def choose_images(scores: Scores) -> list[int]:
     positions = sorted(range(len(scores.index)), key=order)
     wrong = [position for position in positions if scores.softmax_ranks[position] != 0]
     right = [position for position in positions if scores.softmax_ranks[position] == 0]
+    # few correct images, as of a barely trained network, leave more places to wrong ones, and the other way round
     num_wrong = min(NUM_WRONG, len(wrong)) if len(right) >= NUM_IMAGES - NUM_WRONG else NUM_IMAGES - len(right)
     return wrong[:num_wrong] + right[: NUM_IMAGES - num_wrong]
 
@@ -155,6 +156,7 @@ def data_url(picture: Image.Image, *, photographic: bool = False) -> str:
 def _guesses(scores: Scores, position: int) -> Guesses:
     """The top labels of the image at `position`; on a tie the correct label comes last, as where errors are counted."""
     probabilities, label = scores.softmax[position].tolist(), int(scores.labels[position])
+    # the class number breaks further ties, so that the same scores always give the same page
     order = sorted(range(len(probabilities)), key=lambda k: (-probabilities[k], k == label, k))
     top = tuple(order[:NUM_BARS])
     return Guesses(label, top, tuple(probabilities[k] for k in top))

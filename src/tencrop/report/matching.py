@@ -32,6 +32,7 @@ def match_runs(
     kept: file that caches learning hashes. Raises UserError for a path that does not exist; a broken run is passed to
     `on_broken` and left out.
     """
+    # `reason` tells why a row cannot be reproduced; a row with `delta_of` prints differences, which no run measures
     rows = [(table, row) for table in tables for row in table.rows if row.reason is None and row.delta_of is None]
     folders = [folder for path in paths for folder in _run_folders(path)]
     wanted = [words for _, row in rows for words in (row.words, *(member.words for member in row.members)) if words]
@@ -114,7 +115,7 @@ def _ours(table: ErrorTable, row: ErrorRow, recipe: Config, runs: Sequence[Run])
     supporting: dict[tuple[str, str], list[tuple[Run, Result]]] = {}
     others: list[tuple[list[str], Path]] = []
     for run in runs:
-        for result in run.valid_results:
+        for result in run.valid_results:  # without results of weights that were trained further
             if reasons := refusals(result.facts, run.manifest["data"], row, table, recipe):
                 others.append((reasons, run.folder))
             else:  # the paper may leave settings open, and results of different settings must not be averaged
@@ -183,15 +184,16 @@ def _runs(words: Words, folders: Sequence[Path], on_broken: OnBroken) -> tuple[C
             continue
         # the 8 hex digits of a folder's name may be another version's or collide, so the settings themselves decide
         if run.is_complete and learning_keys(config) == own:
-            by_seed.setdefault(run.seed, run)
+            by_seed.setdefault(run.seed, run)  # a reproduction is no further measurement of its seed
     return recipe, [by_seed[seed] for seed in sorted(by_seed)]
 
 
 def _run_folders(path: Path) -> list[Path]:
     """Run folders in or below `path`, without those within a run folder, which are its own reproductions."""
+    # not collect's function of the same name: that module imports torch
     if not path.is_dir():
         raise UserError(f"runs={path}: there is no such folder; train.py makes one below runs/")
-    found: list[Path] = []
+    found: list[Path] = []  # sorted, so a run folder is found before those within it
     for manifest in sorted(path.resolve().rglob("manifest.json")):
         folder = manifest.parent
         if (folder / "config.yaml").exists() and not any(parent in found for parent in folder.parents):

@@ -46,6 +46,7 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = error_rows(experiments, evaluations)
+    # also saved as files: Markdown cannot embed them, and papers and slides take them from there
     figures = draw_comparisons(experiments, evaluations, folder / "figures")
     html, markdown = folder / "report.html", folder / "report.md"
     # A class folder's name need not be UTF-8; `encode` would raise on it after all the work is done.
@@ -63,6 +64,7 @@ def html_page(
 ) -> str:
     """The page as text; `figures` are the SVG files that compare experiments."""
     title = experiments[0].name if len(experiments) == 1 else _counted(len(experiments), "experiment")
+    # versions of tencrop that began the runs, not the one that writes the page: the same runs give the same bytes
     versions = sorted({run.manifest["tencrop"] for experiment in experiments for run in experiment.runs})
     num_runs = sum(len(experiment.runs) for experiment in experiments)
     about = f"{_counted(num_runs, 'run')} · tencrop {', '.join(versions)}"
@@ -152,7 +154,7 @@ def _facts(experiment: Experiment) -> list[tuple[str, str]]:
     """Name and value of what the runs of an experiment share, taken from the first run."""
     run = experiment.runs[0]
     manifest, claim = run.manifest, experiment.claim
-    session = manifest["sessions"][0]
+    session = manifest["sessions"][0]  # the one that began the run; resuming may have changed the machine
     facts = [
         ("Command", session["command"]),
         ("Code", _code(session["code"])),
@@ -167,6 +169,7 @@ def _facts(experiment: Experiment) -> list[tuple[str, str]]:
 
 def _packages(sessions: Sequence[dict[str, Any]]) -> str:
     """Name and version of each of PACKAGES; "2.14.0, then 2.15.0" where the run was resumed with another version."""
+    # "none": a package that this run did not have installed, as ffcv, which is optional
     versions = {name: [one["packages"].get(name, "none") for one in sessions] for name in PACKAGES}
     texts = {name: ", then ".join(version for version, _ in groupby(found)) for name, found in versions.items()}
     return ", ".join(f"{name} {text}" for name, text in texts.items() if text != "none")

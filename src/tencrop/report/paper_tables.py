@@ -30,6 +30,7 @@ def report_tables(name: str, runs: Sequence[str], output: Path, folder: Path = E
         return 0
     tables = read_tables(folder) if name == ALL else [read_table(name, folder)]
     paths = [Path(run) for run in runs] or [path for path in DEFAULTS if path.is_dir()]
+    # learning_hashes.json caches what composing every row costs: seconds for table=all
     out, broken, shown, written = output / "tables", list[UserError](), list[str](), list[Path]()
     matched = match_runs(tables, paths, kept=out / "learning_hashes.json", on_broken=broken.append)
     out.mkdir(parents=True, exist_ok=True)
@@ -40,7 +41,7 @@ def report_tables(name: str, runs: Sequence[str], output: Path, folder: Path = E
             written.append(out / f"{table.name}.{suffix}")
             atomic_write(written[-1], render(table, lines).encode())
     _show([*shown, *(map(str, written) if len(tables) == 1 else [str(out)])])
-    for error in broken:
+    for error in broken:  # after the table, where they are not scrolled away
         print(f"error: left out of the tables: {error}", file=sys.stderr)
     return 2 if broken else 0
 

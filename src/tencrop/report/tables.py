@@ -49,7 +49,7 @@ class Row:
             self.experiment,
             self.protocol,
             f"top-{self.k}",
-            NONE if paper is None else f"{paper:g}",
+            NONE if paper is None else f"{paper:g}",  # as many digits as the paper prints
             NOT_RUN if measured is None else _over_seeds(measured),
             NONE if measured is None or paper is None else f"{measured.mean - paper:+.2f}".replace("-", "−"),
             NONE if self.interval is None else f"{self.interval[0]:.2f} – {self.interval[1]:.2f}",
@@ -74,6 +74,7 @@ def error_rows(experiments: Sequence[Experiment], evaluations: Sequence[Evaluati
     """
     rows = [row for experiment in experiments for row in _rows(experiment)]
     for one in evaluations:
+        # without a run's configuration nothing tells how these weights were trained, so no claim is theirs
         note = f"of no run folder: {one.folder.parent.name}/{one.folder.name}"
         rows += [_row(one.name, k, [one.result], published=None, note=note, protocol=one.result.title) for k in TOP]
     return rows
@@ -82,6 +83,7 @@ def error_rows(experiments: Sequence[Experiment], evaluations: Sequence[Evaluati
 def print_table(rows: Sequence[Row], console: Console | None = None, *, broken: Sequence[Broken] = ()) -> None:
     """The table on the terminal, in at most 80 columns, followed by what could not be read."""
     console = console or plain_console()
+    # Names and notes may be of any length and stand on a line of their own; only the numbers are in columns.
     head, *lines = aligned([("percent", *COLUMNS[3:7]), *(row.cells[2:7] for row in rows)])
     before: tuple[str, str] | None = None
     console.print(Text(f"  {head}", "dim"), soft_wrap=True)
@@ -108,7 +110,7 @@ def html_table(rows: Sequence[Row], *, broken: Sequence[Broken] = ()) -> Markup:
 
     Experiment, protocol and note head the group rather than each row: five narrow columns fit a telephone.
     """
-    groups: dict[tuple[str, str], list[Row]] = {}
+    groups: dict[tuple[str, str], list[Row]] = {}  # in order of appearance; itertools.groupby would need them sorted
     for row in rows:
         groups.setdefault((row.experiment, row.protocol), []).append(row)
     return render("error_table.html", groups=list(groups.items()), broken=broken)
@@ -117,6 +119,7 @@ def html_table(rows: Sequence[Row], *, broken: Sequence[Broken] = ()) -> Markup:
 def _rows(experiment: Experiment) -> list[Row]:
     claim = experiment.claim
     ordered = sorted(_groups(experiment), key=lambda members: (not _is_claimed(experiment, members), _title(members)))
+    # A claim whose protocol was not run keeps its row: leaving it out would hide that the paper's number is missing.
     if claim and not any(_is_claimed(experiment, members) for members in ordered):
         rows = _rows_not_run(experiment, claim["protocol"])
     else:
@@ -137,6 +140,7 @@ def _groups(experiment: Experiment) -> list[list[tuple[Run, Result]]]:
     # source_fingerprint is part of the key: errors on different test images must not be averaged
     groups: dict[tuple[str, str], dict[Path, tuple[Run, Result]]] = {}
     for run in experiment.runs:
+        # later steps overwrite earlier ones; results of earlier versions have no step and come first
         for result in sorted(run.valid_results, key=lambda result: result.facts.get("step") or 0):
             key = run.title_of(result), result.source_fingerprint
             groups.setdefault(key, {})[run.folder] = run, result

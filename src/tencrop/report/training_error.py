@@ -35,6 +35,7 @@ Point = tuple[float, float]
 @command("report", ReportConfig)
 def main(config: ReportConfig) -> int:
     output = Path(config.output)
+    # before the runs are read, so that a mistyped output=DIR is refused at once
     check_writable(output / "training_error.svg", mend="make room, or name another folder with output=DIR")
     close_at_ctrl_c()
     experiments = collect(input_folders(config.runs))
@@ -111,7 +112,7 @@ def race_table(experiments: Sequence[Experiment]) -> str:
 
 def draw_training_error(experiments: Sequence[Experiment], folder: Path, name: str = "training_error") -> list[Path]:
     """Write NAME.svg, .png and .json, with one line per run and one style per experiment; returns both pictures."""
-    from matplotlib.figure import Figure  # 0.5 to 1 s, which the table does not need
+    from matplotlib.figure import Figure  # slow to import, and the table above does not need it
 
     from tencrop.visualization.drawing import BLUE, GREEN, ORANGE, PURPLE, SOFT, save_figure, styled
 
@@ -121,12 +122,14 @@ def draw_training_error(experiments: Sequence[Experiment], folder: Path, name: s
         figure = Figure(figsize=(5.2, 3.6))
         axes = figure.subplots()
         for number, experiment in enumerate(shown):
+            # every fifth experiment has its color again, with the next dash pattern
             color, dash = colors[number % 4], DASHES[(number + number // 4) % 4]
             for run in experiment.runs:
                 label = experiment.name if run is experiment.runs[0] else None  # one legend entry for all seeds
                 epochs, errors = zip(*training_curve(run), strict=True)
                 axes.plot(epochs, errors, dash, color=color, linewidth=1.6, label=label)
         axes.axhline(TARGET, color=SOFT, linewidth=0.8, linestyle=(0, (1, 3)))
+        # the paper's axes; from 0, so that curves of several reports can be compared by eye
         axes.set(xlabel="epochs", ylabel="training error rate", ylim=(0, 1), xlim=(0, None))
         figure.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.11, 0.89))  # above, clear of the curves
     left_out = f" The fastest {len(shown)} of {len(experiments)}." if len(shown) < len(experiments) else ""
