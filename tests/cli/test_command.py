@@ -61,6 +61,8 @@ TYPING_ERRORS = {  # (command, word): a part of the message
     ("train", "schedule.milestones=30"): "schedule.milestones=30: must be a list, [A,B] or null",
     ("train", "augmentation.pca=3"): "holds several keys; give one of them a value: augmentation.pca.std",
     ("train", "data.root=${nope}"): "correct the name in ${...}, or type \\${...}",
+    ("train", "tracker=csv"): "tracker=csv: the CSV tracker was removed; set tracker=none and read metrics.jsonl",
+    ("train", "tracker.name=csv"): "tracker.name=csv: the CSV tracker was removed; set tracker=none",
     ("prepare", "training.epochs=3"): "training.epochs: neither this command nor the chosen groups use it",
     ("prepare", "verify=maybe"): "verify=maybe: must be true or false",
 }

@@ -22,9 +22,7 @@ from tencrop.config import (
     run_path,
 )
 from tencrop.config.loader import CONFIG_FORMAT
-from tencrop.config.run_config import (
-    read_config,
-)
+from tencrop.config.run_config import config_sha256, read_config
 
 PINNED = json.loads(Path(__file__).with_name("learning_hashes.json").read_text())
 
@@ -174,6 +172,17 @@ def test_ffcv_in_a_run_of_earlier_code_means_our_own_loader(tmp_path):
     assert config.data.loader == "beton"
     assert learning_hash(config) == "13e08b98"  # as its folder is called
     assert config_of_run(tmp_path, ["data.loader=ffcv"], conf=CONF).data.loader == "ffcv"
+
+
+def test_the_removed_tracker_in_a_run_of_earlier_code_is_none(tmp_path, composed):
+    config = composed("experiment=lenet5_digits", "tracker=none")
+    content = {"config_format": CONFIG_FORMAT, **dataclasses.asdict(config)}
+    content["tracker"]["name"] = "csv"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "manifest.json").write_text(json.dumps({"config_sha256": config_sha256(content)}))
+    assert read_config(tmp_path)["tracker"]["name"] == "none"
+    assert config_of_run(tmp_path, [], conf=CONF) == config
+    assert learning_hash(config) == learning_hash(composed("experiment=lenet5_digits", "tracker=wandb"))
 
 
 def test_a_configuration_of_a_later_format_is_refused(composed, tmp_path):

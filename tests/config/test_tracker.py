@@ -3,7 +3,7 @@
 import pytest
 
 from tencrop.config import Tracker, UserError
-from tencrop.config.tracker import check_tracker, entity_and_project
+from tencrop.config.tracker import check_tracker, entity_and_project, without_removed_tracker
 
 
 def test_entity_and_project():
@@ -26,7 +26,7 @@ def test_invalid_wandb_projects_are_refused(project, words, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     with pytest.raises(UserError, match=words):
         check_tracker(Tracker("wandb", project))
-    check_tracker(Tracker("csv", project))
+    check_tracker(Tracker("tensorboard", project))
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,9 @@ def test_an_invalid_wandb_mode_is_refused(mode, words, monkeypatch):
     check_tracker(Tracker("none", "tencrop"))
     monkeypatch.setenv("WANDB_MODE", "offline")
     check_tracker(Tracker("wandb", "team/tencrop"))
+
+
+def test_the_removed_tracker_of_an_older_run_is_read_as_none():
+    assert without_removed_tracker({"name": "csv", "project": "a"}) == {"name": "none", "project": "a"}
+    for tracker in ({"name": "wandb", "project": "a"}, None, []):
+        assert without_removed_tracker(tracker) == tracker

@@ -133,7 +133,7 @@ def test_the_table_shows_percent_and_intervals(result) -> None:
     print_results([result()], console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     row = next(line for line in text.splitlines() if "lenet5 seed 0 (EMA)" in line)
-    for cell in ("five_crop 32 of 36 px, softmax", "25.00", "4.56–69.94", " 4 "):
+    for cell in ("five_crop 32 of 36 px, softmax", "25.00", "4.56–69.94", " 4"):
         assert cell in row, (cell, text)
 
 

@@ -124,7 +124,7 @@ def test_a_broken_run_is_named_and_the_others_are_collected(evaluated_run, tmp_p
     (experiment,) = collect([tmp_path / "runs"], errors.append)
     assert [run.folder for run in experiment.runs] == [whole]
     assert [str(error).startswith(f"{broken / name}: ") for error in errors] == [True]
-    assert errors[0].place == broken and errors[0].name == f"{broken.parent.name}/{broken.name}"
+    assert errors[0].path == broken and errors[0].name == f"{broken.parent.name}/{broken.name}"
     assert errors[0].reason.startswith(f"broken: {name}: ") and "\n" not in errors[0].reason
     with pytest.raises(UserError, match=re.escape(f"{broken / name}: ")):
         _ = collect([broken])[0].runs[0].metrics
@@ -136,7 +136,7 @@ def test_a_run_that_was_copied_in_part_is_named(evaluated_run, tmp_path, missing
     (broken / missing).unlink()
     errors: list[Broken] = []
     (experiment,) = collect([tmp_path / "runs"], errors.append)
-    assert [run.folder for run in experiment.runs] == [whole] and [error.place for error in errors] == [broken]
+    assert [run.folder for run in experiment.runs] == [whole] and [error.path for error in errors] == [broken]
     assert errors[0].reason.startswith(f"broken: {missing}: ")
     shutil.rmtree(broken / "checkpoints")  # others write a config.yaml or a manifest.json, too
     collect([tmp_path / "runs"])
@@ -196,7 +196,7 @@ def test_results_outside_run_folders(evaluated_run, loose_result, tmp_path):
     assert collect([loose]) == [], "a folder of results alone is none of runs, and no mistake"
 
 
-def test_places(tmp_path, monkeypatch):
+def test_input_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert input_folders(["a", "b"]) == [Path("a"), Path("b")]
     assert input_folders([]) == [Path("runs")], "which is then missed by name"

@@ -3,9 +3,13 @@
 import re
 from html.parser import HTMLParser
 
+import pytest
+from jinja2 import UndefinedError
+
 from tencrop.records.run_folder import read_run_manifest
 from tencrop.report.collect import collect, collect_evaluations
 from tencrop.report.page import write_report
+from tencrop.report.templating import render
 
 
 class Tags(HTMLParser):
@@ -37,7 +41,7 @@ def test_page_of_several_experiments(evaluated_run, tmp_path):
     text = html.read_text()
     tags = Tags(text).found
     assert sum(tag == "h2" for tag, _ in tags) == 3  # what they are compared in, and each of both
-    assert sum(tag == "svg" for tag, _ in tags) == 6
+    assert sum(attributes.get("class") == "chart" for _, attributes in tags) == 6
     assert read_run_manifest(folder)["sessions"][0]["code"]["revision"][:12] in text
     assert "1.60" in text and "1.60" in markdown.read_text()
     again = write_report(collect([tmp_path / "runs"]), tmp_path / "again")
@@ -58,6 +62,14 @@ def test_text_is_escaped(evaluated_run, tmp_path):
     html, markdown = write_report(collect([folder]), tmp_path / "report")
     assert "<script" not in html.read_text() and "<script" not in markdown.read_text()
     assert "&lt;script&gt;" in html.read_text()
+
+
+def test_a_template_escapes_and_refuses_an_unknown_variable():
+    hostile = "</p><img src=x onerror='a'>\""
+    assert render("sentence.html", text=hostile) == "<p>&lt;/p&gt;&lt;img src=x onerror=&#39;a&#39;&gt;&#34;</p>"
+    assert render("sentence.html", text=render("sentence.html", text="<")) == "<p><p>&lt;</p></p>"
+    with pytest.raises(UndefinedError):
+        render("sentence.html", texts="a")
 
 
 def test_a_report_is_written_of_classes_that_are_not_utf8(evaluated_run, tmp_path):

@@ -10,6 +10,7 @@ from tencrop.cli.choices import groups, options_of
 from tencrop.cli.command_line import instead_of_sweep
 from tencrop.config.rules import dotted_keys
 from tencrop.config.schema import Config
+from tencrop.config.tracker import REMOVED, USE_INSTEAD
 
 # Names that other training programs use for our keys. Edit distance does not find these.
 FAMILIAR = {
@@ -67,6 +68,8 @@ def _no_option(place: str) -> str:
     if group not in groups():
         return f"{place}: there is no conf/{place}.yaml"
     names = options_of(group)
+    if (group, option) == ("tracker", REMOVED):
+        return f"{group}={option}: {USE_INSTEAD}"
     if "/" in option or Path(option).suffix == ".yaml":
         stem = Path(option).stem
         remedy = f"type {group}={stem}" if stem in names else f"{group}=? lists the options"

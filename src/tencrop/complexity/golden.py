@@ -15,6 +15,7 @@ from tencrop.complexity.networks import complexity_of_file, model_files
 from tencrop.complexity.render import short, totals
 from tencrop.files import atomic_write
 from tencrop.signals import exit_at_once
+from tencrop.text_tables import aligned, csv_table, markdown_table
 
 GOLDEN = Path(__file__).with_name("golden.json")
 # the repository's root; an installed package has no docs/, so that main() is for a checkout only
@@ -58,26 +59,18 @@ def rows(counts: dict[str, dict[str, int]]) -> list[tuple[str, ...]]:
 
 def markdown(counts: dict[str, dict[str, int]]) -> str:
     """Format all networks as a Markdown table."""
-    lines = [COLUMNS, (":--", *["--:"] * (len(COLUMNS) - 1)), *rows(counts)]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return markdown_table(COLUMNS, rows(counts), left=[0])
 
 
 def terminal(counts: dict[str, dict[str, int]]) -> str:
     """Format all networks as aligned text."""
-    lines = [COLUMNS, *rows(counts)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
-    return "".join(
-        line[0].ljust(widths[0]) + "".join(f"  {c.rjust(w)}" for c, w in zip(line[1:], widths[1:], strict=True)) + "\n"
-        for line in lines
-    )
+    return "".join(f"{line}\n" for line in aligned([COLUMNS, *rows(counts)], left=[0]))
 
 
 def csv_text(counts: dict[str, dict[str, int]]) -> str:
     """Format all networks as CSV with exact counts."""
-    names = list(next(iter(counts.values())))  # all networks have the same counts
-    return "".join(",".join(line) + "\n" for line in (
-        ["model", *names], *([model, *(str(c[name]) for name in names)] for model, c in sorted(counts.items()))
-    ))  # fmt: skip
+    names = list(next(iter(counts.values())))
+    return csv_table(["model", *names], ([model, *(c[name] for name in names)] for model, c in sorted(counts.items())))
 
 
 def main() -> None:

@@ -15,9 +15,7 @@ count exactly.
 from __future__ import annotations
 
 import ast
-import csv
 import fnmatch
-import io
 import json
 import operator
 import textwrap
@@ -29,6 +27,8 @@ from tencrop.complexity.layers import WITH_UNITS, Layer
 from tencrop.complexity.networks import complexity_of_file
 from tencrop.complexity.render import agreed
 from tencrop.config import Printed, PrintedTable, UserError
+from tencrop.printable import markdown_text
+from tencrop.text_tables import aligned, csv_table, markdown_table
 
 # papers print thousands of parameters in units of 1000 or, as GoogLeNet's table 1, of 1024
 UNITS = {"": 1, "K": 10**3, "Ki": 2**10, "M": 10**6, "G": 10**9}
@@ -187,12 +187,9 @@ def terminal(table: PrintedTable, comparisons: Sequence[Comparison]) -> str:
     """Format as aligned text; the reason for a difference follows its row."""
     heads = ("", "quantity", "printed", "ours", "")
     lines = [heads, *(_cells(table, comparison) for comparison in comparisons)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     text = [table.title, f"Source: {table.source}"] + ([table.note] if table.note else []) + [""]
-    for number, line in enumerate(lines):
-        first, second, *others = (cell.ljust(w) if c < 2 else cell.rjust(w)
-                                  for c, (cell, w) in enumerate(zip(line, widths, strict=True)))  # fmt: skip
-        text.append("  ".join([first, second, *others]).rstrip())
+    for number, line in enumerate(aligned(lines, left=[0, 1])):
+        text.append(line)
         for why in _reasons(comparisons[number - 1]) if number else []:
             text.append(textwrap.fill(why, 100, initial_indent=" " * 4, subsequent_indent=" " * 6))
     text += ["", _summary(comparisons)]
@@ -204,8 +201,8 @@ def markdown(table: PrintedTable, comparisons: Sequence[Comparison]) -> str:
     heads = ("row", "quantity", "printed", "ours", "verdict", "why")
     # "*" would start emphasis in Markdown, and arithmetic is full of it
     rows = [(*_cells(table, comparison), "; ".join(_reasons(comparison))) for comparison in comparisons]
-    lines = [heads, (":--", ":--", "--:", "--:", ":--", ":--"), *rows]
-    body = "".join("| " + " | ".join(cell.replace("*", "\\*") for cell in line) + " |\n" for line in lines)
+    # arithmetic in a reason has *, which would otherwise begin italics
+    body = markdown_table(heads, rows, left=[0, 1, 4, 5], escape=lambda cell: markdown_text(cell).replace("*", "\\*"))
     note = f" {table.note}" if table.note else ""
     return f"**{table.title}**\n\nSource: {table.source}.{note}\n\n{body}\n{_summary(comparisons)}\n"
 
@@ -227,12 +224,8 @@ def json_text(table: PrintedTable, comparisons: Sequence[Comparison]) -> str:
 
 def csv_text(table: PrintedTable, comparisons: Sequence[Comparison]) -> str:
     """Format the comparison as CSV."""
-    text = io.StringIO()
     rows = records(table, comparisons)
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_table(list(rows[0]), (list(row.values()) for row in rows))
 
 
 FORMATS = {"terminal": terminal, "markdown": markdown, "csv": csv_text, "json": json_text}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import textwrap
 from collections.abc import Sequence
@@ -11,6 +9,9 @@ from typing import Any
 
 from tencrop.complexity.count import Complexity
 from tencrop.complexity.layers import UNSHOWN, Layer
+from tencrop.text_tables import aligned
+from tencrop.text_tables import csv_table as rows_as_csv
+from tencrop.text_tables import markdown_table as rows_as_markdown
 
 WIDTH = 100  # characters of the terminal table
 NONE = "–"
@@ -30,14 +31,10 @@ GATED = "*: plus the whole image, through gates (squeeze-and-excitation) or norm
 def terminal_table(name: str, found: Complexity, *, all_layers: bool) -> str:
     """Format the layers in at most WIDTH characters per line, counts with four digits."""
     lines = [HEADS, *(_cells(layer) for layer in shown(found, all_layers)), _totals(found)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADS))]
-    # only the first column, the layer's path, may be cut; from the left, since the end tells layers apart
-    widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - len(widths) + 1)
-    rows = []
-    for first, *others in lines:
-        label = first if len(first) <= widths[0] else "…" + first[1 - widths[0] :]
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        rows.append(" ".join([label.ljust(widths[0]), *cells]).rstrip())
+    others = sum(max(len(line[column]) for line in lines) + 1 for column in range(1, len(HEADS)))
+    most = WIDTH - others  # a layer's name is cut at its front: its end tells it from its neighbors
+    cut = [(name if len(name) <= most else "…" + name[1 - most :], *cells) for name, *cells in lines]
+    rows = aligned(cut, left=[0], gap=" ")
     notes = [*_left_out(found, all_layers), NOTE]
     if any(layer.field is not None and layer.field.is_gated for layer in found.layers):
         notes.append(GATED)
@@ -52,20 +49,14 @@ def markdown_table(name: str, found: Complexity, *, all_layers: bool) -> str:
     for column in NUMBERS:
         total[COLUMNS.index(column)] = f"{getattr(found, column):,}"
     rows = [[_exact(value) for value in record(layer).values()] for layer in shown(found, all_layers)]
-    alignment = [":--" if column in ("layer", "type") else "--:" for column in COLUMNS]
-    lines = [COLUMNS, alignment, *rows, total]
-    table = "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    table = rows_as_markdown(COLUMNS, [*rows, total], left=[COLUMNS.index("layer"), COLUMNS.index("type")])
     notes = "".join(f"\n{note}" for note in _left_out(found, all_layers))
     return f"{name}, {found.image_size} × {found.image_size} pixels\n\n{table}{notes}"
 
 
 def csv_table(found: Complexity, *, all_layers: bool) -> str:
     """Format the layers as CSV with exact counts; no totals, so that a column can be summed."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(record(layer) for layer in shown(found, all_layers))
-    return text.getvalue()
+    return rows_as_csv(COLUMNS, (list(record(layer).values()) for layer in shown(found, all_layers)))
 
 
 def json_text(name: str, found: Complexity, *, all_layers: bool) -> str:

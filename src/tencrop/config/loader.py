@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from tencrop.config.schema import Data, UserError
+from tencrop.config.tracker import without_removed_tracker
 
 # Version of a run's config.yaml. Format 1 (not written into the file): `loader: ffcv` is our own loader. Format 2: it
 # is stock ffcv.
@@ -24,6 +25,9 @@ def upgrade_config(values: dict[str, Any]) -> dict[str, Any]:
     values, data = dict(values), dict(values["data"])
     if values.pop("config_format", 1) == 1 and data.get("loader") == "ffcv":
         data["loader"] = "beton"
+    # No format number marks this change: the tracker affects neither what is learned nor the digest of config.yaml.
+    if "tracker" in values:
+        values["tracker"] = without_removed_tracker(values["tracker"])
     return values | {"data": data}
 
 

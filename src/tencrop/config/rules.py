@@ -19,6 +19,7 @@ from tencrop.config.command_schemas import ComplexityConfig
 from tencrop.config.documents import literal
 from tencrop.config.recipe_rules import MAX_SIDE, check_recipe
 from tencrop.config.schema import Config, Protocol, UserError
+from tencrop.config.tracker import REMOVED, USE_INSTEAD
 
 Schema = TypeVar("Schema")
 
@@ -116,7 +117,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "protocol.average": ("softmax", "logits"),
     "hardware.accelerator": ("auto", "cpu", "gpu"),
     "figure": ("all", "architecture", "tradeoff", "receptive_field", "retrieval", "occlusion", "attention", "patches"),
-    "tracker.name": ("wandb", "tensorboard", "csv", "none"),
+    "tracker.name": ("wandb", "tensorboard", "none"),
     "training.precision": ("fp32", "tf32", "bf16"),
     "format": ("terminal", "markdown", "csv", "json"),
     "layers": ("main", "all"),
@@ -182,6 +183,8 @@ def check(config: Any) -> None:
     values = _flat(dataclasses.asdict(config))
     for key, allowed in CHOICES.items():
         if key in values and (value := values[key]) not in allowed:
+            if (key, value) == ("tracker.name", REMOVED):
+                raise UserError(f"{key}={value}: {USE_INSTEAD}")
             close = difflib.get_close_matches(str(value), allowed, n=1)
             raise UserError(f"{key}={value}: must be {close[0] if close else 'one of ' + ', '.join(allowed)}")
     for key in POSITIVE:

@@ -188,7 +188,7 @@ class Hardware:
 
 @dataclass
 class Tracker:
-    name: str  # wandb | tensorboard | csv | none
+    name: str  # wandb | tensorboard | none
     project: str | None
 
 

@@ -7,12 +7,22 @@ at all (records/tracking.py).
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from tencrop.config.schema import Tracker, UserError
 
 MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")  # valid WANDB_MODE, as in wandb's settings
 REFUSED = "\\#?%:"  # characters that wandb refuses in the name of a project, besides the slash
 MAX_PROJECT = 128  # characters
+REMOVED = "csv"  # a tracker of earlier versions; its rows repeated those of metrics.jsonl
+USE_INSTEAD = "the CSV tracker was removed; set tracker=none and read metrics.jsonl in the run folder"
+
+
+def without_removed_tracker(tracker: Any) -> Any:
+    """The `tracker` section of a run's config.yaml, with `none` in place of the removed CSV tracker."""
+    if isinstance(tracker, dict) and tracker.get("name") == REMOVED:
+        return tracker | {"name": "none"}
+    return tracker
 
 
 def check_tracker(tracker: Tracker) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from tencrop.config import Config, UserError
@@ -23,6 +23,7 @@ from tencrop.evaluation.errors import error_rate
 from tencrop.evaluation.predictions import Scores, load_ranks
 from tencrop.evaluation.protocols import num_views
 from tencrop.files import atomic_write
+from tencrop.text_tables import aligned
 
 FORMAT = "tencrop result 2"
 UNSIGNED = "tencrop result 1"  # written by earlier code, without a digest
@@ -126,17 +127,18 @@ def _digest(result: dict[str, Any]) -> str:
 
 def print_results(results: Sequence[dict[str, Any]], console: Console | None = None) -> None:
     """Print the error table of some results, in percent with 95% intervals."""
-    table = Table("weights", "protocol", title="error in percent", title_justify="left")
-    for column in ("top-1", "95%", "top-5", "95%", "n"):
-        table.add_column(column, justify="right", no_wrap=True)
+    rows = [("weights", "protocol", "top-1 %", "95%", "top-5 %", "95%", "n")]
     for result in results:
         cells = []
         for k in TOP:
             low, high = result[f"top{k}_interval"]
             cells += [f"{100 * result[f'top{k}_error']:.2f}", f"{100 * low:.2f}–{100 * high:.2f}"]
         name = result["label"] + (" (EMA)" if result["weights"] == "ema" else "")
-        table.add_row(name, protocol_label(result), *cells, f"{result['num_images']:,}")
-    (console or plain_console()).print(table)
+        rows.append((name, protocol_label(result), *cells, f"{result['num_images']:,}"))
+    console = console or plain_console()
+    for number, line in enumerate(aligned(rows, left=[0, 1])):
+        # soft_wrap: rich would otherwise break a long line at 80 columns in a log, and `grep` would find half a row
+        console.print(Text(line, "" if number else "dim"), soft_wrap=True)
 
 
 def protocol_label(result: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from tencrop.config import Config
 from tencrop.evaluation.results import result_name
 from tencrop.files import atomic_write
 from tencrop.records.tracking import LastingWandbLogger, build_logger, close_logger
+from tencrop.text_tables import markdown_table
 
 KEYS = ("top1_error", "top5_error")
 
@@ -62,8 +63,8 @@ def log_error_table(logger: Logger | None, columns: Sequence[str], rows: Sequenc
     if isinstance(logger, WandbLogger):
         logger.log_table("error_table", columns=list(columns), data=[list(row) for row in rows])
     elif isinstance(logger, TensorBoardLogger):
-        lines = [columns, ["---"] * len(columns), *rows]  # TensorBoard has no tables, but renders Markdown
-        logger.experiment.add_text("error_table", "\n".join("| " + " | ".join(line) + " |" for line in lines))
+        # TensorBoard has no tables, but renders Markdown
+        logger.experiment.add_text("error_table", markdown_table(columns, rows, left=range(len(columns))))
 
 
 def _fingerprint(result: dict[str, Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Opens the experiment tracker: wandb (the default), TensorBoard, a CSV file, or none.
+"""Opens the experiment tracker: wandb (the default), TensorBoard, or none.
 
 All files of a tracker are in tracking/ of the run folder. The id of the tracked run is stored there too, so that a
 resumed run continues it. Credentials are redacted before anything is tracked (redaction.py), and wandb is configured
@@ -32,7 +32,6 @@ from tencrop.config.documents import read_json
 from tencrop.config.launcher import is_first_process
 from tencrop.config.tracker import entity_and_project
 from tencrop.files import atomic_write
-from tencrop.records.csv_logger import CsvLogger
 from tencrop.records.redaction import redact_text, redact_values
 from tencrop.records.run_folder import read_run_manifest
 
@@ -61,13 +60,11 @@ def build_logger(config: Config, run_dir: Path, say: Callable[[str], None] = pri
     folder.mkdir(parents=True, exist_ok=True)
     if config.tracker.name == "wandb":
         logger = _wandb_logger(config, run_dir, say)
-    elif config.tracker.name == "tensorboard":
+    else:
+        assert config.tracker.name == "tensorboard", config.tracker.name
         # Lightning's default would create a new folder version_N at every resume.
         logger = TensorBoardLogger(save_dir=run_dir, name="tracking", version="")
         say(f"tensorboard: tensorboard --logdir {folder}")
-    else:
-        logger = CsvLogger(folder / "metrics.csv")
-        say(f"csv: {folder / 'metrics.csv'}")
     if logger is not None:
         logger.log_hyperparams(_facts(config, run_dir))
     return logger

@@ -1,1 +1,1 @@
-"""From run folders to a page: collect results, set them beside the papers' numbers, draw what was learned."""
+"""From run folders to a report: collects results, compares them with the papers' errors, writes tables and a page."""

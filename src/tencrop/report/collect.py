@@ -1,6 +1,6 @@
-"""Finds run folders, and results that belong to none, and reads what the report needs of them.
+"""Finds run folders and results outside run folders, and reads what the report needs from them.
 
-Called by report.py; touches neither data nor weights.
+Reads neither data nor weights: a report can be written on a machine that has only the run folders.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tencrop.config import Config, UserError
-from tencrop.config.run_config import (
-    is_run_folder,
-    read_config,
-)
+from tencrop.config.run_config import is_run_folder, read_config
 from tencrop.evaluation.claims import claiming_recipe_of_run
 from tencrop.evaluation.results import load_result, measured_otherwise, protocol_label, result_name
 from tencrop.evaluation.targets import EVALUATIONS
@@ -24,35 +21,35 @@ from tencrop.records.run_folder import read_run_manifest
 from tencrop.training.metric_rows import read_rows
 
 TOP = (1, 5)
-RUNS = Path("runs")  # where train.py writes unless told otherwise
+RUNS = Path("runs")  # where train.py writes by default
 
 
 @dataclass(frozen=True)
 class Result:
-    """The errors of some weights under one protocol (*.result.json, written by evaluate.py)."""
+    """The errors of one set of weights under one protocol, as evaluate.py wrote them to *.result.json."""
 
-    protocol: str  # its name
+    protocol: str
     label: str  # protocol, sizes and average in words
     average: str  # softmax | logits
-    is_ema: bool  # of the averaged weights
-    is_best: bool  # of the checkpoint that was best on the minival, not of the last one
-    errors: dict[int, float]  # k -> top-k error, a fraction
+    is_ema: bool  # measured with the exponential moving average of the weights
+    is_best: bool  # measured with the checkpoint of lowest minival error rather than the last one
+    errors: dict[int, float]  # k -> top-k error as a fraction
     num_images: int
     weights_sha256: str
     source_fingerprint: str
-    scores: Path  # the class scores of every image
-    facts: dict[str, Any]  # all that result.json says
+    scores: Path  # file with the class scores of every image
+    facts: dict[str, Any]  # the whole content of result.json
 
     @property
     def title(self) -> str:
-        """The label, marked where the weights are not the last epoch's own."""
+        """The label, with a mark unless the weights are the last epoch's own."""
         marks = [*(["EMA"] if self.is_ema else []), *(["best on minival"] if self.is_best else [])]
         return f"{self.label} ({', '.join(marks)})" if marks else self.label
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder says of itself."""
+    """The content of a run folder."""
 
     folder: Path
     config: dict[str, Any]
@@ -69,7 +66,8 @@ class Run:
 
     @property
     def valid_results(self) -> list[Result]:
-        """Results of the final weights and of the best; those of weights since trained further are left out."""
+        """Results of the run's final weights and of its best checkpoint; results of replaced weights are left out."""
+        # An unfinished run has no final weights. Its results are shown, and the table marks them.
         if not self.is_complete:
             return list(self.results)
         final = {self.manifest["result"][key] for key in ("weights_sha256", "ema_sha256")}
@@ -80,88 +78,94 @@ class Run:
         ]
 
     def _is_of_best(self, result: Result) -> bool:
-        """Whether no validation since was better; so, too, where the log does not say."""
+        """Whether the result's checkpoint is still the best one; True if metrics.jsonl has no minival errors."""
         rows = [row for row in self.metrics if row["split"] == "minival" and "top1_error" in row]
-        best = min(rows, key=lambda row: row["top1_error"], default={})  # of equals the first, as best.ckpt is
+        # `min` returns the first of equal rows, and best.ckpt keeps the first of equally good checkpoints
+        best = min(rows, key=lambda row: row["top1_error"], default={})
         step = best.get("step")
         return step is None or result.facts.get("step") in (None, step)
 
     def title_of(self, result: Result) -> str:
-        """The result's title, and in what it was measured otherwise than the run trained."""
+        """The result's title, followed by the settings that differ from those of training ("precision fp32")."""
         return ", ".join([result.title, *measured_otherwise(result.facts, self.config)])
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl; UserError where they are not what was written."""
+        """The rows of metrics.jsonl; UserError if the file does not match the digest in the manifest."""
+        # cached_property: the 22,500 rows of 90 epochs of ImageNet take 0.5 s to parse and check, and the charts read
+        # them once per metric and split
         return read_rows(self.folder / "metrics.jsonl", expected=self.manifest["result"].get("metrics_digest"))
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Runs that differ in nothing learned but the seed."""
+    """Runs whose settings that affect training differ only in the seed."""
 
     name: str
     runs: tuple[Run, ...]  # by seed
 
     @cached_property
     def recipe(self) -> Config | None:
-        """That of the file of conf/ which makes the claim; None where one of these is no run of it on whole data."""
+        """The configuration of the file of conf/ that makes the claim; None unless all runs follow it on whole data."""
+        # `claiming_recipe_of_run` composes that file again: a run's own config.yaml carries the claim along after its
+        # optimizer or epochs were changed on the command line, and would stand beside a number that it cannot support.
         found = [claiming_recipe_of_run(run.config, run.manifest["data"]) for run in self.runs]
         return None if None in found else found[0]
 
     @property
     def claim(self) -> dict[str, Any] | None:
-        """The published result (percent) that these runs may stand beside."""
+        """The published errors in percent that these runs may be compared with."""
         return None if self.recipe is None or self.recipe.claim is None else dataclasses.asdict(self.recipe.claim)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A result that belongs to no run folder: of weights from elsewhere, an ensemble, or other data than the run's."""
+    """A result outside run folders: of downloaded weights, an ensemble, or other data than the run's."""
 
     result: Result
     folder: Path
 
     @property
     def name(self) -> str:
-        """What was evaluated, of which network, on which data."""
+        """What was evaluated, the model and the data: "ensemble of 2 (resnet50 on imagenet)"."""
         facts = self.result.facts
         return f"{facts['label']} ({facts['model']} on {facts['data']})"
 
 
 @dataclass(frozen=True)
 class Broken:
-    """A run folder, or a result of no run, that cannot be read: marked in the report and left out of its numbers."""
+    """A run folder or result that cannot be read. The report lists it and leaves it out of the numbers."""
 
-    place: Path  # the folder, or the result's file
+    path: Path  # of the folder, or of the result's file
     error: UserError
 
     @property
     def name(self) -> str:
-        return f"{self.place.parent.name}/{self.place.name}"
+        return f"{self.path.parent.name}/{self.path.name}"
 
     @property
     def reason(self) -> str:
-        """What is wrong, on one line, without the folder where these runs lie."""
+        """What is wrong, on one line, without the folder that holds the run: a report may be passed on."""
         text = " ".join(str(self.error).split())
-        return f"broken: {text.replace(f'{self.place}/', '').replace(f'{self.place}: ', '')}"
+        return f"broken: {text.replace(f'{self.path}/', '').replace(f'{self.path}: ', '')}"
 
     def __str__(self) -> str:
         return str(self.error)
 
 
 def input_folders(runs: Sequence[str]) -> list[Path]:
-    """The folders to collect from: those named, else runs/ and evaluations/ as far as they are there."""
-    usual = [path for path in (RUNS, EVALUATIONS) if path.is_dir()] or [RUNS]
-    return [Path(path) for path in runs] or usual
+    """The folders to collect from: those in `runs`, or by default the existing ones of runs/ and evaluations/."""
+    # runs/ stays in the list if neither exists, so that the error names the folder that is missing
+    defaults = [path for path in (RUNS, EVALUATIONS) if path.is_dir()] or [RUNS]
+    return [Path(path) for path in runs] or defaults
 
 
 def collect(paths: Iterable[Path], on_broken: Callable[[Broken], None] | None = None) -> list[Experiment]:
-    """All runs in or below `paths`, grouped into experiments, sorted by name. A seed counts once: of a run and its
-    reproduction, the first folder's name.
+    """All runs in or below `paths`, grouped into experiments and sorted by name.
 
-    Raises UserError for a path that is not there or holds neither runs nor results; and for a broken run, unless
-    `on_broken` is there to be told of it: then the run is left out.
+    A seed counts once: of a run and its reproduction, the one whose folder comes first by name is taken. Raises
+    UserError for a path that does not exist or holds neither runs nor results. A broken run is passed to `on_broken`
+    and left out; without `on_broken` it raises UserError.
     """
     groups: dict[tuple[str, str], dict[Path, Run]] = {}
     for path in paths:
@@ -169,12 +173,14 @@ def collect(paths: Iterable[Path], on_broken: Callable[[Broken], None] | None = 
             try:
                 run = read_run(folder)
                 if on_broken is not None:
-                    _ = run.metrics  # read now, so that only this run is left out where they are broken
+                    _ = run.metrics  # cached; a broken file found later, while drawing, would end the whole report
             except UserError as error:
                 if on_broken is None:
                     raise
                 on_broken(Broken(folder, error))
                 continue
+            # The hash in the folder's name, which train.py computed: under today's code an old config.yaml may hash
+            # differently, and seeds of one experiment would be separated.
             learning_hash = folder.name.rpartition("-")[2]
             groups.setdefault((run.manifest["name"], learning_hash), {})[folder] = run
     names = [name for name, _ in groups]
@@ -188,7 +194,7 @@ def collect(paths: Iterable[Path], on_broken: Callable[[Broken], None] | None = 
 
 
 def collect_evaluations(paths: Iterable[Path], on_broken: Callable[[Broken], None] | None = None) -> list[Evaluation]:
-    """All results in or below `paths` that lie in no run folder, by path; a broken one as in `collect`."""
+    """All results in or below `paths` outside run folders, sorted by path; broken ones are treated as in `collect`."""
     found = []
     for file in sorted({file for path in paths for file in _loose_results(path.resolve())}):
         try:
@@ -201,6 +207,7 @@ def collect_evaluations(paths: Iterable[Path], on_broken: Callable[[Broken], Non
 
 
 def _loose_results(path: Path) -> list[Path]:
+    # [!.]: macOS writes ._NAME beside NAME on volumes without extended attributes
     return [
         file for file in path.rglob("[!.]*.result.json") if not any(is_run_folder(parent) for parent in file.parents)
     ]
@@ -214,26 +221,31 @@ def _one_a_seed(runs: Iterable[Run]) -> tuple[Run, ...]:
 
 
 def read_run(folder: Path) -> Run:
-    """The run of a folder; UserError where config.yaml, manifest.json or a result is missing or broken."""
+    """The run in a folder; UserError if config.yaml, manifest.json or a result is missing or broken."""
     config = read_config(folder)
     manifest = read_run_manifest(folder)
     results = [_read_result(path) for path in sorted((folder / "predictions").glob("[!.]*.result.json"))]
+    # The manifest has hashes of the final weights only. Without run_id, a result copied from another run would pass in
+    # an unfinished run, or as one of best.ckpt. Results of earlier versions have no run_id (None).
     for result in results:
         if result.facts.get("run_id") not in (None, manifest.get("run_id")):
-            place = folder / "predictions" / f"{result_name(result.facts)}.result.json"
-            raise UserError(f"{place}: is of another run's weights (run_id); remove it and run evaluate.py again")
+            path = folder / "predictions" / f"{result_name(result.facts)}.result.json"
+            raise UserError(f"{path}: is of another run's weights (run_id); remove it and run evaluate.py again")
     return Run(folder=folder, config=config, manifest=manifest, results=tuple(results))
 
 
 def _run_folders(path: Path) -> list[Path]:
-    """Run folders in or below `path`, resolved, also those that were copied in part; not those within a run folder
-    (its own reproductions)."""
+    """Run folders in or below `path`, resolved, including incomplete copies.
+
+    Run folders within a run folder are left out: they are its own reproductions.
+    """
     if not path.is_dir():
         raise UserError(f"runs={path}: there is no such folder; train.py makes one below runs/")
     if is_run_folder(path) or _is_part_of_a_run(path):
         return [path.resolve()]
     found: list[Path] = []
     root, files = path.resolve(), ("config.yaml", "manifest.json")
+    # sorted: a folder comes before those within it, so that `found` has every possible parent
     for folder in sorted({file.parent for name in files for file in root.rglob(name)}):
         if (is_run_folder(folder) or _is_part_of_a_run(folder)) and not any(
             parent in found for parent in folder.parents
@@ -248,7 +260,8 @@ def _run_folders(path: Path) -> list[Path]:
 
 
 def _is_part_of_a_run(folder: Path) -> bool:
-    """Whether a run's copy stopped halfway: it has trained, and one of the files that say how is missing."""
+    """Whether this is an incomplete copy of a run: it has a checkpoint but lacks config.yaml or manifest.json."""
+    # The checkpoint decides: other programs write a config.yaml or a manifest.json too, and are not reported as broken.
     found = [(folder / name).exists() for name in ("config.yaml", "manifest.json")]
     return any(found) and not all(found) and any((folder / "checkpoints").glob("*.ckpt"))
 

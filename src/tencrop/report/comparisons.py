@@ -1,7 +1,7 @@
-"""Figures over several experiments, for the head of the page: training error against epochs where one network was
-trained on the same data in several ways (AlexNet's Figure 1), error against multiply-adds where data are ImageNet's.
+"""Figures that compare experiments, for the top of the page.
 
-Called by page. matplotlib, about a second, is imported where there is something to draw.
+Training error against epochs compares several recipes of one network on the same data, as Figure 1 of Krizhevsky et al.
+2012 does. Error against multiply-adds compares networks on ImageNet.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from tencrop.report.training_error import draw_training_error, has_training_erro
 
 
 def draw_comparisons(experiments: Sequence[Experiment], evaluations: Sequence[Evaluation], folder: Path) -> list[Path]:
-    """Write what these have the numbers for into `folder`, as SVG, PNG and record; returns the SVGs."""
+    """Write the figures that there are numbers for into `folder`, as SVG, PNG and record; returns the SVGs."""
     races = [draw_training_error(family, folder, _name(family[0]))[0] for family in families(experiments)]
     return [*races, *_draw_tradeoff(experiments, evaluations, folder)[:1]]
 
 
 def families(experiments: Sequence[Experiment]) -> list[list[Experiment]]:
-    """Two experiments or more that trained one network on the same data, and logged its error on plain labels."""
+    """Groups of two or more experiments that trained one network on the same data and logged its training error."""
     found: dict[tuple[str, str], list[Experiment]] = {}
     for experiment in filter(has_training_error, experiments):
         config = experiment.runs[0].config
@@ -31,19 +31,22 @@ def families(experiments: Sequence[Experiment]) -> list[list[Experiment]]:
 
 def _name(experiment: Experiment) -> str:
     config = experiment.runs[0].config
+    # torchvision's models are named torchvision/NAME
     return f"training_error-{config['model']['name'].replace('/', '-')}-{config['data']['name']}"
 
 
 def _draw_tradeoff(experiments: Sequence[Experiment], evaluations: Sequence[Evaluation], folder: Path) -> list[Path]:
-    """Nothing unless an experiment claims or has measured an error on ImageNet, of a network whose costs are known."""
+    """Error against multiply-adds; nothing without a claimed or measured ImageNet error of a network in golden.json."""
     runs = [run for experiment in experiments for run in experiment.runs if run.is_complete]
     results = [result for run in runs for result in run.valid_results]
     facts = [result.facts for result in (*results, *(evaluation.result for evaluation in evaluations))]
     claims = [(one.runs[0].config, one.claim["top1_error"]) for one in experiments if one.claim]
+    # A digit of a subset or of 32-pixel images would be the best network of the figure: whole ImageNet only.
     claims = [(config, error) for config, error in claims if config["data"]["name"] == "imagenet"]
     if not claims and not any(is_on_whole("imagenet", one) for one in facts):
         return []
 
+    # imported late: these load matplotlib, which a report of runs on other data does not need
     from tencrop.complexity.golden import golden_counts
     from tencrop.visualization.drawing import save_figure
     from tencrop.visualization.tradeoff import measured, point_of, published, tradeoff_figure, tradeoff_record

@@ -1,93 +1,125 @@
-"""Curves of loss, top-1 error and learning rate against the epoch, as SVG drawn in the page's own colors.
-
-Pure functions of metrics.jsonl rows; called by page.
-"""
+"""Charts of top-1 error, loss and learning rate against the epoch, from the rows of metrics.jsonl."""
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from html import escape
+
+from markupsafe import Markup
 
 from tencrop.report.collect import Experiment, Run
+from tencrop.report.templating import render
 
-WIDTH, HEIGHT = 340, 220  # of a chart, about its size on the page, so that 11 px text stays 11 px
-LEFT, RIGHT, TOP, BOTTOM = 40, 10, 10, 26  # margins
-MOST_POINTS = 250  # of a line; more rows are averaged in groups
-MOST_DECADES = 6  # of a logarithmic axis
+WIDTH, HEIGHT = 340, 220  # of a chart in CSS pixels: about its size on the page, so that the text keeps its size
+LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 26  # margins in CSS pixels; 7.5e-05 needs 52 at the left
+TEXT_PIXELS = 11
+TRAIN_COLOR = "#a9b9c9"  # --train of page.css; --test is drawing.BLUE
+MAX_POINTS = 250  # of a line; 90 epochs of ImageNet log 22,500 rows, and three lines of 250 points make an SVG of 8 kB
+MAX_DECADES = 6  # of a logarithmic axis; a cosine schedule that ends at 1e-20 would flatten all the rest
 HELD_OUT = ("val", "minival")
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart; `kind` is train or test, and the CSS class that colors it."""
+    """One curve of a chart: a metric of one run on one split."""
 
     points: list[Point]
-    kind: str
+    kind: str  # train | test; decides the color
     label: str
 
 
-def curves(experiment: Experiment) -> str:
-    """Three charts, one line per run and split, as a row of HTML figures; empty without metrics."""
+def curves(experiment: Experiment) -> list[Markup]:
+    """Up to three charts as HTML figures, with one line per run and split; none without metrics."""
     both = ("train", *HELD_OUT)
+    # Under mixup and CutMix an image has two labels, and the error is counted against the dominant one. It stays far
+    # above the test error even for a network that has converged, so the chart must name it.
     is_mixed = any(row.get("labels") == "heavier" for run in experiment.runs for row in run.metrics)
-    error = "Top-1 error, percent" + ("; in training against the heavier of two mixed labels" if is_mixed else "")
+    error = "Top-1 error, percent" + ("; in training against the dominant of two mixed labels" if is_mixed else "")
+    # steps of a factor of ten look alike on a logarithmic axis; on a linear one all but the first lie at 0
     is_divided = experiment.runs[0].config["schedule"]["name"] in ("step", "plateau")
-    return (
-        _figure(error, _lines(experiment, _percent("top1_error"), both))
-        + _figure("Loss", _lines(experiment, _value("loss"), both))
-        + _figure("Learning rate", _lines(experiment, _value("lr"), ("train",)), is_log=is_divided)
+    charts = (
+        _figure(error, _lines(experiment, _percent("top1_error"), both)),
+        _figure("Loss", _lines(experiment, _value("loss"), both)),
+        _figure("Learning rate", _lines(experiment, _value("lr"), ("train",)), is_log=is_divided),
     )
+    return [chart for chart in charts if chart is not None]
 
 
-def chart(lines: Sequence[Line], *, is_log: bool = False) -> str:
-    """An SVG of `lines` over epochs; y from 0, or logarithmic by powers of ten, at most MOST_DECADES of them."""
-    if is_log:
-        least = max((y for line in lines for _, y in line.points), default=1.0) * 10.0**-MOST_DECADES
-        positive = [[(x, math.log10(y)) for x, y in line.points if y >= least] for line in lines]
-        lines = [replace(line, points=points) for line, points in zip(lines, positive, strict=True) if points]
-    xs = [x for line in lines for x, _ in line.points]
+def chart_svg(lines: Sequence[Line], *, is_log: bool = False) -> bytes:
+    """An SVG of `lines` over epochs; y starts at 0, or is logarithmic over at most MAX_DECADES powers of ten.
+
+    The same lines give the same bytes.
+    """
+    from matplotlib.figure import Figure  # slow to import; a report without metrics does without it
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+    from tencrop.visualization.drawing import BLUE, styled
+
+    lines = _on_log_axis(lines) if is_log else lines
+    last_epoch = max(x for line in lines for x, _ in line.points)
     ys = [y for line in lines for _, y in line.points]
-    x_ticks = ticks(0, max(xs), 5)
-    y_ticks = [*range(math.floor(min(ys)), math.ceil(max(ys)) + 1)] if is_log else ticks(0, max(ys), 5)
-    x_range, y_range = (0.0, max(xs)), (y_ticks[0], y_ticks[-1])
+    # the range ends at a tick, so that the topmost grid line is labeled
+    y_ticks = _decades(ys) if is_log else list(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(0, max(ys) or 1))
+    scale = 1 / 72  # SVG output has 72 units an inch, so one unit is one pixel of WIDTH
+    with styled():
+        figure = Figure(figsize=(WIDTH * scale, HEIGHT * scale))
+        # fixed margins: those of tight_layout depend on the tick labels, and charts side by side would not line up
+        axes = figure.add_axes(
+            (LEFT / WIDTH, BOTTOM / HEIGHT, (WIDTH - LEFT - RIGHT) / WIDTH, (HEIGHT - TOP - BOTTOM) / HEIGHT)
+        )
+        if is_log:
+            axes.set_yscale("log")
+        for number, line in enumerate(lines):
+            xs, values = zip(*line.points, strict=True)
+            marker = "o" if len(line.points) == 1 else None  # a line of one point would be invisible
+            color = BLUE if line.kind == "test" else TRAIN_COLOR
+            # clip_on=False: half the width of a line at 0 would be cut off
+            axes.plot(xs, values, color=color, linewidth=1.6, marker=marker, markersize=5, clip_on=False,
+                      solid_joinstyle="round", gid=f"{line.kind}-{number}", zorder=3)  # fmt: skip
+        axes.set(xlim=(0, last_epoch or 1), ylim=(y_ticks[0], y_ticks[-1]), yticks=y_ticks)
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axes.yaxis.set_minor_locator(NullLocator())
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
+        axes.grid(axis="y", linewidth=1)
+        axes.tick_params(length=0, labelsize=TEXT_PIXELS)  # in SVG units, which are the page's pixels
+        axes.spines[:].set_visible(False)
+        axes.set_axisbelow(True)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    return buffer.getvalue()
 
-    def place(point: Point) -> Point:
-        x, y = point
-        across = (x - x_range[0]) / ((x_range[1] - x_range[0]) or 1)
-        up = (y - y_range[0]) / ((y_range[1] - y_range[0]) or 1)
-        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
-    grid = "".join(_y_tick(10**tick if is_log else tick, place((0, tick))[1]) for tick in y_ticks)
-    axis = "".join(_x_tick(tick, place((tick, y_range[0]))[0]) for tick in x_ticks if tick <= x_range[1])
-    drawn = "".join(_polyline(line, [place(point) for point in line.points]) for line in lines)
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role=img>{grid}{axis}{drawn}</svg>'
-
-
-def ticks(low: float, high: float, at_most: int) -> list[float]:
-    """Round numbers from the last at or below `low` to the first at or above `high`, about `at_most` steps."""
-    if high <= low:
-        high = low + (abs(low) or 1.0)
-    rough = (high - low) / at_most
-    scale = 10 ** math.floor(math.log10(rough))
-    step = next(scale * factor for factor in (1, 2, 2.5, 5, 10) if scale * factor >= rough * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [number * step for number in range(first, last + 1)]
-
-
-def thinned(points: list[Point], most: int = MOST_POINTS) -> list[Point]:
+def thinned(points: list[Point], most: int = MAX_POINTS) -> list[Point]:
     """At most `most` points, each the mean of a group of neighbors; a short line is unchanged."""
+    # Means rather than every n-th point: a sample of a noisy training loss hides its level, and two seeds that are
+    # alike would look different.
     size = math.ceil(len(points) / most)
     groups = [points[start : start + size] for start in range(0, len(points), size)] if size > 1 else []
     means = [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
     return means or points
 
 
+def _on_log_axis(lines: Sequence[Line]) -> list[Line]:
+    """The lines without values that a logarithmic axis cannot show: zeros (warmup), and those below MAX_DECADES."""
+    least = max((y for line in lines for _, y in line.points), default=1.0) * 10.0**-MAX_DECADES
+    positive = [replace(line, points=[(x, y) for x, y in line.points if y >= least and y > 0]) for line in lines]
+    return [line for line in positive if line.points]
+
+
+def _decades(values: Sequence[float]) -> list[float]:
+    """The powers of ten that enclose positive values, two at least."""
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    return [10.0**power for power in range(low, max(high, low + 1) + 1)]
+
+
 def _lines(experiment: Experiment, value: Callable[[dict], float | None], splits: Sequence[str]) -> list[Line]:
     lines = []
-    for split in splits:
+    for split in splits:  # training first, so that the held-out curves are drawn over it
         for run in experiment.runs:
             points = _points(run, value, split)
             if points:
@@ -98,6 +130,7 @@ def _lines(experiment: Experiment, value: Callable[[dict], float | None], splits
 
 def _points(run: Run, value: Callable[[dict], float | None], split: str) -> list[Point]:
     found = [(float(row["epoch"]), value(row)) for row in run.metrics if row["split"] == split]
+    # a diverged run logs NaN or infinity as its last loss; the axis must not reach for it
     return [(x, y) for x, y in found if y is not None and math.isfinite(y)]
 
 
@@ -109,24 +142,11 @@ def _percent(key: str) -> Callable[[dict], float | None]:
     return lambda row: None if row.get(key) is None else 100 * row[key]
 
 
-def _figure(title: str, lines: list[Line], *, is_log: bool = False) -> str:
-    if not lines:
-        return ""
-    return f"<figure class=chart><figcaption>{escape(title)}</figcaption>{chart(lines, is_log=is_log)}</figure>"
-
-
-def _polyline(line: Line, points: list[Point]) -> str:
-    title = f"<title>{escape(line.label)}</title>"
-    if len(points) == 1:
-        return f'<circle class={line.kind} cx="{points[0][0]:.1f}" cy="{points[0][1]:.1f}" r=2.5>{title}</circle>'
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return f'<polyline class={line.kind} points="{path}">{title}</polyline>'
-
-
-def _y_tick(value: float, y: float) -> str:
-    line = f'<line class=grid x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" />'
-    return f'{line}<text class=y x="{LEFT - 6}" y="{y + 3.5:.1f}">{value:.6g}</text>'
-
-
-def _x_tick(value: float, x: float) -> str:
-    return f'<text class=x x="{x:.1f}" y="{HEIGHT - 8}">{value:.6g}</text>'
+def _figure(title: str, lines: list[Line], *, is_log: bool = False) -> Markup | None:
+    if not lines or (is_log and not _on_log_axis(lines)):
+        return None
+    # An <img> with its own document rather than inline SVG: matplotlib's ids repeat from chart to chart, and would
+    # collide within one page.
+    url = f"data:image/svg+xml;base64,{base64.b64encode(chart_svg(lines, is_log=is_log)).decode()}"
+    description = f"{title}: {'; '.join(line.label for line in lines)}"
+    return render("chart.html", title=title, url=url, description=description)

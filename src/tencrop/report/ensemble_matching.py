@@ -1,4 +1,4 @@
-"""Which evaluated ensembles support a row that lists members. Called by matching.py, which has the members' runs."""
+"""Finds the evaluated ensembles that support a row of a table whose network is an ensemble."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from tencrop.tables.schema import ErrorRow, Member
 def matched_ensembles(
     row: ErrorRow, runs_of: Mapping[Words, Sequence[Run]], evaluations: Sequence[Evaluation]
 ) -> list[tuple[Evaluation, list[tuple[Words, Run]]]]:
-    """The evaluations whose members are those of the row, so many runs of each recipe, with recipe and run of each.
+    """The evaluations with exactly the row's members, each with the recipe and run of every member.
 
-    Nothing for a row whose members are tested in different ways: no evaluation has such members.
+    runs_of: the finished runs of each recipe. A row's members may be several seeds of one recipe.
     """
+    # evaluate.py tests all members of an ensemble under one protocol, so no evaluation can match such a row
     if len({member.protocol for member in row.members}) > 1:
         return []
     return [(one, runs) for one in evaluations if (runs := _members(one, row.members, runs_of))]
 
 
 def ours_of_ensembles(evaluations: Sequence[Evaluation]) -> Ours:
-    """Each ensemble is one measurement, as each seed of a network is."""
+    """The errors of several ensembles of one row; each ensemble is one measurement, like a seed of a single network."""
     results = [one.result for one in evaluations]
     errors = {k: tuple(100 * result.errors[k] for result in results) for k in (1, 5)}
     return Ours(errors, results[0].num_images, tuple(one.folder for one in evaluations))
@@ -33,10 +34,11 @@ def ours_of_ensembles(evaluations: Sequence[Evaluation]) -> Ours:
 def _members(
     evaluation: Evaluation, members: Sequence[Member], runs_of: Mapping[Words, Sequence[Run]]
 ) -> list[tuple[Words, Run]]:
-    """The runs that an ensemble is of, where these are the row's; else empty."""
+    """The recipe and run of every member of an ensemble; empty unless the members are the row's."""
     facts = evaluation.result.facts
     if not isinstance(facts["checkpoint"], list):
         return []
+    # resolved, as the folders of runs are: `runs` is a link to a large disk on many machines
     paths = [Path(path).resolve() for path in facts["checkpoint"]]
     wanted: dict[Words, int] = {}
     for member in members:
@@ -48,6 +50,7 @@ def _members(
         if len(runs) != seeds:
             return []
         found += [(words, run) for run in runs]
+    # The paths are not enough: a run may have been trained again since the ensemble was evaluated.
     key = "ema_sha256" if facts["weights"] == "ema" else "weights_sha256"
     hashes = {run.folder / "checkpoints" / "last.ckpt": run.manifest["result"].get(key) for _, run in found}
     is_same = [str(hashes.get(path)) for path in paths] == facts["weights_sha256"].split(" + ")

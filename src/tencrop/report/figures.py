@@ -1,6 +1,6 @@
 """Pictures of what a network learned: its first-layer kernels, and test images with their most probable labels.
 
-After Krizhevsky et al. 2012, Figures 3 and 4 (left). Called by page.
+Both follow Krizhevsky et al. 2012: Figure 3, and Figure 4 (left).
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import hashlib
 import io
 import math
 from dataclasses import dataclass
-from html import escape
+from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from tencrop.config import UserError
@@ -22,35 +23,38 @@ from tencrop.data.store.manifest import open_split
 from tencrop.evaluation.predictions import Scores, load_scores
 from tencrop.models.weights import load_weights
 from tencrop.report.collect import Result, Run
+from tencrop.report.templating import render
 
-MOST_KERNELS = 256
-TILE_PIXELS = 44  # side that a kernel is enlarged to, at least
-PICTURE_PIXELS = 224  # shorter side that a test image is reduced to, at most
-NUM_IMAGES, NUM_WRONG = 8, 4
+MAX_KERNELS = 256
+TILE_PIXELS = 44  # minimum side of a kernel on the page; AlexNet's 11 × 11 kernels are enlarged four times
+PICTURE_PIXELS = 224  # maximum shorter side of a test image: scikit-learn's china.jpg then takes 21 kB rather than 83
+JPEG_QUALITY = 85
+NUM_IMAGES, NUM_WRONG = 8, 4  # Figure 4 shows eight images, half of them wrong
 NUM_BARS = 5
 
 
-def kernel_figure(run: Run) -> str:
-    """The first layer's kernels as an HTML figure; a sentence where the network's first layer has none to show."""
+def kernel_figure(run: Run) -> Markup:
+    """The first layer's kernels as an HTML figure, or a sentence that tells why there are none."""
     path = run.folder / "checkpoints" / "last.ckpt"
     if not path.exists():
-        return f"<p>No kernels to show: {escape(path.name)} is not in the run folder.</p>"
+        return _no("kernels", f"{path.name} is not in the run folder")
     try:
         found = first_kernels(load_weights(path).state)
-    except UserError as error:  # the run's errors are of saved scores, and other runs' may be whole
-        return f"<p>No kernels to show: {escape(str(error))}.</p>"
+    except UserError as error:  # a damaged checkpoint costs the figure alone: errors are computed from saved scores
+        return _no("kernels", str(error))
     if found is None:
-        return "<p>No kernels to show: no layer takes the image’s channels.</p>"
+        return _no("kernels", "no layer takes the image’s channels")
     num, channels, height, width = found.shape
-    picture = kernel_picture(found[:MOST_KERNELS])
-    shown = f"the first {MOST_KERNELS} of " if num > MOST_KERNELS else ""
-    caption = f"{shown}{num} kernels of {height} × {width} × {channels}, each stretched to its own range"
-    image = f'<img class=pixels src="{data_url(picture)}" width={picture.width} alt="first-layer kernels">'
-    return f"<figure>{image}<figcaption>{caption[0].upper() + caption[1:]}.</figcaption></figure>"
+    picture = kernel_picture(found[:MAX_KERNELS])
+    shown = f"The first {MAX_KERNELS} of " if num > MAX_KERNELS else ""
+    caption = f"{shown}{num} kernels of {height} × {width} × {channels}, each stretched to its own range."
+    return render("kernels.html", url=data_url(picture), width=picture.width, caption=caption)
 
 
 def first_kernels(state: dict) -> np.ndarray | None:
     """float [K, C, h, w] of the first weight over C in {1, 3} channels and more than one pixel; None without one."""
+    # state_dict keeps the order of definition, and networks define the layer on the image first. A 1 × 1 convolution
+    # over the image (a learned color transform) would be a picture of one pixel.
     for value in state.values():
         if getattr(value, "ndim", 0) == 4 and value.shape[1] in (1, 3) and min(value.shape[2:]) > 1:
             return value.float().numpy()
@@ -60,16 +64,20 @@ def first_kernels(state: dict) -> np.ndarray | None:
 def kernel_picture(kernels: np.ndarray) -> Image.Image:
     """Kernels [K, C, h, w] as tiles of a near-square grid, RGBA; each stretched to 0..255, enlarged pixel by pixel."""
     num, channels, height, width = kernels.shape
+    # One range per kernel, over all its channels: per channel a gray edge would take on colors that it does not have.
     low = kernels.min(axis=(1, 2, 3), keepdims=True)
     high = kernels.max(axis=(1, 2, 3), keepdims=True)
     stretched = (kernels - low) / np.where(high > low, high - low, 1)
     pixels = np.round(255 * stretched).astype(np.uint8).transpose(0, 2, 3, 1)
     pixels = pixels if channels == 3 else np.repeat(pixels, 3, axis=3)
+    # whole factors by repetition: any interpolation would draw a smoothness that the kernel does not have
     factor = math.ceil(TILE_PIXELS / max(height, width))
     pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
+    # 96 kernels of AlexNet make six rows of 16, as in Figure 3
     columns = num if num <= 8 else 8 if num <= 32 else 16
     rows, gap = math.ceil(num / columns), 4
     tile_height, tile_width = pixels.shape[1] + gap, pixels.shape[2] + gap
+    # alpha stays 0 in the gaps and in the unused places of the last row
     canvas = np.zeros((rows * tile_height - gap, columns * tile_width - gap, 4), np.uint8)
     for number, tile in enumerate(pixels):
         top, left = number // columns * tile_height, number % columns * tile_width
@@ -78,15 +86,19 @@ def kernel_picture(kernels: np.ndarray) -> Image.Image:
     return Image.fromarray(canvas)
 
 
-def panel_figure(run: Run, result: Result) -> str:
-    """Test images with the five most probable labels as bars, the right one in red; a sentence where there are none."""
+def panel_figure(run: Run, result: Result) -> Markup:
+    """Test images with the five most probable labels as bars, the correct one in red, or a sentence without them.
+
+    The prepared data, or the original files, may be on another machine: then the page has the sentence.
+    """
     try:
         scores = load_scores(result.scores)
         if scores.metadata.get("weights_sha256", result.weights_sha256) != result.weights_sha256:
-            # the result of the other average has the same file
+            # softmax and logit averages share one score file, so a later evaluation may have replaced this one's
             raise UserError(f"{result.scores}: of other weights than this result; run evaluate.py again")
         data = run.config["data"]
         split = open_split(data["root"], "val", source=data["source"], data=data["name"])
+        # `scores.index` counts the images of the split that was evaluated; in other data it would show wrong images
         if split.source_fingerprint != result.source_fingerprint:
             raise UserError(f"{split.root}: prepared from other images than those that were evaluated")
         names = label_names(run.manifest["data"]["classes"])
@@ -96,18 +108,15 @@ def panel_figure(run: Run, result: Result) -> str:
         pictures = [split.read_original(int(scores.index[position])) for position in chosen]
         cards = [_card(content, _guesses(scores, at), names) for at, content in zip(chosen, pictures, strict=True)]
     except (UserError, Undecodable) as error:
-        return f"<p>No test images to show: {escape(str(error))}.</p>"
-    wrong = sum(int(scores.softmax_ranks[position] != 0) for position in chosen)
-    return (
-        f"<div class=panel>{''.join(cards)}</div><p class=caption>The five labels that the network holds most probable"
-        f" ({escape(result.title)}); the correct label is under the image, its bar red. Chosen by a fixed hash of the"
-        f" image’s number: {wrong} that the network gets wrong, {len(chosen) - wrong} that it gets right.</p>"
-    )
+        return _no("test images", str(error))
+    num_wrong = sum(int(scores.softmax_ranks[position] != 0) for position in chosen)
+    num_right = len(chosen) - num_wrong
+    return render("panel.html", cards=cards, title=result.title, num_wrong=num_wrong, num_right=num_right)
 
 
 @dataclass(frozen=True)
 class Guesses:
-    """The most probable labels of an image, the most probable first."""
+    """The most probable labels of an image, in order of decreasing probability."""
 
     label: int
     top: tuple[int, ...]
@@ -115,11 +124,12 @@ class Guesses:
 
 
 def choose_images(scores: Scores) -> list[int]:
-    """Positions in `scores`: up to NUM_WRONG images whose top-1 is wrong, then right ones, NUM_IMAGES in all.
+    """Positions in `scores`: up to NUM_WRONG images whose top-1 is wrong, then correct ones, NUM_IMAGES in all.
 
-    Within each kind in the order of a fixed hash of the image's index: the same images for every network that gets
-    them right or wrong alike.
+    Both kinds are ordered by a fixed hash of the image's index.
     """
+    # A hash rather than a random draw or the first images: the choice cannot be tuned to look good, it is the same for
+    # every network, and validation images are sorted by class, so the first eight would show one class.
 
     def order(position: int) -> bytes:
         return hashlib.sha256(b"panel %d" % int(scores.index[position])).digest()
@@ -127,15 +137,16 @@ def choose_images(scores: Scores) -> list[int]:
     positions = sorted(range(len(scores.index)), key=order)
     wrong = [position for position in positions if scores.softmax_ranks[position] != 0]
     right = [position for position in positions if scores.softmax_ranks[position] == 0]
+    # few correct images, as of a barely trained network, leave more places to wrong ones, and the other way round
     num_wrong = min(NUM_WRONG, len(wrong)) if len(right) >= NUM_IMAGES - NUM_WRONG else NUM_IMAGES - len(right)
     return wrong[:num_wrong] + right[: NUM_IMAGES - num_wrong]
 
 
 def data_url(picture: Image.Image, *, photographic: bool = False) -> str:
-    """The picture within a URL: JPEG where photographic, else PNG."""
+    """The picture as a data: URL, as JPEG where `photographic`, else as PNG."""
     buffer = io.BytesIO()
     if photographic:
-        picture.convert("RGB").save(buffer, "JPEG", quality=85)
+        picture.convert("RGB").save(buffer, "JPEG", quality=JPEG_QUALITY)
     else:
         picture.save(buffer, "PNG", optimize=True)
     kind = "jpeg" if photographic else "png"
@@ -143,27 +154,31 @@ def data_url(picture: Image.Image, *, photographic: bool = False) -> str:
 
 
 def _guesses(scores: Scores, position: int) -> Guesses:
-    """The label stands behind those that score like it, as it does where errors are counted."""
+    """The top labels of the image at `position`; on a tie the correct label comes last, as where errors are counted."""
     probabilities, label = scores.softmax[position].tolist(), int(scores.labels[position])
+    # the class number breaks further ties, so that the same scores always give the same page
     order = sorted(range(len(probabilities)), key=lambda k: (-probabilities[k], k == label, k))
     top = tuple(order[:NUM_BARS])
     return Guesses(label, top, tuple(probabilities[k] for k in top))
 
 
-def _card(content: bytes, guesses: Guesses, names: list[str]) -> str:
+def _card(content: bytes, guesses: Guesses, names: list[str]) -> dict[str, Any]:
+    """The values of one image in panel.html."""
     picture = decode_rgb(content)
+    # digits and CIFAR: enlarged pixel by pixel by the browser, and PNG, since JPEG smears 32 × 32 pixels
     is_small = min(picture.size) < PICTURE_PIXELS / 2
     if min(picture.size) > PICTURE_PIXELS:
         scale = PICTURE_PIXELS / min(picture.size)
         picture = picture.resize(
             (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC
         )
-    url = data_url(picture, photographic=not is_small)
-    name = escape(names[guesses.label])
-    image = f'<img{" class=pixels" if is_small else ""} src="{url}" alt="{name}">'
-    bars = "".join(
-        f'<li{" class=right" if label == guesses.label else ""} title="{100 * probability:.1f}%">'
-        f'<i style="width:{100 * probability:.1f}%"></i><span>{escape(names[label])}</span></li>'
+    bars = [
+        (label, names[label], f"{100 * probability:.1f}")
         for label, probability in zip(guesses.top, guesses.probabilities, strict=True)
-    )
-    return f"<figure class=card>{image}<figcaption>{name}</figcaption><ol>{bars}</ol></figure>"
+    ]
+    url = data_url(picture, photographic=not is_small)
+    return {"url": url, "is_small": is_small, "label": guesses.label, "name": names[guesses.label], "bars": bars}
+
+
+def _no(what: str, reason: str) -> Markup:
+    return render("sentence.html", text=f"No {what} to show: {reason}.")

@@ -1,8 +1,7 @@
-"""Which finished runs support which rows of a table, and why others do not.
+"""Finds the finished runs that support each row of a paper's table, and tells why other runs do not.
 
-A run belongs to a row when it learns by the keys that the row's words compose, whatever its folder is called; one of
-its results supports the row when it counts the table's images under the row's protocol. Called by paper_tables.py.
-Reads names of folders first: reading runs imports torch, and most tables have none.
+A run belongs to a row if its training settings equal those that the row's overrides compose. A result of the run
+supports the row if it counts the table's images under the row's protocol.
 """
 
 from __future__ import annotations
@@ -28,16 +27,19 @@ OnBroken = Callable[[UserError], None]
 def match_runs(
     tables: Sequence[ErrorTable], paths: Sequence[Path], *, kept: Path, on_broken: OnBroken
 ) -> dict[Key, Ours]:
-    """Ours for every row that has finished and evaluated runs, or ensembles of them, in or below `paths`.
+    """Our errors for every row with finished and evaluated runs, or ensembles of them, in or below `paths`.
 
-    kept: file of learning hashes computed before. Raises UserError for a path that is not there; a broken run is told
-    to `on_broken` and left out.
+    kept: file that caches learning hashes. Raises UserError for a path that does not exist; a broken run is passed to
+    `on_broken` and left out.
     """
+    # `reason` tells why a row cannot be reproduced; a row with `delta_of` prints differences, which no run measures
     rows = [(table, row) for table in tables for row in table.rows if row.reason is None and row.delta_of is None]
     folders = [folder for path in paths for folder in _run_folders(path)]
     wanted = [words for _, row in rows for words in (row.words, *(member.words for member in row.members)) if words]
     if not wanted or not folders:
         return {}
+    # Select by the hash in the folder's name first: reading a run imports torch, which takes seconds, and most tables
+    # have no run.
     hashes = learning_hashes(wanted, kept)
     by_hash: dict[str, list[Path]] = {}
     for folder in folders:
@@ -60,9 +62,9 @@ def match_runs(
 def refusals(
     facts: dict[str, Any], data: dict[str, Any], row: ErrorRow, table: ErrorTable, recipe: Config
 ) -> list[str]:
-    """Why a result (of result.json) of a run of `recipe` does not support a row; empty where it does.
+    """The reasons why a result does not support a row; empty if it does.
 
-    data: what the run's manifest says of its data.
+    facts: the content of result.json, of a run that followed `recipe`; data: the `data` section of the run's manifest.
     """
     from tencrop.evaluation.claims import WHOLE_DATA, is_whole
     from tencrop.evaluation.results import measured_otherwise
@@ -78,24 +80,26 @@ def refusals(
         if facts["num_images"] != expected:
             reasons.append(f"{facts['num_images']:,} images, not {expected:,}")
     reasons += _other_protocol(facts, row.protocol)
+    # Rows are of the last epoch's weights. Choosing a checkpoint by its held-out error is another protocol.
     if facts["selection"] != "last" or facts.get("step") != facts.get("total_steps"):
         reasons.append("not the last weights")
     own = "raw" if recipe.training.ema_decay is None else "ema"
     if facts["weights"] != own:
         reasons.append(f"{facts['weights']} weights, not {own}")
     otherwise = measured_otherwise(facts, dataclasses.asdict(recipe))
-    if row.protocol.filter is not None:  # the row's filter counts, not the recipe's
+    if row.protocol.filter is not None:  # _other_protocol has compared the filter with the row's already
         otherwise = [reason for reason in otherwise if not reason.startswith("filter ")]
     return reasons + otherwise
 
 
 def _other_protocol(facts: dict[str, Any], protocol: RowProtocol) -> list[str]:
-    """In what a result was measured otherwise than the paper states."""
+    """How the protocol of a result differs from what the paper states; a setting that it leaves open may be any."""
     names = {"name": "protocol", "average": "averaging"}
     reasons = []
     for key, stated in dataclasses.asdict(protocol).items():
         found = facts.get(names.get(key, key), "shorter_side" if key == "resize" else None)
         found = tuple(found) if isinstance(found, list) else found
+        # softmax and logits of a single view have the same ranks, so nothing is averaged
         if stated is None or found == stated or (key == "average" and facts["views"] == 1):
             continue
         reasons.append(f"{names.get(key, key)} {_shown(found)}, not {_shown(stated)}")
@@ -107,22 +111,22 @@ def _shown(value: Any) -> str:
 
 
 def _ours(table: ErrorTable, row: ErrorRow, recipe: Config, runs: Sequence[Run]) -> Ours | None:
-    """What the runs of a row's recipe measured; None where none of them was evaluated."""
+    """The errors that the runs of a row's recipe measured; None if none of them was evaluated."""
     supporting: dict[tuple[str, str], list[tuple[Run, Result]]] = {}
     others: list[tuple[list[str], Path]] = []
     for run in runs:
-        for result in run.valid_results:
+        for result in run.valid_results:  # without results of weights that were trained further
             if reasons := refusals(result.facts, run.manifest["data"], row, table, recipe):
                 others.append((reasons, run.folder))
-            else:  # what the paper does not state may have been measured in several ways
+            else:  # the paper may leave settings open, and results of different settings must not be averaged
                 supporting.setdefault((run.title_of(result), result.source_fingerprint), []).append((run, result))
     if supporting:
-        members = max(supporting.values(), key=len)
+        members = max(supporting.values(), key=len)  # the setting with the most seeds
         errors = {k: tuple(100 * result.errors[k] for _, result in members) for k in (1, 5)}
         return Ours(errors, members[0][1].num_images, tuple(run.folder for run, _ in members))
     if not others:
         return None
-    reasons, folder = min(others, key=lambda other: len(other[0]))  # the nearest
+    reasons, folder = min(others, key=lambda other: len(other[0]))  # the result that is closest to the row
     return Ours({}, 0, (folder,), refused="; ".join(reasons))
 
 
@@ -141,7 +145,8 @@ def _match_ensembles(
         supporting, refused = [], []
         found = matched_ensembles(row, {words: runs for words, (_, runs) in runs_of.items()}, evaluations)
         for evaluation, runs in found:
-            # of last.ckpt of complete runs, which an ensemble's result does not say of itself
+            # An ensemble's result does not record these, and `matched_ensembles` has checked that its members are the
+            # last checkpoints of complete runs.
             facts = evaluation.result.facts | {"selection": "last", "step": None, "total_steps": None}
             own = replace(row, protocol=row.members[0].protocol)
             data = [(run.manifest["data"], runs_of[words][0]) for words, run in runs]
@@ -159,7 +164,7 @@ def _match_ensembles(
 
 
 def _runs(words: Words, folders: Sequence[Path], on_broken: OnBroken) -> tuple[Config, list[Run]]:
-    """The recipe, and the finished runs that learn by it, one a seed, by seed."""
+    """The recipe, and the finished runs that follow it: one per seed, sorted by seed."""
     from omegaconf import OmegaConf
 
     from tencrop.cli.compose import compose_training
@@ -177,16 +182,18 @@ def _runs(words: Words, folders: Sequence[Path], on_broken: OnBroken) -> tuple[C
         except UserError as error:
             on_broken(error)
             continue
+        # the 8 hex digits of a folder's name may be another version's or collide, so the settings themselves decide
         if run.is_complete and learning_keys(config) == own:
-            by_seed.setdefault(run.seed, run)
+            by_seed.setdefault(run.seed, run)  # a reproduction is no further measurement of its seed
     return recipe, [by_seed[seed] for seed in sorted(by_seed)]
 
 
 def _run_folders(path: Path) -> list[Path]:
-    """Run folders in or below `path`, but for those within a run folder (its own reproductions)."""
+    """Run folders in or below `path`, without those within a run folder, which are its own reproductions."""
+    # not collect's function of the same name: that module imports torch
     if not path.is_dir():
         raise UserError(f"runs={path}: there is no such folder; train.py makes one below runs/")
-    found: list[Path] = []
+    found: list[Path] = []  # sorted, so a run folder is found before those within it
     for manifest in sorted(path.resolve().rglob("manifest.json")):
         folder = manifest.parent
         if (folder / "config.yaml").exists() and not any(parent in found for parent in folder.parents):

@@ -1,4 +1,4 @@
-"""report.py table=NAME: prints a paper's table beside ours, and writes it as Markdown, CSV and LaTeX."""
+"""report.py table=NAME: prints a paper's error table with our errors, and writes it as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from tencrop.report.matching import match_runs
 from tencrop.tables.lines import lines_of
 from tencrop.tables.reading import ERRORS, read_table, read_tables
 from tencrop.tables.render import csv_table, latex_table, markdown_table, terminal_table
+from tencrop.text_tables import aligned
 
 ALL, TITLES = "all", "?"
-USUAL = (Path("runs"), Path("evaluations"))  # where train.py and evaluate.py write unless told otherwise
+DEFAULTS = (Path("runs"), Path("evaluations"))  # where train.py and evaluate.py write by default
 FORMATS = {"md": markdown_table, "csv": csv_table, "tex": latex_table}
 
 
 def report_tables(name: str, runs: Sequence[str], output: Path, folder: Path = ERRORS) -> int:
-    """Print the table of that name, or all of them, and write it below `output`/tables; "?" prints their titles alone.
+    """Print the table `name`, or with "all" every table, and write it to `output`/tables; "?" only lists the titles.
 
-    Runs and ensembles are looked for in or below `runs`, or runs/ and evaluations/ where none are named. Returns the
-    exit code.
+    Runs and ensembles are searched in and below `runs`, by default in runs/ and evaluations/. Returns the exit code.
     """
     if name == TITLES:
         _show([_titles(folder)])
         return 0
     tables = read_tables(folder) if name == ALL else [read_table(name, folder)]
-    paths = [Path(run) for run in runs] or [path for path in USUAL if path.is_dir()]
+    paths = [Path(run) for run in runs] or [path for path in DEFAULTS if path.is_dir()]
+    # learning_hashes.json caches what composing every row costs: seconds for table=all
     out, broken, shown, written = output / "tables", list[UserError](), list[str](), list[Path]()
     matched = match_runs(tables, paths, kept=out / "learning_hashes.json", on_broken=broken.append)
     out.mkdir(parents=True, exist_ok=True)
@@ -40,20 +41,20 @@ def report_tables(name: str, runs: Sequence[str], output: Path, folder: Path = E
             written.append(out / f"{table.name}.{suffix}")
             atomic_write(written[-1], render(table, lines).encode())
     _show([*shown, *(map(str, written) if len(tables) == 1 else [str(out)])])
-    for error in broken:
+    for error in broken:  # after the table, where they are not scrolled away
         print(f"error: left out of the tables: {error}", file=sys.stderr)
     return 2 if broken else 0
 
 
 def _titles(folder: Path) -> str:
-    """A line for every table: its name and title."""
+    """One line per table: its name and title."""
     tables = read_tables(folder)
-    width = max(len(table.name) for table in tables)
-    return "\n".join(f"{table.name:{width}}  {table.title}" for table in tables)
+    return "\n".join(aligned([(table.name, table.title) for table in tables], left=[0, 1]))
 
 
 def _show(texts: Sequence[str]) -> None:
     try:
         print("\n".join(texts), flush=True)
-    except BrokenPipeError:  # `| head` has read enough; what Python flushes at the end goes nowhere
+    except BrokenPipeError:  # `| head` has closed the pipe
+        # Python flushes stdout once more as it exits, and would print a traceback: give it somewhere to write
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

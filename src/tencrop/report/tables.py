@@ -1,24 +1,26 @@
-"""The error table: what the paper printed, what was measured, by how much they differ. Terminal, Markdown, HTML.
+"""The error table: the paper's error, ours, and their difference, for the terminal, in Markdown and in HTML.
 
-Percent errors throughout. Called by the verbs (terminal) and by page.
+All errors are in percent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from rich.console import Console
 from rich.text import Text
 
 from tencrop.console import plain_console
 from tencrop.evaluation.claims import is_claimed
 from tencrop.evaluation.errors import OverSeeds, over_seeds, wilson_interval
-from tencrop.printable import markdown_text
 from tencrop.report.collect import TOP, Broken, Evaluation, Experiment, Result, Run
+from tencrop.report.templating import render
+from tencrop.text_tables import aligned
+from tencrop.text_tables import markdown_table as rows_as_markdown
 
 COLUMNS = ("experiment", "protocol", "error", "paper", "ours", "difference", "95% interval", "images", "seeds", "note")
 NOT_RUN = "not run"
@@ -27,13 +29,13 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Row:
-    """One top-k error of an experiment under a protocol; percent."""
+    """One top-k error of an experiment under a protocol, in percent."""
 
     experiment: str
     protocol: str
     k: int
     published: float | None
-    measured: OverSeeds | None  # None: not run
+    measured: OverSeeds | None  # None: not evaluated yet
     interval: tuple[float, float] | None
     num_images: int | None
     note: str
@@ -41,12 +43,13 @@ class Row:
     @property
     def cells(self) -> tuple[str, ...]:
         """The row as text, one cell for each of COLUMNS."""
+        # U+2212 for the sign of a difference, as papers print it; a hyphen is easily lost beside a number
         measured, paper = self.measured, self.published
         return (
             self.experiment,
             self.protocol,
             f"top-{self.k}",
-            NONE if paper is None else f"{paper:g}",
+            NONE if paper is None else f"{paper:g}",  # as many digits as the paper prints
             NOT_RUN if measured is None else _over_seeds(measured),
             NONE if measured is None or paper is None else f"{measured.mean - paper:+.2f}".replace("-", "−"),
             NONE if self.interval is None else f"{self.interval[0]:.2f} – {self.interval[1]:.2f}",
@@ -57,35 +60,34 @@ class Row:
 
     @property
     def about(self) -> str:
-        """What the rows of a protocol share: images, seeds, note."""
+        """What both rows of a protocol share: number of images and seeds, and the note."""
         images = "" if self.num_images is None else f"{self.num_images:,} images"
         seeds = "" if self.measured is None or self.measured.n == 1 else f"{self.measured.n} seeds, mean ± s.d."
         return " · ".join(fact for fact in (images, seeds, self.note) if fact)
 
 
 def error_rows(experiments: Sequence[Experiment], evaluations: Sequence[Evaluation] = ()) -> list[Row]:
-    """The rows of all experiments: the claimed protocol first, "not run" where it was not evaluated. Behind them the
-    evaluations that belong to no run, marked so and beside no published number.
+    """The rows of all experiments, then those of results outside run folders.
 
-    Over seeds: mean and sample standard deviation with n; the interval is Wilson's at the mean error for the number
-    of test images, which are the same for all seeds.
+    The claimed protocol comes first, as "not run" if it was not evaluated. Results outside run folders are marked and
+    never compared with a published error. Over seeds a row has the mean and the sample standard deviation.
     """
     rows = [row for experiment in experiments for row in _rows(experiment)]
     for one in evaluations:
+        # without a run's configuration nothing tells how these weights were trained, so no claim is theirs
         note = f"of no run folder: {one.folder.parent.name}/{one.folder.name}"
         rows += [_row(one.name, k, [one.result], published=None, note=note, protocol=one.result.title) for k in TOP]
     return rows
 
 
 def print_table(rows: Sequence[Row], console: Console | None = None, *, broken: Sequence[Broken] = ()) -> None:
-    """The table on the terminal; fits 80 columns. Below it what is broken."""
+    """The table on the terminal, in at most 80 columns, followed by what could not be read."""
     console = console or plain_console()
-    lines = [("percent", *COLUMNS[3:7]), *(row.cells[2:7] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    aligned = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    # Names and notes may be of any length and stand on a line of their own; only the numbers are in columns.
+    head, *lines = aligned([("percent", *COLUMNS[3:7]), *(row.cells[2:7] for row in rows)])
     before: tuple[str, str] | None = None
-    console.print(Text(f"  {aligned[0]}", "dim"), soft_wrap=True)
-    for row, line in zip(rows, aligned[1:], strict=True):
+    console.print(Text(f"  {head}", "dim"), soft_wrap=True)
+    for row, line in zip(rows, lines, strict=True):
         if before != (before := (row.experiment, row.protocol)):
             console.print(
                 Text.assemble((row.experiment, "bold"), f"  {row.protocol}  ", (row.about, "dim")), soft_wrap=True
@@ -96,27 +98,28 @@ def print_table(rows: Sequence[Row], console: Console | None = None, *, broken: 
 
 
 def markdown_table(rows: Sequence[Row], *, broken: Sequence[Broken] = ()) -> str:
-    """The table in Markdown; what is broken has a row without numbers."""
-    alignment = [":--" if column in ("experiment", "protocol", "note") else "--:" for column in COLUMNS]
+    """The table in Markdown; what could not be read has a row without numbers."""
+    left = [number for number, column in enumerate(COLUMNS) if column in ("experiment", "protocol", "note")]
     without_numbers = [NONE] * (len(COLUMNS) - 2)
-    lines = [COLUMNS, alignment, *(row.cells for row in rows)]
-    lines += [(one.name, *without_numbers, one.reason) for one in broken]
-    return "".join("| " + " | ".join(markdown_text(cell) for cell in line) + " |\n" for line in lines)
+    lines = [*(row.cells for row in rows), *((one.name, *without_numbers, one.reason) for one in broken)]
+    return rows_as_markdown(COLUMNS, lines, left=left)
 
 
-def html_table(rows: Sequence[Row], *, broken: Sequence[Broken] = ()) -> str:
-    """The table in HTML: a group of rows for each experiment and protocol, six narrow columns; last what is broken."""
-    head = "".join(f"<th scope=col>{column}</th>" for column in ("", "Paper", "Ours", "Difference", "95% interval"))
-    groups: dict[tuple[str, str], list[Row]] = {}
+def html_table(rows: Sequence[Row], *, broken: Sequence[Broken] = ()) -> Markup:
+    """The table in HTML: a group of rows for each experiment and protocol, then what could not be read.
+
+    Experiment, protocol and note head the group rather than each row: five narrow columns fit a telephone.
+    """
+    groups: dict[tuple[str, str], list[Row]] = {}  # in order of appearance; itertools.groupby would need them sorted
     for row in rows:
         groups.setdefault((row.experiment, row.protocol), []).append(row)
-    bodies = "".join(_html_group(*group) for group in groups.items()) + "".join(map(_html_broken, broken))
-    return f"<table class=errors><thead><tr>{head}</tr></thead>{bodies}</table>"
+    return render("error_table.html", groups=list(groups.items()), broken=broken)
 
 
 def _rows(experiment: Experiment) -> list[Row]:
     claim = experiment.claim
     ordered = sorted(_groups(experiment), key=lambda members: (not _is_claimed(experiment, members), _title(members)))
+    # A claim whose protocol was not run keeps its row: leaving it out would hide that the paper's number is missing.
     if claim and not any(_is_claimed(experiment, members) for members in ordered):
         rows = _rows_not_run(experiment, claim["protocol"])
     else:
@@ -130,12 +133,14 @@ def _rows(experiment: Experiment) -> list[Row]:
 
 
 def _groups(experiment: Experiment) -> list[list[tuple[Run, Result]]]:
-    """The results that are one number over seeds: measured in one way, of every run one.
+    """Groups of results that are averaged over seeds: one result per run, all measured the same way.
 
-    Of a run that was evaluated so at several checkpoints, while it trained, it is the latest.
+    Of several results of one run, as of a run that is evaluated while it trains, the latest checkpoint's is taken.
     """
+    # source_fingerprint is part of the key: errors on different test images must not be averaged
     groups: dict[tuple[str, str], dict[Path, tuple[Run, Result]]] = {}
     for run in experiment.runs:
+        # later steps overwrite earlier ones; results of earlier versions have no step and come first
         for result in sorted(run.valid_results, key=lambda result: result.facts.get("step") or 0):
             key = run.title_of(result), result.source_fingerprint
             groups.setdefault(key, {})[run.folder] = run, result
@@ -148,7 +153,7 @@ def _title(members: Sequence[tuple[Run, Result]]) -> str:
 
 
 def _is_claimed(experiment: Experiment, members: Sequence[tuple[Run, Result]]) -> bool:
-    """Whether the claim is about results as these, all of whole trainings."""
+    """Whether the published error may stand beside these results: the claim's protocol, and complete runs only."""
     recipe = experiment.recipe
     return recipe is not None and all(run.is_complete and is_claimed(one.facts, recipe) for run, one in members)
 
@@ -161,6 +166,8 @@ def _rows_not_run(experiment: Experiment, protocol: str) -> list[Row]:
 def _row(name: str, k: int, results: Sequence[Result], *, published: float | None, note: str, protocol: str) -> Row:
     measured = over_seeds([100 * result.errors[k] for result in results])
     num_images = results[0].num_images
+    # Wilson's interval at the mean error for the images of one seed. All seeds are tested on the same images: counting
+    # n times as many trials would make the interval too narrow by the square root of n.
     low, high = wilson_interval(measured.mean / 100 * num_images, num_images)
     return Row(name, protocol, k, published, measured, (100 * low, 100 * high), num_images, note)
 
@@ -182,24 +189,3 @@ def _over_seeds(measured: OverSeeds) -> str:
     if measured.std is None:
         return f"{measured.mean:.2f}"
     return f"{measured.mean:.2f} ± {measured.std:.2f}"
-
-
-def _html_group(key: tuple[str, str], rows: list[Row]) -> str:
-    experiment, protocol = key
-    head = f"<b>{escape(experiment)}</b> {escape(protocol)} <small>{escape(rows[0].about)}</small>"
-    body = "".join(_html_row(row) for row in rows)
-    return f"<tbody><tr><th colspan=5 scope=rowgroup>{head}</th></tr>{body}</tbody>"
-
-
-def _html_broken(one: Broken) -> str:
-    head = f"<b>{escape(one.name)}</b> <small>{escape(one.reason)}</small>"
-    return f"<tbody><tr><th colspan=5 scope=rowgroup>{head}</th></tr></tbody>"
-
-
-def _html_row(row: Row) -> str:
-    error, paper, ours, difference, interval = row.cells[2:7]
-    missing = " class=missing" if row.measured is None else ""
-    return (
-        f"<tr><th scope=row>{error}</th><td>{paper}</td><td{missing}><b>{escape(ours)}</b></td>"
-        f"<td>{difference}</td><td>{interval}</td></tr>"
-    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import fields
@@ -11,6 +9,9 @@ from dataclasses import fields
 from tencrop.printable import markdown_text
 from tencrop.tables.lines import GUESSED, NONE, Line
 from tencrop.tables.schema import COLUMNS, ErrorTable, RowProtocol
+from tencrop.text_tables import aligned
+from tencrop.text_tables import csv_table as rows_as_csv
+from tencrop.text_tables import markdown_table as rows_as_markdown
 
 _PROTOCOL_KEYS = tuple(field.name for field in fields(RowProtocol))
 CSV_COLUMNS = ("table", "row", "id", "unit", "column", "printed", "ours", "difference", "low", "high", "images",
@@ -31,25 +32,16 @@ def terminal_table(table: ErrorTable, lines: Sequence[Line]) -> str:
     grid = _grid(table, lines)
     kept = [number for number, column in enumerate(zip(*grid[1:], strict=True)) if {NONE} != set(column)]
     rows = [[row[number] for number in kept] for row in grid]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = [
-        "  ".join(
-            cell.rjust(width) if head in NUMBERS else cell.ljust(width)
-            for head, cell, width in zip(rows[0], row, widths, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
     about, notes = (
         [textwrap.fill(text, WIDTH) for text in found] for found in (_about(table, lines), _notes(table, lines))
     )
-    return "\n".join([table.title, *about, "", *aligned, *notes]) + "\n"
+    return "\n".join([table.title, *about, "", *aligned(rows, left=_text_columns(rows[0])), *notes]) + "\n"
 
 
 def markdown_table(table: ErrorTable, lines: Sequence[Line]) -> str:
     """The table in Markdown, with its title in bold above."""
     grid = _grid(table, lines)
-    alignment = ["--:" if column in NUMBERS else ":--" for column in grid[0]]
-    body = "".join("| " + " | ".join(map(markdown_text, row)) + " |\n" for row in (grid[0], alignment, *grid[1:]))
+    body = rows_as_markdown(grid[0], grid[1:], left=_text_columns(grid[0]))
     about = "".join(f"{markdown_text(text)}\n\n" for text in _about(table, lines))
     notes = "".join(f"\n{markdown_text(note)}\n" for note in _notes(table, lines))
     return f"**{markdown_text(table.title)}**\n\n{about}{body}{notes}"
@@ -57,17 +49,15 @@ def markdown_table(table: ErrorTable, lines: Sequence[Line]) -> str:
 
 def csv_table(table: ErrorTable, lines: Sequence[Line]) -> str:
     """The table in long format, one line per row and column; empty fields stay empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    rows = []
     for line in lines:
         for cell in line.cells:
             low, _, high = cell.interval.partition(" – ")  # numbers for programs: two columns, ASCII minus, no commas
             row = (table.name, line.row.label, line.row.id, table.unit, cell.column, cell.printed, cell.ours,
                    cell.difference.replace("−", "-"), low, high, line.num_images.replace(",", ""), line.seeds,
                    cell.verdict, line.row.confidence[cell.column], line.protocol, line.run)  # fmt: skip
-            writer.writerow("" if value == NONE else value for value in row)
-    return text.getvalue()
+            rows.append(["" if value == NONE else value for value in row])
+    return rows_as_csv(CSV_COLUMNS, rows)
 
 
 def latex_table(table: ErrorTable, lines: Sequence[Line]) -> str:
@@ -115,6 +105,11 @@ def _grid(table: ErrorTable, lines: Sequence[Line]) -> list[list[str]]:
         rest = [line.seeds, line.joined("verdict"), line.joined("confidence"), line.run]
         rows.append([line.row.label, *protocol, *joined, *rest])
     return [heads, *rows]
+
+
+def _text_columns(heads: Sequence[str]) -> list[int]:
+    """The columns that are aligned left: all but the numbers."""
+    return [number for number, head in enumerate(heads) if head not in NUMBERS]
 
 
 def _shared_protocol(lines: Sequence[Line]) -> str | None:

@@ -74,7 +74,9 @@ class TrainedModel:
             split, lambda _: batches, lambda i, _: plan(i), filter=protocol.filter, num_threads=threads
         ) as loader:
             for batch in loader.batches(epoch=0):
-                (crop,) = views(batch.images, batch.sizes, protocol)  # copies: the loader reuses the memory of its images
+                (crop,) = views(
+                    batch.images, batch.sizes, protocol
+                )  # copies: the loader reuses the memory of its images
                 yield Pictures(torch.from_numpy(batch.index), batch.labels, crop)
 
 
