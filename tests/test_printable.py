@@ -74,3 +74,9 @@ def test_names_that_differ_stay_different():
 def test_a_command_with_such_a_name_is_recorded_as_text_that_readers_take(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", f"data.root=/{NOT_UTF8}"])
     check_shape(provenance.command_line(), str)
+
+
+def test_a_closed_output_is_no_traceback():
+    command = ["sh", "-c", f"exec {sys.executable} -m tencrop.complexity model=lenet5 >&-"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert (done.returncode, done.stderr) == (0, "")

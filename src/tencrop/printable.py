@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import os
 import sys
 
 MARKS = str.maketrans({"–": "-", "−": "-", "±": "+-", "×": "x", "·": "-", "…": "...", "’": "'", "•": "*"})
@@ -19,8 +20,11 @@ ERRORS = "tencrop.printable"
 def print_any_text() -> None:
     """From now on stdout and stderr replace what they cannot encode: our marks by ASCII, all else by an escape."""
     codecs.register_error(ERRORS, _replace)
+    # A closed stream (`>&-`, some service managers) is None to Python, which print() accepts and sys.stdout.write not.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # neither closed (None) nor somebody's own
+        if isinstance(stream, io.TextIOWrapper):  # not somebody's own
             stream.reconfigure(errors=ERRORS)
 
 

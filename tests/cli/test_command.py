@@ -181,3 +181,11 @@ def test_a_folder_that_holds_a_link_to_its_parent_is_a_sentence(photo_folder, tm
     arguments = (f"data.source={tmp_path}/source", f"data.root={tmp_path}/prepared")
     result = run("data=imagefolder", *arguments, verb="prepare.py")
     assert result.returncode == 2 and result.stderr.startswith("error: symbolic links lead round"), result.stderr
+
+
+def test_a_current_folder_that_was_removed_is_named(tmp_path):
+    (tmp_path / "gone").mkdir()
+    text = f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && exec {sys.executable} {ROOT}/train.py model=lenet5"
+    result = subprocess.run(["sh", "-c", text], capture_output=True, text=True, timeout=900)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: the current folder has been removed"), result.stderr

@@ -74,6 +74,7 @@ def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type,
     words = sorted(words, key=lambda word: word not in ("-m", "--multirun"))
     try:
         check_conf()
+        _check_current_folder()
         answer = asked(words)
         if answer or {"--help", "-h"} & set(words):
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends them quietly, like other tools
@@ -92,6 +93,16 @@ def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type,
     finally:
         sys.argv = arguments
     return max(exit_codes, default=0)
+
+
+def _check_current_folder() -> None:
+    """UserError where the folder that the shell is in was removed: nothing relative to it can be found or written."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError(
+            "the current folder has been removed, or made anew; change to one that is there: cd DIR"
+        ) from error
 
 
 def interrupted() -> int:

@@ -42,6 +42,8 @@ from tencrop.printable import print_any_text
 from tencrop.records.provenance import changed_split, differences, session, sessions_of
 from tencrop.records.run_folder import read_run_manifest
 
+CONFIG_FILE = "reproduce.yaml"
+
 
 def reproduce(run_dir: Path, into: Path) -> bool:
     """Train again what lies in `run_dir`, in a fresh folder below `into`; True if the weights are the same bits.
@@ -52,8 +54,9 @@ def reproduce(run_dir: Path, into: Path) -> bool:
     before = read_run_manifest(run_dir)
     if before["result"]["status"] != "complete":
         raise UserError(f"{run_dir}: not complete ({before['result']['status']}); run train.py to its end first")
-    check_writable(into / "reproduce.yaml", mend="make room, or name another folder with --into DIR")
-    if into.exists() and any(into.iterdir()):
+    check_writable(into / CONFIG_FILE, mend="make room, or name another folder with --into DIR")
+    # reproduce.yaml alone is of a reproduction that was refused before it began: by a stray LOCAL_RANK, say
+    if into.exists() and any(path.name != CONFIG_FILE for path in into.iterdir()):
         raise UserError(f"{into}: not empty; name a fresh folder with --into DIR")
     _check_data(run_dir, before)
     for line in what_differs(before):
@@ -77,8 +80,8 @@ def train_again(run_dir: Path, into: Path) -> None:
     config = dataclasses.asdict(config_of_run(run_dir, [], conf=CONF))
     config["runs"], config["tracker"]["name"] = str(into.resolve()), "none"
     into.mkdir(parents=True, exist_ok=True)
-    atomic_write(into / "reproduce.yaml", OmegaConf.to_yaml(OmegaConf.create(literal(config))).encode())
-    config_file = ["--config-path", str(into.resolve()), "--config-name", "reproduce"]
+    atomic_write(into / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(literal(config))).encode())
+    config_file = ["--config-path", str(into.resolve()), "--config-name", Path(CONFIG_FILE).stem]
     command = [sys.executable, "-m", "tencrop", "train", *config_file]
     overrides = ["hydra.run.dir=.", "hydra.output_subdir=null"]
     quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]

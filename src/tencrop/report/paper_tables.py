@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tencrop.config import UserError
+from tencrop.config.writable import check_writable
 from tencrop.files import atomic_write
 from tencrop.report.matching import match_runs
 from tencrop.tables.lines import lines_of
@@ -31,6 +32,7 @@ def report_tables(name: str, runs: Sequence[str], output: Path, folder: Path = E
     tables = read_tables(folder) if name == ALL else [read_table(name, folder)]
     paths = [Path(run) for run in runs] or [path for path in USUAL if path.is_dir()]
     out, broken, shown, written = output / "tables", list[UserError](), list[str](), list[Path]()
+    check_writable(out / f"{name}.md", mend="make room, or name another folder with output=DIR")
     matched = match_runs(tables, paths, kept=out / "learning_hashes.json", on_broken=broken.append)
     out.mkdir(parents=True, exist_ok=True)
     for table in tables:

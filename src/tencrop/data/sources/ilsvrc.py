@@ -30,6 +30,7 @@ from tencrop.data.sources.folder import (
     check_same_classes,
     class_folders,
     list_images,
+    size_of_file,
     sort_of,
     source_folder,
 )
@@ -263,7 +264,7 @@ def _flat_files(folder: Path, left_out: Counter[str]) -> list[Member]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if VAL_NAME.fullmatch(entry.name):
-                members.append(Member(entry.name, 0, entry.stat().st_size))
+                members.append(Member(entry.name, 0, size_of_file(entry)))
             else:
                 left_out["folders" if entry.is_dir() else sort_of(entry.name)] += 1
     return members

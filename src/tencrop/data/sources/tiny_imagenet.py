@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tencrop.config import UserError
 from tencrop.data.sources.archives import Member, zip_members
-from tencrop.data.sources.folder import EXTENSIONS, check_no_shards, list_images, sort_of, subfolders
+from tencrop.data.sources.folder import EXTENSIONS, check_no_shards, list_images, size_of_file, sort_of, subfolders
 from tencrop.data.sources.labels import check_folders, check_names
 from tencrop.data.sources.source import FLAT, TREE, ZIP, SourceFile, SourceLocation, read_file, read_original
 
@@ -93,7 +93,7 @@ class TinyImagenetSource:
         train = self._class_folders(path, "train")
         if self.place.routes["val"] == FLAT:
             with os.scandir(path / "val/images") as entries:
-                images = [Member(entry.name, 0, entry.stat().st_size) for entry in entries]
+                images = [Member(entry.name, 0, 0 if entry.is_dir() else size_of_file(entry)) for entry in entries]
             val = _annotated(images, text, self.classes, path, self.left_out["val"])
         else:
             val = self._class_folders(path, "val")
