@@ -71,6 +71,10 @@ def test_names_that_differ_stay_different():
     assert [printable(name) for name in names] == ["caf\\udce9", "caf\\udce8", "café"]
 
 
+def test_a_name_does_not_command_the_terminal():
+    assert printable("a\x1b]0;title\x07\x9b2J\r\n\tb") == "a\\x1b]0;title\\x07\\x9b2J\\x0d\n\tb"
+
+
 def test_a_command_with_such_a_name_is_recorded_as_text_that_readers_take(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", f"data.root=/{NOT_UTF8}"])
     check_shape(provenance.command_line(), str)

@@ -14,6 +14,7 @@ import os
 import sys
 
 MARKS = str.maketrans({"–": "-", "−": "-", "±": "+-", "×": "x", "·": "-", "…": "...", "’": "'", "•": "*"})
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 ERRORS = "tencrop.printable"
 
 
@@ -29,8 +30,12 @@ def print_any_text() -> None:
 
 
 def printable(text: str) -> str:
-    r"""`text` in UTF-8's reach: the byte 0xE9 of a name that is not UTF-8 becomes the six characters \udce9."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    r"""`text` in UTF-8's reach: the byte 0xE9 of a name that is not UTF-8 becomes the six characters \udce9.
+
+    Control characters but line feed and tab are escaped, too: in a name of somebody else's run folder they would
+    command the terminal on which a report is printed or read.
+    """
+    return text.encode("utf-8", "backslashreplace").decode().translate(CONTROLS)
 
 
 def markdown_text(text: str) -> str:

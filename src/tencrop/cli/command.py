@@ -33,7 +33,7 @@ from tencrop.config.documents import literal
 from tencrop.config.launcher import launched
 from tencrop.config.rules import validate
 from tencrop.config.schema import Config, UserError
-from tencrop.printable import print_any_text
+from tencrop.printable import print_any_text, printable
 from tencrop.signals import INTERRUPTED, MESSAGE
 
 
@@ -164,6 +164,6 @@ def overrides() -> list[str]:
 
 
 def _refuse(message: str) -> int:
-    line = re.sub(r"\s*\n\s*", " ", message.strip())  # other spaces may be a path's
+    line = printable(re.sub(r"\s*\n\s*", " ", message.strip()))  # other spaces may be a path's
     print(f"error: {line}", file=sys.stderr)
     return 2

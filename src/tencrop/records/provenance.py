@@ -26,6 +26,9 @@ from tencrop.records.redaction import redact_arguments, redact_text
 LEARNING_STAGES = ("config", "data", "models", "training")  # a change to these may change what is learned
 EXACT = ("python", "torch", "numpy", "timm", "pytorch-lightning")  # packages whose version may change the last bit
 DRIVER = Path("/dev/nvidiactl")
+# Set within hooks, and by those who keep a bare repository of their home: git then reads that one in spite of -C.
+# Other variables stay: GIT_CONFIG_COUNT may be how a container declares the checkout safe.
+OTHER_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
 CODE_PATHS = ("src", "conf", ":(glob)*.py", "pyproject.toml")
 
 
@@ -163,9 +166,10 @@ def _git(folder: Path, *arguments: str, fine: tuple[int, ...] = (0,)) -> str:
     Git refuses a folder of another owner, usual in containers. It is not overruled (-c safe.directory): whoever may
     write to .git could then run programs as this user.
     """
-    command, english = ["git", "-C", str(folder), *arguments], os.environ | {"LC_ALL": "C"}
+    command = ["git", "-C", str(folder), *arguments]
+    environment = {name: value for name, value in os.environ.items() if name not in OTHER_REPOSITORY}
     try:
-        done = subprocess.run(command, capture_output=True, timeout=30, check=False, env=english)
+        done = subprocess.run(command, capture_output=True, timeout=30, check=False, env=environment | {"LC_ALL": "C"})
     except OSError as error:
         raise GitFailed(f"git cannot be run ({os.strerror(error.errno or 0)})") from error
     except subprocess.TimeoutExpired as error:
