@@ -37,6 +37,7 @@ MISTAKES = {
     "flag among the keys": (["seed=0", "-m", "training.epochs=0,0"], "training.epochs=0: must be above 0"),
     "not a number": (["optimizer.lr=nan"], "optimizer.lr=nan: must be a finite number"),
     "unknown flag": (["--foo"], "unrecognized arguments: --foo; a value is KEY=VALUE without dashes"),
+    "folder of configurations": (["--config-path", "/no/such"], "Check that the config directory '/no/such' exists"),
     "wrong value of a flag": (["--cfg", "jobs"], "invalid choice: 'jobs'"),
     "key after a flag's value": (["seed=0", "--cfg", "job", "seed=1"], "flags such as --help stand behind all values"),
     "no folder": (["runs="], "runs=: names no folder"),

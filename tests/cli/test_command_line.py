@@ -36,7 +36,7 @@ VERBS = {
     "evaluate": (Config, "weights", lambda config: config.weights),
     "prepare": (PrepareConfig, "data.source", lambda config: config.data.source),
     "report": (ReportConfig, "runs", lambda config: ",".join(config.runs)),
-    "seeing": (VisualizationConfig, "output", lambda config: config.output),
+    "visualization": (VisualizationConfig, "output", lambda config: config.output),
 }
 CASES = [("train", text) for text in TEXTS] + [(verb, text) for verb in VERBS for text in TEXTS[:1] if verb != "train"]
 
