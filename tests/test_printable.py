@@ -71,6 +71,16 @@ def test_names_that_differ_stay_different():
     assert [printable(name) for name in names] == ["caf\\udce9", "caf\\udce8", "café"]
 
 
+def test_a_name_does_not_command_the_terminal():
+    assert printable("a\x1b]0;title\x07\x9b2J\r\n\tb") == "a\\x1b]0;title\\x07\\x9b2J\\x0d\n\tb"
+
+
 def test_a_command_with_an_unencodable_name_is_recorded_readably(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", f"data.root=/{NOT_UTF8}"])
     check_shape(provenance.command_line(), str)
+
+
+def test_a_closed_output_is_no_traceback():
+    command = ["sh", "-c", f"exec {sys.executable} -m tencrop.complexity model=lenet5 >&-"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -37,6 +37,7 @@ MISTAKES = {
     "flag among the keys": (["seed=0", "-m", "training.epochs=0,0"], "training.epochs=0: must be above 0"),
     "not a number": (["optimizer.lr=nan"], "optimizer.lr=nan: must be a finite number"),
     "unknown flag": (["--foo"], "unrecognized arguments: --foo; type values as KEY=VALUE without dashes"),
+    "folder of configurations": (["--config-path", "/no/such"], "Check that the config directory '/no/such' exists"),
     "wrong value of a flag": (["--cfg", "jobs"], "invalid choice: 'jobs'"),
     "key after a flag's value": (["seed=0", "--cfg", "job", "seed=1"], "flags such as --help after all values"),
     "no folder": (["runs="], "runs=: is empty"),
@@ -183,3 +184,11 @@ def test_a_folder_with_a_link_to_its_parent_is_reported_in_one_sentence(photo_fo
     arguments = (f"data.source={tmp_path}/source", f"data.root={tmp_path}/prepared")
     result = run("data=imagefolder", *arguments, verb="prepare.py")
     assert result.returncode == 2 and result.stderr.startswith("error: symbolic links lead round"), result.stderr
+
+
+def test_a_current_folder_that_was_removed_is_named(tmp_path):
+    (tmp_path / "gone").mkdir()
+    text = f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && exec {sys.executable} {ROOT}/train.py model=lenet5"
+    result = subprocess.run(["sh", "-c", text], capture_output=True, text=True, timeout=900)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: the current folder has been removed"), result.stderr

@@ -117,6 +117,18 @@ def test_failing_git_is_not_mistaken_for_unchanged_code(problem, tmp_path, monke
     assert diff.startswith("# not known") and words in diff and diff.count("\n") == 1
 
 
+def test_variables_of_another_repository_are_not_obeyed(tmp_path, monkeypatch):
+    """Within a hook git sets GIT_DIR, which it prefers to the folder that it is told."""
+    package = checkout(tmp_path / "own")
+    monkeypatch.setattr(provenance, "PACKAGE", package)
+    own = provenance.code_version()
+    checkout(tmp_path / "other")
+    git(tmp_path / "other", "commit", "-q", "--allow-empty", "-m", "another revision")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "other" / ".git" / "index"))
+    assert provenance.code_version() == own and provenance.code_diff() == ""
+
+
 def test_unknown_facts_are_reported_as_unknown(session_of):
     before, now = session_of(revision="ab" * 20), session_of(revision=None, not_known="git failed: why")
     assert provenance.differences(before, now) == [f"revision was {'ab' * 20}, is unknown (git failed: why)"]

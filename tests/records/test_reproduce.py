@@ -78,6 +78,18 @@ def test_refusals(complete_run, trains_to, tmp_path, capsys):
     assert "not complete (interrupted)" in capsys.readouterr().err
 
 
+def test_a_reproduction_that_was_refused_can_be_typed_again(complete_run, tmp_path, monkeypatch):
+    """train.py refuses a stray LOCAL_RANK, say, when the folder holds its configuration already."""
+    monkeypatch.setattr(module, "what_differs", lambda _: [])  # it runs git
+    monkeypatch.setattr(module.subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, 2))
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="2"):
+            reproduce(complete_run, tmp_path / "into")
+    (tmp_path / "into" / "other").touch()
+    with pytest.raises(UserError, match="not empty"):
+        reproduce(complete_run, tmp_path / "into")
+
+
 def test_a_folder_that_cannot_be_created_is_reported_in_one_sentence(complete_run, capsys):
     into = complete_run / "manifest.json" / "again"
     assert main([str(complete_run), "--into", str(into)]) == 2

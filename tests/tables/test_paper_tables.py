@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tencrop.config import UserError
+from tencrop.report import paper_tables
 from tencrop.report.paper_tables import report_tables
 from tencrop.tables.reading import table_names
 
@@ -80,3 +82,10 @@ def test_a_broken_run_is_left_out_and_reported(
     assert report_tables("digits", [str(tmp_path / "runs")], tmp_path / "report", write_row()) == 2
     output = capsys.readouterr()
     assert "not run" in output.out and output.err.startswith(f"error: left out of the tables: {folder}/config.yaml")
+
+
+def test_a_place_that_cannot_be_written_is_found_before_runs_are_read(tmp_path, read_only, monkeypatch) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(paper_tables, "match_runs", lambda *_, **__: pytest.fail("runs were read"))
+    with pytest.raises(UserError, match=r"cannot be written \(the file system is read-only\); .* output=DIR$"):
+        report_tables("vgg_table3", [], read_only(tmp_path / "out"))

@@ -108,6 +108,15 @@ def test_a_model_without_a_run(composed, tmp_path, texts_of) -> None:
     assert load_record(tmp_path / "architecture.json").weights_sha256 is None
 
 
+def test_a_broken_result_is_left_out_of_the_tradeoff_and_named(composed, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "center.result.json").write_text("{}")
+    config = replace(composed("runs=runs"), output=str(tmp_path))
+    assert list(draw_model(config, "tradeoff", command=""))
+    assert capsys.readouterr().err.startswith("error: left out of the figure: runs/center.result.json: is no result")
+
+
 def test_chosen_images_are_of_many_classes(prepared_digits) -> None:
     split = open_split(prepared_digits, "val")
     ten = chosen(split, None, num_images=10)

@@ -33,7 +33,7 @@ from tencrop.config.documents import literal
 from tencrop.config.launcher import launched
 from tencrop.config.rules import validate
 from tencrop.config.schema import Config, UserError
-from tencrop.printable import print_any_text
+from tencrop.printable import print_any_text, printable
 from tencrop.signals import INTERRUPTED, MESSAGE
 
 
@@ -76,6 +76,7 @@ def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type,
     words = sorted(words, key=lambda word: word not in ("-m", "--multirun"))
     try:
         check_conf()
+        _check_current_folder()
         answer = list_options(words)
         if answer or {"--help", "-h"} & set(words):
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` exits quietly, as other tools do
@@ -94,6 +95,16 @@ def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type,
     finally:
         sys.argv = arguments
     return max(exit_codes, default=0)  # empty after --cfg, which prints the configuration and runs nothing
+
+
+def _check_current_folder() -> None:
+    """UserError where the folder that the shell is in was removed: nothing relative to it can be found or written."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError(
+            "the current folder has been removed, or made anew; change to one that is there: cd DIR"
+        ) from error
 
 
 def interrupted() -> int:
@@ -160,6 +171,7 @@ def overrides() -> list[str]:
 
 
 def _refuse(message: str) -> int:
-    line = re.sub(r"\s*\n\s*", " ", message.strip())  # keeps other spaces, which may belong to a path
+    # other spaces stay: they may belong to a path
+    line = printable(re.sub(r"\s*\n\s*", " ", message.strip()))
     print(f"error: {line}", file=sys.stderr)
     return 2

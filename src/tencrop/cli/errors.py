@@ -48,7 +48,10 @@ def hydra_error_sentence(error: Exception, schema: type) -> str:
         return _no_key(key, parent[1] if parent else key, schema)
     if found := re.search(r"Ambiguous value for argument '(.+?)'\s+1\. To use", text, re.DOTALL):
         return f"{found[1]}: several values are a sweep, which needs -m; {instead_of_sweep(found[1])}"
-    return text.splitlines()[0] + "".join(f" ({key})" for key in re.findall(r"full_key: (\S+)", text)[:1])
+    first, *others = text.splitlines()
+    if others and others[0].startswith("Check that the config directory"):  # only this line names the folder
+        return f"{first} {others[0]}"
+    return first + "".join(f" ({key})" for key in re.findall(r"full_key: (\S+)", text)[:1])
 
 
 def nearest(name: str, names: list[str]) -> str:

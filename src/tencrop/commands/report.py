@@ -6,6 +6,7 @@ from pathlib import Path
 from tencrop.cli.command import command
 from tencrop.config import ReportConfig
 from tencrop.config.writable import check_writable
+from tencrop.printable import printable
 from tencrop.signals import close_at_ctrl_c
 
 
@@ -35,5 +36,5 @@ def main(config: ReportConfig) -> int:
     for path in write_report(experiments, output, evaluations, broken=broken):
         print(path)
     for error in broken:
-        print(f"error: left out of the report: {error}", file=sys.stderr)
+        print(printable(f"error: left out of the report: {error}"), file=sys.stderr)
     return 2 if broken else 0

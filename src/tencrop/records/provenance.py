@@ -26,6 +26,9 @@ from tencrop.records.redaction import redact_arguments, redact_text
 # Packages whose version may change the last bits of the weights.
 EXACT = ("python", "torch", "numpy", "timm", "pytorch-lightning")
 DRIVER = Path("/dev/nvidiactl")  # exists if NVIDIA's driver is loaded
+# git sets these within hooks, and some people set GIT_DIR for a repository of their home folder. git then reads that
+# repository in spite of -C. Other variables stay: GIT_CONFIG_COUNT may be how a container declares the checkout safe.
+OTHER_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
 # Pathspecs of what determines a run. Notes, data and runs in the checkout do not make it "changed".
 CODE_PATHS = ("src", "conf", ":(glob)*.py", "pyproject.toml")
 
@@ -173,11 +176,13 @@ def _git(folder: Path, *arguments: str, ok_codes: tuple[int, ...] = (0,)) -> str
     git refuses a repository of another owner, which is common in containers. We do not override this with
     -c safe.directory: anyone who can write to .git could then run programs as this user.
     """
-    # LC_ALL=C: git's messages are compared below, and must be in English.
-    command, english = ["git", "-C", str(folder), *arguments], os.environ | {"LC_ALL": "C"}
+    command = ["git", "-C", str(folder), *arguments]
+    environment = {name: value for name, value in os.environ.items() if name not in OTHER_REPOSITORY}
+    # git's messages are compared below, and must be in English.
+    environment["LC_ALL"] = "C"
     try:
         # 30 s: git is slow on a busy network share, but a run must not hang before it starts.
-        done = subprocess.run(command, capture_output=True, timeout=30, check=False, env=english)
+        done = subprocess.run(command, capture_output=True, timeout=30, check=False, env=environment)
     except OSError as error:
         raise GitFailed(f"git cannot be run ({os.strerror(error.errno or 0)})") from error
     except subprocess.TimeoutExpired as error:

@@ -42,6 +42,8 @@ from tencrop.printable import print_any_text
 from tencrop.records.provenance import changed_split, differences, session, sessions_of
 from tencrop.records.run_folder import read_run_manifest
 
+CONFIG_FILE = "reproduce.yaml"
+
 
 def reproduce(run_dir: Path, into: Path) -> bool:
     """Repeat the run in `run_dir` in a new folder below `into`; returns whether the weights are identical.
@@ -53,8 +55,9 @@ def reproduce(run_dir: Path, into: Path) -> bool:
     if before["result"]["status"] != "complete":
         raise UserError(f"{run_dir}: not complete ({before['result']['status']}); run train.py to its end first")
     # Everything is checked before the training, which may take days.
-    check_writable(into / "reproduce.yaml", mend="make room, or name another folder with --into DIR")
-    if into.exists() and any(into.iterdir()):
+    check_writable(into / CONFIG_FILE, mend="make room, or name another folder with --into DIR")
+    # A reproduction that was refused before it began (for a stray LOCAL_RANK, say) leaves only reproduce.yaml.
+    if into.exists() and any(path.name != CONFIG_FILE for path in into.iterdir()):
         raise UserError(f"{into}: not empty; name a fresh folder with --into DIR")
     _check_data(run_dir, before)
     for line in what_differs(before):
@@ -79,8 +82,8 @@ def train_again(run_dir: Path, into: Path) -> None:
     # Neither key is a learning key, so the repeated run has the same hash and folder name.
     config["runs"], config["tracker"]["name"] = str(into.resolve()), "none"
     into.mkdir(parents=True, exist_ok=True)
-    atomic_write(into / "reproduce.yaml", OmegaConf.to_yaml(OmegaConf.create(literal(config))).encode())
-    config_file = ["--config-path", str(into.resolve()), "--config-name", "reproduce"]
+    atomic_write(into / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(literal(config))).encode())
+    config_file = ["--config-path", str(into.resolve()), "--config-name", Path(CONFIG_FILE).stem]
     command = [sys.executable, "-m", "tencrop", "train", *config_file]
     # A process of its own: the training must start like the original, with no state of this process.
     overrides = ["hydra.run.dir=.", "hydra.output_subdir=null"]

@@ -17,6 +17,7 @@ from rich.text import Text
 from tencrop.console import plain_console
 from tencrop.evaluation.claims import is_claimed
 from tencrop.evaluation.errors import OverSeeds, over_seeds, wilson_interval
+from tencrop.printable import printable
 from tencrop.report.collect import TOP, Broken, Evaluation, Experiment, Result, Run
 from tencrop.report.templating import render
 from tencrop.text_tables import aligned
@@ -90,11 +91,12 @@ def print_table(rows: Sequence[Row], console: Console | None = None, *, broken: 
     for row, line in zip(rows, lines, strict=True):
         if before != (before := (row.experiment, row.protocol)):
             console.print(
-                Text.assemble((row.experiment, "bold"), f"  {row.protocol}  ", (row.about, "dim")), soft_wrap=True
+                Text.assemble((printable(row.experiment), "bold"), f"  {row.protocol}  ", (row.about, "dim")),
+                soft_wrap=True,
             )
         console.print(Text(f"  {line}"), soft_wrap=True)
     for one in broken:
-        console.print(Text.assemble((one.name, "bold"), f"  {one.reason}"), soft_wrap=True)
+        console.print(Text.assemble((printable(one.name), "bold"), f"  {printable(one.reason)}"), soft_wrap=True)
 
 
 def markdown_table(rows: Sequence[Row], *, broken: Sequence[Broken] = ()) -> str:

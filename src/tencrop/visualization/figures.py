@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,8 +104,17 @@ def _tradeoff(config: Config) -> Drawn:
     series = published(counts)  # errors as the papers print them, costs as we count them
     # [!.] skips half-written and hidden files
     results = [path for folder in (Path(config.runs), EVALUATIONS) for path in folder.rglob("[!.]*.result.json")]
-    own = measured([load_result(path) for path in sorted(results)], counts)
+    own = measured(_readable(sorted(results)), counts)
     return tradeoff_figure(series, own), tradeoff_record(series)
+
+
+def _readable(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    """The results of these files; one that is broken, of a folder half copied, is named and left out."""
+    for path in paths:
+        try:
+            yield load_result(path)
+        except UserError as error:
+            print(f"error: left out of the figure: {error}", file=sys.stderr)
 
 
 def _receptive_field(subject: TrainedModel, config: VisualizationConfig) -> Drawn:

@@ -168,3 +168,16 @@ def test_names_that_are_not_utf8(tmp_path, open_folder):
     tree(tmp_path / "source", "val/a/1.jpg", "train/a/1.jpg")
     (tmp_path / "source/train/a" / os.fsdecode(b"\xff.jpg")).write_bytes(b"x")
     assert os.fsencode(open_folder().files["train"][1].name) == b"a/\xff.jpg"
+
+
+def test_a_pipe_or_a_device_among_the_images_is_refused_and_not_read(tmp_path, open_folder):
+    """Reading a pipe waits for a writer, and /dev/zero never ends."""
+    tree(tmp_path / "source", "train/a/1.jpg", "val/a/1.jpg")
+    odd = tmp_path / "source" / "train" / "a" / "2.jpg"
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        make(odd)
+        with pytest.raises(UserError, match=r"train/a/2\.jpg: is no plain file .*; remove it$"):
+            open_folder()
+        odd.unlink()
+    odd.symlink_to("1.jpg")
+    assert [file.name for file in open_folder().files["train"]] == ["a/1.jpg", "a/2.jpg"]

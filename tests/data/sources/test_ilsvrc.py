@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -228,3 +229,9 @@ def test_a_missing_or_damaged_devkit_is_refused(copy, open_source):
     (copy / FOLDER / GROUND_TRUTH).write_text("1\n2\n")
     with pytest.raises(UserError, match="not the table of synsets"):
         open_source(copy)
+
+
+def test_a_pipe_among_flat_validation_images_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "ILSVRC2012_val_00000001.JPEG")
+    with pytest.raises(UserError, match="is no plain file"):
+        ilsvrc._flat_files(tmp_path, Counter())

@@ -1,3 +1,4 @@
+import os
 import zipfile
 from pathlib import Path
 
@@ -154,3 +155,10 @@ def test_missing_files_are_refused(files, tmp_path):
     del files["val/val_annotations.txt"]
     with pytest.raises(UserError, match=r"has no tiny-imagenet-200/val/val_annotations\.txt"):
         TinyImagenetSource(write(tmp_path / "source", files, zipped=True))
+
+
+def test_a_pipe_among_the_validation_images_is_refused(files, tmp_path):
+    folder = write(tmp_path / "source", files, zipped=False)
+    os.mkfifo(folder / "tiny-imagenet-200/val/images/val_99.JPEG")
+    with pytest.raises(UserError, match="is no plain file"):
+        TinyImagenetSource(folder, subset=True)

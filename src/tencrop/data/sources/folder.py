@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -132,6 +133,17 @@ def subfolders(path: Path) -> list[str]:
     return sorted(names, key=os.fsencode)
 
 
+def size_of_file(entry: os.DirEntry[str]) -> int:
+    """Bytes of a file, or of the one that a link leads to.
+
+    UserError for a pipe, a socket or a device: reading one would wait, or never end.
+    """
+    status = entry.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{entry.path}: is no plain file (but a folder, pipe, socket or device); remove it")
+    return status.st_size
+
+
 def kind_of(name: str) -> str:
     """The kind under which a file that is left out is counted: hidden, its extension, or without an ending."""
     if name.startswith("."):
@@ -217,7 +229,7 @@ def _images(folder: Path, left_out: Counter[str]) -> list[tuple[str, int]]:
         with os.scandir(folder / inner) as entries:
             for entry in entries:
                 if not entry.name.startswith(".") and entry.name.lower().endswith(EXTENSIONS) and not entry.is_dir():
-                    images.append((inner + entry.name, entry.stat().st_size))
+                    images.append((inner + entry.name, size_of_file(entry)))
                 elif entry.is_dir() and not _is_system_folder(entry.name):
                     pending.append(f"{inner}{entry.name}/")
                 else:

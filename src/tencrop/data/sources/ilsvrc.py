@@ -31,6 +31,7 @@ from tencrop.data.sources.folder import (
     class_folders,
     kind_of,
     list_images,
+    size_of_file,
     source_folder,
 )
 from tencrop.data.sources.labels import GroundTruth, check_folders, check_names, check_same_truth
@@ -276,7 +277,7 @@ def _flat_files(folder: Path, left_out: Counter[str]) -> list[Member]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if VAL_NAME.fullmatch(entry.name):
-                members.append(Member(entry.name, 0, entry.stat().st_size))
+                members.append(Member(entry.name, 0, size_of_file(entry)))
             else:
                 left_out["folders" if entry.is_dir() else kind_of(entry.name)] += 1
     return members

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tencrop.config import UserError
 from tencrop.data.sources.archives import Member, zip_members
-from tencrop.data.sources.folder import EXTENSIONS, check_no_shards, kind_of, list_images, subfolders
+from tencrop.data.sources.folder import EXTENSIONS, check_no_shards, kind_of, list_images, size_of_file, subfolders
 from tencrop.data.sources.labels import check_folders, check_names
 from tencrop.data.sources.source import FLAT, TREE, ZIP, SourceFile, SourceLocation, read_file, read_original
 
@@ -96,7 +96,7 @@ class TinyImagenetSource:
         train = self._class_folders(path, "train")
         if self.location.routes["val"] == FLAT:
             with os.scandir(path / "val/images") as entries:
-                images = [Member(entry.name, 0, entry.stat().st_size) for entry in entries]
+                images = [Member(entry.name, 0, 0 if entry.is_dir() else size_of_file(entry)) for entry in entries]
             val = _annotated(images, text, self.classes, path, self.left_out["val"])
         else:
             # Sorted by a script: its result is checked against the annotations, if they are still there.
