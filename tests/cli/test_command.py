@@ -183,7 +183,7 @@ def test_a_folder_with_a_link_to_its_parent_is_reported_in_one_sentence(photo_fo
     (tmp_path / "source" / "train" / "china" / "up").symlink_to("..")
     arguments = (f"data.source={tmp_path}/source", f"data.root={tmp_path}/prepared")
     result = run("data=imagefolder", *arguments, verb="prepare.py")
-    assert result.returncode == 2 and result.stderr.startswith("error: symbolic links lead round"), result.stderr
+    assert result.returncode == 2 and result.stderr.startswith("error: symbolic links form a loop"), result.stderr
 
 
 def test_a_current_folder_that_was_removed_is_named(tmp_path):
