@@ -111,9 +111,9 @@ def test_a_checkpoint_of_other_data_is_refused(train, prepared_photos, tmp_path)
     train("run", fault={"signal_number": TERM, "at_step": 2})
     config = runs.recipe(prepared_photos, "training.minival_fraction=0.5")  # 12 images where there were 18
     built = build(config, batches=derive_batches(config), manifest=read_manifest(prepared_photos))
-    with pytest.raises(UserError, match="begun for 12 steps and these data make it 8"):
+    with pytest.raises(UserError, match="started for 12 steps, but this data gives 8"):
         fit(*built, run_dir=tmp_path / "run")
-    torch.use_deterministic_algorithms(False)  # fit() had switched them on, in this process for once
+    torch.use_deterministic_algorithms(False)  # fit() has switched them on, and it ran in this process
 
 
 def test_a_checkpoint_of_another_network_is_refused(train, prepared_photos, tmp_path):

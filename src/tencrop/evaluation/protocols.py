@@ -25,6 +25,7 @@ Sizes = npt.NDArray[np.integer]
 # Position (vertical, horizontal) of a crop within the image: (0, 0) is the top left, (1, 1) the bottom right.
 CENTER = ((0.5, 0.5),)
 CORNERS = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
+# Unreflected crops of each protocol, in the order of the views. "dense" has none: it sees whole images.
 POSITIONS = {
     "center": CENTER,
     "flip_pair": CENTER,
@@ -116,6 +117,7 @@ def merge(logits: Tensor) -> tuple[Tensor, Tensor]:
     in the same order as their mean.
     """
     logits = logits.float()  # a softmax in bfloat16 would tie classes
+    # The two are not interchangeable: they can rank classes differently, and papers use either.
     return logits.softmax(2).mean(0), logits.mean(0)
 
 

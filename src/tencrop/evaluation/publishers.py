@@ -53,6 +53,7 @@ def published(name: str, network: nn.Module, img_size: int | None = None) -> Pre
     """
     if name.startswith("torchvision/"):
         return _of_torchvision(name.removeprefix("torchvision/"), network)
+    # Our own networks are registered with timm but have no pretrained_cfg, as there are no published weights.
     cfg = getattr(network, "pretrained_cfg", None)
     return _of_timm(cfg, img_size) if cfg else None
 

@@ -66,6 +66,7 @@ def _errors(ranks: Tensor) -> dict[str, Any]:
     for k in TOP:
         rate = error_rate(ranks, k)
         errors |= {f"top{k}_error": rate.fraction, f"top{k}_interval": list(rate.interval)}
+    # With the number of images anyone can compute the interval again.
     return errors | {"num_images": len(ranks)}
 
 
