@@ -100,7 +100,7 @@ class Recorder(TorchDispatchMode):
 
     @contextmanager
     def watching(self, network: nn.Module) -> Iterator[None]:
-        """Track which module is running meanwhile."""
+        """Context in which hooks track the running module."""
         handles = []  # removed afterward, so that the network can be trained or pickled
         for module in network.modules():
             handles.append(module.register_forward_pre_hook(self._enter))
