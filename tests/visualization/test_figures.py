@@ -73,7 +73,7 @@ def test_all_figures_of_a_run(config, tmp_path, texts_of) -> None:
         assert record.model == "lenet5" and record.caption and record.command == "python -m tencrop.visualization"
         assert record.weights_sha256 == (None if name == "architecture" else weights_sha256(state))
         assert texts_of(tmp_path / "out" / f"{name}.svg")
-    assert "of 64 searched" in load_record(tmp_path / "out" / "retrieval.json").caption
+    assert "among 64 searched" in load_record(tmp_path / "out" / "retrieval.json").caption
     before = {path: path.read_bytes() for path in paths[6:8]}
     again = draw(config("figure=occlusion"))
     assert {path: path.read_bytes() for path in again} == before, "the same weights give the same figures"

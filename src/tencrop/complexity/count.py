@@ -86,7 +86,7 @@ class Recorder(TorchDispatchMode):
     def __init__(self, network: nn.Module, images: Tensor):
         super().__init__()
         self.names = {module: name for name, module in network.named_modules()}
-        # by id: `==` of tensors is elementwise, so that they cannot be compared as dictionary keys
+        # by id: on a hash collision a dictionary of tensors would call `==`, which is elementwise
         self.owners: dict[int, nn.Module] = {}  # parameter's id -> the first module that has it
         for module in network.modules():
             for parameter in module.parameters(recurse=False):
@@ -100,7 +100,7 @@ class Recorder(TorchDispatchMode):
 
     @contextmanager
     def watching(self, network: nn.Module) -> Iterator[None]:
-        """Track which module is running meanwhile."""
+        """Context in which hooks track the running module."""
         handles = []  # removed afterward, so that the network can be trained or pickled
         for module in network.modules():
             handles.append(module.register_forward_pre_hook(self._enter))

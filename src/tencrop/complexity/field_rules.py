@@ -61,7 +61,7 @@ def _pooling(num: int) -> Callable[..., Any]:
         assert field is not None
         kernels, paddings = _spread(kernel, num), _spread(padding, num)
         strides = _spread(stride, num) if stride else kernels
-        # max pooling returns (maxima, indices) and alone has a dilation
+        # max pooling returns (maxima, indices) and is the only pooling with a dilation
         is_maximum = not isinstance(output, Tensor)
         dilations = _spread(rest[0], num) if is_maximum and rest else [1] * num
         for axis in range(num):
@@ -185,7 +185,7 @@ def _padding(known: Known, output, x, pad, *_: Any) -> Field:
     assert field is not None
     for number in range(len(pad) // 2):  # torch lists the padding from the last dimension backward
         dim = x.dim() - 1 - number
-        # padding before the first pixel moves the start; that behind the last changes only the size
+        # padding before the first pixel moves the start; padding after the last changes only the size
         if output.shape[dim] != x.shape[dim] or pad[2 * number]:
             field = slid(field, dim, output.shape[dim], kernel=1, stride=1, padding=pad[2 * number])
     return field
@@ -244,7 +244,7 @@ def _stacked(known: Known, output, tensors, dim: int = 0) -> Field:
     return replace(field, dims=(*field.dims[:dim], (Factor(output.shape[dim]),), *field.dims[dim:]))
 
 
-# chunks of the channels, such as those of ShuffleNet; the kernel of 1 leaves their windows alone
+# chunks of the channels, such as those of ShuffleNet; kernel 1 keeps their windows
 def _pieces(known: Known, output, x, _sizes, dim: int = 0) -> list[Field]:
     return [
         slid(_without_axis(known(x), dim), dim % x.dim(), p.shape[dim], kernel=1, stride=1, padding=0) for p in output

@@ -98,7 +98,7 @@ def _mean(output, fields, x, dims=None, *_: Any, **__: Any) -> Layer | None:
 def _adaptive(output, _fields, x, sizes) -> Layer | None:
     if tuple(sizes) == tuple(x.shape[-2:]):
         return None
-    # windows differ in size where the sides do not divide; the largest, rounded up, is shown
+    # windows differ in size if the sides do not divide; the largest, rounded up, is shown
     kernel = tuple(-(-x.shape[dim] // output.shape[dim]) for dim in (-2, -1))
     connections = output.numel() * math.prod(kernel)
     return Layer("", "avg pool", tuple(output.shape[1:]), kernel, kernel, (0, 0), connections=connections)

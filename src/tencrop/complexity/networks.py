@@ -33,7 +33,7 @@ def complexity_of(model: Model, image_size: int, num_classes: int | None = None)
     except (RuntimeError, AssertionError, ValueError) as error:  # from the first layer that the size does not fit
         raise UserError(
             f"image_size={image_size}: {model.name} does not take images of {image_size} x {image_size} pixels"
-            f" ({error}); choose its own size, or give one with +model.kwargs.img_size where it has that argument"
+            f" ({error}); choose its own size, or give one with +model.kwargs.img_size if it has that argument"
         ) from error
 
 

@@ -295,7 +295,7 @@ def pooled_side(img_size: int, pool_kernel: int) -> int:
 
 
 def init_gaussian(layer: nn.Module, *, std: float = 0.01, bias: float = 0.0) -> None:
-    """Draw a convolution's or linear layer's weights from N(0, std^2), set its biases; leave other layers alone."""
+    """Draw a convolution's or linear layer's weights from N(0, std^2), set its biases; ignore other layers."""
     if isinstance(layer, (nn.Conv2d, nn.Linear)):
         nn.init.normal_(layer.weight, std=std)
         assert layer.bias is not None

@@ -43,7 +43,7 @@ class AllCNN(nn.Module):
                 num_maps, num_kernels, kernel, stride, kernel // 2 if stride == 1 else 0
             )
             layers[f"relu{number}"] = nn.ReLU()
-            if number == 9:  # the last convolution with stride 2, which stands for a pooling layer
+            if number == 9:  # the last convolution with stride 2, which replaces a pooling layer
                 layers["drop9"] = nn.Dropout(drop_rate)
             num_maps = num_kernels
         # instead of fully-connected layers: class maps, averaged in forward()

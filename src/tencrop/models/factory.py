@@ -77,7 +77,7 @@ def create_network(model: Model, *, num_classes: int) -> nn.Module:
         if model.name.startswith("torchvision/"):
             name = model.name.removeprefix("torchvision/")
             return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **model.kwargs)
-        # never pretrained: a download would depend on the network, and the weights would be someone else's training
+        # never pretrained: a run must not need the internet, nor continue somebody else's training
         return timm.create_model(model.name, pretrained=False, num_classes=num_classes, **model.kwargs)
     except Exception as error:  # the two libraries raise KeyError, ValueError, RuntimeError, TypeError and more
         raise UserError(f"model.name={model.name} with model.kwargs={model.kwargs}: {error}") from error
@@ -107,7 +107,7 @@ def check_image_size(
     except Exception as error:  # any layer may fail first: RuntimeError from a convolution, AssertionError from timm
         raise UserError(
             f"{key}={size}: {name} does not take images of {size} x {size} pixels ({error});"
-            " choose its own size, or give one with +model.kwargs.img_size where it has that argument"
+            " choose its own size, or give one with +model.kwargs.img_size if it has that argument"
         ) from error
     finally:
         network.train(was_training)

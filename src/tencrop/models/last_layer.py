@@ -55,7 +55,7 @@ def _is_tf32() -> bool:
 
 @contextmanager
 def _without_tf32() -> Iterator[None]:
-    """Disable TF32 meanwhile. torch reads the switches at launch, so the device is not synchronized."""
+    """Context without TF32. torch reads the switches at launch, so the device is not synchronized."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:

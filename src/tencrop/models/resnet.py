@@ -65,7 +65,7 @@ def check_plain(options: dict[str, Any]) -> None:
 class ShortcutA(BasicBlock):
     """Basic block with shortcut option A (section 3.3): no parameters.
 
-    Where a stage begins, the identity is subsampled to every second pixel and padded with maps of zeros.
+    At the start of a stage, the identity is subsampled to every second pixel and padded with maps of zeros.
     """
 
     def __init__(self, inplanes: int, planes: int, stride: int = 1, downsample: nn.Module | None = None, **options):

@@ -49,7 +49,7 @@ class PlainBottleneck(Bottleneck):
         return self.act3(self.bn3(self.conv3(x)))
 
 
-# Table 3 compares these at nearly equal complexity: 4.1 billion multiply-adds for 1x64d at 50 layers, 7.8 at 101
+# Table 3 compares these at nearly equal complexity: 1x64d has 4.1 billion multiply-adds at 50 layers, 7.8 at 101
 @register
 def resnext50_1x64d(num_classes: int = 1000, **options) -> ResNet:
     """Table 3's first row, which is ResNet-50."""

@@ -50,7 +50,7 @@ class SqueezeNet(nn.Module):
 
     `bypass="simple"` adds the input of fire modules 3, 5, 7 and 9 to their output (section 6). "complex" also adds that
     of modules 2, 4, 6 and 8, through a 1 x 1 convolution: 1,589,672 parameters, 6.1 MiB. We could not confirm the
-    7.7 MB that the paper's table 3 is said to print, nor whether a ReLU follows these convolutions; here none does.
+    7.7 MB that others quote from the paper's table 3, nor whether a ReLU follows these convolutions; here none does.
     `width` scales every layer but the last.
     """
 

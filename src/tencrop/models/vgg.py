@@ -81,7 +81,7 @@ class VGG(nn.Module):
                 fc6=nn.Linear(num_maps * (img_size // 32) ** 2, hidden),  # 25,088 inputs: 103 M of D's 138 M parameters
                 relu6=nn.ReLU(),
                 drop6=nn.Dropout(drop_rate),  # on the first two fully-connected layers: section 3.1
-                fc7=nn.Linear(hidden, hidden),  # 16.8 M
+                fc7=nn.Linear(hidden, hidden),  # 16.8 M parameters
                 relu7=nn.ReLU(),
                 drop7=nn.Dropout(drop_rate),
                 fc8=nn.Linear(hidden, num_classes),

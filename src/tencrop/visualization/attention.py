@@ -24,7 +24,7 @@ def attention_maps(network: nn.Module, images: Tensor, *, name: str = "the netwo
     """Attention [L, B, heads, N, N] of all L layers for images [B, 3, H, W]; every row sums to 1.
 
     Row i has the weights with which token i attends to each token. Prefix tokens (class, distillation) come first.
-    Fused attention, which never materializes the weights, is disabled meanwhile. Raises HasNone for other networks.
+    Fused attention, which never materializes the weights, is disabled for the pass. Raises HasNone for other networks.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, Attention)]
     if not layers:
@@ -96,7 +96,7 @@ def attention_figure(
 
 @contextmanager
 def _unfused(layers: Sequence[Attention]) -> Iterator[None]:
-    """Make the layers compute attention step by step meanwhile."""
+    """Context in which the layers compute attention step by step."""
     before = [layer.fused_attn for layer in layers]
     try:
         for layer in layers:

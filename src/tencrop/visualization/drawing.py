@@ -36,7 +36,7 @@ PNG_DPI = 160  # PNG for slides and READMEs; the report embeds the SVG
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Apply the style meanwhile."""
+    """Context in which matplotlib uses STYLE."""
     with matplotlib.rc_context(STYLE):
         yield
 

@@ -17,7 +17,7 @@ from tencrop.visualization.trace import run_frozen
 from tencrop.visualization.trained_model import BATCH_SIZE, Pictures
 
 SHARE = 0.25  # side of the square relative to that of the image
-POSITIONS = 14  # of the square along each axis: 196 forward passes per image
+POSITIONS = 14  # of the square along each axis: 196 occluded copies per image
 
 
 class Occlusion(NamedTuple):

@@ -106,7 +106,7 @@ def _gray_centered(projected: Tensor) -> Tensor:
 
 @contextmanager
 def _rectifying(network: nn.Module) -> Iterator[None]:
-    """Rectify gradients at every ReLU of the network meanwhile."""
+    """Context in which gradients are rectified at every ReLU of the network."""
     # nn.ReLU modules only: F.relu inside a forward method cannot be hooked
     relus = [module for module in network.modules() if isinstance(module, nn.ReLU)]
     were_inplace = [relu.inplace for relu in relus]
