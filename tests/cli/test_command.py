@@ -70,16 +70,16 @@ TYPING_ERRORS = {  # (command, word): a part of the message
 SCHEMAS = {"train": Config, "prepare": PrepareConfig}
 
 
-@pytest.mark.parametrize(("verb", "word"), TYPING_ERRORS)
-def test_a_typing_error_is_answered_with_a_suggestion(verb, word, capsys):
+@pytest.mark.parametrize(("name", "word"), TYPING_ERRORS)
+def test_a_typing_error_is_answered_with_a_suggestion(name, word, capsys):
     with pytest.raises(SystemExit) as stop:
-        command(verb, SCHEMAS[verb])(lambda config: None)([word])
+        command(name, SCHEMAS[name])(lambda config: None)([word])
     said = capsys.readouterr().err
-    assert stop.value.code == 2 and TYPING_ERRORS[verb, word] in said and said.count("\n") == 1, said
+    assert stop.value.code == 2 and TYPING_ERRORS[name, word] in said and said.count("\n") == 1, said
 
 
-def run(*arguments: str, verb: str = "train.py") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, verb, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=900)
+def run(*arguments: str, script: str = "train.py") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, script, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -102,11 +102,11 @@ def test_a_mistake_is_reported_before_torch_is_imported():
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("verb", ["prepare.py", "train.py", "evaluate.py", "report.py"])
-def test_help_shows_examples_and_keys(verb):
-    result = run("--help", verb=verb)
+@pytest.mark.parametrize("script", ["prepare.py", "train.py", "evaluate.py", "report.py"])
+def test_help_shows_examples_and_keys(script):
+    result = run("--help", script=script)
     assert result.returncode == 0, result.stderr
-    assert f"python {verb}" in result.stdout and "Exit codes" in result.stdout
+    assert f"python {script}" in result.stdout and "Exit codes" in result.stdout
 
 
 def test_cfg_job_prints_the_composed_configuration():
@@ -171,7 +171,7 @@ def test_a_path_through_a_loop_of_links_is_truncated():
 def test_a_loop_of_links_is_reported_in_one_sentence(photo_folder, tmp_path):
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
-    result = run("data=imagefolder", f"data.source={photo_folder}", f"data.root={tmp_path}/a", verb="prepare.py")
+    result = run("data=imagefolder", f"data.source={photo_folder}", f"data.root={tmp_path}/a", script="prepare.py")
     assert result.returncode == 2, result.stderr
     reason = "symbolic links form a loop"
     words = f"error: {tmp_path}/a/manifest.json: cannot be written ({reason}); remove the link"
@@ -182,7 +182,7 @@ def test_a_folder_with_a_link_to_its_parent_is_reported_in_one_sentence(photo_fo
     shutil.copytree(photo_folder, tmp_path / "source")
     (tmp_path / "source" / "train" / "china" / "up").symlink_to("..")
     arguments = (f"data.source={tmp_path}/source", f"data.root={tmp_path}/prepared")
-    result = run("data=imagefolder", *arguments, verb="prepare.py")
+    result = run("data=imagefolder", *arguments, script="prepare.py")
     assert result.returncode == 2 and result.stderr.startswith("error: symbolic links form a loop"), result.stderr
 
 
