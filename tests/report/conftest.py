@@ -1,4 +1,4 @@
-"""Synthetic runs in the formats of the real ones: real digits, invented metrics, scores of a chosen error rate."""
+"""Synthetic run folders: real digits, invented metrics, and scores with a chosen error rate."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def metrics_of(epoch: int, seed: int) -> list[dict]:
 
 
 def weights_of(config: Config) -> str:
-    """The hash that stands for a run's weights."""
+    """The invented hash of a run's weights."""
     return f"{config.seed:064x}"
 
 
@@ -89,7 +89,7 @@ def make_result(config: Config, folder: Path, *, num_wrong: int, weights_sha256:
 
 @pytest.fixture
 def make_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """make_claim("claim={...}"): a copy of conf/, in which the file of lenet5_digits makes that claim."""
+    """make_claim("claim={...}"): lets the code read a copy of conf/ whose lenet5_digits.yaml makes that claim."""
 
     def make(claim: str) -> None:
         conf = tmp_path / f"conf{len(list(tmp_path.glob('conf*')))}"
@@ -105,15 +105,15 @@ def make_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
 def digits_config(
     composed: Callable[..., Config], prepared_digits: Path, tmp_path: Path, make_claim: Callable[[str], None]
 ) -> Callable[..., Config]:
-    """digits_config("seed=1", ...): LeNet-5 on prepared digits, its runs in a temporary folder; a claim among the words
-    is made by its experiment file."""
+    """digits_config("seed=1", ...): LeNet-5 on the prepared digits, with runs in a temporary folder. An override
+    "claim=..." is written into a copy of the experiment file."""
 
     def build(*overrides: str) -> Config:
         for word in overrides:
             if word.startswith("claim="):
                 make_claim(word)
-        place = [f"runs={tmp_path}/runs", f"data.root={prepared_digits}", "tracker=none"]
-        return composed("experiment=lenet5_digits", *place, *overrides)
+        location = [f"runs={tmp_path}/runs", f"data.root={prepared_digits}", "tracker=none"]
+        return composed("experiment=lenet5_digits", *location, *overrides)
 
     return build
 
@@ -133,7 +133,7 @@ def evaluated_run(digits_config: Callable[..., Config]) -> Callable[..., Path]:
 
 @pytest.fixture
 def loose_result(tmp_path: Path) -> Callable[..., Path]:
-    """loose_result(run_folder, label="ensemble of 2"): the run's result again in evaluations/loose, so changed."""
+    """loose_result(run_folder, label="ensemble of 2"): a copy of the run's result in evaluations/loose with changes."""
 
     def build(folder: Path, **changes: Any) -> Path:
         out = tmp_path / "evaluations" / "loose"

@@ -1,4 +1,4 @@
-"""Run folders are found, grouped into experiments, and refused with a sentence where they are broken."""
+"""Run folders are found and grouped into experiments; broken ones are reported in one sentence."""
 
 import dataclasses
 import json
@@ -65,13 +65,13 @@ def test_a_best_checkpoint_that_was_replaced_by_a_better_is_left_out(evaluated_r
     folder = evaluated_run()
     path = folder / "predictions" / "center.result.json"
     facts = load_result(path)
-    errors = {40: 0.3, 80: 0.2, 120: 0.2}  # of equals the first is kept
+    errors = {40: 0.3, 80: 0.2, 120: 0.2}  # the first of equal checkpoints is kept
     for step in (40, 80, 120):
         save_result(path, facts | {"selection": "best", "step": step})
         rows = [{"step": at, "epoch": at / 40, "split": "minival", "top1_error": errors[at]} for at in errors]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         assert len(collect([folder])[0].runs[0].valid_results) == (step == 80), step
-    (folder / "metrics.jsonl").unlink()  # nothing says that there was a better one
+    (folder / "metrics.jsonl").unlink()  # without the log no better checkpoint is known
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["result"]["metrics_digest"] = None
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -138,7 +138,7 @@ def test_a_run_that_was_copied_in_part_is_named(evaluated_run, tmp_path, missing
     (experiment,) = collect([tmp_path / "runs"], errors.append)
     assert [run.folder for run in experiment.runs] == [whole] and [error.path for error in errors] == [broken]
     assert errors[0].reason.startswith(f"broken: {missing}: ")
-    shutil.rmtree(broken / "checkpoints")  # others write a config.yaml or a manifest.json, too
+    shutil.rmtree(broken / "checkpoints")  # other programs write a config.yaml or manifest.json too
     collect([tmp_path / "runs"])
 
 
@@ -157,7 +157,7 @@ def test_a_report_marks_broken_runs_and_exits_with_2(evaluated_run, tmp_path):
     assert line.startswith(f"| {name} | – |") and reason in line and line.count("|") == 11
     assert f"<b>{name}</b> <small>{reason}" in html
     assert f"{name}  {reason}" in finished.stdout
-    assert str(broken) not in markdown + html, "where these runs lie is nobody's business"
+    assert str(broken) not in markdown + html, "the report must not reveal where the runs are stored"
 
 
 def test_a_report_that_cannot_be_written_is_refused_before_the_runs_are_read(evaluated_run, tmp_path, read_only):
@@ -191,15 +191,17 @@ def test_rows_that_a_complete_run_has_lost_are_missed(evaluated_run):
 def test_results_outside_run_folders(evaluated_run, loose_result, tmp_path):
     folder = evaluated_run()
     loose = loose_result(folder, label="ensemble of 2")
-    (evaluation,) = collect_evaluations([tmp_path, loose])  # that of the run is the run's own; found twice, read once
+    (evaluation,) = collect_evaluations(
+        [tmp_path, loose]
+    )  # the run's own result is left out; a result that is found twice is read once
     assert evaluation.folder == loose and evaluation.name == "ensemble of 2 (lenet5 on digits)"
-    assert collect([loose]) == [], "a folder of results alone is none of runs, and no mistake"
+    assert collect([loose]) == [], "a folder that holds only results is no error"
 
 
 def test_input_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert input_folders(["a", "b"]) == [Path("a"), Path("b")]
-    assert input_folders([]) == [Path("runs")], "which is then missed by name"
+    assert input_folders([]) == [Path("runs")], "so that the error names the missing folder"
     Path("evaluations").mkdir()
     assert input_folders([]) == [Path("evaluations")]
     Path("runs").mkdir()
@@ -259,7 +261,7 @@ def test_hidden_files_are_no_results(evaluated_run):
     assert len(experiment.runs[0].results) == 1
 
 
-def test_claims_are_looked_up_while_a_verb_runs(composed):
+def test_claims_are_looked_up_while_a_command_runs(composed):
     """hydra.compose() refuses to."""
     config = dataclasses.asdict(composed("model=resnet50"))
     _composed.cache_clear()

@@ -1,4 +1,4 @@
-"""Figures over several experiments reach the page where the runs have the numbers for them, and only there."""
+"""Figures that compare experiments are drawn if, and only if, the runs have the numbers for them."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ def test_training_errors_of_one_network_on_the_same_data_are_drawn(evaluated_run
 
 
 def of_imagenet(folder, composed) -> None:
-    """Make the run one of ResNet-50's recipe on ImageNet, which claims 24.01 percent."""
+    """Turn the run into one of ResNet-50 on ImageNet, whose file claims 24.01 percent."""
     config = dataclasses.asdict(composed("model=resnet50"))
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -41,9 +41,9 @@ def of_imagenet(folder, composed) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_claims_are_drawn_first_and_measured_errors_as_they_come(evaluated_run, loose_result, composed, tmp_path):
+def test_claimed_and_measured_errors_are_drawn(evaluated_run, loose_result, composed, tmp_path):
     folder = evaluated_run()
-    assert draw_comparisons(collect([folder]), [], tmp_path / "digits") == [], "the figure is of ImageNet"
+    assert draw_comparisons(collect([folder]), [], tmp_path / "digits") == [], "the figure shows ImageNet only"
     of_imagenet(folder, composed)
     (svg,) = draw_comparisons(collect([folder]), [], tmp_path / "claimed")
     assert "claimed by these experiments" in svg.read_text() and "measured here" not in svg.read_text()

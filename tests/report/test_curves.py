@@ -62,6 +62,10 @@ def test_a_line_of_one_point_or_of_zeros_is_drawn(points):
     assert len(drawn_lines(svg, "test")) == 1
 
 
+def test_browsers_without_matplotlibs_font_take_a_sans_serif():
+    assert "font-family: 'DejaVu Sans', sans-serif" in chart_svg([Line([(1.0, 0.5)], "test", "")]).decode()
+
+
 def test_the_same_lines_give_the_same_bytes():
     line = Line([(1.0, 0.5), (2.0, 0.25)], "test", "")
     assert chart_svg([line]) == chart_svg([line])

@@ -1,4 +1,4 @@
-"""Figures in a run's folder reach the page; those of other weights do not."""
+"""Figures in a run's folder are shown on the page; those of other weights are not."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Kernels become tiles pixel for pixel; the panel shows the images and labels that the scores say."""
+"""Kernels are drawn pixel for pixel; the panel shows the images and labels of the scores."""
 
 import base64
 import io
@@ -103,7 +103,7 @@ def test_panel_shows_labels_and_images(evaluated_run, prepared_digits):
 
 
 @pytest.mark.parametrize(("margin", "first"), [(1e-5, 0), (0.0, 1), (-1e-5, 1)])
-def test_label_stands_where_it_was_counted(margin, first):
+def test_the_label_is_ranked_as_in_the_error_count(margin, first):
     logits = torch.tensor([[2.0 + margin, 2.0, 1.0]])
     scores = from_averages(torch.arange(1), torch.zeros(1, dtype=torch.int64), logits.softmax(1), logits, {})
     assert (scores.softmax_ranks[0] == 0) == (first == 0)
@@ -111,7 +111,7 @@ def test_label_stands_where_it_was_counted(margin, first):
 
 
 def test_panel_with_a_damaged_original(evaluated_run, prepared_photos, photo_folder, tmp_path):
-    """Of unchanged length, so that its size does not tell."""
+    """The file keeps its length, so only its content shows the damage."""
     run = collect([evaluated_run()])[0].runs[0]
     moved = Path(shutil.copytree(photo_folder, tmp_path / "moved"))
     for path in moved.glob("val/*/*"):
@@ -132,7 +132,7 @@ def test_panel_with_a_damaged_original(evaluated_run, prepared_photos, photo_fol
 
 
 def test_panel_opens_only_listed_formats(evaluated_run, monkeypatch):
-    """Else a file of the data could choose what is run when a report is made; the digits are PNG files."""
+    """Pillow has decoders for dozens of formats; data must not choose which one runs. The digits are PNG files."""
     run = collect([evaluated_run()])[0].runs[0]
     monkeypatch.setattr(encode, "FORMATS", ("JPEG",))
     html = panel_figure(run, run.results[0])

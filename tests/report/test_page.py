@@ -1,4 +1,4 @@
-"""The page stands alone, escapes what it is told, and is the same for the same runs."""
+"""The page loads nothing, escapes all text, and has the same bytes for the same runs."""
 
 import re
 from html.parser import HTMLParser
@@ -13,7 +13,7 @@ from tencrop.report.templating import render
 
 
 class Tags(HTMLParser):
-    """Tags and attributes of a page; fails where tags that need an end have none."""
+    """Tags and attributes of a page; fails on a tag that is not closed."""
 
     def __init__(self, text):
         super().__init__()
@@ -40,7 +40,7 @@ def test_page_of_several_experiments(evaluated_run, tmp_path):
     html, markdown = write_report(collect([tmp_path / "runs"]), tmp_path / "report")
     text = html.read_text()
     tags = Tags(text).found
-    assert sum(tag == "h2" for tag, _ in tags) == 3  # what they are compared in, and each of both
+    assert sum(tag == "h2" for tag, _ in tags) == 3  # the comparison and two experiments
     assert sum(attributes.get("class") == "chart" for _, attributes in tags) == 6
     assert read_run_manifest(folder)["sessions"][0]["code"]["revision"][:12] in text
     assert "1.60" in text and "1.60" in markdown.read_text()
@@ -72,7 +72,7 @@ def test_a_template_escapes_and_refuses_an_unknown_variable():
         render("sentence.html", texts="a")
 
 
-def test_a_report_is_written_of_classes_that_are_not_utf8(evaluated_run, tmp_path):
+def test_class_names_need_not_be_utf8(evaluated_run, tmp_path):
     folder = evaluated_run()
     manifest = (folder / "manifest.json").read_text()
     (folder / "manifest.json").write_text(manifest.replace('"3"', '"caf\\udce9"'))
@@ -81,7 +81,7 @@ def test_a_report_is_written_of_classes_that_are_not_utf8(evaluated_run, tmp_pat
     assert markdown.read_text(encoding="utf-8")
 
 
-def test_run_that_has_only_begun(digits_config, run_maker, tmp_path):
+def test_a_run_that_has_just_started(digits_config, run_maker, tmp_path):
     folder = run_maker(digits_config(), is_complete=False)
     (folder / "metrics.jsonl").unlink()
     (folder / "checkpoints" / "last.ckpt").unlink()
@@ -91,7 +91,7 @@ def test_run_that_has_only_begun(digits_config, run_maker, tmp_path):
     assert "not run" in text and "Not trained" in text and "Not evaluated" in text
 
 
-def test_evaluations_of_no_run(evaluated_run, loose_result, tmp_path):
+def test_results_outside_run_folders(evaluated_run, loose_result, tmp_path):
     loose = loose_result(evaluated_run(), label="<ensemble> of 2", weights_sha256="ab" * 32 + " + " + "cd" * 32)
     for path in write_report([], tmp_path / "report", collect_evaluations([loose])):
         text = path.read_text()

@@ -1,4 +1,4 @@
-"""The table's numbers: paper, ours over seeds, difference, interval; and "not run"."""
+"""The numbers of the error table: paper, ours over seeds, difference, interval, and "not run"."""
 
 import io
 import json
@@ -83,7 +83,7 @@ def test_an_unfinished_training_is_not_compared(evaluated_run, digits_config, ru
     folder = evaluated_run(CLAIM)
     assert run_maker(digits_config(CLAIM), is_complete=False) == folder
     rows = rows_of(folder)
-    assert [row.published for row in rows] == [1.5, None, None, None], "the first two are of what was not run"
+    assert [row.published for row in rows] == [1.5, None, None, None], "the claimed protocol is not run"
     assert rows[0].measured is None and rows[2].measured is not None
 
 
@@ -133,7 +133,7 @@ def test_html_and_markdown_escape(evaluated_run):
 
 @pytest.fixture
 def another_result():
-    """another_result(folder, stem, ...): the center-crop result of a run once more, under another name, so changed."""
+    """another_result(folder, stem, ...): a copy of a run's center-crop result under another name, with changes."""
 
     def add(folder, stem, **changes):
         predictions = folder / "predictions"

@@ -1,4 +1,4 @@
-"""Figure 1's comparison: where a curve crosses 25%, which experiment is how many times faster, and the picture."""
+"""Figure 1's comparison: the epoch at which a curve crosses 25%, the ratio to the fastest, and the figure."""
 
 import json
 import subprocess
@@ -40,7 +40,7 @@ def test_crossing_is_where_the_straight_line_crosses():
     assert epochs_to(0.01, curve) is None
 
 
-def test_the_fastest_stands_first_and_the_others_are_so_many_times_slower(two_experiments):
+def test_the_fastest_comes_first_and_the_others_state_their_ratio(two_experiments):
     assert [experiment.name for experiment in two_experiments] == ["fast", "slow"]
     assert [mean_epochs(experiment) for experiment in two_experiments] == pytest.approx([1.0, 6.0])
     fast, slow = race_table(two_experiments).splitlines()
@@ -52,7 +52,7 @@ def test_the_error_of_the_held_out_images_is_not_drawn(two_experiments):
     assert training_curve(two_experiments[0].runs[0]) == [(0.5, 0.5), (1.5, 0.0)]
 
 
-def test_what_never_comes_to_a_quarter_is_said_to_be_so(evaluated_run, tmp_path):
+def test_an_experiment_that_never_reaches_the_target_is_named(evaluated_run, tmp_path):
     folder = evaluated_run()
     (folder / "metrics.jsonl").write_text('{"epoch": 1, "split": "train", "top1_error": 0.9}\n')
     (experiment,) = by_speed(collect([tmp_path / "runs"]))

@@ -108,7 +108,7 @@ class Experiment:
     def recipe(self) -> Config | None:
         """The configuration of the file of conf/ that makes the claim; None unless all runs follow it on whole data."""
         # `claiming_recipe_of_run` composes that file again: a run's own config.yaml carries the claim along after its
-        # optimizer or epochs were changed on the command line, and would stand beside a number that it cannot support.
+        # optimizer or epochs were changed on the command line, and would be compared with a number it cannot support.
         found = [claiming_recipe_of_run(run.config, run.manifest["data"]) for run in self.runs]
         return None if None in found else found[0]
 

@@ -54,6 +54,7 @@ def chart_svg(lines: Sequence[Line], *, is_log: bool = False) -> bytes:
 
     The same lines give the same bytes.
     """
+    from matplotlib import rc_context
     from matplotlib.figure import Figure  # slow to import; a report without metrics does without it
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
@@ -65,7 +66,8 @@ def chart_svg(lines: Sequence[Line], *, is_log: bool = False) -> bytes:
     # the range ends at a tick, so that the topmost grid line is labeled
     y_ticks = _decades(ys) if is_log else list(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(0, max(ys) or 1))
     scale = 1 / 72  # SVG output has 72 units an inch, so one unit is one pixel of WIDTH
-    with styled():
+    # DejaVu Sans comes with matplotlib, but a browser that lacks it would take Times without the second name
+    with styled(), rc_context({"font.family": ["DejaVu Sans", "sans-serif"], "font.sans-serif": ["DejaVu Sans"]}):
         figure = Figure(figsize=(WIDTH * scale, HEIGHT * scale))
         # fixed margins: those of tight_layout depend on the tick labels, and charts side by side would not line up
         axes = figure.add_axes(

@@ -84,7 +84,7 @@ def error_rows(experiments: Sequence[Experiment], evaluations: Sequence[Evaluati
 def print_table(rows: Sequence[Row], console: Console | None = None, *, broken: Sequence[Broken] = ()) -> None:
     """The table on the terminal, in at most 80 columns, followed by what could not be read."""
     console = console or plain_console()
-    # Names and notes may be of any length and stand on a line of their own; only the numbers are in columns.
+    # Names and notes may have any length, so they get a line of their own; only the numbers are in columns.
     head, *lines = aligned([("percent", *COLUMNS[3:7]), *(row.cells[2:7] for row in rows)])
     before: tuple[str, str] | None = None
     console.print(Text(f"  {head}", "dim"), soft_wrap=True)
@@ -155,7 +155,7 @@ def _title(members: Sequence[tuple[Run, Result]]) -> str:
 
 
 def _is_claimed(experiment: Experiment, members: Sequence[tuple[Run, Result]]) -> bool:
-    """Whether the published error may stand beside these results: the claim's protocol, and complete runs only."""
+    """Whether these results may be compared with the claim: they have its protocol, and their runs are complete."""
     recipe = experiment.recipe
     return recipe is not None and all(run.is_complete and is_claimed(one.facts, recipe) for run, one in members)
 
