@@ -1,7 +1,10 @@
 """Names that look like markup are printed verbatim; throughputs keep three digits."""
 
 import io
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,3 +54,19 @@ def test_every_console_is_plain():
 )
 def test_rate(images_per_s, text):
     assert rate(images_per_s) == text
+
+
+def test_a_reader_that_stops_early_does_not_end_the_work(tmp_path):
+    """As `| head` does: rich's own console would end the process at the first table."""
+    text = f"""
+from pathlib import Path
+from tencrop.console import plain_console
+plain_console().print("a table")
+print("a path", flush=True)
+Path({str(tmp_path / "page")!r}).touch()
+"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", text], stdout=writer, stderr=subprocess.PIPE, timeout=900)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"") and (tmp_path / "page").exists()

@@ -5,6 +5,8 @@ By default rich interprets [/b] in a path as markup and :apple: as an emoji. Her
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +16,19 @@ from rich.progress import TextColumn
 def plain_console(**options: Any) -> Console:
     """A rich console that prints strings, table cells and captions verbatim; `options` are those of rich's Console."""
     # highlight=False: rich would color the numbers inside names.
-    return Console(markup=False, emoji=False, highlight=False, **options)
+    return LastingConsole(markup=False, emoji=False, highlight=False, **options)
+
+
+class LastingConsole(Console):
+    """A console whose reader may stop early (`| head`): the rest is not shown, and the work continues.
+
+    rich ends the process there, with exit code 1: report.py would print its table and then write no page.
+    """
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with open(os.devnull, "w") as nowhere:  # else Python's own flush at exit fails
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def plain_column(text: str) -> TextColumn:

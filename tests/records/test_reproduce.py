@@ -1,8 +1,12 @@
 """Reproducing compares the final weights, and refuses what cannot be compared."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -19,7 +23,7 @@ from tencrop.config import (
 from tencrop.data.store.manifest import FORMAT
 from tencrop.records import reproduce as module
 from tencrop.records.provenance import PACKAGE
-from tencrop.records.reproduce import main, reproduce, train_again, what_differs
+from tencrop.records.reproduce import main, reproduce, run_and_forward, train_again, what_differs
 from tencrop.records.run_folder import finish, read_run_manifest, run_folder
 
 
@@ -81,7 +85,7 @@ def test_refusals(complete_run, trains_to, tmp_path, capsys):
 def test_a_reproduction_that_was_refused_can_be_typed_again(complete_run, tmp_path, monkeypatch):
     """train.py refuses a stray LOCAL_RANK, say, when the folder holds its configuration already."""
     monkeypatch.setattr(module, "what_differs", lambda _: [])  # it runs git
-    monkeypatch.setattr(module.subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, 2))
+    monkeypatch.setattr(module, "run_and_forward", lambda command: 2)
     for _ in range(2):
         with pytest.raises(SystemExit, match="2"):
             reproduce(complete_run, tmp_path / "into")
@@ -100,8 +104,7 @@ def test_a_folder_that_cannot_be_created_is_reported_in_one_sentence(complete_ru
 def test_a_strangers_configuration_is_treated_as_data(complete_run, trains_to, tmp_path, monkeypatch):
     """Hydra would obey a section of its own, a list of defaults and interpolations in the file that it composes."""
     commands = []
-    done = subprocess.CompletedProcess([], 0)
-    monkeypatch.setattr(module.subprocess, "run", lambda command, check: commands.append(command) or done)
+    monkeypatch.setattr(module, "run_and_forward", lambda command: commands.append(command) or 0)
     path = complete_run / "config.yaml"
     path.write_text(path.read_text().replace("source: null", "source: ${oc.env:HOME}"))
     train_again(complete_run, tmp_path / "into")
@@ -119,6 +122,35 @@ def test_a_strangers_configuration_is_treated_as_data(complete_run, trains_to, t
         with pytest.raises(UserError, match="there is no such key"):
             train_again(complete_run, tmp_path / "other")
     assert len(commands) == 1
+
+
+CHILD = """
+import signal, sys, time
+from pathlib import Path
+signal.signal(signal.{name}, lambda *_: sys.exit(75))
+Path(sys.argv[1]).touch()
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_reaches_the_training_and_does_not_end_this_process(number, tmp_path):
+    started, before = tmp_path / "started", signal.getsignal(number)
+
+    def kill_when_started():
+        while not started.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=kill_when_started)
+    thread.start()
+    assert run_and_forward([sys.executable, "-c", CHILD.format(name=number.name), str(started)]) == 75
+    thread.join()
+    assert signal.getsignal(number) == before
+
+
+def test_a_training_that_a_signal_ended_has_an_exit_code_of_its_own():
+    assert run_and_forward(["sh", "-c", "kill -9 $$"]) == 137
 
 
 def test_reports_the_differences(complete_run):

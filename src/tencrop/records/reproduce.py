@@ -13,7 +13,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from signal import SIG_IGN, SIGINT, signal
+from signal import SIG_IGN, SIGINT, SIGTERM, SIGUSR1, signal
 from typing import Any
 
 from tencrop.signals import exit_at_once
@@ -89,12 +89,26 @@ def train_again(run_dir: Path, into: Path) -> None:
     overrides = ["hydra.run.dir=.", "hydra.output_subdir=null"]
     # The copy has no defaults list, so what conf/train.yaml says about Hydra is repeated here.
     quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
-    # A terminal sends Ctrl-C to both processes. This one waits while train.py writes its checkpoint.
-    before = signal(SIGINT, SIG_IGN)
-    exit_code = subprocess.run([*command, *overrides, *quiet], check=False).returncode
-    signal(SIGINT, before)
-    if exit_code:
+    if exit_code := run_and_forward([*command, *overrides, *quiet]):
         raise SystemExit(exit_code)  # train.py has printed the reason; 75 tells a scheduler to try again
+
+
+def run_and_forward(command: list[str]) -> int:
+    """The exit code of a command, 128 + N where signal N ended it; SIGTERM and SIGUSR1 are forwarded to it.
+
+    They would end this process alone, and the training would continue unseen. It writes its checkpoint and ends by
+    itself; so it does at Ctrl-C, which a terminal sends to both.
+    """
+    before = {SIGINT: signal(SIGINT, SIG_IGN)}
+    process = subprocess.Popen(command)
+    try:
+        for number in (SIGTERM, SIGUSR1):
+            before[number] = signal(number, lambda number, _: process.send_signal(number))
+        exit_code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal(number, handler)
+    return exit_code if exit_code >= 0 else 128 - exit_code
 
 
 def what_differs(before: dict[str, Any]) -> list[str]:
