@@ -42,7 +42,7 @@ def test_it_holds_all_of_conf_the_compiled_modules_and_the_same_code(site):
     package = site / "tencrop"
     files = {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("[!.]*.yaml")}
     assert filecmp.cmpfiles(ROOT / "conf", package / "conf", files, shallow=False)[1:] == ([], [])
-    assert {path.name.split(".")[0] for path in package.glob("data/*.so")} == {"_decode", "_reduce"}
+    assert {path.name.split(".")[0] for path in package.glob("data/native/*.so")} == {"_decode", "_mapped", "_reduce"}
     assert code_sha256(package, LEARNING_STAGES) == code_sha256(ROOT / "src" / "tencrop", LEARNING_STAGES)
 
 

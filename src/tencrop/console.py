@@ -6,7 +6,6 @@ rich takes [/b] in a path for markup and :apple: for a picture; nothing here is 
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
 from rich.console import Console
@@ -27,7 +26,7 @@ class LastingConsole(Console):
     def on_broken_pipe(self) -> None:
         self.quiet = True
         with open(os.devnull, "w") as nowhere:  # else Python's own flush at exit fails
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            os.dup2(nowhere.fileno(), self.file.fileno())
 
 
 def plain_column(text: str) -> TextColumn:
