@@ -6,7 +6,6 @@ By default rich interprets [/b] in a path as markup and :apple: as an emoji. Her
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
 from rich.console import Console
@@ -28,7 +27,7 @@ class LastingConsole(Console):
     def on_broken_pipe(self) -> None:
         self.quiet = True
         with open(os.devnull, "w") as nowhere:  # else Python's own flush at exit fails
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            os.dup2(nowhere.fileno(), self.file.fileno())
 
 
 def plain_column(text: str) -> TextColumn:

@@ -42,8 +42,9 @@ def _again_in_float32(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor)
     """Forward hook that recomputes the output; a function without state, so that deepcopy and pickle keep it."""
     kind = output.device.type
     # A hook runs after forward. A pre-hook could not disable autocast for the call, hence the second computation.
-    is_reduced = torch.is_autocast_enabled(kind) or _is_tf32()
-    if layer.training or kind == "meta" or output.dtype == torch.float64 or not is_reduced:
+    if layer.training or kind == "meta" or output.dtype == torch.float64:
+        return None
+    if not (torch.is_autocast_enabled(kind) or _is_tf32()):
         return None
     # the weights are float32 already (autocast casts copies), so only the input is converted
     with torch.autocast(kind, enabled=False), _without_tf32():
