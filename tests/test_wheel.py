@@ -42,11 +42,7 @@ def test_the_wheel_contains_conf_the_compiled_modules_and_the_same_code(site):
     files = {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("[!.]*.yaml")}
     assert filecmp.cmpfiles(ROOT / "conf", package / "conf", files, shallow=False)[1:] == ([], [])
     assert {path.name.split(".")[0] for path in package.glob("data/native/*.so")} == {"_decode", "_mapped", "_reduce"}
-<<<<<<< HEAD
     assert code_sha256(package, LEARNING) == code_sha256(ROOT / "src" / "tencrop", LEARNING)
-=======
-    assert code_sha256(package, LEARNING_STAGES) == code_sha256(ROOT / "src" / "tencrop", LEARNING_STAGES)
->>>>>>> h-r1
 
 
 def test_the_installed_program_lists_its_commands_and_runs_them_anywhere(site, tmp_path):
