@@ -8,6 +8,11 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
 VENV := .venv
+# Tests without training, without thousands of images and with few other processes: what a change breaks most often.
+FAST := $(addprefix tests/,config tables data/sampling data/augmentation data/store data/native report \
+    training/test_schedules.py training/test_losses.py training/test_optimizers.py training/test_ema.py \
+    evaluation/test_errors.py evaluation/test_protocols.py evaluation/test_ensembles.py \
+    test_import_order.py test_experiments.py test_console.py)
 BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3 python,$(shell command -v $(name))))
 
