@@ -28,7 +28,7 @@ from tencrop.console import plain_column, rate
 LINE_EVERY_S = 30  # interval between lines in a log
 
 
-def readable(num_bytes: float) -> str:
+def format_bytes(num_bytes: float) -> str:
     """Format a number of bytes with three digits, such as "1.23 MB"."""
     # Powers of 1000, like the printed capacity of a disk, not 1024.
     for unit in ("bytes", "kB", "MB", "GB"):  # the rest is TB, however large
@@ -55,7 +55,9 @@ def counting_images(
 def counting_bytes(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Report progress in bytes, likewise."""
     columns = (DownloadColumn(), TransferSpeedColumn())
-    with _counting(console, what, total, columns, readable, "", lambda amount: f"{readable(amount)}/s") as advance:
+    with _counting(
+        console, what, total, columns, format_bytes, "", lambda amount: f"{format_bytes(amount)}/s"
+    ) as advance:
         yield advance
 
 

@@ -17,7 +17,7 @@ from tencrop.config.documents import (
 
 def read(reader, path, content: bytes, shape=object):
     path.write_bytes(content)
-    return reader(path, shape, what="a document", mend="write it again")
+    return reader(path, shape, what="a document", remedy="write it again")
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,9 @@ def test_yaml_is_read_as_plain_data(tmp_path):
 @pytest.mark.parametrize("reader", [read_json, read_yaml])
 def test_missing_files_and_folders_are_refused(tmp_path, reader):
     with pytest.raises(UserError, match="it is missing"):
-        reader(tmp_path / "none", object, what="a document", mend="write it")
+        reader(tmp_path / "none", object, what="a document", remedy="write it")
     with pytest.raises(UserError, match="it is no file"):
-        reader(tmp_path, object, what="a document", mend="write it")
+        reader(tmp_path, object, what="a document", remedy="write it")
 
 
 @pytest.mark.parametrize(

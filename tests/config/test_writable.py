@@ -9,7 +9,7 @@ from tencrop.config.writable import check_writable
 
 
 def check(*paths):
-    check_writable(*paths, mend="name another")
+    check_writable(*paths, remedy="name another")
 
 
 def test_a_writable_folder_is_left_unchanged(tmp_path, monkeypatch):

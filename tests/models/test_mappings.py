@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import tencrop.models.factory  # noqa: F401  registers our names
-from tencrop.models.mappings import SAME_IN_TORCHVISION, in_own_names
+from tencrop.models.mappings import SAME_IN_TORCHVISION, to_own_names
 from tencrop.models.weights import apply_weights
 
 
@@ -69,11 +69,11 @@ def test_torchvisions_state_dict_maps_to_our_names(name):
     with torch.device("meta"):
         own = timm.create_model(name).state_dict()
         theirs = torchvision.models.get_model(SAME_IN_TORCHVISION[name], weights=None).state_dict()
-    renamed = in_own_names(dict(reversed(theirs.items())), own, name=name)
+    renamed = to_own_names(dict(reversed(theirs.items())), own, name=name)
     assert renamed.keys() == own.keys()
     assert all(renamed[mine] is its for mine, its in zip(own, theirs.values(), strict=True))
     assert all(renamed[key].shape == own[key].shape for key in own)
-    assert in_own_names(own, own, name=name) is own
+    assert to_own_names(own, own, name=name) is own
 
 
 def test_a_file_of_torchvisions_is_applied():

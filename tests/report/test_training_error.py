@@ -14,7 +14,7 @@ from tencrop.report.training_error import (
     epochs_to,
     has_training_error,
     mean_epochs,
-    race_table,
+    speed_table,
     training_curve,
 )
 from tencrop.visualization.record import load_record
@@ -43,7 +43,7 @@ def test_crossing_is_where_the_straight_line_crosses():
 def test_the_fastest_comes_first_and_the_others_state_their_ratio(two_experiments):
     assert [experiment.name for experiment in two_experiments] == ["fast", "slow"]
     assert [mean_epochs(experiment) for experiment in two_experiments] == pytest.approx([1.0, 6.0])
-    fast, slow = race_table(two_experiments).splitlines()
+    fast, slow = speed_table(two_experiments).splitlines()
     assert fast == "fast: 1.00 epochs to 25% training error (1 seed), 1.0 times"
     assert slow == "slow: 6.00 epochs to 25% training error (1 seed), 6.0 times"
 
@@ -56,7 +56,7 @@ def test_an_experiment_that_never_reaches_the_target_is_named(evaluated_run, tmp
     folder = evaluated_run()
     (folder / "metrics.jsonl").write_text('{"epoch": 1, "split": "train", "top1_error": 0.9}\n')
     (experiment,) = by_speed(collect([tmp_path / "runs"]))
-    assert race_table([experiment]).endswith("not at 25% training error in all of 1 seed")
+    assert speed_table([experiment]).endswith("not at 25% training error in all of 1 seed")
 
 
 def test_only_errors_on_plain_labels_are_compared(evaluated_run):

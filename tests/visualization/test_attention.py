@@ -8,7 +8,7 @@ from torch import nn
 from tencrop.visualization.attention import attention_figure, attention_maps, patch_map, rollout
 from tencrop.visualization.drawing import save_figure
 from tencrop.visualization.record import Record
-from tencrop.visualization.trace import HasNone
+from tencrop.visualization.trace import NotApplicable
 from tencrop.visualization.trained_model import Pictures
 
 SMALL = {"img_size": 48, "patch_size": 16, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 5}
@@ -71,7 +71,7 @@ def test_map_of_the_class_token_and_without_one() -> None:
 
 
 def test_networks_without_attention_are_refused() -> None:
-    with pytest.raises(HasNone, match=r"resnet18 has no layer of timm's Attention .* choose a ViT or DeiT"):
+    with pytest.raises(NotApplicable, match=r"resnet18 has no layer of timm's Attention .* choose a ViT or DeiT"):
         attention_maps(create_model("resnet18"), torch.zeros(1, 3, 32, 32), name="resnet18")
 
 

@@ -6,7 +6,7 @@ from timm import create_model
 from torch import nn
 
 import tencrop.models.factory  # noqa: F401  registers our names
-from tencrop.visualization.trace import HasNone, classifying_layer, last_maps, trace
+from tencrop.visualization.trace import NotApplicable, classifying_layer, last_maps, trace
 
 
 def test_calls_are_listed_as_they_begin_with_their_shapes() -> None:
@@ -38,7 +38,7 @@ def test_last_maps_and_classifier(name, size, maps, classifier) -> None:
 
 
 def test_a_network_without_maps_raises_has_none() -> None:
-    with pytest.raises(HasNone, match="outputs maps"):
+    with pytest.raises(NotApplicable, match="outputs maps"):
         last_maps(trace(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.zeros(1, 3, 2, 2)))
 
 
@@ -46,5 +46,5 @@ def test_maps_with_channels_last_are_refused() -> None:
     network = create_model(
         "swin_tiny_patch4_window7_224", img_size=64, window_size=2, depths=(1, 1, 1, 1), embed_dim=24
     )
-    with pytest.raises(HasNone, match="channels last"):
+    with pytest.raises(NotApplicable, match="channels last"):
         last_maps(trace(network, torch.rand(1, 3, 64, 64)))

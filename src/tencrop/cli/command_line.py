@@ -69,7 +69,7 @@ def expand_home(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str) else value
 
 
-def verb(name: str) -> str:
+def command_prefix(name: str) -> str:
     """How the user starts a command: `tencrop NAME` if the package is installed, `python NAME.py` in a checkout."""
     return f"tencrop {name}" if IS_INSTALLED else f"python {name}.py"
 

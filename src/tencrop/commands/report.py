@@ -19,7 +19,7 @@ def main(config: ReportConfig) -> int:
         return report_tables(config.table, config.runs, Path(config.output))
 
     output, remedy = Path(config.output), "make room, or name another folder with output=DIR"
-    check_writable(output / "report.html", output / "report.md", mend=remedy)
+    check_writable(output / "report.html", output / "report.md", remedy=remedy)
 
     from tencrop.report.collect import Broken, collect, collect_evaluations, input_folders
     from tencrop.report.page import write_report

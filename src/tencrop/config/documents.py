@@ -52,18 +52,18 @@ class Between(NamedTuple):
     high: float
 
 
-def read_json(path: Path, shape: Any, *, what: str, mend: str) -> Any:
+def read_json(path: Path, shape: Any, *, what: str, remedy: str) -> Any:
     """Read a JSON file. Raises UserError if it is missing, broken or has another shape.
 
-    The message is "PATH: not `what` (the problem); `mend`", where `mend` tells the user how to fix it.
+    The message is "PATH: not `what` (the problem); `remedy`", where `remedy` tells the user how to fix it.
     """
     try:
         return parse_json(_content(path, MAX_JSON_BYTES), shape)
     except ValueError as error:
-        raise UserError(f"{path}: not {what} ({error}); {mend}") from error
+        raise UserError(f"{path}: not {what} ({error}); {remedy}") from error
 
 
-def read_yaml(path: Path, shape: Any, *, what: str, mend: str) -> Any:
+def read_yaml(path: Path, shape: Any, *, what: str, remedy: str) -> Any:
     """Read a YAML file that contains JSON types only. Arguments and errors are those of `read_json`.
 
     Refuses aliases, with which a file of 300 bytes can expand to 10^9 values, and tags; our writer emits neither.
@@ -74,7 +74,7 @@ def read_yaml(path: Path, shape: Any, *, what: str, mend: str) -> Any:
         check_plain(value)
         check_shape(value, shape)
     except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not {what} ({_problem(error)}); {mend}") from error
+        raise UserError(f"{path}: not {what} ({_problem(error)}); {remedy}") from error
     return value
 
 

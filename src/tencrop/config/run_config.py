@@ -56,7 +56,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     config = read_written_config(path)
     if manifest.exists():
         remedy = "restore it from a copy, or delete the folder and train again"
-        begun = read_json(manifest, {"config_sha256?": str}, what="the manifest of a run folder", mend=remedy)
+        begun = read_json(manifest, {"config_sha256?": str}, what="the manifest of a run folder", remedy=remedy)
         if begun.get("config_sha256") not in (None, config_sha256(config)):
             raise UserError(
                 f"{path}: does not match the manifest beside it: one was changed, or belongs to another run; {REMEDY}"
@@ -66,7 +66,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
 
 def read_written_config(path: Path) -> dict[str, Any]:
     """A config.yaml as it was written, in any format. Raises UserError if it is missing or broken."""
-    return read_yaml(path, CONFIG_SHAPE, what=CONFIG, mend=REMEDY)
+    return read_yaml(path, CONFIG_SHAPE, what=CONFIG, remedy=REMEDY)
 
 
 def config_sha256(config: dict[str, Any]) -> str:

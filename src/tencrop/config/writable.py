@@ -12,8 +12,8 @@ from tencrop.config.disk_errors import DISK_ERRORS, LONGEST_PATH, REMEDIES
 from tencrop.config.schema import UserError
 
 
-def check_writable(*paths: Path, mend: str) -> None:
-    """Raise UserError unless a file can be written at each path. `mend` tells how to choose another location.
+def check_writable(*paths: Path, remedy: str) -> None:
+    """Raise UserError unless a file can be written at each path. `remedy` tells how to choose another location.
 
     Writes one block to a temporary file in the folder, or in its nearest existing ancestor, and removes it. Mode bits
     are not enough: they show neither quotas nor full disks nor read-only mounts, and do not bind root.
@@ -25,7 +25,7 @@ def check_writable(*paths: Path, mend: str) -> None:
             number, name = error.errno or 0, str(path)
             if number in (errno.ELOOP, errno.ENAMETOOLONG) and len(name) > LONGEST_PATH:
                 name = f"{name[:LONGEST_PATH]}..."
-            reason, own_remedy = DISK_ERRORS.get(number, os.strerror(number)), REMEDIES.get(number, mend)
+            reason, own_remedy = DISK_ERRORS.get(number, os.strerror(number)), REMEDIES.get(number, remedy)
             raise UserError(f"{name}: cannot be written ({reason}); {own_remedy}") from error
 
 

@@ -22,7 +22,7 @@ from tencrop.config.documents import literal
 from tencrop.config.yaml_files import read_yaml_file, yaml_files, yaml_text
 from tencrop.data.sources import cifar10, digits, ilsvrc, tiny_imagenet
 from tencrop.evaluation.protocols import default_side
-from tencrop.evaluation.results import measured_otherwise
+from tencrop.evaluation.results import differences_from_training
 
 # Dataset -> (training images, evaluation images, classes) of the complete dataset. Only these can have claims.
 WHOLE_DATA = {
@@ -104,7 +104,7 @@ def is_default(result: Mapping[str, Any], recipe: Config) -> bool:
     if result["views"] == 1:
         del own["averaging"]  # one view: nothing is averaged
     is_same = all(result[key] == value for key, value in own.items())
-    return is_same and not measured_otherwise(result, dataclasses.asdict(recipe))
+    return is_same and not differences_from_training(result, dataclasses.asdict(recipe))
 
 
 def _files_with_claim(conf: Path, claim: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -140,7 +140,7 @@ def _unwritable(paths: Sequence[Path]) -> UserError | None:
     """Why one of the files cannot be written; None if all can, and on every rank but the first."""
     try:
         if _is_first_rank():
-            check_writable(*paths, mend=REMEDY)
+            check_writable(*paths, remedy=REMEDY)
     except UserError as error:
         return error
     return None

@@ -31,7 +31,7 @@ from tencrop.data.augmentation.batch import Batch
 from tencrop.data.augmentation.color import normalize
 from tencrop.data.augmentation.plan import evaluation_plan
 from tencrop.data.loading.loaders import loader_class
-from tencrop.data.sampling.sampler import MAX_PADDED_BYTES, check_rescaled, evaluation_batches, within_memory
+from tencrop.data.sampling.sampler import MAX_PADDED_BYTES, check_rescaled, evaluation_batches, split_to_fit_memory
 from tencrop.data.store.manifest import Split, open_split
 from tencrop.distributed.cluster import cluster_environment
 from tencrop.distributed.rendezvous import meet_launched
@@ -188,7 +188,7 @@ def score_part(
     batches = evaluation_batches(index, micro_batch=_micro_batch(config), rank=rank, num_ranks=num_ranks)
     # Images of one batch are padded to its largest one; batches are cut for the largest side, and used for all sides.
     largest = replace(config.protocol, side=max(config.protocol.sides, key=lambda side: side or 0))
-    batches = within_memory(batches, evaluation_plan(index, split.stored_sizes, protocol=largest).sizes)
+    batches = split_to_fit_memory(batches, evaluation_plan(index, split.stored_sizes, protocol=largest).sizes)
 
     # An empty first part, so that a rank without images returns tensors of the right shapes and dtypes.
     nothing = torch.empty(0, dtype=torch.int64)

@@ -151,7 +151,7 @@ def protocol_label(result: dict[str, Any]) -> str:
     return label + (f", {result['averaging']}" if result["views"] > 1 else "")
 
 
-def measured_otherwise(result: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+def differences_from_training(result: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """Settings of a result that differ from the training of its weights, such as "precision fp32", "filter bicubic".
 
     config: the training's, as in config.yaml. Settings that earlier code did not record are taken to be equal, and so

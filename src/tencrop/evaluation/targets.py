@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tencrop.cli.choices import CONF
-from tencrop.cli.command_line import for_shell, keys_typed, parse, typed_word, verb
+from tencrop.cli.command_line import command_prefix, for_shell, keys_typed, parse, typed_word
 from tencrop.cli.run_overrides import (
     config_of_run,
 )
@@ -72,7 +72,7 @@ def _evaluation_targets(config: Config, typed: list[str]) -> list[EvaluationTarg
         if not path.exists():
             keys = (override.key_or_group.split(".")[0] for override in parse(typed))
             words = [for_shell(word) for word, key in zip(typed, keys, strict=True) if key not in EVALUATION_KEYS]
-            remedy = f"name one with checkpoint=PATH, or train it with: {' '.join([verb('train'), *words])}"
+            remedy = f"name one with checkpoint=PATH, or train it with: {' '.join([command_prefix('train'), *words])}"
             raise UserError(f"{path}: there is no such checkpoint; {remedy}")
         return [_target_of_run(config, path, path.parent.parent, alone=True)]
     paths = [Path(path) for path in (config.checkpoint if isinstance(config.checkpoint, list) else [config.checkpoint])]
@@ -186,7 +186,7 @@ def _recorded_data(run_dir: Path) -> dict[str, Any]:
     path, remedy = run_dir / "manifest.json", "restore it from a copy, or evaluate the plain weights with weights=PATH"
     if not path.exists():
         return {}
-    return read_json(path, {"data": RUN_DATA_SHAPE}, what="the manifest of a run folder", mend=remedy)["data"]
+    return read_json(path, {"data": RUN_DATA_SHAPE}, what="the manifest of a run folder", remedy=remedy)["data"]
 
 
 def source_fingerprint(manifest: dict[str, Any]) -> str:

@@ -103,7 +103,7 @@ def run_manifest(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     remedy = "restore it from a copy, or delete the folder and train again"
-    return read_json(path, RUN_SHAPE, what="the manifest of a run", mend=remedy)
+    return read_json(path, RUN_SHAPE, what="the manifest of a run", remedy=remedy)
 
 
 def with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor] | None:

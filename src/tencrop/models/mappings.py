@@ -26,7 +26,7 @@ SAME_IN_TORCHVISION = {
 DOTTED = re.compile(r"(?<=\.)(norm|conv)\.([12])(?=\.)")
 
 
-def in_own_names(state: Mapping[str, Tensor], own: Iterable[str], *, name: str) -> Mapping[str, Tensor]:
+def to_own_names(state: Mapping[str, Tensor], own: Iterable[str], *, name: str) -> Mapping[str, Tensor]:
     """Return `state` under the names of network `name` if it is torchvision's file of it, else unchanged.
 
     own: names of the network's state dict, in its order.

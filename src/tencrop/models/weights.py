@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tencrop.config import UserError
 from tencrop.models.checkpoint_files import load_checked, with_prefix
-from tencrop.models.mappings import in_own_names
+from tencrop.models.mappings import to_own_names
 
 # Keys under which checkpoints store their weights: ours, timm's, torchvision's reference scripts' and other usual ones.
 # The first that holds a state dict is used.
@@ -98,7 +98,7 @@ def apply_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: st
     first differences; `source` (the file) and `name` (the network) appear in the message.
     """
     own = network.state_dict()
-    state = in_own_names(_without_prefixes(state, own), own, name=name)
+    state = to_own_names(_without_prefixes(state, own), own, name=name)
     check_weights(state, own, source=source, name=name)
     # strict=False only because num_batches_tracked may be missing; check_weights has rejected every other difference
     network.load_state_dict(state, strict=False)

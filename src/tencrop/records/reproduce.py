@@ -55,7 +55,7 @@ def reproduce(run_dir: Path, into: Path) -> bool:
     if before["result"]["status"] != "complete":
         raise UserError(f"{run_dir}: not complete ({before['result']['status']}); run train.py to its end first")
     # Everything is checked before the training, which may take days.
-    check_writable(into / CONFIG_FILE, mend="make room, or name another folder with --into DIR")
+    check_writable(into / CONFIG_FILE, remedy="make room, or name another folder with --into DIR")
     # A reproduction that was refused before it began (for a stray LOCAL_RANK, say) leaves only reproduce.yaml.
     if into.exists() and any(path.name != CONFIG_FILE for path in into.iterdir()):
         raise UserError(f"{into}: not empty; name a fresh folder with --into DIR")

@@ -94,7 +94,7 @@ def run_folder(config: Config, data_manifest: dict[str, Any], *, total_steps: in
         (folder / "predictions").mkdir(exist_ok=True)
         _lock(folder)
         # A subfolder may be a link to another disk, with permissions and quotas of its own.
-        check_writable(folder / "checkpoints" / "last.ckpt", folder / "predictions" / "scores.safetensors", mend=ROOM)
+        check_writable(folder / "checkpoints" / "last.ckpt", folder / "predictions" / "scores.safetensors", remedy=ROOM)
         _write_records(folder, config, provenance(config, data_manifest), total_steps)
     except OSError as error:
         raise UserError(
@@ -140,7 +140,7 @@ def is_complete(folder: Path) -> bool:
 
 def read_run_manifest(folder: Path) -> dict[str, Any]:
     """The run's manifest. Raises UserError if it is missing or broken."""
-    manifest = read_json(folder / "manifest.json", SHAPE, what="the manifest of a run folder", mend=REMEDY)
+    manifest = read_json(folder / "manifest.json", SHAPE, what="the manifest of a run folder", remedy=REMEDY)
     manifest["result"].setdefault("ema_sha256", None)  # the first runs did not record it
     return manifest
 

@@ -243,7 +243,7 @@ def _tracked_id(run_dir: Path) -> str:
     if not path.exists():
         atomic_write(path, (json.dumps({"id": uuid.uuid4().hex[:12]}) + "\n").encode())
     what, remedy = "the id of a tracked run", "delete it to begin another tracked run"
-    tracked_id = read_json(path, {"id": str}, what=what, mend=remedy)["id"]
+    tracked_id = read_json(path, {"id": str}, what=what, remedy=remedy)["id"]
     if not re.fullmatch("[A-Za-z0-9]{1,64}", tracked_id):  # becomes part of URLs and folder names
         raise UserError(f"{path}: contains no valid run id; {remedy}")
     return tracked_id

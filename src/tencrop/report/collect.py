@@ -15,7 +15,7 @@ from typing import Any
 from tencrop.config import Config, UserError
 from tencrop.config.run_config import is_run_folder, read_config
 from tencrop.evaluation.claims import claiming_recipe_of_run
-from tencrop.evaluation.results import load_result, measured_otherwise, protocol_label, result_name
+from tencrop.evaluation.results import differences_from_training, load_result, protocol_label, result_name
 from tencrop.evaluation.targets import EVALUATIONS
 from tencrop.records.run_folder import read_run_manifest
 from tencrop.training.metric_rows import read_rows
@@ -87,7 +87,7 @@ class Run:
 
     def title_of(self, result: Result) -> str:
         """The result's title, followed by the settings that differ from those of training ("precision fp32")."""
-        return ", ".join([result.title, *measured_otherwise(result.facts, self.config)])
+        return ", ".join([result.title, *differences_from_training(result.facts, self.config)])
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:

@@ -67,7 +67,7 @@ def refusals(
     facts: the content of result.json, of a run that followed `recipe`; data: the `data` section of the run's manifest.
     """
     from tencrop.evaluation.claims import WHOLE_DATA, is_whole
-    from tencrop.evaluation.results import measured_otherwise
+    from tencrop.evaluation.results import differences_from_training
 
     assert row.protocol is not None
     reasons = []
@@ -86,7 +86,7 @@ def refusals(
     own = "raw" if recipe.training.ema_decay is None else "ema"
     if facts["weights"] != own:
         reasons.append(f"{facts['weights']} weights, not {own}")
-    otherwise = measured_otherwise(facts, dataclasses.asdict(recipe))
+    otherwise = differences_from_training(facts, dataclasses.asdict(recipe))
     if row.protocol.filter is not None:  # _other_protocol has compared the filter with the row's already
         otherwise = [reason for reason in otherwise if not reason.startswith("filter ")]
     return reasons + otherwise

@@ -33,7 +33,7 @@ def report_tables(name: str, runs: Sequence[str], output: Path, folder: Path = E
     paths = [Path(run) for run in runs] or [path for path in DEFAULTS if path.is_dir()]
     # learning_hashes.json caches what composing every row costs: seconds for table=all
     out, broken, shown, written = output / "tables", list[UserError](), list[str](), list[Path]()
-    check_writable(out / f"{name}.md", mend="make room, or name another folder with output=DIR")
+    check_writable(out / f"{name}.md", remedy="make room, or name another folder with output=DIR")
     matched = match_runs(tables, paths, kept=out / "learning_hashes.json", on_broken=broken.append)
     out.mkdir(parents=True, exist_ok=True)
     for table in tables:

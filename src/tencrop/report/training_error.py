@@ -36,7 +36,7 @@ Point = tuple[float, float]
 def main(config: ReportConfig) -> int:
     output = Path(config.output)
     # before the runs are read, so that a mistyped output=DIR is refused at once
-    check_writable(output / "training_error.svg", mend="make room, or name another folder with output=DIR")
+    check_writable(output / "training_error.svg", remedy="make room, or name another folder with output=DIR")
     close_at_ctrl_c()
     experiments = collect(input_folders(config.runs))
     for experiment in experiments:
@@ -45,7 +45,7 @@ def main(config: ReportConfig) -> int:
                 f"{experiment.runs[0].folder}: a run of {experiment.name} has logged no training error on unmixed"
                 " labels; train it further, or leave it out of runs="
             )
-    print(race_table(by_speed(experiments)))
+    print(speed_table(by_speed(experiments)))
     for path in draw_training_error(experiments, output):
         print(path)
     return 0
@@ -95,7 +95,7 @@ def by_speed(experiments: Sequence[Experiment]) -> list[Experiment]:
     return sorted(experiments, key=order)
 
 
-def race_table(experiments: Sequence[Experiment]) -> str:
+def speed_table(experiments: Sequence[Experiment]) -> str:
     """One line per experiment, sorted by speed: its epochs to TARGET and their ratio to the fastest's."""
     fastest = mean_epochs(experiments[0])
     lines = []
@@ -135,7 +135,7 @@ def draw_training_error(experiments: Sequence[Experiment], folder: Path, name: s
     left_out = f" The fastest {len(shown)} of {len(experiments)}." if len(shown) < len(experiments) else ""
     caption = (
         "Training error over the images since the previous row of metrics.jsonl, as in Krizhevsky et al. 2012, Figure"
-        f" 1; one line per seed; the dotted line is the target. {race_table(shown).replace(chr(10), '; ')}.{left_out}"
+        f" 1; one line per seed; the dotted line is the target. {speed_table(shown).replace(chr(10), '; ')}.{left_out}"
     )
     folders = [str(run.folder) for experiment in shown for run in experiment.runs]
     line = f"python -m tencrop.report.training_error {typed_word('runs', folders)}"

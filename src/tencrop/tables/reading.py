@@ -138,7 +138,7 @@ class _Reader:
             raise UserError(f"table={name}: there is no {self.folder.parent.name}/{self.folder.name}/{name}.yaml{near}")
         if name not in self.files:
             path = self.folder / f"{name}.yaml"
-            content = read_yaml(path, _TABLE, what="an error table", mend="correct it")
+            content = read_yaml(path, _TABLE, what="an error table", remedy="correct it")
             _check_table(path, content)
             ids = [row["id"] for row in content["rows"]]
             for row in content["rows"]:

@@ -57,7 +57,7 @@ def _digest() -> str:
 
 def _read_cache(cache: Path, digest: str) -> dict[str, str]:
     try:
-        content = read_json(cache, {"digest": str, "hashes": {str: str}}, what="hashes", mend="")
+        content = read_json(cache, {"digest": str, "hashes": {str: str}}, what="hashes", remedy="")
     except UserError:  # not written yet, or damaged: compute the hashes again
         return {}
     return content["hashes"] if content["digest"] == digest else {}

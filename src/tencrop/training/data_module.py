@@ -21,8 +21,8 @@ from tencrop.data.sampling.sampler import (
     epoch_order,
     evaluation_batches,
     minival_split,
+    split_to_fit_memory,
     training_positions,
-    within_memory,
 )
 from tencrop.data.store.manifest import Split, open_split
 
@@ -94,7 +94,7 @@ class DataModule(pl.LightningDataModule):
         parts = evaluation_batches(self.val_index, micro_batch=self.batches.micro_batch, rank=rank, num_ranks=num_ranks)
         plan = partial(evaluation_plan, stored_sizes=self.val_split.stored_sizes, protocol=protocol)
         # Whole images are padded to the largest of their batch, so one panorama would multiply the memory of all.
-        parts = within_memory(parts, plan(np.arange(self.val_split.num_samples)).sizes)
+        parts = split_to_fit_memory(parts, plan(np.arange(self.val_split.num_samples)).sizes)
         loader = self._loader(
             self.val_split, lambda epoch: parts, lambda index, epoch: plan(index), filter=protocol.filter
         )

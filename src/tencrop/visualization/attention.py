@@ -14,7 +14,7 @@ from timm.layers.attention import Attention
 from torch import Tensor, nn
 
 from tencrop.visualization.drawing import HEAT, bare, shortened, styled, titled
-from tencrop.visualization.trace import HasNone, captured, run_frozen
+from tencrop.visualization.trace import NotApplicable, captured, run_frozen
 from tencrop.visualization.trained_model import Pictures
 
 MAX_HEADS = 6  # shown in the figure
@@ -24,11 +24,12 @@ def attention_maps(network: nn.Module, images: Tensor, *, name: str = "the netwo
     """Attention [L, B, heads, N, N] of all L layers for images [B, 3, H, W]; every row sums to 1.
 
     Row i has the weights with which token i attends to each token. Prefix tokens (class, distillation) come first.
-    Fused attention, which never materializes the weights, is disabled for the pass. Raises HasNone for other networks.
+    Fused attention, which never materializes the weights, is disabled for the pass. Raises NotApplicable for other
+    networks.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, Attention)]
     if not layers:
-        raise HasNone(f"figure=attention: {name} has no layer of timm's Attention class; choose a ViT or DeiT")
+        raise NotApplicable(f"figure=attention: {name} has no layer of timm's Attention class; choose a ViT or DeiT")
     with _unfused(layers), ExitStack() as stack:
         # attn_drop's output is the softmax, since dropout is an identity in eval mode; no other module sees it
         found = [stack.enter_context(captured(layer.attn_drop, lambda _, output: output)) for layer in layers]

@@ -29,7 +29,7 @@ from tencrop.visualization.patches import NUM_PATCHES, NUM_UNITS, patch_box, pat
 from tencrop.visualization.receptive_field import effective_field, field_figure, theoretical_side
 from tencrop.visualization.record import Record
 from tencrop.visualization.retrieval import NUM_QUERIES, hidden_features, nearest, retrieval_figure
-from tencrop.visualization.trace import HasNone, last_maps, trace
+from tencrop.visualization.trace import NotApplicable, last_maps, trace
 from tencrop.visualization.tradeoff import measured, published, tradeoff_figure, tradeoff_record
 from tencrop.visualization.trained_model import TrainedModel, by_hash, chosen, load_trained_model
 
@@ -47,7 +47,7 @@ def draw_model(config: Config, name: str, *, command: str) -> Iterator[Path]:
     """Draw a figure that needs no training, architecture or tradeoff; yields the paths written."""
     default = FIGURES if name == "tradeoff" else FIGURES / config.model.name.replace("/", "-")
     out = default if config.output is None else Path(config.output)
-    check_writable(out / f"{name}.svg", mend=REMEDY)
+    check_writable(out / f"{name}.svg", remedy=REMEDY)
     if name == "tradeoff":
         figure, record = _tradeoff(config)
     else:
@@ -69,12 +69,12 @@ def draw_run(target: EvaluationTarget, config: VisualizationConfig, *, command: 
     }
     # "tradeoff" is missing: it shows no single run
     names, out = list(draw) if config.figure == "all" else [config.figure], _folder(target, config)
-    check_writable(*(out / f"{name}.svg" for name in names), mend=REMEDY)  # before minutes of computation
+    check_writable(*(out / f"{name}.svg" for name in names), remedy=REMEDY)  # before minutes of computation
     model = load_trained_model(target)
     for name in names:
         try:
             figure, record = draw[name](model, config)
-        except HasNone:
+        except NotApplicable:
             if config.figure != "all":
                 raise
             continue  # figure=all skips what the network lacks, such as attention in a ResNet
@@ -178,7 +178,7 @@ def _patches(subject: TrainedModel, config: VisualizationConfig) -> Drawn:
     # a dead ReLU has no patches to show
     active = [unit for unit, top in enumerate(found) if top[0].value > 0][:NUM_UNITS]
     if not active:
-        raise HasNone(f"figure=patches: no unit of {layer} is active on any image; choose another layer=")
+        raise NotApplicable(f"figure=patches: no unit of {layer} is active on any image; choose another layer=")
     # one backward pass per patch, NUM_UNITS x NUM_PATCHES in total
     rows = []
     for unit in active:

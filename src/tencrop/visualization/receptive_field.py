@@ -45,7 +45,7 @@ def effective_field(network: nn.Module, images: Tensor, *, layer: str | None = N
     """Compute the field of the center of the last maps, or of `layer` at its last call, in eval mode.
 
     images: float [B, 3, H, W]. Takes the gradient of the center's sum over channels, sums its absolute values over
-    colors and averages over images. Raises HasNone for a network without maps.
+    colors and averages over images. Raises NotApplicable for a network without maps.
     """
     network = network.eval()
     # a trace costs one forward pass of one image

@@ -44,5 +44,5 @@ def load_record(path: Path) -> Record:
         f"a record of a figure of this version ({FORMAT})",
         "draw it again with python -m tencrop.visualization",
     )
-    facts = read_json(path, SHAPE, what=what, mend=remedy)
+    facts = read_json(path, SHAPE, what=what, remedy=remedy)
     return Record(**{field.name: facts[field.name] for field in fields(Record) if field.name in facts})

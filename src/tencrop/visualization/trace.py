@@ -15,7 +15,7 @@ from tencrop.config import UserError
 Shape = tuple[int, ...]
 
 
-class HasNone(UserError):
+class NotApplicable(UserError):
     """The network lacks what a figure shows, such as attention; figure=all skips the figure."""
 
 
@@ -62,15 +62,17 @@ def run_frozen(network: nn.Module, images: Tensor) -> Tensor:
 def last_maps(calls: list[Call]) -> Call:
     """Return the last call whose output is maps of more than one pixel: the final features of a ConvNet.
 
-    Of nested calls with the same output, returns the outermost. Raises HasNone if there is none, and for maps with
-    channels last (Swin).
+    Of nested calls with the same output, returns the outermost. Raises NotApplicable if there is none, and for maps
+    with channels last (Swin).
     """
     found = [call for call in calls if len(call.output) == 4 and min(call.output[2:]) > 1]
     if not found:
-        raise HasNone("no layer of the network outputs maps, which this figure needs; choose another figure")
+        raise NotApplicable("no layer of the network outputs maps, which this figure needs; choose another figure")
     last = found[-1]
     if last.output[1] == last.output[2] != last.output[3]:
-        raise HasNone(f"{last.name} outputs maps with channels last, which this figure cannot read; choose another")
+        raise NotApplicable(
+            f"{last.name} outputs maps with channels last, which this figure cannot read; choose another"
+        )
     # the outermost: a residual block's own output, after the addition, rather than that of its last ReLU
     outer = [call for call in found if last.name.startswith(f"{call.name}.") and call.output == last.output]
     return outer[0] if outer else last

@@ -16,7 +16,7 @@ from tencrop.config import Config, UserError, num_workers
 from tencrop.data.augmentation.color import mean_and_std, normalize
 from tencrop.data.augmentation.plan import evaluation_plan
 from tencrop.data.loading.loader import Loader
-from tencrop.data.sampling.sampler import within_memory
+from tencrop.data.sampling.sampler import split_to_fit_memory
 from tencrop.data.store.manifest import Split, open_split
 from tencrop.evaluation.protocols import views
 from tencrop.evaluation.publishers import with_preprocessing
@@ -68,7 +68,7 @@ class TrainedModel:
         plan = partial(evaluation_plan, stored_sizes=split.stored_sizes, protocol=protocol)
         batches = [index[start : start + BATCH_SIZE] for start in range(0, len(index), BATCH_SIZE)]
         # images are padded to the largest of their batch; this splits batches that would take too much memory
-        batches = within_memory(batches, plan(np.arange(split.num_samples)).sizes)
+        batches = split_to_fit_memory(batches, plan(np.arange(split.num_samples)).sizes)
         threads = num_workers(self.config.hardware)
         with Loader(
             split, lambda _: batches, lambda i, _: plan(i), filter=protocol.filter, num_threads=threads

@@ -16,8 +16,8 @@ from tencrop.data.sampling.sampler import (
     evaluation_batches,
     evaluation_part,
     minival_split,
+    split_to_fit_memory,
     training_positions,
-    within_memory,
 )
 
 
@@ -104,7 +104,7 @@ def test_padded_batches_stay_within_memory(data):
         patch.setattr(
             "tencrop.data.sampling.sampler.MAX_PADDED_BYTES", limit := data.draw(st.sampled_from([0, 5000, 20_000]))
         )
-        parts = within_memory(batches, sizes)
+        parts = split_to_fit_memory(batches, sizes)
     assert np.array_equal(np.concatenate([np.arange(0), *parts]), np.arange(len(sizes)))
     assert all(1 <= len(part) <= micro_batch and (len(part) == 1 or num_bytes(part) <= limit) for part in parts)
     for part, following in pairwise(parts):
@@ -116,7 +116,7 @@ def test_a_tall_and_a_wide_image_do_not_make_all_large():
     """256 images of ImageNet's usual shape, among them two of extreme aspect (1 : 3.4)."""
     sizes = np.full((256, 2), (256, 341), np.int32)
     sizes[100], sizes[200] = (877, 256), (256, 877)
-    parts = within_memory([np.arange(256)], sizes)
+    parts = split_to_fit_memory([np.arange(256)], sizes)
     assert [len(part) for part in parts] == [149, 107]  # 149 of 877 x 341 pixels fill MAX_PADDED_BYTES
     assert 4 * MAX_PADDED_BYTES < 256 * 877 * 877 * 3
 

@@ -141,8 +141,8 @@ def test_names_that_differ_only_in_unicode_normalization_are_reported(tmp_path, 
     tree(tmp_path / "source", f"train/{composed}/1.jpg", "train/a/1.jpg", f"val/{decomposed}/1.jpg", "val/a/1.jpg")
     with pytest.raises(UserError, match=r"looks like .* of val, but its accents are encoded differently") as error:
         open_folder()
-    mend = str(error.value).partition("type: ")[2]
-    subprocess.run(["bash", "-c", mend], cwd=tmp_path / "source" / "val", check=True)
+    remedy = str(error.value).partition("type: ")[2]
+    subprocess.run(["bash", "-c", remedy], cwd=tmp_path / "source" / "val", check=True)
     assert open_folder().classes == ["a", composed]
 
 

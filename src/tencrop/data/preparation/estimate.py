@@ -15,7 +15,7 @@ from tencrop.data.preparation.statistics import ColorSums
 from tencrop.data.sources.folder import EXTENSIONS, format_counts
 from tencrop.data.sources.source import Source
 from tencrop.data.store.encode import Undecodable, encode
-from tencrop.progress import readable
+from tencrop.progress import format_bytes
 
 NUM_TRIED = 32  # files of each split that are encoded for the estimate
 
@@ -31,21 +31,21 @@ def announce(
     written = sum(path.stat().st_size for path in root.glob("*.beton*"))  # by an interrupted preparation
     disk = shutil.disk_usage(root)
     free = disk.free if disk.total else None  # some network mounts report 0 of 0 bytes
-    space = "free space not known" if free is None else f"{readable(free)} free"
+    space = "free space not known" if free is None else f"{format_bytes(free)} free"
     counts = " and ".join(f"{len(source.files[split]):,} {split}" for split in options)
     routes = ", ".join(f"{split} from {source.location.splits[split]}" for split in options)
     console.print(
         f"{name}: {counts} images of {len(source.classes):,} classes ({routes}) -> {root}\n"
-        f"about {readable(num_bytes)} to write ({space}),"
+        f"about {format_bytes(num_bytes)} to write ({space}),"
         f" about {datetime.timedelta(seconds=round(seconds) + 1)} with {num_threads} threads"
-        + (f"; {readable(written)} of it is already written" if written else "")
+        + (f"; {format_bytes(written)} of it is already written" if written else "")
     )
     if left_out := "; ".join(f"{format_counts(sorts)} of {split}" for split, sorts in source.left_out.items() if sorts):
         console.print(f"left out: {left_out} (image files end in {' '.join(EXTENSIONS)}, as in torchvision)")
     # What an interrupted preparation has written occupies space already and is not written again.
     if free is not None and num_bytes > free + written:
         raise UserError(
-            f"data.root={root}: about {readable(num_bytes)} would be written, but only {readable(free)} is free;"
+            f"data.root={root}: about {format_bytes(num_bytes)} would be written, but only {format_bytes(free)} is free;"
             " choose a larger disk, or store less (data.store.short_side=256, data.store.mode=jpeg)"
         )
 

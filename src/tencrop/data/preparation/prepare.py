@@ -55,7 +55,7 @@ def prepare(data: Data, *, workers: int | str = "auto", progress: bool = True) -
         return root
     if root.exists() and not root.is_dir():
         raise UserError(f"data.root={root}: is a file; name a folder for the prepared data")
-    check_writable(root / "manifest.json", mend=ROOM)  # now, because indexing the archives takes minutes
+    check_writable(root / "manifest.json", remedy=ROOM)  # now, because indexing the archives takes minutes
     with console.status("looking through the files"):
         source = open_source(data)
     _check_root(root, source)

@@ -47,7 +47,7 @@ def evaluation_batches(index: Index, *, micro_batch: int, rank: int, num_ranks: 
     return [part[start : start + micro_batch] for start in range(0, len(part), micro_batch)]
 
 
-def within_memory(batches: list[Index], sizes: npt.NDArray[np.int32]) -> list[Index]:
+def split_to_fit_memory(batches: list[Index], sizes: npt.NDArray[np.int32]) -> list[Index]:
     """Split batches that would need too much memory; the samples and their order stay the same.
 
     Every image of a batch is padded to the largest height and the largest width in it, so one tall and one wide image
@@ -60,8 +60,8 @@ def within_memory(batches: list[Index], sizes: npt.NDArray[np.int32]) -> list[In
 def check_rescaled(sizes: npt.NDArray[np.int32], name_of: Callable[[int], str], *, key: str) -> str | None:
     """A warning with the memory of the largest image if that exceeds MAX_PADDED_BYTES; else None.
 
-    sizes: as in `within_memory`. key: the option that rescales the images, as KEY=VALUE. Raises UserError if an image
-    would have more than MAX_PIXELS: a strip of 1 x 65,500 pixels has 4.3 billion at a shorter side of 256.
+    sizes: as in `split_to_fit_memory`. key: the option that rescales the images, as KEY=VALUE. Raises UserError if an
+    image would have more than MAX_PIXELS: a strip of 1 x 65,500 pixels has 4.3 billion at a shorter side of 256.
     """
     num_pixels = sizes.astype(np.int64).prod(axis=1)
     largest = int(num_pixels.argmax())

@@ -9,7 +9,7 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
-from tencrop.cli.command_line import typed_word, verb
+from tencrop.cli.command_line import command_prefix, typed_word
 from tencrop.config import Data, UserError
 from tencrop.data.sources.source import TREE, SourceFile, SourceLocation, read_original
 
@@ -69,7 +69,7 @@ def source_folder(data: Data) -> Path:
     """`data.source` as an absolute path; UserError if it is not set or not a folder."""
     if data.source is None:
         raise UserError(
-            f"data.source: where are the images? Run: {verb('prepare')} data={data.name}"
+            f"data.source: where are the images? Run: {command_prefix('prepare')} data={data.name}"
             f" data.source=FOLDER_OF_IMAGES {typed_word('data.root', data.root)}"
         )
     if not Path(data.source).is_dir():

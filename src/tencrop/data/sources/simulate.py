@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tencrop.cli.command_line import typed_word, verb
+from tencrop.cli.command_line import command_prefix, typed_word
 from tencrop.config import Data, UserError
 from tencrop.config.writable import check_writable
 from tencrop.console import plain_console
@@ -42,7 +42,7 @@ def simulate(data: Data, *, progress: bool = True) -> Path:
     Raises UserError if it is not such a tree, or if there are archives already.
     """
     console, root = plain_console(quiet=not progress, soft_wrap=True), Path(data.root)
-    check_writable(root / MD5_LIST, mend="make room, or choose another folder with data.root=DIR")
+    check_writable(root / MD5_LIST, remedy="make room, or choose another folder with data.root=DIR")
     source = FolderSource(data)
     names = (ARCHIVES["train"], ARCHIVES["val"], DEVKIT_ARCHIVE)
     for name in names:
@@ -58,7 +58,7 @@ def simulate(data: Data, *, progress: bool = True) -> Path:
     sums = {name: _md5(root / name) for name in names}
     atomic_write(root / MD5_LIST, "".join(f"{md5}  {name}\n" for name, md5 in sums.items()).encode())
     console.print(
-        f"{root}: {', '.join(names)}; {verb('prepare')} data=imagenet data.num_classes={len(source.classes)}"
+        f"{root}: {', '.join(names)}; {command_prefix('prepare')} data=imagenet data.num_classes={len(source.classes)}"
         f" {typed_word('data.source', root)} data.root=PREPARED prepares them"
     )
     return root

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from tencrop.cli.command_line import typed_word, verb
+from tencrop.cli.command_line import command_prefix, typed_word
 from tencrop.config import UserError
 from tencrop.config.documents import FILE_NAME, Between, NotEmpty, check_shape, read_json
 from tencrop.data.native.mapped import watch
@@ -99,11 +99,11 @@ def read_manifest(root: str | Path, data: str = "imagefolder") -> dict[str, Any]
     path = Path(root) / "manifest.json"
     folders = {"digits": "", "beton": " data.source=FOLDER_OF_BETON_FILES"}
     source = folders.get(data, " data.source=FOLDER_OF_IMAGES")
-    prepare = f"{verb('prepare')} data={data}{source} {typed_word('data.root', root)}"
+    prepare = f"{command_prefix('prepare')} data={data}{source} {typed_word('data.root', root)}"
     if not path.is_file():
         raise UserError(f"data.root={root}: holds no prepared data (no manifest.json); prepare it with: {prepare}")
     what, remedy = "a manifest of prepared data", f"delete {root} and run: {prepare}"
-    manifest = read_json(path, {"format": str}, what=what, mend=remedy)
+    manifest = read_json(path, {"format": str}, what=what, remedy=remedy)
     if (found := manifest["format"]) != FORMAT:
         raise UserError(f"{path}: format {found}, but this code reads {FORMAT}; prepare again elsewhere: {prepare}")
     try:
