@@ -45,8 +45,8 @@ def announce(
     # What an interrupted preparation has written occupies space already and is not written again.
     if free is not None and num_bytes > free + written:
         raise UserError(
-            f"data.root={root}: about {format_bytes(num_bytes)} would be written, but only"
-            f" {format_bytes(free)} is free; choose a larger disk, or store less (data.store.short_side=256, data.store.mode=jpeg)"
+            f"data.root={root}: about {format_bytes(num_bytes)} would be written, but only {format_bytes(free)} is"
+            " free; choose a larger disk, or store less (data.store.short_side=256, data.store.mode=jpeg)"
         )
 
 
