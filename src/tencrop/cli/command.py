@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -80,6 +81,9 @@ def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type,
         answer = list_options(words)
         if answer or {"--help", "-h"} & set(words):
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` exits quietly, as other tools do
+            # Hydra would list the options of every group twice, which takes a third of the time of --help and which our
+            # templates do not show (they use ${choices:}). --hydra-help shows them, and takes another path.
+            Hydra.format_config_groups = lambda *_: ""  # type: ignore[method-assign]
         if answer:
             print(answer)
             return 0
