@@ -206,7 +206,7 @@ def child(kind: str, words: list[str]) -> None:
         training._ddp = by_gloo
     elif kind == "nccl":
         trainer = training.Trainer
-        training.Trainer = lambda **options: trainer(**options | {"strategy": ddp(exactly=True)})
+        training.Trainer = lambda **options: trainer(**options | {"strategy": ddp(exactly=True)})  # type: ignore[misc, assignment]
     elif kind == "sync" and torch.cuda.is_available():
         step = training.Classifier.training_step
 
@@ -216,7 +216,7 @@ def child(kind: str, words: list[str]) -> None:
             step(self, batch, batch_idx)
             torch.cuda.set_sync_debug_mode("default")
 
-        training.Classifier.training_step = without_waiting
+        training.Classifier.training_step = without_waiting  # type: ignore[method-assign]
     sys.argv = ["train.py", *words]
     runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
 

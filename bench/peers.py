@@ -148,8 +148,8 @@ class TorchvisionPillow(Peer):
 
         self.positions: list[int] = []
         crop = transforms.RandomResizedCrop(SIZE, tuple(AREA), tuple(ASPECT))
-        self.loader = DataLoader(
-            Files(self.split, transforms.Compose([crop, transforms.RandomHorizontalFlip()]), self.read),
+        self.loader: Any = DataLoader(
+            Files(self.split, transforms.Compose([crop, transforms.RandomHorizontalFlip()]), self.read),  # type: ignore[arg-type]
             batch_size=BATCH,
             sampler=self.positions,
             num_workers=self.workers,

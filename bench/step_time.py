@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from tencrop.cli.command import command
 from tencrop.config import Batches, Config, UserError, check_data, derive_batches
@@ -39,8 +40,13 @@ def time_fit(config: Config, batches: Batches, manifest: dict) -> float:
 
     from tencrop.training.fit import build, fit
 
+    max_steps = config.training.max_steps
+    assert max_steps is not None
+
+    half_way = max_steps // 2
+
     class Timer(Callback):
-        start, end, half = 0.0, 0.0, config.training.max_steps // 2
+        start, end, half = 0.0, 0.0, half_way
 
         def on_train_batch_end(self, trainer, classifier, *_) -> None:
             if classifier.is_at_step_boundary and classifier.global_step in (self.half, classifier.total_steps):
@@ -50,7 +56,7 @@ def time_fit(config: Config, batches: Batches, manifest: dict) -> float:
     timer = Timer()
     with tempfile.TemporaryDirectory() as folder:
         fit(*build(config, batches=batches, manifest=manifest), run_dir=Path(folder), callbacks=[timer])
-    return (timer.end - timer.start) * 1000 / (config.training.max_steps - timer.half)
+    return (timer.end - timer.start) * 1000 / (max_steps - timer.half)
 
 
 def time_bare_loop(config: Config, batches: Batches, manifest: dict) -> float:
@@ -66,16 +72,19 @@ def time_bare_loop(config: Config, batches: Batches, manifest: dict) -> float:
     device = torch.device("cuda" if accelerator_of(config.hardware) == "gpu" else "cpu")
     data = DataModule(config, batches)
     strategy = SimpleNamespace(root_device=device)
-    data.trainer = SimpleNamespace(global_step=0, global_rank=0, world_size=1, strategy=strategy)
+    trainer: Any = SimpleNamespace(global_step=0, global_rank=0, world_size=1, strategy=strategy)
+    data.trainer = trainer
     torch.manual_seed(config.seed)
     model = build_model(config.model, num_classes=len(manifest["classes"]))
     parts = Classifier(
         config, model, statistics=manifest["statistics"], batches=batches, steps_per_epoch=data.steps_per_epoch
     ).to(device)
     optimizer = parts.configure_optimizers()
-    loader, step, half, start = data.train_dataloader(), 0, config.training.max_steps // 2, 0.0
-    while step < config.training.max_steps:
-        data.trainer.global_step = step
+    max_steps = config.training.max_steps
+    assert max_steps is not None
+    loader, step, half, start = data.train_dataloader(), 0, max_steps // 2, 0.0
+    while step < max_steps:
+        trainer.global_step = step
         for number, batch in enumerate(loader):
             batch = data.transfer_batch_to_device(batch, device, 0)
             loss = torch.nn.functional.cross_entropy(parts.logits(parts.model, batch.images), batch.labels)
@@ -86,13 +95,13 @@ def time_bare_loop(config: Config, batches: Batches, manifest: dict) -> float:
             optimizer.step()
             optimizer.zero_grad()
             step += 1
-            if step in (half, config.training.max_steps):
+            if step in (half, max_steps):
                 wait_for_device()
                 start, end = (time.perf_counter(), 0.0) if step == half else (start, time.perf_counter())
-            if step == config.training.max_steps:
+            if step == max_steps:
                 break
     data.close()
-    return (end - start) * 1000 / (config.training.max_steps - half)
+    return (end - start) * 1000 / (max_steps - half)
 
 
 def reset_groups(model) -> None:
