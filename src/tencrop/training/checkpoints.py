@@ -121,8 +121,8 @@ class AtomicCheckpointIO(CheckpointIO):
         buffer = io.BytesIO()  # torch.save straight to a full disk raises RuntimeError, which names no file
         torch.save(checkpoint, buffer)
         add_digest(buffer)
-        # A fixed name, unlike atomic_file's: what kill -9 leaves is overwritten by the next checkpoint, instead of filling
-        # the disk by 200 MB at every kill.
+        # A fixed name, unlike that of atomic_file: what kill -9 leaves is overwritten by the next checkpoint instead of
+        # filling the disk, 200 MB at every kill.
         temporary = path.with_name(path.name + ".tmp")
         try:
             with name_oserror(path, partial=temporary), open(temporary, "wb") as file:
