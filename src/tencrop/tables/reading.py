@@ -31,7 +31,7 @@ from tencrop.tables.schema import (
 )
 
 ERRORS = CONF / "errors"
-FOREIGN_DATA = ("ilsvrc2010", "mnist")  # data sets of printed tables that no data= can read
+FOREIGN_DATA = ("ilsvrc2010", "imagenet_fall2009", "mnist")  # data sets of printed tables that no data= can read
 PROTOCOLS = {*CHOICES["protocol.name"], "grid_crop"}
 ID = re.compile(r"[a-z0-9_]+")
 
