@@ -216,7 +216,7 @@ def test_published_preprocessing_is_looked_up_after_the_command_is_checked(prepa
     (tmp_path / "weights.pth").touch()
     words = [*RESNET, "weights=weights.pth", "data=imagefolder", f"data.root={prepared_photos}"]
     for more, told in (
-        (["protocol=dense", "protocol.region=square"], "dense sees the whole image"),
+        (["protocol=dense", "protocol.region=square"], "dense covers the whole image"),
         (["data.num_classes=4"], "holds 3 classes"),
     ):
         argv = [str(ROOT / "evaluate.py"), *words, *more]
