@@ -69,8 +69,8 @@ def load_weights(path: Path, *, ema: bool | None = None) -> Weights:
     ema: True requires the moving average (EMA); False takes the raw weights; None takes the EMA if the file has one,
     otherwise the raw weights.
     Raises UserError if the file is missing or broken, if it lacks the requested weights, or if it contains anything but
-    tensors, plain values and objects of IGNORED_CLASSES. No object of any class is ever built from the file. Also
-    raises UserError if a tencrop checkpoint is damaged, or belongs to a different run than the folder it is in.
+    tensors, plain values and objects of IGNORED_CLASSES. Objects of these classes are never built. Also raises
+    UserError if a tencrop checkpoint is damaged, or belongs to a different run than the folder it is in.
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such file of weights")

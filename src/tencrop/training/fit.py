@@ -292,7 +292,7 @@ def build_trainer(
     epoch_loop = trainer.fit_loop.epoch_loop
     epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     # Always validate after the last step. If evaluate_every_epochs does not divide the number of epochs, Lightning
-    # would not validate the final weights.
+    # would not validate the final weights, so they could not become best.ckpt.
     is_due = epoch_loop._should_check_val_epoch
     epoch_loop._should_check_val_epoch = lambda: (  # type: ignore[method-assign]
         is_due() or trainer.global_step == trainer.lightning_module.total_steps
