@@ -1,4 +1,4 @@
-"""The command evaluate: evaluates trained weights under a test protocol."""
+"""The command `evaluate`: measures the error rates of trained weights under a test protocol."""
 
 from tencrop.cli.command import command, overrides
 from tencrop.config import Config, check_precision
@@ -11,12 +11,12 @@ from tencrop.signals import close_at_ctrl_c
 
 @command("evaluate", Config)
 def main(config: Config) -> int:
-    # Everything down to check_launch runs before torch is imported: a mistake is reported at once.
+    # The checks down to check_launch run before torch is imported, so that a mistake is reported at once.
     members = evaluation_targets(config, overrides())
     check_ensemble(members)
     for member in members:
         check_precision(member.config)
-        if member.out is not None and is_run_folder(member.out.parent):  # its errors go to the run's tracker
+        if member.out is not None and is_run_folder(member.out.parent):  # its error rates go to the tracker
             check_tracker(member.config.tracker)
     check_launch(members[0].config.hardware)
 
@@ -28,11 +28,11 @@ def main(config: Config) -> int:
     )
     from tencrop.report.tables import COLUMNS, error_rows
 
-    close_at_ctrl_c()  # after the imports: an exception in the middle of them aborts some C++ modules
-    if found := evaluate_targets(members):  # empty on all ranks but the first
+    close_at_ctrl_c()  # only now: an exception during the imports would abort some C++ modules
+    if found := evaluate_targets(members):  # only rank 0 has results
         print_results([evaluated.result for evaluated in found])
         print("\n".join(f"{evaluated.out}/{evaluated.result['scores']}" for evaluated in found))
-        # strict=False: with several members, `found` ends with the ensemble, which belongs to no run.
+        # strict=False: with several members, the last item of `found` is the ensemble, which belongs to no run.
         for member, evaluated in zip(members, found, strict=False):
             if is_run_folder(run_dir := evaluated.out.parent):
                 rows = error_rows(collect([run_dir]))

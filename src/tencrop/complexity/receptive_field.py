@@ -1,9 +1,9 @@
 """Exact theoretical receptive fields: data types and the operations that all rules share.
 
-field_rules.py has one rule per operation; fields.py applies them during a forward pass. A field is exact in pixels and
-separate for each axis of the image: unit i along an axis depends on [start + i * jump, start + i * jump + size - 1],
-including pixels outside the image (padding). Where branches join, the field is the smallest window that contains those
-of all branches.
+field_rules.py has one rule per operation; fields.py applies them during a forward pass. Receptive fields are exact to
+the pixel, and computed for each image axis separately: unit i along an axis depends on the pixels from start + i * jump
+to start + i * jump + size - 1, some of which may be padding outside the image. Where branches join, the receptive field
+is the smallest window that contains the windows of all branches.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from torch import Tensor
 
 
 class Window(NamedTuple):
-    """Receptive field along one axis of the image; jump 0: the axis was reduced, all units share one window."""
+    """Receptive field along one image axis, in pixels; `jump` is the distance between neighboring units (total stride).
+
+    A jump of 0 means that the axis was reduced, for example by global pooling: all outputs share one window.
+    """
 
     size: int
     jump: int
@@ -25,27 +28,28 @@ class Window(NamedTuple):
 
     @property
     def center(self) -> float:
-        """Center of the first unit's window; the image's first pixel is at 0."""
+        """Center of the first unit's window, in pixels from the center of the image's first pixel."""
         return self.start + (self.size - 1) / 2
 
 
 class Factor(NamedTuple):
-    """Part of a tensor's dimension: `size` steps along an axis of the image ("h" or "w"), or along none."""
+    """One factor of a tensor dimension's size; `axis` is the image axis that it runs along ("h", "w" or None)."""
 
     size: int
     axis: str | None = None
 
 
-# Factors whose product is the dimension's size. A ViT flattens its patches to one dimension of two factors, h and w;
-# without factors, a later view back to maps would lose the windows.
+# The product of the factors is the dimension's size. A ViT flattens its patches into one dimension with two factors, h
+# and w. Without factors, a later reshape back to feature maps could not recover the windows.
 Dimension = tuple[Factor, ...]
 
 
 @dataclass(frozen=True)
 class Field:
-    """Receptive field of a tensor.
+    """Receptive field of the units of a tensor.
 
-    is_gated: the values are also scaled by numbers that depend on the whole image (squeeze-and-excitation).
+    windows: by image axis, "h" and "w".
+    is_gated: the values are also multiplied by gates that depend on the whole image (squeeze-and-excitation).
     """
 
     dims: tuple[Dimension, ...]
@@ -58,11 +62,11 @@ class Field:
 
 
 class Mixed(Exception):
-    """No window describes the receptive field of the operation's output."""
+    """Raised if no window per image axis can describe the receptive field of an operation's output."""
 
 
 def image_field(images: Tensor) -> Field:
-    """Field of images [N, C, H, W]: every pixel depends on itself."""
+    """Receptive field of input images [N, C, H, W]: every pixel depends on itself only."""
     num, channels, height, width = images.shape
     dims = ((Factor(num),), (Factor(channels),), (Factor(height, "h"),), (Factor(width, "w"),))
     return Field(dims, {"h": Window(1, 1, 0), "w": Window(1, 1, 0)})
@@ -75,11 +79,11 @@ def union(fields: Sequence[Field]) -> Field:
     for field in fields[1:]:
         for axis, other in field.windows.items():
             mine = windows[axis]
-            if mine.jump == other.jump:  # branches with the same stride: the smallest window around both
+            if mine.jump == other.jump:  # branches with the same total stride: the smallest window that contains both
                 start = min(mine.start, other.start)
                 end = max(mine.start + mine.size, other.start + other.size)
                 windows[axis] = Window(end - start, mine.jump, start)
-            elif mine.jump and not other.jump:  # the other was pooled globally: a gate, reported apart
+            elif mine.jump and not other.jump:  # the other was globally pooled: a gate, reported separately
                 is_gated = True
             else:
                 raise Mixed
@@ -87,9 +91,9 @@ def union(fields: Sequence[Field]) -> Field:
 
 
 def pointwise(fields: list[Field], shape: tuple[int, ...]) -> Field:
-    """Field after an elementwise operation with output `shape`; smaller tensors are broadcast."""
+    """Field after an elementwise operation on `fields` with output `shape`; smaller operands are broadcast."""
     whole = [field for field in fields if field.shape == shape]
-    if not whole:  # all are broadcast, such as a row plus a column
+    if not whole:  # all operands are broadcast, such as a row plus a column
         return union([expanded(field, shape) for field in fields])
     if any(_axes(field) != _axes(whole[0]) for field in whole):
         raise Mixed  # the sum of an image and its transpose, for example
@@ -101,12 +105,12 @@ def _axes(field: Field) -> list[list[str]]:
 
 
 def slid(field: Field, dim: int, size: int, *, kernel: int, stride: int, padding: int, dilation: int = 1) -> Field:
-    """Field after a sliding window along dimension `dim` with `size` outputs."""
+    """Field after a convolution or pooling window slides along dimension `dim` and gives `size` outputs."""
     factor = only(field.dims[dim])
     dims = (*field.dims[:dim], (Factor(size, factor.axis),), *field.dims[dim + 1 :])
     windows = field.windows
     if factor.axis is not None:
-        # the recurrence of receptive fields: size grows by (kernel - 1) jumps, the jump by the stride
+        # the usual recurrence: size grows by dilation * (kernel - 1) * jump, and jump is multiplied by the stride
         window = windows[factor.axis]
         reach, start = (kernel - 1) * dilation * window.jump, window.start - padding * window.jump
         windows = windows | {factor.axis: Window(window.size + reach, window.jump * stride, start)}
@@ -114,14 +118,14 @@ def slid(field: Field, dim: int, size: int, *, kernel: int, stride: int, padding
 
 
 def only(dim: Dimension) -> Factor:
-    """Merge a dimension into one factor; raises Mixed if it combines an axis of the image with other factors."""
+    """Merge the factors of a dimension into one; raises Mixed if an image axis is one of several factors."""
     if sum(factor.axis is not None for factor in dim) > (len(dim) == 1):
         raise Mixed
     return dim[0] if len(dim) == 1 else Factor(math.prod(factor.size for factor in dim))
 
 
 def collapsed(field: Field, dims: Sequence[int], keep: bool) -> Field:
-    """Field after a reduction over whole dimensions."""
+    """Field after a reduction, such as a mean, over all of the dimensions `dims`."""
     windows = dict(field.windows)
     for dim in dims:
         for factor in field.dims[dim]:
@@ -130,7 +134,7 @@ def collapsed(field: Field, dims: Sequence[int], keep: bool) -> Field:
                 window = windows[factor.axis]
                 windows[factor.axis] = Window(window.size + (factor.size - 1) * window.jump, 0, window.start)
     summed = {dim % len(field.dims) for dim in dims}
-    # keepdim leaves dimensions of size 1, otherwise they disappear
+    # with keepdim, reduced dimensions keep size 1; otherwise they are removed
     left = [(Factor(1),) if d in summed else dim for d, dim in enumerate(field.dims) if keep or d not in summed]
     return replace(field, dims=tuple(left), windows=windows)
 

@@ -1,4 +1,7 @@
-"""Chooses Lightning's cluster environment. Importing Lightning takes seconds, so callers import this module late."""
+"""Chooses Lightning's cluster environment, for training and evaluation.
+
+Importing Lightning takes seconds, so code that must start fast imports this module inside functions.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ from tencrop.config.launcher import launched
 
 
 def cluster_environment() -> ClusterEnvironment:
-    """The environment through which ranks find each other: variables of torchrun, srun, or distributed/launch.py."""
+    """The environment that tells ranks how to find each other, as set by torchrun, srun or distributed/launch.py."""
     match launched():
         case None:
             return LightningEnvironment()
         case ("torchrun", _, _):
             return TorchElasticEnvironment()
         case _:
-            # Lightning's requeueing installs its own signal handlers; slurm/train.sbatch requeues the job instead.
+            # auto_requeue=True would install Lightning's signal handlers; slurm/train.sbatch requeues the job instead.
             return SLURMEnvironment(auto_requeue=False)

@@ -1,7 +1,7 @@
 """Load weights from checkpoints and weight files of any origin without executing code, and apply them to a network.
 
-A file is data from a stranger: torch.load of a plain pickle runs whatever code the pickle names. Nothing is applied
-partially: a network with some random layers would still print plausible error rates.
+Weight files are not trusted: torch.load of a plain pickle runs whatever code the pickle names. Weights are applied
+completely or not at all: a network with a few random layers would still give plausible error rates.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from tencrop.config import UserError
 from tencrop.models.checkpoint_files import load_checked, with_prefix
 from tencrop.models.mappings import to_own_names
 
-# Keys under which checkpoints store their weights: ours, timm's, torchvision's reference scripts' and other usual ones.
-# The first that holds a state dict is used.
+# Keys under which checkpoints store their weights: ours, timm's, those of torchvision's reference scripts, and other
+# common ones. The first key whose value is a state dict is used.
 RAW_KEYS = ("state_dict", "model", "model_state_dict", "net", "module")
 EMA_KEYS = ("ema_state_dict", "state_dict_ema", "model_ema", "ema")
 # added to every name by DistributedDataParallel (module.), Lightning (model.), torch.compile (_orig_mod.) and others
 PREFIXES = ("module.", "model.", "_orig_mod.", "network.", "net.")
-AVERAGED = "n_averaged"  # counter that torch's AveragedModel (and torchvision's EMA) stores among the weights
-NUM_NAMED = 3  # names that an error message lists before "and N more"
+AVERAGED = "n_averaged"  # counter that torch's AveragedModel (torchvision's EMA) stores beside the weights
+NUM_NAMED = 3  # an error message lists at most this many names, then "and N more"
 
 
 class Inert:
-    """Placeholder for an object in a checkpoint that we do not need: accepts any arguments and state, keeps nothing."""
+    """Placeholder for a checkpoint's object that is not needed: accepts any arguments and state, and keeps nothing."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -43,12 +43,12 @@ class Inert:
 
 
 # Classes that checkpoints of timm, torchvision's reference scripts and others store beside the weights: arguments,
-# paths, numpy scalars and arrays. The unpickler builds an Inert instead; on any other class it raises.
+# paths, numpy scalars and arrays. The unpickler replaces their objects by Inert; it raises on any other class.
 IGNORED_CLASSES = (
     "argparse.Namespace",
     *(f"pathlib.{name}" for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
     *(f"pathlib._local.{name}" for name in ("Path", "PosixPath", "WindowsPath")),  # pickled by Python 3.13
-    # numpy 2 renamed numpy.core to numpy._core; files name the one they were written with
+    # numpy 2 renamed numpy.core to numpy._core; a file names the one of the numpy that wrote it
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     *("numpy.dtype", "numpy.ndarray"),
     *(f"numpy.dtypes.{kind}DType" for kind in ("Float16", "Float32", "Float64", "Int32", "Int64", "Bool")),
@@ -56,27 +56,28 @@ IGNORED_CLASSES = (
 
 
 class Weights(NamedTuple):
-    """A state dict from a file, under the file's own names."""
+    """A state dict from a file, with the parameter names of that file."""
 
     state: dict[str, Tensor]
-    kind: str  # raw | ema: the trained weights, or their exponential moving average
+    kind: str  # raw | ema: the weights themselves, or their exponential moving average
     facts: dict[str, Any]  # metadata of our checkpoints (training/classifier.py); empty for other files
 
 
 def load_weights(path: Path, *, ema: bool | None = None) -> Weights:
     """Load the weights of a .safetensors file, a plain state dict (.pth) or a checkpoint, on the CPU.
 
-    ema: True requires the moving average, False the trained weights, None prefers the average if the file has one.
-    Raises UserError if the file is missing or broken, contains objects other than tensors, plain values and
-    IGNORED_CLASSES (none is ever built), or lacks the requested weights; also if a checkpoint of ours is damaged or
-    belongs to another run than the folder it is in.
+    ema: True requires the moving average (EMA); False takes the raw weights; None takes the EMA if the file has one,
+    otherwise the raw weights.
+    Raises UserError if the file is missing or broken, if it lacks the requested weights, or if it contains anything but
+    tensors, plain values and objects of IGNORED_CLASSES. Objects of these classes are never built. Also raises
+    UserError if a tencrop checkpoint is damaged, or belongs to a different run than the folder it is in.
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such file of weights")
     content: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     content = content if isinstance(content, Mapping) else {}
     facts = content.get("tencrop", {})
-    if facts:  # ours: trained weights, average and counters share one state dict, told apart by prefix
+    if facts:  # our checkpoints keep raw weights, EMA and counters in one state dict, with a prefix for each
         raw, average = (with_prefix(content["state_dict"], prefix) for prefix in ("model.", "ema."))
     else:
         raw = content if _is_state(content) else _first_state(content, RAW_KEYS)
@@ -94,8 +95,8 @@ def load_weights(path: Path, *, ema: bool | None = None) -> Weights:
 def apply_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str, name: str) -> None:
     """Copy `state` into `network`; names and shapes must match exactly.
 
-    Strips prefixes of wrappers and translates torchvision's names for the same network. Raises UserError that lists the
-    first differences; `source` (the file) and `name` (the network) appear in the message.
+    First removes the prefixes that wrappers add, and renames torchvision's weights of the same network. Raises
+    UserError that lists the first differences; its message names `source` (the file) and `name` (the network).
     """
     own = network.state_dict()
     state = to_own_names(_without_prefixes(state, own), own, name=name)
@@ -106,7 +107,7 @@ def apply_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: st
 
 def check_weights(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, source: str, name: str) -> None:
     """Raise UserError listing the first names and shapes that differ between `state` (file) and `own` (network)."""
-    # Files older than torch 0.4.1 lack BatchNorm's batch counter; with the default momentum nothing depends on it.
+    # Files older than torch 0.4.1 lack BatchNorm's num_batches_tracked, which the default momentum does not use.
     missing = [key for key in own if key not in state and not key.endswith(".num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
     reshaped = [
@@ -135,7 +136,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
-    # torch accepts (class, "module.name") pairs: a pickle that names the module gets our class instead
+    # torch accepts (class, "module.name") pairs: where a pickle refers to "module.name", `class` is used instead
     inert: list[Any] = [(Inert, name) for name in IGNORED_CLASSES]
     with warnings.catch_warnings(action="ignore", category=UserWarning), torch.serialization.safe_globals(inert):
         try:
@@ -144,7 +145,7 @@ def _read_torch(path: Path) -> Any:
             raise
         except PermissionError as error:
             raise UserError(f"{path}: cannot be read ({os.strerror(error.errno or 0)})") from error
-        except Exception as error:  # damaged bytes make torch's unpickler raise almost any exception
+        except Exception as error:  # on damaged bytes, torch's unpickler can raise almost any exception
             # torch names the class that it refused to build: "Unsupported global: GLOBAL module.name was not ..."
             found = re.search(r"GLOBAL (\S+)", str(error))
             raise UserError(
@@ -171,8 +172,8 @@ def _is_state(content: Any) -> bool:
 
 def _without_prefixes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     state = {key: value for key, value in state.items() if key != AVERAGED or key in own}
-    # Wrappers nest ("module._orig_mod."), hence the loop. A prefix is stripped only if every name has it and none is a
-    # name of the network itself, whose first submodule may be called "model" or "net".
+    # Wrappers nest ("module._orig_mod."), hence the loop. A prefix is removed only if every name has it and none of
+    # these names exists in the network, which may itself have a submodule called "model" or "net".
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) and key not in own for key in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state

@@ -1,6 +1,7 @@
 """Train a run in its folder, resume it from its last checkpoint, or report that it is complete.
 
-Everything in Lightning that could change what is learned, or wait for the device, is switched off in `build_trainer`.
+The command `train` calls this. `build_trainer` switches off everything in Lightning that could change what is learned,
+or make the host wait for the device.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class FitResult:
     message: str
     checkpoint: Path  # last.ckpt; may not exist if the run ended before its first checkpoint
     step: int  # optimizer steps taken
-    weights_sha256: str  # of the network in its present state
+    weights_sha256: str  # of the network at this step
     ema_sha256: str | None
 
     @property
@@ -74,12 +75,12 @@ def fit(
     logger: Logger | None = None,
     callbacks: Iterable[Callback] = (),
 ) -> FitResult:
-    """Train what `build` returned, or resume at exactly the step of run_dir/checkpoints/last.ckpt.
+    """Train `classifier` on `data` (both from `build`), from the start or from run_dir/checkpoints/last.ckpt.
 
-    If last.ckpt is damaged or belongs to another run, training resumes from previous.ckpt, prints why, and keeps the
-    refused file as refused.ckpt. Raises UserError for a checkpoint that does not fit the configuration. If this command
-    started the ranks itself (distributed/launch.py) and the run is interrupted or diverges, all ranks but the first
-    exit here with code 0, and the first reports the outcome.
+    If last.ckpt is damaged or belongs to another run, prints the reason, renames the file to refused.ckpt and resumes
+    from previous.ckpt. Raises UserError for a checkpoint that does not fit the configuration. If the run is interrupted
+    or diverges, and this command started the ranks itself (distributed/launch.py), only rank 0 returns the outcome; the
+    other ranks exit here with code 0.
     """
     config, last = classifier.config, run_dir / "checkpoints" / LAST
     classifier.run_id = run_manifest(run_dir).get("run_id")
@@ -112,23 +113,22 @@ def fit(
     if status != "complete" and not trainer.is_global_zero and launched() is None:
         sys.exit(0)
     if status == "complete":
-        # A signal during the last steps found no checkpoint left to write. It still applies to the evaluation after
-        # this.
+        # A signal during the last steps comes too late to interrupt training, but must still stop the evaluation.
         interruption.pass_on()
     return _result(last, classifier, trainer.global_step, status, message)
 
 
 def build(config: Config, *, batches: Batches, manifest: dict[str, Any]) -> tuple[DataModule, Classifier]:
-    """The data module and the Lightning module, with weights initialized from the seed. Writes nothing.
+    """Build the data module and the Lightning module, with weights initialized from the seed; write no files.
 
     Raises UserError if the hardware, the data or the model do not fit the configuration.
     """
-    # All refusals come before the run folder is made, so that a typo leaves no folder behind.
+    # These checks come before the run folder is created, so that a typo leaves no folder behind.
     _refuse_missing_gpus(config)
     set_precision(config.training.precision)
     data = DataModule(config, batches)
     _refuse_unfit_images(config, data)
-    # The seed of the initial weights. All ranks draw the same ones, and DDP broadcasts those of rank 0.
+    # Seeds the initial weights. All ranks draw the same weights, and DDP broadcasts those of rank 0 anyway.
     torch.manual_seed(config.seed)
     model = build_model(config.model, num_classes=len(manifest["classes"]), image_size=config.image_size)
     check_deterministic(model, config)
@@ -139,9 +139,9 @@ def build(config: Config, *, batches: Batches, manifest: dict[str, Any]) -> tupl
 
 
 def _refuse_unfit_images(config: Config, data: DataModule) -> None:
-    """Raises UserError if a validation image is smaller than the crop, or grows too large when it is rescaled.
+    """Raise UserError if a validation image is smaller than the crop, or would be too large after rescaling.
 
-    With short_side=null images are validated at their stored size, so one may be smaller than image_size.
+    With short_side=null, images are validated at their stored size, which may be smaller than image_size.
     """
     sides = data.val_split.stored_sizes[data.val_index].min(1)
     sizes = evaluation_plan(data.val_index, data.val_split.stored_sizes, protocol=validation_protocol(config)).sizes
@@ -165,12 +165,12 @@ def _refuse_missing_gpus(config: Config) -> None:
 
 
 def completed_fit(run_dir: Path) -> FitResult | None:
-    """The result of a run that has taken all its steps; None for a run with steps left.
+    """Return the result of a run that has taken all its steps; None for a new run or a run with steps left.
 
-    For a run with steps left, a last.ckpt that is damaged or of another run is set aside as refused.ckpt here, before
-    the manifest records that the run is in training again. From then on the manifest no longer states which weights a
-    complete checkpoint must have, and another rank, or `fit`, would accept the file that is refused here.
-    Raises UserError if last.ckpt is damaged or of another run and previous.ckpt cannot replace it.
+    For a run with steps left, a last.ckpt that is damaged or belongs to another run is renamed to refused.ckpt here.
+    That must happen before the manifest is updated to say that the run is training again: the update removes the hash
+    of the final weights from the manifest, and without it `fit`, or another rank, would accept the refused file.
+    Raises UserError if last.ckpt is damaged or belongs to another run, and previous.ckpt is not valid either.
     """
     found, last = latest_valid_checkpoint(run_dir), run_dir / "checkpoints" / LAST
     if found is None:
@@ -185,7 +185,7 @@ def completed_fit(run_dir: Path) -> FitResult | None:
 
 
 def _set_aside_refused(last: Path, found: LoadedCheckpoint) -> None:
-    """Rename a refused last.ckpt, and print why it was refused; only one rank does so, and only once."""
+    """Rename a refused last.ckpt, and print why it was refused: on rank 0 only, and only once."""
     if found.refusal is None or (not last.exists() and last.with_name(REFUSED).exists()):
         return
     set_aside(last.parent.parent)
@@ -200,14 +200,14 @@ def _result(last: Path, classifier: Classifier, step: int, status: str, message:
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's advertisements and its warnings about its own internals."""
+    """Silence Lightning's tips and its warnings about its own internals."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            # The first comes on a cluster's login node, the second from Lightning 2.6 with torch 2.15.
+            # The first appears on a cluster's login node, the second with Lightning 2.6 and torch 2.15.
             warnings.filterwarnings("ignore", r".*The `srun` command is available")
             warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")
             yield
@@ -217,11 +217,11 @@ def _quiet_lightning() -> Iterator[None]:
 
 
 def _ddp(*, exactly: bool) -> DDPStrategy:
-    # DDP would overwrite every rank's buffers with those of rank 0 in each forward pass. Here running statistics are
-    # the mean over the ranks (training/batchnorm.py) and equal already. The switch has another name from torch 2.15 on.
+    # Keep DDP from overwriting every rank's buffers with rank 0's in each forward pass: training/batchnorm.py averages
+    # the running statistics over the ranks, so they are equal already. The option has another name from torch 2.15 on.
     names = inspect.signature(DistributedDataParallel).parameters
     switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-    # Gradients as views of the buckets: saves one copy of all gradients, in memory and in time.
+    # gradient_as_bucket_view saves the memory for a second copy of all gradients, and the time of copying.
     options: dict[str, Any] = {switch: False, "gradient_as_bucket_view": True}
     return (_ExactDDPStrategy if exactly else DDPStrategy)(**options)
 
@@ -229,16 +229,17 @@ def _ddp(*, exactly: bool) -> DDPStrategy:
 class _ExactDDPStrategy(DDPStrategy):
     """DDP whose gradient sums round the same way in a resumed run as in a run that never stopped.
 
-    DDP rebuilds its buckets after the first step, in the order in which gradients became ready. With four or more
-    ranks, the position of a number in a bucket decides in which order the ranks' values are added, so a resumed run,
-    whose first step comes later, would round differently. Here the buckets are built once, before the first step, in
-    the order of the parameters. The cost: the first layers' gradients are ready last but are in the first bucket, so
-    communication no longer overlaps with the backward pass.
+    DDP rebuilds its buckets after the first step of the process, in the order in which gradients became ready. With
+    four or more ranks, the position of a number in its bucket determines the order in which the ranks' values are
+    added. A resumed run rebuilds its buckets at a later step than an uninterrupted one, and would round differently
+    until then. Here the buckets are rebuilt once, before the first step, in the order of the parameters. The cost:
+    communication no longer overlaps with the backward pass, because the first bucket holds the gradients of the first
+    layers, which are ready last.
     """
 
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
         wrapped = super()._setup_model(model)
-        # Private torch API, so the assertion: a torch in which this does nothing must stop the run.
+        # Private torch API, hence the assertion: if a torch version ignores this call, the run must stop.
         wrapped.reducer._push_all_rebuilt_params()
         assert wrapped.reducer._rebuild_buckets(), "torch has rebuilt the buckets already"
         return wrapped
@@ -252,15 +253,15 @@ def build_trainer(
     callbacks: Iterable[Callback],
     found: LoadedCheckpoint | None,
 ) -> Trainer:
-    """Lightning's Trainer for this hardware, without its own samplers, progress bars, checkpoints and job requeueing.
+    """Build Lightning's Trainer for this hardware, without its own sampler, progress bar, checkpoints and requeueing.
 
-    found: the checkpoint that `fit` will tell it to resume from, already in memory.
+    found: the checkpoint that `fit` will resume from, already in memory.
     """
     hardware = config.hardware
     accelerator = accelerator_of(hardware)
     exactly = is_deterministic(config)
-    # In deterministic mode torch also fills every new tensor, in case an operation reads memory it did not write. None
-    # here does, and the filling costs a kernel for each allocation.
+    # In deterministic mode, torch also fills every new tensor, in case an operation reads uninitialized memory. No
+    # operation here does, and the filling costs one kernel launch per allocation.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     distributed = hardware.devices * hardware.nodes > 1
     trainer = Trainer(
@@ -270,28 +271,28 @@ def build_trainer(
         strategy=_ddp(exactly=exactly) if distributed else "auto",
         plugins=[AtomicCheckpointIO(found), cluster_environment()],
         deterministic=exactly,
-        benchmark=not exactly,  # cuDNN's timing may choose another algorithm, with other rounding, in every process
-        precision="32-true",  # autocast is in Classifier.predict
+        benchmark=not exactly,  # cuDNN's benchmark may choose algorithms that round differently in each process
+        precision="32-true",  # Classifier.predict applies autocast itself
         max_epochs=config.training.epochs,
         max_steps=-1,  # Classifier stops at total_steps itself, after a validation
         check_val_every_n_epoch=config.training.evaluate_every_epochs,
-        num_sanity_val_steps=0,  # would validate untrained weights before step 0
-        use_distributed_sampler=False,  # the data module gives every rank its part of each global batch
+        num_sanity_val_steps=0,  # Lightning would validate a few batches before training
+        use_distributed_sampler=False,  # the data module already splits each global batch among the ranks
         logger=logger if logger is not None else False,
-        log_every_n_steps=1,  # Metrics decides when to log
+        log_every_n_steps=1,  # the callback Metrics decides when to log
         callbacks=list(callbacks),
-        enable_checkpointing=False,  # Lightning's ModelCheckpoint; ours is in training/checkpoints.py
+        enable_checkpointing=False,  # replaced by training/checkpoints.py
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=run_dir,
     )
-    # `Interruption` handles signals. Lightning would start a collective operation from inside a signal handler and,
-    # from 2.5.2 on, broadcast a flag in every step of a multi-rank run, which waits for the device.
+    # `Interruption` handles signals instead of Lightning. Lightning would start a collective operation inside a signal
+    # handler. From 2.5.2 on it would also broadcast a flag at every step of a multi-rank run, and wait for the device.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     epoch_loop = trainer.fit_loop.epoch_loop
     epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-    # Always validate after the last step. Lightning skips the last epoch if evaluate_every_epochs does not divide the
-    # number of epochs, and the final weights could then not be chosen as the best checkpoint.
+    # Always validate after the last step. If evaluate_every_epochs does not divide the number of epochs, Lightning
+    # would not validate the final weights, so they could not become best.ckpt.
     is_due = epoch_loop._should_check_val_epoch
     epoch_loop._should_check_val_epoch = lambda: (  # type: ignore[method-assign]
         is_due() or trainer.global_step == trainer.lightning_module.total_steps

@@ -1,7 +1,7 @@
 """Training losses and top-k errors, as pure functions of logits and labels.
 
-Evaluation (evaluation/errors.py) counts by the same top-k rule, but handles scores that are not finite differently:
-training counts an image with a NaN score as an error; evaluation refuses any score that is NaN or infinite.
+Evaluation (evaluation/errors.py) uses the same top-k rule but treats non-finite scores differently: training counts an
+image with a NaN score as an error, whereas evaluation rejects every NaN or infinite score.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch import Tensor
 def mixed_cross_entropy(
     logits: Tensor, labels: Tensor, partner_labels: Tensor, weights: Tensor, *, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Mean cross-entropy (nats) of mixed images: the target is weights * label + (1 - weights) * partner's label.
+    """Mean cross-entropy (nats) of mixed images with targets weights * label + (1 - weights) * partner's label.
 
     logits: float [B, K]; labels, partner_labels: int64 [B]; weights: [B], in [0, 1]. label_smoothing: the share of each
-    target that is spread evenly over all K classes, the right one included (Szegedy et al. 2016, section 7).
+    target that is spread evenly over all K classes, including the correct one (Szegedy et al. 2016, section 7).
     """
     # Smoothing is linear in the target, so smoothing both labels before mixing equals smoothing the mixture, as timm's
     # Mixup does. Two losses on class indices avoid a dense [B, K] target.
@@ -25,12 +25,12 @@ def mixed_cross_entropy(
         F.cross_entropy(logits, target, label_smoothing=label_smoothing, reduction="none")
         for target in (labels, partner_labels)
     )
-    # Weighted image by image, before the mean: the weights of a batch may differ.
+    # Weight each image before taking the mean, because the images of a batch may have different weights.
     return torch.lerp(other, own, weights.to(logits.dtype)).mean()
 
 
 def dominant_labels(labels: Tensor, partner_labels: Tensor, weights: Tensor) -> Tensor:
-    """The label with the larger share of each mixed image, int64 [B]; the image's own label if both have half."""
+    """For each mixed image, the label with the larger weight, int64 [B]; the image's own label if both are equal."""
     return torch.where(weights >= 0.5, labels, partner_labels)
 
 
@@ -38,27 +38,27 @@ def with_auxiliary(loss: Tensor, *auxiliary: Tensor, weight: float) -> Tensor:
     """The main loss plus `weight` times the sum of the auxiliary heads' losses; all scalars.
 
     GoogLeNet's weight is 0.3 (Szegedy et al. 2015, section 5). In train mode, a network with auxiliary heads returns a
-    tuple of logits with its main logits first, and has the weight as its attribute `auxiliary_weight`.
+    tuple of logits, main logits first; its attribute `auxiliary_weight` is the weight.
     """
-    # The branch keeps the loss of ordinary networks bit for bit: nothing is multiplied or added.
+    # Without auxiliary heads, the loss is returned unchanged, to the bit.
     return loss + weight * torch.stack(auxiliary).sum() if auxiliary else loss
 
 
 def topk_errors(scores: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Whether each label is not among the k best classes: bool [B] of scores [B, K] and labels int64 [B].
+    """Whether each image is a top-k error: bool [B], from scores [B, K] and labels int64 [B].
 
-    A NaN among an image's scores is an error. Evaluation (evaluation/errors.py) is stricter: there, any score that is
-    not finite makes the whole result an error message. Training must not wait for the device to raise one.
+    An image with a NaN among its scores is counted as an error. Evaluation (evaluation/errors.py) is stricter: there,
+    any non-finite score raises an exception. Training does not raise, since checking would wait for the device.
     """
     return (pessimistic_ranks(scores, labels) >= k) | scores.isnan().any(1)
 
 
 def pessimistic_ranks(scores: Tensor, labels: Tensor) -> Tensor:
-    """How many other classes score at least as high as the label: int32 [B] of scores [B, K] and labels int64 [B].
+    """Number of other classes that score at least as high as the label: int32 [B], from [B, K] and int64 [B].
 
     This is the project's only top-k rule: a label is in the top k if its rank is below k. Ties count against the label,
-    so that constant scores are an error of 100% (for k < K) and the result does not depend on how a sort breaks ties.
+    so that constant scores give an error of 100% (for k < K), and no result depends on how a sort breaks ties.
     """
     own = scores.gather(1, labels[:, None])
-    # Comparing needs no sort. -1: the label's own class is in the count. With NaN every comparison is false.
+    # Counting needs no sort. The -1 excludes the label's own class. Comparisons with NaN are false.
     return (scores >= own).sum(1, dtype=torch.int32) - 1

@@ -1,7 +1,7 @@
-"""Append, verify and read the rows of metrics.jsonl, each of which has a digest of all rows so far.
+"""Append, verify and read the rows of metrics.jsonl. Each row carries a digest of all rows up to itself.
 
-The digests form a hash chain: a row's digest covers its own text and the digest of the row before it, so that a changed
-digit, or a row that was dropped, added or moved, is detected at the next row. Rows written by earlier code have no
+The digests form a hash chain: a row's digest covers its own text and the digest of the previous row. A changed digit,
+or a row that was removed, added or moved, therefore makes a digest wrong. Rows written by earlier versions have no
 digest; they are still read, and the digests of later rows cover them.
 """
 
@@ -18,8 +18,8 @@ from tencrop.config import UserError
 from tencrop.config.documents import NUMBER, Between, parse_json
 from tencrop.files import atomic_write, name_oserror, sync_folder
 
-# Ranges and choices of each key; "?" marks keys that some rows lack. A validation loss may be infinite although no
-# training loss was, so `loss` takes any number.
+# The allowed range or choices of each key; "?" marks keys that some rows lack. `loss` may be any number, because a
+# validation loss can be infinite even if no training loss was.
 SHAPE = {
     "epoch": Between(0.0, 1e9),
     "split": {"train", "val", "minival"},
@@ -39,23 +39,23 @@ _DIGEST = re.compile(r'(.*), "row_digest": "([0-9a-f]{16})"\}')  # 64 bits, at t
 
 
 def append_row(file: TextIO, row: dict[str, Any], before: str) -> str:
-    """Append a row to metrics.jsonl and return its digest; `before` is the digest of the rows before it.
+    """Append a row to metrics.jsonl and return its digest; `before` is the digest of the previous row.
 
-    From here on the row survives a kill of the process, but a power cut only after the next `sync_rows`. An fsync for
-    each row would make a training step wait for the disk. The caller keeps the file open, because closing a file on NFS
-    waits for the server as well.
+    The row then survives if the process is killed. It survives a power failure only after the next `sync_rows`: an
+    fsync per row would make training steps wait for the disk. The caller keeps the file open, because closing a file on
+    NFS would wait for the server.
     """
     text = json.dumps(row)
     digest = _digest(before, text)
     with name_oserror(Path(file.name)):
-        # The digest goes inside the JSON object, so that any JSON-lines reader can read the file.
+        # The digest is a key of the JSON object, so that any JSON Lines reader can read the file.
         file.write(f'{text[:-1]}, "row_digest": "{digest}"}}\n')
         file.flush()
     return digest
 
 
 def sync_rows(file: TextIO) -> None:
-    """Sync the rows and the file's name to disk. Raises OSError, also for an earlier write that failed only now."""
+    """Write the rows and the file's directory entry to disk. Raises OSError, also for an earlier write that failed."""
     path = Path(file.name)
     with name_oserror(path):
         os.fsync(file.fileno())
@@ -65,8 +65,8 @@ def sync_rows(file: TextIO) -> None:
 def read_rows(path: Path, *, expected: str | None = None) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl, without their digests; an empty list if there is no file.
 
-    Skips a last line that a kill cut short. `expected` is the digest of all rows, if known: without it, missing last
-    rows cannot be detected. Raises UserError if a row is broken, or the rows are not those that were written.
+    An incomplete last line, from a killed process, is skipped. `expected` is the digest of all rows, if known; without
+    it, rows missing at the end cannot be detected. Raises UserError if a row is malformed or a digest does not match.
     """
     if not path.exists():
         return []
@@ -79,8 +79,8 @@ def read_rows(path: Path, *, expected: str | None = None) -> list[dict[str, Any]
 def keep_rows(path: Path, num_rows: int, expected: str | None = None) -> tuple[int, str]:
     """Truncate metrics.jsonl to its first `num_rows` rows, because a resumed run will write the later ones again.
 
-    Returns the number of rows left, 0 if there is no file, and their digest. Raises UserError if they are not the rows
-    that were written, by the digest `expected` if it is known.
+    Returns the number of rows kept (0 if there is no file) and their digest. Raises UserError if there are fewer rows,
+    or if they do not match their digests or, if given, the digest `expected`.
     """
     if not path.exists():
         return 0, NO_ROWS
@@ -93,7 +93,7 @@ def keep_rows(path: Path, num_rows: int, expected: str | None = None) -> tuple[i
 
 
 def last_digest(path: Path) -> str | None:
-    """The digest in the last row of metrics.jsonl, which covers all rows; None without a file or a whole last row."""
+    """The digest in the last row of metrics.jsonl, which covers all rows; None if there is no such digest."""
     lines, is_cut = _lines(path) if path.exists() else ([], False)
     found = _DIGEST.fullmatch(lines[-1].decode(errors="replace")) if lines and not is_cut else None
     return found[2] if found else None
@@ -119,12 +119,12 @@ def _checked(path: Path, lines: list[bytes], is_cut: bool) -> tuple[list[dict[st
             row = parse_json(line, SHAPE)
             text, found = _text_and_digest(line.decode())
         except ValueError as error:
-            # A kill can cut the last line only; a broken line before it is damage.
+            # A killed process leaves at most the last line incomplete; any other malformed line is damage.
             if is_cut and number == len(lines) - 1:
                 break
             raise UserError(f"{location} is broken ({error}); {_REMEDY}") from error
         digest = _digest(digest, text)
-        # A row without a digest is fine at the start (earlier code), but not after a row that has one.
+        # Rows without a digest (from earlier versions) are allowed only before the first row that has one.
         if found not in (digest, None) or (found is None and is_chained):
             raise UserError(f"{location} is not what was written, or the row before it is missing; {_REMEDY}")
         is_chained = is_chained or found is not None
@@ -134,7 +134,7 @@ def _checked(path: Path, lines: list[bytes], is_cut: bool) -> tuple[list[dict[st
 
 
 def _text_and_digest(line: str) -> tuple[str, str | None]:
-    # The digest covers the text as written, so it is cut out of the text: parsing and dumping may change numbers.
+    # The digest covers the text as written. Parsing and dumping a row again could change its numbers, so cut the text.
     found = _DIGEST.fullmatch(line)
     return (found[1] + "}", found[2]) if found else (line, None)
 

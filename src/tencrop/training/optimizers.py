@@ -1,4 +1,4 @@
-"""Optimizers: torch's SGD and AdamW, and SGD with momentum as Krizhevsky et al. (2012) write it."""
+"""Optimizers: torch's SGD and AdamW, and SGD with the momentum update of Krizhevsky et al. (2012)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tencrop import config
 def build_optimizer(
     optimizer: config.Optimizer, named_parameters: Iterable[tuple[str, nn.Parameter]]
 ) -> torch.optim.Optimizer:
-    """The optimizer that the recipe names, over all parameters that require a gradient.
+    """Build the optimizer that the recipe names, for all parameters that require a gradient.
 
-    With `decay: weights`, weight decay applies only to tensors of two or more dimensions, so neither to biases nor to
+    With `decay: weights`, weight decay applies only to tensors of two or more dimensions, and thus not to biases or to
     the scale and shift of normalization layers (He et al. 2019, section 3.1, "no bias decay").
     """
-    # fb.resnet.torch decays all parameters and Caffe's AlexNet only weights: recipes differ, hence the key `decay`.
+    # Recipes differ, hence the key `decay`: fb.resnet.torch decays all parameters, Caffe's AlexNet only the weights.
     parameters = [parameter for _, parameter in named_parameters if parameter.requires_grad]
     decayed = [parameter for parameter in parameters if optimizer.decay == "all" or parameter.ndim >= 2]
     others = [parameter for parameter in parameters if optimizer.decay != "all" and parameter.ndim < 2]
@@ -39,7 +39,7 @@ def build_optimizer(
 
 
 class SGDAlexNet(torch.optim.Optimizer):
-    """SGD with momentum as written by Krizhevsky et al. (2012, section 5) and Caffe:
+    """SGD with the momentum update of Krizhevsky et al. (2012, section 5) and of Caffe:
 
         v <- momentum * v - weight_decay * lr * w - lr * gradient
         w <- w + v
@@ -68,7 +68,7 @@ class SGDAlexNet(torch.optim.Optimizer):
                 if not self.state[weight]:
                     self.state[weight]["velocity"] = torch.zeros_like(weight)
             velocities = [self.state[weight]["velocity"] for weight in weights]
-            # Four fused kernels for all tensors of the group, in place. The order of the additions fixes the rounding.
+            # Four in-place foreach operations on the whole group. Another order of additions would round differently.
             torch._foreach_mul_(velocities, group["momentum"])
             torch._foreach_add_(velocities, weights, alpha=-group["weight_decay"] * group["lr"])
             torch._foreach_add_(velocities, gradients, alpha=-group["lr"])

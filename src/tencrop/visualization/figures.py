@@ -1,4 +1,4 @@
-"""Draw the figures of an untrained model or of a run's trained weights, with captions: one function per figure."""
+"""Draw figures of an untrained model, or of the trained weights of a run, with captions: one function per figure."""
 
 from __future__ import annotations
 
@@ -33,32 +33,32 @@ from tencrop.visualization.trace import NotApplicable, last_maps, trace
 from tencrop.visualization.tradeoff import measured, published, tradeoff_figure, tradeoff_record
 from tencrop.visualization.trained_model import TrainedModel, by_hash, chosen, load_trained_model
 
-FIGURES = Path("figures")  # for models without a run folder
-NUM_FIELD_IMAGES = 16  # Luo et al. average over many images; a single image's gradient shows its own edges
+FIGURES = Path("figures")  # default output folder of models without a run folder
+NUM_FIELD_IMAGES = 16  # averaged, as by Luo et al.: the gradient for a single image shows the edges in it
 NUM_OCCLUDED = 5
 NUM_ATTENDED = 4
-NUM_SEARCHED = 500  # images searched for those that activate a unit most
+NUM_SEARCHED = 500  # images among which the strongest activations of a unit are searched
 IMAGENET_CLASSES = 1000
 REMEDY = "free disk space, or name another folder with output=DIR"
 Drawn = tuple[Figure, Record]
 
 
 def draw_model(config: Config, name: str, *, command: str) -> Iterator[Path]:
-    """Draw a figure that needs no training, architecture or tradeoff; yields the paths written."""
+    """Draw the figure `architecture` or `tradeoff`, which need no trained weights; yields the paths written."""
     default = FIGURES if name == "tradeoff" else FIGURES / config.model.name.replace("/", "-")
     out = default if config.output is None else Path(config.output)
     check_writable(out / f"{name}.svg", remedy=REMEDY)
     if name == "tradeoff":
         figure, record = _tradeoff(config)
     else:
-        torch.manual_seed(config.seed)  # the weights do not show, but stay reproducible
+        torch.manual_seed(config.seed)  # not visible in the figure; keeps the weights reproducible
         network = build_model(config.model, num_classes=config.data.num_classes or IMAGENET_CLASSES)
         figure, record = _architecture(network, config)
     yield from save_figure(figure, out, name, replace(record, command=command))
 
 
 def draw_run(target: EvaluationTarget, config: VisualizationConfig, *, command: str) -> Iterator[Path]:
-    """Draw the figure that `config` names, or all that apply, of the target's weights; yields the paths written."""
+    """Draw the figure that `config` names, or all applicable ones, for trained weights; yields the paths written."""
     draw = {
         "architecture": lambda model, _: _architecture(model.network, model.config),
         "receptive_field": _receptive_field,
@@ -67,9 +67,9 @@ def draw_run(target: EvaluationTarget, config: VisualizationConfig, *, command: 
         "patches": _patches,
         "attention": _attention,
     }
-    # "tradeoff" is missing: it shows no single run
+    # "tradeoff" is missing, because it compares many runs
     names, out = list(draw) if config.figure == "all" else [config.figure], _folder(target, config)
-    check_writable(*(out / f"{name}.svg" for name in names), remedy=REMEDY)  # before minutes of computation
+    check_writable(*(out / f"{name}.svg" for name in names), remedy=REMEDY)  # now, not after minutes of computation
     model = load_trained_model(target)
     for name in names:
         try:
@@ -82,7 +82,7 @@ def draw_run(target: EvaluationTarget, config: VisualizationConfig, *, command: 
 
 
 def _folder(target: EvaluationTarget, config: VisualizationConfig) -> Path:
-    """Output folder: output=, else RUN/figures for a checkpoint in RUN/checkpoints, else figures/MODEL."""
+    """The output folder: output= if given; RUN/figures for a checkpoint in RUN/checkpoints; otherwise figures/MODEL."""
     if config.output is not None:
         return Path(config.output)
     run_dir = target.path.absolute().parent.parent
@@ -101,15 +101,15 @@ def _architecture(network: torch.nn.Module, config: Config) -> Drawn:
 
 def _tradeoff(config: Config) -> Drawn:
     counts = golden_counts()
-    series = published(counts)  # errors as the papers print them, costs as we count them
-    # [!.] skips half-written and hidden files
+    series = published(counts)  # errors from the papers, multiply-adds from our own counts
+    # [!.] skips hidden files
     results = [path for folder in (Path(config.runs), EVALUATIONS) for path in folder.rglob("[!.]*.result.json")]
     own = measured(_readable(sorted(results)), counts)
     return tradeoff_figure(series, own), tradeoff_record(series)
 
 
 def _readable(paths: list[Path]) -> Iterator[dict[str, Any]]:
-    """The results of these files; one that is broken, of a folder half copied, is named and left out."""
+    """Load the results in these files; a broken file, as in a partly copied folder, is reported and skipped."""
     for path in paths:
         try:
             yield load_result(path)
@@ -123,7 +123,7 @@ def _receptive_field(subject: TrainedModel, config: VisualizationConfig) -> Draw
     layer = _layer_with_maps(subject, config)
     # Luo et al. (section 3): training enlarges the effective field, so both are shown
     before, after = (effective_field(net, images, layer=layer) for net in (subject.initial, subject.network))
-    # the effective field is usually much smaller than this
+    # for comparison: the effective field is usually much smaller than the theoretical one
     theoretical = theoretical_side(subject.network, layer, image_size=subject.config.image_size)
     pair = [("before training", before), ("after", after)]
     figure = field_figure(pair, title=f"Receptive field of the center of {layer}", theoretical=theoretical)
@@ -137,7 +137,7 @@ def _receptive_field(subject: TrainedModel, config: VisualizationConfig) -> Draw
 
 def _retrieval(subject: TrainedModel, config: VisualizationConfig) -> Drawn:
     queries = subject.pictures("val", chosen(subject.split("val"), config.images, num_images=NUM_QUERIES))
-    # sorted indices read the training file from front to back
+    # sorted indices, so that the training file is read sequentially
     candidates = subject.pictures("train", np.sort(by_hash(subject.split("train").num_samples)[: config.candidates]))
     features = [hidden_features(subject.network, subject.inputs(these.pixels)) for these in (queries, candidates)]
     found = nearest(*features)
@@ -201,7 +201,7 @@ def _attention(subject: TrainedModel, config: VisualizationConfig) -> Drawn:
     pictures = subject.pictures("val", chosen(subject.split("val"), config.images, num_images=NUM_ATTENDED))
     name = subject.config.model.name
     attention = attention_maps(subject.network, subject.inputs(pictures.pixels), name=name)
-    # 1 with a class token, 2 with DeiT's distillation token, 0 if the mean of the patches is classified
+    # 1 with a class token, 2 with DeiT's distillation token as well, 0 with average pooling over the patches
     num_prefix = int(subject.network.num_prefix_tokens)  # type: ignore[arg-type]
     names = label_names(subject.classes)
     figure = attention_figure(pictures, attention, num_prefix=num_prefix, names=names, title=f"Attention of {name}")
@@ -214,7 +214,7 @@ def _attention(subject: TrainedModel, config: VisualizationConfig) -> Drawn:
 
 
 def _layer_with_maps(subject: TrainedModel, config: VisualizationConfig) -> str:
-    """Name of the layer to look into: layer=, else the last with maps."""
+    """Name of the layer to visualize: layer= if given, otherwise the last layer whose output is feature maps."""
     calls = trace(subject.network, torch.zeros(1, 3, subject.config.image_size, subject.config.image_size))
     if config.layer is None:
         return last_maps(calls).name

@@ -1,10 +1,10 @@
-"""Adopts .beton files that ffcv's own DatasetWriter wrote (data=beton): checks and describes them without copying.
+"""Prepares .beton files that ffcv's own DatasetWriter wrote (data=beton): checks and links them without copying.
 
-A file needs an image field and an integer field, in either order, with any names. Every image is decoded and counted,
-as with other sources; the prepared folder gets a link to the file instead of a store of its own.
+A file needs an image field and an integer field, in either order, with any names. Every image is decoded, as with other
+sources. The prepared folder gets a symbolic link to the file instead of a store of its own.
 
-The format records neither names nor original sizes. So an image's name is its label and its index in the file, a class
-is named by its number, and the stored size stands in for the original one. The sample index is the index in the file.
+The format records neither file names nor original sizes. An image is therefore named by its label and its index in the
+file, a class by its label, and the stored size replaces the original size. The sample index is the index in the file.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from tencrop.data.store.beton import JPEG, Beton
 from tencrop.data.store.encode import PLAIN_KINDS, Undecodable, encode
 from tencrop.data.store.manifest import file_table
 
-ENDINGS = (".beton", ".ffcv")  # used by ffcv's documentation and by ffcv-imagenet's scripts
+ENDINGS = (".beton", ".ffcv")  # the first in ffcv's documentation, the second in ffcv-imagenet's scripts
 AS_STORED = StoreOptions(mode="jpeg", short_side=None, max_side=None, quality=95)  # as in conf/data/beton.yaml
 NOT_KNOWN = ("names of the original images", "their sizes", "names of the classes")
 WRITE_AGAIN = "write it again with ffcv's DatasetWriter, with an RGBImageField and an IntField"
-MAX_CLASSES = 1 << 24  # a larger label is not a class but, for example, an image number
+MAX_CLASSES = 1 << 24  # a larger "label" must be something else, such as an image number
 
 
 class BetonSource:
-    """A .beton file for each split as a source; an image is its JPEG payload, or its raw pixels as a PPM file.
+    """Source that reads one .beton file per split; `read` returns a JPEG's stored bytes, or raw pixels as a PPM file.
 
-    Raises UserError if a file is missing, damaged or has other fields, or if labels are not 0 to K - 1.
+    Raises UserError if a file is missing or damaged, has other fields, or has labels other than 0 to K - 1.
     """
 
     def __init__(self, data: Data) -> None:
@@ -49,7 +49,7 @@ class BetonSource:
         self.location = SourceLocation(str(path), names, dict.fromkeys(names, BETON), num_bytes)
         self.classes = _classes(self.betons["train"], self.betons["val"])
         check_num_classes(data, self.classes)
-        self.left_out: dict[str, Counter[str]] = {}  # no file is left out: every row of the table is an image
+        self.left_out: dict[str, Counter[str]] = {}  # empty: every row of the table is an image
         self.files = {split: _files(beton) for split, beton in self.betons.items()}
 
     def read(self, split: str, file: SourceFile) -> bytes:
@@ -68,11 +68,11 @@ def adopt_split(
     every: int | None = None,
     advance: Callable[[int], None] = lambda num_files: None,
 ) -> tuple[dict[str, Any], ColorSums]:
-    """Link <split>.beton to the source's file and write <split>.files.npy; returns the same as `write_split`.
+    """Link <split>.beton to the source's file, and write <split>.files.npy; returns what `write_split` returns.
 
-    Raises UserError for the first image that does not decode to the size in the file's table.
+    Raises UserError at the first image that cannot be decoded, or whose size differs from the file's table.
     """
-    # No parts to continue from, unlike `write_split`: checking writes nothing that would be worth keeping.
+    # Unlike `write_split`, this starts over after an interruption: it only checks, and has no output worth saving.
     beton, files = source.betons[split], source.files[split]
     table, total = file_table(len(files), max(len(file.name) for file in files)), ColorSums()
     check = partial(_checked, source, split, every=every)
@@ -82,7 +82,7 @@ def adopt_split(
         total.merge(sums)
         advance(len(rows))
     link, names = root / f"{split}.beton", root / f"{split}.files.npy"
-    # A symbolic link to an absolute path: hard links fail across file systems, and these files have hundreds of GB.
+    # A symbolic link, because hard links fail across file systems; no copy, because these files are hundreds of GB.
     link.unlink(missing_ok=True)
     link.symlink_to(beton.path)
     write_npy(names, table)
@@ -91,7 +91,7 @@ def adopt_split(
 
 
 def adoption_notice(root: Path, source: BetonSource) -> str:
-    """The text to print before the images are read."""
+    """The message to print before the images are read."""
     counts = " and ".join(f"{len(files):,} {split}" for split, files in source.files.items())
     files = ", ".join(f"{split} from {name}" for split, name in source.location.splits.items())
     return (
@@ -103,7 +103,7 @@ def adoption_notice(root: Path, source: BetonSource) -> str:
 
 def check_root(root: Path, source: BetonSource) -> None:
     """Raise UserError if the user's own .beton files are in the prepared folder itself."""
-    # A failed preparation empties that folder, and our error messages tell the user to delete it.
+    # A failed preparation empties the prepared folder, and our error messages tell users to delete it.
     own = {beton.path.resolve() for beton in source.betons.values()}
     links = [root / f"{split}.beton" for split in source.betons]
     own |= {path.resolve() for path in links if path.is_file() and not path.is_symlink()}
@@ -115,7 +115,7 @@ def check_root(root: Path, source: BetonSource) -> None:
 
 
 def _checked(source: BetonSource, split: str, start: int, *, every: int | None) -> tuple[list[tuple], ColorSums]:
-    """Check CHUNK_FILES images from `start` on; returns their rows of the file table and their color sums."""
+    """Check CHUNK_FILES images from index `start` on; returns their rows for the file table and their color sums."""
     beton, rows, sums = source.betons[split], [], ColorSums()
     for file in source.files[split][start : start + CHUNK_FILES]:
         index = file.offset
@@ -125,7 +125,7 @@ def _checked(source: BetonSource, split: str, start: int, *, every: int | None) 
             encoded = encode(source.read(split, file), file.label, AS_STORED, index=index, with_pixels=is_counted)
         except Undecodable as error:
             raise UserError(f"{where} cannot be decoded ({error}); {WRITE_AGAIN}") from error
-        # `encode` would convert such a file and succeed, but the loader reads the payload as it is.
+        # `encode` can convert such an image, but the loader would decode the unconverted payload.
         if mode == JPEG and encoded.kind not in PLAIN_KINDS:
             raise UserError(f"{where} is damaged, or not an RGB or grayscale JPEG ({encoded.kind}); {WRITE_AGAIN}")
         size, listed = (encoded.height, encoded.width), (int(beton.heights[index]), int(beton.widths[index]))
@@ -139,7 +139,7 @@ def _checked(source: BetonSource, split: str, start: int, *, every: int | None) 
 
 
 def _check_options(data: Data) -> None:
-    """Raise UserError for options that would require writing a store of our own."""
+    """Raise UserError for options that would require converting or skipping images."""
     for key, value in dataclasses.asdict(data.store).items():
         if value != getattr(AS_STORED, key):
             raise UserError(f"data.store.{key}={value}: data=beton uses the images as they are stored; leave it out")
@@ -148,9 +148,8 @@ def _check_options(data: Data) -> None:
 
 
 def _file_of(folder: Path, split: str, name: str) -> str:
-    """The name of a split's file in `folder`: `name` itself, or the only file name that starts with it and has one of
-    ENDINGS."""
-    # ffcv-imagenet's scripts put parameters into the name, such as train_500_0.50_90.ffcv: so match the beginning.
+    """Find a split's file in `folder`: `name` itself, or else the only file NAME*.beton or NAME*.ffcv."""
+    # Names are matched by their beginning, because ffcv-imagenet's scripts append parameters: train_500_0.50_90.ffcv.
     if (folder / name).is_file():
         return name
     found = sorted(path.name for path in folder.iterdir() if path.name.startswith(name) and path.suffix in ENDINGS)
@@ -163,19 +162,19 @@ def _file_of(folder: Path, split: str, name: str) -> str:
 def _opened(path: Path) -> Beton:
     try:
         return Beton(path)
-    except UserError as error:  # its advice is for files that prepare.py wrote: replace it
+    except UserError as error:  # its remedy is meant for files that prepare.py wrote; replace it
         raise UserError(f"{str(error).rpartition(';')[0]}; {WRITE_AGAIN}") from error
 
 
 def _classes(train: Beton, val: Beton) -> list[str]:
-    """Class names: the numbers 0 to the largest label of the training file."""
+    """Class names: the labels 0 to K - 1 of the training file, as strings. Raises UserError for any other labels."""
     for beton in (train, val):
         if not beton.num_samples:
             raise UserError(f"{beton.path}: holds no image; {WRITE_AGAIN}")
         low, high = int(beton.labels.min()), int(beton.labels.max())
         if not 0 <= low <= high < MAX_CLASSES:
             raise UserError(f"{beton.path}: labels are {low} to {high}, but must be classes 0 to K - 1; {WRITE_AGAIN}")
-    per_class = np.bincount(train.labels)  # MAX_CLASSES bounds its length
+    per_class = np.bincount(train.labels)  # its length is at most MAX_CLASSES
     if not per_class.all():
         raise UserError(f"{train.path}: no image has label {per_class.argmin()}; {WRITE_AGAIN}")
     if (most := int(val.labels.max())) >= len(per_class):

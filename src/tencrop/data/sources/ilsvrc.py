@@ -1,13 +1,14 @@
-"""ImageNet (ILSVRC2012) as a source: its archives as published, or the folders that they extract to.
+"""Source of ImageNet (ILSVRC2012) images: the published archives, or the folders that they extract to.
 
     ILSVRC2012_img_train.tar       a tar of 1,000 tars, WNID.tar, of files WNID_NUMBER.JPEG
     ILSVRC2012_img_val.tar         ILSVRC2012_val_00000001.JPEG to 00050000; the devkit has their classes
-    ILSVRC2012_devkit_t12.tar.gz   or the folder of that name
+    ILSVRC2012_devkit_t12.tar.gz   or its extracted folder
 
-A class is a WNID. Its label is its rank among the sorted WNIDs (as in Caffe, torchvision and timm), not its
-ILSVRC2012_ID. If a split's archive is missing, its folder (`data.splits`) is used: class folders, or for the validation
-images also one flat folder. Kaggle's layout is the third alternative (kaggle.py). The class of an image may be given by
-folder, file name, devkit and Kaggle's list; all that are present must agree (labels.py).
+Classes are WNIDs. The label of a class is its index among the sorted WNIDs (as in Caffe, torchvision and timm), not its
+ILSVRC2012_ID. If the archive of a split is missing, the folder `data.splits` is used instead. It contains one folder
+per class; the validation images may also be in one flat folder. Kaggle's layout (kaggle.py) is a third alternative. The
+class of an image may be stated by its folder, its file name, the devkit and Kaggle's list; labels.py checks that all
+that are present agree.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ PUBLISHED_MD5 = {
     "ILSVRC2012_img_val.tar": "29b22e2961454d5413ddabcf34fc5622",
     DEVKIT_ARCHIVE: "fa75699e90414af021442c21a62c3abf",
 }
-MD5_LIST = "MD5SUMS"  # file with the MD5 of simulated archives
+MD5_LIST = "MD5SUMS"  # file with the MD5 sums of simulated archives
 MD5_LINE = re.compile(r"([0-9a-f]{32}) [ *](.+)")
 NUM_IMAGES = {"train": 1_281_167, "val": 50_000}
 NUM_VAL_IMAGES_OF_A_CLASS = 50
@@ -55,13 +56,14 @@ SUBSET = "set data.subset=true if this is intended"
 class IlsvrcSource:
     """The images of ILSVRC2012, in any of its layouts.
 
-    Raises UserError for a missing, truncated or unsafe archive, for files with no class or with contradicting ones, and
-    unless `data.subset` is set for image counts other than ILSVRC2012's (for simulated archives: their devkit's).
+    Raises UserError for a missing, truncated or unsafe archive, and for files without a class or with contradictory
+    classes. Also raises it if the number of images differs from ILSVRC2012's (for simulated archives, from their
+    devkit's), unless `data.subset` is set.
     """
 
     def __init__(self, data: Data) -> None:
         path = source_folder(data)
-        # Locate both splits before indexing an archive: a mistake in the layout is found at once, not after minutes.
+        # Locate both splits before indexing any archive, so that a wrong layout is reported at once, not after minutes.
         found = find_devkit(path)
         self.devkit = read_devkit(found) if found else None
         splits, routes = {}, {}
@@ -88,7 +90,7 @@ class IlsvrcSource:
         return read_original(self.location, split, file)
 
     def published_md5(self) -> dict[str, str]:
-        """The MD5 of ILSVRC2012's archives; simulated archives have a list of their own."""
+        """Expected MD5 sums by archive name; those of simulated archives are read from their own list."""
         if self.devkit is None or not self.devkit.simulated:
             return PUBLISHED_MD5
         assert self.location.path is not None
@@ -98,7 +100,7 @@ class IlsvrcSource:
         self, path: Path, truth: GroundTruth | None, zipped: kaggle.Archived | None
     ) -> tuple[list[str], dict[str, list[SourceFile]]]:
         """The sorted classes, and the files of both splits in sample order."""
-        # First list all files by class with label 0: labels are known only once all classes are.
+        # First list all files by class, with label 0: the labels are known only after all classes have been found.
         named: dict[str, dict[str, list[SourceFile]]] = {}  # by split and class
         for split, location in self.location.splits.items():
             route, left_out = self.location.routes[split], self.left_out[split]
@@ -116,7 +118,7 @@ class IlsvrcSource:
                 members = zipped.images[split] if route == ZIP and zipped else members
                 named[split] = _by_ground_truth(path / location, members, truth, left_out)
             check_names(path / location, _all(named[split]))
-        # Classes without files come from the ground truth of a subset; drop them on both sides.
+        # In a subset, the ground truth also names classes that have no files here; leave those out.
         classes, others = ({name for name, files in named[split].items() if files} for split in ("train", "val"))
         check_same_classes(list(classes), list(others))
         if self.devkit and (strange := classes - set(self.devkit.num_train_images)):
@@ -135,7 +137,7 @@ class IlsvrcSource:
         return ordered, files
 
     def _check_counts(self) -> None:
-        """Raise UserError for missing or additional images: a partial download would otherwise go unnoticed."""
+        """Raise UserError for missing or extra images, since a partial download would otherwise go unnoticed."""
         simulated = self.devkit is not None and self.devkit.simulated
         if not simulated:
             for split, expected in NUM_IMAGES.items():
@@ -144,7 +146,7 @@ class IlsvrcSource:
                         f"data.source: {found:,} {split} images, but ILSVRC2012 has {expected:,}; add or remove images,"
                         f" or {SUBSET}"
                     )
-        # Per class too: a missing and a duplicate image would leave the total unchanged.
+        # Also count per class: a missing image and an extra one would leave the total unchanged.
         for split in ("train", "val"):
             per_class = Counter(file.label for file in self.files[split])
             for label, wnid in enumerate(self.classes):
@@ -162,7 +164,7 @@ class IlsvrcSource:
 
 
 def _locate(path: Path, split: str, folder: str) -> tuple[str, str]:
-    """(folder or archive, route) of a split in the user's folder. The archive has precedence."""
+    """Folder or archive of a split in the user's folder, and its route (how to read it). Archives take precedence."""
     if (path / ARCHIVES[split]).is_file():
         return ARCHIVES[split], TAR
     folder = kaggle.folder_within(path, folder)
@@ -198,7 +200,7 @@ def _class_folders(path: Path, split: str, location: str, left_out: Counter[str]
 
 
 def _md5_list(path: Path) -> dict[str, str]:
-    """MD5 by file name, from a file in the format of md5sum; UserError if there is none."""
+    """MD5 sums by file name, from a file in the format of md5sum. Raises UserError if it is missing or malformed."""
     remedy = "simulate the archives again, or set data.check_md5=false"
     if not path.is_file():
         raise UserError(f"data.check_md5=true: {path}, the list of the archives' MD5, is missing; {remedy}")
@@ -211,7 +213,7 @@ def _md5_list(path: Path) -> dict[str, str]:
 
 
 def _train_archive(path: Path, left_out: Counter[str]) -> dict[str, list[SourceFile]]:
-    """Training images from the tar of tars: offsets of the inner files are offsets in the outer archive."""
+    """Training images by class, from the tar of tars. Offsets are relative to the outer archive."""
     by_class: dict[str, list[SourceFile]] = {}
     for archive in _not_hidden(tar_members(path), left_out):
         wnid, ending = os.path.splitext(os.path.basename(archive.name))
@@ -225,7 +227,7 @@ def _train_archive(path: Path, left_out: Counter[str]) -> dict[str, list[SourceF
 
 
 def _zipped_train(members: Iterable[Member], left_out: Counter[str]) -> dict[str, list[SourceFile]]:
-    """Training images of Kaggle's zip, where they are named train/WNID/NAME."""
+    """Training images by class, from Kaggle's zip, where their names are train/WNID/NAME."""
     by_class: dict[str, list[SourceFile]] = {}
     for member in _not_hidden(members, left_out):
         wnid, _, name = member.name.removeprefix("train/").partition("/")
@@ -239,8 +241,8 @@ def _zipped_train(members: Iterable[Member], left_out: Counter[str]) -> dict[str
 def _by_ground_truth(
     path: Path, members: Iterable[Member], truth: GroundTruth, left_out: Counter[str]
 ) -> dict[str, list[SourceFile]]:
-    """Validation images by class, looked up by the number in their names."""
-    # The class folder in a name is ours: the archive is flat. Names then have the form CLASS/NAME in every source.
+    """Validation images by class; the number in a file's name is looked up in the ground truth."""
+    # The archive is flat; we add the class folder, so that names have the form CLASS/NAME in every source.
     by_class: dict[str, list[SourceFile]] = {wnid: [] for wnid in truth.wnids.values()}
     for member in _not_hidden(members, left_out):
         name = os.path.basename(member.name)
@@ -255,7 +257,7 @@ def _by_ground_truth(
 
 
 def _not_hidden(members: Iterable[Member], left_out: Counter[str]) -> Iterator[Member]:
-    """Skip and count hidden files: macOS adds ._NAME beside every file when it creates an archive."""
+    """Skip and count hidden files, such as the ._NAME that macOS adds to an archive for every file."""
     for member in members:
         if os.path.basename(member.name).startswith("."):
             left_out["hidden"] += 1
@@ -264,7 +266,7 @@ def _not_hidden(members: Iterable[Member], left_out: Counter[str]) -> Iterator[M
 
 
 def _is_flat(folder: Path) -> bool:
-    """Whether validation images are directly in the folder."""
+    """Whether the folder itself contains validation images, rather than class folders."""
     if not folder.is_dir():
         return False
     with os.scandir(folder) as entries:
@@ -272,7 +274,7 @@ def _is_flat(folder: Path) -> bool:
 
 
 def _flat_files(folder: Path, left_out: Counter[str]) -> list[Member]:
-    """The validation images directly in the folder; counts everything else."""
+    """The validation images in the folder itself; everything else is counted in `left_out`."""
     members = []
     with os.scandir(folder) as entries:
         for entry in entries:
