@@ -102,7 +102,9 @@ def test_signals_end_a_process_that_waits_for_the_others(address):
         processes[rank].send_signal(number)
     for rank, process in processes.items():
         _, errors = process.communicate()
-        assert (process.returncode, errors) == (75, "interrupted; the same command continues\n"), rank
+        # after 30 seconds, on a busy machine, a process has also said for whom it waits
+        assert process.returncode == 75 and errors.endswith("interrupted; the same command continues\n"), rank
+        assert "Traceback" not in errors
     found.close()
     stranger.close()
 
