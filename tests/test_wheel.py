@@ -74,4 +74,4 @@ def test_a_copy_of_the_code_alone_reports_the_missing_conf(site, tmp_path):
     shutil.copytree(site / "tencrop", tmp_path / "tencrop", ignore=shutil.ignore_patterns("conf"))
     for words in (["train", "model=?"], ["complexity", "--help"]):
         said = run(tmp_path, sys.executable, "-m", "tencrop", *words, cwd=tmp_path)
-        assert said.returncode == 2 and said.stderr.startswith(f"error: {tmp_path}/tencrop/conf: is not there"), said
+        assert said.returncode == 2 and said.stderr.startswith(f"error: {tmp_path}/tencrop/conf: is missing"), said
