@@ -20,12 +20,8 @@ import numpy as np
 import torch
 
 from tencrop.cli.choices import CONF
-from tencrop.cli.run_overrides import (
-    config_of_run,
-)
-from tencrop.config import (
-    num_workers,
-)
+from tencrop.cli.run_overrides import config_of_run
+from tencrop.config import num_workers
 from tencrop.data.augmentation.color import normalize
 from tencrop.data.augmentation.crops import central_crops
 from tencrop.data.augmentation.plan import evaluation_plan

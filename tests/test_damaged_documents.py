@@ -15,15 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tencrop.cli.choices import CONF
-from tencrop.cli.run_overrides import (
-    config_of_run,
-)
-from tencrop.config import (
-    UserError,
-)
-from tencrop.config.run_config import (
-    read_config,
-)
+from tencrop.cli.run_overrides import config_of_run
+from tencrop.config import UserError
+from tencrop.config.run_config import read_config
 from tencrop.data.store.manifest import read_manifest
 from tencrop.records.run_folder import finish, read_run_manifest, run_folder
 from tencrop.records.tracking import _tracked_id

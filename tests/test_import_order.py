@@ -80,3 +80,9 @@ def test_a_planted_backward_import_is_found(source):
 
 def test_a_forward_import_is_not():
     assert not backward("from tencrop.data.sampling.rng import Index\nimport numpy", "data.store", stated_order())
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: path.relative_to(SRC / "tencrop").as_posix())
+def test_only_the_command_line_imports_hydra(path):
+    is_cli = path.relative_to(SRC / "tencrop").parts[0] == "cli"
+    assert is_cli or not re.search(r"^\s*(from|import) hydra\b", path.read_text(), re.M)

@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 from tencrop.cli.choices import CONF
 from tencrop.cli.command import command, overrides
 from tencrop.cli.command_line import check_words, expand_home, parse, typed_word
-from tencrop.cli.run_overrides import (
-    config_of_run,
-)
+from tencrop.cli.run_overrides import config_of_run
 from tencrop.config import (
     Config,
     PrepareConfig,

@@ -10,9 +10,7 @@ from omegaconf import OmegaConf
 
 from tencrop.cli.choices import CONF
 from tencrop.cli.command_line import keys_typed
-from tencrop.cli.run_overrides import (
-    config_of_run,
-)
+from tencrop.cli.run_overrides import config_of_run
 from tencrop.config import (
     UserError,
     check_data,

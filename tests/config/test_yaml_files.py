@@ -9,13 +9,9 @@ import pytest
 
 from tencrop.cli import choices
 from tencrop.cli.choices import CONF, describe, groups, options_of
-from tencrop.cli.config_source import (
-    FileConfigSource,
-)
+from tencrop.cli.config_source import FileConfigSource
 from tencrop.config import UserError
-from tencrop.config.yaml_files import (
-    yaml_mapping,
-)
+from tencrop.config.yaml_files import yaml_mapping
 
 MINE = (CONF / "experiment" / "lenet5_digits.yaml").read_bytes()
 MAC = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        \xff\xfe"

@@ -12,9 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from tencrop.cli.choices import CONF
-from tencrop.cli.run_overrides import (
-    config_of_run,
-)
+from tencrop.cli.run_overrides import config_of_run
 from tencrop.config import (
     Config,
     UserError,

@@ -8,17 +8,13 @@ import pytest
 import yaml
 
 from tencrop.cli.choices import CONF
-from tencrop.cli.run_overrides import (
-    config_of_run,
-)
+from tencrop.cli.run_overrides import config_of_run
 from tencrop.config import (
     UserError,
     run_path,
 )
 from tencrop.config.launcher import RANKS
-from tencrop.config.run_config import (
-    read_config,
-)
+from tencrop.config.run_config import read_config
 from tencrop.records import provenance
 from tencrop.records.provenance import installed_packages, sessions_of
 from tencrop.records.run_folder import finish, is_complete, read_run_manifest, run_folder

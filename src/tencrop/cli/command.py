@@ -25,9 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tencrop.cli.choices import CONF, check_conf, list_options, option_names
 from tencrop.cli.command_line import PATHS, check_words, expand_home
-from tencrop.cli.config_source import (
-    register_config_source,
-)
+from tencrop.cli.config_source import register_config_source
 from tencrop.cli.errors import hydra_error_sentence
 from tencrop.config.disk_errors import disk_sentence
 from tencrop.config.documents import literal

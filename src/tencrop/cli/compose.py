@@ -7,18 +7,27 @@ from pathlib import Path
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import open_dict
+from omegaconf.errors import OmegaConfBaseException
 
+from tencrop.cli.errors import hydra_error_sentence
 from tencrop.config.rules import validate
-from tencrop.config.schema import Config
+from tencrop.config.schema import Config, UserError
 
 
 def compose_training(words: Sequence[str], conf: Path) -> Config:
-    """The configuration that `python train.py WORDS` composes from the files of `conf`. Takes 0.3 s."""
+    """The configuration that `python train.py WORDS` composes from the files of `conf`. Takes 0.3 s.
+
+    Raises UserError if the words do not compose.
+    """
     # hydra.compose() does the same, but refuses to run inside a command that Hydra has started.
     loader = ConfigLoaderImpl(create_config_search_path(str(conf)))
-    node = loader.load_configuration("train", list(words), run_mode=RunMode.RUN)
+    try:
+        node = loader.load_configuration("train", list(words), run_mode=RunMode.RUN)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"train.py {' '.join(words)}: {hydra_error_sentence(error, Config)}") from error
     with open_dict(node):  # Hydra returns a read-only structure
         del node["hydra"]
     return validate(node, Config)

@@ -23,9 +23,7 @@ def main(config: Config) -> int:
     from tencrop.evaluation.evaluate import evaluate_targets
     from tencrop.evaluation.results import print_results
     from tencrop.records.tracked_errors import track_result
-    from tencrop.report.collect import (
-        collect,
-    )
+    from tencrop.report.collect import collect
     from tencrop.report.tables import COLUMNS, error_rows
 
     close_at_ctrl_c()  # only now: an exception during the imports would abort some C++ modules

@@ -13,9 +13,7 @@ from typing import Any
 
 from tencrop.cli.choices import CONF
 from tencrop.cli.command_line import command_prefix, for_shell, keys_typed, parse, typed_word
-from tencrop.cli.run_overrides import (
-    config_of_run,
-)
+from tencrop.cli.run_overrides import config_of_run
 from tencrop.config import (
     Config,
     UserError,

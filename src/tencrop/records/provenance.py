@@ -105,8 +105,8 @@ def code_version() -> dict[str, Any]:
 
     The git fields are None outside a checkout. If git failed in a checkout, `not_known` gives the reason, so that a
     diff_sha256 of None is not mistaken for "unchanged". For a package installed with pip, `installed` is its version.
-    `learning_sha256` covers LEARNING_STAGES only and does not need git: a change to a report must not prevent a run
-    from being resumed.
+    `learning_sha256` covers config.code.LEARNING only and does not need git: a change to a report must not prevent a
+    run from being resumed.
     """
     facts: dict[str, Any] = dict.fromkeys(("revision", "remote", "diff_sha256"))
     try:

@@ -24,17 +24,11 @@ if __name__ == "__main__":
 from omegaconf import OmegaConf
 
 from tencrop.cli.choices import CONF
-from tencrop.cli.run_overrides import (
-    config_of_run,
-)
-from tencrop.config import (
-    UserError,
-)
+from tencrop.cli.run_overrides import config_of_run
+from tencrop.config import UserError
 from tencrop.config.disk_errors import disk_sentence
 from tencrop.config.documents import literal
-from tencrop.config.run_config import (
-    read_config,
-)
+from tencrop.config.run_config import read_config
 from tencrop.config.writable import check_writable
 from tencrop.data.store.manifest import read_manifest
 from tencrop.files import atomic_write

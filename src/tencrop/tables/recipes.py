@@ -11,13 +11,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
 from tencrop.cli.choices import CONF
 from tencrop.cli.compose import compose_training
-from tencrop.cli.errors import hydra_error_sentence
-from tencrop.config import Config, UserError, learning_hash
+from tencrop.config import UserError, learning_hash
 from tencrop.config.code import PACKAGE, code_sha256
 from tencrop.config.documents import read_json
 
@@ -31,23 +27,19 @@ def learning_hashes(recipes: Iterable[Words], cache: Path) -> dict[Words, str]:
     """
     digest = _digest()  # reads all of conf/, which is far cheaper than composing one recipe
     known = _read_cache(cache, digest)
-    found = {words: known.get(" ".join(words)) or _learning_hash(words) for words in dict.fromkeys(recipes)}
+    found = {
+        words: known.get(" ".join(words)) or learning_hash(compose_training(words, CONF))
+        for words in dict.fromkeys(recipes)
+    }
     if new := {" ".join(words): hash for words, hash in found.items() if " ".join(words) not in known}:
         _write_cache(cache, {"digest": digest, "hashes": known | new})
     return found
 
 
-def _learning_hash(words: Words) -> str:
-    try:
-        return learning_hash(compose_training(words, CONF))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"train.py {' '.join(words)}: {hydra_error_sentence(error, Config)}") from error
-
-
 def _digest() -> str:
     """Digest of everything that a learning hash depends on: the files of conf/ and the code that composes them."""
     # conf/errors is left out: it names configurations, but is not part of any.
-    digest = hashlib.sha256(code_sha256(PACKAGE, ["config"]).encode())
+    digest = hashlib.sha256(code_sha256(PACKAGE, ["cli", "config"]).encode())
     for path in sorted(path for path in CONF.rglob("[!.]*.yaml") if path.parent.name != "errors"):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(CONF).as_posix()}\0{len(content)}\0".encode())
