@@ -82,6 +82,25 @@ def test_waiting_ranks_report_that_rank_0_ended(address, monkeypatch):
     first.wait()
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_interruption_waits_until_torch_has_connected(rank, monkeypatch):
+    """Otherwise torch returns into an interpreter that is exiting, and the process aborts instead of exiting with 75."""
+    returned = threading.Event()
+
+    def connect(*_, **__) -> None:
+        time.sleep(1)
+        returned.set()
+
+    def interrupt(*_) -> None:
+        raise SystemExit(75)
+
+    monkeypatch.setattr(rendezvous, "TCPStore", connect)
+    monkeypatch.setattr(rendezvous._Clock, "wait", interrupt)
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(SystemExit):
+        meet(rank, 2, server.getsockname(), remedy="")
+    assert returned.is_set()
+
+
 def connected(address) -> None:
     """Waits until somebody listens."""
     while True:

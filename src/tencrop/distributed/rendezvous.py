@@ -106,6 +106,9 @@ def _try_store(address: Address, clock: _Clock, *, is_master: bool) -> TCPStore 
     """Open the store (`is_master`) or connect to it; None if the connection failed.
 
     In a thread: if some other program listens at the address, torch's call never returns.
+
+    An interruption (a signal's exception) waits for the thread while its call may still return: a call that returns
+    into an interpreter that is exiting aborts the process (SIGABRT), and the scheduler does not requeue the job.
     """
     done: list[TCPStore | DistNetworkError] = []
 
@@ -117,10 +120,15 @@ def _try_store(address: Address, clock: _Clock, *, is_master: bool) -> TCPStore 
             done.append(error)
 
     thread = threading.Thread(target=connect, daemon=True)
+    must_return_by = time.monotonic() + 2 * CONNECT_S  # one limit for the connection, one for the first answer
     thread.start()
-    thread.join(POLL_S)
-    while thread.is_alive():
-        clock.wait("this one got no answer from rank 0")
+    try:
+        thread.join(POLL_S)
+        while thread.is_alive():
+            clock.wait("this one got no answer from rank 0")
+    except BaseException:
+        thread.join(max(must_return_by - time.monotonic(), 0))
+        raise
     if isinstance(done[0], DistNetworkError):
         if "in use" in str(done[0]):
             raise UserError(f"MASTER_PORT={address[1]}: another program uses this port; set MASTER_PORT to a free one")
