@@ -21,11 +21,13 @@ from tencrop.config.code import PACKAGE, SCORING, code_sha256
 from tencrop.config.launcher import is_first_process
 from tencrop.config.writable import check_writable
 from tencrop.data.augmentation.color import mean_and_std
+from tencrop.evaluation.checks import check_scorable
 from tencrop.evaluation.claims import claiming_recipe, is_claimed
 from tencrop.evaluation.ensembles import ensemble
-from tencrop.evaluation.inference import ScoringTask, check_scorable, join_launched, open_val_split, score_split
+from tencrop.evaluation.inference import ScoringTask, open_val_split
 from tencrop.evaluation.predictions import Scores, cpu_group, protocol_text, save_scores, saved_scores
 from tencrop.evaluation.preprocessing import preprocessing_line
+from tencrop.evaluation.processes import join_launched, score_split
 from tencrop.evaluation.protocols import default_side
 from tencrop.evaluation.publishers import with_preprocessing
 from tencrop.evaluation.results import result_name, result_of, save_result
