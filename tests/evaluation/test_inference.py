@@ -122,6 +122,81 @@ def dense_by_hand(config: Config, network: nn.Module, number: int, sides: list[i
     return torch.stack(softmax).mean(0)
 
 
+Corners = list[tuple[int, int]]  # top and left of each crop of 32 x 32 pixels
+
+
+def views_by_hand(image: Image.Image, box: tuple[int, int, int, int], side: tuple[int, int], crops: Corners) -> Tensor:
+    """Slow reference: cut out `box` (left, top, right, bottom), resize to `side` (width, height), crop by slicing."""
+    pixels = torch.from_numpy(np.array(image.crop(box).resize(side, Image.Resampling.BILINEAR)))
+    return torch.stack([pixels[top : top + 32, left : left + 32] for top, left in crops])
+
+
+TEN_OF_40 = [(0, 0), (0, 8), (8, 0), (8, 8), (4, 4)]
+GRID_OF_40 = [(top, left) for top in (0, 2, 4, 6, 8) for left in (0, 2, 4, 6, 8)]
+
+
+@pytest.mark.parametrize(
+    "options, side, crops, is_reflected",
+    [
+        (("center", "resize=warp", "side=32"), 32, [(0, 0)], False),
+        (("flip_pair", "resize=warp", "side=40"), 40, [(4, 4)], True),
+        (("ten_crop", "resize=warp", "side=40"), 40, TEN_OF_40, True),
+        (("grid_crop", "resize=warp", "side=40"), 40, GRID_OF_40, True),
+        (("center", "resize=central_fraction", "side=null"), None, [(0, 0)], False),
+        (("flip_pair", "resize=central_fraction", "side=null"), None, [(0, 0)], True),
+    ],
+)
+@pytest.mark.parametrize("loader", ["beton", "torch"])
+def test_stretched_views_equal_those_of_a_slow_loop(
+    options: tuple[str, ...], side: int | None, crops: Corners, is_reflected: bool, loader: str, make_config, make_task
+) -> None:
+    words = [f"protocol={options[0]}", *(f"protocol.{option}" for option in options[1:])]
+    config = make_config(*words, "protocol.filter=bilinear", f"data.loader={loader}")
+    task, network = make_task(config)
+    split = open_val_split(config)
+    part = score_part(task, network, split, rank=1, num_ranks=40)
+    for position, number in enumerate(part.index.tolist()):
+        image = Image.open(io.BytesIO(split.read_original(number))).convert("RGB")
+        width, height = image.size
+        box, extent = (0, 0, width, height), (side, side)
+        if side is None:
+            left, top = int((width - width * 0.875) / 2), int((height - height * 0.875) / 2)
+            box, extent = (left, top, width - left, height - top), (32, 32)
+        pixels = views_by_hand(image, box, extent, crops).float()
+        pixels = torch.cat([pixels, pixels.flip(2)]) if is_reflected else pixels
+        inputs = ((pixels - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
+        with torch.inference_mode():
+            logits = network.eval()(inputs)
+        torch.testing.assert_close(part.softmax[position], logits.softmax(1).mean(0), rtol=0, atol=1e-5)
+        torch.testing.assert_close(part.logits[position], logits.mean(0), rtol=0, atol=1e-5)
+
+
+def test_grid_crops_at_two_sides_equal_those_of_a_slow_loop(make_config, make_task) -> None:
+    """Images of 36 x 36 up to 44 x 44, at shorter sides of 34 and 37."""
+    config = make_config("protocol=grid_crop", "protocol.side=[34,37]", "protocol.filter=bilinear")
+    task, network = make_task(config)
+    split = open_val_split(config)
+    part = score_part(task, network, split, rank=2, num_ranks=40)
+    assert len(part.index) == 12
+    for position, number in enumerate(part.index.tolist()):
+        image = Image.open(io.BytesIO(split.read_original(number))).convert("RGB")
+        views = []
+        for side in (34, 37):
+            short = min(image.size)
+            width, height = (side if length == short else side * length // short for length in image.size)
+            # Python's round sends halves to even numbers
+            tops = [round((height - 32) * share) for share in (0, 0.25, 0.5, 0.75, 1)]
+            lefts = [round((width - 32) * share) for share in (0, 0.25, 0.5, 0.75, 1)]
+            crops = [(top, left) for top in tops for left in lefts]
+            views.append(views_by_hand(image, (0, 0, *image.size), (width, height), crops))
+            views.append(views[-1].flip(2))
+        inputs = ((torch.cat(views).float() - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
+        with torch.inference_mode():
+            softmax = network.eval()(inputs).softmax(1)
+        assert len(softmax) == 100
+        torch.testing.assert_close(part.softmax[position], softmax.mean(0), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("sides", [[64], [64, 70, 96]])
 def test_dense_scores_equal_those_of_a_slow_loop(sides: list[int], make_config, make_task) -> None:
     config = make_config(*DENSE, f"protocol.side={sides}", "protocol.filter=bilinear", "hardware.max_micro_batch=20")

@@ -196,15 +196,17 @@ def _evaluate_ensemble(targets: Sequence[EvaluationTarget], found: Sequence[Eval
 def file_stem(config: Config, kind: str = "raw", checkpoint: str = "last") -> str:
     """File name of the scores without suffix: the protocol, then every setting that differs from the recipe's default.
 
-    The defaults are the recipe's own sizes and filter, the whole image, raw weights, the last checkpoint, and a loader
-    that decodes to Pillow's pixels.
+    The defaults are the recipe's own sizes and filter, the whole image rescaled by its shorter side, raw weights, the
+    last checkpoint, and a loader that decodes to Pillow's pixels.
     """
     protocol = config.protocol
     sides = "-".join(str(side or "kept") for side in protocol.sides)
     parts = {
         protocol.name: True,
         protocol.region: protocol.region != "whole",
-        f"side{sides}": protocol.side != default_side(protocol.name, config.short_side),
+        protocol.resize: protocol.resize != "shorter_side",
+        f"side{sides}": protocol.resize != "central_fraction"
+        and protocol.side != default_side(protocol.name, config.short_side),
         f"size{protocol.size}": protocol.size != config.image_size,
         protocol.filter: protocol.filter != config.augmentation.filter,
         checkpoint: checkpoint != "last",
