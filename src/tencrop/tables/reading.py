@@ -34,6 +34,7 @@ ERRORS = CONF / "errors"
 FOREIGN_DATA = ("ilsvrc2010", "imagenet_fall2009", "mnist")  # data sets of printed tables that no data= can read
 PROTOCOLS = {*CHOICES["protocol.name"], "grid_crop"}
 ID = re.compile(r"[a-z0-9_]+")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _SIDE = Between(1, MAX_SIDE)
 _PROTOCOL = {
@@ -57,8 +58,9 @@ _TABLE = {
     "split": {"val", "test"},
     "unit": {"error", "accuracy"},
     "columns": NotEmpty(set(COLUMNS)),
-    "confidence": _CONFIDENCE,
+    "confidence?": _CONFIDENCE,
     "num_images?": (Between(1, 10**9), None),
+    "data_fingerprint?": ({"train": str, "val": str}, None),
     "num_runs?": _NUM_RUNS,
     "note?": (str, None),
     "cannot?": (str, None),
@@ -126,6 +128,7 @@ class _Reader:
             name=name,
             columns=tuple(content["columns"]),
             num_images=content.get("num_images"),
+            data_fingerprint=content.get("data_fingerprint"),
             note=content.get("note"),
             rows=tuple(self.row(name, row) for row in content["rows"]),
             **{key: content[key] for key in ("title", "source", "data", "split", "unit")},
@@ -152,8 +155,10 @@ class _Reader:
     def row(self, table: str, row: dict[str, Any]) -> ErrorRow:
         content, where = self.file(table), f"{self.folder / table}.yaml: row {row['id']}: "
         words, cannot = _words(row), _cannot(row, content)
-        confidence = row.get("confidence", content["confidence"])
-        by_column = confidence if isinstance(confidence, dict) else dict.fromkeys(content["columns"], confidence)
+        confidence: Any = row.get("confidence", content.get("confidence"))
+        by_column: dict[str, Any] = (
+            confidence if isinstance(confidence, dict) else dict.fromkeys(content["columns"], confidence)
+        )
         protocol = None if "members" in row else _protocol(where, content["protocol"], row.get("protocol", {}))
         # None matches any value, so without a name the result of any test protocol would be compared with this row.
         if words is not None and (protocol is None or protocol.name is None):
@@ -162,7 +167,7 @@ class _Reader:
             id=row["id"],
             label=row["row"],
             printed={column: row[column] for column in content["columns"]},
-            confidence=by_column,
+            confidence={column: by_column[column] for column in content["columns"] if row[column] is not None},
             words=words,
             cannot=cannot,
             protocol=protocol,
@@ -226,8 +231,14 @@ def _check_table(path: Path, table: dict[str, Any]) -> None:
         raise UserError(f"{path}: data={table['data']}: must be one of {', '.join(known)}")
     if len(set(table["columns"])) != len(table["columns"]):
         raise UserError(f"{path}: columns: has a duplicate; name each column once")
-    if isinstance(table["confidence"], dict) and set(table["confidence"]) != set(table["columns"]):
+    confidence = table.get("confidence")
+    if isinstance(confidence, dict) and set(confidence) != set(table["columns"]):
         raise UserError(f"{path}: confidence: must name each of the columns, or be one text for all")
+    for split, digest in (table.get("data_fingerprint") or {}).items():
+        if not SHA256.fullmatch(digest):
+            raise UserError(
+                f"{path}: data_fingerprint.{split}: must be the source_fingerprint of a manifest, 64 digits"
+            )
     _check_protocol(f"{path}: ", table["protocol"], _PROTOCOL)
 
 
@@ -247,6 +258,8 @@ def _check_row(where: str, row: dict[str, Any], table: dict[str, Any]) -> None:
         raise UserError(f"{where}{error}; correct it") from error
     if not ID.fullmatch(row["id"]):
         raise UserError(f"{where}an id may contain a-z, 0-9 and _ only; rename it")
+    if printed and "confidence" not in row and "confidence" not in table:
+        raise UserError(f"{where}confidence is missing; tell how the printed numbers reached us, in the row or table")
     if "delta_of" not in row and not all(0 <= number.value <= 100 for number in printed):
         raise UserError(f"{where}a printed number is outside 0 to 100 percent; correct it, or give delta_of")
     _check_keys(where, row, columns)
