@@ -112,7 +112,7 @@ class ErrorTable:
     name: str  # of the file, without .yaml
     title: str
     source: str
-    data: str  # a data.name, or one of reading.FOREIGN_DATA
+    data: str  # a data.name, or one of checks.FOREIGN_DATA
     split: str  # val | test
     unit: str  # error | accuracy, as printed; percent
     columns: tuple[str, ...]  # of COLUMNS
