@@ -192,7 +192,23 @@ def test_a_table_on_fewer_images_requires_that_number(write_table: Callable[...,
 def test_data_of_unknown_size_support_no_claim(write_table: Callable[..., Path], recipe: Config) -> None:
     table = read_table("digits", write_table(data="imagefolder"))
     facts = FACTS | {"data": "imagefolder"}
-    assert refusals(facts, DATA, table.rows[0], table, recipe) == ["data=imagefolder does not say which images"]
+    (reason,) = refusals(facts, DATA, table.rows[0], table, recipe)
+    assert reason.startswith("data=imagefolder does not say which images")
+
+
+def test_fingerprints_identify_the_images_of_a_folder(write_table: Callable[..., Path], recipe: Config) -> None:
+    digests = {"train": "1" * 64, "val": "2" * 64}
+    table = read_table("digits", write_table(data="imagefolder", data_fingerprint=digests))
+    facts = FACTS | {"data": "imagefolder", "source_fingerprint": digests["val"], "num_images": 7}
+
+    def reasons(train: str = digests["train"], **changes: Any) -> list[str]:
+        data = {"splits": {"train": {"source_fingerprint": train}}}
+        return refusals(facts | changes, data, table.rows[0], table, recipe)
+
+    assert reasons() == []
+    assert reasons(train="3" * 64) == ["other train images"]
+    assert reasons(source_fingerprint="3" * 64) == ["other val images"]
+    assert reasons(data="digits") == ["data=digits, not imagefolder"]
 
 
 def test_a_changed_score_file_is_refused(

@@ -66,20 +66,10 @@ def refusals(
 
     facts: the content of result.json, of a run that followed `recipe`; data: the `data` section of the run's manifest.
     """
-    from tencrop.evaluation.claims import WHOLE_DATA, is_whole
     from tencrop.evaluation.results import differences_from_training
 
     assert row.protocol is not None
-    reasons = []
-    if table.data not in WHOLE_DATA:
-        reasons.append(f"data={table.data} does not say which images")
-    elif facts["data"] != table.data or not is_whole(table.data, data):
-        reasons.append(f"not trained on all of {table.data}")
-    else:
-        expected = table.num_images or WHOLE_DATA[table.data][1]
-        if facts["num_images"] != expected:
-            reasons.append(f"{facts['num_images']:,} images, not {expected:,}")
-    reasons += _other_protocol(facts, row.protocol)
+    reasons = [*_other_data(facts, data, table), *_other_protocol(facts, row.protocol)]
     # Rows are of the last epoch's weights. Choosing a checkpoint by its held-out error is another protocol.
     if facts["selection"] != "last" or facts.get("step") != facts.get("total_steps"):
         reasons.append("not the last weights")
@@ -90,6 +80,27 @@ def refusals(
     if row.protocol.filter is not None:  # _other_protocol has compared the filter with the row's already
         otherwise = [reason for reason in otherwise if not reason.startswith("filter ")]
     return reasons + otherwise
+
+
+def _other_data(facts: dict[str, Any], data: dict[str, Any], table: ErrorTable) -> list[str]:
+    """How the images of a run and its result differ from the table's: by their fingerprints, or by their number."""
+    from tencrop.evaluation.claims import WHOLE_DATA, is_whole
+
+    if table.data_fingerprint is not None:
+        # The result has the fingerprint of the images that it counts; those of the run's own val split may be others.
+        found = {"train": data["splits"]["train"]["source_fingerprint"], "val": facts["source_fingerprint"]}
+        reasons = [] if facts["data"] == table.data else [f"data={facts['data']}, not {table.data}"]
+        reasons += [f"other {split} images" for split in found if found[split] != table.data_fingerprint[split]]
+        expected = table.num_images or facts["num_images"]
+    elif table.data not in WHOLE_DATA:
+        return [f"data={table.data} does not say which images; a table says it with data_fingerprint"]
+    elif facts["data"] != table.data or not is_whole(table.data, data):
+        return [f"not trained on all of {table.data}"]
+    else:
+        reasons, expected = [], table.num_images or WHOLE_DATA[table.data][1]
+    if facts["num_images"] != expected:
+        reasons.append(f"{facts['num_images']:,} images, not {expected:,}")
+    return reasons
 
 
 def _other_protocol(facts: dict[str, Any], protocol: RowProtocol) -> list[str]:
