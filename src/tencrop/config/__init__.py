@@ -14,6 +14,7 @@ from tencrop.config.batches import (
 )
 from tencrop.config.command_schemas import (
     ComplexityConfig,
+    ExportConfig,
     PrepareConfig,
     Printed,
     PrintedTable,
@@ -60,6 +61,7 @@ __all__ = [
     "Config",
     "Data",
     "Erasing",
+    "ExportConfig",
     "Hardware",
     "Jitter",
     "Mixing",

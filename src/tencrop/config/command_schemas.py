@@ -28,6 +28,16 @@ class ReportConfig:
 
 
 @dataclass
+class ExportConfig:
+    """Configuration of export.py."""
+
+    checkpoint: str | None
+    format: str  # safetensors | torch_export | onnx
+    ema: bool | None  # null: EMA weights if the checkpoint has them
+    output: str | None  # the folder to write; null: exports/NAME-seedK-HASH
+
+
+@dataclass
 class VisualizationConfig(Config):
     """Configuration of python -m tencrop.visualization: that of evaluate.py, and the figure to draw."""
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException, ValidationError
 
-from tencrop.config.command_schemas import ComplexityConfig
+from tencrop.config.command_schemas import ComplexityConfig, ExportConfig
 from tencrop.config.documents import literal
 from tencrop.config.protocol_rules import check_protocol
 from tencrop.config.recipe_rules import MAX_SIDE, check_recipe
@@ -125,6 +125,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "format": ("terminal", "markdown", "csv", "json"),
     "layers": ("main", "all"),
 }
+EXPORT_FORMATS = ("safetensors", "torch_export", "onnx")  # of export.py, whose key `format` is not complexity's
 POSITIVE = (
     "image_size", "training.epochs", "training.max_steps", "training.global_batch", "training.evaluate_every_epochs",
     "training.clip_grad_norm", "model.bn_group", "augmentation.size", "protocol.size", "short_side",
@@ -184,7 +185,8 @@ VARIANTS = {
 def check(config: Any) -> None:
     """Raise UserError for the first rule that `config`, of any command, violates."""
     values = _flat(dataclasses.asdict(config))
-    for key, allowed in CHOICES.items():
+    choices = CHOICES | ({"format": EXPORT_FORMATS} if isinstance(config, ExportConfig) else {})
+    for key, allowed in choices.items():
         if key in values and (value := values[key]) not in allowed:
             if (key, value) == ("tracker.name", REMOVED):
                 raise UserError(f"{key}={value}: {USE_INSTEAD}")
