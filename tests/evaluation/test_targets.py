@@ -118,16 +118,15 @@ def test_a_checkpoint_under_two_protocols(make_config, run_folder: Path, tmp_pat
         evaluation_targets(config, ["protocol=[center,five_crop]"])
 
 
-def test_score_files_that_cannot_be_averaged(make_config, tmp_path: Path) -> None:
+def test_score_files_that_cannot_be_averaged(tmp_path: Path) -> None:
     files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     for file in files:
         file.touch()
 
     def refused(scores: list[Path], match: str, *typed: str) -> None:
-        config = make_config()
-        config.scores = list(map(str, scores))
+        names = list(map(str, scores))
         with pytest.raises(UserError, match=match):
-            score_files(config, [f"scores=[{','.join(config.scores)}]", *typed])
+            score_files(names, [f"scores=[{','.join(names)}]", *typed])
 
     refused(files[:1], "needs at least two score files")
     refused([], "needs at least two score files")
@@ -136,9 +135,8 @@ def test_score_files_that_cannot_be_averaged(make_config, tmp_path: Path) -> Non
     refused([files[0], tmp_path], r"is a folder; name a file such as RUN/predictions/center\.safetensors")
     refused(files, "protocol=dense: .* does not apply; leave it out", "protocol=dense")
     refused(files, "checkpoint=x: .* does not apply; leave it out", "checkpoint=x")
-    config = make_config()
-    config.scores = list(map(str, files))
-    assert score_files(config, [f"scores=[{files[0]},{files[1]}]", "protocol.average=logits", "output=x"]) == files
+    typed = [f"scores=[{files[0]},{files[1]}]", "protocol.average=logits", "output=x"]
+    assert score_files(list(map(str, files)), typed) == files
 
 
 def test_what_is_missing_is_refused(make_config, tmp_path: Path) -> None:

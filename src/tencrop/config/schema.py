@@ -246,7 +246,6 @@ class Config:
     # evaluate.py only
     checkpoint: Any = None  # path, or list of paths (an ensemble)
     weights: str | None = None  # a plain state dict, .safetensors or .pth
-    scores: list[str] | None = None  # score files to average; no network runs
     ema: bool | None = None  # null: EMA weights if the checkpoint has them
     save_views: bool = False  # also save the scores of every view
     output: str | None = None  # folder for score files; null: the run folder, or evaluations/

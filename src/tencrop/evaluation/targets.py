@@ -29,7 +29,7 @@ from tencrop.evaluation.preprocessing import Preprocessing, apply_preprocessing
 
 EVALUATIONS = Path("evaluations")  # parent of the folders for weights that no run folder has trained
 # Keys that train.py does not have: they are left out of the train command in an error message.
-EVALUATION_KEYS = ("protocol", "checkpoint", "weights", "scores", "ema", "save_views", "output")
+EVALUATION_KEYS = ("protocol", "checkpoint", "weights", "ema", "save_views", "output")
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,6 @@ def evaluation_targets(config: Config, typed: list[str]) -> list[EvaluationTarge
 
 
 def _evaluation_targets(config: Config, typed: list[str]) -> list[EvaluationTarget]:
-    if config.scores is not None:  # evaluate.py averages them without coming here
-        raise UserError("scores: are read by evaluate.py only; name a network with checkpoint=PATH")
     if not isinstance(config.checkpoint, list):
         check_one_protocol(typed)
     if (weights := config.weights) is not None:
@@ -117,18 +115,17 @@ def check_ensemble(members: Sequence[EvaluationTarget]) -> None:
         raise UserError(f"protocol.average: the members differ ({', '.join(sorted(averages))}); choose one of them")
 
 
-def score_files(config: Config, typed: Sequence[str]) -> list[Path]:
+def score_files(files: Sequence[str], typed: Sequence[str]) -> list[Path]:
     """The files of scores=[FILE,FILE]. Raises UserError if one is missing or listed twice, or for keys without effect.
 
     typed: the words after `evaluate.py`.
     """
-    assert config.scores is not None
     for word, override in zip(typed, parse(typed), strict=True):
         if override.key_or_group not in ("scores", "output", "protocol.average"):
             raise UserError(
                 f"{word}: scores=[FILE,FILE] averages saved scores, to which it does not apply; leave it out"
             )
-    paths = [Path(path) for path in config.scores]
+    paths = [Path(path) for path in files]
     if len(paths) < 2:
         raise UserError("scores: needs at least two score files, scores=[A.safetensors,B.safetensors]")
     for number, path in enumerate(paths):
