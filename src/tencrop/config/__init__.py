@@ -14,12 +14,15 @@ from tencrop.config.batches import (
 )
 from tencrop.config.command_schemas import (
     ComplexityConfig,
+    EvaluateConfig,
     ExportConfig,
     PrepareConfig,
     Printed,
     PrintedTable,
     ReportConfig,
     VisualizationConfig,
+    own_keys,
+    plain_config,
 )
 from tencrop.config.rules import check, validate
 from tencrop.config.run_id import (
@@ -61,6 +64,7 @@ __all__ = [
     "Config",
     "Data",
     "Erasing",
+    "EvaluateConfig",
     "ExportConfig",
     "Hardware",
     "Jitter",
@@ -94,6 +98,8 @@ __all__ = [
     "learning_keys",
     "num_threads",
     "num_workers",
+    "own_keys",
+    "plain_config",
     "run_path",
     "validate",
 ]

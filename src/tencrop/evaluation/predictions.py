@@ -204,6 +204,11 @@ def protocol_text(protocol: Protocol) -> str:
     return json.dumps({key: values[key] for key in sorted(values) if key not in left_out})
 
 
+def protocol_of(metadata: dict[str, str], average: str) -> Protocol:
+    """The protocol in a score file's metadata, with this average."""
+    return Protocol(**json.loads(metadata["protocol"]), average=average)
+
+
 def gather(part: Scores) -> Scores | None:
     """Join the parts of all processes in index order on the first process; None on the others.
 
