@@ -102,7 +102,9 @@ def _target(file: Path, weights: Released, typed: Sequence[str]) -> EvaluationTa
 
 def _rows(table: ErrorTable, found: Sequence[Calibrated]) -> list[tuple[str, ...]]:
     """One row per evaluation, in the table's unit of errors: percent."""
-    rows = [("weights", "published row", "top-1 %", "published", "top-5 %", "published", "n", "")]
+    rows: list[tuple[str, ...]] = [
+        ("weights", "published row", "top-1 %", "published", "top-5 %", "published", "n", "")
+    ]
     for one in found:
         row, cells = one.weights.row, list[str]()
         for column, error in one.errors.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -38,7 +38,7 @@ def is_timms(network: nn.Module) -> bool:
 def timm_config(network: nn.Module, config: Config, classes: Sequence[str], written: Mapping[str, Any]) -> str:
     """The config.json that timm and the Hub read beside model.safetensors. written: `preprocessing_of_run`."""
     size, side = written["size"], written["side"]
-    own: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
+    own = cast(dict[str, Any], network.pretrained_cfg)
     content = {
         "architecture": config.model.name,
         "num_classes": len(classes),
