@@ -44,7 +44,8 @@ from tencrop.training.checkpoints import (
 from tencrop.training.classifier import Classifier
 from tencrop.training.data_module import DataModule, validation_protocol
 from tencrop.training.determinism import check_deterministic
-from tencrop.training.monitors import Diverged, Interrupted, Interruption, Metrics, Pace
+from tencrop.training.divergence import Diverged
+from tencrop.training.monitors import Interrupted, Interruption, Metrics, Pace
 from tencrop.training.precision import set_precision
 from tencrop.training.progress import ProgressBar
 
