@@ -12,6 +12,7 @@ from tencrop.config.launcher import check_launch, is_first_process
 from tencrop.config.loader import check_loader
 from tencrop.config.tracker import check_tracker
 from tencrop.data.store.manifest import read_manifest
+from tencrop.evaluation.targets import check_one_protocol
 from tencrop.records.run_folder import finish, run_folder
 from tencrop.signals import exit_at_once, exit_when_asked
 
@@ -20,6 +21,7 @@ from tencrop.signals import exit_at_once, exit_when_asked
 def main(config: Config) -> int:
     exit_at_once()  # again: in a sweep, the run before ended with signals ignored (exit_when_asked)
     # These checks need neither torch nor timm, so a mistake is reported in under a second.
+    check_one_protocol(overrides())
     check_launch(config.hardware)
     check_tracker(config.tracker)
     batches = derive_batches(config)
@@ -32,8 +34,8 @@ def main(config: Config) -> int:
     # From here on torch is imported, which takes seconds.
 
     from tencrop.distributed.launch import launch_ranks
+    from tencrop.evaluation.checks import check_scorable
     from tencrop.evaluation.evaluate import evaluate_run
-    from tencrop.evaluation.inference import check_scorable
     from tencrop.records.tracked_errors import track_result
     from tencrop.records.tracking import InputImages, build_logger, close_logger
     from tencrop.report.collect import collect

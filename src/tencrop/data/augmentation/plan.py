@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tencrop.config import Augmentation, Protocol
 from tencrop.data.augmentation.pipeline import draw_params, neutral_params
 from tencrop.data.augmentation.transform import Params, Samples
-from tencrop.data.sampling.geometry import center_box, central_square, rescaled_size
+from tencrop.data.sampling.geometry import center_box, central_fraction, central_square, rescaled_size
 from tencrop.data.sampling.rng import (
     Float64,
     Index,
@@ -67,18 +67,29 @@ def training_plan(
 
 
 def evaluation_plan(index: Index, stored_sizes: Sizes, *, protocol: Protocol) -> Plan:
-    """The plan of evaluation samples `index`: the whole image or its central square (`protocol.region`), with its
-    shorter side resized to `protocol.side` (None: not resized). Sizes differ per image; the device crops the views.
+    """The plan of evaluation samples `index`: the whole image or its central part, resized as `protocol` says.
+
+    region=square takes the central square, resize=central_fraction the central 0.875 of both sides, to size x size.
+    resize=warp stretches to side x side; otherwise the shorter side is resized to `side` (None: not resized), and sizes
+    differ per image. The device crops the views.
     """
     index = np.asarray(index, np.int64)
     height, width = stored_sizes[index].astype(np.int64).T
     top, left = np.zeros_like(height), np.zeros_like(width)
     if protocol.region == "square":
         top, left, height, width = central_square(height, width)
-    out_height, out_width = (height, width) if protocol.side is None else rescaled_size(height, width, protocol.side)
+    if protocol.resize == "central_fraction":
+        top, left, height, width = central_fraction(height, width)
     boxes = np.stack([top, left, height, width], axis=1).astype(np.int32)
-    sizes = np.stack([out_height, out_width], axis=1).astype(np.int32)
+    sizes = np.stack(_resized(height, width, protocol), axis=1).astype(np.int32)
     return Plan(index, boxes, sizes, np.zeros(len(index), bool), neutral_params(len(index)))
+
+
+def _resized(height: Index, width: Index, protocol: Protocol) -> tuple[Index, Index]:
+    if protocol.resize != "shorter_side":
+        side = protocol.side if protocol.resize == "warp" else protocol.size
+        return np.full_like(height, side), np.full_like(width, side)
+    return (height, width) if protocol.side is None else rescaled_size(height, width, protocol.side)
 
 
 def _crop_boxes(height: Index, width: Index, samples: Samples, augmentation: Augmentation) -> Index:
