@@ -52,14 +52,16 @@ def _report_scores(config: ReportConfig) -> int:
     if config.compare:
         from tencrop.report.comparison_output import report_comparison
 
-        return report_comparison(config.compare, average=config.average, ks=config.k, output=output)
+        return report_comparison(
+            config.compare, average=config.average, ks=config.k, output=output, data_root=config.data_root
+        )
     if config.diff:
         from tencrop.report.run_diff import report_difference
 
         return report_difference(config.diff, output=output)
     from tencrop.report.score_output import report_scores
 
-    return report_scores(config.scores, average=config.average, ks=config.k, output=output)
+    return report_scores(config.scores, average=config.average, ks=config.k, output=output, data_root=config.data_root)
 
 
 def _check(config: ReportConfig) -> None:

@@ -31,6 +31,7 @@ class ReportConfig:
     scores: list[str] = field(default_factory=list)  # score files, or folders that hold some: their statistics
     k: list[int] = field(default_factory=lambda: [1, 5])  # top-k errors of compare, scores and the page
     average: str = "softmax"  # softmax | logits: the average over views that compare and scores use
+    data_root: str | None = None  # prepared data that names images and classes of score files outside run folders
 
 
 @dataclass

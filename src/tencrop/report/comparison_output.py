@@ -15,7 +15,7 @@ from tencrop.config import UserError
 from tencrop.config.writable import check_writable
 from tencrop.files import atomic_write
 from tencrop.printable import markdown_text, printable
-from tencrop.report.blocks import Block
+from tencrop.report.blocks import Block, print_paragraphs
 from tencrop.report.run_comparison import Comparison, compare, differing
 from tencrop.report.score_sources import read_saved, score_files
 from tencrop.text_tables import csv_table
@@ -28,30 +28,37 @@ ABOUT_TEST = (
 )
 FLIP_COLUMNS = ("scores", "k", "only_wrong", "index", "image", "label", "answer_a", "answer_b")
 CLASS_COLUMNS = ("scores", "k", "label", "class", "images", "errors_a", "errors_b")
+Cells = tuple[Any, ...]
 
 
-def report_comparison(words: Sequence[str], *, average: str, ks: Sequence[int], output: Path) -> int:
-    """Compare every protocol that both runs, or the two score files, have. Returns the exit code.
+def report_comparison(
+    words: Sequence[str], *, average: str, ks: Sequence[int], output: Path, data_root: str | None = None
+) -> int:
+    """Compare the score files that have the same name in both runs, or two files. Returns the exit code.
 
-    Raises UserError unless there are two inputs, with scores of the same images and labels.
+    data_root: prepared data that names images and classes, for score files outside run folders. Raises UserError unless
+    there are two inputs, with scores of the same images and labels.
     """
     if len(words) != 2:
         raise UserError(f"compare=[{','.join(words)}]: takes two run folders or score files, as compare=[A,B]")
     check_writable(output / MARKDOWN, remedy="make room, or name another folder with output=DIR")
-    pairs = _file_pairs(*words)
-    found = [compare(read_saved(a, average), read_saved(b, average), ks) for a, b in pairs]
+    paragraphs, texts, flips, classes = list[str](), list[str](), list[Cells](), list[Cells]()
+    for a, b in _file_pairs(*words):  # one pair at a time: ImageNet's scores take 400 MB a file
+        one = compare(*(read_saved(path, average, data_root=data_root) for path in (a, b)), ks=ks)
+        tables = blocks(one, output)
+        paragraphs += [printable(_head(one)), *(table.terminal() for table in tables)]
+        texts.append(_markdown(one, tables))
+        flips += _flip_rows(one)
+        classes += _class_rows(one)
     files = {
-        MARKDOWN: "\n".join(_markdown(one, output) for one in found),
-        FLIPS: csv_table(FLIP_COLUMNS, [row for one in found for row in _flip_rows(one)]),
-        CLASSES: csv_table(CLASS_COLUMNS, [row for one in found for row in _class_rows(one)]),
+        MARKDOWN: "\n".join(texts),
+        FLIPS: csv_table(FLIP_COLUMNS, flips),
+        CLASSES: csv_table(CLASS_COLUMNS, classes),
     }
     output.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         atomic_write(output / name, printable(content).encode())
-    for one in found:
-        texts = [_head(one), *(block.terminal() for block in blocks(one, output))]
-        print("\n\n".join(printable(text) for text in texts), end="\n\n")
-    print("\n".join(str(output / name) for name in files))
+    print_paragraphs([*paragraphs, "\n".join(str(output / name) for name in files)])
     return 0
 
 
@@ -95,7 +102,7 @@ def _count_block(comparison: Comparison) -> Block:
     return Block("Images", ("", "", "B right", "B wrong"), rows, left=(0, 1))
 
 
-def _flip_rows(comparison: Comparison) -> Iterator[tuple[Any, ...]]:
+def _flip_rows(comparison: Comparison) -> Iterator[Cells]:
     """One row for each image and k at which only one of the two is wrong, as FLIP_COLUMNS."""
     names, labels = comparison.named.classes, comparison.a.labels
     for k in comparison.ks:
@@ -106,7 +113,7 @@ def _flip_rows(comparison: Comparison) -> Iterator[tuple[Any, ...]]:
             yield (_name(comparison), k, only, index, comparison.named.image_name(index), *texts)
 
 
-def _class_rows(comparison: Comparison) -> Iterator[tuple[Any, ...]]:
+def _class_rows(comparison: Comparison) -> Iterator[Cells]:
     for k in comparison.ks:
         for label, *counts in comparison.differences_of_classes(k):
             yield (_name(comparison), k, label, comparison.named.classes[label], *counts)
@@ -124,10 +131,10 @@ def _head(comparison: Comparison) -> str:
     return "\n".join([*lines, " ".join([counts, *differing(comparison)])])
 
 
-def _markdown(comparison: Comparison, output: Path) -> str:
+def _markdown(comparison: Comparison, tables: Sequence[Block]) -> str:
     head = "".join(f"- {markdown_text(line)}\n" for line in _head(comparison).splitlines())
-    tables = [block.markdown(MARKDOWN_ROWS) for block in blocks(comparison, output)]
-    return "\n".join([f"# A and B: {markdown_text(_name(comparison))}\n", head, *tables])
+    title = f"# A and B: {markdown_text(_name(comparison))}\n"
+    return "\n".join([title, head, *(table.markdown(MARKDOWN_ROWS) for table in tables)])
 
 
 def _file_pairs(a: str, b: str) -> list[tuple[Path, Path]]:

@@ -34,7 +34,7 @@ def reliability_svg(calibration: Calibration) -> bytes:
         shares = [one.num_images / calibration.num_images for one in filled]
         lower.bar(lefts, shares, widths, align="edge", color=TRAIN_COLOR, edgecolor="white")
         upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
-        lower.set(ylim=(0, 1), yticks=(0, 1), ylabel="images", xlabel="confidence")
+        lower.set(ylim=(0, 1), yticks=(0, 0.5, 1), ylabel="share", xlabel="confidence")
         for axes in (upper, lower):
             axes.grid(axis="y", linewidth=1)
             axes.tick_params(length=0, labelsize=TEXT_PIXELS)

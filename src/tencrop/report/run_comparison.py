@@ -59,7 +59,7 @@ class Comparison:
         return sorted(found, key=lambda row: (-abs(row[3] - row[2]) / row[1], -row[1], row[0]))
 
 
-def compare(a: SavedScores, b: SavedScores, ks: Sequence[int]) -> Comparison:
+def compare(a: SavedScores, b: SavedScores, *, ks: Sequence[int]) -> Comparison:
     """Check that both files are of the same images. Raises UserError if not, or if scores are NaN."""
     fingerprints = [one.metadata.get("source_fingerprint") for one in (a, b)]
     if fingerprints[0] != fingerprints[1] or len(a.labels) != len(b.labels):
@@ -88,10 +88,18 @@ def differing(comparison: Comparison) -> list[str]:
     if a.manifest is not None and b.manifest is not None:
         data = [one["data"]["splits"]["train"]["store_fingerprint"] for one in (a.manifest, b.manifest)]
         sentences.append("The training data are the same." if data[0] == data[1] else "The training data differ.")
-    for name, one in (("A", a), ("B", b)):
-        if one.manifest is not None and one.manifest["result"]["status"] != "complete":
-            sentences.append(f"{name}'s training is not complete.")
-    return sentences
+    return sentences + [sentence for name, one in (("A", a), ("B", b)) if (sentence := _state(name, one))]
+
+
+def _state(name: str, saved: SavedScores) -> str:
+    """A sentence if the run of these scores is not complete, or was trained further since."""
+    if saved.manifest is None:
+        return ""
+    result = saved.manifest["result"]
+    if result["status"] != "complete":
+        return f"{name}'s training is not complete."
+    is_final = saved.metadata.get("weights_sha256") in (result["weights_sha256"], result["ema_sha256"])
+    return "" if is_final else f"{name}'s scores are not of the weights that its run ended with."
 
 
 def _protocol(saved: SavedScores) -> dict[str, Any]:

@@ -18,10 +18,9 @@ from tencrop.files import atomic_write
 from tencrop.printable import markdown_text, printable
 from tencrop.records.provenance import EXACT, sessions_of
 from tencrop.records.run_folder import read_run_manifest
-from tencrop.report.blocks import Block
+from tencrop.report.blocks import Block, print_paragraphs
 
 MARKDOWN = "difference.md"
-ALL_ROWS = 10**6
 NONE = "–"
 Facts = dict[str, str]
 
@@ -39,10 +38,10 @@ def report_difference(words: list[str], *, output: Path) -> int:
     blocks = [_block(part, first[part], second[part]) for part in first]
     output.mkdir(parents=True, exist_ok=True)
     title = "# What differs\n\n" + "".join(f"- {markdown_text(line)}\n" for line in head)
-    text = "\n".join([title, *(block.markdown(ALL_ROWS) for block in blocks)])
+    text = "\n".join([title, *(block.markdown() for block in blocks)])
     atomic_write(output / MARKDOWN, printable(text).encode())
-    print("\n\n".join([printable("\n".join(head)), *(block.terminal(ALL_ROWS) for block in blocks)]), end="\n\n")
-    print(output / MARKDOWN)
+    texts = [printable("\n".join(head)), *(block.terminal() for block in blocks), str(output / MARKDOWN)]
+    print_paragraphs(texts)
     return 0
 
 
@@ -73,7 +72,7 @@ def run_facts(folder: Path) -> dict[str, Facts]:
 def _block(part: str, first: Facts, second: Facts) -> Block:
     names = [name for name in dict.fromkeys([*first, *second]) if first.get(name) != second.get(name)]
     rows = [(name, first.get(name, NONE), second.get(name, NONE)) for name in names]
-    return Block(part if rows else f"{part}: no difference", ("", "A", "B"), rows, left=range(3))
+    return Block(part if rows else f"{part}: no difference", ("", "A", "B"), rows, left=range(3), all_rows=True)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Facts:

@@ -10,7 +10,7 @@ from tencrop.config import UserError
 from tencrop.config.writable import check_writable
 from tencrop.files import atomic_write
 from tencrop.printable import markdown_text, printable
-from tencrop.report.blocks import Block
+from tencrop.report.blocks import Block, print_paragraphs
 from tencrop.report.reliability import reliability_svg
 from tencrop.report.score_report import (
     ScoreReport,
@@ -21,17 +21,20 @@ from tencrop.report.score_report import (
     score_report,
 )
 from tencrop.report.score_sources import read_saved, score_files
-from tencrop.report.score_statistics import NUM_BINS
 from tencrop.text_tables import csv_table
 
 MARKDOWN, CLASSES, CONFUSED = "scores.md", "scores-classes.csv", "scores-confused.csv"
 CALIBRATION = "scores-calibration.csv"
+MARKDOWN_ROWS = 50
 
 
-def report_scores(words: Sequence[str], *, average: str, ks: Sequence[int], output: Path) -> int:
+def report_scores(
+    words: Sequence[str], *, average: str, ks: Sequence[int], output: Path, data_root: str | None = None
+) -> int:
     """Print the statistics of every score file in `words`, and write all of them to the folder `output`.
 
-    words: score files, run folders, or folders of evaluate.py. A file that cannot be read is left out and named at the
+    words: score files, run folders, or folders of evaluate.py. data_root: prepared data that names the classes of score
+    files outside run folders. A file that cannot be read is left out and named at the
     end. Returns the exit code. Raises UserError if no file can be read.
     """
     paths = [path for word in words for path in score_files(word, key="scores")]
@@ -39,16 +42,15 @@ def report_scores(words: Sequence[str], *, average: str, ks: Sequence[int], outp
     reports, broken = list[ScoreReport](), list[UserError]()
     for path in paths:
         try:
-            reports.append(score_report(read_saved(path, average), ks))
+            reports.append(score_report(read_saved(path, average, data_root=data_root), ks))
         except UserError as error:
             broken.append(error)
     if not reports:
         raise broken[0]
     for report in reports:
-        head = f"{printable(str(report.saved.path))}\n{report.about}"
-        print("\n\n".join([head, *(block.terminal() for block in _blocks(report, output))]), end="\n\n")
-    for path in _write(reports, output):
-        print(path)
+        head = f"{printable(str(report.path))}\n{report.about}"
+        print_paragraphs([head, *(block.terminal() for block in _blocks(report, output))])
+    print_paragraphs(["\n".join(map(str, _write(reports, output)))])
     for refusal in broken:  # after the tables, where it is not scrolled away
         print(printable(f"error: left out: {refusal}"), file=sys.stderr)
     return 2 if broken else 0
@@ -65,7 +67,7 @@ def _blocks(report: ScoreReport, output: Path) -> list[Block]:
 
 def _write(reports: Sequence[ScoreReport], output: Path) -> list[Path]:
     output.mkdir(parents=True, exist_ok=True)
-    plots = [output / f"reliability-{number}-{one.saved.name}.svg" for number, one in enumerate(reports, start=1)]
+    plots = [output / f"reliability-{number}-{one.path.stem}.svg" for number, one in enumerate(reports, start=1)]
     contents = {
         MARKDOWN: "\n".join(_markdown(report, plot, output) for report, plot in zip(reports, plots, strict=True)),
         CLASSES: _classes_csv(reports),
@@ -80,8 +82,8 @@ def _write(reports: Sequence[ScoreReport], output: Path) -> list[Path]:
 
 
 def _markdown(report: ScoreReport, plot: Path, output: Path) -> str:
-    texts = [f"# {markdown_text(str(report.saved.path))}\n", f"{markdown_text(report.about)}\n"]
-    texts += [block.markdown(max(NUM_BINS, 50)) for block in _blocks(report, output)]
+    texts = [f"# {markdown_text(str(report.path))}\n", f"{markdown_text(report.about)}\n"]
+    texts += [block.markdown(MARKDOWN_ROWS) for block in _blocks(report, output)]
     return "\n".join([*texts, f"![Reliability]({plot.name})\n"])
 
 
@@ -89,7 +91,7 @@ def _classes_csv(reports: Sequence[ScoreReport]) -> str:
     head = ("scores", "label", "class", "images", "errors", "error_percent", "taken_for", "times")
     rows = []
     for report in reports:
-        path, names = report.saved.path, report.saved.classes
+        path, names = report.path, report.names
         for label, rate, answer, times in report.classes:
             errors = (rate.num_images, rate.num_errors, f"{100 * rate.fraction:.4f}")
             rows.append((path, label, names[label], *errors, "" if answer is None else names[answer], times))
@@ -99,7 +101,7 @@ def _classes_csv(reports: Sequence[ScoreReport]) -> str:
 def _confused_csv(reports: Sequence[ScoreReport]) -> str:
     rows = []
     for report in reports:
-        path, names = report.saved.path, report.saved.classes
+        path, names = report.path, report.names
         rows += [(path, label, names[label], answer, names[answer], num) for label, answer, num in report.confused]
     return csv_table(("scores", "label", "class", "taken_for_label", "taken_for", "images"), rows)
 
@@ -109,5 +111,5 @@ def _calibration_csv(reports: Sequence[ScoreReport]) -> str:
     for report in reports:
         for low, high, num_images, *means in report.calibration.bins:
             ends = (f"{low:.6f}", f"{high:.6f}")
-            rows.append((report.saved.path, *ends, num_images, *(f"{mean:.6f}" for mean in means)))
+            rows.append((report.path, *ends, num_images, *(f"{mean:.6f}" for mean in means)))
     return csv_table(("scores", "above", "up_to", "images", "mean_confidence", "accuracy"), rows)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tencrop.evaluation.errors import ErrorRate, error_rate
 from tencrop.report.blocks import Block
@@ -20,7 +21,7 @@ from tencrop.report.score_statistics import (
     calibration,
     class_errors,
     confusions,
-    probabilities,
+    top1_confidences,
     worst_first,
 )
 
@@ -34,7 +35,10 @@ CONFIDENCES = {
 class ScoreReport:
     """The statistics of one score file."""
 
-    saved: SavedScores
+    path: Path  # of the score file
+    average: str  # softmax | logits
+    metadata: dict[str, str]
+    names: list[str]  # of the classes
     errors: dict[int, ErrorRate]  # by k
     classes: list[ClassErrors]  # worst first
     confused: list[Confusion]  # most frequent first
@@ -43,11 +47,9 @@ class ScoreReport:
     @property
     def about(self) -> str:
         """Network, data, protocol, counts and weights, on one line."""
-        facts, num_classes = self.saved.metadata, self.saved.scores.shape[1]
-        model, data = facts.get("model", "?"), facts.get("data", "?")
-        what = f"{model} on {data}, {self.saved.name}, averaged {self.saved.average}"
-        counts = f"{self.calibration.num_images:,} images, {num_classes:,} classes"
-        return f"{what}; {counts}; weights {facts.get('weights_sha256', '?')[:12]}"
+        model, data, weights = (self.metadata.get(key, "?") for key in ("model", "data", "weights_sha256"))
+        counts = f"{self.calibration.num_images:,} images, {len(self.names):,} classes"
+        return f"{model} on {data}, {self.path.stem}, averaged {self.average}; {counts}; weights {weights[:12]}"
 
     @property
     def calibration_sentence(self) -> str:
@@ -55,7 +57,7 @@ class ScoreReport:
         found = self.calibration
         return (
             f"Expected calibration error: {100 * found.expected_error:.2f} points, over {NUM_BINS} bins of equal width"
-            f" of the confidence in the top-1 class, which is {CONFIDENCES[self.saved.average]}. Mean confidence"
+            f" of the confidence in the top-1 class, which is {CONFIDENCES[self.average]}. Mean confidence"
             f" {100 * found.confidence:.2f}%, accuracy {100 * found.accuracy:.2f}%."
         )
 
@@ -64,13 +66,15 @@ def score_report(saved: SavedScores, ks: Sequence[int]) -> ScoreReport:
     """All statistics of a score file. Raises UserError if a score is NaN or infinite."""
     errors = {k: error_rate(saved.ranks, k) for k in ks}
     answered = answers(saved.scores, saved.labels, saved.ranks)
-    confidences = probabilities(saved.scores, saved.average).max(1)
     return ScoreReport(
-        saved=saved,
+        path=saved.path,
+        average=saved.average,
+        metadata=saved.metadata,
+        names=saved.classes,
         errors=errors,
         classes=worst_first(class_errors(saved.labels, answered, saved.scores.shape[1])),
         confused=confusions(saved.labels, answered),
-        calibration=calibration(confidences, saved.ranks == 0),
+        calibration=calibration(top1_confidences(saved.scores, saved.average), saved.ranks == 0),
     )
 
 
@@ -82,7 +86,7 @@ def error_block(report: ScoreReport) -> Block:
 
 def class_block(report: ScoreReport, *, more_in: str = "") -> Block:
     """The classes, worst first; more_in: where the others are, if there are too many to show."""
-    names = report.saved.classes
+    names = report.names
     rows = [
         (
             names[one.label],
@@ -98,7 +102,7 @@ def class_block(report: ScoreReport, *, more_in: str = "") -> Block:
 
 def confusion_block(report: ScoreReport, *, more_in: str = "") -> Block:
     """Pairs of a class and the class that its images are taken for, most frequent first."""
-    names = report.saved.classes
+    names = report.names
     rows = [(names[one.label], names[one.answer], f"{one.num_images:,}") for one in report.confused]
     title = "Most confused classes" if rows else "No image is taken for another class."
     return Block(title, ("class", "taken for", "images"), rows, left=(0, 1), more_in=more_in)
@@ -112,7 +116,7 @@ def calibration_block(report: ScoreReport) -> Block:
         if num_images
     ]
     head = ("confidence", "images", "mean %", "accuracy %")
-    return Block("Calibration", head, rows, note=report.calibration_sentence)
+    return Block("Calibration", head, rows, note=report.calibration_sentence, all_rows=True)
 
 
 def _percent(rate: ErrorRate) -> tuple[str, str]:

@@ -33,17 +33,18 @@ class SavedScores:
     scores: np.ndarray  # float32 [N, K]
     ranks: np.ndarray  # int32 [N], of the labels among the scores
     metadata: dict[str, str]
+    data_root: str | None  # prepared data, for names; None: the run's
 
     @property
     def name(self) -> str:
         """The file's name without suffix: the protocol, and what else differs from the recipe."""
         return self.path.stem
 
-    @property
+    @cached_property
     def run_folder(self) -> Path | None:
         """The run folder that the file is in; None for evaluations outside run folders."""
-        folder = self.path.absolute().parent.parent
-        return folder if self.path.absolute().parent.name == "predictions" and is_run_folder(folder) else None
+        folder = self.path.absolute().parent
+        return folder.parent if folder.name == "predictions" and is_run_folder(folder.parent) else None
 
     @cached_property
     def manifest(self) -> dict[str, Any] | None:
@@ -55,14 +56,15 @@ class SavedScores:
 
     @cached_property
     def classes(self) -> list[str]:
-        """A readable name for each class: "class 3" where the run folder does not tell."""
+        """A readable name for each class; "class 3" if neither the run folder nor `data_root` tells."""
         num_classes = self.scores.shape[1]
-        numbered = [f"class {label}" for label in range(num_classes)]
         data = {} if self.manifest is None else self.manifest["data"]
         # other data may have been evaluated into the run's folder
-        if not data or data["splits"]["val"]["source_fingerprint"] != self.metadata.get("source_fingerprint"):
-            return numbered
-        return label_names(data["classes"]) if len(data["classes"]) == num_classes else numbered
+        if data and data["splits"]["val"]["source_fingerprint"] == self.metadata.get("source_fingerprint"):
+            names = data["classes"]
+        else:
+            names = [] if self._split is None else self._split.manifest["classes"]
+        return label_names(names) if len(names) == num_classes else [f"class {label}" for label in range(num_classes)]
 
     def image_name(self, index: int) -> str:
         """Class folder and file name; "image 17" where the prepared data is not at hand."""
@@ -70,14 +72,25 @@ class SavedScores:
 
     @cached_property
     def _split(self) -> Split | None:
+        """The images that were evaluated, if their prepared folder is on this machine."""
+        if self.data_root is not None:
+            split = open_split(self.data_root, "val")
+            if not self._is_of(split):
+                raise UserError(
+                    f"data_root={self.data_root}: holds other images than those of {self.path}; leave it out"
+                )
+            return split
+        if self.run_folder is None:
+            return None
         try:
-            if self.run_folder is None:
-                return None
             data = read_config(self.run_folder)["data"]
             split = open_split(data["root"], "val", source=data["source"], data=data["name"])
         except UserError:  # the data may be on another machine
             return None
-        return split if split.source_fingerprint == self.metadata.get("source_fingerprint") else None
+        return split if self._is_of(split) else None
+
+    def _is_of(self, split: Split) -> bool:
+        return split.source_fingerprint == self.metadata.get("source_fingerprint")
 
 
 def score_files(word: str, *, key: str) -> list[Path]:
@@ -106,7 +119,8 @@ def score_files(word: str, *, key: str) -> list[Path]:
     )
 
 
-def read_saved(path: Path, average: str) -> SavedScores:
+def read_saved(path: Path, average: str, *, data_root: str | None = None) -> SavedScores:
     """Read and verify a score file. Raises UserError if it is missing, damaged or not a score file."""
     arrays, metadata = read_scores(path)
-    return SavedScores(path, average, arrays["labels"], arrays[average], arrays[f"{average}_ranks"], metadata)
+    ranks = arrays[f"{average}_ranks"]
+    return SavedScores(path, average, arrays["labels"], arrays[average], ranks, metadata, data_root)

@@ -114,23 +114,27 @@ def confusions(labels: np.ndarray, answered: np.ndarray) -> list[Confusion]:
     return sorted(found, key=lambda one: (-one.num_images, one.label, one.answer))
 
 
-def probabilities(scores: np.ndarray, average: str) -> np.ndarray:
-    """float64 [N, K] that sum to 1 for each image: averaged softmax as it is, averaged logits through softmax."""
-    values = scores.astype(np.float64)
+def top1_confidences(scores: np.ndarray, average: str) -> np.ndarray:
+    """The largest class probability of each image, float64 [N] on [0, 1].
+
+    scores: float32 [N, K]. Averaged softmax ("softmax") are probabilities; averaged logits ("logits") become ones by
+    softmax. The two differ: a mean of softmax over views is less confident than the softmax of the mean logits.
+    """
+    best = scores.max(1)
     if average == "softmax":
-        return values
-    exponentials = np.exp(values - values.max(1, keepdims=True))
-    return exponentials / exponentials.sum(1, keepdims=True)
+        # A mean of softmax may exceed 1 by rounding.
+        return np.minimum(best.astype(np.float64), 1.0)
+    # The largest term is exp(0) = 1.
+    return 1 / np.exp(scores - best[:, None]).sum(1, dtype=np.float64)
 
 
 def calibration(confidences: np.ndarray, is_right: np.ndarray, num_bins: int = NUM_BINS) -> Calibration:
     """Bins of equal width on (0, 1].
 
-    confidences: float [N], the largest probability of each image; is_right: bool [N], whether its top-1 is right.
+    confidences: float [N], as from top1_confidences; is_right: bool [N], whether its top-1 is right.
     """
     edges = np.arange(num_bins + 1) / num_bins
-    # A mean of softmax may exceed 1 by rounding, and would lie beyond the last bin.
-    number = np.digitize(np.minimum(confidences, 1.0), edges, right=True) - 1
+    number = np.digitize(confidences, edges, right=True) - 1
     counts = np.bincount(number, minlength=num_bins)
     divisor = np.maximum(counts, 1)
     means = np.bincount(number, confidences, num_bins) / divisor
