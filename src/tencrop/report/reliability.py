@@ -26,7 +26,9 @@ def reliability_svg(calibration: Calibration) -> bytes:
     with styled(), rc_context({"font.family": ["DejaVu Sans", "sans-serif"], "font.sans-serif": ["DejaVu Sans"]}):
         figure = Figure(figsize=(WIDTH * scale, HEIGHT * scale))
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        upper.bar(lefts, [one.accuracy for one in filled], widths, align="edge", color=BLUE, edgecolor="white")
+        bars = upper.bar(lefts, [one.accuracy for one in filled], widths, align="edge", color=BLUE, edgecolor="white")
+        for number, bar in enumerate(bars):
+            bar.set_gid(f"accuracy-{number}")
         upper.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle="--")
         # The bar of a wide bin does not tell where in the bin its images lie; the dot stands at their mean.
         points = [one.confidence for one in filled], [one.accuracy for one in filled]

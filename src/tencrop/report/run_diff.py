@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,16 @@ NONE = "–"
 Facts = dict[str, str]
 
 
-def report_difference(words: list[str], *, output: Path) -> int:
+@dataclass(frozen=True)
+class RunRecord:
+    """What may differ between two runs, as text."""
+
+    settings: Facts
+    learned: frozenset[str]  # the settings that affect training
+    parts: dict[str, Facts]  # code, packages, data, hardware
+
+
+def report_difference(words: Sequence[str], *, output: Path) -> int:
     """Print the differences of two run folders and write them to difference.md in `output`. Returns the exit code.
 
     Raises UserError unless there are two run folders that this version reads.
@@ -33,9 +43,8 @@ def report_difference(words: list[str], *, output: Path) -> int:
     if len(words) != 2:
         raise UserError(f"diff=[{','.join(words)}]: takes two run folders, as diff=[RUN_A,RUN_B]")
     check_writable(output / MARKDOWN, remedy="make room, or name another folder with output=DIR")
-    first, second = (run_facts(Path(word)) for word in words)
+    blocks = difference(*(read_record(Path(word)) for word in words))
     head = [f"A  {words[0]}", f"B  {words[1]}"]
-    blocks = [_block(part, first[part], second[part]) for part in first]
     output.mkdir(parents=True, exist_ok=True)
     title = "# What differs\n\n" + "".join(f"- {markdown_text(line)}\n" for line in head)
     text = "\n".join([title, *(block.markdown() for block in blocks)])
@@ -45,9 +54,17 @@ def report_difference(words: list[str], *, output: Path) -> int:
     return 0
 
 
-def run_facts(folder: Path) -> dict[str, Facts]:
-    """What may differ between runs, as text, in parts: settings that affect training, others, code, packages, data,
-    hardware. Raises UserError if the folder is not a run of this version."""
+def difference(a: RunRecord, b: RunRecord) -> list[Block]:
+    """One table for each part: settings that affect training first, then other settings, code, packages, ..."""
+    learned = a.learned | b.learned  # a setting of an operation that one run has switched off affects only the other
+    first, second = ({key: value for key, value in one.settings.items() if key in learned} for one in (a, b))
+    third, fourth = ({key: value for key, value in one.settings.items() if key not in learned} for one in (a, b))
+    settings = [_block("Settings that affect training", first, second), _block("Other settings", third, fourth)]
+    return settings + [_block(name, a.parts[name], b.parts[name]) for name in a.parts]
+
+
+def read_record(folder: Path) -> RunRecord:
+    """The record of a run folder. Raises UserError if it is none, or not one that this version reads."""
     if not is_run_folder(folder):
         raise UserError(f"diff={folder}: is no run folder (config.yaml and manifest.json; train.py makes them)")
     config, manifest = read_config(folder), read_run_manifest(folder)
@@ -56,17 +73,14 @@ def run_facts(folder: Path) -> dict[str, Facts]:
     except UserError as error:
         problem = str(error)[:300]  # quotes the value, which may be of any length
         raise UserError(f"{folder / 'config.yaml'}: not {CONFIG} ({problem}); {REMEDY}") from error
-    learned = _flat(learning_keys(validated))
-    others = {key: value for key, value in _flat(dataclasses.asdict(validated)).items() if key not in learned}
     sessions = sessions_of(manifest)
-    return {
-        "Settings that affect training": learned,
-        "Other settings": others,
+    parts = {
         "Code": _over_sessions([session["code"] for session in sessions]) | {"tencrop": manifest["tencrop"]},
         "Packages": _over_sessions([_exact_first(session["packages"]) for session in sessions]),
         "Data": _data(manifest["data"]),
         "Hardware": _over_sessions([session["hardware"] for session in sessions]),
     }
+    return RunRecord(_flat(dataclasses.asdict(validated)), frozenset(_flat(learning_keys(validated))), parts)
 
 
 def _block(part: str, first: Facts, second: Facts) -> Block:
@@ -79,7 +93,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Facts:
     """Dotted keys and their values as text, as typed on the command line."""
     found: Facts = {}
     for key, value in values.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict):
             found |= _flat(value, f"{prefix}{key}.")
         else:
             found[f"{prefix}{key}"] = _text(value)
