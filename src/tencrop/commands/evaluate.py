@@ -3,6 +3,7 @@
 from tencrop.cli.command import command, overrides
 from tencrop.config import Config, check_precision
 from tencrop.config.launcher import check_launch
+from tencrop.config.recipes import print_recipes
 from tencrop.config.run_config import is_run_folder
 from tencrop.config.tracker import check_tracker
 from tencrop.evaluation.targets import check_ensemble, evaluation_targets
@@ -12,8 +13,12 @@ from tencrop.signals import close_at_ctrl_c
 @command("evaluate", Config)
 def main(config: Config) -> int:
     # The checks down to check_launch run before torch is imported, so that a mistake is reported at once.
+    if config.checkpoint is None and config.weights is None:  # the run that train.py makes of these values
+        print_recipes([config])
     members = evaluation_targets(config, overrides())
     check_ensemble(members)
+    if config.checkpoint is not None:
+        print_recipes(member.config for member in members)
     for member in members:
         check_precision(member.config)
         if member.out is not None and is_run_folder(member.out.parent):  # its error rates go to the tracker

@@ -50,6 +50,7 @@ NOT_LEARNING = (
     "config/launcher.py",
     "config/loader.py",
     "config/recipe_rules.py",
+    "config/recipes.py",
     "config/rules.py",
     "config/run_config.py",
     "config/run_id.py",
