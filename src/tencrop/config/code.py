@@ -52,6 +52,7 @@ NOT_LEARNING = (
     "config/loader.py",
     "config/protocol_rules.py",
     "config/recipe_rules.py",
+    "config/recipes.py",
     "config/rules.py",
     "config/run_config.py",
     "config/run_id.py",
