@@ -76,7 +76,7 @@ def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type,
     try:
         check_conf()
         _check_current_folder()
-        answer = list_options(words)
+        answer = list_options(words, schema)
         if answer or {"--help", "-h"} & set(words):
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` exits quietly, as other tools do
             # Hydra would list the options of every group twice, which takes a third of the time of --help and which our

@@ -20,7 +20,7 @@ from tencrop.config.command_schemas import (
     ReportConfig,
     VisualizationConfig,
 )
-from tencrop.config.rules import check, validate
+from tencrop.config.rules import validate
 from tencrop.config.run_id import (
     check_data,
     check_preparation,
@@ -81,7 +81,6 @@ __all__ = [
     "UserError",
     "VisualizationConfig",
     "accelerator_of",
-    "check",
     "check_data",
     "check_precision",
     "check_preparation",

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 from tencrop.config import Config, Normalization
+from tencrop.config.schema import Filter, PixelMean, PixelStd
 
 # Field of the preprocessing -> configuration keys that override it on the command line.
 KEYS = {
@@ -26,9 +27,9 @@ class Preprocessing(NamedTuple):
     """How images must be preprocessed for some weights."""
 
     source: str  # where this is from, for the printed line and result.json
-    mean: Any  # as in Normalization
-    std: Any
-    filter: str
+    mean: Literal["imagenet", "dataset"] | PixelMean
+    std: Literal["imagenet", "dataset"] | PixelStd
+    filter: Filter
     size: int | None  # side of the crop in pixels; None: keep size and side of the configuration
     side: Callable[[int], int | None]  # crop size -> shorter side that images are rescaled to
 
