@@ -117,7 +117,7 @@ def _check_word(word: str, kinds: dict[str, Type]) -> str:
     return word
 
 
-def _read_as(value: Any, text: str, kind: Type) -> str:
+def _read_as(value: object, text: str, kind: Type) -> str:
     """The type as which Hydra reads a text, if the key does not take this type; otherwise empty."""
     if value is None or isinstance(value, str) or _takes(kind, type(value)):
         return ""
@@ -166,7 +166,7 @@ def _element(text: str) -> str:
     return text if _is_plain(f"a=[{text}]", [text]) else _quoted(text)
 
 
-def _is_plain(word: str, value: Any) -> bool:
+def _is_plain(word: str, value: str | list[str]) -> bool:
     # Asks Hydra's parser instead of repeating its grammar, which has many special cases. The parser accepts "${", but
     # OmegaConf would interpolate it later.
     try:

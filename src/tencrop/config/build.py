@@ -48,7 +48,7 @@ class _NotAllowed(ValueError):
     """The value is of the declared type, but violates a constraint; the message says what is allowed."""
 
 
-def build(schema: type[Schema], values: Mapping[Any, Any]) -> Schema:
+def build(schema: type[Schema], values: Mapping[Any, object]) -> Schema:
     """An instance of the dataclass `schema`.
 
     Raises UserError for an unknown key, a missing one, or a value that its field does not allow.
@@ -56,14 +56,14 @@ def build(schema: type[Schema], values: Mapping[Any, Any]) -> Schema:
     return _section(schema, values, prefix="", root=schema)
 
 
-def _section(schema: type[Schema], values: Mapping[Any, Any], *, prefix: str, root: type) -> Schema:
+def _section(schema: type[Schema], values: Mapping[Any, object], *, prefix: str, root: type) -> Schema:
     kinds = field_types(schema)
     for name in values:
         if name not in kinds:
             close = difflib.get_close_matches(f"{prefix}{name}", dotted_keys(root), n=2, cutoff=0.5)
             near = f"; did you mean {' or '.join(close)}?" if close else ""
             raise UserError(f"{prefix}{name}: there is no such key{near}")
-    built: dict[str, Any] = {}
+    built: dict[str, Any] = {}  # each value has the type of its field, which mypy cannot know
     for field in dataclasses.fields(schema):
         kind = kinds[field.name]
         absent = {} if dataclasses.is_dataclass(kind) else MISSING
@@ -78,14 +78,14 @@ def _section(schema: type[Schema], values: Mapping[Any, Any], *, prefix: str, ro
     return section
 
 
-def _check_used(key: str, value: Any, is_used: bool, chosen: str) -> None:
+def _check_used(key: str, value: object, is_used: bool, chosen: str) -> None:
     if is_used and value is None:
         raise UserError(f"{key}: {chosen} needs a value for it; give {key}=VALUE")
     if not is_used and value is not None:
         raise UserError(f"{key}={as_typed(value)}: {chosen} does not use it; set {key}=null")
 
 
-def _field(kind: Type, value: Any, key: str, root: type) -> Any:
+def _field(kind: Type, value: object, key: str, root: type) -> object:
     if value == MISSING:
         raise UserError(f"{key}: needs a value; give {key}=...")
     inner = section_of(kind)
@@ -105,7 +105,7 @@ def _field(kind: Type, value: Any, key: str, root: type) -> Any:
         raise UserError(f"{key}={as_typed(value)}: {error}") from error
 
 
-def _converted(kind: Type, value: Any) -> Any:
+def _converted(kind: Type, value: object) -> Any:  # of the type `kind`, which mypy cannot know
     """The value as the declared type, with all constraints checked. Raises _WrongType or _NotAllowed."""
     bare = bare_type(kind)
     if len(members_of(kind)) > 1:
@@ -124,7 +124,7 @@ def _converted(kind: Type, value: Any) -> Any:
     return converted
 
 
-def _member(kind: Type, value: Any) -> Any:
+def _member(kind: Type, value: object) -> object:
     """The value as the first member of a union that accepts it."""
     if value is None and NoneType in members_of(kind):
         return None
@@ -139,7 +139,7 @@ def _member(kind: Type, value: Any) -> Any:
     raise _WrongType
 
 
-def _list(kind: Type, value: Any) -> list[Any]:
+def _list(kind: Type, value: object) -> list[object]:
     if not isinstance(value, list):
         raise _WrongType
     if any(isinstance(part, float) and not math.isfinite(part) for part in value):
@@ -151,20 +151,20 @@ def _list(kind: Type, value: Any) -> list[Any]:
         raise _NotAllowed(_expected(kind)) from error
 
 
-def _mapping(value: Any) -> dict[str, Any]:
+def _mapping(value: object) -> dict[str, object]:
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise _WrongType
     return value
 
 
-def _choice(choices: tuple[str, ...], value: Any) -> str:
+def _choice(choices: tuple[str, ...], value: object) -> str:
     if value in choices:
         return value
     close = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
     raise _NotAllowed(f"must be {close[0] if close else 'one of ' + ', '.join(choices)}")
 
 
-def _scalar(kind: type, value: Any) -> Any:
+def _scalar(kind: type, value: object) -> object:
     if kind is bool and isinstance(value, bool | int | str) and str(value).lower() in BOOLEANS:
         return BOOLEANS[str(value).lower()]
     if kind not in (int, float, str) or isinstance(value, bool) or not isinstance(value, int | float | str):

@@ -112,7 +112,7 @@ def in_words(kind: Type, plural: bool = False) -> str:
     return names.get(bare) or f"a {NOUNS.get(bare, 'value')}{limits}"
 
 
-def as_typed(value: Any) -> str:
+def as_typed(value: object) -> str:
     """A value in the form in which the user types it."""
     if isinstance(value, list):
         return f"[{','.join(map(as_typed, value))}]"
