@@ -23,7 +23,7 @@ from tencrop.config.command_schemas import (
     own_keys,
     plain_config,
 )
-from tencrop.config.rules import check, validate
+from tencrop.config.rules import validate
 from tencrop.config.run_id import (
     check_data,
     check_preparation,
@@ -87,7 +87,6 @@ __all__ = [
     "UserError",
     "VisualizationConfig",
     "accelerator_of",
-    "check",
     "check_data",
     "check_precision",
     "check_preparation",
