@@ -62,6 +62,7 @@ NOT_LEARNING = (
     "data/sources",
     "distributed/__init__.py",
     "distributed/cluster.py",
+    "distributed/gpus.py",
     "distributed/launch.py",
     "distributed/rendezvous.py",
     "files.py",

@@ -34,6 +34,7 @@ from tencrop.data.loading.loaders import loader_class
 from tencrop.data.sampling.sampler import MAX_PADDED_BYTES, check_rescaled, evaluation_batches, split_to_fit_memory
 from tencrop.data.store.manifest import Split, open_split
 from tencrop.distributed.cluster import cluster_environment
+from tencrop.distributed.gpus import check_num_gpus
 from tencrop.distributed.rendezvous import meet_launched
 from tencrop.evaluation.predictions import Scores, from_averages, gather, load_scores, save_scores
 from tencrop.evaluation.protocols import merge, num_views, view_groups
@@ -305,11 +306,7 @@ def _device(hardware: Hardware, local_rank: int) -> torch.device:
     """
     if accelerator_of(hardware) == "cpu":
         return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"hardware.devices={hardware.devices}: torch sees {torch.cuda.device_count()} GPUs here;"
-            " choose fewer, or hardware=cpu"
-        )
+    check_num_gpus(hardware, local_rank + 1)
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 
