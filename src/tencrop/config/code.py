@@ -67,6 +67,7 @@ NOT_LEARNING = (
     "data/sources",
     "distributed/__init__.py",
     "distributed/cluster.py",
+    "distributed/gpus.py",
     "distributed/launch.py",
     "distributed/rendezvous.py",
     "files.py",
