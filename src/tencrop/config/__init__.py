@@ -24,7 +24,7 @@ from tencrop.config.command_schemas import (
     own_keys,
     plain_config,
 )
-from tencrop.config.rules import check, validate
+from tencrop.config.rules import validate
 from tencrop.config.run_id import (
     check_data,
     check_preparation,
@@ -48,6 +48,7 @@ from tencrop.config.schema import (
     Pca,
     Protocol,
     RandAugment,
+    Recipe,
     Schedule,
     Splits,
     StoreOptions,
@@ -78,6 +79,7 @@ __all__ = [
     "PrintedTable",
     "Protocol",
     "RandAugment",
+    "Recipe",
     "ReportConfig",
     "Schedule",
     "Splits",
@@ -87,7 +89,6 @@ __all__ = [
     "UserError",
     "VisualizationConfig",
     "accelerator_of",
-    "check",
     "check_data",
     "check_precision",
     "check_preparation",

@@ -158,8 +158,7 @@ def _data(source: ExportSource) -> str:
 def _recipe(source: ExportSource) -> str:
     config, code = source.config, sessions_of(source.manifest)[-1]["code"]
     values = dataclasses.asdict(config)
-    guesses = values.get("guesses") or []
-    told = "\n".join(f"- `{key}: {_value(values, key)}`" for key in guesses)
+    told = "\n".join(f"- `{key}: {_value(values, key)}`" for key in config.guesses)
     claim = (
         f"Published result that it reproduces: {config.claim.source}."
         if config.claim
