@@ -13,7 +13,7 @@ from tencrop.config import Config
 from tencrop.data.augmentation.color import mean_and_std
 
 
-def preprocessing_of_run(config: Config, metadata: Mapping[str, Any], source: str) -> dict[str, Any]:
+def preprocessing_of_run(config: Config, metadata: dict[str, Any], source: str) -> dict[str, Any]:
     """The content of weights.PREPROCESSING_SHAPE for a run, as it evaluates its own network.
 
     Sizes and filter are those of the run's test protocol; of several sides, the recipe's. metadata: the checkpoint's.
@@ -39,7 +39,7 @@ def timm_config(network: nn.Module, config: Config, classes: Sequence[str], writ
     """The config.json that timm and the Hub read beside model.safetensors. written: `preprocessing_of_run`."""
     size, side = written["size"], written["side"]
     own = cast(dict[str, Any], network.pretrained_cfg)
-    content = {
+    content: dict[str, Any] = {
         "architecture": config.model.name,
         "num_classes": len(classes),
         "num_features": network.num_features,
