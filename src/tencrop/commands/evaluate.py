@@ -6,6 +6,7 @@ from tencrop.cli.command import command, overrides
 from tencrop.cli.command_line import keys_typed
 from tencrop.config import EvaluateConfig, check_precision, own_keys, plain_config
 from tencrop.config.launcher import check_launch, is_first_process
+from tencrop.config.recipes import print_recipes
 from tencrop.config.run_config import is_run_folder
 from tencrop.config.tracker import check_tracker
 from tencrop.evaluation.targets import EvaluationTarget, check_ensemble, evaluation_targets, score_files
@@ -22,8 +23,13 @@ def main(config: EvaluateConfig) -> int:
         return _average_scores(config, config.scores)
     # Until torch is imported, only checks: a mistake is reported at once.
     typed = [word for word in overrides() if not keys_typed([word]) & own_keys(EvaluateConfig)]
-    targets = evaluation_targets(plain_config(config), typed)
+    plain = plain_config(config)
+    if config.checkpoint is None and config.weights is None:  # the run that train.py makes of these values
+        print_recipes([plain])
+    targets = evaluation_targets(plain, typed)
     check_targets(targets)
+    if config.checkpoint is not None:
+        print_recipes(target.config for target in targets)
     evaluate_and_track(targets)
     return 0
 

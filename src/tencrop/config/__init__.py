@@ -23,7 +23,7 @@ from tencrop.config.command_schemas import (
     own_keys,
     plain_config,
 )
-from tencrop.config.rules import check, validate
+from tencrop.config.rules import validate
 from tencrop.config.run_id import (
     check_data,
     check_preparation,
@@ -47,6 +47,7 @@ from tencrop.config.schema import (
     Pca,
     Protocol,
     RandAugment,
+    Recipe,
     Schedule,
     Splits,
     StoreOptions,
@@ -76,6 +77,7 @@ __all__ = [
     "PrintedTable",
     "Protocol",
     "RandAugment",
+    "Recipe",
     "ReportConfig",
     "Schedule",
     "Splits",
@@ -85,7 +87,6 @@ __all__ = [
     "UserError",
     "VisualizationConfig",
     "accelerator_of",
-    "check",
     "check_data",
     "check_precision",
     "check_preparation",

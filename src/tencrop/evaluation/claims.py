@@ -100,7 +100,8 @@ def is_default(result: Mapping[str, Any], recipe: Config) -> bool:
     side = default_side(result["protocol"], recipe.short_side)
     if isinstance(protocol.side, list) and result["protocol"] == protocol.name:
         side = protocol.side  # a recipe tested at several scales, as VGG
-    own = {"side": side, "size": recipe.image_size, "region": protocol.region, "averaging": protocol.average}
+    own: dict[str, object] = {"side": side, "size": recipe.image_size}
+    own |= {"region": protocol.region, "averaging": protocol.average}
     own |= {"filter": recipe.augmentation.filter, "weights": "raw" if recipe.training.ema_decay is None else "ema"}
     if result["views"] == 1:
         del own["averaging"]  # one view: nothing is averaged

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tencrop.config import Config, Hardware, Protocol, UserError, accelerator_of, num_workers
+from tencrop.config import Config, Hardware, Protocol, accelerator_of, num_workers
 from tencrop.console import plain_console
 from tencrop.data.augmentation.batch import Batch
 from tencrop.data.augmentation.color import normalize
@@ -23,6 +23,7 @@ from tencrop.data.augmentation.plan import evaluation_plan
 from tencrop.data.loading.loaders import loader_class
 from tencrop.data.sampling.sampler import evaluation_batches, split_to_fit_memory
 from tencrop.data.store.manifest import Split, open_split
+from tencrop.distributed.gpus import check_num_gpus
 from tencrop.evaluation.predictions import Scores, from_averages
 from tencrop.evaluation.protocols import merge, num_views, view_groups
 from tencrop.evaluation.subsets import evaluated_index
@@ -188,10 +189,6 @@ def _device(hardware: Hardware, local_rank: int) -> torch.device:
     """
     if accelerator_of(hardware) == "cpu":
         return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"hardware.devices={hardware.devices}: torch sees {torch.cuda.device_count()} GPUs here;"
-            " choose fewer, or hardware=cpu"
-        )
+    check_num_gpus(hardware, local_rank + 1)
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
