@@ -22,7 +22,17 @@ NOT_LEARNED = {
     "checkpoint_every_steps", "allow_other_code", "checkpoint", "weights", "ema", "save_views", "output", "recipe",
 }  # fmt: skip
 # Keys of data. The loader counts only if it is ffcv: beton and torch give the same pixels (`learning_keys`).
-NOT_LEARNED_DATA = {"root", "source", "loader", "splits", "undecodable", "num_classes", "check_md5", "subset"}
+NOT_LEARNED_DATA = {
+    "root",
+    "source",
+    "loader",
+    "splits",
+    "undecodable",
+    "num_classes",
+    "check_md5",
+    "subset",
+    "subset_of_val",
+}
 
 
 def learning_keys(config: Config) -> dict[str, Any]:

@@ -81,6 +81,7 @@ class Data:
     undecodable: Literal["stop", "skip"]  # skipped files are listed in the manifest
     check_md5: bool = False  # compare the archives with the published checksums first
     subset: bool = False  # accept fewer images or classes than the data set has
+    subset_of_val: str | None = None  # a list of file names, one a line: evaluate these images of the val split only
 
 
 @dataclass

@@ -31,7 +31,8 @@ from tencrop.evaluation.processes import join_launched, score_split
 from tencrop.evaluation.protocols import default_side
 from tencrop.evaluation.publishers import with_preprocessing
 from tencrop.evaluation.results import load_result, result_name, result_of, save_result
-from tencrop.evaluation.targets import EVALUATIONS, EvaluationTarget, source_fingerprint
+from tencrop.evaluation.subsets import evaluated_fingerprint, evaluated_index, subset_hash
+from tencrop.evaluation.targets import EVALUATIONS, EvaluationTarget
 from tencrop.models.checkpoint_files import weights_sha256
 from tencrop.models.factory import build_model
 from tencrop.models.weights import apply_weights, load_weights
@@ -84,6 +85,9 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
     mean, std = mean_and_std(config.normalization, weights.facts or target.manifest["statistics"])
     if _is_first_rank() and (target.typed is not None or config.weights is not None):
         print(preprocessing_line(path.name, config, mean, std, source), flush=True)
+    split = open_val_split(config)  # on all processes, so that broken data stops all of them
+    index = evaluated_index(config, split)
+    is_subset = len(index) < split.num_samples
     # What the scores depend on. Saved scores are reused only if all of it is equal.
     identity = {
         "protocol": protocol_text(config.protocol),
@@ -92,24 +96,28 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
         "weights": weights.kind,
         "weights_sha256": weights_sha256(network.state_dict()),
         "data": config.data.name,
-        "source_fingerprint": source_fingerprint(target.manifest),
+        "source_fingerprint": evaluated_fingerprint(split, index),
         "normalization": json.dumps({"mean": mean, "std": std}),
         "precision": config.training.precision,
         "code_sha256": code_sha256(PACKAGE, SCORING),
         "allow_tf32": json.dumps(set_precision(config.training.precision)),
         **({"loader": "ffcv"} if config.data.loader == "ffcv" else {}),  # only ffcv decodes to other pixels
+        **({"subset": f"{len(index):,} of {split.num_samples:,} images"} if is_subset else {}),
     }
     digest = _short_hash(identity["weights_sha256"], identity["source_fingerprint"])
     # The hash of weights and data in the folder's name keeps other weights of the same model from overwriting these.
     out = target.out or EVALUATIONS / f"{config.model.name.replace('/', '-')}-{digest}"
     stem = file_stem(config, weights.kind, path.stem if weights.facts else "last")
-    labels = open_val_split(config).labels  # on all processes, so that broken data stops all of them
     # Only rank 0 reads saved scores (400 MB for ImageNet) and decides; the others get its decision.
     scores = refusal = None
     if _is_first_rank():
         # In a read-only folder, such as a colleague's run, scores of other code are better than an error.
         file, is_read_only = out / f"{stem}.safetensors", out.is_dir() and not os.access(out, os.W_OK)
-        options: dict[str, Any] = {"labels": labels, "with_views": config.save_views, "of_any_code": is_read_only}
+        options: dict[str, Any] = {
+            "labels": split.labels[index],
+            "with_views": config.save_views,
+            "of_any_code": is_read_only,
+        }
         scores = saved_scores(file, identity, **options)
         if scores is not None and scores.metadata["code_sha256"] != identity["code_sha256"]:
             print(f"{file}: computed by another version of the code; its folder is read-only", file=sys.stderr)
@@ -223,7 +231,7 @@ def file_stem(config: Config, kind: str = "raw", checkpoint: str = "last") -> st
     """File name of the scores without suffix: the protocol, then every setting that differs from the recipe's default.
 
     The defaults are the recipe's own sizes and filter, the whole image rescaled by its shorter side, raw weights, the
-    last checkpoint, and a loader that decodes to Pillow's pixels.
+    last checkpoint, a loader that decodes to Pillow's pixels, and the whole split.
     """
     protocol = config.protocol
     sides = "-".join(str(side or "kept") for side in protocol.sides)
@@ -238,6 +246,7 @@ def file_stem(config: Config, kind: str = "raw", checkpoint: str = "last") -> st
         checkpoint: checkpoint != "last",
         kind: kind != "raw",
         "ffcv": config.data.loader == "ffcv",
+        f"subset{subset_hash(config)}": config.data.subset_of_val is not None,
     }
     return "-".join(part for part, differs in parts.items() if differs)
 
