@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import signal
+
+from tencrop.signals import exit_at_once
+
+if __name__ == "__main__":
+    exit_at_once(signal.SIGINT)  # before all other imports
+
 import sys
 from importlib import import_module
 
 import tencrop
-from tencrop.signals import exit_at_once
 
 # Modules by name, imported only when chosen, to keep `tencrop --help` fast.
 COMMANDS = {

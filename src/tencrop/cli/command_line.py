@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
@@ -19,12 +19,14 @@ from hydra.errors import HydraException
 
 from tencrop.cli.choices import IS_INSTALLED, files_of, groups
 from tencrop.config.documents import literal
-from tencrop.config.rules import key_types
+from tencrop.config.fields import Type, key_types, plain_types
 from tencrop.config.schema import UserError
 
 # The shell expands ~ only at the beginning of a word, so data.root=~/prepared reaches us unexpanded.
-PATHS = ("data.root", "data.source", "runs", "checkpoint", "weights", "output")  # keys in which ~ is the home folder
-TEXTS = ("data.root", "data.source", "weights", "output", "name")  # keys that take no list
+PATHS = (  # keys in which ~ is the home folder
+    "data.root", "data.source", "runs", "checkpoint", "weights", "output", "compare", "diff", "scores", "data_root",
+)  # fmt: skip
+TEXTS = ("data.root", "data.source", "weights", "output", "name", "data_root")  # keys that take no list
 # KEY=VALUE with Hydra's signs: +KEY adds a key, ~KEY deletes one, ++KEY adds or changes it.
 WORD = re.compile(r"(?P<sign>[+~]{0,2})(?P<key>[A-Za-z_][\w./@-]*)=(?P<text>.*)", re.ASCII | re.DOTALL)
 FOR_SHELL = re.compile(r'([^"$`\\!]|\\[^"$`\\!])*')  # text that double quotes preserve; ! for an interactive bash
@@ -96,7 +98,7 @@ def _with_home(word: str) -> str:
     return f"{key}={','.join(map(expand_home, text.split(',')))}"  # a comma separates the values of a sweep
 
 
-def _check_word(word: str, kinds: dict[str, Any]) -> str:
+def _check_word(word: str, kinds: dict[str, Type]) -> str:
     found = WORD.fullmatch(word)
     kind = kinds.get(found["key"], Any) if found else Any
     try:
@@ -113,14 +115,14 @@ def _check_word(word: str, kinds: dict[str, Any]) -> str:
         raise UserError(f"{word}: {found['key']} is a name; {found['key']}=? lists the options")
     if found["key"].partition(".")[0] == "recipe":  # a guess that is typed away would be missing in the record
         raise UserError(f"{word}: an experiment says this about itself; choose one with experiment=NAME or model=NAME")
-    if get_origin(kind) is list and isinstance(value, str):  # report.py runs=DIR
+    if plain_types(kind) == {list} and isinstance(value, str):  # report.py runs=DIR
         return f"{found['sign']}{found['key']}=[{found['text']}]"
     if _takes(kind, str) and (read := _read_as(value, found["text"], kind)):
         raise UserError(f"{word}: is read as {read}; to mean this text, type {_form(found, kind)}")
     return word
 
 
-def _read_as(value: Any, text: str, kind: Any) -> str:
+def _read_as(value: object, text: str, kind: Type) -> str:
     """The type as which Hydra reads a text, if the key does not take this type; otherwise empty."""
     if value is None or isinstance(value, str) or _takes(kind, type(value)):
         return ""
@@ -131,7 +133,7 @@ def _read_as(value: Any, text: str, kind: Any) -> str:
     return "a list" if isinstance(value, list) else "a mapping"
 
 
-def _instead(word: str, found: re.Match[str] | None, kind: Any) -> str:
+def _instead(word: str, found: re.Match[str] | None, kind: Type) -> str:
     """A clause that tells what to type instead of a word that Hydra cannot parse."""
     if found is None:
         named = [f"{group}={word}" for group in groups() if word in files_of(group)]
@@ -146,7 +148,7 @@ def _instead(word: str, found: re.Match[str] | None, kind: Any) -> str:
     return f"; type {_form(found, kind)}"
 
 
-def _form(found: re.Match[str], kind: Any) -> str:
+def _form(found: re.Match[str], kind: Type) -> str:
     """The word to type for what this one was probably meant to be."""
     listed = A_LIST.fullmatch(found["text"])
     if listed and (kind is Any or _takes(kind, list)):
@@ -154,9 +156,9 @@ def _form(found: re.Match[str], kind: Any) -> str:
     return typed_word(found["sign"] + found["key"], found["text"])
 
 
-def _takes(kind: Any, wanted: type) -> bool:
+def _takes(kind: Type, wanted: type) -> bool:
     """Whether the declared type `kind` includes the type `wanted`; Any does not count."""
-    return any(get_origin(one) is wanted or one is wanted for one in (kind, *get_args(kind)))
+    return wanted in plain_types(kind)
 
 
 def _text(key: str, text: str) -> str:
@@ -169,7 +171,7 @@ def _element(text: str) -> str:
     return text if _is_plain(f"a=[{text}]", [text]) else _quoted(text)
 
 
-def _is_plain(word: str, value: Any) -> bool:
+def _is_plain(word: str, value: str | list[str]) -> bool:
     # Asks Hydra's parser instead of repeating its grammar, which has many special cases. The parser accepts "${", but
     # OmegaConf would interpolate it later.
     try:

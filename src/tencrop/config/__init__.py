@@ -14,13 +14,16 @@ from tencrop.config.batches import (
 )
 from tencrop.config.command_schemas import (
     ComplexityConfig,
+    EvaluateConfig,
     PrepareConfig,
     Printed,
     PrintedTable,
     ReportConfig,
     VisualizationConfig,
+    own_keys,
+    plain_config,
 )
-from tencrop.config.rules import check, validate
+from tencrop.config.rules import validate
 from tencrop.config.run_id import (
     check_data,
     check_preparation,
@@ -61,6 +64,7 @@ __all__ = [
     "Config",
     "Data",
     "Erasing",
+    "EvaluateConfig",
     "Hardware",
     "Jitter",
     "Mixing",
@@ -83,7 +87,6 @@ __all__ = [
     "UserError",
     "VisualizationConfig",
     "accelerator_of",
-    "check",
     "check_data",
     "check_precision",
     "check_preparation",
@@ -94,6 +97,8 @@ __all__ = [
     "learning_keys",
     "num_threads",
     "num_workers",
+    "own_keys",
+    "plain_config",
     "run_path",
     "validate",
 ]

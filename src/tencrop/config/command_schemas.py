@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from tencrop.config.schema import Claim, Config, Data, Model, Normalization
+from tencrop.config.schema import Average, Claim, Config, Count, Data, Model, NonNegativeInt, Normalization, Pixels
 
 
 @dataclass
@@ -13,7 +14,7 @@ class PrepareConfig:
     """Configuration of prepare.py."""
 
     data: Data
-    workers: Any  # number of threads; auto: all granted cores
+    workers: Literal["auto"] | Count  # number of threads; auto: all granted cores
     verify: bool = False  # compare every byte of a prepared folder with its fingerprints; write nothing
     simulate: bool = False  # pack an ImageFolder tree into archives like those of ILSVRC2012
 
@@ -25,16 +26,45 @@ class ReportConfig:
     runs: list[str]  # run folders, or folders with results of evaluate.py; empty: runs/ and evaluations/
     output: str  # output folder for the page, the Markdown and the figures
     table: str | None = None  # a file of conf/errors, or all: compare that table with our runs, and write no page
+    # Each of these three replaces the page:
+    compare: list[str] = field(default_factory=list)  # two run folders or score files: McNemar's test, flips, classes
+    diff: list[str] = field(default_factory=list)  # two run folders: what differs between them
+    scores: list[str] = field(default_factory=list)  # score files, or folders that hold some: their statistics
+    k: list[Count] = field(default_factory=lambda: [1, 5])  # top-k errors of compare, scores and the page
+    average: Average = "softmax"  # the average over views that compare and scores use
+    data_root: str | None = None  # prepared data that names images and classes of score files outside run folders
+
+
+# all: those that need trained weights
+Figure = Literal["all", "architecture", "tradeoff", "receptive_field", "retrieval", "occlusion", "attention", "patches"]
 
 
 @dataclass
-class VisualizationConfig(Config):
+class EvaluateConfig(Config):
+    """Configuration of evaluate.py."""
+
+    table: str | None = None  # a file of conf/errors, or all: evaluate the finished runs of its rows, and print it
+    scores: list[str] | None = None  # score files to average, as an ensemble; no network runs
+
+
+@dataclass
+class VisualizationConfig(EvaluateConfig):
     """Configuration of python -m tencrop.visualization: that of evaluate.py, and the figure to draw."""
 
-    figure: str = "all"  # all (of trained weights) | architecture | tradeoff | receptive_field | retrieval | ...
-    images: list[int] | None = None  # indices in the val split; null: chosen by a fixed hash
-    candidates: int | None = 2000  # training images searched for figure=retrieval, chosen by a fixed hash; null: all
+    figure: Figure = "all"
+    images: list[NonNegativeInt] | None = None  # indices in the val split; null: chosen by a fixed hash
+    candidates: Count | None = 2000  # training images searched for figure=retrieval, chosen by a fixed hash; null: all
     layer: str | None = None  # layer for figure=patches; null: the last one that outputs feature maps
+
+
+def plain_config(config: Config) -> Config:
+    """The part of a command's configuration that train.py has, too."""
+    return Config(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Config)})
+
+
+def own_keys(schema: type[Config]) -> set[str]:
+    """The keys of a command that train.py does not have; a run's configuration does not have them either."""
+    return {field.name for field in dataclasses.fields(schema)} - {field.name for field in dataclasses.fields(Config)}
 
 
 @dataclass
@@ -51,7 +81,7 @@ class Printed:
     quantity: str | None = None  # null: the table's quantity
     layers: str | None = None  # count matching layers only, such as features.inception3a.*; null: all
     kwargs: dict[str, Any] | None = None  # added to those of the model file
-    image_size: int | None = None  # null: that of the model file
+    image_size: Pixels | None = None  # null: that of the model file
     unit: str | None = None  # of the value: K | Ki | M | G; null: the table's unit
     step: float | None = None  # the printed precision, in units, if it is coarser than the value's last digit
     because: str | None = None  # why ours differs, or another remark
@@ -77,10 +107,10 @@ class ComplexityConfig:
 
     model: Model | None
     sizes: PrintedTable | None
-    image_size: int  # pixels
-    short_side: int | None  # set by files of conf/model, like the next two; not used here
+    image_size: Pixels
+    short_side: Pixels | None  # set by files of conf/model, like the next two; not used here
     normalization: Normalization | None
     claim: Claim | None
-    num_classes: int | None  # null: the network's default
-    format: str  # terminal | markdown | csv | json
-    layers: str  # main | all (adds normalization layers and parameters outside any layer)
+    num_classes: Count | None  # null: the network's default
+    format: Literal["terminal", "markdown", "csv", "json"]
+    layers: Literal["main", "all"]  # all adds normalization layers and parameters outside any layer

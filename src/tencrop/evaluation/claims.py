@@ -93,16 +93,20 @@ def is_on_whole(name: str, result: Mapping[str, Any]) -> bool:
 def is_default(result: Mapping[str, Any], recipe: Config) -> bool:
     """Whether a result has the recipe's own settings under any protocol.
 
-    The settings are sizes, filter, region, averaging, precision, normalization, and EMA weights if the recipe has EMA.
+    The settings are sizes, resize, filter, region, averaging, precision, normalization, and EMA weights if the recipe
+    has EMA.
     """
     protocol = recipe.protocol
     side = default_side(result["protocol"], recipe.short_side)
     if isinstance(protocol.side, list) and result["protocol"] == protocol.name:
         side = protocol.side  # a recipe tested at several scales, as VGG
-    own = {"side": side, "size": recipe.image_size, "region": protocol.region, "averaging": protocol.average}
+    own: dict[str, object] = {"side": side, "size": recipe.image_size}
+    own |= {"region": protocol.region, "averaging": protocol.average}
     own |= {"filter": recipe.augmentation.filter, "weights": "raw" if recipe.training.ema_decay is None else "ema"}
     if result["views"] == 1:
         del own["averaging"]  # one view: nothing is averaged
+    if result.get("resize", "shorter_side") != protocol.resize:  # results of earlier code have no "resize"
+        return False
     is_same = all(result[key] == value for key, value in own.items())
     return is_same and not differences_from_training(result, dataclasses.asdict(recipe))
 

@@ -55,7 +55,7 @@ class Line:
     def joined(self, field: str) -> str:
         """The values of a field over all cells, joined as "25.6 / 8.1"; a single text if they are equal."""
         if field == "confidence":
-            values = [self.row.confidence[cell.column] for cell in self.cells if cell.printed != NONE]
+            values = list(self.row.confidence.values()) or [NONE]
         else:
             values = [getattr(cell, field) for cell in self.cells]
         if field == "verdict":  # ignore columns that cannot be measured

@@ -16,6 +16,9 @@ from tencrop.text_tables import markdown_table as rows_as_markdown
 _PROTOCOL_KEYS = tuple(field.name for field in fields(RowProtocol))
 CSV_COLUMNS = ("table", "row", "id", "unit", "column", "printed", "ours", "difference", "low", "high", "images",
                "seeds", "verdict", "confidence", "protocol", "run")  # fmt: skip
+HEADS = ("row", "protocol", "printed", "ours", "difference", "95% interval", "seeds", "verdict", "confidence", "run")
+JOINED = ("printed", "ours", "difference", "interval", "verdict", "confidence")  # fields of a line's cells
+ABOUT_PRINTED = {"printed", "difference", "verdict", "confidence"}
 NUMBERS = {"printed", "ours", "difference", "95% interval", "seeds"}  # right-aligned columns
 WIDTH = 110  # characters per line of notes on the terminal; the table itself is not wrapped
 GUESS_NOTE = f"{GUESSED} The band of fewer than three seeds is a guess."
@@ -55,7 +58,7 @@ def csv_table(table: ErrorTable, lines: Sequence[Line]) -> str:
             low, _, high = cell.interval.partition(" – ")  # numbers for programs: two columns, ASCII minus, no commas
             row = (table.name, line.row.label, line.row.id, table.unit, cell.column, cell.printed, cell.ours,
                    cell.difference.replace("−", "-"), low, high, line.num_images.replace(",", ""), line.seeds,
-                   cell.verdict, line.row.confidence[cell.column], line.protocol, line.run)  # fmt: skip
+                   cell.verdict, line.row.confidence.get(cell.column, NONE), line.protocol, line.run)  # fmt: skip
             rows.append(["" if value == NONE else value for value in row])
     return rows_as_csv(CSV_COLUMNS, rows)
 
@@ -95,16 +98,20 @@ def latex_text(text: str) -> str:
 
 
 def _grid(table: ErrorTable, lines: Sequence[Line]) -> list[list[str]]:
-    """Column heads and rows; there is a protocol column only if the rows differ in it."""
-    heads = ["row", *([] if _shared_protocol(lines) else ["protocol"]), "printed", "ours", "difference", "95% interval",
-             "seeds", "verdict", "confidence", "run"]  # fmt: skip
+    """Column heads and rows.
+
+    The protocol has a column only if the rows differ in it; a table of our own measurements has no columns about
+    printed numbers.
+    """
+    hidden = {"protocol"} if _shared_protocol(lines) else set()
+    hidden |= set() if table.has_printed else ABOUT_PRINTED
     rows = []
     for line in lines:
-        protocol = [] if _shared_protocol(lines) else [line.protocol]
-        joined = [line.joined(field) for field in ("printed", "ours", "difference", "interval")]
-        rest = [line.seeds, line.joined("verdict"), line.joined("confidence"), line.run]
-        rows.append([line.row.label, *protocol, *joined, *rest])
-    return [heads, *rows]
+        cells = {"row": line.row.label, "protocol": line.protocol}
+        cells |= {"95% interval" if field == "interval" else field: line.joined(field) for field in JOINED}
+        cells |= {"seeds": line.seeds, "run": line.run}
+        rows.append([cells[head] for head in HEADS if head not in hidden])
+    return [[head for head in HEADS if head not in hidden], *rows]
 
 
 def _text_columns(heads: Sequence[str]) -> list[int]:
@@ -122,7 +129,10 @@ def _about(table: ErrorTable, lines: Sequence[Line]) -> list[str]:
     """Lines above the table, about what all rows share: source, data, columns, protocol."""
     columns = " / ".join(COLUMNS[column] for column in table.columns)
     images = "" if table.num_images is None else f", {table.num_images:,} images"
-    about = [f"Source: {table.source}", f"{columns} {table.unit}, percent; {table.data} {table.split}{images}"]
+    data = f"{table.data} {table.split}{images}"
+    if table.data_fingerprint is not None:  # names images that `data` leaves open
+        data += "".join(f", {split} {digest[:12]}" for split, digest in table.data_fingerprint.items())
+    about = [f"Source: {table.source}", f"{columns} {table.unit}, percent; {data}"]
     if protocol := _shared_protocol(lines):
         about.append(f"Protocol: {protocol}")
     if guesses := _not_stated(lines):

@@ -88,7 +88,7 @@ class ErrorRow:
     id: str
     label: str
     printed: dict[str, str | None]  # by column, as printed; None if nothing is printed
-    confidence: dict[str, str]  # by column, one of CONFIDENCES
+    confidence: dict[str, str]  # by column with a printed number, one of CONFIDENCES
     words: tuple[str, ...] | None  # arguments of train.py; None if it cannot be trained
     cannot: str | None  # the reason why it cannot be trained
     protocol: RowProtocol | None
@@ -112,11 +112,13 @@ class ErrorTable:
     name: str  # of the file, without .yaml
     title: str
     source: str
-    data: str  # a data.name, or one of reading.FOREIGN_DATA
+    data: str  # a data.name, or one of checks.FOREIGN_DATA
     split: str  # val | test
     unit: str  # error | accuracy, as printed; percent
     columns: tuple[str, ...]  # of COLUMNS
     num_images: int | None  # number of images that the errors refer to; None: the whole split
+    # source_fingerprint of each split, as in the manifest of the prepared data; None: all of `data` by its counts
+    data_fingerprint: dict[str, str] | None
     note: str | None
     rows: tuple[ErrorRow, ...]
 
@@ -126,6 +128,11 @@ class ErrorTable:
         assert printed is not None, (self.name, row.id, column)
         value = parse_printed(printed).value
         return value if self.unit == "error" else 100 - value
+
+    @property
+    def has_printed(self) -> bool:
+        """Whether the table prints a number; one of our own measurements prints none."""
+        return any(number is not None for row in self.rows for number in row.printed.values())
 
     def can_measure(self, column: str) -> bool:
         """Whether evaluate.py measures this column of this table."""
