@@ -15,6 +15,7 @@ from tencrop.config.batches import (
 from tencrop.config.command_schemas import (
     ComplexityConfig,
     EvaluateConfig,
+    ExportConfig,
     PrepareConfig,
     Printed,
     PrintedTable,
@@ -65,6 +66,7 @@ __all__ = [
     "Data",
     "Erasing",
     "EvaluateConfig",
+    "ExportConfig",
     "Hardware",
     "Jitter",
     "Mixing",

@@ -40,10 +40,21 @@ Figure = Literal["all", "architecture", "tradeoff", "receptive_field", "retrieva
 
 
 @dataclass
+class ExportConfig:
+    """Configuration of export.py."""
+
+    checkpoint: str | None
+    format: Literal["safetensors", "torch_export", "onnx"]
+    ema: bool | None  # null: EMA weights if the checkpoint has them
+    output: str | None  # the folder to write; null: exports/NAME-seedK-HASH
+
+
+@dataclass
 class EvaluateConfig(Config):
     """Configuration of evaluate.py."""
 
     table: str | None = None  # a file of conf/errors, or all: evaluate the finished runs of its rows, and print it
+    weights_dir: str | None = None  # with table=calibration: the folder of released weights that are evaluated
     scores: list[str] | None = None  # score files to average, as an ensemble; no network runs
 
 

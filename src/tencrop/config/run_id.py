@@ -19,7 +19,8 @@ from tencrop.config.schema import Augmentation, Config, UserError
 # it, but is a part of the folder's name of its own.
 NOT_LEARNED = {
     "seed", "hardware", "tracker", "claim", "name", "runs", "deterministic", "log_every_steps", "protocol",
-    "checkpoint_every_steps", "allow_other_code", "checkpoint", "weights", "ema", "save_views", "output", "recipe",
+    "checkpoint_every_steps", "allow_other_code", "checkpoint", "weights", "weights_by", "ema", "save_views", "output",
+    "recipe",
 }  # fmt: skip
 # Keys of data. The loader counts only if it is ffcv: beton and torch give the same pixels (`learning_keys`).
 NOT_LEARNED_DATA = {

@@ -298,6 +298,7 @@ class Config:
     # evaluate.py only
     checkpoint: str | list[str] | None = None  # path, or list of paths (an ensemble)
     weights: str | None = None  # a plain state dict, .safetensors or .pth
+    weights_by: Literal["name", "order"] = "name"  # how the tensors of `weights` are matched with the network's
     ema: bool | None = None  # null: EMA weights if the checkpoint has them
     save_views: bool = False  # also save the scores of every view
     output: str | None = None  # folder for score files; null: the run folder, or evaluations/

@@ -35,6 +35,7 @@ from tencrop.evaluation.subsets import evaluated_fingerprint, evaluated_index, s
 from tencrop.evaluation.targets import EVALUATIONS, EvaluationTarget
 from tencrop.models.checkpoint_files import weights_sha256
 from tencrop.models.factory import build_model
+from tencrop.models.mappings import pair_lines
 from tencrop.models.weights import apply_weights, load_weights
 from tencrop.training.precision import set_precision
 
@@ -79,11 +80,13 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
     path = target.path
     weights = load_weights(path, ema=target.config.ema)
     network = build_model(target.config.model, num_classes=target.num_classes)
-    config, source = with_preprocessing(target, network, weights.facts)
-    apply_weights(network, weights.state, source=str(path), name=f"{config.model.name} ({target.num_classes} classes)")
+    config, source = with_preprocessing(target, network, weights)
+    name, by = f"{config.model.name} ({target.num_classes} classes)", config.weights_by
+    pairs = apply_weights(network, weights.state, source=str(path), name=name, by=by)
     # normalization=dataset means the data that the network was trained on, not the data it is evaluated on.
-    mean, std = mean_and_std(config.normalization, weights.facts or target.manifest["statistics"])
+    mean, std = mean_and_std(config.normalization, weights.metadata or target.manifest["statistics"])
     if _is_first_rank() and (target.typed is not None or config.weights is not None):
+        print(*pair_lines(pairs, path.name, config.model.name), sep="\n", end="\n" if pairs else "")
         print(preprocessing_line(path.name, config, mean, std, source), flush=True)
     split = open_val_split(config)  # on all processes, so that broken data stops all of them
     index = evaluated_index(config, split)
@@ -107,7 +110,7 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
     digest = _short_hash(identity["weights_sha256"], identity["source_fingerprint"])
     # The hash of weights and data in the folder's name keeps other weights of the same model from overwriting these.
     out = target.out or EVALUATIONS / f"{config.model.name.replace('/', '-')}-{digest}"
-    stem = file_stem(config, weights.kind, path.stem if weights.facts else "last")
+    stem = file_stem(config, weights.kind, path.stem if weights.metadata else "last")
     # Only rank 0 reads saved scores (400 MB for ImageNet) and decides; the others get its decision.
     scores = refusal = None
     if _is_first_rank():
@@ -130,9 +133,9 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
         scores = score_split(task, network)
     if scores is None:
         return None
-    origin = {"mean": mean, "std": std, "preprocessing": source, **_origin(target, weights.facts)}
+    origin = {"mean": mean, "std": std, "preprocessing": source, **_origin(target, weights.metadata)}
     # A published error may be compared only with a run of its own recipe: not with plain weights or changed settings.
-    is_of_run = bool(weights.facts) and target.typed is None and config.weights is None
+    is_of_run = bool(weights.metadata) and target.typed is None and config.weights is None
     recipe = claiming_recipe(config, target.manifest) if is_of_run else None
     return _save(scores, config, out, stem, recipe=recipe, is_saved=is_saved, **origin)
 
@@ -163,20 +166,20 @@ def _raise_on_all_ranks(refusal: UserError | None) -> None:
         raise refusal or SystemExit(2)
 
 
-def _origin(target: EvaluationTarget, facts: dict[str, Any]) -> dict[str, Any]:
-    """Where the weights come from, for result.json. facts: the metadata of our own checkpoints, else empty."""
+def _origin(target: EvaluationTarget, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Where the weights come from, for result.json. metadata: that of our own checkpoints, else empty."""
     path, config = target.path, target.config
-    if not facts:
+    if not metadata:
         return {"checkpoint": str(path), "label": path.name, "selection": None, "seed": None, "claim": None}
-    label = f"{config.name or config.model.name} seed {facts['seed']}"
-    if facts["step"] < facts["total_steps"]:
-        label += f", step {facts['step']} of {facts['total_steps']}"
+    label = f"{config.name or config.model.name} seed {metadata['seed']}"
+    if metadata["step"] < metadata["total_steps"]:
+        label += f", step {metadata['step']} of {metadata['total_steps']}"
     return {  # no "claim" here: result_of takes it from the configuration, which is that of the run
         "checkpoint": str(path),
         "label": label,
         "selection": "best" if path.stem == "best" else "last",
-        **{key: facts[key] for key in ("seed", "step", "total_steps")},
-        "run_id": facts.get("run_id"),  # checkpoints of earlier code have none
+        **{key: metadata[key] for key in ("seed", "step", "total_steps")},
+        "run_id": metadata.get("run_id"),  # checkpoints of earlier code have none
     }
 
 

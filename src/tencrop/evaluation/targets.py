@@ -30,7 +30,7 @@ from tencrop.evaluation.subsets import evaluated_index
 
 EVALUATIONS = Path("evaluations")  # parent of the folders for weights that no run folder has trained
 # Keys that train.py does not have: they are left out of the train command in an error message.
-EVALUATION_KEYS = ("protocol", "checkpoint", "weights", "ema", "save_views", "output")
+EVALUATION_KEYS = ("protocol", "checkpoint", "weights", "weights_by", "ema", "save_views", "output")
 
 
 @dataclass(frozen=True)
