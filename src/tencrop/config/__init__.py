@@ -34,7 +34,6 @@ from tencrop.config.run_id import (
 )
 from tencrop.config.schema import (
     Augmentation,
-    Claim,
     Config,
     Data,
     Erasing,
@@ -58,7 +57,6 @@ from tencrop.config.schema import (
 __all__ = [
     "Augmentation",
     "Batches",
-    "Claim",
     "ComplexityConfig",
     "Config",
     "Data",

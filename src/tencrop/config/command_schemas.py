@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from tencrop.config.schema import Claim, Config, Data, Model, Normalization
+from tencrop.config.schema import Config, Data, Model, Normalization
 
 
 @dataclass
@@ -96,9 +96,8 @@ class ComplexityConfig:
     model: Model | None
     sizes: PrintedTable | None
     image_size: int  # pixels
-    short_side: int | None  # set by files of conf/model, like the next two; not used here
+    short_side: int | None  # set by files of conf/model, like the next; not used here
     normalization: Normalization | None
-    claim: Claim | None
     num_classes: int | None  # null: the network's default
     format: str  # terminal | markdown | csv | json
     layers: str  # main | all (adds normalization layers and parameters outside any layer)

@@ -208,18 +208,6 @@ class Training:
 
 
 @dataclass
-class Claim:
-    """The published result that an experiment reproduces."""
-
-    top1_error: float | None  # percent, as printed or 100 - accuracy
-    top5_error: float | None
-    data: str  # the data.name on which it was measured
-    split: str
-    protocol: str
-    source: str
-
-
-@dataclass
 class Config:
     """Configuration of train.py and evaluate.py. `run_id.learning_keys` lists the fields that affect training."""
 
@@ -236,7 +224,6 @@ class Config:
     protocol: Protocol
     hardware: Hardware
     tracker: Tracker
-    claim: Claim | None
     name: str | None  # name of the experiment; null: MODEL-DATA
     runs: str  # parent of all run folders
     deterministic: bool | None  # null: true on CPU

@@ -135,17 +135,12 @@ def _evaluation_facts(evaluation: Evaluation) -> tuple[str, ...]:
 
 
 def _shown_result(run: Run) -> Result | None:
-    """The result whose scores the panel shows: the claimed protocol's, else the configured one's, else the first."""
-    results = run.valid_results
-    claim: dict[str, Any] = run.config.get("claim") or {}
-    wanted = (claim.get("protocol"), run.config["protocol"]["name"])
+    """The result whose scores the panel shows: the configured protocol's, else the first."""
+    wanted = run.config["protocol"]["name"]
+    # False sorts first: the last epoch's weights are what the table reports.
     return min(
-        results,
-        key=lambda result: (
-            result.is_best,  # False sorts first: the last epoch's weights are what the table reports
-            wanted.index(result.protocol) if result.protocol in wanted else len(wanted),
-            result.title,
-        ),
+        run.valid_results,
+        key=lambda result: (result.is_best, result.protocol != wanted, result.title),
         default=None,
     )
 
@@ -153,7 +148,7 @@ def _shown_result(run: Run) -> Result | None:
 def _facts(experiment: Experiment) -> list[tuple[str, str]]:
     """Name and value of what the runs of an experiment share, taken from the first run."""
     run = experiment.runs[0]
-    manifest, claim = run.manifest, experiment.claim
+    manifest, claims = run.manifest, experiment.claims
     session = manifest["sessions"][0]  # the one that began the run; resuming may have changed the machine
     facts = [
         ("Command", session["command"]),
@@ -164,7 +159,7 @@ def _facts(experiment: Experiment) -> list[tuple[str, str]]:
         ("Seeds", ", ".join(str(run.seed) for run in experiment.runs)),
         ("Started", session["started"]),
     ]
-    return facts + ([("Published", f"{claim['source']} ({claim['split']}, {claim['protocol']})")] if claim else [])
+    return facts + ([("Published", "; ".join(dict.fromkeys(claim.source for claim in claims)))] if claims else [])
 
 
 def _packages(sessions: Sequence[dict[str, Any]]) -> str:
