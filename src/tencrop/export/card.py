@@ -10,12 +10,14 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from tencrop.config import learning_hash, learning_keys
+from tencrop.config.recipes import guesses_of
 from tencrop.evaluation.results import differences_from_training, protocol_label
 from tencrop.export.commands import evaluate_command
 from tencrop.export.source import FILES, ExportSource
 from tencrop.models.weights import Weights
 from tencrop.printable import printable
 from tencrop.records.provenance import sessions_of
+from tencrop.report.claims import claims_of_run
 from tencrop.text_tables import markdown_table
 
 HUB_DATA = {"imagenet": "imagenet-1k", "cifar10": "cifar10"}  # data.name -> the Hub's name of these data
@@ -158,10 +160,11 @@ def _data(source: ExportSource) -> str:
 def _recipe(source: ExportSource) -> str:
     config, code = source.config, sessions_of(source.manifest)[-1]["code"]
     values = dataclasses.asdict(config)
-    told = "\n".join(f"- `{key}: {_value(values, key)}`" for key in config.guesses)
+    told = "\n".join(f"- `{key}: {_value(values, key)}`" for key in guesses_of(config))
+    claims = claims_of_run(values, source.manifest["data"])
     claim = (
-        f"Published result that it reproduces: {config.claim.source}."
-        if config.claim
+        f"Published results with this recipe: {'; '.join(claim.source for claim in claims)}."
+        if claims
         else "It claims no published result."
     )
     revision = code["revision"] or f"not known ({code.get('installed') or code.get('not_known') or 'outside git'})"

@@ -39,7 +39,7 @@ def timm_config(network: nn.Module, config: Config, classes: Sequence[str], writ
     """The config.json that timm and the Hub read beside model.safetensors. written: `preprocessing_of_run`."""
     size, side = written["size"], written["side"]
     own = cast(dict[str, Any], network.pretrained_cfg)
-    content = {
+    content: dict[str, Any] = {
         "architecture": config.model.name,
         "num_classes": len(classes),
         "num_features": network.num_features,
