@@ -19,6 +19,7 @@ COMMANDS = {
     "prepare": ("tencrop.commands.prepare", "convert a data set for training, once"),
     "train": ("tencrop.commands.train", "train an experiment, resume it, or show its result"),
     "evaluate": ("tencrop.commands.evaluate", "evaluate trained weights under a test protocol"),
+    "export": ("tencrop.commands.export", "write a trained network for use elsewhere, with a model card"),
     "report": ("tencrop.commands.report", "write one page about one run or many, with the papers' numbers"),
     "complexity": ("tencrop.complexity.__main__", "count parameters and multiply-adds, layer by layer"),
     "visualization": ("tencrop.visualization.__main__", "draw a network and what its units respond to"),

@@ -15,6 +15,10 @@ from tencrop.signals import close_at_ctrl_c
 
 @command("evaluate", EvaluateConfig)
 def main(config: EvaluateConfig) -> int:
+    if config.weights_dir is not None:
+        from tencrop.commands.calibrate import calibrate
+
+        return calibrate(config, overrides())
     if config.table is not None:
         from tencrop.commands.evaluate_table import evaluate_table
 

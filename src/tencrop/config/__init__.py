@@ -15,6 +15,7 @@ from tencrop.config.batches import (
 from tencrop.config.command_schemas import (
     ComplexityConfig,
     EvaluateConfig,
+    ExportConfig,
     PrepareConfig,
     Printed,
     PrintedTable,
@@ -34,7 +35,6 @@ from tencrop.config.run_id import (
 )
 from tencrop.config.schema import (
     Augmentation,
-    Claim,
     Config,
     Data,
     Erasing,
@@ -59,12 +59,12 @@ from tencrop.config.schema import (
 __all__ = [
     "Augmentation",
     "Batches",
-    "Claim",
     "ComplexityConfig",
     "Config",
     "Data",
     "Erasing",
     "EvaluateConfig",
+    "ExportConfig",
     "Hardware",
     "Jitter",
     "Mixing",

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tencrop.config.schema import Average, Claim, Config, Count, Data, Model, NonNegativeInt, Normalization, Pixels
+from tencrop.config.schema import Average, Config, Count, Data, Model, NonNegativeInt, Normalization, Pixels
 
 
 @dataclass
@@ -40,10 +40,21 @@ Figure = Literal["all", "architecture", "tradeoff", "receptive_field", "retrieva
 
 
 @dataclass
+class ExportConfig:
+    """Configuration of export.py."""
+
+    checkpoint: str | None
+    format: Literal["safetensors", "torch_export", "onnx"]
+    ema: bool | None  # null: EMA weights if the checkpoint has them
+    output: str | None  # the folder to write; null: exports/NAME-seedK-HASH
+
+
+@dataclass
 class EvaluateConfig(Config):
     """Configuration of evaluate.py."""
 
     table: str | None = None  # a file of conf/errors, or all: evaluate the finished runs of its rows, and print it
+    weights_dir: str | None = None  # with table=calibration: the folder of released weights that are evaluated
     scores: list[str] | None = None  # score files to average, as an ensemble; no network runs
 
 
@@ -108,9 +119,8 @@ class ComplexityConfig:
     model: Model | None
     sizes: PrintedTable | None
     image_size: Pixels
-    short_side: Pixels | None  # set by files of conf/model, like the next two; not used here
+    short_side: Pixels | None  # set by files of conf/model, like the next; not used here
     normalization: Normalization | None
-    claim: Claim | None
     num_classes: Count | None  # null: the network's default
     format: Literal["terminal", "markdown", "csv", "json"]
     layers: Literal["main", "all"]  # all adds normalization layers and parameters outside any layer

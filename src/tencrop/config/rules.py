@@ -93,3 +93,14 @@ def _check_run(config: Config) -> None:
         raise UserError("runs=: is empty; leave it out, or give runs=DIR")
     if config.checkpoint is not None and config.weights is not None:
         raise UserError("checkpoint and weights: give one of the two")
+    _check_weights_by(config)
+
+
+def _check_weights_by(config: Config) -> None:
+    if config.weights_by == "order" and config.weights is None:
+        raise UserError("weights_by=order: is for weights of another library; give weights=FILE, or leave it out")
+    if config.weights_by == "order" and Path(config.weights or "").suffix == ".safetensors":
+        raise UserError(
+            f"weights_by=order: {config.weights} has its tensors sorted by name, as every .safetensors file, and not in"
+            " the order of the network; give the .pth file that it was made from"
+        )

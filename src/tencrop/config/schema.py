@@ -81,6 +81,7 @@ class Data:
     undecodable: Literal["stop", "skip"]  # skipped files are listed in the manifest
     check_md5: bool = False  # compare the archives with the published checksums first
     subset: bool = False  # accept fewer images or classes than the data set has
+    subset_of_val: str | None = None  # a list of file names, one a line: evaluate these images of the val split only
 
 
 @dataclass
@@ -258,18 +259,6 @@ class Recipe:
 
 
 @dataclass
-class Claim:
-    """The published result that an experiment reproduces."""
-
-    top1_error: Percent | None  # percent, as printed or 100 - accuracy
-    top5_error: Percent | None
-    data: str  # the data.name on which it was measured
-    split: str
-    protocol: str
-    source: str
-
-
-@dataclass
 class Config:
     """Configuration of train.py and evaluate.py. `run_id.learning_keys` lists the fields that affect training."""
 
@@ -286,7 +275,6 @@ class Config:
     protocol: Protocol
     hardware: Hardware
     tracker: Tracker
-    claim: Claim | None
     name: str | None  # name of the experiment; null: MODEL-DATA
     runs: str  # parent of all run folders
     deterministic: bool | None  # null: true on CPU
@@ -297,6 +285,7 @@ class Config:
     # evaluate.py only
     checkpoint: str | list[str] | None = None  # path, or list of paths (an ensemble)
     weights: str | None = None  # a plain state dict, .safetensors or .pth
+    weights_by: Literal["name", "order"] = "name"  # how the tensors of `weights` are matched with the network's
     ema: bool | None = None  # null: EMA weights if the checkpoint has them
     save_views: bool = False  # also save the scores of every view
     output: str | None = None  # folder for score files; null: the run folder, or evaluations/

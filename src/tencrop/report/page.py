@@ -146,7 +146,7 @@ def _evaluation_facts(evaluation: Evaluation) -> tuple[str, ...]:
 def _facts(experiment: Experiment) -> list[tuple[str, str]]:
     """Name and value of what the runs of an experiment share, taken from the first run."""
     run = experiment.runs[0]
-    manifest, claim = run.manifest, experiment.claim
+    manifest, claims = run.manifest, experiment.claims
     session = manifest["sessions"][0]  # the one that began the run; resuming may have changed the machine
     facts = [
         ("Command", session["command"]),
@@ -157,7 +157,7 @@ def _facts(experiment: Experiment) -> list[tuple[str, str]]:
         ("Seeds", ", ".join(str(run.seed) for run in experiment.runs)),
         ("Started", session["started"]),
     ]
-    return facts + ([("Published", f"{claim['source']} ({claim['split']}, {claim['protocol']})")] if claim else [])
+    return facts + ([("Published", "; ".join(dict.fromkeys(claim.source for claim in claims)))] if claims else [])
 
 
 def _packages(sessions: Sequence[dict[str, Any]]) -> str:
