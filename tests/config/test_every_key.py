@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from tencrop.config import Config, UserError, derive_batches, learning_hash, run_path, validate
 from tencrop.config.documents import literal
-from tencrop.config.rules import dotted_keys
+from tencrop.config.fields import dotted_keys
 from tencrop.data.augmentation.plan import evaluation_plan, training_plan
 from tencrop.evaluation.protocols import num_views
 from tencrop.training.optimizers import build_optimizer
@@ -100,7 +100,7 @@ def sees(config: Config) -> None:
     plan = training_plan(index, SIZES, **options)
     assert (plan.boxes[:, :2] >= 0).all() and (plan.boxes[:, 2:] > 0).all()
     assert (plan.boxes[:, :2] + plan.boxes[:, 2:] <= SIZES).all()
-    assert all(np.isfinite(part).all() for part in plan if part.dtype.kind == "f")
+    assert all(np.isfinite(values).all() for values in plan.params.values() if values.dtype.kind == "f")
     assert num_views(config.protocol) > 0
     for side in config.protocol.sides:
         one = dataclasses.replace(config.protocol, side=side)

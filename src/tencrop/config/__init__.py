@@ -15,6 +15,7 @@ from tencrop.config.batches import (
 from tencrop.config.command_schemas import (
     ComplexityConfig,
     EvaluateConfig,
+    ExportConfig,
     PrepareConfig,
     Printed,
     PrintedTable,
@@ -23,7 +24,7 @@ from tencrop.config.command_schemas import (
     own_keys,
     plain_config,
 )
-from tencrop.config.rules import check, validate
+from tencrop.config.rules import validate
 from tencrop.config.run_id import (
     check_data,
     check_preparation,
@@ -46,6 +47,7 @@ from tencrop.config.schema import (
     Pca,
     Protocol,
     RandAugment,
+    Recipe,
     Schedule,
     Splits,
     StoreOptions,
@@ -62,6 +64,7 @@ __all__ = [
     "Data",
     "Erasing",
     "EvaluateConfig",
+    "ExportConfig",
     "Hardware",
     "Jitter",
     "Mixing",
@@ -74,6 +77,7 @@ __all__ = [
     "PrintedTable",
     "Protocol",
     "RandAugment",
+    "Recipe",
     "ReportConfig",
     "Schedule",
     "Splits",
@@ -83,7 +87,6 @@ __all__ = [
     "UserError",
     "VisualizationConfig",
     "accelerator_of",
-    "check",
     "check_data",
     "check_precision",
     "check_preparation",

@@ -146,11 +146,15 @@ def print_results(results: Sequence[dict[str, Any]], console: Console | None = N
 
 def protocol_label(result: dict[str, Any]) -> str:
     """The protocol of a result in words, such as "ten_crop 224 of 256 px, softmax"."""
+    members = [protocol_label(member | {"averaging": result["averaging"]}) for member in result.get("members", ())]
+    if len(set(members)) > 1:  # an ensemble of several protocols
+        return " + ".join(dict.fromkeys(members))
     # Results of earlier code have no "resize".
     sizes = sizes_text(result["size"], result["side"], result.get("resize", "shorter_side"))
     label = f"{result['protocol']} {sizes}"
     label += ", central square" if result["region"] == "square" else ""
-    return label + (f", {result['averaging']}" if result["views"] > 1 else "")
+    label += f", {result['averaging']}" if result["views"] > 1 else ""
+    return label + (f", {result['subset']}" if "subset" in result else "")
 
 
 def differences_from_training(result: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:

@@ -7,30 +7,29 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tencrop.cli.choices import groups, options_of
 from tencrop.cli.errors import nearest
 from tencrop.config import Config, UserError
 from tencrop.config.documents import Between, NotEmpty, check_shape, read_yaml
-from tencrop.config.recipe_rules import MAX_SIDE
-from tencrop.config.rules import CHOICES, dotted_keys
+from tencrop.config.fields import dotted_keys
+from tencrop.config.schema import MAX_SIDE, Filter, ProtocolName
 from tencrop.tables.schema import COLUMNS, CONFIDENCES, parse_printed
 
 # Data sets of printed tables that no data= can read.
 FOREIGN_DATA = ("ilsvrc2010", "imagenet_fall2009", "mnist", "zip_codes")
-_PROTOCOL_NAMES = {*CHOICES["protocol.name"], "grid_crop"}
 ID = re.compile(r"[a-z0-9_]+")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _SIDE = Between(1, MAX_SIDE)
 PROTOCOL = {
-    "name": (_PROTOCOL_NAMES, None),
+    "name": (set(get_args(ProtocolName)), None),
     "side": (_SIDE, NotEmpty(_SIDE), None),
     "size": (_SIDE, None),
     "region": ({"whole", "square"}, None),
     "resize": ({"shorter_side", "warp", "central_fraction"}, None),
-    "filter": (set(CHOICES["protocol.filter"]), None),
+    "filter": (set(get_args(Filter)), None),
     "average": ({"softmax", "logits"}, None),
 }
 # A row's protocol: every key is optional. A table's must give all of them, so that nothing is left open by accident.
