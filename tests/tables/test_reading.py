@@ -117,7 +117,10 @@ OF_TABLE: dict[str, tuple[dict[str, Any], str]] = {
     "column that rows have": ({"columns": ["top1"]}, "row lenet5: top5: is neither"),
     "protocol": ({"protocol": {"name": "center"}}, "protocol.*"),
     "key": ({"footnote": "a"}, "footnote: there is no such key"),
-    "fingerprint": ({"data_fingerprint": {"train": "ab", "val": "c"}}, "data_fingerprint.train: must be the source_fing"),
+    "fingerprint": (
+        {"data_fingerprint": {"train": "ab", "val": "c"}},
+        "data_fingerprint.train: must be the source_fing",
+    ),
     "no rows": ({"rows": []}, "rows is a list of 0"),
 }
 
