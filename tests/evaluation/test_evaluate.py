@@ -93,7 +93,11 @@ def test_only_a_complete_run_of_the_recipe_has_its_claim(
     assert not claimed("protocol=flip_pair"), "nobody counted these data"
     monkeypatch.setitem(claims.WHOLE_DATA, "imagefolder", (6, 501, 6))
     assert claimed("protocol=flip_pair")
-    for overrides in (["protocol=center"], ["protocol=flip_pair", "protocol.side=40"]):
+    for overrides in (
+        ["protocol=center"],
+        ["protocol=flip_pair", "protocol.side=40"],
+        ["protocol=flip_pair", "protocol.resize=warp"],
+    ):
         assert not claimed(*overrides)
     for override in ("optimizer.lr=3", "training.epochs=2", "training.max_steps=3"):
         assert not claimed("protocol=flip_pair", override)
@@ -402,6 +406,9 @@ def test_file_names_contain_what_differs_from_the_defaults(make_config) -> None:
     assert file_stem(make_config("protocol.side=null", "protocol.size=30")) == "center-sidekept-size30"
     assert file_stem(make_config("protocol=dense", "protocol.side=[40,48]")) == "dense-side40-48"
     assert file_stem(make_config("protocol=crops_144")) == "crops_144"
+    assert file_stem(make_config("protocol.resize=warp")) == "center-warp"
+    assert file_stem(make_config("protocol.resize=warp", "protocol.side=40")) == "center-warp-side40"
+    assert file_stem(make_config("protocol.resize=central_fraction", "protocol.side=null")) == "center-central_fraction"
     assert file_stem(make_config("data.loader=ffcv")) == "center-ffcv"
     assert file_stem(make_config("data.loader=torch")) == "center"
     config = make_config("protocol=ten_crop", "protocol.region=square")

@@ -96,8 +96,13 @@ def test_protocol_text_excludes_the_average() -> None:
         {"size": 2},
         {"region": "square"},
         {"filter": "box"},
+        {"resize": "warp"},
     ]
-    assert len({protocol_text(rule), *(protocol_text(replace(rule, **other)) for other in others)}) == 6
+    assert len({protocol_text(rule), *(protocol_text(replace(rule, **other)) for other in others)}) == 7
+    # as in score files written before there was a choice: those stay valid
+    assert protocol_text(rule) == (
+        '{"filter": "bicubic", "name": "center", "region": "whole", "side": 256, "size": 224}'
+    )
 
 
 def test_broken_and_foreign_files_are_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tencrop.config import Claim, UserError
 from tencrop.evaluation.predictions import from_averages, save_scores
-from tencrop.evaluation.results import load_result, print_results, result_of, save_result
+from tencrop.evaluation.results import load_result, print_results, protocol_label, result_of, save_result
 
 IDENTITY = {"protocol": "{}", "weights": "ema", "weights_sha256": "ab", "source_fingerprint": "cd", "normalization": ""}
 
@@ -135,6 +135,15 @@ def test_the_table_shows_percent_and_intervals(result) -> None:
     row = next(line for line in text.splitlines() if "lenet5 seed 0 (EMA)" in line)
     for cell in ("five_crop 32 of 36 px, softmax", "25.00", "4.56–69.94", " 4"):
         assert cell in row, (cell, text)
+
+
+def test_a_label_tells_how_the_image_was_resized(result) -> None:
+    warped = result("protocol.resize=warp", "protocol.side=[40,44]")
+    assert protocol_label(warped) == "five_crop 32 of 40, 44 px, stretched, softmax"
+    del warped["resize"]  # as in a result of earlier code
+    assert protocol_label(warped) == "five_crop 32 of 40, 44 px, softmax"
+    central = warped | {"protocol": "center", "views": 1, "resize": "central_fraction", "side": None}
+    assert protocol_label(central) == "center 32 of the central 87.5%, stretched"
 
 
 def test_a_named_pipe_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,8 +32,8 @@ def main(config: Config) -> int:
     # From here on torch is imported, which takes seconds.
 
     from tencrop.distributed.launch import launch_ranks
+    from tencrop.evaluation.checks import check_scorable
     from tencrop.evaluation.evaluate import evaluate_run
-    from tencrop.evaluation.inference import check_scorable
     from tencrop.records.tracked_errors import track_result
     from tencrop.records.tracking import InputImages, build_logger, close_logger
     from tencrop.report.collect import collect

@@ -14,11 +14,14 @@ from tencrop.config.batches import (
 )
 from tencrop.config.command_schemas import (
     ComplexityConfig,
+    EvaluateConfig,
     PrepareConfig,
     Printed,
     PrintedTable,
     ReportConfig,
     VisualizationConfig,
+    own_keys,
+    plain_config,
 )
 from tencrop.config.rules import check, validate
 from tencrop.config.run_id import (
@@ -60,6 +63,7 @@ __all__ = [
     "Config",
     "Data",
     "Erasing",
+    "EvaluateConfig",
     "Hardware",
     "Jitter",
     "Mixing",
@@ -92,6 +96,8 @@ __all__ = [
     "learning_keys",
     "num_threads",
     "num_workers",
+    "own_keys",
+    "plain_config",
     "run_path",
     "validate",
 ]

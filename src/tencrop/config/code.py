@@ -49,6 +49,7 @@ NOT_LEARNING = (
     "config/documents.py",
     "config/launcher.py",
     "config/loader.py",
+    "config/protocol_rules.py",
     "config/recipe_rules.py",
     "config/rules.py",
     "config/run_config.py",

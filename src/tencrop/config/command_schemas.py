@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,13 +29,30 @@ class ReportConfig:
 
 
 @dataclass
-class VisualizationConfig(Config):
+class EvaluateConfig(Config):
+    """Configuration of evaluate.py."""
+
+    table: str | None = None  # a file of conf/errors, or all: evaluate the finished runs of its rows, and print it
+
+
+@dataclass
+class VisualizationConfig(EvaluateConfig):
     """Configuration of python -m tencrop.visualization: that of evaluate.py, and the figure to draw."""
 
     figure: str = "all"  # all (of trained weights) | architecture | tradeoff | receptive_field | retrieval | ...
     images: list[int] | None = None  # indices in the val split; null: chosen by a fixed hash
     candidates: int | None = 2000  # training images searched for figure=retrieval, chosen by a fixed hash; null: all
     layer: str | None = None  # layer for figure=patches; null: the last one that outputs feature maps
+
+
+def plain_config(config: Config) -> Config:
+    """The part of a command's configuration that train.py has, too."""
+    return Config(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Config)})
+
+
+def own_keys(schema: type[Config]) -> set[str]:
+    """The keys of a command that train.py does not have; a run's configuration does not have them either."""
+    return {field.name for field in dataclasses.fields(schema)} - {field.name for field in dataclasses.fields(Config)}
 
 
 @dataclass

@@ -17,8 +17,9 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from tencrop.config.command_schemas import ComplexityConfig
 from tencrop.config.documents import literal
+from tencrop.config.protocol_rules import check_protocol
 from tencrop.config.recipe_rules import MAX_SIDE, check_recipe
-from tencrop.config.schema import Config, Protocol, UserError
+from tencrop.config.schema import Config, UserError
 from tencrop.config.tracker import REMOVED, USE_INSTEAD
 
 Schema = TypeVar("Schema")
@@ -111,8 +112,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer.name": ("sgd", "sgd_alexnet", "adamw"),
     "optimizer.decay": ("all", "weights"),
     "schedule.name": ("step", "cosine", "plateau", "constant"),
-    "protocol.name": ("center", "five_crop", "ten_crop", "flip_pair", "crops_144", "dense"),
+    "protocol.name": ("center", "five_crop", "ten_crop", "flip_pair", "grid_crop", "crops_144", "dense"),
     "protocol.region": ("whole", "square"),
+    "protocol.resize": ("shorter_side", "warp", "central_fraction"),
     "protocol.filter": FILTERS,
     "protocol.average": ("softmax", "logits"),
     "hardware.accelerator": ("auto", "cpu", "gpu"),
@@ -245,34 +247,6 @@ def _check_model(name: str) -> None:
         close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(close)}?" if close else "model.name=? lists the names"
         raise UserError(f"model.name={name}: there is no such model; {hint}")
-
-
-def check_protocol(protocol: Protocol) -> None:
-    """Raise UserError for the first rule that a protocol violates."""
-    if not protocol.sides:
-        raise UserError("protocol.side=[]: names no size; give protocol.side=256, or a list of several")
-    for side in protocol.sides:
-        if side is None and protocol.side is None:
-            continue
-        if isinstance(side, bool) or not isinstance(side, int) or side <= 0:
-            raise UserError(f"protocol.side={protocol.side}: must be a number above 0, a list of such, or null")
-        if side > MAX_SIDE:
-            raise UserError(f"protocol.side={protocol.side}: must be at most {MAX_SIDE:,}")
-        if side < protocol.size:
-            raise UserError(
-                f"protocol.side={side}: a crop of {protocol.size} pixels does not fit;"
-                " raise protocol.side or lower protocol.size"
-            )
-    if protocol.name in ("crops_144", "dense") and protocol.region != "whole":
-        raise UserError(
-            f"protocol.region={protocol.region}: {protocol.name} covers the whole image; set protocol.region=whole"
-        )
-    if protocol.name == "crops_144" and protocol.side is None:
-        raise UserError(
-            "protocol.side=null: crops_144 needs rescaled images; give protocol.side=[256,288,320,352], as in its paper"
-        )
-    if protocol.name == "crops_144" and protocol.filter not in ("bilinear", "bicubic"):
-        raise UserError(f"protocol.filter={protocol.filter}: crops_144 resizes on the device; use bilinear or bicubic")
 
 
 def _check_run(config: Config) -> None:

@@ -164,12 +164,14 @@ class Schedule:
 
 @dataclass
 class Protocol:
-    name: str  # center | five_crop | ten_crop | flip_pair | crops_144 | dense
+    name: str  # center | five_crop | ten_crop | flip_pair | grid_crop | crops_144 | dense
     side: Any  # pixels of the rescaled shorter side; a list evaluates at each in turn; null keeps the size
     size: int  # pixels: height and width of a crop
     region: str  # whole | square: crops are taken from the whole rescaled image or from its central square
     filter: str  # bilinear | bicubic | box | nearest, as in Pillow
     average: str  # softmax | logits: the scores that are averaged over the views
+    # shorter_side (to `side`) | warp (to side x side) | central_fraction (0.875 of both sides, to size x size)
+    resize: str = "shorter_side"
 
     @property
     def sides(self) -> list[int | None]:

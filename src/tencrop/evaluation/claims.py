@@ -93,7 +93,8 @@ def is_on_whole(name: str, result: Mapping[str, Any]) -> bool:
 def is_default(result: Mapping[str, Any], recipe: Config) -> bool:
     """Whether a result has the recipe's own settings under any protocol.
 
-    The settings are sizes, filter, region, averaging, precision, normalization, and EMA weights if the recipe has EMA.
+    The settings are sizes, resize, filter, region, averaging, precision, normalization, and EMA weights if the recipe
+    has EMA.
     """
     protocol = recipe.protocol
     side = default_side(result["protocol"], recipe.short_side)
@@ -103,6 +104,8 @@ def is_default(result: Mapping[str, Any], recipe: Config) -> bool:
     own |= {"filter": recipe.augmentation.filter, "weights": "raw" if recipe.training.ema_decay is None else "ema"}
     if result["views"] == 1:
         del own["averaging"]  # one view: nothing is averaged
+    if result.get("resize", "shorter_side") != protocol.resize:  # results of earlier code have no "resize"
+        return False
     is_same = all(result[key] == value for key, value in own.items())
     return is_same and not differences_from_training(result, dataclasses.asdict(recipe))
 

@@ -21,11 +21,13 @@ from tencrop.config.code import PACKAGE, SCORING, code_sha256
 from tencrop.config.launcher import is_first_process
 from tencrop.config.writable import check_writable
 from tencrop.data.augmentation.color import mean_and_std
+from tencrop.evaluation.checks import check_scorable
 from tencrop.evaluation.claims import claiming_recipe, is_claimed
 from tencrop.evaluation.ensembles import ensemble
-from tencrop.evaluation.inference import ScoringTask, check_scorable, join_launched, open_val_split, score_split
+from tencrop.evaluation.inference import ScoringTask, open_val_split
 from tencrop.evaluation.predictions import Scores, cpu_group, protocol_text, save_scores, saved_scores
 from tencrop.evaluation.preprocessing import preprocessing_line
+from tencrop.evaluation.processes import join_launched, score_split
 from tencrop.evaluation.protocols import default_side
 from tencrop.evaluation.publishers import with_preprocessing
 from tencrop.evaluation.results import result_name, result_of, save_result
@@ -194,15 +196,17 @@ def _evaluate_ensemble(targets: Sequence[EvaluationTarget], found: Sequence[Eval
 def file_stem(config: Config, kind: str = "raw", checkpoint: str = "last") -> str:
     """File name of the scores without suffix: the protocol, then every setting that differs from the recipe's default.
 
-    The defaults are the recipe's own sizes and filter, the whole image, raw weights, the last checkpoint, and a loader
-    that decodes to Pillow's pixels.
+    The defaults are the recipe's own sizes and filter, the whole image rescaled by its shorter side, raw weights, the
+    last checkpoint, and a loader that decodes to Pillow's pixels.
     """
     protocol = config.protocol
     sides = "-".join(str(side or "kept") for side in protocol.sides)
     parts = {
         protocol.name: True,
         protocol.region: protocol.region != "whole",
-        f"side{sides}": protocol.side != default_side(protocol.name, config.short_side),
+        protocol.resize: protocol.resize != "shorter_side",
+        f"side{sides}": protocol.resize != "central_fraction"
+        and protocol.side != default_side(protocol.name, config.short_side),
         f"size{protocol.size}": protocol.size != config.image_size,
         protocol.filter: protocol.filter != config.augmentation.filter,
         checkpoint: checkpoint != "last",

@@ -199,7 +199,9 @@ def saved_scores(
 def protocol_text(protocol: Protocol) -> str:
     """The protocol as JSON for a score file's metadata, without `average`, because a file has both averages."""
     values = dataclasses.asdict(protocol)
-    return json.dumps({key: values[key] for key in sorted(values) if key != "average"})
+    # The default of a key newer than the first score files is left out, so that those stay valid.
+    left_out = {"average", *(["resize"] if protocol.resize == "shorter_side" else [])}
+    return json.dumps({key: values[key] for key in sorted(values) if key not in left_out})
 
 
 def gather(part: Scores) -> Scores | None:

@@ -15,7 +15,7 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from tencrop.config import Config
-from tencrop.config.rules import check_protocol
+from tencrop.config.protocol_rules import check_protocol
 from tencrop.evaluation.preprocessing import Preprocessing, apply_preprocessing, typed_fields
 from tencrop.evaluation.targets import EvaluationTarget
 

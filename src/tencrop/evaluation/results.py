@@ -21,6 +21,7 @@ from tencrop.console import plain_console
 from tencrop.data.augmentation.color import IMAGENET
 from tencrop.evaluation.errors import error_rate
 from tencrop.evaluation.predictions import Scores, load_ranks
+from tencrop.evaluation.preprocessing import sizes_text
 from tencrop.evaluation.protocols import num_views
 from tencrop.files import atomic_write
 from tencrop.text_tables import aligned
@@ -46,7 +47,7 @@ def result_of(scores: Scores, config: Config, /, **origin: Any) -> dict[str, Any
         "protocol": protocol.pop("name"),
         "averaging": protocol.pop("average"),
         "views": num_views(config.protocol),
-        **protocol,  # side, size, region and filter
+        **protocol,  # side, size, region, filter and resize
         **{key: value for key, value in scores.metadata.items() if key not in ("protocol", "normalization")},
         "experiment": config.name,
         "seed": config.seed,
@@ -143,10 +144,10 @@ def print_results(results: Sequence[dict[str, Any]], console: Console | None = N
 
 
 def protocol_label(result: dict[str, Any]) -> str:
-    """The protocol of a result in words, such as "ten_crop of 256 px, softmax"."""
-    sides = result["side"] if isinstance(result["side"], list) else [result["side"]]
-    side = "whole size" if result["side"] is None else f"{', '.join(str(side) for side in sides)} px"
-    label = f"{result['protocol']} {result['size']} of {side}"
+    """The protocol of a result in words, such as "ten_crop 224 of 256 px, softmax"."""
+    # Results of earlier code have no "resize".
+    sizes = sizes_text(result["size"], result["side"], result.get("resize", "shorter_side"))
+    label = f"{result['protocol']} {sizes}"
     label += ", central square" if result["region"] == "square" else ""
     return label + (f", {result['averaging']}" if result["views"] > 1 else "")
 

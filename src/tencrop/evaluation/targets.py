@@ -23,7 +23,7 @@ from tencrop.config import (
 )
 from tencrop.config.documents import read_json
 from tencrop.config.loader import check_loader
-from tencrop.config.rules import check_protocol
+from tencrop.config.protocol_rules import check_protocol
 from tencrop.data.store.manifest import RUN_DATA_SHAPE, read_manifest
 from tencrop.evaluation.preprocessing import Preprocessing, apply_preprocessing
 

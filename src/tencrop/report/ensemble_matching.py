@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from tencrop.report.collect import Evaluation, Run
 from tencrop.tables.lines import Ours
@@ -38,20 +37,17 @@ def _members(
     facts = evaluation.result.facts
     if not isinstance(facts["checkpoint"], list):
         return []
-    # resolved, as the folders of runs are: `runs` is a link to a large disk on many machines
-    paths = [Path(path).resolve() for path in facts["checkpoint"]]
+    # By the hashes of the weights, not by paths: folders get moved, and a run may have been trained again since.
+    key = "ema_sha256" if facts["weights"] == "ema" else "weights_sha256"
+    hashes = facts["weights_sha256"].split(" + ")
     wanted: dict[Words, int] = {}
     for member in members:
         assert member.words is not None
         wanted[member.words] = wanted.get(member.words, 0) + member.seeds
     found: list[tuple[Words, Run]] = []
     for words, seeds in wanted.items():
-        runs = [run for run in runs_of.get(words, ()) if run.folder / "checkpoints" / "last.ckpt" in paths]
+        runs = [run for run in runs_of.get(words, ()) if run.manifest["result"].get(key) in hashes]
         if len(runs) != seeds:
             return []
         found += [(words, run) for run in runs]
-    # The paths are not enough: a run may have been trained again since the ensemble was evaluated.
-    key = "ema_sha256" if facts["weights"] == "ema" else "weights_sha256"
-    hashes = {run.folder / "checkpoints" / "last.ckpt": run.manifest["result"].get(key) for _, run in found}
-    is_same = [str(hashes.get(path)) for path in paths] == facts["weights_sha256"].split(" + ")
-    return found if len(paths) == len(found) and is_same else []
+    return found if len(found) == len(hashes) else []

@@ -32,24 +32,10 @@ def match_runs(
     kept: file that caches learning hashes. Raises UserError for a path that does not exist; a broken run is passed to
     `on_broken` and left out.
     """
-    # `reason` tells why a row cannot be reproduced; a row with `delta_of` prints differences, which no run measures
-    rows = [(table, row) for table in tables for row in table.rows if row.reason is None and row.delta_of is None]
-    folders = [folder for path in paths for folder in _run_folders(path)]
-    wanted = [words for _, row in rows for words in (row.words, *(member.words for member in row.members)) if words]
-    if not wanted or not folders:
-        return {}
-    # Select by the hash in the folder's name first: reading a run imports torch, which takes seconds, and most tables
-    # have no run.
-    hashes = learning_hashes(wanted, kept)
-    by_hash: dict[str, list[Path]] = {}
-    for folder in folders:
-        by_hash.setdefault(folder.name.rpartition("-")[2], []).append(folder)
-    runs_of: dict[Words, tuple[Config, list[Run]]] = {}
-    for words, learned in hashes.items():
-        if learned in by_hash:
-            runs_of[words] = _runs(words, by_hash[learned], on_broken)
+    runs_of = runs_of_tables(tables, paths, kept=kept, on_broken=on_broken)
     if not runs_of:
         return {}
+    rows = trainable_rows(tables)
     matched = {}
     for table, row in rows:
         recipe, runs = runs_of.get(row.words or (), (None, []))
@@ -59,6 +45,34 @@ def match_runs(
     return matched | (_match_ensembles(ensembles, runs_of, paths, on_broken) if ensembles else {})
 
 
+def trainable_rows(tables: Sequence[ErrorTable]) -> list[tuple[ErrorTable, ErrorRow]]:
+    """The rows that runs can support, with their tables: single networks, and ensembles of them."""
+    # `reason` tells why a row cannot be reproduced; a row with `delta_of` prints differences, which no run measures
+    return [(table, row) for table in tables for row in table.rows if row.reason is None and row.delta_of is None]
+
+
+def runs_of_tables(
+    tables: Sequence[ErrorTable], paths: Sequence[Path], *, kept: Path, on_broken: OnBroken
+) -> dict[Words, tuple[Config, list[Run]]]:
+    """The recipe and the finished runs for the words of every row and member that has runs in or below `paths`."""
+    rows = [row for _, row in trainable_rows(tables)]
+    folders = [folder for path in paths for folder in _run_folders(path)]
+    wanted = [words for row in rows for words in (row.words, *(member.words for member in row.members)) if words]
+    if not wanted or not folders:
+        return {}
+    # Select by the hash in the folder's name first: reading a run imports torch, which takes seconds, and most tables
+    # have no run.
+    hashes = learning_hashes(wanted, kept)
+    by_hash: dict[str, list[Path]] = {}
+    for folder in folders:
+        by_hash.setdefault(folder.name.rpartition("-")[2], []).append(folder)
+    found = {}
+    for words, learned in hashes.items():
+        if learned in by_hash:
+            found[words] = _runs(words, by_hash[learned], on_broken)
+    return found
+
+
 def refusals(
     facts: dict[str, Any], data: dict[str, Any], row: ErrorRow, table: ErrorTable, recipe: Config
 ) -> list[str]:
@@ -66,10 +80,15 @@ def refusals(
 
     facts: the content of result.json, of a run that followed `recipe`; data: the `data` section of the run's manifest.
     """
+    return [*other_data(facts, data, table), *other_settings(facts, row, recipe)]
+
+
+def other_settings(facts: dict[str, Any], row: ErrorRow, recipe: Config) -> list[str]:
+    """The reasons apart from the images: another protocol, other weights than the last, or another precision."""
     from tencrop.evaluation.results import differences_from_training
 
     assert row.protocol is not None
-    reasons = [*_other_data(facts, data, table), *_other_protocol(facts, row.protocol)]
+    reasons = _other_protocol(facts, row.protocol)
     # Rows are of the last epoch's weights. Choosing a checkpoint by its held-out error is another protocol.
     if facts["selection"] != "last" or facts.get("step") != facts.get("total_steps"):
         reasons.append("not the last weights")
@@ -82,7 +101,7 @@ def refusals(
     return reasons + otherwise
 
 
-def _other_data(facts: dict[str, Any], data: dict[str, Any], table: ErrorTable) -> list[str]:
+def other_data(facts: dict[str, Any], data: dict[str, Any], table: ErrorTable) -> list[str]:
     """How the images of a run and its result differ from the table's: by their fingerprints, or by their number."""
     from tencrop.evaluation.claims import WHOLE_DATA, is_whole
 

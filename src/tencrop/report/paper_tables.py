@@ -17,6 +17,7 @@ from tencrop.tables.render import csv_table, latex_table, markdown_table, termin
 from tencrop.text_tables import aligned
 
 ALL, TITLES = "all", "?"
+OUTPUT, HASHES = Path("report"), "tables/learning_hashes.json"  # where report.py writes by default; a cache within it
 DEFAULTS = (Path("runs"), Path("evaluations"))  # where train.py and evaluate.py write by default
 FORMATS = {"md": markdown_table, "csv": csv_table, "tex": latex_table}
 
@@ -31,10 +32,10 @@ def report_tables(name: str, runs: Sequence[str], output: Path, folder: Path = E
         return 0
     tables = read_tables(folder) if name == ALL else [read_table(name, folder)]
     paths = [Path(run) for run in runs] or [path for path in DEFAULTS if path.is_dir()]
-    # learning_hashes.json caches what composing every row costs: seconds for table=all
+    # the cache saves composing every row, which takes seconds for table=all
     out, broken, shown, written = output / "tables", list[UserError](), list[str](), list[Path]()
     check_writable(out / f"{name}.md", remedy="make room, or name another folder with output=DIR")
-    matched = match_runs(tables, paths, kept=out / "learning_hashes.json", on_broken=broken.append)
+    matched = match_runs(tables, paths, kept=output / HASHES, on_broken=broken.append)
     out.mkdir(parents=True, exist_ok=True)
     for table in tables:
         lines = lines_of(table, matched)

@@ -69,8 +69,8 @@ def everything(mix_group: int) -> Augmentation:
     )
 
 
-def protocol(side=256, region="whole") -> Protocol:
-    return Protocol("ten_crop", side=side, size=224, region=region, filter="bilinear", average="softmax")
+def protocol(side=256, size=224, region="whole", resize="shorter_side") -> Protocol:
+    return Protocol("center", side=side, size=size, region=region, filter="bilinear", average="softmax", resize=resize)
 
 
 def sizes_of(*pairs) -> np.ndarray:
@@ -285,6 +285,20 @@ def test_evaluation_takes_the_whole_image_or_the_square():
     kept = evaluation_plan(np.array([1]), stored, protocol=protocol(side=None))
     assert kept.sizes.tolist() == [[500, 333]]
     assert not plan.flips.any() and not plan.pca_alphas.any()
+
+
+def test_an_image_is_stretched_whole_or_by_its_central_share():
+    """256 x 341: a sixteenth, 16 rows and 21 of 21.3 columns, is cut off at each edge, as TensorFlow rounds."""
+    stored = np.array([[256, 341], [500, 333], [9, 15]], np.int32)
+    warped = evaluation_plan(np.arange(3), stored, protocol=protocol(side=227, resize="warp"))
+    assert warped.boxes.tolist() == [[0, 0, 256, 341], [0, 0, 500, 333], [0, 0, 9, 15]]
+    assert warped.sizes.tolist() == [[227, 227]] * 3
+    central = evaluation_plan(np.arange(3), stored, protocol=protocol(side=None, size=299, resize="central_fraction"))
+    assert central.boxes.tolist() == [[16, 21, 224, 299], [31, 20, 438, 293], [0, 0, 9, 15]]
+    assert central.sizes.tolist() == [[299, 299]] * 3
+    for (height, width), (top, left, box_height, box_width) in zip(stored, central.boxes, strict=True):
+        assert (top, left) == (int((height - height * 0.875) / 2), int((width - width * 0.875) / 2))
+        assert (box_height, box_width) == (height - 2 * top, width - 2 * left)
 
 
 def test_dtypes_and_shapes_of_a_plan():

@@ -17,7 +17,7 @@ from tencrop.data.augmentation.erasing import erasing_boxes, is_erased, noise_of
 from tencrop.data.augmentation.jitter import NEUTRAL, is_jittered, jitter_factors, jitter_orders
 from tencrop.data.augmentation.mixing import is_mixed, mixing_plan
 from tencrop.data.augmentation.randaugment import is_randaugmented, randaugment_plan
-from tencrop.data.sampling.geometry import center_box, central_square, rescaled_size
+from tencrop.data.sampling.geometry import center_box, central_fraction, central_square, rescaled_size
 from tencrop.data.sampling.rng import (
     Float64,
     Index,
@@ -111,16 +111,28 @@ def training_plan(
 
 
 def evaluation_plan(index: Index, stored_sizes: Sizes, *, protocol: Protocol) -> Plan:
-    """The plan of evaluation samples `index`: the whole image or its central square (`protocol.region`), with its
-    shorter side resized to `protocol.side` (None: not resized). Sizes differ per image; the device crops the views.
+    """The plan of evaluation samples `index`: the whole image or its central part, resized as `protocol` says.
+
+    region=square takes the central square, resize=central_fraction the central 0.875 of both sides, to size x size.
+    resize=warp stretches to side x side; otherwise the shorter side is resized to `side` (None: not resized), and sizes
+    differ per image. The device crops the views.
     """
     index = np.asarray(index, np.int64)
     height, width = stored_sizes[index].astype(np.int64).T
     top, left = np.zeros_like(height), np.zeros_like(width)
     if protocol.region == "square":
         top, left, height, width = central_square(height, width)
-    out_height, out_width = (height, width) if protocol.side is None else rescaled_size(height, width, protocol.side)
-    return unaugmented(index, np.stack([top, left, height, width], axis=1), np.stack([out_height, out_width], axis=1))
+    if protocol.resize == "central_fraction":
+        top, left, height, width = central_fraction(height, width)
+    sizes = np.stack(_resized(height, width, protocol), axis=1)
+    return unaugmented(index, np.stack([top, left, height, width], axis=1), sizes)
+
+
+def _resized(height: Index, width: Index, protocol: Protocol) -> tuple[Index, Index]:
+    if protocol.resize != "shorter_side":
+        side = protocol.side if protocol.resize == "warp" else protocol.size
+        return np.full_like(height, side), np.full_like(width, side)
+    return (height, width) if protocol.side is None else rescaled_size(height, width, protocol.side)
 
 
 def unaugmented(index: Index, boxes: npt.NDArray[Any], sizes: npt.NDArray[Any]) -> Plan:
