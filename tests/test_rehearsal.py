@@ -67,7 +67,9 @@ def rehearse_step(config: Config, kind: type[Classifier] = Classifier) -> Classi
         watch.is_on = True
         classifier.train()
         for number, batch in enumerate(training):
-            classifier.training_step(data.transfer_batch_to_device(batch, CUDA, 0), number)
+            moved = data.transfer_batch_to_device(batch, CUDA, 0)
+            classifier.on_train_batch_start(moved, number)
+            classifier.training_step(moved, number)
         classifier.eval()
         for number, batch in enumerate(validation):
             classifier.validation_step(data.transfer_batch_to_device(batch, CUDA, 0), number)
@@ -135,13 +137,12 @@ def test_each_planted_wait_is_caught(make_config):
     caught = set()
 
     class Planted(Classifier):
-        def record_nonfinite_loss(self, loss: Tensor) -> None:
+        def manual_backward(self, loss: Tensor) -> None:
             for name, fault in FAULTS.items():
                 try:
                     fault(loss.detach().clone())
                 except Waits:
                     caught.add(name)
-            super().record_nonfinite_loss(loss)
 
     rehearse_step(make_config("augmentation=none"), Planted)
     assert caught == set(FAULTS)

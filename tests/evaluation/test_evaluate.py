@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -25,9 +26,9 @@ from tencrop.data.store.manifest import read_manifest
 from tencrop.evaluation import claims
 from tencrop.evaluation import evaluate as module
 from tencrop.evaluation.errors import wilson_interval
-from tencrop.evaluation.evaluate import evaluate_targets, file_stem
+from tencrop.evaluation.evaluate import evaluate_scores, evaluate_targets, file_stem
 from tencrop.evaluation.predictions import load_scores
-from tencrop.evaluation.results import load_result
+from tencrop.evaluation.results import load_result, protocol_label
 from tencrop.evaluation.targets import EvaluationTarget
 from tencrop.models.checkpoint_files import weights_sha256
 from tencrop.training.checkpoints import AtomicCheckpointIO
@@ -340,6 +341,49 @@ def test_an_ensemble_from_saved_scores(make_config, new_network, save_checkpoint
     assert joint.out.name.startswith("ensemble-") and (joint.out / "flip_pair.result.json").exists()
     assert joint.result["seed"] == [0, 1, 2] and joint.result["protocol"] == "flip_pair"
     assert joint.result["label"] == "ensemble of 3" and joint.result["weights_sha256"].count(" + ") == 2
+
+
+def test_one_network_under_two_protocols(make_config, new_network, save_checkpoint, no_network_runs, tmp_path) -> None:
+    """The mean over members, each member's views averaged first: 1 view counts as much as 10."""
+    config = make_config("protocol=center", "protocol.filter=bilinear")
+    network = new_network(config)
+    path = save_checkpoint(tmp_path / "last.ckpt", config, network)
+    other = make_config("protocol=ten_crop", "protocol.side=40", "protocol.filter=bilinear")
+    manifest = read_manifest(config.data.root)
+    members = [EvaluationTarget(own, path, manifest, tmp_path / "predictions") for own in (config, other)]
+    center, ten_crop, joint = evaluate_targets(members)
+    for average in ("softmax", "logits"):
+        mean = (getattr(center.scores, average).numpy() + getattr(ten_crop.scores, average).numpy()) / np.float32(2)
+        np.testing.assert_array_equal(getattr(joint.scores, average).numpy(), mean)
+    labels = joint.scores.labels.numpy()
+    softmax = joint.scores.softmax.numpy()
+    is_wrong = (softmax >= softmax[np.arange(501), labels][:, None]).sum(axis=1) > 1
+    assert joint.result["top1_error"] == is_wrong.mean()
+    assert joint.result["label"] == "1 network in 2 evaluations"
+    assert joint.result["protocol"] == "center + ten_crop" and joint.result["side"] == "36 + 40"
+    assert protocol_label(joint.result) == "center 32 of 36 px + ten_crop 32 of 40 px, softmax"
+    assert joint.result["scores"] == "center-bilinear+ten_crop-side40-bilinear.safetensors"
+    facts = [{key: one[key] for key in ("protocol", "side", "views", "seed")} for one in joint.result["members"]]
+    assert facts == [
+        {"protocol": "center", "side": 36, "views": 1, "seed": 0},
+        {"protocol": "ten_crop", "side": 40, "views": 10, "seed": 0},
+    ]
+    # the same ensemble from the score files, without network, checkpoint and data
+    no_network_runs()
+    path.unlink()
+    plain = make_config(f"data.root={tmp_path}/gone")
+    files = [one.out / one.result["scores"] for one in (center, ten_crop)]
+    again = evaluate_scores(plain, files)
+    assert again.result["members"] == joint.result["members"] and again.result["seed"] == [0, 0]
+    assert torch.equal(again.scores.softmax, joint.scores.softmax) and again.out == joint.out
+    changed = {key for key in joint.result if again.result[key] != joint.result[key]}
+    assert changed == set()
+    for file in files:  # files alone do not tell which run they are of
+        file.with_suffix(".result.json").unlink()
+    alone = evaluate_scores(plain, files)
+    assert alone.result["checkpoint"] == [None, None] and alone.result["top1_error"] == joint.result["top1_error"]
+    with pytest.raises(UserError, match="is the mean of several members; list those instead"):
+        evaluate_scores(plain, [files[0], joint.out / joint.result["scores"]])
 
 
 def _evaluate_in_group(rank: int, config: Config, checkpoint: Path, out: Path) -> None:

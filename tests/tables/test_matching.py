@@ -129,6 +129,41 @@ def test_an_ensemble_is_matched_by_the_runs_of_its_members(
     assert found(*folders[:2], wrong="f" * 64) == {}  # of weights that the runs do not end with
 
 
+def test_one_network_under_two_protocols_is_matched_member_by_member(
+    finished_run: FinishedRun, write_table: Callable[..., Path], tmp_path: Path
+) -> None:
+    folders = [finished_run(f"seed={seed}", num_wrong=10 + seed) for seed in range(2)]
+    rows = [*ENSEMBLE[:1], {**ENSEMBLE[0], "id": "ten", "row": "Ten", "protocol": {"name": "ten_crop", "side": 40}}]
+    rows.append(
+        {"id": "both", "row": "Both", "top1": "1.8", "top5": "0.0", "members": [{"row": "ten"}, {"row": "lenet5"}]}
+    )
+    table = read_table("digits", write_table(rows=rows))
+
+    def found(*members: tuple[int, str, int], **changes: Any) -> Ours | None:
+        """Ours for an ensemble of (seed, protocol, side)."""
+        result = load_result(folders[0] / "predictions" / "center.result.json")
+        same = {"size": 32, "region": "whole", "resize": "shorter_side", "filter": "bilinear"}
+        facts = [
+            same | {"weights_sha256": f"{seed:064x}", "weights": "raw", "protocol": name, "side": side, "views": 10}
+            for seed, name, side in members
+        ]
+        result |= {"checkpoint": [None] * len(members), "members": facts, "protocol": "a + b", "side": "36 + 40"}
+        out = tmp_path / "evaluations" / "ensemble-0123abcd"
+        save_result(out / "both.result.json", result | {"selection": None, "seed": None, "run_id": None} | changes)
+        paths = [tmp_path / "runs", tmp_path / "evaluations"]
+        return match_runs([table], paths, kept=tmp_path / "hashes.json", on_broken=_raise).get(("digits", "both"))
+
+    center, ten = (0, "center", 36), (0, "ten_crop", 40)
+    ours = found(center, ten)
+    assert ours is not None and ours.errors == {1: (2.0,), 5: (0.0,)}, "in any order, and without checkpoints"
+    assert found(ten, center) == ours
+    assert found(center, (1, "ten_crop", 40)) is None, "two networks"
+    assert found(center) is None and found(center, ten, (1, "ten_crop", 40)) is None
+    assert found(center, (0, "ten_crop", 36)).refused == "side 36, not 40"  # type: ignore[union-attr]
+    assert found(ten, (0, "ten_crop", 44)).refused == "protocol ten_crop, not center; side 44, not 36"  # type: ignore[union-attr]
+    assert found(center, ten, num_images=499).refused == "499 images, not 500"  # type: ignore[union-attr]
+
+
 def test_the_recipe_measured_in_its_own_way_supports_the_row(refused: Callable[..., list[str]]) -> None:
     assert refused(FACTS) == []
     assert refused(FACTS | {"side": [36, 40]}, protocol={"side": [36, 40]}) == []

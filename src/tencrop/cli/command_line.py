@@ -23,8 +23,10 @@ from tencrop.config.rules import key_types
 from tencrop.config.schema import UserError
 
 # The shell expands ~ only at the beginning of a word, so data.root=~/prepared reaches us unexpanded.
-PATHS = ("data.root", "data.source", "runs", "checkpoint", "weights", "output")  # keys in which ~ is the home folder
-TEXTS = ("data.root", "data.source", "weights", "output", "name")  # keys that take no list
+PATHS = (  # keys in which ~ is the home folder
+    "data.root", "data.source", "runs", "checkpoint", "weights", "output", "compare", "diff", "scores", "data_root",
+)  # fmt: skip
+TEXTS = ("data.root", "data.source", "weights", "output", "name", "data_root")  # keys that take no list
 # KEY=VALUE with Hydra's signs: +KEY adds a key, ~KEY deletes one, ++KEY adds or changes it.
 WORD = re.compile(r"(?P<sign>[+~]{0,2})(?P<key>[A-Za-z_][\w./@-]*)=(?P<text>.*)", re.ASCII | re.DOTALL)
 FOR_SHELL = re.compile(r'([^"$`\\!]|\\[^"$`\\!])*')  # text that double quotes preserve; ! for an interactive bash

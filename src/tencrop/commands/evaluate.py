@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from tencrop.cli.command import command, overrides
 from tencrop.cli.command_line import keys_typed
 from tencrop.config import EvaluateConfig, check_precision, own_keys, plain_config
-from tencrop.config.launcher import check_launch
+from tencrop.config.launcher import check_launch, is_first_process
+from tencrop.config.recipes import print_recipes
 from tencrop.config.run_config import is_run_folder
 from tencrop.config.tracker import check_tracker
-from tencrop.evaluation.targets import EvaluationTarget, check_ensemble, evaluation_targets
+from tencrop.evaluation.targets import EvaluationTarget, check_ensemble, evaluation_targets, score_files
 from tencrop.signals import close_at_ctrl_c
 
 
@@ -18,10 +19,17 @@ def main(config: EvaluateConfig) -> int:
         from tencrop.commands.evaluate_table import evaluate_table
 
         return evaluate_table(config, overrides())
+    if config.scores is not None:
+        return _average_scores(config, config.scores)
     # Until torch is imported, only checks: a mistake is reported at once.
     typed = [word for word in overrides() if not keys_typed([word]) & own_keys(EvaluateConfig)]
-    targets = evaluation_targets(plain_config(config), typed)
+    plain = plain_config(config)
+    if config.checkpoint is None and config.weights is None:  # the run that train.py makes of these values
+        print_recipes([plain])
+    targets = evaluation_targets(plain, typed)
     check_targets(targets)
+    if config.checkpoint is not None:
+        print_recipes(target.config for target in targets)
     evaluate_and_track(targets)
     return 0
 
@@ -53,3 +61,17 @@ def evaluate_and_track(targets: Sequence[EvaluationTarget]) -> None:
             if is_run_folder(run_dir := evaluated.out.parent):
                 rows = error_rows(collect([run_dir]))
                 track_result(target.config, run_dir, evaluated.result, COLUMNS, [row.cells for row in rows])
+
+
+def _average_scores(config: EvaluateConfig, files: Sequence[str]) -> int:
+    paths = score_files(files, overrides())
+
+    from tencrop.evaluation.evaluate import evaluate_scores
+    from tencrop.evaluation.results import print_results
+
+    close_at_ctrl_c()
+    if is_first_process():
+        joint = evaluate_scores(plain_config(config), paths)
+        print_results([joint.result])
+        print(f"{joint.out}/{joint.result['scores']}")
+    return 0

@@ -10,8 +10,10 @@ from tencrop.cli.command_line import keys_typed
 from tencrop.config import Config, check_data, check_preparation, check_store, derive_batches, run_path
 from tencrop.config.launcher import check_launch, is_first_process
 from tencrop.config.loader import check_loader
+from tencrop.config.recipes import print_recipes
 from tencrop.config.tracker import check_tracker
 from tencrop.data.store.manifest import read_manifest
+from tencrop.evaluation.targets import check_one_protocol
 from tencrop.records.run_folder import finish, run_folder
 from tencrop.signals import exit_at_once, exit_when_asked
 
@@ -19,7 +21,9 @@ from tencrop.signals import exit_at_once, exit_when_asked
 @command("train", Config)
 def main(config: Config) -> int:
     exit_at_once()  # again: in a sweep, the run before ended with signals ignored (exit_when_asked)
+    print_recipes([config])
     # These checks need neither torch nor timm, so a mistake is reported in under a second.
+    check_one_protocol(overrides())
     check_launch(config.hardware)
     check_tracker(config.tracker)
     batches = derive_batches(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tencrop.config.schema import Claim, Config, Data, Model, Normalization
@@ -26,6 +26,13 @@ class ReportConfig:
     runs: list[str]  # run folders, or folders with results of evaluate.py; empty: runs/ and evaluations/
     output: str  # output folder for the page, the Markdown and the figures
     table: str | None = None  # a file of conf/errors, or all: compare that table with our runs, and write no page
+    # Each of these three replaces the page:
+    compare: list[str] = field(default_factory=list)  # two run folders or score files: McNemar's test, flips, classes
+    diff: list[str] = field(default_factory=list)  # two run folders: what differs between them
+    scores: list[str] = field(default_factory=list)  # score files, or folders that hold some: their statistics
+    k: list[int] = field(default_factory=lambda: [1, 5])  # top-k errors of compare, scores and the page
+    average: str = "softmax"  # softmax | logits: the average over views that compare and scores use
+    data_root: str | None = None  # prepared data that names images and classes of score files outside run folders
 
 
 @dataclass
@@ -33,6 +40,7 @@ class EvaluateConfig(Config):
     """Configuration of evaluate.py."""
 
     table: str | None = None  # a file of conf/errors, or all: evaluate the finished runs of its rows, and print it
+    scores: list[str] | None = None  # score files to average, as an ensemble; no network runs
 
 
 @dataclass

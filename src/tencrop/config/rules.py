@@ -19,6 +19,7 @@ from tencrop.config.command_schemas import ComplexityConfig
 from tencrop.config.documents import literal
 from tencrop.config.protocol_rules import check_protocol
 from tencrop.config.recipe_rules import MAX_SIDE, check_recipe
+from tencrop.config.recipes import check_guesses
 from tencrop.config.schema import Config, UserError
 from tencrop.config.tracker import REMOVED, USE_INSTEAD
 
@@ -217,6 +218,7 @@ def check(config: Any) -> None:
         _check_model(config.model.name)
     if isinstance(config, Config):
         check_recipe(config)
+        check_guesses(config, dotted_keys(Config))
         _check_run(config)
 
 

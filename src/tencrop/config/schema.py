@@ -208,6 +208,18 @@ class Training:
 
 
 @dataclass
+class Recipe:
+    """Where the values of an experiment come from. Composing fills it in; it affects no result."""
+
+    experiment: str | None = None  # null: no experiment, the plain recipe of conf/train.yaml
+    source: str | None = None  # the paper, or the authors' code
+    guesses: list[str] = field(default_factory=list)  # keys whose value the source does not state
+    differs: list[str] = field(default_factory=list)  # what the source does and our keys cannot say
+    replaced: list[str] = field(default_factory=list)  # GROUP=NAME of the user in place of the experiment's choice
+    note: str | None = None  # for the line that a run prints first
+
+
+@dataclass
 class Claim:
     """The published result that an experiment reproduces."""
 
@@ -243,6 +255,7 @@ class Config:
     log_every_steps: int
     checkpoint_every_steps: int | None  # null: at the end of every epoch only
     allow_other_code: bool  # continue a run that was begun by another version of the code
+    recipe: Recipe | None = None
     # evaluate.py only
     checkpoint: Any = None  # path, or list of paths (an ensemble)
     weights: str | None = None  # a plain state dict, .safetensors or .pth

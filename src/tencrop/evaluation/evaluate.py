@@ -23,20 +23,21 @@ from tencrop.config.writable import check_writable
 from tencrop.data.augmentation.color import mean_and_std
 from tencrop.evaluation.checks import check_scorable
 from tencrop.evaluation.claims import claiming_recipe, is_claimed
-from tencrop.evaluation.ensembles import ensemble
+from tencrop.evaluation.ensembles import ensemble, ensemble_facts, is_ensemble
 from tencrop.evaluation.inference import ScoringTask, open_val_split
-from tencrop.evaluation.predictions import Scores, cpu_group, protocol_text, save_scores, saved_scores
+from tencrop.evaluation.predictions import Scores, cpu_group, load_scores, protocol_text, save_scores, saved_scores
 from tencrop.evaluation.preprocessing import preprocessing_line
 from tencrop.evaluation.processes import join_launched, score_split
 from tencrop.evaluation.protocols import default_side
 from tencrop.evaluation.publishers import with_preprocessing
-from tencrop.evaluation.results import result_name, result_of, save_result
+from tencrop.evaluation.results import load_result, result_name, result_of, save_result
 from tencrop.evaluation.targets import EVALUATIONS, EvaluationTarget, source_fingerprint
 from tencrop.models.checkpoint_files import weights_sha256
 from tencrop.models.factory import build_model
 from tencrop.models.weights import apply_weights, load_weights
 from tencrop.training.precision import set_precision
 
+MAX_STEM = 200  # characters; file systems allow 255 bytes, and the suffixes take some
 REMEDY = "make room, or name another folder with evaluate.py's output=DIR"
 
 
@@ -173,24 +174,49 @@ def _origin(target: EvaluationTarget, facts: dict[str, Any]) -> dict[str, Any]:
 
 def _evaluate_ensemble(targets: Sequence[EvaluationTarget], found: Sequence[Evaluated]) -> Evaluated:
     config = targets[0].config
-    joint = ensemble([one.scores for one in found], names=[str(target.path) for target in targets])
+    stem = _joint_stem([file_stem(target.config) for target in targets])
+    names = [str(target.path) for target in targets]
+    return _save_ensemble([one.scores for one in found], [one.result for one in found], names, config, stem)
+
+
+def evaluate_scores(config: Config, paths: Sequence[Path]) -> Evaluated:
+    """Average saved score files and write scores and result of the ensemble. Needs neither network nor data.
+
+    Raises UserError if a file is missing, broken or listed twice, or if the files are not of the same images.
+    """
+    members = [load_scores(path) for path in paths]
+    for path, member in zip(paths, members, strict=True):
+        if is_ensemble(member):
+            raise UserError(f"{path}: is the mean of several members; list those instead, so that each counts once")
+    results = [_result_beside(path, member) for path, member in zip(paths, members, strict=True)]
+    stem = _joint_stem([path.stem for path in paths])
+    return _save_ensemble(members, results, [str(path) for path in paths], config, stem)
+
+
+def _save_ensemble(
+    members: Sequence[Scores], results: Sequence[dict[str, Any]], names: Sequence[str], config: Config, stem: str
+) -> Evaluated:
+    joint = ensemble(members, names=names)
+    facts = ensemble_facts(members, results, config.protocol.average)
     # Named by content: the same weights under other paths are the same ensemble.
-    hashes = [one.scores.metadata[key] for one in found for key in ("weights_sha256", "protocol")]
+    hashes = [member.metadata[key] for member in members for key in ("weights_sha256", "protocol")]
     name = f"ensemble-{_short_hash(*hashes, joint.metadata['source_fingerprint'])}"
-    origin: dict[str, Any] = {
-        "checkpoint": [str(target.path) for target in targets],
-        "label": f"ensemble of {len(targets)}",
-        "selection": None,
-        "seed": [one.result["seed"] for one in found],
-        "claim": None,  # published errors of single networks do not apply to an ensemble
-    }
-    for key in ("protocol", "side", "size", "region", "filter", "mean", "std", "preprocessing"):
-        every = [one.result[key] for one in found]
-        # Unique values in order, without a set: a side may be a list.
-        values = [value for number, value in enumerate(every) if value not in every[:number]]
-        origin[key] = values[0] if len(values) == 1 else " + ".join(str(value) for value in values)
     out = Path(config.output) if config.output is not None else EVALUATIONS / name
-    return _save(joint, config, out, file_stem(config), **origin)
+    return _save(joint, config, out, stem, **facts)
+
+
+def _result_beside(path: Path, scores: Scores) -> dict[str, Any]:
+    """The result of a score file in the same folder; empty if there is none, or only one of other weights."""
+    for file in (path.with_name(f"{path.stem}{ending}.result.json") for ending in ("", "-logits")):
+        if file.exists() and (result := load_result(file))["weights_sha256"] == scores.metadata["weights_sha256"]:
+            return result
+    return {}
+
+
+def _joint_stem(stems: Sequence[str]) -> str:
+    """File name of an ensemble's scores: the members' names, or "ensemble" if these are too long for a file system."""
+    name = "+".join(dict.fromkeys(stems))
+    return name if len(name) <= MAX_STEM else "ensemble"
 
 
 def file_stem(config: Config, kind: str = "raw", checkpoint: str = "last") -> str:

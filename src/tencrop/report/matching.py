@@ -88,7 +88,7 @@ def other_settings(facts: dict[str, Any], row: ErrorRow, recipe: Config) -> list
     from tencrop.evaluation.results import differences_from_training
 
     assert row.protocol is not None
-    reasons = _other_protocol(facts, row.protocol)
+    reasons = other_protocol(facts, row.protocol)
     # Rows are of the last epoch's weights. Choosing a checkpoint by its held-out error is another protocol.
     if facts["selection"] != "last" or facts.get("step") != facts.get("total_steps"):
         reasons.append("not the last weights")
@@ -96,7 +96,7 @@ def other_settings(facts: dict[str, Any], row: ErrorRow, recipe: Config) -> list
     if facts["weights"] != own:
         reasons.append(f"{facts['weights']} weights, not {own}")
     otherwise = differences_from_training(facts, dataclasses.asdict(recipe))
-    if row.protocol.filter is not None:  # _other_protocol has compared the filter with the row's already
+    if row.protocol.filter is not None:  # other_protocol has compared the filter with the row's already
         otherwise = [reason for reason in otherwise if not reason.startswith("filter ")]
     return reasons + otherwise
 
@@ -122,7 +122,7 @@ def other_data(facts: dict[str, Any], data: dict[str, Any], table: ErrorTable) -
     return reasons
 
 
-def _other_protocol(facts: dict[str, Any], protocol: RowProtocol) -> list[str]:
+def other_protocol(facts: dict[str, Any], protocol: RowProtocol) -> list[str]:
     """How the protocol of a result differs from what the paper states; a setting that it leaves open may be any."""
     names = {"name": "protocol", "average": "averaging"}
     reasons = []
@@ -174,13 +174,14 @@ def _match_ensembles(
     for table, row in rows:
         supporting, refused = [], []
         found = matched_ensembles(row, {words: runs for words, (_, runs) in runs_of.items()}, evaluations)
-        for evaluation, runs in found:
-            # An ensemble's result does not record these, and `matched_ensembles` has checked that its members are the
-            # last checkpoints of complete runs.
-            facts = evaluation.result.facts | {"selection": "last", "step": None, "total_steps": None}
-            own = replace(row, protocol=row.members[0].protocol)
-            data = [(run.manifest["data"], runs_of[words][0]) for words, run in runs]
-            reasons = [reason for one, recipe in data for reason in refusals(facts, one, own, table, recipe)]
+        for evaluation, members in found:
+            reasons = []
+            for words, run, protocol, own in members:
+                # An ensemble's result does not record these, and `matched_ensembles` has checked that its members have
+                # the last weights of complete runs.
+                facts = own | {"selection": "last", "step": None, "total_steps": None}
+                one = replace(row, protocol=protocol)
+                reasons += refusals(facts, run.manifest["data"], one, table, runs_of[words][0])
             if reasons:
                 refused.append((evaluation, list(dict.fromkeys(reasons))))
             else:

@@ -17,11 +17,13 @@ from markupsafe import Markup
 from tencrop.files import atomic_write
 from tencrop.printable import markdown_text, printable
 from tencrop.records.provenance import sessions_of
-from tencrop.report.collect import Broken, Evaluation, Experiment, Result, Run
+from tencrop.report.collect import Broken, Evaluation, Experiment, Run
 from tencrop.report.comparisons import draw_comparisons
 from tencrop.report.curves import curves
 from tencrop.report.figure_html import run_figures, saved_figure
 from tencrop.report.figures import kernel_figure, panel_figure
+from tencrop.report.score_section import TITLE as SCORES
+from tencrop.report.score_section import ScoreSection, section_html, section_markdown, shown_result
 from tencrop.report.tables import Row, error_rows, html_table, markdown_table
 from tencrop.report.templating import render
 
@@ -39,10 +41,11 @@ def write_report(
     evaluations: Sequence[Evaluation] = (),
     *,
     broken: Sequence[Broken] = (),
+    scores: Sequence[ScoreSection] = (),
 ) -> tuple[Path, Path]:
     """Write report.html, report.md and, for several experiments, figures/ into `folder`; returns the first two paths.
 
-    broken: run folders and results that could not be read; the table lists them.
+    broken: run folders and results that could not be read; the table lists them. scores: statistics of saved scores.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = error_rows(experiments, evaluations)
@@ -50,8 +53,8 @@ def write_report(
     figures = draw_comparisons(experiments, evaluations, folder / "figures")
     html, markdown = folder / "report.html", folder / "report.md"
     # A class folder's name need not be UTF-8; `encode` would raise on it after all the work is done.
-    atomic_write(html, printable(html_page(experiments, rows, figures, evaluations, broken)).encode())
-    atomic_write(markdown, printable(markdown_page(experiments, rows, figures, evaluations, broken)).encode())
+    atomic_write(html, printable(html_page(experiments, rows, figures, evaluations, broken, scores)).encode())
+    atomic_write(markdown, printable(markdown_page(experiments, rows, figures, evaluations, broken, scores)).encode())
     return html, markdown
 
 
@@ -61,6 +64,7 @@ def html_page(
     figures: Sequence[Path],
     evaluations: Sequence[Evaluation],
     broken: Sequence[Broken],
+    scores: Sequence[ScoreSection] = (),
 ) -> str:
     """The page as text; `figures` are the SVG files that compare experiments."""
     title = experiments[0].name if len(experiments) == 1 else _counted(len(experiments), "experiment")
@@ -78,6 +82,8 @@ def html_page(
         sections=[_section(experiment) for experiment in experiments],
         evaluations=[_evaluation_facts(evaluation) for evaluation in evaluations],
         outside_runs=OUTSIDE_RUNS,
+        scores_title=SCORES,
+        scores=[section_html(section) for section in scores],
     )
     return f"{page}\n"
 
@@ -88,6 +94,7 @@ def markdown_page(
     figures: Sequence[Path],
     evaluations: Sequence[Evaluation],
     broken: Sequence[Broken],
+    scores: Sequence[ScoreSection] = (),
 ) -> str:
     """The error table, links to the figures, and the facts of every run, in Markdown."""
     parts = ["# Error table\n", markdown_table(rows, broken=broken), f"{INTERVAL}\n"]
@@ -102,13 +109,15 @@ def markdown_page(
     if evaluations:
         lines = [markdown_text(", ".join(_evaluation_facts(one))) for one in evaluations]
         parts.append(f"## {OUTSIDE_RUNS}\n\n" + "".join(f"- {line}\n" for line in lines))
+    if scores:
+        parts += [f"## {SCORES}\n", *map(section_markdown, scores)]
     return "\n".join(parts)
 
 
 def _section(experiment: Experiment) -> Markup:
     """All of an experiment below the table. Pictures are of its first seed: those of the others look alike."""
     run = experiment.runs[0]
-    result = _shown_result(run)
+    result = shown_result(run)
     return render(
         "experiment.html",
         name=experiment.name,
@@ -132,22 +141,6 @@ def _evaluation_facts(evaluation: Evaluation) -> tuple[str, ...]:
     # two levels of the path, here and below: enough to find a run, and the column stays narrow
     location = f"{folder.parent.name}/{folder.name}"
     return evaluation.name, result.title, hashes, location, files if isinstance(files, str) else " + ".join(files)
-
-
-def _shown_result(run: Run) -> Result | None:
-    """The result whose scores the panel shows: the claimed protocol's, else the configured one's, else the first."""
-    results = run.valid_results
-    claim: dict[str, Any] = run.config.get("claim") or {}
-    wanted = (claim.get("protocol"), run.config["protocol"]["name"])
-    return min(
-        results,
-        key=lambda result: (
-            result.is_best,  # False sorts first: the last epoch's weights are what the table reports
-            wanted.index(result.protocol) if result.protocol in wanted else len(wanted),
-            result.title,
-        ),
-        default=None,
-    )
 
 
 def _facts(experiment: Experiment) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tencrop.cli.choices import options_of
-from tencrop.config import Config, Protocol, UserError
+from tencrop.config import Config, UserError
 from tencrop.report.matching import other_data, other_settings, refusals
 from tencrop.tables.recipes import Words
 from tencrop.tables.schema import ErrorRow, ErrorTable, Member, RowProtocol
@@ -77,14 +77,13 @@ def protocol_words(protocol: RowProtocol | None) -> tuple[str, ...]:
         raise UserError("the paper does not state its test protocol")
     if protocol.name not in options_of("protocol"):
         raise UserError(f"evaluate.py has no protocol={protocol.name}")
-    known = {field.name for field in dataclasses.fields(Protocol)}
     words = [f"protocol={protocol.name}"]
     for key, value in dataclasses.asdict(protocol).items():
-        if key == "name" or value is None or (key == "resize" and key not in known and value == "shorter_side"):
+        is_null = key == "side" and protocol.resize == "central_fraction"  # which has no side
+        if key == "name" or (value is None and not is_null):
             continue
-        if key not in known:
-            raise UserError(f"evaluate.py has no protocol.{key}={value}")
-        words.append(f"protocol.{key}={list(value) if isinstance(value, tuple) else value}".replace(" ", ""))
+        text = "null" if value is None else list(value) if isinstance(value, tuple) else value
+        words.append(f"protocol.{key}={text}".replace(" ", ""))
     return tuple(words)
 
 

@@ -36,10 +36,6 @@ class Interrupted(Exception):
     """The run was asked to stop and has saved its checkpoint."""
 
 
-class Diverged(Exception):
-    """A loss or a weight became NaN or infinite; the last checkpoint on disk is from before that."""
-
-
 class Interruption:
     """A flag that SIGTERM, SIGUSR1 and the first Ctrl-C set; ranks agree on it where they can save a checkpoint.
 

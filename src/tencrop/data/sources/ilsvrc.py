@@ -121,9 +121,9 @@ class IlsvrcSource:
         # In a subset, the ground truth also names classes that have no files here; leave those out.
         classes, others = ({name for name, files in named[split].items() if files} for split in ("train", "val"))
         check_same_classes(list(classes), list(others))
-        if self.devkit and (strange := classes - set(self.devkit.num_train_images)):
+        if self.devkit and (unknown := classes - set(self.devkit.num_train_images)):
             raise UserError(
-                f"data.source: class {min(strange)} is not one of the devkit's {len(self.devkit.wnids)}; remove its"
+                f"data.source: class {min(unknown)} is not one of the devkit's {len(self.devkit.wnids)}; remove its"
                 " folder, or use data=imagefolder if other classes are intended"
             )
         ordered = sorted(classes, key=os.fsencode)
