@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from tencrop.cli.choices import IS_INSTALLED, groups, options_of
+from tencrop.cli.choices import IS_INSTALLED, files_of, groups
 from tencrop.config.documents import literal
 from tencrop.config.fields import Type, key_types, plain_types
 from tencrop.config.schema import UserError
@@ -113,8 +113,11 @@ def _check_word(word: str, kinds: dict[str, Type]) -> str:
     if found is None or override.is_sweep_override():  # a deletion (~KEY), or a sweep, which has values of its own
         return word
     value = override.value()
-    if found["key"] in groups() and isinstance(value, int | float):  # bool is an int
+    is_option = isinstance(value, str | dict) or (value is None and found["key"] == "experiment")
+    if found["key"] in groups() and not is_option:
         raise UserError(f"{word}: {found['key']} is a name; {found['key']}=? lists the options")
+    if found["key"].partition(".")[0] == "recipe":  # a guess that is typed away would be missing in the record
+        raise UserError(f"{word}: an experiment says this about itself; choose one with experiment=NAME or model=NAME")
     if plain_types(kind) == {list} and isinstance(value, str):  # report.py runs=DIR
         return f"{found['sign']}{found['key']}=[{found['text']}]"
     if _takes(kind, str) and (read := _read_as(value, found["text"], kind)):
@@ -136,7 +139,7 @@ def _read_as(value: object, text: str, kind: Type) -> str:
 def _instead(word: str, found: re.Match[str] | None, kind: Type) -> str:
     """A clause that tells what to type instead of a word that Hydra cannot parse."""
     if found is None:
-        named = [f"{group}={word}" for group in groups() if word in options_of(group)]
+        named = [f"{group}={word}" for group in groups() if word in files_of(group)]
         return f"; did you mean {' or '.join(named)}?" if named else '; with spaces in its value, type "KEY=A B"'
     if found["key"] in groups():
         return f"; {found['key']} is a name, and {found['key']}=? lists the options"

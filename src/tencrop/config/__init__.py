@@ -35,7 +35,6 @@ from tencrop.config.run_id import (
 )
 from tencrop.config.schema import (
     Augmentation,
-    Claim,
     Config,
     Data,
     Erasing,
@@ -60,7 +59,6 @@ from tencrop.config.schema import (
 __all__ = [
     "Augmentation",
     "Batches",
-    "Claim",
     "ComplexityConfig",
     "Config",
     "Data",

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tencrop.config.schema import Average, Claim, Config, Count, Data, Model, NonNegativeInt, Normalization, Pixels
+from tencrop.config.schema import Average, Config, Count, Data, Model, NonNegativeInt, Normalization, Pixels
 
 
 @dataclass
@@ -119,9 +119,8 @@ class ComplexityConfig:
     model: Model | None
     sizes: PrintedTable | None
     image_size: Pixels
-    short_side: Pixels | None  # set by files of conf/model, like the next two; not used here
+    short_side: Pixels | None  # set by files of conf/model, like the next; not used here
     normalization: Normalization | None
-    claim: Claim | None
     num_classes: Count | None  # null: the network's default
     format: Literal["terminal", "markdown", "csv", "json"]
     layers: Literal["main", "all"]  # all adds normalization layers and parameters outside any layer

@@ -259,18 +259,6 @@ class Recipe:
 
 
 @dataclass
-class Claim:
-    """The published result that an experiment reproduces."""
-
-    top1_error: Percent | None  # percent, as printed or 100 - accuracy
-    top5_error: Percent | None
-    data: str  # the data.name on which it was measured
-    split: str
-    protocol: str
-    source: str
-
-
-@dataclass
 class Config:
     """Configuration of train.py and evaluate.py. `run_id.learning_keys` lists the fields that affect training."""
 
@@ -287,7 +275,6 @@ class Config:
     protocol: Protocol
     hardware: Hardware
     tracker: Tracker
-    claim: Claim | None
     name: str | None  # name of the experiment; null: MODEL-DATA
     runs: str  # parent of all run folders
     deterministic: bool | None  # null: true on CPU

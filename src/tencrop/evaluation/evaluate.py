@@ -22,7 +22,6 @@ from tencrop.config.launcher import is_first_process
 from tencrop.config.writable import check_writable
 from tencrop.data.augmentation.color import mean_and_std
 from tencrop.evaluation.checks import check_scorable
-from tencrop.evaluation.claims import claiming_recipe, is_claimed
 from tencrop.evaluation.ensembles import ensemble, ensemble_facts, is_ensemble
 from tencrop.evaluation.inference import ScoringTask, open_val_split
 from tencrop.evaluation.predictions import Scores, cpu_group, load_scores, protocol_text, save_scores, saved_scores
@@ -134,10 +133,7 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
     if scores is None:
         return None
     origin = {"mean": mean, "std": std, "preprocessing": source, **_origin(target, weights.metadata)}
-    # A published error may be compared only with a run of its own recipe: not with plain weights or changed settings.
-    is_of_run = bool(weights.metadata) and target.typed is None and config.weights is None
-    recipe = claiming_recipe(config, target.manifest) if is_of_run else None
-    return _save(scores, config, out, stem, recipe=recipe, is_saved=is_saved, **origin)
+    return _save(scores, config, out, stem, is_saved=is_saved, **origin)
 
 
 def _ensemble_files(targets: Sequence[EvaluationTarget]) -> list[Path]:
@@ -170,11 +166,11 @@ def _origin(target: EvaluationTarget, metadata: dict[str, Any]) -> dict[str, Any
     """Where the weights come from, for result.json. metadata: that of our own checkpoints, else empty."""
     path, config = target.path, target.config
     if not metadata:
-        return {"checkpoint": str(path), "label": path.name, "selection": None, "seed": None, "claim": None}
+        return {"checkpoint": str(path), "label": path.name, "selection": None, "seed": None}
     label = f"{config.name or config.model.name} seed {metadata['seed']}"
     if metadata["step"] < metadata["total_steps"]:
         label += f", step {metadata['step']} of {metadata['total_steps']}"
-    return {  # no "claim" here: result_of takes it from the configuration, which is that of the run
+    return {
         "checkpoint": str(path),
         "label": label,
         "selection": "best" if path.stem == "best" else "last",
@@ -260,18 +256,12 @@ def _save(
     out: Path,
     stem: str,
     *,
-    recipe: Config | None = None,
     is_saved: bool = False,
     **origin: Any,
 ) -> Evaluated:
-    """Write the score file and result.json. Raises UserError, and writes nothing, if scores are not finite.
-
-    recipe: the recipe with a published error, if these weights come from a run of it.
-    """
+    """Write the score file and result.json. Raises UserError, and writes nothing, if scores are not finite."""
     # Counts the errors first: a score file with NaN must never exist, because later commands would reuse it.
     result = result_of(scores, config, scores=f"{stem}.safetensors", **origin)
-    if recipe is None or not is_claimed(result, recipe):
-        result["claim"] = None
     if not is_saved:
         save_scores(out / f"{stem}.safetensors", scores)
     if not is_saved or os.access(out, os.W_OK):  # saved results are also shown from a read-only folder

@@ -53,7 +53,6 @@ def result_of(scores: Scores, config: Config, /, **origin: Any) -> dict[str, Any
         **{key: value for key, value in scores.metadata.items() if key not in ("protocol", "normalization")},
         "experiment": config.name,
         "seed": config.seed,
-        "claim": None if config.claim is None else dataclasses.asdict(config.claim),
         **origin,
     }
 

@@ -26,10 +26,10 @@ def evaluated_index(config: Config, split: Split) -> Index:
     if path is None:
         return np.arange(split.num_samples, dtype=np.int64)
     found: dict[str, list[int]] = {}
-    for index, name in enumerate(map(os.fsdecode, split.files["name"])):
-        found.setdefault(name, []).append(index)
+    for sample, name in enumerate(map(os.fsdecode, split.files["name"])):
+        found.setdefault(name, []).append(sample)
         if "/" in name:
-            found.setdefault(name.rpartition("/")[2], []).append(index)
+            found.setdefault(name.rpartition("/")[2], []).append(sample)
     chosen = []
     for name in _names(Path(path)):
         if len(indices := found.get(name, [])) != 1:

@@ -64,7 +64,7 @@ def evaluation_targets(config: Config, typed: list[str]) -> list[EvaluationTarge
 
 def _evaluation_targets(config: Config, typed: list[str]) -> list[EvaluationTarget]:
     if not isinstance(config.checkpoint, list):
-        check_one_protocol(typed)
+        _words_of_members(typed, 1)  # refuses several protocols
     if (weights := config.weights) is not None:
         _check_file("weights", Path(weights))
         return [_target_of_plain_weights(config, Path(weights), typed, _given_output(config))]

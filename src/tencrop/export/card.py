@@ -17,6 +17,7 @@ from tencrop.export.source import FILES, ExportSource
 from tencrop.models.weights import Weights
 from tencrop.printable import printable
 from tencrop.records.provenance import sessions_of
+from tencrop.report.claims import claims_of_run
 from tencrop.text_tables import markdown_table
 
 HUB_DATA = {"imagenet": "imagenet-1k", "cifar10": "cifar10"}  # data.name -> the Hub's name of these data
@@ -160,9 +161,10 @@ def _recipe(source: ExportSource) -> str:
     config, code = source.config, sessions_of(source.manifest)[-1]["code"]
     values = dataclasses.asdict(config)
     told = "\n".join(f"- `{key}: {_value(values, key)}`" for key in guesses_of(config))
+    claims = claims_of_run(values, source.manifest["data"])
     claim = (
-        f"Published result that it reproduces: {config.claim.source}."
-        if config.claim
+        f"Published results with this recipe: {'; '.join(claim.source for claim in claims)}."
+        if claims
         else "It claims no published result."
     )
     revision = code["revision"] or f"not known ({code.get('installed') or code.get('not_known') or 'outside git'})"

@@ -17,7 +17,8 @@ from tencrop.config.fields import dotted_keys
 from tencrop.config.schema import MAX_SIDE, Filter, ProtocolName
 from tencrop.tables.schema import COLUMNS, CONFIDENCES, parse_printed
 
-FOREIGN_DATA = ("ilsvrc2010", "imagenet_fall2009", "mnist")  # data sets of printed tables that no data= can read
+# Data sets of printed tables that no data= can read.
+FOREIGN_DATA = ("ilsvrc2010", "imagenet_fall2009", "mnist", "zip_codes")
 ID = re.compile(r"[a-z0-9_]+")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -55,6 +56,7 @@ _TABLE = {
 _ROW = {
     "id": str,
     "row": str,
+    "model?": (str, None),
     "confidence?": _CONFIDENCE,
     "experiment?": (str, None),
     "overrides?": [str],
@@ -83,6 +85,12 @@ def read_checked(path: Path) -> dict[str, Any]:
 def words_of(row: dict[str, Any]) -> tuple[str, ...] | None:
     experiment = [f"experiment={row['experiment']}"] if row.get("experiment") else []
     return (*experiment, *row.get("overrides", [])) or None
+
+
+def model_of(row: dict[str, Any]) -> str | None:
+    """The file of conf/model with a row's network: its `model`, or that of its overrides; None if neither tells."""
+    named = [word.removeprefix("model=") for word in row.get("overrides", []) if word.startswith("model=")]
+    return named[-1] if named else row.get("model")
 
 
 def cannot_of(row: dict[str, Any], table: dict[str, Any]) -> str | None:
@@ -172,6 +180,11 @@ def _check_origin(where: str, row: dict[str, Any], table: dict[str, Any]) -> Non
         raise UserError(f"{where}experiment={experiment}: there is no conf/experiment/{experiment}.yaml{near}")
     for override in row.get("overrides", []):
         _check_override(where, override)
+    if (model := row.get("model")) is not None:
+        if any(override.startswith("model=") for override in row.get("overrides", [])):
+            raise UserError(f"{where}model: overrides name it already; leave one of them out")
+        if model not in (names := options_of("model")):
+            raise UserError(f"{where}model={model}: there is no conf/model/{model}.yaml{nearest(model, names)}")
 
 
 def _check_override(where: str, override: str) -> None:
