@@ -36,7 +36,10 @@ from tencrop.records.run_folder import run_folder
 from tencrop.training.checkpoints import AtomicCheckpointIO
 
 STATISTICS = {"mean": [110.0, 115.5, 100.0], "std": [60.0, 59.0, 61.25]}
-TIMMS = ["model=timm", "model.name=test_resnet", "model.bn_group=2", "normalization.mean=[110,115.5,100]"]
+TIMMS = [
+    "model=timm", "model.name=test_resnet", "model.bn_group=2", "normalization.mean=[110,115.5,100]",
+    "+recipe.guesses=[optimizer.lr]",
+]  # fmt: skip
 
 
 def configured(*words: str) -> Config:
@@ -147,6 +150,7 @@ def test_the_hub_reads_the_card(checkpoint: Path) -> None:
     assert f"{100 * result['top1_error']:.2f} | {100 * low:.2f} – {100 * high:.2f}" in card.text
     assert result["source_fingerprint"] in card.text and "subtract 110, 115.5, 100" in card.text
     assert "exponential moving average" in card.text and "global_batch: 256" in card.text
+    assert "does not state (guesses):\n\n- `optimizer.lr: 0.1`" in card.text
 
 
 def test_one_of_our_networks_has_no_timm_config(prepared_photos: Path, tmp_path: Path) -> None:
