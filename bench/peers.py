@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 
 from tencrop.config import Augmentation, Pca
+from tencrop.config.schema import Filter
 from tencrop.data.sampling.rng import Index
 from tencrop.data.sampling.sampler import epoch_order
 from tencrop.data.store.beton import JPEG
 from tencrop.data.store.manifest import Split, open_split
 
-BATCH, SIZE, FILTER = 256, 224, "bilinear"
+BATCH, SIZE = 256, 224
+FILTER: Filter = "bilinear"
 AREA, ASPECT = [0.08, 1.0], [3 / 4, 4 / 3]
 AUGMENTATION = Augmentation("random_resized", SIZE, FILTER, 0.5, Pca(0.0, "dataset"), area=AREA, aspect=ASPECT)
 FAST_DCT = 2048  # TJFLAG_FASTDCT: what stock ffcv decodes with

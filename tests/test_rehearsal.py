@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tencrop.cli.choices import options_of
 from tencrop.config import Config, derive_batches
@@ -137,12 +137,14 @@ def test_each_planted_wait_is_caught(make_config):
     caught = set()
 
     class Planted(Classifier):
-        def manual_backward(self, loss: Tensor) -> None:
+        def predict(self, network: nn.Module, inputs: Tensor) -> list[Tensor]:
+            heads = super().predict(network, inputs)
             for name, fault in FAULTS.items():
                 try:
-                    fault(loss.detach().clone())
+                    fault(heads[0].detach().mean())
                 except Waits:
                     caught.add(name)
+            return heads
 
     rehearse_step(make_config("augmentation=none"), Planted)
     assert caught == set(FAULTS)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tencrop.cli.choices import CONF, describe, first_sentence, list_options, option_names, options_of
+from tencrop.cli.choices import CONF, describe, files_of, first_sentence, list_options, option_names, options_of
+from tencrop.config import Config, PrepareConfig
 from tencrop.config.rules import MODEL_NAMES
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +29,7 @@ def test_group_question_mark_describes_every_option():
 
 def test_every_option_has_a_description():
     for group in (path.name for path in CONF.iterdir() if path.is_dir()):
-        for name in options_of(group):
+        for name in files_of(group):
             assert len(first_sentence(CONF / group / f"{name}.yaml")) > 5, (group, name)
 
 
@@ -43,7 +44,13 @@ def test_a_reader_that_stops_early_hears_no_traceback():
 
 
 def test_other_arguments_get_no_answer():
-    assert list_options(["model=resnet50", "seed=?", "no_group=?", "=?", "..=?", "-m"]) is None
+    assert list_options(["model=resnet50", "seed=1", "no_group=?", "=?", "..=?", "-m"], Config) is None
+
+
+def test_a_key_is_answered_with_the_values_that_it_accepts():
+    assert list_options(["optimizer.name=?"], Config) == "optimizer.name: sgd, sgd_alexnet or adamw"
+    assert list_options(["workers=?"], PrepareConfig) == "workers: auto or a whole number above 0"
+    assert list_options(["workers=?"], Config) is None, "a key of another command"
 
 
 def test_lines_are_cut_to_a_terminal(monkeypatch):

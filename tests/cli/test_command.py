@@ -23,7 +23,7 @@ MISTAKES = {
     "misspelled option": (["model=resnet5O"], "did you mean resnet50"),
     "misspelled name": (["model=timm", "model.name=resnet5O"], "did you mean resnet50"),
     "no name": (["model=timm"], "model.name: needs a value"),
-    "negative": (["optimizer.lr=-1"], "optimizer.lr=-1.0: must be above 0"),
+    "negative": (["optimizer.lr=-1"], "optimizer.lr=-1: must be above 0"),
     "batch that no device count divides": (["training.global_batch=257", "hardware=gpu8"], "257 / 8 = 32.12"),
     "group that does not fit": (["model.bn_group=48"], "model.bn_group=48: 256 / 1 devices"),
     "unprepared data": (["data.root=/nowhere"], "python prepare.py data=imagenet"),
@@ -58,8 +58,8 @@ TYPING_ERRORS = {  # (command, word): a part of the message
     ("train", "data=digits,imagenet"): "several values are a sweep, which needs -m; choose one of them",
     ("train", "data.root=a,b"): "one text is typed as \"data.root='a,b'\"",
     ("train", "training.epochs=[1]"): "training.epochs=[1]: must be a whole number",
-    ("train", "training.max_steps=x"): "training.max_steps=x: must be a whole number or null",
-    ("train", "schedule.milestones=30"): "schedule.milestones=30: must be a list, [A,B] or null",
+    ("train", "training.max_steps=x"): "training.max_steps=x: must be a whole number above 0 or null",
+    ("train", "schedule.milestones=30"): "schedule.milestones=30: must be a list [A,B,...] of numbers above 0",
     ("train", "augmentation.pca=3"): "holds several keys; give one of them a value: augmentation.pca.std",
     ("train", "data.root=${nope}"): "correct the name in ${...}, or type \\${...}",
     ("train", "tracker=csv"): "tracker=csv: the CSV tracker was removed; set tracker=none and read metrics.jsonl",
@@ -102,7 +102,7 @@ def test_a_mistake_is_reported_before_torch_is_imported():
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("script", ["prepare.py", "train.py", "evaluate.py", "report.py"])
+@pytest.mark.parametrize("script", ["prepare.py", "train.py", "evaluate.py", "export.py", "report.py"])
 def test_help_shows_examples_and_keys(script):
     result = run("--help", script=script)
     assert result.returncode == 0, result.stderr

@@ -19,7 +19,7 @@ from tencrop.config.recipes import guesses_of, recipe_line
 
 VGG = "recipe: experiment=vgg_d, Simonyan and Zisserman 2015, 7 guesses, 3 differences"
 PLAIN = "recipe: experiment=null, the 90-epoch recipe of fb.resnet.torch, 0 guesses, 1 difference"
-OTHER = PLAIN + "; not the recipe of {}, which conf/experiment does not have"
+OTHER = PLAIN + "; not the network's own recipe, which conf/experiment does not have"
 WAYS = {
     "model=vgg_d": (VGG, "9f610292"),
     "experiment=vgg_d": (VGG, "9f610292"),
@@ -42,9 +42,9 @@ WAYS = {
         "recipe: experiment=regnety_040, Radosavovic et al. 2020 (pycls), 5 guesses, 3 differences",
         "82f2b356",
     ),
-    "model=densenet121": (OTHER.format("densenet121"), "3e21da2f"),
-    "model=timm model.name=vgg_d": (OTHER.format("vgg_d"), "04031a77"),
-    "model=vgg_d model.name=vgg_e": (OTHER.format("vgg_e"), "836a06ef"),
+    "model=densenet121": (OTHER, "3e21da2f"),
+    "model=timm model.name=vgg_d": (OTHER, "04031a77"),
+    "model=vgg_d model.name=vgg_e": (OTHER, "836a06ef"),
     "": ("recipe: experiment=resnet50, fb.resnet.torch, 0 guesses, 1 difference", "28668f16"),
     "experiment=null": (PLAIN, "28668f16"),
 }
@@ -114,7 +114,7 @@ def test_the_line_is_the_first_one_printed(main, capsys, tmp_path):
 def test_one_line_a_run_in_a_sweep(capsys, tmp_path):
     with pytest.raises(SystemExit):
         tencrop.commands.train.main(["-m", "model=vgg_d,densenet121", f"hydra.sweep.dir={tmp_path}", "data.root=x"])
-    assert capsys.readouterr().out.splitlines() == [VGG, OTHER.format("densenet121")]
+    assert capsys.readouterr().out.splitlines() == [VGG, OTHER]
 
 
 def test_weights_from_elsewhere_are_not_evaluated_by_the_recipe(tmp_path):
@@ -127,11 +127,7 @@ def test_weights_from_elsewhere_are_not_evaluated_by_the_recipe(tmp_path):
 def test_a_replaced_group_leaves_none_of_the_experiments_values_behind():
     config = compose_training(["experiment=alexnet_figure1_tanh", "optimizer=adamw"], CONF)
     assert (config.optimizer.lr, config.optimizer.weight_decay) == (1e-3, 0.05)  # those of adamw.yaml
-    assert config.recipe.replaced == ["optimizer=adamw"] and guesses_of(config) == [
-        "training.global_batch",
-        "training.epochs",
-        "training.precision",
-    ]
+    assert guesses_of(config) == ["training.global_batch", "training.epochs", "training.precision"]
     config = compose_training(["model=regnety_320", "optimizer=adamw", "optimizer.lr=0.5"], CONF)
     assert (config.optimizer.lr, config.training.global_batch) == (0.5, 256)
 
@@ -210,6 +206,13 @@ def test_a_broken_file_stops_only_the_models_that_it_mentions(own):
 def test_a_wrong_name_is_answered_with_the_models_too(word):
     with pytest.raises(UserError, match=r"did you mean .*vgg_d"):
         compose_training([word], CONF)
+
+
+@pytest.mark.parametrize("word", ["recipe=vgg_d", "recipe.guesses=[]", "++recipe.source=mine"])
+def test_what_a_recipe_says_about_itself_cannot_be_typed(word, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command("train", Config)(lambda _: None)([word])
+    assert stop.value.code == 2 and "choose one with experiment=NAME or model=NAME" in capsys.readouterr().err
 
 
 def test_the_line_of_a_run_of_earlier_code_is_left_out():

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from tencrop.config import Config, UserError, derive_batches, learning_hash, run_path, validate
 from tencrop.config.documents import literal
-from tencrop.config.rules import dotted_keys
+from tencrop.config.fields import dotted_keys
 from tencrop.data.augmentation.plan import evaluation_plan, training_plan
 from tencrop.evaluation.protocols import num_views
 from tencrop.training.optimizers import build_optimizer

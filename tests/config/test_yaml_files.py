@@ -58,7 +58,7 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (copy / group / ".#resnet18.yaml").symlink_to("me@host.1:2")
     (copy / ".ipynb_checkpoints").mkdir()
     (copy / "experiment" / "empty.yaml").write_bytes(b"")
-    (copy / "experiment" / "half.yaml").write_bytes(b"# @package _global_\nclaim: {\nclaim: [1, ")
+    (copy / "experiment" / "half.yaml").write_bytes(b"# @package _global_\nmodel: {\nmodel: [1, ")
     (copy / "model" / "latin.yaml").write_bytes(b"# caf\xe9, a network\nname: a\n")
     monkeypatch.setattr(choices, "CONF", copy)
     return copy

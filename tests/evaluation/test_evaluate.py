@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,10 +19,8 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from tencrop.cli.choices import CONF
 from tencrop.config import Config, UserError, derive_batches
 from tencrop.data.store.manifest import read_manifest
-from tencrop.evaluation import claims
 from tencrop.evaluation import evaluate as module
 from tencrop.evaluation.errors import wilson_interval
 from tencrop.evaluation.evaluate import evaluate_scores, evaluate_targets, file_stem
@@ -67,43 +64,11 @@ def test_result_and_scores_are_written(make_config, new_network, save_checkpoint
     assert result["top5_error"] == int((scores.softmax_ranks >= 5).sum()) / 501
     expected = {
         "protocol": "five_crop", "averaging": "softmax", "weights": "raw", "side": 36, "size": 32, "region": "whole",
-        "seed": 3, "model": "lenet5_dense", "data": "imagefolder", "claim": None, "selection": "last", "views": 5,
+        "seed": 3, "model": "lenet5_dense", "data": "imagefolder", "selection": "last", "views": 5,
         "weights_sha256": weights_sha256(network.state_dict()), "step": 7,
         "source_fingerprint": read_manifest(config.data.root)["splits"]["val"]["source_fingerprint"],
     }  # fmt: skip
     assert {key: result[key] for key in expected} == expected
-
-
-CLAIM = "{top1_error: 30, top5_error: null, data: imagefolder, split: val, protocol: flip_pair, source: a table}"
-
-
-def test_only_a_complete_run_of_the_recipe_has_its_claim(
-    make_config, new_network, save_checkpoint, evaluate, tmp_path, monkeypatch
-) -> None:
-    shutil.copytree(CONF, tmp_path / "conf")
-    recipe = "defaults: [override /data: imagefolder, override /model: lenet5_dense]\nimage_size: 32\nshort_side: 36\n"
-    recipe = f"# @package _global_\n{recipe}training: {{precision: fp32}}\nclaim: {CLAIM}\n"
-    (tmp_path / "conf" / "experiment" / "claiming.yaml").write_text(recipe)
-    monkeypatch.setattr(claims, "CONF", tmp_path / "conf")
-    checkpoint = save_checkpoint(tmp_path / "last.ckpt", make_config(), new_network(make_config()))
-
-    def claimed(*overrides: str) -> bool:
-        config = make_config(f"claim={CLAIM}", *overrides)
-        return evaluate(config, checkpoint, tmp_path)["claim"] is not None
-
-    assert not claimed("protocol=flip_pair"), "nobody counted these data"
-    monkeypatch.setitem(claims.WHOLE_DATA, "imagefolder", (6, 501, 6))
-    assert claimed("protocol=flip_pair")
-    for overrides in (
-        ["protocol=center"],
-        ["protocol=flip_pair", "protocol.side=40"],
-        ["protocol=flip_pair", "protocol.resize=warp"],
-    ):
-        assert not claimed(*overrides)
-    for override in ("optimizer.lr=3", "training.epochs=2", "training.max_steps=3"):
-        assert not claimed("protocol=flip_pair", override)
-    monkeypatch.setitem(claims.WHOLE_DATA, "imagefolder", (6, 502, 6))
-    assert not claimed("protocol=flip_pair"), "an image is missing"
 
 
 def test_saved_scores_are_used_again(
@@ -312,7 +277,7 @@ def test_plain_weights_of_both_libraries(library: str, suffix: str, make_config,
     folder, result = found[0].out, found[0].result
     assert folder.parent == Path("evaluations") and folder.name.startswith(name.replace("/", "-"))
     assert result["num_images"] == 12 and result["weights_sha256"] == weights_sha256(network.state_dict())
-    assert result["seed"] is None and result["claim"] is None and result["label"] == path.name
+    assert result["seed"] is None and result["label"] == path.name
     assert result["experiment"] is None
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tencrop.config import Config, UserError
 from tencrop.data.store.manifest import read_manifest
-from tencrop.evaluation.targets import check_ensemble, evaluation_targets, score_files
+from tencrop.evaluation.targets import check_ensemble, check_one_protocol, evaluation_targets, score_files
 from tencrop.records import run_folder as records
 
 ROOT = Path(__file__).parents[2]
@@ -113,9 +113,18 @@ def test_a_checkpoint_under_two_protocols(make_config, run_folder: Path, tmp_pat
     Path(config.checkpoint[1]).touch()
     with pytest.raises(UserError, match=r"elsewhere\.ckpt: is not in a run folder, so a list of protocols does not"):
         evaluation_targets(config, ["protocol=[center,five_crop]"])
-    config.checkpoint = path
-    with pytest.raises(UserError, match=r"choose one, such as protocol=center"):
-        evaluation_targets(config, ["protocol=[center,five_crop]"])
+    for checkpoint in (path, [path], None):
+        config.checkpoint = checkpoint
+        with pytest.raises(UserError, match="names 2 protocols for 1 checkpoint; name one for each"):
+            evaluation_targets(config, ["protocol=[center,five_crop]"])
+
+
+def test_training_takes_one_protocol() -> None:
+    check_one_protocol(["protocol=center", "seed=1"])
+    with pytest.raises(
+        UserError, match=r"^protocol=\[center,five_crop\]: only evaluate\.py takes several .* choose one"
+    ):
+        check_one_protocol(["seed=1", "protocol=[center,five_crop]"])
 
 
 def test_score_files_that_cannot_be_averaged(tmp_path: Path) -> None:

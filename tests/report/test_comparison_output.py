@@ -1,6 +1,7 @@
 """report.py compare=[A,B]: counts, flips and classes of two runs, and what it refuses."""
 
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -32,7 +33,7 @@ def compared(words, output, **options) -> int:
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.open()))
+    return list(csv.DictReader(io.StringIO(path.read_text())))
 
 
 def rewrite(path: Path, *, arrays: dict | None = None, facts: dict | None = None) -> None:

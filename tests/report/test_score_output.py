@@ -1,6 +1,7 @@
 """report.py scores=...: the statistics of score files alone, and a broken file that costs the others nothing."""
 
 import csv
+import io
 import shutil
 import subprocess
 import sys
@@ -22,15 +23,19 @@ VIEWS = np.array(
     [
         [[4, 0, 0], [4, 0, 0]],  # right
         [[0, 2, 0], [0, 2, 0]],  # taken for 1
-        [[0, 1, 0], [0, 3, 0]],  # right, with views that agree
+        [[0, 1, 0], [0, 1.5, 0]],  # right, with views that agree
         [[0, 9.4, 0], [9.5, 0, 0]],  # right, with views that disagree
     ]
 )
 
 
 def reported(*words: Path, output: Path, **options) -> int:
-    options = {"average": "softmax", "ks": [1, 2], **options}
+    options = {"average": "softmax", "ks": [1, 2, 3], **options}
     return report_scores([str(word) for word in words], output=output, **options)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text())))
 
 
 @pytest.fixture
@@ -47,13 +52,14 @@ def test_errors_classes_and_pairs_by_hand(saved, tmp_path, capsys):
     assert reported(saved, output=tmp_path / "out") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "tiny on toys, ten_crop, averaged softmax; 4 images, 3 classes; weights abababababab" in text
-    assert "top-1 25.00 4.56 – 69.94 1" in text and "top-2 0.00" in text
-    (row, other) = csv.DictReader((tmp_path / "out" / "scores-classes.csv").open())
+    assert "top-1 25.00 4.56 – 69.94 1" in text and "top-3 0.00" in text
+    assert "top-2 25.00" in text, "the label of the second image ties with class 2, which counts against it"
+    (row, other) = rows_of(tmp_path / "out" / "scores-classes.csv")
     assert (row["class"], row["images"], row["errors"], row["taken_for"], row["times"]) == (
         "class 0", "3", "1", "class 1", "1",
     )  # fmt: skip
     assert (other["class"], other["errors"], other["taken_for"]) == ("class 1", "0", "")
-    (pair,) = csv.DictReader((tmp_path / "out" / "scores-confused.csv").open())
+    (pair,) = rows_of(tmp_path / "out" / "scores-confused.csv")
     assert (pair["class"], pair["taken_for"], pair["images"]) == ("class 0", "class 1", "1")
 
 
@@ -68,7 +74,7 @@ def test_calibration_of_either_average(saved, tmp_path, capsys, average):
     which = {"softmax": "its softmax averaged over the views", "logits": "the softmax of its logits averaged"}[average]
     assert f"Expected calibration error: {100 * expected:.2f} points, over 15 bins of equal width" in text
     assert which in text
-    rows = list(csv.DictReader((tmp_path / "out" / "scores-calibration.csv").open()))
+    rows = rows_of(tmp_path / "out" / "scores-calibration.csv")
     assert len(rows) == 15 and [int(row["images"]) for row in rows].count(1) == 4
     assert "<svg" in (tmp_path / "out" / "reliability-1-ten_crop.svg").read_text()
 

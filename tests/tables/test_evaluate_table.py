@@ -143,6 +143,10 @@ def test_a_protocol_in_words_leaves_open_what_the_paper_leaves_open() -> None:
     words = ("protocol=dense", "protocol.side=[36,48]", "protocol.size=32", "protocol.region=whole")
     assert protocol_words(PROTOCOL)[:4] == words and protocol_words(PROTOCOL)[-1] == "protocol.average=softmax"
     assert not any("filter" in word for word in protocol_words(PROTOCOL))
+    kept = protocol_words(dataclasses.replace(PROTOCOL, side=None))
+    assert not any("side=" in word for word in kept)
+    central = protocol_words(dataclasses.replace(PROTOCOL, name="center", side=None, resize="central_fraction"))
+    assert {"protocol.side=null", "protocol.resize=central_fraction"} < set(central)  # it has no side, and says so
     for name in (None, "no_such_crop"):
         with pytest.raises(UserError, match=r"no_such_crop|does not state"):
             protocol_words(dataclasses.replace(PROTOCOL, name=name))

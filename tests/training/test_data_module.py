@@ -175,7 +175,7 @@ def test_validation_images_are_rescaled_to_the_short_side(module):
     batch = epoch(module("short_side=40").val_dataloader())[0]
     assert (batch.sizes.min(axis=1) == 40).all()
     assert batch.images.shape[1:3] == tuple(batch.sizes.max(axis=0).tolist())
-    assert not batch.flips.any() and not batch.pca_alphas.any()
+    assert not batch.flips.any() and not batch.params["pca_alphas"].any()
 
 
 def test_the_validation_protocol_depends_only_on_learning_keys(composed):

@@ -1,4 +1,4 @@
-"""Lists the options of a configuration group: one line each for GROUP=?, their names for --help."""
+"""Answers GROUP=? with the options of a group and KEY=? with the values of a key; lists the groups for --help."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tencrop.cli.recipes import own_recipes
+from tencrop.config.fields import describe_key, key_types
 from tencrop.config.rules import MODEL_NAMES
 from tencrop.config.schema import Config, UserError
 from tencrop.config.yaml_files import yaml_files
@@ -28,10 +29,11 @@ def check_conf() -> None:
         raise UserError(f"{CONF}: is missing; in tencrop's checkout, type pip install . or pip install -e .")
 
 
-def list_options(arguments: list[str]) -> str | None:
-    """The answer to a GROUP=? among the arguments of a command; None if there is none.
+def list_options(arguments: list[str], schema: type) -> str | None:
+    """The answer to a GROUP=? or KEY=? among the arguments of a command with this schema; None if there is none.
 
-    model=? lists the files of conf/model with a description, model.name=? the name of every network for model=timm.
+    model=? lists the files of conf/model with a description, model.name=? the name of every network for model=timm,
+    optimizer.lr=? the values that the key accepts.
     """
     for argument in arguments:
         key, _, value = argument.partition("=")
@@ -39,6 +41,8 @@ def list_options(arguments: list[str]) -> str | None:
             return describe(key)
         if (key, value) == ("model.name", "?"):
             return MODEL_NAMES.read_text().rstrip()
+        if value == "?" and key in key_types(schema):
+            return describe_key(schema, key)
     return None
 
 

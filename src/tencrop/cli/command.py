@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import hydra
 from hydra._internal.hydra import Hydra
@@ -36,14 +36,19 @@ from tencrop.config.schema import Config, UserError
 from tencrop.printable import print_any_text, printable
 from tencrop.signals import INTERRUPTED, MESSAGE
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-def command(config_name: str, schema: type) -> Callable[[Callable[[Any], int | None]], Callable[..., None]]:
+Schema = TypeVar("Schema", bound="DataclassInstance")
+
+
+def command(config_name: str, schema: type[Schema]) -> Callable[[Callable[[Schema], int | None]], Callable[..., None]]:
     """Decorator that turns `run(config: schema) -> exit code` into main(), configured by conf/<config_name>.yaml.
 
     main(words) reads `words` instead of the arguments in sys.argv. sys.argv keeps what the user typed.
     """
 
-    def decorate(run: Callable[[Any], int | None]) -> Callable[..., None]:
+    def decorate(run: Callable[[Schema], int | None]) -> Callable[..., None]:
         def main(words: list[str] | None = None) -> None:
             try:
                 sys.exit(_exit_code(run, config_name, schema, sys.argv[1:] if words is None else words))
@@ -55,7 +60,7 @@ def command(config_name: str, schema: type) -> Callable[[Callable[[Any], int | N
     return decorate
 
 
-def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type, words: list[str]) -> int:
+def _exit_code(run: Callable[[Schema], int | None], config_name: str, schema: type[Schema], words: list[str]) -> int:
     exit_codes: list[int] = []  # one per job of a sweep; Hydra discards what the job returns
     arguments = sys.argv
 
@@ -77,7 +82,7 @@ def _exit_code(run: Callable[[Any], int | None], config_name: str, schema: type,
     try:
         check_conf()
         _check_current_folder()
-        answer = list_options(words)
+        answer = list_options(words, schema)
         if answer or {"--help", "-h"} & set(words):
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` exits quietly, as other tools do
             # Hydra would list the options of every group twice, which takes a third of the time of --help and which our
@@ -135,14 +140,14 @@ def _words_for_hydra(words: list[str], schema: type) -> list[str]:
     return [read.get(word, word) for word in words]
 
 
-def _run_once(run: Callable[[Any], int | None], node: DictConfig, schema: type) -> int:
+def _run_once(run: Callable[[Schema], int | None], node: DictConfig, schema: type[Schema]) -> int:
     try:
         for key in PATHS:  # here too, for paths from YAML files and inside quotes or lists
             value = OmegaConf.select(node, key, throw_on_resolution_failure=False)
             value = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
             if expand_home(value) != value:
                 OmegaConf.update(node, key, literal(expand_home(value)))
-        config: Any = validate(node, schema)
+        config = validate(node, schema)
         _check_sweep(config)
         return run(config) or 0
     except UserError as error:
@@ -156,7 +161,7 @@ def _run_once(run: Callable[[Any], int | None], node: DictConfig, schema: type) 
         return _refuse(disk_sentence(OSError(errno.ELOOP, "", path)))
 
 
-def _check_sweep(config: Any) -> None:
+def _check_sweep(config: object) -> None:
     """Raise UserError for a sweep with several processes and no launcher.
 
     The ranks that training would start repeat the whole command line, so each of them would run the sweep.

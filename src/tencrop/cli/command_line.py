@@ -11,22 +11,25 @@ import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from tencrop.cli.choices import IS_INSTALLED, groups, options_of
+from tencrop.cli.choices import IS_INSTALLED, files_of, groups
 from tencrop.config.documents import literal
-from tencrop.config.rules import key_types
+from tencrop.config.fields import Type, key_types, plain_types
 from tencrop.config.schema import UserError
 
 # The shell expands ~ only at the beginning of a word, so data.root=~/prepared reaches us unexpanded.
 PATHS = (  # keys in which ~ is the home folder
-    "data.root", "data.source", "runs", "checkpoint", "weights", "output", "compare", "diff", "scores", "data_root",
+    "data.root", "data.source", "data.subset_of_val", "runs", "checkpoint", "weights", "weights_dir", "output",
+    "compare", "diff", "scores", "data_root",
 )  # fmt: skip
-TEXTS = ("data.root", "data.source", "weights", "output", "name", "data_root")  # keys that take no list
+TEXTS = (  # keys that take no list
+    "data.root", "data.source", "data.subset_of_val", "weights", "weights_dir", "output", "name", "data_root",
+)  # fmt: skip
 # KEY=VALUE with Hydra's signs: +KEY adds a key, ~KEY deletes one, ++KEY adds or changes it.
 WORD = re.compile(r"(?P<sign>[+~]{0,2})(?P<key>[A-Za-z_][\w./@-]*)=(?P<text>.*)", re.ASCII | re.DOTALL)
 FOR_SHELL = re.compile(r'([^"$`\\!]|\\[^"$`\\!])*')  # text that double quotes preserve; ! for an interactive bash
@@ -98,7 +101,7 @@ def _with_home(word: str) -> str:
     return f"{key}={','.join(map(expand_home, text.split(',')))}"  # a comma separates the values of a sweep
 
 
-def _check_word(word: str, kinds: dict[str, Any]) -> str:
+def _check_word(word: str, kinds: dict[str, Type]) -> str:
     found = WORD.fullmatch(word)
     kind = kinds.get(found["key"], Any) if found else Any
     try:
@@ -110,16 +113,19 @@ def _check_word(word: str, kinds: dict[str, Any]) -> str:
     if found is None or override.is_sweep_override():  # a deletion (~KEY), or a sweep, which has values of its own
         return word
     value = override.value()
-    if found["key"] in groups() and isinstance(value, int | float):  # bool is an int
+    is_option = isinstance(value, str | dict) or (value is None and found["key"] == "experiment")
+    if found["key"] in groups() and not is_option:
         raise UserError(f"{word}: {found['key']} is a name; {found['key']}=? lists the options")
-    if get_origin(kind) is list and isinstance(value, str):  # report.py runs=DIR
+    if found["key"].partition(".")[0] == "recipe":  # a guess that is typed away would be missing in the record
+        raise UserError(f"{word}: an experiment says this about itself; choose one with experiment=NAME or model=NAME")
+    if plain_types(kind) == {list} and isinstance(value, str):  # report.py runs=DIR
         return f"{found['sign']}{found['key']}=[{found['text']}]"
     if _takes(kind, str) and (read := _read_as(value, found["text"], kind)):
         raise UserError(f"{word}: is read as {read}; to mean this text, type {_form(found, kind)}")
     return word
 
 
-def _read_as(value: Any, text: str, kind: Any) -> str:
+def _read_as(value: object, text: str, kind: Type) -> str:
     """The type as which Hydra reads a text, if the key does not take this type; otherwise empty."""
     if value is None or isinstance(value, str) or _takes(kind, type(value)):
         return ""
@@ -130,10 +136,10 @@ def _read_as(value: Any, text: str, kind: Any) -> str:
     return "a list" if isinstance(value, list) else "a mapping"
 
 
-def _instead(word: str, found: re.Match[str] | None, kind: Any) -> str:
+def _instead(word: str, found: re.Match[str] | None, kind: Type) -> str:
     """A clause that tells what to type instead of a word that Hydra cannot parse."""
     if found is None:
-        named = [f"{group}={word}" for group in groups() if word in options_of(group)]
+        named = [f"{group}={word}" for group in groups() if word in files_of(group)]
         return f"; did you mean {' or '.join(named)}?" if named else '; with spaces in its value, type "KEY=A B"'
     if found["key"] in groups():
         return f"; {found['key']} is a name, and {found['key']}=? lists the options"
@@ -145,7 +151,7 @@ def _instead(word: str, found: re.Match[str] | None, kind: Any) -> str:
     return f"; type {_form(found, kind)}"
 
 
-def _form(found: re.Match[str], kind: Any) -> str:
+def _form(found: re.Match[str], kind: Type) -> str:
     """The word to type for what this one was probably meant to be."""
     listed = A_LIST.fullmatch(found["text"])
     if listed and (kind is Any or _takes(kind, list)):
@@ -153,9 +159,9 @@ def _form(found: re.Match[str], kind: Any) -> str:
     return typed_word(found["sign"] + found["key"], found["text"])
 
 
-def _takes(kind: Any, wanted: type) -> bool:
+def _takes(kind: Type, wanted: type) -> bool:
     """Whether the declared type `kind` includes the type `wanted`; Any does not count."""
-    return any(get_origin(one) is wanted or one is wanted for one in (kind, *get_args(kind)))
+    return wanted in plain_types(kind)
 
 
 def _text(key: str, text: str) -> str:
@@ -168,7 +174,7 @@ def _element(text: str) -> str:
     return text if _is_plain(f"a=[{text}]", [text]) else _quoted(text)
 
 
-def _is_plain(word: str, value: Any) -> bool:
+def _is_plain(word: str, value: str | list[str]) -> bool:
     # Asks Hydra's parser instead of repeating its grammar, which has many special cases. The parser accepts "${", but
     # OmegaConf would interpolate it later.
     try:

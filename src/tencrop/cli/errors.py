@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tencrop.cli.choices import groups, options_of
 from tencrop.cli.command_line import instead_of_sweep
-from tencrop.config.rules import dotted_keys
+from tencrop.config.fields import dotted_keys
 from tencrop.config.schema import Config
 from tencrop.config.tracker import REMOVED, USE_INSTEAD
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
@@ -47,7 +46,7 @@ def config_of_run(run_dir: Path, overrides: list[str], *, conf: Path) -> Config:
     return validate(node, Config)
 
 
-def _option(conf: Path, group: str, name: Any) -> Path:
+def _option(conf: Path, group: str, name: object) -> Path:
     """The file of an option; a folder given by --config-dir comes first, as in Hydra."""
     sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
     own = [Path(source.path) for source in sources if source.provider == "command-line"]

@@ -15,6 +15,10 @@ from tencrop.signals import close_at_ctrl_c
 
 @command("evaluate", EvaluateConfig)
 def main(config: EvaluateConfig) -> int:
+    if config.weights_dir is not None:
+        from tencrop.commands.calibrate import calibrate
+
+        return calibrate(config, overrides())
     if config.table is not None:
         from tencrop.commands.evaluate_table import evaluate_table
 
@@ -28,8 +32,8 @@ def main(config: EvaluateConfig) -> int:
         print_recipes([plain])
     targets = evaluation_targets(plain, typed)
     check_targets(targets)
-    if config.checkpoint is not None:
-        print_recipes(target.config for target in targets)
+    if config.checkpoint is not None:  # `typed`: a checkpoint outside a run folder, where nothing tells its recipe
+        print_recipes(target.config for target in targets if target.typed is None)
     evaluate_and_track(targets)
     return 0
 

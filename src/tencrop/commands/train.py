@@ -46,6 +46,7 @@ def main(config: Config) -> int:
     from tencrop.training.fit import build, completed_fit, fit
 
     fit_result = completed_fit(run_path(config))
+    was_complete = fit_result is not None
     if fit_result is None:  # not complete: build everything, so that errors occur before anything is written
         data, classifier = build(config, batches=batches, manifest=manifest)
         check_scorable(classifier.model, config)
@@ -72,7 +73,9 @@ def main(config: Config) -> int:
             experiments = collect([run_dir])
             rows = error_rows(experiments)
             print_table(rows)
-            if logger is not None or (run_dir / "tracking").is_dir():  # the latter after an interrupted evaluation
+            # A run that was complete before may have been interrupted before it was tracked. A tracker that failed to
+            # start in this command is not tried again.
+            if logger is not None or (was_complete and (run_dir / "tracking").is_dir()):
                 track_result(config, run_dir, result, COLUMNS, [row.cells for row in rows], logger=logger)
             if os.access(run_dir, os.W_OK):  # for a read-only folder, the printed table must do
                 write_report(experiments, run_dir)

@@ -15,6 +15,7 @@ from tencrop.config.batches import (
 from tencrop.config.command_schemas import (
     ComplexityConfig,
     EvaluateConfig,
+    ExportConfig,
     PrepareConfig,
     Printed,
     PrintedTable,
@@ -23,7 +24,7 @@ from tencrop.config.command_schemas import (
     own_keys,
     plain_config,
 )
-from tencrop.config.rules import check, validate
+from tencrop.config.rules import validate
 from tencrop.config.run_id import (
     check_data,
     check_preparation,
@@ -34,7 +35,6 @@ from tencrop.config.run_id import (
 )
 from tencrop.config.schema import (
     Augmentation,
-    Claim,
     Config,
     Data,
     Erasing,
@@ -59,12 +59,12 @@ from tencrop.config.schema import (
 __all__ = [
     "Augmentation",
     "Batches",
-    "Claim",
     "ComplexityConfig",
     "Config",
     "Data",
     "Erasing",
     "EvaluateConfig",
+    "ExportConfig",
     "Hardware",
     "Jitter",
     "Mixing",
@@ -87,7 +87,6 @@ __all__ = [
     "UserError",
     "VisualizationConfig",
     "accelerator_of",
-    "check",
     "check_data",
     "check_precision",
     "check_preparation",

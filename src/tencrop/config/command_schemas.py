@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from tencrop.config.schema import Claim, Config, Data, Model, Normalization
+from tencrop.config.schema import Average, Config, Count, Data, Model, NonNegativeInt, Normalization, Pixels
 
 
 @dataclass
@@ -14,7 +14,7 @@ class PrepareConfig:
     """Configuration of prepare.py."""
 
     data: Data
-    workers: Any  # number of threads; auto: all granted cores
+    workers: Literal["auto"] | Count  # number of threads; auto: all granted cores
     verify: bool = False  # compare every byte of a prepared folder with its fingerprints; write nothing
     simulate: bool = False  # pack an ImageFolder tree into archives like those of ILSVRC2012
 
@@ -30,9 +30,23 @@ class ReportConfig:
     compare: list[str] = field(default_factory=list)  # two run folders or score files: McNemar's test, flips, classes
     diff: list[str] = field(default_factory=list)  # two run folders: what differs between them
     scores: list[str] = field(default_factory=list)  # score files, or folders that hold some: their statistics
-    k: list[int] = field(default_factory=lambda: [1, 5])  # top-k errors of compare, scores and the page
-    average: str = "softmax"  # softmax | logits: the average over views that compare and scores use
+    k: list[Count] = field(default_factory=lambda: [1, 5])  # top-k errors of compare, scores and the page
+    average: Average = "softmax"  # the average over views that compare and scores use
     data_root: str | None = None  # prepared data that names images and classes of score files outside run folders
+
+
+# all: those that need trained weights
+Figure = Literal["all", "architecture", "tradeoff", "receptive_field", "retrieval", "occlusion", "attention", "patches"]
+
+
+@dataclass
+class ExportConfig:
+    """Configuration of export.py."""
+
+    checkpoint: str | None
+    format: Literal["safetensors", "torch_export", "onnx"]
+    ema: bool | None  # null: EMA weights if the checkpoint has them
+    output: str | None  # the folder to write; null: exports/NAME-seedK-HASH
 
 
 @dataclass
@@ -40,6 +54,7 @@ class EvaluateConfig(Config):
     """Configuration of evaluate.py."""
 
     table: str | None = None  # a file of conf/errors, or all: evaluate the finished runs of its rows, and print it
+    weights_dir: str | None = None  # with table=calibration: the folder of released weights that are evaluated
     scores: list[str] | None = None  # score files to average, as an ensemble; no network runs
 
 
@@ -47,9 +62,9 @@ class EvaluateConfig(Config):
 class VisualizationConfig(EvaluateConfig):
     """Configuration of python -m tencrop.visualization: that of evaluate.py, and the figure to draw."""
 
-    figure: str = "all"  # all (of trained weights) | architecture | tradeoff | receptive_field | retrieval | ...
-    images: list[int] | None = None  # indices in the val split; null: chosen by a fixed hash
-    candidates: int | None = 2000  # training images searched for figure=retrieval, chosen by a fixed hash; null: all
+    figure: Figure = "all"
+    images: list[NonNegativeInt] | None = None  # indices in the val split; null: chosen by a fixed hash
+    candidates: Count | None = 2000  # training images searched for figure=retrieval, chosen by a fixed hash; null: all
     layer: str | None = None  # layer for figure=patches; null: the last one that outputs feature maps
 
 
@@ -77,7 +92,7 @@ class Printed:
     quantity: str | None = None  # null: the table's quantity
     layers: str | None = None  # count matching layers only, such as features.inception3a.*; null: all
     kwargs: dict[str, Any] | None = None  # added to those of the model file
-    image_size: int | None = None  # null: that of the model file
+    image_size: Pixels | None = None  # null: that of the model file
     unit: str | None = None  # of the value: K | Ki | M | G; null: the table's unit
     step: float | None = None  # the printed precision, in units, if it is coarser than the value's last digit
     because: str | None = None  # why ours differs, or another remark
@@ -103,10 +118,9 @@ class ComplexityConfig:
 
     model: Model | None
     sizes: PrintedTable | None
-    image_size: int  # pixels
-    short_side: int | None  # set by files of conf/model, like the next two; not used here
+    image_size: Pixels
+    short_side: Pixels | None  # set by files of conf/model, like the next; not used here
     normalization: Normalization | None
-    claim: Claim | None
-    num_classes: int | None  # null: the network's default
-    format: str  # terminal | markdown | csv | json
-    layers: str  # main | all (adds normalization layers and parameters outside any layer)
+    num_classes: Count | None  # null: the network's default
+    format: Literal["terminal", "markdown", "csv", "json"]
+    layers: Literal["main", "all"]  # all adds normalization layers and parameters outside any layer

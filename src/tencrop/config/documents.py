@@ -37,12 +37,13 @@ MAX_JSON_BYTES = 64 << 20
 MAX_YAML_BYTES = 256 << 10
 MAX_DEPTH = 40  # of nested lists and mappings: ours reach 6, and Python's recursion limit is some hundreds
 FILE_NAME, NUMBER = "file name", "number"
+Shape = Any  # as listed above: nested values of many types. What is read has the type of its shape, unknown to mypy.
 
 
 class NotEmpty(NamedTuple):
     """A list of one or more values of a shape."""
 
-    shape: Any
+    shape: Shape
 
 
 class Between(NamedTuple):
@@ -52,7 +53,7 @@ class Between(NamedTuple):
     high: float
 
 
-def read_json(path: Path, shape: Any, *, what: str, remedy: str) -> Any:
+def read_json(path: Path, shape: Shape, *, what: str, remedy: str) -> Any:
     """Read a JSON file. Raises UserError if it is missing, broken or has another shape.
 
     The message is "PATH: not `what` (the problem); `remedy`", where `remedy` tells the user how to fix it.
@@ -63,7 +64,7 @@ def read_json(path: Path, shape: Any, *, what: str, remedy: str) -> Any:
         raise UserError(f"{path}: not {what} ({error}); {remedy}") from error
 
 
-def read_yaml(path: Path, shape: Any, *, what: str, remedy: str) -> Any:
+def read_yaml(path: Path, shape: Shape, *, what: str, remedy: str) -> Any:
     """Read a YAML file that contains JSON types only. Arguments and errors are those of `read_json`.
 
     Refuses aliases, with which a file of 300 bytes can expand to 10^9 values, and tags; our writer emits neither.
@@ -78,7 +79,7 @@ def read_yaml(path: Path, shape: Any, *, what: str, remedy: str) -> Any:
     return value
 
 
-def parse_json(content: bytes, shape: Any) -> Any:
+def parse_json(content: bytes, shape: Shape) -> Any:
     """Parse JSON text. Raises ValueError with a few words if it is broken or has another shape."""
     try:
         value = json.loads(content.decode(), parse_int=_integer, object_pairs_hook=_mapping)
@@ -91,7 +92,7 @@ def parse_json(content: bytes, shape: Any) -> Any:
     return value
 
 
-def literal(value: Any) -> Any:
+def literal(value: object) -> Any:
     """Escape `value` for OmegaConf: "${...}" in a string then stays these characters and is not interpolated."""
     if isinstance(value, dict):
         return {key: literal(part) for key, part in value.items()}
@@ -102,7 +103,7 @@ def literal(value: Any) -> Any:
     return value
 
 
-def check_plain(value: Any) -> None:
+def check_plain(value: object) -> None:
     """Raise ValueError unless `value` consists of JSON types, nested at most MAX_DEPTH deep.
 
     Integers must fit into 64 bits, and text must be encodable as a file name.
@@ -111,7 +112,7 @@ def check_plain(value: Any) -> None:
     while parts:  # breadth first, level by level: recursion could exhaust Python's stack
         if depth > MAX_DEPTH:
             raise ValueError(f"lists or mappings are nested more than {MAX_DEPTH} deep")
-        inner: list[Any] = []
+        inner: list[object] = []
         for part in parts:
             if isinstance(part, str):
                 if not is_file_name(part):
@@ -131,7 +132,7 @@ def check_plain(value: Any) -> None:
         parts, depth = inner, depth + 1
 
 
-def check_shape(value: Any, shape: Any, key: str = "") -> None:
+def check_shape(value: object, shape: Shape, key: str = "") -> None:
     """Raise ValueError unless `value` has `shape`; `key` is its dotted path, for the message."""
     # NamedTuples are tuples, hence the order of the tests. Scalars come first, as most values are scalars.
     if isinstance(shape, Between) or not isinstance(shape, tuple | list | dict):
@@ -169,7 +170,7 @@ def is_file_name(text: str) -> bool:
         return False
 
 
-def _fits(value: Any, shape: Any) -> bool:
+def _fits(value: object, shape: Shape) -> bool:
     try:
         check_shape(value, shape)
     except ValueError:
@@ -177,10 +178,10 @@ def _fits(value: Any, shape: Any) -> bool:
     return True
 
 
-def _is_simple(value: Any, shape: Any) -> bool:
+def _is_simple(value: object, shape: Shape) -> bool:
     if isinstance(shape, Between):
         kinds = (int, float) if float in map(type, shape) else (int,)
-        return type(value) in kinds and shape.low <= value <= shape.high
+        return isinstance(value, int | float) and type(value) in kinds and shape.low <= value <= shape.high
     if isinstance(shape, set):
         return isinstance(value, str) and value in shape
     if shape is object or (shape is None and value is None):
@@ -190,13 +191,13 @@ def _is_simple(value: Any, shape: Any) -> bool:
             value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
         )
     if shape is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if shape == NUMBER:
         return type(value) in (int, float)
     return type(value) is (str if shape == FILE_NAME else shape)  # not isinstance: a bool is an int to Python
 
 
-def _name(shape: Any) -> str:
+def _name(shape: Shape) -> str:
     names = {str: "text", int: "an integer", float: "a finite number", bool: "true or false", None: "null"}
     if isinstance(shape, Between):
         return f"from {shape.low} to {shape.high}"
@@ -209,7 +210,7 @@ def _name(shape: Any) -> str:
     return "a mapping" if isinstance(shape, dict) else names.get(shape, f"a {shape}")
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, dict | list):
         return "a mapping" if isinstance(value, dict) else "a list"
     text = json.dumps(value)
@@ -250,7 +251,7 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _mapping(pairs: list[tuple[str, object]]) -> dict[str, object]:
     mapping = dict(pairs)
     if len(mapping) != len(pairs):  # json would silently keep the last one
         raise ValueError("a mapping has a duplicate key")

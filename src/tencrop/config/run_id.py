@@ -18,11 +18,22 @@ from tencrop.config.schema import Augmentation, Config, UserError
 # Keys that do not change what is trained; hardware may still change the last bits of the weights. The seed does change
 # it, but is a part of the folder's name of its own.
 NOT_LEARNED = {
-    "seed", "hardware", "tracker", "claim", "name", "runs", "deterministic", "log_every_steps", "protocol",
-    "checkpoint_every_steps", "allow_other_code", "checkpoint", "weights", "ema", "save_views", "output", "recipe",
+    "seed", "hardware", "tracker", "name", "runs", "deterministic", "log_every_steps", "protocol",
+    "checkpoint_every_steps", "allow_other_code", "checkpoint", "weights", "weights_by", "ema", "save_views", "output",
+    "recipe",
 }  # fmt: skip
 # Keys of data. The loader counts only if it is ffcv: beton and torch give the same pixels (`learning_keys`).
-NOT_LEARNED_DATA = {"root", "source", "loader", "splits", "undecodable", "num_classes", "check_md5", "subset"}
+NOT_LEARNED_DATA = {
+    "root",
+    "source",
+    "loader",
+    "splits",
+    "undecodable",
+    "num_classes",
+    "check_md5",
+    "subset",
+    "subset_of_val",
+}
 
 
 def learning_keys(config: Config) -> dict[str, Any]:

@@ -1,14 +1,44 @@
-"""Typed schema of the configuration of train.py and evaluate.py.
+"""Typed schema of the configuration of train.py and evaluate.py: each key with its type, choices and range.
 
-Each field whose type is a dataclass is a Hydra group, or a section of conf/train.yaml. Values are in conf/, rules in
-rules.py. A default here makes a key optional in YAML: keys of one choice only (momentum of sgd), keys of evaluate.py,
-and keys newer than the first runs, whose config.yaml lacks them.
+Each field whose type is a dataclass is a Hydra group, or a section of conf/train.yaml. Values are in conf/. build.py
+checks the types and constraints declared here; rules.py and recipe_rules.py have the rules between keys. A default here
+makes a key optional in YAML: keys of one choice only (momentum of sgd), keys of evaluate.py, and keys newer than the
+first runs, whose config.yaml lacks them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from tencrop.config.constraints import Increasing, Interval, Length, LowHigh, UsedIf
+
+MAX_SIDE = 65_500  # pixels: libjpeg's limit, which also keeps sizes and aspect ratios far from the limits of int32
+
+Count = Annotated[int, Interval(gt=0)]
+NonNegativeInt = Annotated[int, Interval(ge=0)]
+Pixels = Annotated[int, Interval(gt=0, le=MAX_SIDE)]
+Positive = Annotated[float, Interval(gt=0)]
+NonNegative = Annotated[float, Interval(ge=0)]
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+Momentum = Annotated[float, Interval(ge=0, lt=1, hint="with 1, steps grow without end; 0.9 is usual")]
+Epsilon = Annotated[float, Interval(gt=0, hint="with 0, weights without gradient become NaN; 1e-8 is usual")]
+Decay = Annotated[float, Interval(gt=0, le=1)]
+Percent = Annotated[float, Interval(ge=0, le=100)]
+AreaRange = Annotated[list[float], LowHigh(gt=0, le=1)]  # fractions of the image's area
+AspectRange = Annotated[list[float], LowHigh(gt=0, le=MAX_SIDE)]  # width / height, or its inverse
+SideRange = Annotated[list[int], LowHigh(gt=0, le=MAX_SIDE)]  # pixels
+Betas = Annotated[list[Annotated[float, Interval(ge=0, lt=1)]], Length(2, hint="[0.9,0.999] is usual")]
+Milestones = Annotated[list[Positive], Increasing()]  # epochs
+# Whole numbers stay such: converted to 124.0, the 124 of an older configuration would change its learning hash.
+PixelMean = Annotated[list[Annotated[int | float, Interval(ge=0, le=255)]], Length(3, hint="one per channel")]
+PixelStd = Annotated[list[Annotated[int | float, Interval(gt=0)]], Length(3, hint="one per channel, on [0, 255]")]
+
+DataName = Literal["imagenet", "imagefolder", "tiny_imagenet", "cifar10", "digits", "beton"]
+Filter = Literal["bilinear", "bicubic", "box", "nearest"]  # of resizing, as in Pillow
+ProtocolName = Literal["center", "five_crop", "ten_crop", "flip_pair", "grid_crop", "crops_144", "dense"]
+Average = Literal["softmax", "logits"]
+Region = Literal["whole", "square"]  # crops are taken from the whole rescaled image or from its central square
 
 
 class UserError(ValueError):
@@ -32,179 +62,188 @@ class StoreOptions:
     short_side / max_side: pixels to which the shorter / longer side is reduced, never enlarged; null keeps the size.
     """
 
-    mode: str
-    short_side: int | None
-    max_side: int | None
-    quality: int
-    jpeg_fraction: float | None = None  # proportion
+    mode: Literal["jpeg", "raw", "proportion"]
+    short_side: Pixels | None
+    max_side: Pixels | None
+    quality: Annotated[int, Interval(ge=1, le=100, hint="libjpeg's scale")]
+    jpeg_fraction: Annotated[Fraction | None, UsedIf("mode", "proportion")] = None
 
 
 @dataclass
 class Data:
-    name: str  # imagenet | imagefolder | tiny_imagenet | cifar10 | digits | beton
+    name: DataName
     root: str  # the prepared folder
     source: str | None  # the folder with the user's files or archives
     splits: Splits
-    num_classes: int | None  # null: that of the prepared data
-    loader: str  # beton (ours) | ffcv (resizes in its own way, whatever the filter) | torch (slow reference)
+    num_classes: Count | None  # null: that of the prepared data
+    loader: Literal["beton", "ffcv", "torch"]  # ours | stock ffcv, which ignores `filter` | slow reference
     store: StoreOptions
-    undecodable: str  # stop | skip (skipped files are listed in the manifest)
+    undecodable: Literal["stop", "skip"]  # skipped files are listed in the manifest
     check_md5: bool = False  # compare the archives with the published checksums first
     subset: bool = False  # accept fewer images or classes than the data set has
+    subset_of_val: str | None = None  # a list of file names, one a line: evaluate these images of the val split only
 
 
 @dataclass
 class Model:
     name: str  # a timm name, one of ours, or torchvision/NAME
-    kwargs: dict[str, Any]  # passed to the model's constructor
+    kwargs: dict[str, Any]  # passed to the model's constructor, which takes values of any type
     channels_last: bool
-    bn_group: int | None  # samples that share BatchNorm statistics; null only for a model without BatchNorm
+    bn_group: Count | None  # samples that share BatchNorm statistics; null only for a model without BatchNorm
 
 
 @dataclass
 class Pca:
     """RGB noise along the principal components (Krizhevsky et al. 2012, section 4.1)."""
 
-    std: float  # of the normal draw, one per image, epoch and component (paper: 0.1); 0 switches it off
-    source: str  # dataset | torch | cuda_convnet
+    std: NonNegative  # of the normal draw, one per image, epoch and component (paper: 0.1); 0 switches it off
+    source: Literal["dataset", "torch", "cuda_convnet"]  # of the components and their variances
 
 
 @dataclass
 class Jitter:
     """Random brightness, contrast, saturation (factors uniform on [1 - value, 1 + value]) and hue; 0 disables each."""
 
-    source: str = "torch"  # torch (fb.resnet.torch: pixels may leave [0, 255]) | torchvision (clipped after each step)
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0  # torchvision: hue rotation uniform on [-value, value]; 1 is the full color circle
+    # torch: that of fb.resnet.torch, where pixels may leave [0, 255]; torchvision clips them after each step
+    source: Literal["torch", "torchvision"] = "torch"
+    brightness: Fraction = 0.0
+    contrast: Fraction = 0.0
+    saturation: Fraction = 0.0
+    # torchvision: hue rotation uniform on [-value, value]
+    hue: Annotated[float, Interval(ge=0, le=0.5, hint="0.5 is half the color circle")] = 0.0
 
 
 @dataclass
 class RandAugment:
     """RandAugment: random operations for each image (Cubuk et al. 2020)."""
 
-    source: str = "torchvision"  # torchvision | timm: whose list of operations and strengths
-    num_ops: int = 0  # operations applied in sequence; 0 switches it off
-    magnitude: float = 9.0  # on a scale to 30 (torchvision) or 10 (timm)
-    std: float = 0.0  # standard deviation of the magnitude, normal (timm's mstd)
-    prob: float = 1.0  # probability of applying each operation (timm: 0.5)
-    filter: str = "nearest"  # nearest | bilinear | bicubic: interpolation of the geometric operations
+    source: Literal["torchvision", "timm"] = "torchvision"  # whose list of operations and strengths
+    num_ops: Annotated[int, Interval(ge=0, le=100)] = 0  # operations applied in sequence; 0 switches it off
+    magnitude: NonNegative = 9.0  # on a scale to 30 (torchvision) or 10 (timm)
+    std: NonNegative = 0.0  # standard deviation of the magnitude, normal (timm's mstd)
+    prob: Fraction = 1.0  # probability of applying each operation (timm: 0.5)
+    filter: Literal["nearest", "bilinear", "bicubic"] = "nearest"  # interpolation of the geometric operations
 
 
 @dataclass
 class Erasing:
     """Random erasing of one rectangle (Zhong et al. 2020)."""
 
-    prob: float = 0.0  # probability per image; 0 switches it off
-    area: list[float] = field(default_factory=lambda: [0.02, 1 / 3])  # range of the erased fraction of the image
-    aspect: list[float] = field(default_factory=lambda: [0.3, 1 / 0.3])  # range of height / width
-    fill: str = "normal"  # normal (noise with variance 1 after normalization) | mean (0 after normalization)
+    prob: Fraction = 0.0  # probability per image; 0 switches it off
+    # range of the erased fraction of the image
+    area: Annotated[list[float], LowHigh(gt=0, lt=1)] = field(default_factory=lambda: [0.02, 1 / 3])
+    aspect: AspectRange = field(default_factory=lambda: [0.3, 1 / 0.3])  # range of height / width
+    fill: Literal["normal", "mean"] = "normal"  # after normalization: noise with variance 1 | 0
 
 
 @dataclass
 class Mixing:
     """Mixes pairs of images and their labels: mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019)."""
 
-    mixup_alpha: float = 0.0  # lambda ~ Beta(alpha, alpha); 0 switches it off
-    cutmix_alpha: float = 0.0
-    prob: float = 1.0  # probability that a group is mixed
-    switch_prob: float = 0.5  # probability of CutMix rather than mixup if both are on
-    mix_group: int | None = None  # consecutive samples of the global batch that share a lambda and are mixed together
+    mixup_alpha: NonNegative = 0.0  # lambda ~ Beta(alpha, alpha); 0 switches it off
+    cutmix_alpha: NonNegative = 0.0
+    prob: Fraction = 1.0  # probability that a group is mixed
+    switch_prob: Fraction = 0.5  # probability of CutMix rather than mixup if both are on
+    mix_group: Count | None = None  # consecutive samples of the global batch that share a lambda and are mixed together
 
 
 @dataclass
 class Augmentation:
-    crop: str  # random_resized (torchvision) | random_sized (fb.resnet.torch) | random | none
-    size: int  # pixels: output height and width
-    filter: str  # bilinear | bicubic | box | nearest, as in Pillow
-    flip: float  # probability of a horizontal flip
+    crop: Literal["random_resized", "random_sized", "random", "none"]  # torchvision's | fb.resnet.torch's | fixed size
+    size: Pixels  # output height and width
+    filter: Filter
+    flip: Fraction  # probability of a horizontal flip
     pca: Pca
-    area: list[float] | None = None  # random_(re)sized: range of the crop's fraction of the image area
-    aspect: list[float] | None = None  # random_(re)sized: range of width / height
-    side: list[int] | None = None  # random: range of the rescaled image's shorter side, in pixels
-    region: str | None = None  # random: whole | square (the central square of the rescaled image)
+    area: Annotated[AreaRange | None, UsedIf("crop", "random_resized", "random_sized")] = None  # of the crop
+    aspect: Annotated[AspectRange | None, UsedIf("crop", "random_resized", "random_sized")] = None  # width / height
+    side: Annotated[SideRange | None, UsedIf("crop", "random")] = None  # shorter side of the rescaled image
+    region: Annotated[Region | None, UsedIf("crop", "random")] = None
     jitter: Jitter = field(default_factory=Jitter)
     randaugment: RandAugment = field(default_factory=RandAugment)
     erasing: Erasing = field(default_factory=Erasing)
     mixing: Mixing = field(default_factory=Mixing)
-    repeats: int = 1  # repeated augmentation: consecutive copies of each sample, each with its own draws
+    # repeated augmentation: consecutive copies of each sample, each with its own draws
+    repeats: Annotated[int, Interval(gt=0, le=1000)] = 1
 
 
 @dataclass
 class Normalization:
     """Per channel, on pixels of [0, 255]: (pixel - mean) / std."""
 
-    mean: Any  # imagenet | dataset | [r, g, b]
-    std: Any  # imagenet | dataset | [r, g, b]
+    mean: Literal["imagenet", "dataset"] | PixelMean
+    std: Literal["imagenet", "dataset"] | PixelStd
 
 
 @dataclass
 class Optimizer:
-    name: str  # sgd | sgd_alexnet | adamw
-    lr: float  # at the global batch
-    weight_decay: float
-    decay: str  # parameters with weight decay: all | weights (tensors with two or more dimensions)
-    momentum: float | None = None  # sgd, sgd_alexnet
-    nesterov: bool | None = None  # sgd
-    betas: list[float] | None = None  # adamw
-    eps: float | None = None  # adamw
+    name: Literal["sgd", "sgd_alexnet", "adamw"]
+    lr: Positive  # at the global batch
+    weight_decay: NonNegative
+    decay: Literal["all", "weights"]  # parameters with weight decay; weights: tensors with two or more dimensions
+    momentum: Annotated[Momentum | None, UsedIf("name", "sgd", "sgd_alexnet")] = None
+    nesterov: Annotated[bool | None, UsedIf("name", "sgd")] = None
+    betas: Annotated[Betas | None, UsedIf("name", "adamw")] = None
+    eps: Annotated[Epsilon | None, UsedIf("name", "adamw")] = None
 
 
 @dataclass
 class Schedule:
-    name: str  # step | cosine | plateau | constant
-    warmup_epochs: float
-    milestones: list[float] | None = None  # step: epochs at which lr is multiplied by gamma
-    gamma: float | None = None  # step, plateau
-    min_lr: float | None = None  # cosine: lr at the end
-    patience: int | None = None  # plateau: evaluations without improvement before lr drops
-    max_drops: int | None = None  # plateau: number of drops, after which lr stays constant
+    name: Literal["step", "cosine", "plateau", "constant"]
+    warmup_epochs: NonNegative
+    milestones: Annotated[Milestones | None, UsedIf("name", "step")] = None  # epochs at which gamma multiplies lr
+    gamma: Annotated[Decay | None, UsedIf("name", "step", "plateau")] = None  # factor of lr
+    min_lr: Annotated[NonNegative | None, UsedIf("name", "cosine")] = None  # lr at the end
+    patience: Annotated[Count | None, UsedIf("name", "plateau")] = None  # evaluations without improvement before a drop
+    # number of drops, after which lr stays constant
+    max_drops: Annotated[NonNegativeInt | None, UsedIf("name", "plateau")] = None
 
 
 @dataclass
 class Protocol:
-    name: str  # center | five_crop | ten_crop | flip_pair | grid_crop | crops_144 | dense
-    side: Any  # pixels of the rescaled shorter side; a list evaluates at each in turn; null keeps the size
-    size: int  # pixels: height and width of a crop
-    region: str  # whole | square: crops are taken from the whole rescaled image or from its central square
-    filter: str  # bilinear | bicubic | box | nearest, as in Pillow
-    average: str  # softmax | logits: the scores that are averaged over the views
-    # shorter_side (to `side`) | warp (to side x side) | central_fraction (0.875 of both sides, to size x size)
-    resize: str = "shorter_side"
+    name: ProtocolName
+    side: Pixels | list[Pixels] | None  # of the rescaled shorter side; a list: each in turn; null keeps the size
+    size: Pixels  # height and width of a crop
+    region: Region
+    filter: Filter
+    average: Average  # the scores that are averaged over the views
+    # shorter_side: to `side`; warp: to side x side; central_fraction: 0.875 of both sides, to size x size
+    resize: Literal["shorter_side", "warp", "central_fraction"] = "shorter_side"
 
     @property
     def sides(self) -> list[int | None]:
         """`side` as a list."""
-        return list(self.side) if isinstance(self.side, list) else [self.side]
+        return [*self.side] if isinstance(self.side, list) else [self.side]
 
 
 @dataclass
 class Hardware:
-    accelerator: str  # auto | cpu | gpu
-    devices: int
-    nodes: int
-    workers: Any  # loader threads per process; auto: the granted cores, shared by the processes of a node
-    max_micro_batch: int | None  # largest batch that fits on a device; larger ones use gradient accumulation
+    accelerator: Literal["auto", "cpu", "gpu"]
+    devices: Annotated[int, Interval(gt=0, le=10_000)]  # per node
+    nodes: Annotated[int, Interval(gt=0, le=10_000)]
+    # loader threads per process; auto: the granted cores, shared by the processes of a node
+    workers: Literal["auto"] | Count
+    max_micro_batch: Count | None  # largest batch that fits on a device; larger ones use gradient accumulation
 
 
 @dataclass
 class Tracker:
-    name: str  # wandb | tensorboard | none
+    name: Literal["wandb", "tensorboard", "none"]
     project: str | None
 
 
 @dataclass
 class Training:
-    epochs: int
-    max_steps: int | None  # stop after this number of optimizer steps, to try out a recipe
-    global_batch: int
-    precision: str  # fp32 | tf32 (float32, but matrix products round their factors to 11 significant bits) | bf16
-    label_smoothing: float
-    clip_grad_norm: float | None
-    ema_decay: float | None
-    minival_fraction: float  # fraction of the training split held out for model selection
-    evaluate_every_epochs: int
+    epochs: Annotated[int, Interval(gt=0, le=1_000_000)]
+    max_steps: Count | None  # stop after this number of optimizer steps, to try out a recipe
+    global_batch: Annotated[int, Interval(gt=0, le=1 << 30)]
+    # tf32: float32, but matrix products round their factors to 11 significant bits
+    precision: Literal["fp32", "tf32", "bf16"]
+    label_smoothing: Fraction
+    clip_grad_norm: Positive | None
+    ema_decay: Annotated[float, Interval(ge=0, lt=1, hint="1 keeps the initial weights; 0.9999 is usual")] | None
+    # fraction of the training split held out for model selection
+    minival_fraction: Annotated[float, Interval(ge=0, lt=1, hint="1 leaves nothing to train on; 0.02 is usual")]
+    evaluate_every_epochs: Count
 
 
 @dataclass
@@ -220,24 +259,12 @@ class Recipe:
 
 
 @dataclass
-class Claim:
-    """The published result that an experiment reproduces."""
-
-    top1_error: float | None  # percent, as printed or 100 - accuracy
-    top5_error: float | None
-    data: str  # the data.name on which it was measured
-    split: str
-    protocol: str
-    source: str
-
-
-@dataclass
 class Config:
     """Configuration of train.py and evaluate.py. `run_id.learning_keys` lists the fields that affect training."""
 
-    seed: int
-    image_size: int  # pixels: height and width of the network's input
-    short_side: int | None  # pixels: shorter side of the rescaled image from which fixed-size crops are taken
+    seed: Annotated[int, Interval(ge=0, le=2**63 - 1)]
+    image_size: Pixels  # height and width of the network's input
+    short_side: Pixels | None  # shorter side of the rescaled image from which fixed-size crops are taken
     data: Data
     model: Model
     augmentation: Augmentation
@@ -248,17 +275,17 @@ class Config:
     protocol: Protocol
     hardware: Hardware
     tracker: Tracker
-    claim: Claim | None
     name: str | None  # name of the experiment; null: MODEL-DATA
     runs: str  # parent of all run folders
     deterministic: bool | None  # null: true on CPU
-    log_every_steps: int
-    checkpoint_every_steps: int | None  # null: at the end of every epoch only
+    log_every_steps: Count
+    checkpoint_every_steps: Count | None  # null: at the end of every epoch only
     allow_other_code: bool  # continue a run that was begun by another version of the code
     recipe: Recipe | None = None
     # evaluate.py only
-    checkpoint: Any = None  # path, or list of paths (an ensemble)
+    checkpoint: str | list[str] | None = None  # path, or list of paths (an ensemble)
     weights: str | None = None  # a plain state dict, .safetensors or .pth
+    weights_by: Literal["name", "order"] = "name"  # how the tensors of `weights` are matched with the network's
     ema: bool | None = None  # null: EMA weights if the checkpoint has them
     save_views: bool = False  # also save the scores of every view
     output: str | None = None  # folder for score files; null: the run folder, or evaluations/

@@ -13,9 +13,11 @@ from torch import nn
 from tencrop.config import Config, UserError
 from tencrop.config.launcher import is_first_process
 from tencrop.data.augmentation.plan import evaluation_plan
+from tencrop.data.sampling.rng import Index
 from tencrop.data.sampling.sampler import MAX_PADDED_BYTES, check_rescaled
 from tencrop.data.store.manifest import Split
 from tencrop.evaluation.inference import micro_batch_of, open_val_split
+from tencrop.evaluation.subsets import evaluated_index
 from tencrop.models.convolutional import fully_convolutional, largest_layer_bytes
 from tencrop.models.factory import check_image_size
 
@@ -46,25 +48,27 @@ def _layer_modes_restored(network: nn.Module) -> Iterator[None]:
 def _check_scorable(network: nn.Module, config: Config) -> None:
     protocol, name = config.protocol, config.model.name
     split = open_val_split(config)
+    index = evaluated_index(config, split)
     # Before any image is scored: an hour into a run, one tall image would otherwise end it.
-    _refuse_small_images(config, split)
+    _refuse_small_images(config, split, index)
     for side in protocol.sides:
-        sizes = evaluation_plan(np.arange(split.num_samples), split.stored_sizes, protocol=replace(protocol, side=side))
-        notice = check_rescaled(sizes.sizes, split.names, key=f"protocol.side={'null' if side is None else side}")
+        sizes = evaluation_plan(index, split.stored_sizes, protocol=replace(protocol, side=side)).sizes
+        key = f"protocol.side={'null' if side is None else side}"
+        notice = check_rescaled(sizes, lambda number: split.names(int(index[number])), key=key)
         if notice is not None and is_first_process():
             print(notice, file=sys.stderr)
     check_image_size(network, name, protocol.size, key="protocol.size")
     if protocol.name == "dense":
-        _report_dense_memory(fully_convolutional(network, image_size=protocol.size, name=name), config, split)
+        _report_dense_memory(fully_convolutional(network, image_size=protocol.size, name=name), config, split, index)
 
 
-def _report_dense_memory(network: nn.Module, config: Config, split: Split) -> None:
+def _report_dense_memory(network: nn.Module, config: Config, split: Split, index: Index) -> None:
     """Print how much memory dense evaluation takes in its largest layer, if it may be more than a GPU has.
 
     Whole images of any size go through the network, so feature maps may be many times larger than in training.
     """
     largest = replace(config.protocol, side=max(config.protocol.sides, key=lambda side: side or 0))
-    sizes = evaluation_plan(np.arange(split.num_samples), split.stored_sizes, protocol=largest).sizes
+    sizes = evaluation_plan(index, split.stored_sizes, protocol=largest).sizes
     height, width = sizes[sizes.astype(np.int64).prod(axis=1).argmax()].tolist()
     # The loader also limits a batch to MAX_PADDED_BYTES of pixels, so few of the largest images are ever together.
     one, num_at_once = largest_layer_bytes(network, height, width), micro_batch_of(config)
@@ -77,14 +81,14 @@ def _report_dense_memory(network: nn.Module, config: Config, split: Split) -> No
         )
 
 
-def _refuse_small_images(config: Config, split: Split) -> None:
+def _refuse_small_images(config: Config, split: Split, index: Index) -> None:
     if config.protocol.side is not None:
         return  # check_protocol refuses a side smaller than the crop
-    plan = evaluation_plan(np.arange(split.num_samples), split.stored_sizes, protocol=config.protocol)
+    plan = evaluation_plan(index, split.stored_sizes, protocol=config.protocol)
     sides = plan.sizes.min(1)
     smallest = int(sides.argmin())
     if sides[smallest] < config.protocol.size:
         raise UserError(
-            f"protocol.side=null: {split.names(smallest)} has a shorter side of {sides[smallest]}"
+            f"protocol.side=null: {split.names(int(index[smallest]))} has a shorter side of {sides[smallest]}"
             f" pixels, less than the crop's {config.protocol.size}; set protocol.side={config.protocol.size} or more"
         )

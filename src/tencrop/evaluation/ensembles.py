@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tencrop.config import UserError
+from tencrop.config.schema import Average
 from tencrop.evaluation.predictions import Scores, from_averages, protocol_of
 from tencrop.evaluation.protocols import num_views
 
@@ -40,7 +41,7 @@ def ensemble(members: Sequence[Scores], names: Sequence[str]) -> Scores:
     )
 
 
-def ensemble_facts(members: Sequence[Scores], results: Sequence[Mapping[str, Any]], average: str) -> dict[str, Any]:
+def ensemble_facts(members: Sequence[Scores], results: Sequence[Mapping[str, Any]], average: Average) -> dict[str, Any]:
     """What result.json says of an ensemble in place of a single network, with a list of its members.
 
     results: the members' own results, which know checkpoint and seed; an empty one if that is not known.
@@ -68,7 +69,7 @@ def is_ensemble(scores: Scores) -> bool:
     return any(SEPARATOR in scores.metadata[key] for key in ("weights_sha256", "protocol"))
 
 
-def _member_facts(scores: Scores, result: Mapping[str, Any], average: str) -> dict[str, Any]:
+def _member_facts(scores: Scores, result: Mapping[str, Any], average: Average) -> dict[str, Any]:
     metadata, protocol = scores.metadata, protocol_of(scores.metadata, average)
     normalization = json.loads(metadata["normalization"])
     return {

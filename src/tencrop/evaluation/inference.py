@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tencrop.config import Config, Hardware, Protocol, UserError, accelerator_of, num_workers
+from tencrop.config import Config, Hardware, Protocol, accelerator_of, num_workers
 from tencrop.console import plain_console
 from tencrop.data.augmentation.batch import Batch
 from tencrop.data.augmentation.color import normalize
@@ -23,8 +23,10 @@ from tencrop.data.augmentation.plan import evaluation_plan
 from tencrop.data.loading.loaders import loader_class
 from tencrop.data.sampling.sampler import evaluation_batches, split_to_fit_memory
 from tencrop.data.store.manifest import Split, open_split
+from tencrop.distributed.gpus import check_num_gpus
 from tencrop.evaluation.predictions import Scores, from_averages
 from tencrop.evaluation.protocols import merge, num_views, view_groups
+from tencrop.evaluation.subsets import evaluated_index
 from tencrop.models.convolutional import MeanScores, fully_convolutional
 from tencrop.models.factory import build_model
 from tencrop.models.weights import apply_weights, load_weights
@@ -51,7 +53,8 @@ def build_network(task: ScoringTask) -> nn.Module:
     """Build the network on the CPU and load the task's weights into it."""
     network = build_model(task.config.model, num_classes=task.num_classes)
     state = load_weights(task.path, ema=task.kind == "ema").state
-    apply_weights(network, state, source=str(task.path), name=f"{task.config.model.name} ({task.num_classes} classes)")
+    name, by = f"{task.config.model.name} ({task.num_classes} classes)", task.config.weights_by
+    apply_weights(network, state, source=str(task.path), name=name, by=by)
     return network
 
 
@@ -76,11 +79,12 @@ def score_part(
     device = _device(config.hardware, local_rank)
     layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
     network = network.to(device, memory_format=layout).eval()  # type: ignore[call-overload]
-    index = np.arange(split.num_samples)
+    index = evaluated_index(config, split)
     batches = evaluation_batches(index, micro_batch=micro_batch_of(config), rank=rank, num_ranks=num_ranks)
     # Images of one batch are padded to its largest one; batches are cut for the largest side, and used for all sides.
     largest = replace(config.protocol, side=max(config.protocol.sides, key=lambda side: side or 0))
-    batches = split_to_fit_memory(batches, evaluation_plan(index, split.stored_sizes, protocol=largest).sizes)
+    plan = evaluation_plan(np.arange(split.num_samples), split.stored_sizes, protocol=largest)
+    batches = split_to_fit_memory(batches, plan.sizes)
 
     # An empty first part, so that a rank without images returns tensors of the right shapes and dtypes.
     nothing = torch.empty(0, dtype=torch.int64)
@@ -93,7 +97,7 @@ def score_part(
     with torch.inference_mode(), ExitStack() as stack:
         loaders = [stack.enter_context(_loader(config, split, batches, device, protocol)) for protocol in protocols]
         scales = zip(*loaders, strict=True)  # the same images at every side
-        for batches_here in _with_progress(scales, split.num_samples, rank=rank, num_ranks=num_ranks):
+        for batches_here in _with_progress(scales, len(index), rank=rank, num_ranks=num_ranks):
             batch = batches_here[0]
             # Each loader runs ahead on its own threads. Views of two different images must never be averaged.
             assert all(np.array_equal(other.index, batch.index) for other in batches_here)
@@ -106,7 +110,9 @@ def score_part(
             assert logits.shape[::2] == (num_views(config.protocol), num_classes), f"the network gives {logits.shape}"
             # Averaged here, on the device: the logits of all single views are up to 144 times as many numbers.
             softmax, mean_logits = merge(logits)
-            index_here, labels = torch.from_numpy(batch.index), batch.labels.to(device, non_blocking=True)
+            # Scores of a subset are numbered within it.
+            index_here = torch.from_numpy(np.searchsorted(index, batch.index))
+            labels = batch.labels.to(device, non_blocking=True)
             of_views = logits.transpose(0, 1) if config.save_views else None
             parts.append(from_averages(index_here, labels, softmax, mean_logits, task.identity, of_views))
     tensors = [part.tensors() for part in parts]
@@ -184,10 +190,6 @@ def _device(hardware: Hardware, local_rank: int) -> torch.device:
     """
     if accelerator_of(hardware) == "cpu":
         return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"hardware.devices={hardware.devices}: torch sees {torch.cuda.device_count()} GPUs here;"
-            " choose fewer, or hardware=cpu"
-        )
+    check_num_gpus(hardware, local_rank + 1)
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)

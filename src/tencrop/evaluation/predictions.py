@@ -23,6 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tencrop.config import Protocol, UserError
+from tencrop.config.schema import Average
 from tencrop.evaluation.errors import label_ranks
 from tencrop.evaluation.score_files import FORMAT, read_scores, scores_digest
 from tencrop.files import atomic_write
@@ -126,7 +127,7 @@ def protocol_text(protocol: Protocol) -> str:
     return json.dumps({key: values[key] for key in sorted(values) if key not in left_out})
 
 
-def protocol_of(metadata: dict[str, str], average: str) -> Protocol:
+def protocol_of(metadata: dict[str, str], average: Average) -> Protocol:
     """The protocol in a score file's metadata, with this average."""
     return Protocol(**json.loads(metadata["protocol"]), average=average)
 

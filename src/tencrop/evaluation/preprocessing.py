@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 from tencrop.config import Config, Normalization
+from tencrop.config.schema import Filter, PixelMean, PixelStd
 
 # Field of the preprocessing -> configuration keys that override it on the command line.
 KEYS = {
@@ -26,9 +27,9 @@ class Preprocessing(NamedTuple):
     """How images must be preprocessed for some weights."""
 
     source: str  # where this is from, for the printed line and result.json
-    mean: Any  # as in Normalization
-    std: Any
-    filter: str
+    mean: Literal["imagenet", "dataset"] | PixelMean
+    std: Literal["imagenet", "dataset"] | PixelStd
+    filter: Filter
     size: int | None  # side of the crop in pixels; None: keep size and side of the configuration
     side: Callable[[int], int | None]  # crop size -> shorter side that images are rescaled to
 
@@ -74,7 +75,7 @@ def preprocessing_line(label: str, config: Config, mean: list[float], std: list[
     return f"{label}: mean {numbers[0]}, std {numbers[1]}, {protocol.filter}, {sizes} ({source})"
 
 
-def sizes_text(size: int, side: Any, resize: str) -> str:
+def sizes_text(size: int, side: int | list[int] | None, resize: str) -> str:
     """The sizes of a protocol in words: "224 of 256 px", "224 of whole size" or "384 of 384 px, stretched"."""
     if resize == "central_fraction":
         return f"{size} of the central 87.5%, stretched"

@@ -26,6 +26,7 @@ from tencrop.distributed.cluster import cluster_environment
 from tencrop.distributed.rendezvous import meet_launched
 from tencrop.evaluation.inference import ScoringTask, build_network, open_val_split, score_part
 from tencrop.evaluation.predictions import Scores, gather, load_scores, save_scores
+from tencrop.evaluation.subsets import evaluated_index
 from tencrop.models.checkpoint_files import weights_sha256
 
 
@@ -63,8 +64,9 @@ def score_split(task: ScoringTask, network: nn.Module) -> Scores | None:
         scores = gather(score_part(task, network, split, rank=rank, num_ranks=num_ranks, local_rank=local_rank))
     if scores is not None:
         # The claim of the whole module, checked on every evaluation: no image dropped, none padded or counted twice.
-        assert torch.equal(scores.index, torch.arange(split.num_samples)), "an image was left out or counted twice"
-        assert np.array_equal(scores.labels, split.labels)
+        index = evaluated_index(config, split)
+        assert torch.equal(scores.index, torch.arange(len(index))), "an image was left out or counted twice"
+        assert np.array_equal(scores.labels, split.labels[index])
     return scores
 
 

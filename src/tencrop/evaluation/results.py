@@ -53,7 +53,6 @@ def result_of(scores: Scores, config: Config, /, **origin: Any) -> dict[str, Any
         **{key: value for key, value in scores.metadata.items() if key not in ("protocol", "normalization")},
         "experiment": config.name,
         "seed": config.seed,
-        "claim": None if config.claim is None else dataclasses.asdict(config.claim),
         **origin,
     }
 
@@ -154,7 +153,8 @@ def protocol_label(result: dict[str, Any]) -> str:
     sizes = sizes_text(result["size"], result["side"], result.get("resize", "shorter_side"))
     label = f"{result['protocol']} {sizes}"
     label += ", central square" if result["region"] == "square" else ""
-    return label + (f", {result['averaging']}" if result["views"] > 1 else "")
+    label += f", {result['averaging']}" if result["views"] > 1 else ""
+    return label + (f", {result['subset']}" if "subset" in result else "")
 
 
 def differences_from_training(result: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:

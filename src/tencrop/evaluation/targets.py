@@ -24,12 +24,13 @@ from tencrop.config import (
 from tencrop.config.documents import read_json
 from tencrop.config.loader import check_loader
 from tencrop.config.protocol_rules import check_protocol
-from tencrop.data.store.manifest import RUN_DATA_SHAPE, read_manifest
+from tencrop.data.store.manifest import RUN_DATA_SHAPE, open_split, read_manifest
 from tencrop.evaluation.preprocessing import Preprocessing, apply_preprocessing
+from tencrop.evaluation.subsets import evaluated_index
 
 EVALUATIONS = Path("evaluations")  # parent of the folders for weights that no run folder has trained
 # Keys that train.py does not have: they are left out of the train command in an error message.
-EVALUATION_KEYS = ("protocol", "checkpoint", "weights", "ema", "save_views", "output")
+EVALUATION_KEYS = ("protocol", "checkpoint", "weights", "weights_by", "ema", "save_views", "output")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def evaluation_targets(config: Config, typed: list[str]) -> list[EvaluationTarge
 
 def _evaluation_targets(config: Config, typed: list[str]) -> list[EvaluationTarget]:
     if not isinstance(config.checkpoint, list):
-        check_one_protocol(typed)
+        _words_of_members(typed, 1)  # refuses several protocols
     if (weights := config.weights) is not None:
         _check_file("weights", Path(weights))
         return [_target_of_plain_weights(config, Path(weights), typed, _given_output(config))]
@@ -240,6 +241,8 @@ def _make_target(config: Config, path: Path, out: Path | None, typed: frozenset[
     manifest = read_manifest(config.data.root, config.data.name)
     check_loader(config.data)
     check_data(config, manifest)
+    if config.data.subset_of_val is not None:
+        evaluated_index(config, open_split(config.data.root, "val", data=config.data.name))
     return EvaluationTarget(config, path, manifest, out, typed)
 
 

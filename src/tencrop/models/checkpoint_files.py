@@ -85,6 +85,8 @@ def load_checked(path: str | Path) -> Any:
     Hashing costs 0.14 s for 200 MB (one core with SHA instructions) and no memory: the file is read block by block.
     torch then reads the same open file from the page cache. Keeping the bytes would double the memory of a resume.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # opening a named pipe would block forever
+        raise RefusedCheckpoint(path, "is not a file")
     # One open file for both passes: a checkpoint replaced in between cannot be loaded without having been hashed.
     with open(path, "rb") as file:
         has_digest = _compare_digest(path, file)

@@ -7,19 +7,20 @@ Exit codes: 0 same weights, 1 different weights, 2 invalid input, and those of t
 
 from __future__ import annotations
 
+from signal import SIG_IGN, SIGINT, SIGTERM, SIGUSR1, signal
+
+from tencrop.signals import exit_at_once
+
+if __name__ == "__main__":
+    exit_at_once(SIGINT)  # before all other imports, which take seconds: Ctrl-C would print a traceback
+
 import argparse
 import dataclasses
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from signal import SIG_IGN, SIGINT, SIGTERM, SIGUSR1, signal
 from typing import Any
-
-from tencrop.signals import exit_at_once
-
-if __name__ == "__main__":
-    exit_at_once(SIGINT)  # before the imports below, which take seconds: Ctrl-C would print a traceback
 
 from omegaconf import OmegaConf
 

@@ -5,19 +5,18 @@ Reads neither data nor weights: a report can be written on a machine that has on
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tencrop.config import Config, UserError
+from tencrop.config import UserError
 from tencrop.config.run_config import is_run_folder, read_config
-from tencrop.evaluation.claims import claiming_recipe_of_run
 from tencrop.evaluation.results import differences_from_training, load_result, protocol_label, result_name
 from tencrop.evaluation.targets import EVALUATIONS
 from tencrop.records.run_folder import read_run_manifest
+from tencrop.report.claims import Claim, claims_of_runs
 from tencrop.report.variant_names import variant_names
 from tencrop.training.metric_rows import read_rows
 
@@ -106,17 +105,9 @@ class Experiment:
     runs: tuple[Run, ...]  # by seed
 
     @cached_property
-    def recipe(self) -> Config | None:
-        """The configuration of the file of conf/ that makes the claim; None unless all runs follow it on whole data."""
-        # `claiming_recipe_of_run` composes that file again: a run's own config.yaml carries the claim along after its
-        # optimizer or epochs were changed on the command line, and would be compared with a number it cannot support.
-        found = [claiming_recipe_of_run(run.config, run.manifest["data"]) for run in self.runs]
-        return None if None in found else found[0]
-
-    @property
-    def claim(self) -> dict[str, Any] | None:
-        """The published errors in percent that these runs may be compared with."""
-        return None if self.recipe is None or self.recipe.claim is None else dataclasses.asdict(self.recipe.claim)
+    def claims(self) -> list[Claim]:
+        """The rows of conf/errors that these runs may be compared with; empty unless all follow the row's recipe."""
+        return claims_of_runs(self.runs)
 
 
 @dataclass(frozen=True)

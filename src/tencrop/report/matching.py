@@ -101,9 +101,17 @@ def other_settings(facts: dict[str, Any], row: ErrorRow, recipe: Config) -> list
     return reasons + otherwise
 
 
-def other_data(facts: dict[str, Any], data: dict[str, Any], table: ErrorTable) -> list[str]:
+def trained_on_other_data(data: Mapping[str, Any], table: ErrorTable) -> list[str]:
+    """Why a run on these data supports no row of a table, whichever way it is evaluated; `data` as in `refusals`."""
+    val = data["splits"]["val"]
+    facts = {"data": data["name"], "source_fingerprint": val["source_fingerprint"]}
+    # A table on fewer images than the split has evaluates a part of it.
+    return other_data(facts | {"num_images": table.num_images or val["num_samples"]}, data, table)
+
+
+def other_data(facts: Mapping[str, Any], data: Mapping[str, Any], table: ErrorTable) -> list[str]:
     """How the images of a run and its result differ from the table's: by their fingerprints, or by their number."""
-    from tencrop.evaluation.claims import WHOLE_DATA, is_whole
+    from tencrop.evaluation.whole_data import WHOLE_DATA, is_whole
 
     if table.data_fingerprint is not None:
         # The result has the fingerprint of the images that it counts; those of the run's own val split may be others.

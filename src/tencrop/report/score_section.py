@@ -6,7 +6,6 @@ import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
@@ -69,17 +68,12 @@ def score_sections(
 
 
 def shown_result(run: Run) -> Result | None:
-    """The result whose scores the page shows: the claimed protocol's, else the configured one's, else the first."""
-    results = run.valid_results
-    claim: dict[str, Any] = run.config.get("claim") or {}
-    wanted = (claim.get("protocol"), run.config["protocol"]["name"])
+    """The result whose scores the page shows: the configured protocol's, else the first."""
+    wanted = run.config["protocol"]["name"]
+    # False sorts first: the last epoch's weights are what the table reports.
     return min(
-        results,
-        key=lambda result: (
-            result.is_best,  # False sorts first: the last epoch's weights are what the table reports
-            wanted.index(result.protocol) if result.protocol in wanted else len(wanted),
-            result.title,
-        ),
+        run.valid_results,
+        key=lambda result: (result.is_best, result.protocol != wanted, result.title),
         default=None,
     )
 

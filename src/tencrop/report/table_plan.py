@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tencrop.cli.choices import options_of
 from tencrop.config import Config, UserError
-from tencrop.report.matching import other_data, other_settings, refusals
+from tencrop.report.matching import other_settings, refusals, trained_on_other_data
 from tencrop.tables.recipes import Words
 from tencrop.tables.schema import ErrorRow, ErrorTable, Member, RowProtocol
 
@@ -113,9 +113,7 @@ def _state(table: ErrorTable, row: ErrorRow, recipe: Config, run: Run, code_sha2
     if any(not refusals(facts, data, row, table, recipe) for facts in own):
         # A saved result must do where its checkpoint has been deleted.
         return any(facts.get("code_sha256") == code_sha256 for facts in own) or not _last(run).exists(), None
-    val = data["splits"]["val"]
-    trained = {"data": data["name"], "source_fingerprint": val["source_fingerprint"]}
-    reasons = other_data(trained | {"num_images": table.num_images or val["num_samples"]}, data, table)
+    reasons = trained_on_other_data(data, table)
     if own and not reasons:  # evaluated, but on other images
         reasons = refusals(own[0], data, row, table, recipe)
     if not reasons and not _last(run).exists():

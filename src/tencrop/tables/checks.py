@@ -7,29 +7,29 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tencrop.cli.choices import groups, options_of
 from tencrop.cli.errors import nearest
 from tencrop.config import Config, UserError
 from tencrop.config.documents import Between, NotEmpty, check_shape, read_yaml
-from tencrop.config.recipe_rules import MAX_SIDE
-from tencrop.config.rules import CHOICES, dotted_keys
+from tencrop.config.fields import dotted_keys
+from tencrop.config.schema import MAX_SIDE, Filter, ProtocolName
 from tencrop.tables.schema import COLUMNS, CONFIDENCES, parse_printed
 
-FOREIGN_DATA = ("ilsvrc2010", "imagenet_fall2009", "mnist")  # data sets of printed tables that no data= can read
-_PROTOCOL_NAMES = {*CHOICES["protocol.name"], "grid_crop"}
+# Data sets of printed tables that no data= can read.
+FOREIGN_DATA = ("ilsvrc2010", "imagenet_fall2009", "mnist", "zip_codes")
 ID = re.compile(r"[a-z0-9_]+")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _SIDE = Between(1, MAX_SIDE)
 PROTOCOL = {
-    "name": (_PROTOCOL_NAMES, None),
+    "name": (set(get_args(ProtocolName)), None),
     "side": (_SIDE, NotEmpty(_SIDE), None),
     "size": (_SIDE, None),
     "region": ({"whole", "square"}, None),
     "resize": ({"shorter_side", "warp", "central_fraction"}, None),
-    "filter": (set(CHOICES["protocol.filter"]), None),
+    "filter": (set(get_args(Filter)), None),
     "average": ({"softmax", "logits"}, None),
 }
 # A row's protocol: every key is optional. A table's must give all of them, so that nothing is left open by accident.
@@ -56,6 +56,7 @@ _TABLE = {
 _ROW = {
     "id": str,
     "row": str,
+    "model?": (str, None),
     "confidence?": _CONFIDENCE,
     "experiment?": (str, None),
     "overrides?": [str],
@@ -84,6 +85,12 @@ def read_checked(path: Path) -> dict[str, Any]:
 def words_of(row: dict[str, Any]) -> tuple[str, ...] | None:
     experiment = [f"experiment={row['experiment']}"] if row.get("experiment") else []
     return (*experiment, *row.get("overrides", [])) or None
+
+
+def model_of(row: dict[str, Any]) -> str | None:
+    """The file of conf/model with a row's network: its `model`, or that of its overrides; None if neither tells."""
+    named = [word.removeprefix("model=") for word in row.get("overrides", []) if word.startswith("model=")]
+    return named[-1] if named else row.get("model")
 
 
 def cannot_of(row: dict[str, Any], table: dict[str, Any]) -> str | None:
@@ -173,6 +180,11 @@ def _check_origin(where: str, row: dict[str, Any], table: dict[str, Any]) -> Non
         raise UserError(f"{where}experiment={experiment}: there is no conf/experiment/{experiment}.yaml{near}")
     for override in row.get("overrides", []):
         _check_override(where, override)
+    if (model := row.get("model")) is not None:
+        if any(override.startswith("model=") for override in row.get("overrides", [])):
+            raise UserError(f"{where}model: overrides name it already; leave one of them out")
+        if model not in (names := options_of("model")):
+            raise UserError(f"{where}model={model}: there is no conf/model/{model}.yaml{nearest(model, names)}")
 
 
 def _check_override(where: str, override: str) -> None:

@@ -2,8 +2,8 @@
 
 A mistake in a file is a UserError with file and row. In a row, `protocol` gives only the settings that differ from the
 table's. `experiment`, `overrides` or both tell how to train it, `members` lists the rows of an ensemble, and `cannot`
-gives the reason why neither is possible; a row with none of these inherits `cannot` from its table.
-Does not import torch, so that mistakes are reported at once.
+gives the reason why neither is possible; a row with none of these inherits `cannot` from its table. `model` names the
+network of a row for figures, unless its overrides do. Does not import torch, so that mistakes are reported at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tencrop.cli.choices import CONF, options_of
 from tencrop.cli.errors import nearest
 from tencrop.config import UserError
 from tencrop.config.yaml_files import yaml_files
-from tencrop.tables.checks import PROTOCOL, cannot_of, read_checked, words_of
+from tencrop.tables.checks import PROTOCOL, cannot_of, model_of, read_checked, words_of
 from tencrop.tables.schema import ErrorRow, ErrorTable, Member, RowProtocol
 
 ERRORS = CONF / "errors"
@@ -98,6 +98,7 @@ class _Reader:
             label=row["row"],
             printed={column: row[column] for column in content["columns"]},
             confidence={column: confidence[column] for column in content["columns"] if row[column] is not None},
+            model=model_of(row),
             words=words,
             cannot=cannot,
             protocol=protocol,

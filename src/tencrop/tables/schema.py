@@ -89,6 +89,7 @@ class ErrorRow:
     label: str
     printed: dict[str, str | None]  # by column, as printed; None if nothing is printed
     confidence: dict[str, str]  # by column with a printed number, one of CONFIDENCES
+    model: str | None  # file of conf/model with its network; None if there is none, or only its experiment tells
     words: tuple[str, ...] | None  # arguments of train.py; None if it cannot be trained
     cannot: str | None  # the reason why it cannot be trained
     protocol: RowProtocol | None
@@ -124,10 +125,15 @@ class ErrorTable:
 
     def error(self, row: ErrorRow, column: str) -> float:
         """The number that the row prints in a column, as an error in percent."""
+        return float(self.error_text(row, column))
+
+    def error_text(self, row: ErrorRow, column: str) -> str:
+        """Likewise as text, with as many decimals as are printed."""
         printed = row.printed[column]
         assert printed is not None, (self.name, row.id, column)
-        value = parse_printed(printed).value
-        return value if self.unit == "error" else 100 - value
+        value, last_digit, _ = parse_printed(printed)
+        decimals = 0 if last_digit == 1 else len(f"{last_digit:.4f}".rstrip("0")) - 2
+        return f"{value if self.unit == 'error' else 100 - value:.{decimals}f}"
 
     @property
     def has_printed(self) -> bool:

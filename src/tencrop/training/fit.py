@@ -29,6 +29,7 @@ from tencrop.config.launcher import is_first_process, launched
 from tencrop.data.augmentation.plan import evaluation_plan
 from tencrop.data.sampling.sampler import check_rescaled
 from tencrop.distributed.cluster import cluster_environment
+from tencrop.distributed.gpus import check_num_gpus
 from tencrop.models.checkpoint_files import run_manifest, weights_sha256
 from tencrop.models.factory import build_model
 from tencrop.signals import INTERRUPTED
@@ -125,7 +126,7 @@ def build(config: Config, *, batches: Batches, manifest: dict[str, Any]) -> tupl
     Raises UserError if the hardware, the data or the model do not fit the configuration.
     """
     # These checks come before the run folder is created, so that a typo leaves no folder behind.
-    _refuse_missing_gpus(config)
+    check_num_gpus(config.hardware, config.hardware.devices)
     set_precision(config.training.precision)
     data = DataModule(config, batches)
     _refuse_unfit_images(config, data)
@@ -153,15 +154,6 @@ def _refuse_unfit_images(config: Config, data: DataModule) -> None:
         raise UserError(
             f"short_side=null: {name} has a shorter side of {sides.min()} pixels, less than"
             f" image_size={config.image_size}; set short_side={config.image_size} or more"
-        )
-
-
-def _refuse_missing_gpus(config: Config) -> None:
-    hardware = config.hardware
-    if accelerator_of(hardware) == "gpu" and torch.cuda.device_count() < hardware.devices:
-        raise UserError(
-            f"hardware.devices={hardware.devices}: torch sees {torch.cuda.device_count()} GPUs here;"
-            " choose fewer, or hardware=cpu"
         )
 
 

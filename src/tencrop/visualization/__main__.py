@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 from signal import SIGINT
 
 from tencrop.signals import close_at_ctrl_c, exit_at_once
 
 if __name__ == "__main__":
-    exit_at_once(SIGINT)  # before the imports below
+    exit_at_once(SIGINT)  # before all other imports
+
+import shlex
 
 from tencrop.cli.command import command, overrides
 from tencrop.cli.command_line import keys_typed

@@ -121,7 +121,7 @@ def _receptive_field(model: TrainedModel, config: VisualizationConfig) -> Figure
     index = select_images(model.split("val"), config.images, num_images=NUM_FIELD_IMAGES)
     images = model.inputs(model.load_images("val", index).pixels)
     layer = _layer_with_maps(model, config)
-    # Luo et al. (section 3): training enlarges the effective field, so both are shown
+    # Luo et al.: training enlarges the effective field, so both are shown
     before, after = (effective_field(net, images, layer=layer) for net in (model.initial, model.network))
     # for comparison: the effective field is usually much smaller than the theoretical one
     theoretical = theoretical_side(model.network, layer, image_size=model.config.image_size)

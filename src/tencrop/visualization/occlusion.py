@@ -1,6 +1,6 @@
 """Occlusion sensitivity: the probability of a class while a gray square covers each part of the image.
 
-After Zeiler and Fergus 2013, section 4.2 (figure 7).
+After Zeiler and Fergus 2013, figure 7.
 """
 
 from __future__ import annotations

@@ -84,13 +84,13 @@ def load_trained_model(target: EvaluationTarget) -> TrainedModel:
     """Load the target's weights, and build the network a second time with the initial weights of its seed."""
     weights = load_weights(target.path, ema=target.config.ema)
     # Training seeds torch's generator in the same way before it builds the network, so `initial` comes first.
-    torch.manual_seed((weights.facts or {}).get("seed", target.config.seed))
+    torch.manual_seed(weights.metadata.get("seed", target.config.seed))
     initial = build_model(target.config.model, num_classes=target.num_classes)
     network = build_model(target.config.model, num_classes=target.num_classes)
-    config, _ = with_preprocessing(target, network, weights.facts)
+    config, _ = with_preprocessing(target, network, weights)
     apply_weights(network, weights.state, source=str(target.path), name=config.model.name)
     # a checkpoint of ours carries the statistics that it was trained with; foreign weights use those of the data
-    mean, std = mean_and_std(config.normalization, weights.facts or target.manifest["statistics"])
+    mean, std = mean_and_std(config.normalization, weights.metadata or target.manifest["statistics"])
     classes = target.manifest["classes"]
     return TrainedModel(
         config, network.eval(), initial.eval(), classes, mean, std, weights_sha256(network.state_dict())

@@ -5,6 +5,7 @@ All constants are on the scale of the pixels, [0, 255], channels in the order R,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import permutations
 from typing import Any, NamedTuple
 
@@ -132,7 +133,7 @@ def normalize(
     return torch.addcmul(offset, pixels, factor).contiguous(memory_format=layout)
 
 
-def mean_and_std(choice: Normalization, statistics: dict[str, Any]) -> tuple[list[float], list[float]]:
+def mean_and_std(choice: Normalization, statistics: Mapping[str, Any]) -> tuple[list[float], list[float]]:
     """(mean, std) per channel on [0, 255]: ImageNet's, the prepared data's, or the configuration's own numbers.
 
     statistics: `statistics` of the data's manifest, on [0, 255].

@@ -165,7 +165,7 @@ def random_boxes(
     """Boxes int64 [B, 4] of a size x size window in the image rescaled to a random shorter side.
 
     The side is uniform over the integers `side` [low, high] (draw 0): a range is VGG's scale jittering (Simonyan and
-    Zisserman 2015, section 3.1), a single value AlexNet's crop (Krizhevsky et al. 2012, section 4.1). The window's top
+    Zisserman 2015), a single value AlexNet's crop (Krizhevsky et al. 2012, section 4.1). The window's top
     and left (draws 1, 2) are uniform over the whole rescaled image or over its central square (`region`).
     """
     # The image is never rescaled as a whole: the window's edges are mapped back to stored pixels, so one resize of the
