@@ -37,7 +37,8 @@ def printed() -> set[str]:
 
 def printed_errors(text: str, printed: set[str]) -> list[str]:
     """Sentences of a text that have a printed number and a word for what it measures."""
-    sentences = re.split(r"(?<=[.;])\s+(?=[A-Z])", " ".join(text.split()))
+    # "(3.3)" is a section
+    sentences = re.split(r"(?<=[.;])\s+(?=[A-Z])", re.sub(r"\(\d\.\d\)", "", " ".join(text.split())))
     return [one for one in sentences if WORDS.search(one) and any(number in printed for number in NUMBER.findall(one))]
 
 
@@ -80,7 +81,9 @@ def test_the_search_finds_a_printed_error(printed: set[str], tmp_path: Path) -> 
         '"""ResNet-50.\n\nIts accuracy is\n75.99 percent."""\n\n# top-5 of the\n# paper: 7.02\n'
     )
     assert [len(found(tmp_path / name, printed)) for name in ("a.yaml", "b.yaml", "c.py")] == [1, 1, 2]
-    (tmp_path / "d.yaml").write_text("# 27.0 MB, and 8.8 s\ndropout: 0.5 # error of 123.4\n")
+    (tmp_path / "d.yaml").write_text(
+        "# 27.0 MB, and 8.8 s\ndropout: 0.5 # error of 123.4, as section 3.3 and (3.4) say\n"
+    )
     assert found(tmp_path / "d.yaml", printed) == []
 
 
