@@ -182,7 +182,7 @@ def test_guesses_are_beside_the_verdict(table: ErrorTable) -> None:
     lines = lines_of(table, OURS | {("digits", "a"): guessing})
     assert [line.guessed for line in lines] == ["optimizer.lr", "–", "–", "–"]
     head, row = (
-        line.split("  ") for line in terminal_table(table, lines).splitlines() if line.startswith(("row ", "A "))
+        line.split("  ") for line in terminal_table(table, lines).splitlines() if line.startswith(("row  ", "A  "))
     )
     assert [cell.strip() for cell in head if cell][-3:] == ["guessed", "confidence", "run"]
     assert "optimizer.lr" in [cell.strip() for cell in row]
