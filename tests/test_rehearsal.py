@@ -1,14 +1,13 @@
 """Neither a training step nor evaluation makes the host wait for the GPU, but to read its results."""
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
+from rehearsal import Waits, rehearsal
 from tencrop.cli.choices import options_of
 from tencrop.config import Config, derive_batches
 from tencrop.data.store.manifest import read_manifest
@@ -18,9 +17,6 @@ from tencrop.models.convolutional import fully_convolutional
 from tencrop.models.factory import build_model
 from tencrop.training.classifier import Classifier
 from tencrop.training.data_module import DataModule
-
-sys.path.insert(0, str(Path(__file__).parent))
-from rehearsal import Waits, rehearsal
 
 CUDA = torch.device("cuda", 0)
 NETWORK = ("model=timm", "model.name=test_resnet", "model.bn_group=2")

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import runs
 import torch
 
 from tencrop.config import UserError, derive_batches
@@ -19,6 +18,7 @@ from tencrop.models.factory import build_model
 from tencrop.training import monitors
 from tencrop.training.checkpoints import read_checkpoint
 from tencrop.training.fit import build, fit
+from training import runs
 
 KILL, TERM, USR1 = signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1
 

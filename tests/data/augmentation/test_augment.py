@@ -1,6 +1,7 @@
 """Augmentation on the device, compared sample by sample with its steps in the documented order."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,8 +39,12 @@ def batch_for(augmentation: Augmentation, num_samples: int = 8) -> Batch:
     plan = plan._replace(
         pca_alphas=plan.pca_alphas.astype(np.float32), operation_values=plan.operation_values.astype(np.float32)
     )
-    fields = {n: torch.from_numpy(array) if n in DEVICE_FIELDS else array for n, array in plan._asdict().items()}
-    return Batch(images=images, labels=torch.arange(num_samples) * 10, **fields, hashes=np.zeros((num_samples, 2)))
+    fields: dict[str, Any] = {
+        n: torch.from_numpy(array) if n in DEVICE_FIELDS else array for n, array in plan._asdict().items()
+    }
+    return Batch(
+        images=images, labels=torch.arange(num_samples) * 10, **fields, hashes=np.zeros((num_samples, 2), np.int64)
+    )
 
 
 def inputs(batch: Batch, augmentation: Augmentation, **options) -> torch.Tensor:
