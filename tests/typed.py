@@ -1,8 +1,9 @@
-"""Typed access to what mypy sees as a union: layers of a network by their name, and values that may be None."""
+"""Typed access to what mypy sees as a union: layers of a network, values that may be None; typed stand-ins."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from types import SimpleNamespace
+from typing import TypeVar, cast
 
 from torch import nn
 
@@ -21,3 +22,8 @@ def present(value: Value | None) -> Value:
     """The value; AssertionError if it is None."""
     assert value is not None
     return value
+
+
+def stand_in(kind: type[Value], **attributes: object) -> Value:
+    """An object that passes for a `kind` of which the code under test reads these attributes only."""
+    return cast(Value, SimpleNamespace(**attributes))

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import multiprocessing
 import os
 import signal
 import tempfile
@@ -36,6 +37,7 @@ from tencrop.evaluation.inference import (
 from tencrop.evaluation.predictions import Scores
 from tencrop.models.checkpoint_files import weights_sha256
 from tencrop.training.fit import build
+from typed import stand_in
 
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 61.0, 62.0]
 PROTOCOL = ("protocol=five_crop", "protocol.side=38", "protocol.filter=bilinear")
@@ -156,7 +158,7 @@ def test_the_local_rank_chooses_the_gpu(make_config, make_task, monkeypatch, sta
     with pytest.raises(Known):
         if start == "in new processes":
             monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
-            inference._process(1, task, 2, Path("."), None)
+            inference._process(1, task, 2, Path("."), multiprocessing.get_context("spawn").SimpleQueue())
         else:
             score_split(task, network)
     assert used == [1 if start == "in new processes" else 0]
@@ -212,6 +214,7 @@ def dense_by_hand(config: Config, network: nn.Module, number: int, sides: list[i
     """Softmax [K] of one image: the head applied to every window of the features, for the image and its reflection."""
     image = Image.open(io.BytesIO(open_val_split(config).read_original(number))).convert("RGB")
     softmax = []
+    features, classifier = network.get_submodule("features"), network.get_submodule("classifier")
     for side in sides:
         width, height = (
             side if edge == min(image.size) else int(edge * side / min(image.size) + 1e-9) for edge in image.size
@@ -220,9 +223,9 @@ def dense_by_hand(config: Config, network: nn.Module, number: int, sides: list[i
         for view in (scaled, scaled.transpose(Image.Transpose.FLIP_LEFT_RIGHT)):
             pixels = (torch.tensor(np.array(view)).float() - torch.tensor(MEAN)) / torch.tensor(STD)
             with torch.inference_mode():
-                maps = network.features(pixels.permute(2, 0, 1)[None])
+                maps = features(pixels.permute(2, 0, 1)[None])
                 assert maps.shape[2:] == (height // 32, width // 32)
-                windows = [network.classifier(maps[0, :, row, column]) for row, column in np.ndindex(*maps.shape[2:])]
+                windows = [classifier(maps[0, :, row, column]) for row, column in np.ndindex(*maps.shape[2:])]
                 softmax.append(torch.stack(windows).mean(0).softmax(0))
     return torch.stack(softmax).mean(0)
 
@@ -355,7 +358,9 @@ def test_ctrl_c_ends_the_started_processes(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(inference, "_process", _waiting)
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
-        inference._spawn_and_join(None, 2, tmp_path, None)
+        inference._spawn_and_join(
+            stand_in(ScoringTask), 2, tmp_path, multiprocessing.get_context("spawn").SimpleQueue()
+        )
     for path in tmp_path.glob("*.pid"):
         while _is_alive(path.read_text()):  # else the time limit of the tests
             time.sleep(0.1)

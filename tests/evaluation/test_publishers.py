@@ -23,6 +23,7 @@ from tencrop.evaluation.targets import EvaluationTarget, evaluation_targets
 from tencrop.models.factory import build_model
 from tencrop.records import run_folder as records
 from tencrop.visualization.trained_model import load_trained_model
+from typed import layer_at
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -56,7 +57,7 @@ def saved_resnet() -> nn.Module:
     """test_resnet with random weights, saved to weights.safetensors."""
     torch.manual_seed(0)
     network = timm.create_model("test_resnet", num_classes=3).eval()
-    nn.init.normal_(network.get_classifier().weight, std=3)
+    nn.init.normal_(layer_at(network, "fc", nn.Linear).weight, std=3)
     save_file(network.state_dict(), "weights.safetensors")
     return network
 

@@ -112,7 +112,8 @@ def test_an_ensemble_is_matched_by_the_runs_of_its_members(
     def found(*members: Path, wrong: str | None = None) -> dict[str, Ours]:
         result = load_result(folders[0] / "predictions" / "center.result.json")
         hashes = [wrong or f"{int(folder.name[4]):064x}" for folder in members]
-        facts = {"checkpoint": [f"{folder}/checkpoints/last.ckpt" for folder in members], "selection": None}
+        facts: dict[str, object] = {"selection": None}
+        facts["checkpoint"] = [f"{folder}/checkpoints/last.ckpt" for folder in members]
         out = tmp_path / "evaluations" / "ensemble-0123abcd"
         facts |= {"weights_sha256": " + ".join(hashes), "seed": None, "run_id": None}
         save_result(out / "center.result.json", result | facts)

@@ -5,11 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pytorch_lightning import Trainer
 
 from tencrop.distributed.collectives import all_reduce
 from tencrop.progress import duration
 from tencrop.signals import SIGNALS, exit_when_asked
 from tencrop.training.monitors import Interrupted, Interruption, job_end_time, pace_sentence
+from typed import stand_in
 
 NOW = datetime(2026, 11, 21, 12, 0).timestamp()
 
@@ -43,7 +45,7 @@ def test_a_signal_after_the_last_checkpoint_is_raised_again(number):
 def test_ranks_agree_every_few_steps_only():
     interruption = Interruption(agree_every_steps=10)
     interruption.is_requested = True
-    trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    trainer = stand_in(Trainer, world_size=2, strategy=SimpleNamespace(root_device=torch.device("cpu")))
     assert not interruption.is_agreed(trainer, step=19)
     assert interruption.is_agreed(trainer, step=20)
     assert interruption.is_agreed(trainer, step=19, at_epoch_end=True)

@@ -1,5 +1,6 @@
 """Each operation against Pillow's, by timm's and torchvision's own functions, one image at a time."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -47,7 +48,7 @@ COLORS: dict[Operation, Callable[[Image.Image, float], Image.Image]] = {
     Operation.CONTRAST: timm.contrast,
     Operation.SHARPNESS: timm.sharpness,
     Operation.POSTERIZE: lambda image, bits: timm.posterize(image, int(bits)),
-    Operation.SOLARIZE: lambda image, threshold: ImageOps.solarize(image, threshold),
+    Operation.SOLARIZE: lambda image, threshold: ImageOps.solarize(image, math.ceil(threshold)),
     Operation.SOLARIZE_ADD: lambda image, add: timm.solarize_add(image, int(add)),
     Operation.AUTOCONTRAST: lambda image, _: ImageOps.autocontrast(image),
     Operation.EQUALIZE: lambda image, _: ImageOps.equalize(image),
