@@ -10,6 +10,7 @@ from tencrop.records.run_folder import read_run_manifest
 from tencrop.report.collect import collect, collect_evaluations
 from tencrop.report.page import write_report
 from tencrop.report.templating import render
+from typed import present
 
 
 class Tags(HTMLParser):
@@ -43,7 +44,7 @@ def test_page_of_several_experiments(evaluated_run, tmp_path):
     tags = Tags(text).found
     assert sum(tag == "h2" for tag, _ in tags) == 3  # the comparison and two experiments
     assert sum(attributes.get("class") == "chart" for _, attributes in tags) == 6
-    assert read_run_manifest(folder)["sessions"][0]["code"]["revision"][:12] in text
+    assert present(read_run_manifest(folder)["sessions"][0]["code"]["revision"])[:12] in text
     assert "1.60" in text and "1.60" in markdown.read_text()
     again = write_report(collect([tmp_path / "runs"]), tmp_path / "again")
     assert again[0].read_bytes() == html.read_bytes() and again[1].read_bytes() == markdown.read_bytes()

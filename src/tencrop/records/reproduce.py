@@ -14,8 +14,8 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 from signal import SIG_IGN, SIGINT, SIGTERM, SIGUSR1, signal
-from typing import Any
 
+from tencrop.records.manifest import RunManifest
 from tencrop.signals import exit_at_once
 
 if __name__ == "__main__":
@@ -105,7 +105,7 @@ def run_and_forward(command: list[str]) -> int:
     return exit_code if exit_code >= 0 else 128 - exit_code
 
 
-def what_differs(before: dict[str, Any]) -> list[str]:
+def what_differs(before: RunManifest) -> list[str]:
     """Differences from the run's sessions and between them, one phrase each; any of them may explain other weights."""
     sessions = sessions_of(before)
     lines = differences(sessions[0], session())
@@ -117,7 +117,7 @@ def what_differs(before: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _check_data(run_dir: Path, before: dict[str, Any]) -> None:
+def _check_data(run_dir: Path, before: RunManifest) -> None:
     data = read_config(run_dir)["data"]
     if split := changed_split(before["data"], read_manifest(data["root"], data["name"])):
         remedy = f"prepare the original data again, or set data.root to their folder in {run_dir}/config.yaml"

@@ -17,6 +17,7 @@ from tencrop.config.run_config import is_run_folder, read_config
 from tencrop.evaluation.claims import claiming_recipe_of_run
 from tencrop.evaluation.results import differences_from_training, load_result, protocol_label, result_name
 from tencrop.evaluation.targets import EVALUATIONS
+from tencrop.records.manifest import RunManifest
 from tencrop.records.run_folder import read_run_manifest
 from tencrop.training.metric_rows import read_rows
 
@@ -53,7 +54,7 @@ class Run:
 
     folder: Path
     config: dict[str, Any]
-    manifest: dict[str, Any]
+    manifest: RunManifest
     results: tuple[Result, ...]
 
     @property

@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from tencrop.cli.choices import CONF, groups, options_of
 from tencrop.cli.errors import nearest
 from tencrop.config import Config, UserError
-from tencrop.config.documents import Between, NotEmpty, check_shape, read_yaml
+from tencrop.config.documents import Between, Document, NotEmpty, check_shape, read_yaml
 from tencrop.config.fields import dotted_keys
 from tencrop.config.schema import MAX_SIDE, Filter, ProtocolName
 from tencrop.config.yaml_files import yaml_files
@@ -118,7 +118,7 @@ class _Reader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.names = table_names(folder)
-        self.files: dict[str, dict[str, Any]] = {}
+        self.files: dict[str, Document] = {}
 
     def table(self, name: str) -> ErrorTable:
         content = self.file(name)
@@ -131,7 +131,7 @@ class _Reader:
             **{key: content[key] for key in ("title", "source", "data", "split", "unit")},
         )
 
-    def file(self, name: str) -> dict[str, Any]:
+    def file(self, name: str) -> Document:
         """The content of a file, after checking its shape and each of its rows."""
         if name not in self.names:
             near = nearest(name, self.names) or "; table=? lists the tables"
@@ -149,10 +149,10 @@ class _Reader:
             self.files[name] = content
         return self.files[name]
 
-    def row(self, table: str, row: dict[str, Any]) -> ErrorRow:
+    def row(self, table: str, row: Document) -> ErrorRow:
         content, where = self.file(table), f"{self.folder / table}.yaml: row {row['id']}: "
         words, cannot = _words(row), _cannot(row, content)
-        confidence = row.get("confidence", content["confidence"])
+        confidence = row["confidence"] if "confidence" in row else content["confidence"]
         by_column = confidence if isinstance(confidence, dict) else dict.fromkeys(content["columns"], confidence)
         protocol = None if "members" in row else _protocol(where, content["protocol"], row.get("protocol", {}))
         # None matches any value, so without a name the result of any test protocol would be compared with this row.
@@ -168,10 +168,10 @@ class _Reader:
             protocol=protocol,
             members=tuple(self.member(where, table, member) for member in row.get("members", [])),
             delta_of=".".join(self.found(where, table, row["delta_of"])[:2]) if "delta_of" in row else None,
-            num_runs=row.get("num_runs", content.get("num_runs", 1)),
+            num_runs=row["num_runs"] if "num_runs" in row else content.get("num_runs", 1),
         )
 
-    def member(self, where: str, table: str, entry: dict[str, Any]) -> Member:
+    def member(self, where: str, table: str, entry: Document) -> Member:
         name, row_id, row = self.found(where, table, entry["row"])
         if "members" in row:
             raise UserError(f"{where}members: {entry['row']} is an ensemble itself; list its members")
@@ -180,7 +180,7 @@ class _Reader:
         protocol = _protocol(where, its_table["protocol"], row.get("protocol", {}), entry.get("protocol", {}))
         return Member(name, row_id, entry.get("seeds", 1), protocol, _words(row), _cannot(row, its_table))
 
-    def found(self, where: str, table: str, reference: str) -> tuple[str, str, dict[str, Any]]:
+    def found(self, where: str, table: str, reference: str) -> tuple[str, str, Document]:
         """Table, id and content of the row named by `reference`: ID, or TABLE.ID for another table."""
         name, _, row_id = reference.rpartition(".")
         name = name or table
@@ -193,20 +193,20 @@ class _Reader:
         raise UserError(f"{where}{reference}: there is no row {row_id} in {name}{nearest(row_id, ids)}")
 
 
-def _words(row: dict[str, Any]) -> tuple[str, ...] | None:
+def _words(row: Document) -> tuple[str, ...] | None:
     experiment = [f"experiment={row['experiment']}"] if row.get("experiment") else []
     return (*experiment, *row.get("overrides", [])) or None
 
 
-def _cannot(row: dict[str, Any], table: dict[str, Any]) -> str | None:
+def _cannot(row: Document, table: Document) -> str | None:
     if "cannot" in row or _words(row) or "members" in row:
         return row.get("cannot")
     return table.get("cannot")
 
 
-def _protocol(where: str, *parts: dict[str, Any] | None) -> RowProtocol | None:
+def _protocol(where: str, *parts: Document | None) -> RowProtocol | None:
     """Merge the parts, where later ones override earlier ones; a part that is null discards all before it."""
-    values: dict[str, Any] = {}
+    values: Document = {}
     for part in parts:
         values = {} if part is None else values | part
     if not values:
@@ -218,7 +218,7 @@ def _protocol(where: str, *parts: dict[str, Any] | None) -> RowProtocol | None:
     return RowProtocol(**values)
 
 
-def _check_table(path: Path, table: dict[str, Any]) -> None:
+def _check_table(path: Path, table: Document) -> None:
     known = (*options_of("data"), *FOREIGN_DATA)
     if unknown := set(table) - {key.rstrip("?") for key in _TABLE}:
         raise UserError(f"{path}: {min(unknown)}: there is no such key; leave it out")
@@ -231,7 +231,7 @@ def _check_table(path: Path, table: dict[str, Any]) -> None:
     _check_protocol(f"{path}: ", table["protocol"], _PROTOCOL)
 
 
-def _check_row(where: str, row: dict[str, Any], table: dict[str, Any]) -> None:
+def _check_row(where: str, row: Document, table: Document) -> None:
     columns = table["columns"]
     for column in columns:
         if column not in row:
@@ -253,7 +253,7 @@ def _check_row(where: str, row: dict[str, Any], table: dict[str, Any]) -> None:
     _check_origin(where, row, table)
 
 
-def _check_keys(where: str, row: dict[str, Any], columns: list[str]) -> None:
+def _check_keys(where: str, row: Document, columns: list[str]) -> None:
     confidence = row.get("confidence")
     if isinstance(confidence, dict) and set(confidence) != set(columns):
         raise UserError(f"{where}confidence: must name each of {', '.join(columns)}, or be one text for all")
@@ -266,7 +266,7 @@ def _check_keys(where: str, row: dict[str, Any], columns: list[str]) -> None:
             raise UserError(f"{where}members: protocol=null: leave it out, or give what differs from the row's own")
 
 
-def _check_protocol(where: str, protocol: Any, shape: dict[str, Any]) -> None:
+def _check_protocol(where: str, protocol: Document | None, shape: Document) -> None:
     if protocol is None:
         return
     try:
@@ -277,7 +277,7 @@ def _check_protocol(where: str, protocol: Any, shape: dict[str, Any]) -> None:
         raise UserError(f"{where}protocol.{min(unknown)}: there is no such key; leave it out")
 
 
-def _check_origin(where: str, row: dict[str, Any], table: dict[str, Any]) -> None:
+def _check_origin(where: str, row: Document, table: Document) -> None:
     """Raise UserError unless a row has exactly one way to obtain its number, or the reason why there is none."""
     words, cannot, has_members = _words(row), _cannot(row, table), "members" in row
     if sum((words is not None, row.get("cannot") is not None, has_members)) > 1:
