@@ -152,7 +152,7 @@ class _Reader:
     def row(self, table: str, row: Document) -> ErrorRow:
         content, where = self.file(table), f"{self.folder / table}.yaml: row {row['id']}: "
         words, cannot = _words(row), _cannot(row, content)
-        confidence = row["confidence"] if "confidence" in row else content["confidence"]
+        confidence: str | dict[str, str] = row["confidence"] if "confidence" in row else content["confidence"]
         by_column = confidence if isinstance(confidence, dict) else dict.fromkeys(content["columns"], confidence)
         protocol = None if "members" in row else _protocol(where, content["protocol"], row.get("protocol", {}))
         # None matches any value, so without a name the result of any test protocol would be compared with this row.
