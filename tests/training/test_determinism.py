@@ -46,7 +46,7 @@ class Applied(nn.Module):
 
 def pooled_back(maps):
     maxima, positions = F.max_pool2d(maps, 2, return_indices=True)
-    return F.max_unpool2d(maxima, positions, [2])
+    return F.max_unpool2d(maxima, positions, [2, 2])
 
 
 # torch computes interpolations, but for those against aliasing, in another way where it is to be deterministic
