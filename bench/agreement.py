@@ -62,7 +62,7 @@ class Network:
         num_classes = len(next(reversed([value for value in weights.state.values() if value.ndim])))
         self.network = build_model(self.config.model, num_classes=num_classes).eval()
         self.network.load_state_dict(weights.state)
-        self.mean, self.std = torch.tensor(weights.facts["mean"]), torch.tensor(weights.facts["std"])
+        self.mean, self.std = torch.tensor(weights.metadata["mean"]), torch.tensor(weights.metadata["std"])
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sklearn.datasets
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from tencrop.cli.choices import CONF
-from tencrop.config import Config, Data, validate
+from tencrop.cli.compose import compose_training
+from tencrop.config import Config, Data
 from tencrop.config.build import build
 from tencrop.data.preparation.prepare import prepare
 from tencrop.signals import SIGNALS
@@ -44,8 +44,7 @@ def composed() -> Callable[..., Config]:
     """conf/ composed with overrides, as train.py does it: composed("model=resnet50", "seed=1")."""
 
     def compose_typed(*overrides: str) -> Config:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return validate(compose("train", list(overrides)), Config)
+        return compose_training(overrides, CONF)
 
     return compose_typed
 

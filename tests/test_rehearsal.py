@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from pytorch_lightning import Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from rehearsal import Waits, rehearsal
 from tencrop.cli.choices import options_of
@@ -67,7 +67,9 @@ def rehearse_step(config: Config, kind: type[Classifier] = Classifier) -> Classi
         watch.is_on = True
         classifier.train()
         for number, batch in enumerate(training):
-            classifier.training_step(data.transfer_batch_to_device(batch, CUDA, 0), number)
+            moved = data.transfer_batch_to_device(batch, CUDA, 0)
+            classifier.on_train_batch_start(moved, number)
+            classifier.training_step(moved, number)
         classifier.eval()
         for number, batch in enumerate(validation):
             classifier.validation_step(data.transfer_batch_to_device(batch, CUDA, 0), number)
@@ -135,13 +137,14 @@ def test_each_planted_wait_is_caught(make_config):
     caught = set()
 
     class Planted(Classifier):
-        def record_nonfinite_loss(self, loss: Tensor) -> None:
+        def predict(self, network: nn.Module, inputs: Tensor) -> list[Tensor]:
+            heads = super().predict(network, inputs)
             for name, fault in FAULTS.items():
                 try:
-                    fault(loss.detach().clone())
+                    fault(heads[0].detach().mean())
                 except Waits:
                     caught.add(name)
-            super().record_nonfinite_loss(loss)
+            return heads
 
     rehearse_step(make_config("augmentation=none"), Planted)
     assert caught == set(FAULTS)

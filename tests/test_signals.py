@@ -3,6 +3,7 @@
 Ctrl-C ends every command with one line.
 """
 
+import ast
 import os
 import signal
 import subprocess
@@ -99,6 +100,9 @@ COMMANDS = {
     "start of complexity": ("hydra:", "tencrop.complexity", []),
     "start of the race": ("hydra:", "tencrop.report.training_error", []),
     "start of reproduce": ("omegaconf:", "tencrop.records.reproduce", ["nowhere"]),
+    "first import of reproduce": ("argparse:", "tencrop.records.reproduce", ["nowhere"]),
+    "start of the list of names": ("timm:", "tencrop.models.names", []),
+    "start of the golden counts": ("torch:", "tencrop.complexity.golden", []),
     "configuration": ("tencrop.cli.command:validate", "report.py", []),
     "report": ("tencrop.report.collect:collect", "report.py", ["runs=[nowhere]"]),
     "counting": ("tencrop.complexity.networks:complexity_of", "tencrop.complexity", ["model=lenet5"]),
@@ -108,6 +112,26 @@ COMMANDS = {
 def interrupt(place: str, program: str, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", AT, place, program, *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+# seeing.py prints one line and exits
+PROGRAMS = [
+    path
+    for path in (*ROOT.glob("*.py"), *(ROOT / "src").rglob("*.py"))
+    if 'if __name__ == "__main__":' in path.read_text() and path.name != "seeing.py"
+]
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_program_handles_ctrl_c_before_its_other_imports(path):
+    """Ctrl-C during any earlier import prints a traceback."""
+    body = ast.parse(path.read_text()).body
+    number = next(number for number, node in enumerate(body) if isinstance(node, ast.If))
+    assert "exit_at_once(" in ast.unparse(body[number])
+    before = body[:number]
+    imported = {alias.name for node in before if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "" for node in before if isinstance(node, ast.ImportFrom)}
+    assert imported <= {"__future__", "signal", "tencrop.signals"}
 
 
 @pytest.mark.parametrize("case", COMMANDS)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import signal
+
+from tencrop.signals import exit_at_once
+
+if __name__ == "__main__":
+    exit_at_once(signal.SIGINT)  # before all other imports
+
 import sys
 from importlib import import_module
 
 import tencrop
-from tencrop.signals import exit_at_once
 
 # Modules by name, imported only when chosen, to keep `tencrop --help` fast.
 COMMANDS = {
     "prepare": ("tencrop.commands.prepare", "convert a data set for training, once"),
     "train": ("tencrop.commands.train", "train an experiment, resume it, or show its result"),
     "evaluate": ("tencrop.commands.evaluate", "evaluate trained weights under a test protocol"),
+    "export": ("tencrop.commands.export", "write a trained network for use elsewhere, with a model card"),
     "report": ("tencrop.commands.report", "write one page about one run or many, with the papers' numbers"),
     "complexity": ("tencrop.complexity.__main__", "count parameters and multiply-adds, layer by layer"),
     "visualization": ("tencrop.visualization.__main__", "draw a network and what its units respond to"),

@@ -13,7 +13,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 # SIGTERM: preemption, or docker stop. SIGUSR1: SLURM's --signal, shortly before the time limit. SIGINT: Ctrl-C.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -28,7 +27,7 @@ def exit_at_once(*numbers: signal.Signals) -> None:
     Skipping all cleanup is safe here, since nothing has been written yet.
     """
 
-    def stop(*_: Any) -> None:
+    def stop(*_: object) -> None:
         os.write(2, f"{MESSAGE}\n".encode())  # print() raises RuntimeError inside an interrupted print()
         os._exit(INTERRUPTED)
 
@@ -40,7 +39,7 @@ def close_at_ctrl_c() -> None:
     """Make the first Ctrl-C raise KeyboardInterrupt, so that files, threads and processes are closed, and a second one
     exit immediately. cli/command.py turns the exception into a message and exit code 75."""
 
-    def stop(*_: Any) -> None:
+    def stop(*_: object) -> None:
         exit_at_once(signal.SIGINT)
         raise KeyboardInterrupt
 
@@ -57,7 +56,7 @@ def exit_when_asked(*, is_first: bool) -> Iterator[None]:
     keeps its default effect, in case the interpreter hangs on exit.
     """
 
-    def stop(*_: Any) -> None:
+    def stop(*_: object) -> None:
         _ignore()  # a second signal must not interrupt the cleanup
         if is_first:
             print(MESSAGE, file=sys.stderr)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tencrop.cli.choices import CONF, describe, first_sentence, list_options, option_names, options_of
+from tencrop.cli.choices import CONF, describe, files_of, first_sentence, list_options, option_names, options_of
 from tencrop.config import Config, PrepareConfig
 from tencrop.config.rules import MODEL_NAMES
 
@@ -29,7 +29,7 @@ def test_group_question_mark_describes_every_option():
 
 def test_every_option_has_a_description():
     for group in (path.name for path in CONF.iterdir() if path.is_dir()):
-        for name in options_of(group):
+        for name in files_of(group):
             assert len(first_sentence(CONF / group / f"{name}.yaml")) > 5, (group, name)
 
 

@@ -18,6 +18,7 @@ from tencrop.cli.command_line import check_words, expand_home, parse, typed_word
 from tencrop.cli.run_overrides import config_of_run
 from tencrop.config import (
     Config,
+    EvaluateConfig,
     PrepareConfig,
     ReportConfig,
     UserError,
@@ -31,7 +32,7 @@ TEXTS = [
 ]  # fmt: skip
 COMMANDS = {
     "train": (Config, "data.root", lambda config: config.data.root),
-    "evaluate": (Config, "weights", lambda config: config.weights),
+    "evaluate": (EvaluateConfig, "weights", lambda config: config.weights),
     "prepare": (PrepareConfig, "data.source", lambda config: config.data.source),
     "report": (ReportConfig, "runs", lambda config: ",".join(config.runs)),
     "visualization": (VisualizationConfig, "output", lambda config: config.output),
@@ -146,7 +147,7 @@ def test_an_option_from_config_dir_applies_to_a_run(composed, tmp_path):
     mine = (CONF / "protocol" / "center.yaml").read_text().replace("softmax", "logits")
     (tmp_path / "own" / "protocol" / "mine.yaml").write_text(mine)
     got: list[Config] = []
-    main = command("evaluate", Config)(lambda _: got.append(config_of_run(tmp_path, overrides(), conf=CONF)))
+    main = command("evaluate", EvaluateConfig)(lambda _: got.append(config_of_run(tmp_path, overrides(), conf=CONF)))
     with pytest.raises(SystemExit, match="0"):
         main(["protocol=mine", "--config-dir", str(tmp_path / "own")])
     assert (got[0].protocol.name, got[0].protocol.average, got[0].protocol.size) == ("center", "logits", 32)

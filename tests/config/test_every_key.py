@@ -100,7 +100,7 @@ def sees(config: Config) -> None:
     plan = training_plan(index, SIZES, augmentation=config.augmentation, seed=config.seed, epoch=0, positions=index)
     assert (plan.boxes[:, :2] >= 0).all() and (plan.boxes[:, 2:] > 0).all()
     assert (plan.boxes[:, :2] + plan.boxes[:, 2:] <= SIZES).all()
-    assert all(np.isfinite(part).all() for part in plan if part.dtype.kind == "f")
+    assert all(np.isfinite(values).all() for values in plan.params.values() if values.dtype.kind == "f")
     assert num_views(config.protocol) > 0
     for side in config.protocol.sides:
         one = dataclasses.replace(config.protocol, side=side)

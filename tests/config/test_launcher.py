@@ -118,9 +118,19 @@ def test_left_over_variables_are_refused_with_what_to_unset(case, started, compo
 
 def test_a_rank_started_by_train_py_ignores_launchers(started, composed):
     own = {"LOCAL_RANK": "1", "WORLD_SIZE": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-    started(SHELL | own | {"TENCROP_PIPE": "3 4"})
+    reader, writer = os.pipe()
+    started(SHELL | own | {"TENCROP_PIPE": f"{writer} {os.getppid()}"})
     check_launch(composed("hardware=ddp_cpu2").hardware)
     assert launched() is None and not is_first_process()
+    for stray in ("", "1", "first 1", f"{writer} 1", f"{writer} {os.getpid()}", f"999999 {os.getppid()}"):
+        started(own | {"TENCROP_PIPE": stray})
+        with pytest.raises(UserError, match=f"TENCROP_PIPE={stray}: .*; unset TENCROP_PIPE"):
+            check_launch(composed("hardware=ddp_cpu2").hardware)
+    started({"TENCROP_PIPE": f"{writer} {os.getppid()}"})  # without a rank
+    with pytest.raises(UserError, match="unset TENCROP_PIPE"):
+        check_launch(composed("hardware=cpu").hardware)
+    os.close(reader)
+    os.close(writer)
 
 
 @pytest.mark.parametrize("launcher", [TORCHRUN, SRUN], ids=["torchrun", "srun"])

@@ -27,6 +27,19 @@ def test_every_option_composes(composed, group, option):
         (["protocol=dense", "protocol.region=square"], "dense covers the whole image; set protocol.region=whole"),
         (["protocol=crops_144", "protocol.side=null"], "crops_144 needs rescaled images"),
         (["protocol=crops_144", "protocol.filter=box"], "protocol.filter=box: crops_144 resizes on the device"),
+        (["protocol.resize=stretch"], "protocol.resize=stretch: must be one of shorter_side, warp, central_fraction"),
+        (["protocol.resize=warp", "protocol.side=null"], "protocol.side=null: protocol.resize=warp stretches"),
+        (["protocol.resize=central_fraction"], "protocol.side=256: .* uses no side; set protocol.side=null"),
+        (["protocol.resize=warp", "protocol.region=square"], "stretches the whole image; set protocol.region=whole"),
+        (["protocol=crops_144", "protocol.resize=warp"], "protocol.resize=warp: crops_144 takes squares along the"),
+        (
+            ["protocol=ten_crop", "protocol.resize=warp", "protocol.side=[256,224]"],
+            "all crops of ten_crop are the same",
+        ),
+        (
+            ["protocol=grid_crop", "protocol.resize=central_fraction", "protocol.side=null"],
+            "all crops of grid_crop are",
+        ),
         (["schedule=plateau"], "minival"),
         (
             ["schedule.warmup_epochs=91"],
@@ -60,4 +73,3 @@ def test_the_default_is_the_90_epoch_recipe(composed):
     config = composed("model=resnet50")
     assert (config.training.epochs, config.training.global_batch, config.schedule.milestones) == (90, 256, [30, 60])
     assert (config.optimizer.lr, config.optimizer.weight_decay, config.optimizer.nesterov) == (0.1, 1e-4, True)
-    assert config.claim is not None and (config.claim.top1_error, config.claim.top5_error) == (24.01, 7.02)

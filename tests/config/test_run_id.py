@@ -12,6 +12,7 @@ from tencrop.cli.choices import CONF
 from tencrop.cli.command_line import keys_typed
 from tencrop.cli.run_overrides import config_of_run
 from tencrop.config import (
+    Augmentation,
     UserError,
     check_data,
     check_preparation,
@@ -88,6 +89,25 @@ def test_settings_count_only_if_their_operation_is_on(composed, key, switch):
     assert learning_hash(composed(plain, key)) == learning_hash(composed(plain))
     switch = [*switch, "augmentation.jitter.contrast=0.1"]
     assert learning_hash(composed(plain, key, *switch)) != learning_hash(composed(plain, *switch))
+
+
+@dataclasses.dataclass
+class Grayscale:
+    prob: float = 0.0
+
+
+@dataclasses.dataclass
+class MoreAugmentation(Augmentation):
+    grayscale: Grayscale = dataclasses.field(default_factory=Grayscale)
+
+
+def test_a_transform_that_is_added_to_the_schema_keeps_the_hash_while_it_is_off(composed):
+    config = composed()
+    before, values = learning_hash(config), vars(config.augmentation)
+    config.augmentation = MoreAugmentation(**values)
+    assert learning_hash(config) == before
+    config.augmentation = MoreAugmentation(**values, grayscale=Grayscale(0.5))
+    assert learning_hash(config) != before
 
 
 def test_the_folder_names_experiment_seed_and_hash(composed):

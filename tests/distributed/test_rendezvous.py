@@ -84,7 +84,7 @@ def test_waiting_ranks_report_that_rank_0_ended(address, monkeypatch):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_interruption_waits_until_torch_has_connected(rank, monkeypatch):
-    """Otherwise torch returns into an interpreter that is exiting, and the process aborts instead of exiting with 75."""
+    """Otherwise torch returns into an interpreter that is exiting, and the process aborts; 75 is expected."""
     returned = threading.Event()
 
     def connect(*_, **__) -> None:

@@ -13,11 +13,13 @@ from tencrop.config import Config
 from tencrop.data.preparation.prepare import prepare
 from tencrop.data.store.manifest import read_manifest
 from tencrop.evaluation.evaluate import evaluate_run
-from tencrop.models.checkpoint_files import run_manifest
+from tencrop.evaluation.inference import ScoringTask
+from tencrop.models.checkpoint_files import run_manifest, weights_sha256
 from tencrop.models.factory import build_model
 from tencrop.training.checkpoints import AtomicCheckpointIO
 
 NUM_IMAGES, NUM_CLASSES = 501, 6
+MEAN, STD = [120.0, 110.0, 100.0], [60.0, 61.0, 62.0]
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +71,19 @@ def save_checkpoint() -> Callable[..., Path]:
         return path
 
     return save
+
+
+@pytest.fixture
+def make_task(save_checkpoint: Callable[..., Path], new_network: Callable[..., nn.Module], tmp_path: Path):
+    """make_task(config) -> the task and its network, with the weights on disk."""
+
+    def make(config: Config) -> tuple[ScoringTask, nn.Module]:
+        network = new_network(config)
+        path = save_checkpoint(tmp_path / "last.ckpt", config, network)
+        identity = {"weights_sha256": weights_sha256(network.state_dict()), "protocol": config.protocol.name}
+        return ScoringTask(config, path, "raw", 6, MEAN, STD, identity), network
+
+    return make
 
 
 @pytest.fixture

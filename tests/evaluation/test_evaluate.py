@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -19,15 +19,13 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from tencrop.cli.choices import CONF
 from tencrop.config import Config, UserError, derive_batches
 from tencrop.data.store.manifest import read_manifest
-from tencrop.evaluation import claims
 from tencrop.evaluation import evaluate as module
 from tencrop.evaluation.errors import wilson_interval
-from tencrop.evaluation.evaluate import evaluate_targets, file_stem
+from tencrop.evaluation.evaluate import evaluate_scores, evaluate_targets, file_stem
 from tencrop.evaluation.predictions import load_scores
-from tencrop.evaluation.results import load_result
+from tencrop.evaluation.results import load_result, protocol_label
 from tencrop.evaluation.targets import EvaluationTarget
 from tencrop.models.checkpoint_files import weights_sha256
 from tencrop.training.checkpoints import AtomicCheckpointIO
@@ -66,39 +64,11 @@ def test_result_and_scores_are_written(make_config, new_network, save_checkpoint
     assert result["top5_error"] == int((scores.softmax_ranks >= 5).sum()) / 501
     expected = {
         "protocol": "five_crop", "averaging": "softmax", "weights": "raw", "side": 36, "size": 32, "region": "whole",
-        "seed": 3, "model": "lenet5_dense", "data": "imagefolder", "claim": None, "selection": "last", "views": 5,
+        "seed": 3, "model": "lenet5_dense", "data": "imagefolder", "selection": "last", "views": 5,
         "weights_sha256": weights_sha256(network.state_dict()), "step": 7,
         "source_fingerprint": read_manifest(config.data.root)["splits"]["val"]["source_fingerprint"],
     }  # fmt: skip
     assert {key: result[key] for key in expected} == expected
-
-
-CLAIM = "{top1_error: 30, top5_error: null, data: imagefolder, split: val, protocol: flip_pair, source: a table}"
-
-
-def test_only_a_complete_run_of_the_recipe_has_its_claim(
-    make_config, new_network, save_checkpoint, evaluate, tmp_path, monkeypatch
-) -> None:
-    shutil.copytree(CONF, tmp_path / "conf")
-    recipe = "defaults: [override /data: imagefolder, override /model: lenet5_dense]\nimage_size: 32\nshort_side: 36\n"
-    recipe = f"# @package _global_\n{recipe}training: {{precision: fp32}}\nclaim: {CLAIM}\n"
-    (tmp_path / "conf" / "experiment" / "claiming.yaml").write_text(recipe)
-    monkeypatch.setattr(claims, "CONF", tmp_path / "conf")
-    checkpoint = save_checkpoint(tmp_path / "last.ckpt", make_config(), new_network(make_config()))
-
-    def claimed(*overrides: str) -> bool:
-        config = make_config(f"claim={CLAIM}", *overrides)
-        return evaluate(config, checkpoint, tmp_path)["claim"] is not None
-
-    assert not claimed("protocol=flip_pair"), "nobody counted these data"
-    monkeypatch.setitem(claims.WHOLE_DATA, "imagefolder", (6, 501, 6))
-    assert claimed("protocol=flip_pair")
-    for overrides in (["protocol=center"], ["protocol=flip_pair", "protocol.side=40"]):
-        assert not claimed(*overrides)
-    for override in ("optimizer.lr=3", "training.epochs=2", "training.max_steps=3"):
-        assert not claimed("protocol=flip_pair", override)
-    monkeypatch.setitem(claims.WHOLE_DATA, "imagefolder", (6, 502, 6))
-    assert not claimed("protocol=flip_pair"), "an image is missing"
 
 
 def test_saved_scores_are_used_again(
@@ -307,7 +277,7 @@ def test_plain_weights_of_both_libraries(library: str, suffix: str, make_config,
     folder, result = found[0].out, found[0].result
     assert folder.parent == Path("evaluations") and folder.name.startswith(name.replace("/", "-"))
     assert result["num_images"] == 12 and result["weights_sha256"] == weights_sha256(network.state_dict())
-    assert result["seed"] is None and result["claim"] is None and result["label"] == path.name
+    assert result["seed"] is None and result["label"] == path.name
     assert result["experiment"] is None
 
 
@@ -336,6 +306,49 @@ def test_an_ensemble_from_saved_scores(make_config, new_network, save_checkpoint
     assert joint.out.name.startswith("ensemble-") and (joint.out / "flip_pair.result.json").exists()
     assert joint.result["seed"] == [0, 1, 2] and joint.result["protocol"] == "flip_pair"
     assert joint.result["label"] == "ensemble of 3" and joint.result["weights_sha256"].count(" + ") == 2
+
+
+def test_one_network_under_two_protocols(make_config, new_network, save_checkpoint, no_network_runs, tmp_path) -> None:
+    """The mean over members, each member's views averaged first: 1 view counts as much as 10."""
+    config = make_config("protocol=center", "protocol.filter=bilinear")
+    network = new_network(config)
+    path = save_checkpoint(tmp_path / "last.ckpt", config, network)
+    other = make_config("protocol=ten_crop", "protocol.side=40", "protocol.filter=bilinear")
+    manifest = read_manifest(config.data.root)
+    members = [EvaluationTarget(own, path, manifest, tmp_path / "predictions") for own in (config, other)]
+    center, ten_crop, joint = evaluate_targets(members)
+    for average in ("softmax", "logits"):
+        mean = (getattr(center.scores, average).numpy() + getattr(ten_crop.scores, average).numpy()) / np.float32(2)
+        np.testing.assert_array_equal(getattr(joint.scores, average).numpy(), mean)
+    labels = joint.scores.labels.numpy()
+    softmax = joint.scores.softmax.numpy()
+    is_wrong = (softmax >= softmax[np.arange(501), labels][:, None]).sum(axis=1) > 1
+    assert joint.result["top1_error"] == is_wrong.mean()
+    assert joint.result["label"] == "1 network in 2 evaluations"
+    assert joint.result["protocol"] == "center + ten_crop" and joint.result["side"] == "36 + 40"
+    assert protocol_label(joint.result) == "center 32 of 36 px + ten_crop 32 of 40 px, softmax"
+    assert joint.result["scores"] == "center-bilinear+ten_crop-side40-bilinear.safetensors"
+    facts = [{key: one[key] for key in ("protocol", "side", "views", "seed")} for one in joint.result["members"]]
+    assert facts == [
+        {"protocol": "center", "side": 36, "views": 1, "seed": 0},
+        {"protocol": "ten_crop", "side": 40, "views": 10, "seed": 0},
+    ]
+    # the same ensemble from the score files, without network, checkpoint and data
+    no_network_runs()
+    path.unlink()
+    plain = make_config(f"data.root={tmp_path}/gone")
+    files = [one.out / one.result["scores"] for one in (center, ten_crop)]
+    again = evaluate_scores(plain, files)
+    assert again.result["members"] == joint.result["members"] and again.result["seed"] == [0, 0]
+    assert torch.equal(again.scores.softmax, joint.scores.softmax) and again.out == joint.out
+    changed = {key for key in joint.result if again.result[key] != joint.result[key]}
+    assert changed == set()
+    for file in files:  # files alone do not tell which run they are of
+        file.with_suffix(".result.json").unlink()
+    alone = evaluate_scores(plain, files)
+    assert alone.result["checkpoint"] == [None, None] and alone.result["top1_error"] == joint.result["top1_error"]
+    with pytest.raises(UserError, match="is the mean of several members; list those instead"):
+        evaluate_scores(plain, [files[0], joint.out / joint.result["scores"]])
 
 
 def _evaluate_in_group(rank: int, config: Config, checkpoint: Path, out: Path) -> None:
@@ -402,6 +415,9 @@ def test_file_names_contain_what_differs_from_the_defaults(make_config) -> None:
     assert file_stem(make_config("protocol.side=null", "protocol.size=30")) == "center-sidekept-size30"
     assert file_stem(make_config("protocol=dense", "protocol.side=[40,48]")) == "dense-side40-48"
     assert file_stem(make_config("protocol=crops_144")) == "crops_144"
+    assert file_stem(make_config("protocol.resize=warp")) == "center-warp"
+    assert file_stem(make_config("protocol.resize=warp", "protocol.side=40")) == "center-warp-side40"
+    assert file_stem(make_config("protocol.resize=central_fraction", "protocol.side=null")) == "center-central_fraction"
     assert file_stem(make_config("data.loader=ffcv")) == "center-ffcv"
     assert file_stem(make_config("data.loader=torch")) == "center"
     config = make_config("protocol=ten_crop", "protocol.region=square")

@@ -1,59 +1,26 @@
 """Every image is scored once, on one or several processes, with the scores of a slow loop over the files."""
 
-import contextlib
-import copy
 import io
-import multiprocessing
-import os
-import signal
-import tempfile
-import threading
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
 from torch import Tensor, nn
 
-from tencrop.config import Config, UserError, derive_batches
-from tencrop.data.store.manifest import read_manifest
-from tencrop.evaluation import inference
+from tencrop.config import Config, UserError
 from tencrop.evaluation.errors import error_rate
 from tencrop.evaluation.inference import (
-    ScoringTask,
-    _score_in_new_processes,
     build_network,
-    check_scorable,
     forward,
     open_val_split,
     score_part,
-    score_split,
 )
 from tencrop.evaluation.predictions import Scores
-from tencrop.models.checkpoint_files import weights_sha256
-from tencrop.training.fit import build
-from typed import stand_in
+from tencrop.evaluation.processes import score_split
 
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 61.0, 62.0]
 PROTOCOL = ("protocol=five_crop", "protocol.side=38", "protocol.filter=bilinear")
-
-
-@pytest.fixture
-def make_task(save_checkpoint: Callable[..., Path], new_network: Callable[..., nn.Module], tmp_path: Path):
-    """make_task(config) -> the task and its network, with the weights on disk."""
-
-    def make(config: Config) -> tuple[ScoringTask, nn.Module]:
-        network = new_network(config)
-        path = save_checkpoint(tmp_path / "last.ckpt", config, network)
-        identity = {"weights_sha256": weights_sha256(network.state_dict()), "protocol": config.protocol.name}
-        return ScoringTask(config, path, "raw", 6, MEAN, STD, identity), network
-
-    return make
 
 
 def five_crops(image: Image.Image, side: int, size: int) -> list[Tensor]:
@@ -97,21 +64,6 @@ def test_class_scores_are_float32_in_every_precision(make_config, make_task) -> 
     assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
 
 
-def test_501_images_on_three_processes_are_each_counted_once(make_config, make_task) -> None:
-    task, network = make_task(make_config(*PROTOCOL, "hardware.max_micro_batch=64"))
-    alone = score_split(task, network)
-    task, network = make_task(make_config(*PROTOCOL, "hardware.devices=3", "hardware.max_micro_batch=64"))
-    split = open_val_split(task.config)
-    parts = [score_part(task, network, split, rank=rank, num_ranks=4) for rank in range(4)]
-    assert [len(part.index) for part in parts] == [125, 125, 125, 126], "parts are uneven"
-    together = score_split(task, network)
-    assert alone is not None and together is not None
-    assert set(together.index.tolist()) == set(range(501)) and len(together.index) == 501
-    assert torch.equal(together.labels, alone.labels)
-    assert torch.equal(together.softmax_ranks, alone.softmax_ranks)
-    torch.testing.assert_close(together.softmax, alone.softmax, rtol=1e-3, atol=1e-3)
-
-
 def test_more_processes_than_images(make_config, make_task, coordinate_store) -> None:
     root = coordinate_store([(40, 40), (36, 50)], num_classes=None)
     config = make_config(f"data.root={root}", "protocol=center", "protocol.side=null")
@@ -133,43 +85,6 @@ def test_views_are_saved_on_request(loader: str, make_config, make_task) -> None
     torch.testing.assert_close(part.view_logits.float().mean(1), part.logits.float(), rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("start", ["in its group", "alone", "in new processes"])
-def test_the_local_rank_chooses_the_gpu(make_config, make_task, monkeypatch, start) -> None:
-    """Rank 1 of four is the first rank of the second machine if srun assigns ranks in turn."""
-    devices = {"in its group": 2, "alone": 1, "in new processes": 2}[start]
-    config = make_config("hardware.accelerator=gpu", f"hardware.devices={devices}", "hardware.nodes=2")
-    task, network = make_task(config)
-    used: list[int] = []
-
-    class Known(Exception):
-        """Raised when the device has been recorded, to end the pass."""
-
-    def set_device(number: int) -> None:
-        used.append(number)
-        raise Known
-
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", set_device)
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    if start == "in its group":
-        monkeypatch.setattr(dist, "is_initialized", lambda: True)
-        monkeypatch.setattr(dist, "get_rank", lambda: 1)
-        monkeypatch.setattr(dist, "get_world_size", lambda: 4)
-    with pytest.raises(Known):
-        if start == "in new processes":
-            monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
-            inference._process(1, task, 2, Path("."), multiprocessing.get_context("spawn").SimpleQueue())
-        else:
-            score_split(task, network)
-    assert used == [1 if start == "in new processes" else 0]
-
-
-def test_images_smaller_than_the_crop_are_refused_by_name(make_config, make_task) -> None:
-    task, network = make_task(make_config("protocol.side=null", "protocol.size=40"))
-    with pytest.raises(UserError, match=r"protocol\.side=null: class0/000\.png has a shorter side of 36 pixels"):
-        check_scorable(network, task.config)
-
-
 def test_a_damaged_image_is_named(make_config, make_task, photo_folder, data_config, tmp_path) -> None:
     from tencrop.data.preparation.prepare import prepare
 
@@ -182,28 +97,6 @@ def test_a_damaged_image_is_named(make_config, make_task, photo_folder, data_con
         file.write(b"\\0" * (int(beton.payload_bytes[4]) - 2))
     task, network = make_task(config)
     with pytest.raises(UserError, match=open_val_split(config).names(4)):
-        score_split(task, network)
-
-
-def test_a_checkpoint_overwritten_during_evaluation_is_detected(
-    make_config, make_task, new_network, save_checkpoint
-) -> None:
-    """A UserError in a started process is a UserError here as well."""
-    task, _ = make_task(make_config())
-    save_checkpoint(task.path, task.config, new_network(task.config, seed=1))
-    with pytest.raises(UserError, match="was overwritten during its evaluation"):
-        _score_in_new_processes(task, num_processes=1)
-
-
-def test_a_full_temporary_disk_gives_an_error_message(make_config, make_task, small_disk, monkeypatch) -> None:
-    with pytest.raises(OSError, match="No space"), open(small_disk / "full", "wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-    os.truncate(small_disk / "full", (small_disk / "full").stat().st_size - 3 * 4096)  # the processes meet, no more
-    monkeypatch.setenv("TMPDIR", str(small_disk))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    task, network = make_task(make_config("hardware.devices=2"))
-    with pytest.raises(UserError, match="the disk is full"):
         score_split(task, network)
 
 
@@ -230,6 +123,82 @@ def dense_by_hand(config: Config, network: nn.Module, number: int, sides: list[i
     return torch.stack(softmax).mean(0)
 
 
+Corners = list[tuple[int, int]]  # top and left of each crop of 32 x 32 pixels
+
+
+def views_by_hand(image: Image.Image, box: tuple[int, int, int, int], side: tuple[int, int], crops: Corners) -> Tensor:
+    """Slow reference: cut out `box` (left, top, right, bottom), resize to `side` (width, height), crop by slicing."""
+    pixels = torch.from_numpy(np.array(image.crop(box).resize(side, Image.Resampling.BILINEAR)))
+    return torch.stack([pixels[top : top + 32, left : left + 32] for top, left in crops])
+
+
+TEN_OF_40 = [(0, 0), (0, 8), (8, 0), (8, 8), (4, 4)]
+GRID_OF_40 = [(top, left) for top in (0, 2, 4, 6, 8) for left in (0, 2, 4, 6, 8)]
+
+
+@pytest.mark.parametrize(
+    "options, side, crops, is_reflected",
+    [
+        (("center", "resize=warp", "side=32"), 32, [(0, 0)], False),
+        (("flip_pair", "resize=warp", "side=40"), 40, [(4, 4)], True),
+        (("ten_crop", "resize=warp", "side=40"), 40, TEN_OF_40, True),
+        (("grid_crop", "resize=warp", "side=40"), 40, GRID_OF_40, True),
+        (("center", "resize=central_fraction", "side=null"), None, [(0, 0)], False),
+        (("flip_pair", "resize=central_fraction", "side=null"), None, [(0, 0)], True),
+    ],
+)
+@pytest.mark.parametrize("loader", ["beton", "torch"])
+def test_stretched_views_equal_those_of_a_slow_loop(
+    options: tuple[str, ...], side: int | None, crops: Corners, is_reflected: bool, loader: str, make_config, make_task
+) -> None:
+    words = [f"protocol={options[0]}", *(f"protocol.{option}" for option in options[1:])]
+    config = make_config(*words, "protocol.filter=bilinear", f"data.loader={loader}")
+    task, network = make_task(config)
+    split = open_val_split(config)
+    part = score_part(task, network, split, rank=1, num_ranks=40)
+    for position, number in enumerate(part.index.tolist()):
+        image = Image.open(io.BytesIO(split.read_original(number))).convert("RGB")
+        width, height = image.size
+        if side is not None:
+            box, extent = (0, 0, width, height), (side, side)
+        else:
+            left, top = int((width - width * 0.875) / 2), int((height - height * 0.875) / 2)
+            box, extent = (left, top, width - left, height - top), (32, 32)
+        pixels = views_by_hand(image, box, extent, crops).float()
+        pixels = torch.cat([pixels, pixels.flip(2)]) if is_reflected else pixels
+        inputs = ((pixels - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
+        with torch.inference_mode():
+            logits = network.eval()(inputs)
+        torch.testing.assert_close(part.softmax[position], logits.softmax(1).mean(0), rtol=0, atol=1e-5)
+        torch.testing.assert_close(part.logits[position], logits.mean(0), rtol=0, atol=1e-5)
+
+
+def test_grid_crops_at_two_sides_equal_those_of_a_slow_loop(make_config, make_task) -> None:
+    """Images of 36 x 36 up to 44 x 44, at shorter sides of 34 and 37."""
+    config = make_config("protocol=grid_crop", "protocol.side=[34,37]", "protocol.filter=bilinear")
+    task, network = make_task(config)
+    split = open_val_split(config)
+    part = score_part(task, network, split, rank=2, num_ranks=40)
+    assert len(part.index) == 12
+    for position, number in enumerate(part.index.tolist()):
+        image = Image.open(io.BytesIO(split.read_original(number))).convert("RGB")
+        views = []
+        for side in (34, 37):
+            short = min(image.size)
+            width, height = (side if length == short else side * length // short for length in image.size)
+            # Python's round sends halves to even numbers
+            tops = [round((height - 32) * share) for share in (0, 0.25, 0.5, 0.75, 1)]
+            lefts = [round((width - 32) * share) for share in (0, 0.25, 0.5, 0.75, 1)]
+            crops = [(top, left) for top in tops for left in lefts]
+            views.append(views_by_hand(image, (0, 0, *image.size), (width, height), crops))
+            views.append(views[-1].flip(2))
+        inputs = ((torch.cat(views).float() - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
+        with torch.inference_mode():
+            softmax = network.eval()(inputs).softmax(1)
+        assert len(softmax) == 100
+        torch.testing.assert_close(part.softmax[position], softmax.mean(0), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("sides", [[64], [64, 70, 96]])
 def test_dense_scores_equal_those_of_a_slow_loop(sides: list[int], make_config, make_task) -> None:
     config = make_config(*DENSE, f"protocol.side={sides}", "protocol.filter=bilinear", "hardware.max_micro_batch=20")
@@ -241,40 +210,6 @@ def test_dense_scores_equal_those_of_a_slow_loop(sides: list[int], make_config, 
     for position in (0, 17, len(part.index) - 1):
         expected = dense_by_hand(config, network.eval(), int(part.index[position]), sides)
         torch.testing.assert_close(part.softmax[position].float(), expected, rtol=2e-3, atol=2e-4)
-
-
-def test_the_memory_of_dense_evaluation_is_reported_first(make_config, make_task, monkeypatch, capsys) -> None:
-    config = make_config(*DENSE, "protocol.side=[64,72]", "hardware.max_micro_batch=10")
-    _, network = make_task(config)
-    check_scorable(network, config)
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(inference, "largest_layer_bytes", lambda network, height, width: 1e5 * height * width)
-    check_scorable(network, config)
-    assert capsys.readouterr().err == (  # of the images of 36 x 44, ten times 88 x 72 x 1e5 bytes
-        "protocol=dense: images of up to 88 x 72 pixels take up to 6.3 GB in one layer of vgg_a, 10 at once"
-        " (hardware.max_micro_batch)\n"
-    )
-
-
-@pytest.mark.parametrize("options", [("protocol=center",), DENSE, ("protocol=center", "protocol.size=5")])
-def test_check_scorable_leaves_the_network_as_it_was(options, make_config, new_network) -> None:
-    config = make_config(*options)
-    network = nn.Sequential(new_network(config), nn.BatchNorm1d(6), nn.Dropout(0.5)).train()
-    network[2].eval()  # as for a frozen layer
-    before = copy.deepcopy(network)
-    random_state = torch.get_rng_state()
-    with contextlib.suppress(UserError):  # Sequential has no convolutional form, and 5 pixels are too few
-        check_scorable(network, config)
-    with contextlib.suppress(UserError):
-        check_scorable(network[0], config)
-    after = dict(network.named_modules())
-    assert {name: layer.training for name, layer in before.named_modules()} == {n: m.training for n, m in after.items()}
-    for name, layer in before.named_modules():
-        assert len(layer._forward_hooks) == len(after[name]._forward_hooks), name
-    for name, value in before.state_dict().items():
-        assert torch.equal(value, network.state_dict()[name]), name
-    assert all(parameter.grad is None for parameter in network.parameters())
-    assert torch.equal(torch.get_rng_state(), random_state)
 
 
 def test_144_crops_average_over_all_sides(make_config, make_task) -> None:
@@ -310,64 +245,3 @@ def test_without_a_terminal_progress_is_printed_as_plain_lines(make_config, make
         "evaluating: 200 of 501", "evaluating: 400 of 501", "evaluating: 501 of 501",
     ]  # fmt: skip
     assert err.endswith(" images/s\n")
-
-
-def test_too_large_an_image_is_refused_first_and_a_large_one_reported(
-    make_config, new_network, monkeypatch, capsys
-) -> None:
-    config = make_config("protocol=ten_crop", "protocol.side=[36,72]")
-    network = new_network(config)
-    check_scorable(network, config)
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr("tencrop.data.sampling.sampler.MAX_PADDED_BYTES", 3 * 72 * 80)
-    check_scorable(network, config)
-    assert capsys.readouterr().err.startswith("protocol.side=72: class"), "and nothing of a side of 36"
-    monkeypatch.setattr("tencrop.data.sampling.sampler.MAX_PIXELS", 72 * 80)
-    with pytest.raises(UserError, match=r"protocol\.side=72: class.* more than the 5,760 that an image may have"):
-        check_scorable(network, config)
-    manifest = read_manifest(config.data.root)
-    monkeypatch.setattr("tencrop.data.sampling.sampler.MAX_PIXELS", 36 * 40)
-    with pytest.raises(UserError, match=r"short_side=36: class.* more than the 1,440 that an image may have"):
-        build(config := make_config("training.global_batch=6"), batches=derive_batches(config), manifest=manifest)
-
-
-def test_a_process_that_printed_its_error_causes_no_traceback(make_config, make_task, monkeypatch) -> None:
-    """A process whose store is truncated exits with code 2 and without an exception."""
-
-    def spawn(*_: object, **__: object) -> None:
-        raise mp.ProcessExitedException("exited", 0, 123, 2)
-
-    task, network = make_task(make_config("hardware.devices=2"))
-    monkeypatch.setattr(mp, "spawn", spawn)
-    with pytest.raises(SystemExit, match="2"):
-        score_split(task, network)
-
-
-def _waiting(rank: int, task: object, num_ranks: int, folder: Path, messages: object) -> None:
-    (folder / f"{rank}.partial").write_text(str(os.getpid()))
-    (folder / f"{rank}.partial").rename(folder / f"{rank}.pid")
-    time.sleep(3600)
-
-
-def test_ctrl_c_ends_the_started_processes(monkeypatch, tmp_path) -> None:
-    def interrupt() -> None:
-        while len(list(tmp_path.glob("*.pid"))) < 2:
-            time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(inference, "_process", _waiting)
-    threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        inference._spawn_and_join(
-            stand_in(ScoringTask), 2, tmp_path, multiprocessing.get_context("spawn").SimpleQueue()
-        )
-    for path in tmp_path.glob("*.pid"):
-        while _is_alive(path.read_text()):  # else the time limit of the tests
-            time.sleep(0.1)
-
-
-def _is_alive(process: str) -> bool:
-    try:
-        return Path("/proc", process, "stat").read_text().split()[2] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

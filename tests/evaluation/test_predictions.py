@@ -20,12 +20,12 @@ from tencrop.evaluation.predictions import (
     Scores,
     from_averages,
     gather,
-    load_ranks,
     load_scores,
     protocol_text,
     save_scores,
     saved_scores,
 )
+from tencrop.evaluation.score_files import read_ranks
 
 IDENTITY = {"protocol": "{}", "weights_sha256": "ab", "source_fingerprint": "cd", "weights": "raw"}
 
@@ -96,8 +96,13 @@ def test_protocol_text_excludes_the_average() -> None:
         {"size": 2},
         {"region": "square"},
         {"filter": "box"},
+        {"resize": "warp"},
     ]
-    assert len({protocol_text(rule), *(protocol_text(replace(rule, **other)) for other in others)}) == 6
+    assert len({protocol_text(rule), *(protocol_text(replace(rule, **other)) for other in others)}) == 7
+    # as in score files written before there was a choice: those stay valid
+    assert protocol_text(rule) == (
+        '{"filter": "bicubic", "name": "center", "region": "whole", "side": 256, "size": 224}'
+    )
 
 
 def test_broken_and_foreign_files_are_refused(tmp_path: Path) -> None:
@@ -165,8 +170,8 @@ def test_float16_files_are_computed_again_but_their_ranks_are_readable(tmp_path:
     assert saved_scores(path, IDENTITY, labels=scores.labels.numpy()) is None
     with pytest.raises(UserError, match=r"no score file of this version .*; run evaluate\.py again"):
         load_scores(path)
-    ranks, metadata = load_ranks(path, "logits")
-    assert torch.equal(ranks, scores.logits_ranks) and metadata == IDENTITY
+    ranks, metadata = read_ranks(path, "logits")
+    assert np.array_equal(ranks, scores.logits_ranks) and metadata == IDENTITY
 
 
 def test_gather_without_a_group_sorts_by_index() -> None:
@@ -199,7 +204,7 @@ def test_an_unreadable_file_is_computed_again(tmp_path: Path, monkeypatch: pytes
     def refused(*_: Any, **__: Any) -> None:
         raise FileNotFoundError("No such file or directory")  # as safetensors says it, without a number
 
-    monkeypatch.setattr("tencrop.evaluation.predictions.safe_open", refused)
+    monkeypatch.setattr("tencrop.evaluation.score_files.safe_open", refused)
     with pytest.raises(UserError, match=r"scores\.safetensors: is a broken score file"):
-        load_ranks(path, "softmax")
+        read_ranks(path, "softmax")
     assert saved_scores(path, scores.metadata, labels=scores.labels.numpy()) is None

@@ -84,6 +84,28 @@ def test_order_of_the_ten_views() -> None:
     assert [tuple(view[0, 0, 0, :2].tolist()) for view in square] == [(0, 1), (0, 5), (4, 1), (4, 5), (2, 3)]
 
 
+def test_the_grid_of_a_256_x_341_image() -> None:
+    """Each view shows its own corner: pixel (row, column) holds row, column % 256 and column // 256."""
+    rows, columns = torch.meshgrid(torch.arange(256), torch.arange(341), indexing="ij")
+    image = torch.stack([rows, columns % 256, columns // 256], dim=2).to(torch.uint8)[None]
+    found = views(image, np.array([[256, 341]]), protocol("grid_crop", size=224))[:, 0].int()
+    assert found.shape == (50, 224, 224, 3)
+    corners = [(int(view[0, 0, 0]), int(view[0, 0, 1] + 256 * view[0, 0, 2])) for view in found]
+    # The margins of 32 rows and 117 columns in quarters: 58.5 goes to the even 58, as torchvision's center does.
+    expected = [
+        (0, 0), (0, 29), (0, 58), (0, 88), (0, 117),
+        (8, 0), (8, 29), (8, 58), (8, 88), (8, 117),
+        (16, 0), (16, 29), (16, 58), (16, 88), (16, 117),
+        (24, 0), (24, 29), (24, 58), (24, 88), (24, 117),
+        (32, 0), (32, 29), (32, 58), (32, 88), (32, 117),
+    ]  # fmt: skip
+    assert corners[:25] == expected
+    assert corners[25:] == [(top, left + 223) for top, left in expected], "the reflections in the same order"
+    for view, (top, left) in enumerate(expected):
+        crop = image[0, top : top + 224, left : left + 224].int()
+        assert torch.equal(found[view], crop) and torch.equal(found[25 + view], crop.flip(1))
+
+
 def test_an_image_of_the_crops_size_is_its_own_view() -> None:
     images, sizes = batch([(5, 5)])
     for name in NAMES:
@@ -107,7 +129,7 @@ def test_merge_averages_softmax_and_logits_in_float32() -> None:
 
 
 def test_every_protocol_of_conf_has_views(composed) -> None:
-    for name in (*NAMES, "dense", "crops_144"):
+    for name in (*NAMES, "grid_crop", "dense", "crops_144"):
         rule = composed(f"protocol={name}").protocol
         assert rule.name == name and rule.side == default_side(name, 256)
         found = 0
@@ -118,6 +140,7 @@ def test_every_protocol_of_conf_has_views(composed) -> None:
         assert found == num_views(rule)
     assert num_views(composed("protocol=crops_144").protocol) == 144
     assert num_views(composed("protocol=dense", "protocol.side=[256,384,512]").protocol) == 6
+    assert num_views(composed("protocol=grid_crop", "protocol.side=[256,384,512]").protocol) == 150
 
 
 def crops_by_pillow(image: Image.Image, size: int) -> list[np.ndarray]:

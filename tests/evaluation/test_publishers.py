@@ -19,8 +19,10 @@ from tencrop.data.preparation.prepare import prepare
 from tencrop.data.store.manifest import open_split, read_manifest
 from tencrop.evaluation.evaluate import evaluate_targets
 from tencrop.evaluation.publishers import published, with_preprocessing
+from tencrop.evaluation.results import load_result
 from tencrop.evaluation.targets import EvaluationTarget, evaluation_targets
 from tencrop.models.factory import build_model
+from tencrop.models.weights import Weights
 from tencrop.records import run_folder as records
 from tencrop.visualization.trained_model import load_trained_model
 from typed import layer_at
@@ -82,7 +84,7 @@ def used(member: EvaluationTarget) -> tuple[Config, str]:
     """The configuration for the target and the source of its preprocessing; the network has no weights."""
     with torch.device("meta"):
         network = build_model(member.config.model, num_classes=member.num_classes)
-    return with_preprocessing(member, network, {})
+    return with_preprocessing(member, network, Weights({}, "raw", {}, {}))
 
 
 def test_images_are_preprocessed_as_timm_specifies(with_weights, saved_resnet, prepared_photos, capsys) -> None:
@@ -188,10 +190,38 @@ def test_weights_in_a_run_folder_use_the_preprocessing_of_the_run(
 
 def test_our_checkpoint_outside_a_run_folder_has_its_mean_and_std(with_weights) -> None:
     member = with_weights(*RESNET)
-    facts = {"seed": 0, "mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0]}
-    config, source = with_preprocessing(member, nn.Module(), facts)
+    metadata = {"seed": 0, "mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0]}
+    config, source = with_preprocessing(member, nn.Module(), Weights({}, "raw", metadata, {}))
     assert config.normalization.mean == [1.0, 2.0, 3.0] and config.normalization.std == [4.0, 5.0, 6.0]
     assert config.protocol == member.config.protocol and source.startswith("the checkpoint's mean and std")
+
+
+def test_weights_by_order_are_evaluated_and_what_was_matched_is_printed(
+    with_weights, saved_resnet, prepared_photos, capsys
+) -> None:
+    (by_name,) = evaluate_targets([with_weights(*RESNET)])
+    torch.save({f"its_{name}": value for name, value in saved_resnet.state_dict().items()}, "other.pth")
+    words = ["model=timm", "model.name=test_resnet", "data=imagefolder", f"data.root={prepared_photos}"]
+    command = [sys.executable, str(ROOT / "evaluate.py"), *words, "hardware=cpu", "tracker=none", "weights=other.pth"]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert refused.returncode == 2 and "missing: conv1.0.weight" in refused.stderr, refused.stderr
+    done = subprocess.run([*command, "weights_by=order", "output=out"], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "other.pth: 92 tensors matched by their order" in done.stdout and "  fc <- its_fc (weight, bias)" in done.stdout
+    )
+    by_order = load_result(Path("out/center.result.json"))
+    assert by_order["weights_sha256"] == by_name.result["weights_sha256"]
+    assert by_order["top1_error"] == by_name.result["top1_error"]
+
+
+def test_weights_by_order_needs_a_file_that_keeps_the_order(composed) -> None:
+    with pytest.raises(UserError, match="is for weights of another library; give weights=FILE"):
+        composed("+weights_by=order")
+    with pytest.raises(UserError, match=r"a\.safetensors has its tensors sorted by name"):
+        composed("+weights_by=order", "+weights=a.safetensors")
+    with pytest.raises(UserError, match=r"weights_by=size: must be one of name, order"):
+        composed("+weights_by=size")
 
 
 def test_each_ensemble_member_has_its_own_preprocessing(composed, prepared_photos, saved_resnet) -> None:
@@ -210,7 +240,7 @@ def test_each_ensemble_member_has_its_own_preprocessing(composed, prepared_photo
 def test_figures_use_the_published_preprocessing(with_weights, saved_resnet) -> None:
     subject = load_trained_model(with_weights(*RESNET))
     assert subject.mean == subject.std == HALF
-    assert subject.pictures("val", [0]).pixels.shape == (1, 160, 160, 3)
+    assert subject.load_images("val", [0]).pixels.shape == (1, 160, 160, 3)
 
 
 def test_published_preprocessing_is_looked_up_after_the_command_is_checked(prepared_photos, tmp_path) -> None:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from tencrop.config import Claim, UserError
+from tencrop.config import UserError
 from tencrop.evaluation.predictions import from_averages, save_scores
-from tencrop.evaluation.results import load_result, print_results, result_of, save_result
+from tencrop.evaluation.results import load_result, print_results, protocol_label, result_of, save_result
 
 IDENTITY = {"protocol": "{}", "weights": "ema", "weights_sha256": "ab", "source_fingerprint": "cd", "normalization": ""}
 
@@ -28,7 +28,6 @@ def result(composed):
 
     def build(*overrides: str) -> dict:
         config = composed("experiment=lenet5_digits", "protocol=five_crop", *overrides)
-        config.claim = Claim(0.95, None, "mnist", "test", "center", "LeCun et al. 1998")
         return result_of(scores, config, label="lenet5 seed 0", scores="five_crop.safetensors")
 
     build.scores = scores  # type: ignore[attr-defined]
@@ -40,7 +39,7 @@ def test_errors_depend_on_the_chosen_average(result) -> None:
     assert (softmax["top1_error"], softmax["averaging"]) == (0.25, "softmax")
     assert (logits["top1_error"], logits["averaging"]) == (0.5, "logits")
     assert softmax["top1_interval"] == pytest.approx([0.0456, 0.6994], abs=1e-4)
-    assert softmax["claim"]["top1_error"] == 0.95 and softmax["protocol"] == "five_crop" and softmax["side"] == 36
+    assert softmax["protocol"] == "five_crop" and softmax["side"] == 36
 
 
 def test_save_and_load_round_trip_and_foreign_files_are_refused(result, tmp_path: Path) -> None:
@@ -135,6 +134,15 @@ def test_the_table_shows_percent_and_intervals(result) -> None:
     row = next(line for line in text.splitlines() if "lenet5 seed 0 (EMA)" in line)
     for cell in ("five_crop 32 of 36 px, softmax", "25.00", "4.56–69.94", " 4"):
         assert cell in row, (cell, text)
+
+
+def test_a_label_tells_how_the_image_was_resized(result) -> None:
+    warped = result("protocol.resize=warp", "protocol.side=[40,44]")
+    assert protocol_label(warped) == "five_crop 32 of 40, 44 px, stretched, softmax"
+    del warped["resize"]  # as in a result of earlier code
+    assert protocol_label(warped) == "five_crop 32 of 40, 44 px, softmax"
+    central = warped | {"protocol": "center", "views": 1, "resize": "central_fraction", "side": None}
+    assert protocol_label(central) == "center 32 of the central 87.5%, stretched"
 
 
 def test_a_named_pipe_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tencrop.config import Config, UserError
 from tencrop.data.store.manifest import read_manifest
-from tencrop.evaluation.targets import check_ensemble, evaluation_targets
+from tencrop.evaluation.targets import check_ensemble, check_one_protocol, evaluation_targets, score_files
 from tencrop.records import run_folder as records
 
 ROOT = Path(__file__).parents[2]
@@ -86,12 +86,66 @@ def test_members_of_an_ensemble(make_config, run_folder: Path, tmp_path: Path) -
     assert second.out is None and second.config.protocol.name == "center", "output is the ensemble's"
     with pytest.raises(UserError, match=r"protocol\.average: the members differ \(logits, softmax\)"):
         check_ensemble([first, replace(second, config=make_config("protocol.average=logits"))])
-    with pytest.raises(UserError, match=r"elsewhere\.ckpt is listed twice"):
+    with pytest.raises(UserError, match=r"elsewhere\.ckpt is listed twice with the protocol center"):
         check_ensemble([first, second, replace(second, path=tmp_path / "x" / ".." / "elsewhere.ckpt")])
     check_ensemble([first, second])
     config.checkpoint = []
     with pytest.raises(UserError, match="names no checkpoint"):
         evaluation_targets(config, [])
+
+
+def test_a_checkpoint_under_two_protocols(make_config, run_folder: Path, tmp_path: Path) -> None:
+    config, path = make_config(), str(run_folder / "checkpoints" / "last.ckpt")
+    config.checkpoint = [path, path]
+    typed = ["protocol.side=40", "protocol=[five_crop,grid_crop]"]
+    members = evaluation_targets(config, typed)
+    assert [member.config.protocol.name for member in members] == ["five_crop", "grid_crop"]
+    assert [member.config.protocol.side for member in members] == [40, 40]
+    check_ensemble(members)
+    for protocols in ("[grid_crop,grid_crop]", "grid_crop"):
+        with pytest.raises(UserError, match=r"last\.ckpt is listed twice with the protocol grid_crop"):
+            check_ensemble(evaluation_targets(config, [f"protocol={protocols}"]))
+    with pytest.raises(UserError, match="names 3 protocols for 2 checkpoints"):
+        evaluation_targets(config, ["protocol=[center,five_crop,ten_crop]"])
+    with pytest.raises(UserError, match=r"there is no protocol six_crop; choose among center, crops_144"):
+        evaluation_targets(config, ["protocol=[center,six_crop]"])
+    config.checkpoint[1] = str(tmp_path / "elsewhere.ckpt")
+    Path(config.checkpoint[1]).touch()
+    with pytest.raises(UserError, match=r"elsewhere\.ckpt: is not in a run folder, so a list of protocols does not"):
+        evaluation_targets(config, ["protocol=[center,five_crop]"])
+    for checkpoint in (path, [path], None):
+        config.checkpoint = checkpoint
+        with pytest.raises(UserError, match="names 2 protocols for 1 checkpoint; name one for each"):
+            evaluation_targets(config, ["protocol=[center,five_crop]"])
+
+
+def test_training_takes_one_protocol() -> None:
+    check_one_protocol(["protocol=center", "seed=1"])
+    with pytest.raises(
+        UserError, match=r"^protocol=\[center,five_crop\]: only evaluate\.py takes several .* choose one"
+    ):
+        check_one_protocol(["seed=1", "protocol=[center,five_crop]"])
+
+
+def test_score_files_that_cannot_be_averaged(tmp_path: Path) -> None:
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for file in files:
+        file.touch()
+
+    def refused(scores: list[Path], match: str, *typed: str) -> None:
+        names = list(map(str, scores))
+        with pytest.raises(UserError, match=match):
+            score_files(names, [f"scores=[{','.join(names)}]", *typed])
+
+    refused(files[:1], "needs at least two score files")
+    refused([], "needs at least two score files")
+    refused([*files, files[0]], r"a\.safetensors is listed twice")
+    refused([files[0], tmp_path / "c.safetensors"], r"c\.safetensors: there is no such file")
+    refused([files[0], tmp_path], r"is a folder; name a file such as RUN/predictions/center\.safetensors")
+    refused(files, "protocol=dense: .* does not apply; leave it out", "protocol=dense")
+    refused(files, "checkpoint=x: .* does not apply; leave it out", "checkpoint=x")
+    typed = [f"scores=[{files[0]},{files[1]}]", "protocol.average=logits", "output=x"]
+    assert score_files(list(map(str, files)), typed) == files
 
 
 def test_what_is_missing_is_refused(make_config, tmp_path: Path) -> None:

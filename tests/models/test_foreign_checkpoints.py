@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torch.optim.swa_utils import AveragedModel
 
 from tencrop.config import UserError
-from tencrop.models.weights import Inert, _read_torch, apply_weights, load_weights
+from tencrop.models.weights import IgnoredObject, _read_torch, apply_weights, load_weights
 
 ARGS = argparse.Namespace(model="resnet18", lr=0.1, output_dir=PosixPath("/tmp"), mean=(0.5,), weights=None)
 
@@ -99,7 +99,7 @@ def test_the_weights_of_a_foreign_checkpoint_are_read(
         assert found.kind == ("ema" if ema else "raw")
         assert all(torch.equal(tensor, own.state_dict()[key]) for key, tensor in expected.state_dict().items())
     for known in torch.serialization.get_safe_globals():  # for other readers, ours among them, nothing has changed
-        assert not isinstance(known, tuple) or known[0] is not Inert
+        assert not isinstance(known, tuple) or known[0] is not IgnoredObject
 
 
 class Recorder:
@@ -116,7 +116,7 @@ def test_objects_beside_the_weights_are_never_built(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     torch.save({"model": {"w": torch.zeros(1)}, "args": ARGS, "best": np.float64(1), "all": np.ones(2)}, path)
     content = _read_torch(path)
-    assert {type(content[key]) for key in ("args", "best", "all")} == {Inert}
+    assert {type(content[key]) for key in ("args", "best", "all")} == {IgnoredObject}
     assert all(not vars(content[key]) for key in ("args", "best", "all"))
 
 

@@ -1,7 +1,5 @@
 """Files of conf/model: published errors, resolutions, initial BatchNorm scales, the labels of DeiT's two heads."""
 
-import re
-
 import pytest
 import timm
 import torch
@@ -11,8 +9,6 @@ from torch import nn
 
 from tencrop.cli.choices import CONF
 from tencrop.models.factory import build_model
-from tencrop.tables.reading import read_rows, read_tables
-from typed import present
 
 FILES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 
@@ -23,43 +19,6 @@ def network_of(composed):
         return build_model(composed(f"model={name}").model, num_classes=num_classes)
 
     return build
-
-
-# a paper's series of conf/published_errors.yaml, and a network in it
-PRINTED = {
-    name: reference
-    for series in yaml.safe_load((CONF / "published_errors.yaml").read_text())
-    for name, reference in series["rows"].items()
-}
-CLAIMS = {
-    name: claim
-    for name in FILES
-    if (claim := yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text()).get("claim"))
-}
-
-
-@pytest.mark.parametrize("name", [name for name in PRINTED if name not in CLAIMS])
-def test_a_model_file_states_the_published_error_of_the_figure(name):
-    """In its opening comment."""
-    ((_, row),) = read_rows([PRINTED[name]])
-    text = (CONF / "model" / f"{name}.yaml").read_text()
-    comment = " ".join(line for line in text.splitlines() if line.startswith("#"))
-    assert float(present(row.printed["top1"])) in [float(number) for number in re.findall(r"\d+\.\d+", comment)]
-
-
-def test_a_claim_is_what_a_table_prints():
-    """Of the row that the file's own command trains, under the claim's protocol; the table's source is the claim's."""
-    printed: dict[tuple[str, str | None], list[tuple[str | float | None, ...]]] = {}
-    for table in read_tables():
-        for row in table.rows:
-            if row.words is not None and row.protocol is not None and table.unit == "error":
-                (model,) = (word.removeprefix("model=") for word in row.words)
-                errors = tuple(None if value is None else float(value) for value in row.printed.values())
-                printed.setdefault((model, row.protocol.name), []).append((table.source, *errors))
-    assert len(CLAIMS) == 15
-    for name, claim in CLAIMS.items():
-        source = claim["source"].partition(", table")[0]
-        assert (source, claim["top1_error"], claim["top5_error"]) in printed[name, claim["protocol"]], name
 
 
 SIDES = {"b0": 224, "b1": 240, "b2": 260, "b3": 300, "b4": 380, "b5": 456, "b6": 528, "b7": 600}

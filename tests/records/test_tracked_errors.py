@@ -1,6 +1,10 @@
 """Error rates are logged to the tracker exactly once, also after an interruption."""
 
+import os
+from pathlib import Path
 from unittest import mock
+
+import pytest
 
 from tencrop.records import tracked_errors
 from tencrop.records.run_folder import run_folder
@@ -46,3 +50,15 @@ def test_an_untracked_run_stays_untracked(make_config, data_manifest):
     config = make_config()
     run_dir = run_folder(config, data_manifest)
     assert track(config, run_dir) == [] and not (run_dir / "tracking").exists()
+
+
+def test_a_named_pipe_as_errors_json_is_not_read(make_config, data_manifest, monkeypatch):
+    """Reading it would block forever; the result is logged again."""
+    config = make_config("tracker=tensorboard")
+    run_dir = run_folder(config, data_manifest)
+    (run_dir / "tracking").mkdir(exist_ok=True)
+    os.mkfifo(run_dir / "tracking" / "errors.json")
+    monkeypatch.setattr(Path, "read_text", lambda path: pytest.fail(f"{path} was read"))
+    assert track(config, run_dir) == [0.25]
+    monkeypatch.undo()
+    assert track(config, run_dir) == []

@@ -4,8 +4,10 @@ import http.server
 import importlib
 import json
 import multiprocessing
+import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from tencrop.records.tracked_errors import log_error_table, log_errors
 from tencrop.records.tracking import InputImages, build_logger, close_logger, log_images
 from typed import present
 
+ROOT = Path(__file__).resolve().parents[2]
 KEY = "0123456789" * 4
 RESULT = {"scores": "center.safetensors", "averaging": "softmax", "step": 40, "top1_error": 0.25, "top5_error": 0.0}
 
@@ -176,6 +179,13 @@ def test_settings_that_wandb_refuses_do_not_stop_a_run(case, make_config, data_m
     track(make_config("tracker=wandb"), run_folder(make_config(), data_manifest), said)
     assert len(said) == 1 and said[0].startswith("wandb: not tracked ("), said
     assert "type=" not in said[0] and "\n" not in said[0] and KEY not in said[0]
+
+
+def test_a_run_whose_tracker_does_not_start_says_so_once(prepared_digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_BASE_URL", "wandb.example.org")
+    words = ["experiment=lenet5_digits", f"data.root={prepared_digits}", f"runs={tmp_path}", "training.max_steps=1"]
+    done = subprocess.run([sys.executable, ROOT / "train.py", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("wandb: not tracked (") == 1, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("error", [KeyError("getpwuid(): uid not found: 54321"), PermissionError(13, "denied", "~")])

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
-from tencrop.cli.choices import CONF
 from tencrop.config import Config
 from tencrop.data.store.manifest import open_split, read_manifest
-from tencrop.evaluation import claims
 from tencrop.evaluation.predictions import from_averages, save_scores
 from tencrop.evaluation.results import load_result, result_of, save_result
 from tencrop.records.run_folder import finish, read_run_manifest, run_folder
+from tencrop.report import claims
 from tencrop.training.checkpoints import AtomicCheckpointIO
 
 EPOCHS, STEPS_PER_EPOCH = 6, 40
@@ -83,35 +82,38 @@ def make_result(config: Config, folder: Path, *, num_wrong: int, weights_sha256:
     scores = from_averages(rows, labels, logits.softmax(1), logits, identity)
     stem = config.protocol.name
     save_scores(folder / "predictions" / f"{stem}.safetensors", scores)
-    result = result_of(scores, config, selection="last", checkpoint="last.ckpt", scores=f"{stem}.safetensors")
+    result = result_of(
+        scores, config, selection="last", step=1, total_steps=1, checkpoint="last.ckpt", scores=f"{stem}.safetensors"
+    )
     save_result(folder / "predictions" / f"{stem}.result.json", result)
 
 
 @pytest.fixture
-def make_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """make_claim("claim={...}"): lets the code read a copy of conf/ whose lenet5_digits.yaml makes that claim."""
+def print_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """print_table(top1="1.5", protocol={"name": "five_crop"}): conf/errors is one table, of lenet5_digits by a central
+    crop; a key in capital letters changes the table, another one its only row."""
 
-    def make(claim: str) -> None:
-        conf = tmp_path / f"conf{len(list(tmp_path.glob('conf*')))}"
-        shutil.copytree(CONF, conf)
-        with (conf / "experiment" / "lenet5_digits.yaml").open("a") as file:
-            file.write(claim.replace("claim=", "claim: ") + "\n")
-        monkeypatch.setattr(claims, "CONF", conf)
+    def write(**changes: Any) -> None:
+        of_table = {key.lower(): value for key, value in changes.items() if key.isupper()}
+        of_row = {key: value for key, value in changes.items() if not key.isupper()}
+        protocol = {"name": "center", "side": 36, "size": 32, "region": "whole", "resize": "shorter_side"}
+        row = {"id": "a", "row": "A", "top1": "1.5", "top5": None, "experiment": "lenet5_digits"} | of_row
+        table: dict[str, object] = {"title": "Table 1", "source": "A & B", "data": "digits", "split": "val"}
+        table |= {"unit": "error", "columns": ["top1", "top5"], "confidence": "third party"} | of_table
+        table |= {"protocol": protocol | {"filter": None, "average": None}, "rows": [row]}
+        folder = tmp_path / f"errors{len(list(tmp_path.glob('errors*')))}"
+        folder.mkdir()
+        (folder / "printed.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
+        monkeypatch.setattr(claims, "ERRORS", folder)
 
-    return make
+    return write
 
 
 @pytest.fixture
-def digits_config(
-    composed: Callable[..., Config], prepared_digits: Path, tmp_path: Path, make_claim: Callable[[str], None]
-) -> Callable[..., Config]:
-    """digits_config("seed=1", ...): LeNet-5 on the prepared digits, with runs in a temporary folder. An override
-    "claim=..." is written into a copy of the experiment file."""
+def digits_config(composed: Callable[..., Config], prepared_digits: Path, tmp_path: Path) -> Callable[..., Config]:
+    """digits_config("seed=1", ...): LeNet-5 on the prepared digits, with runs in a temporary folder."""
 
     def build(*overrides: str) -> Config:
-        for word in overrides:
-            if word.startswith("claim="):
-                make_claim(word)
         location = [f"runs={tmp_path}/runs", f"data.root={prepared_digits}", "tracker=none"]
         return composed("experiment=lenet5_digits", *location, *overrides)
 

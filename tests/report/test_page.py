@@ -9,6 +9,7 @@ from jinja2 import UndefinedError
 from tencrop.records.run_folder import read_run_manifest
 from tencrop.report.collect import collect, collect_evaluations
 from tencrop.report.page import write_report
+from tencrop.report.score_section import score_sections
 from tencrop.report.templating import render
 from typed import present
 
@@ -99,3 +100,12 @@ def test_results_outside_run_folders(evaluated_run, loose_result, tmp_path):
         text = path.read_text()
         assert "Evaluated outside run folders" in text and "&lt;ensemble" in text and "<ensemble" not in text
         assert "abababababab + cdcdcdcdcdcd" in text and "a.ckpt + b.ckpt" in text and "evaluations/loose" in text
+
+
+def test_a_page_with_the_statistics_of_scores(evaluated_run, tmp_path):
+    experiments = collect([evaluated_run()])
+    scores = score_sections(experiments, [], ks=(1, 5), on_broken=lambda broken: pytest.fail(str(broken)))
+    first, again = (write_report(experiments, tmp_path / name, scores=scores)[0].read_text() for name in ("a", "b"))
+    assert first == again
+    sources = [attributes["src"] for tag, attributes in Tags(first).found if tag == "img"]
+    assert all(source and source.startswith("data:") for source in sources)

@@ -8,20 +8,18 @@ from rich.console import Console
 
 from tencrop.evaluation.errors import wilson_interval
 from tencrop.evaluation.results import load_result, save_result
+from tencrop.report import tables
 from tencrop.report.collect import collect, collect_evaluations
-from tencrop.report.tables import error_rows, html_table, markdown_table, print_table
-
-CLAIM = (
-    "claim={top1_error: 1.5, top5_error: null, data: digits, split: val, protocol: center, source: 'A & B, Table 1'}"
-)
+from tencrop.report.tables import error_rows, html_table, markdown_table
 
 
 def rows_of(path):
     return error_rows(collect([path]))
 
 
-def test_one_run_beside_a_claim(evaluated_run):
-    top1, top5 = rows_of(evaluated_run(CLAIM, num_wrong=8))
+def test_one_run_beside_a_claim(print_table, evaluated_run):
+    print_table()
+    top1, top5 = rows_of(evaluated_run(num_wrong=8))
     assert top1.cells == (
         "lenet5_digits", "center 32 of 36 px", "top-1", "1.5", "1.60", "+0.10",
         "{:.2f} – {:.2f}".format(*(100 * bound for bound in wilson_interval(8, 500))), "500", "1", "",
@@ -29,9 +27,10 @@ def test_one_run_beside_a_claim(evaluated_run):
     assert top5.published is None and top5.cells[5] == "–"
 
 
-def test_over_seeds(evaluated_run, tmp_path):
+def test_over_seeds(print_table, evaluated_run, tmp_path):
+    print_table()
     for seed, num_wrong in ((0, 4), (1, 6), (2, 11)):
-        evaluated_run(CLAIM, f"seed={seed}", num_wrong=num_wrong)
+        evaluated_run(f"seed={seed}", num_wrong=num_wrong)
     top1, _ = rows_of(tmp_path / "runs")
     assert top1.measured.mean == pytest.approx(1.4)
     assert top1.measured.std == pytest.approx(0.7211, abs=1e-4)
@@ -40,26 +39,28 @@ def test_over_seeds(evaluated_run, tmp_path):
     assert top1.about == "500 images · 3 seeds, mean ± s.d."
 
 
-def test_claimed_protocol_that_was_not_run_comes_first(evaluated_run):
-    rows = rows_of(evaluated_run(CLAIM.replace("center", "five_crop")))
+def test_claimed_protocol_that_was_not_run_comes_first(print_table, evaluated_run):
+    print_table(protocol={"name": "five_crop"})
+    rows = rows_of(evaluated_run())
     assert [row.protocol for row in rows] == ["five_crop"] * 2 + ["center 32 of 36 px"] * 2
     assert rows[0].cells[3:6] == ("1.5", "not run", "–")
     assert rows[2].published is None
 
 
 @pytest.mark.parametrize("word", ["optimizer.lr=0.5", "training.epochs=2", "training.max_steps=3", "image_size=36"])
-def test_another_recipe_than_that_of_the_file_which_claims_is_not_compared(evaluated_run, word):
-    assert [row.published for row in rows_of(evaluated_run(CLAIM, word))] == [None, None]
+def test_another_recipe_than_that_of_the_file_which_claims_is_not_compared(print_table, evaluated_run, word):
+    print_table()
+    assert [row.published for row in rows_of(evaluated_run(word))] == [None, None]
 
 
-def test_a_claim_that_no_file_makes_is_not_compared(evaluated_run, make_claim):
-    folder = evaluated_run(CLAIM)
-    make_claim(CLAIM.replace("1.5", "1.4"))  # the file of today
-    assert [row.published for row in rows_of(folder)] == [None, None]
+def test_printed_accuracies_are_shown_as_errors_with_the_printed_decimals(print_table, evaluated_run):
+    print_table(top1="98.50", UNIT="accuracy")
+    assert [row.cells[3] for row in rows_of(evaluated_run())] == ["1.50", "–"]
 
 
-def test_fewer_images_or_classes_are_not_compared(evaluated_run):
-    folder = evaluated_run(CLAIM)
+def test_fewer_images_or_classes_are_not_compared(print_table, evaluated_run):
+    print_table()
+    folder = evaluated_run()
     (folder / "predictions" / "center.safetensors").unlink()  # which a result is compared with
     manifest, result = folder / "manifest.json", folder / "predictions" / "center.result.json"
     for path, change in (
@@ -67,8 +68,6 @@ def test_fewer_images_or_classes_are_not_compared(evaluated_run):
         (manifest, lambda facts: facts["data"]["splits"]["train"].update(num_samples=100)),
         (manifest, lambda facts: facts["data"]["classes"].pop()),
         (result, lambda facts: facts.update(num_images=100)),
-        (result, lambda facts: facts.update(num_classes=9)),
-        (result, lambda facts: facts.pop("num_classes")),
     ):
         before = path.read_text()
         facts = load_result(path) if path == result else json.loads(before)
@@ -76,32 +75,36 @@ def test_fewer_images_or_classes_are_not_compared(evaluated_run):
         save_result(path, facts) if path == result else path.write_text(json.dumps(facts))
         assert [row.published for row in rows_of(folder) if row.measured] == [None, None], facts
         path.write_text(before)
-    assert rows_of(folder)[0].published == 1.5
+    assert rows_of(folder)[0].published == "1.5"
 
 
-def test_an_unfinished_training_is_not_compared(evaluated_run, digits_config, run_maker):
-    folder = evaluated_run(CLAIM)
-    assert run_maker(digits_config(CLAIM), is_complete=False) == folder
+def test_an_unfinished_training_is_not_compared(print_table, evaluated_run, digits_config, run_maker):
+    print_table()
+    folder = evaluated_run()
+    assert run_maker(digits_config(), is_complete=False) == folder
     rows = rows_of(folder)
-    assert [row.published for row in rows] == [1.5, None, None, None], "the claimed protocol is not run"
+    assert [row.published for row in rows] == ["1.5", None, None, None], "the claimed protocol is not run"
     assert rows[0].measured is None and rows[2].measured is not None
 
 
-def test_claim_about_other_data_is_not_compared(evaluated_run):
-    rows = rows_of(evaluated_run(CLAIM.replace("data: digits", "data: imagenet")))
-    assert all(row.published is None for row in rows)
+@pytest.mark.parametrize("changes", [{"DATA": "imagenet"}, {"SPLIT": "test"}, {"overrides": ["training.epochs=2"]}])
+def test_a_row_about_other_data_or_another_recipe_is_not_compared(print_table, evaluated_run, changes):
+    print_table(**changes)
+    assert all(row.published is None for row in rows_of(evaluated_run()))
 
 
-def test_other_sizes_than_the_recipes_are_not_the_claimed_protocol(evaluated_run):
-    rows = rows_of(evaluated_run(CLAIM, "protocol.side=40"))
+def test_other_sizes_than_the_recipes_are_not_the_claimed_protocol(print_table, evaluated_run):
+    print_table()
+    rows = rows_of(evaluated_run("protocol.side=40"))
     assert rows[0].measured is None and rows[2].protocol == "center 32 of 40 px" and rows[2].published is None
 
 
-def test_results_of_no_run_stand_last_marked_and_beside_no_claim(evaluated_run, loose_result):
-    folder = evaluated_run(CLAIM)
+def test_results_of_no_run_stand_last_marked_and_beside_no_claim(print_table, evaluated_run, loose_result):
+    print_table()
+    folder = evaluated_run()
     evaluations = collect_evaluations([loose_result(folder, label="ensemble of 2", top1_error=0.01)])
     rows = error_rows(collect([folder]), evaluations)
-    assert [row.published for row in rows] == [1.5, None, None, None]
+    assert [row.published for row in rows] == ["1.5", None, None, None]
     assert rows[2].cells == (
         "ensemble of 2 (lenet5 on digits)", "center 32 of 36 px", "top-1", "–", "1.00", "–",
         "{:.2f} – {:.2f}".format(*(100 * bound for bound in wilson_interval(5, 500))), "500", "1",
@@ -115,9 +118,10 @@ def test_unfinished_run_is_marked(digits_config, run_maker):
     assert top1.measured is None and top1.note == "unfinished"
 
 
-def test_terminal_fits_80_columns(evaluated_run):
+def test_terminal_fits_80_columns(print_table, evaluated_run):
+    print_table()
     console = Console(width=80, record=True, file=io.StringIO())
-    print_table(rows_of(evaluated_run(CLAIM)), console)
+    tables.print_table(rows_of(evaluated_run()), console)
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
     assert "1.60" in text and "top-5" in text
@@ -174,14 +178,17 @@ def test_an_unfinished_run_counts_by_its_latest_checkpoint(digits_config, evalua
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_what_was_measured_otherwise_than_trained_is_named_and_not_compared(evaluated_run, another_result, change):
-    folder = evaluated_run(CLAIM)
+def test_what_was_measured_otherwise_than_trained_is_named_and_not_compared(
+    print_table, evaluated_run, another_result, change
+):
+    print_table()
+    folder = evaluated_run()
     config = collect([folder])[0].runs[0].config
     same = {"precision": config["training"]["precision"], **config["normalization"], "filter": "bilinear"}
     same["loader"] = config["data"]["loader"]
     assert all(change[key] != same[key] for key in change)
     another_result(folder, "center", **same)
-    assert rows_of(folder)[0].published == 1.5
+    assert rows_of(folder)[0].published == "1.5"
     another_result(folder, "center", **(same | change))
     rows = [row for row in rows_of(folder) if row.measured]
     ((key, value),) = change.items()

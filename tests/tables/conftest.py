@@ -12,7 +12,7 @@ import torch
 
 from tencrop.config import Config
 from tencrop.data.store.manifest import open_split, read_manifest
-from tencrop.evaluation.predictions import from_averages, save_scores
+from tencrop.evaluation.predictions import from_averages, protocol_text, save_scores
 from tencrop.evaluation.results import result_of, save_result
 from tencrop.records.run_folder import finish, run_folder
 
@@ -83,6 +83,8 @@ def evaluate(config: Config, folder: Path, num_wrong: int) -> None:
         "weights": "raw",
         "weights_sha256": f"{config.seed:064x}",
         "source_fingerprint": split.source_fingerprint,
+        "protocol": protocol_text(config.protocol),
+        "normalization": json.dumps({"mean": [20.0] * 3, "std": [200.0] * 3}),
     }
     scores = from_averages(torch.arange(len(labels)), labels, logits.softmax(1), logits, identity)
     out, stem = folder / "predictions", config.protocol.name

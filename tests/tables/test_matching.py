@@ -81,6 +81,20 @@ def test_seeds_are_matched_by_recipe_and_not_by_name(
     assert matched(overrides=["optimizer.lr=0.003"]) is None
 
 
+def test_the_guesses_of_a_recipe_come_along(
+    finished_run: FinishedRun,
+    matched: Callable[..., Ours | None],
+    write_row: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    finished_run()
+    monkeypatch.setattr("tencrop.report.matching.guesses_of", lambda recipe: [f"optimizer.{recipe.optimizer.name}"])
+    ours = matched(protocol={"filter": None})
+    assert ours is not None and ours.guesses == ("optimizer.sgd",)
+    table = read_table("digits", write_row(protocol={"filter": None}))
+    assert lines_of(table, {("digits", "lenet5"): ours})[0].guessed == "protocol.filter, optimizer.sgd"
+
+
 def test_runs_with_another_protocol_support_no_claim(
     finished_run: FinishedRun, matched: Callable[..., Ours | None], write_row: Callable[..., Path]
 ) -> None:
@@ -93,7 +107,7 @@ def test_runs_with_another_protocol_support_no_claim(
     assert line.run == f"lenet5_digits/{folder.name}: protocol center, not ten_crop; side 36, not 40"
 
 
-ENSEMBLE = [
+ENSEMBLE: list[dict[str, Any]] = [
     {"id": "lenet5", "row": "LeNet-5", "top1": "2.0", "top5": "0.0", "experiment": "lenet5_digits"},
     {"id": "two", "row": "2 LeNets", "top1": "1.8", "top5": "0.0", "members": [{"row": "lenet5", "seeds": 2}]},
     {"id": "three", "row": "3 LeNets", "top1": "1.7", "top5": "0.0", "members": [{"row": "lenet5", "seeds": 3}]},
@@ -128,6 +142,41 @@ def test_an_ensemble_is_matched_by_the_runs_of_its_members(
     assert found(folders[0], other) == {}  # one learned otherwise
     assert found(*folders, other) == {}
     assert found(*folders[:2], wrong="f" * 64) == {}  # of weights that the runs do not end with
+
+
+def test_one_network_under_two_protocols_is_matched_member_by_member(
+    finished_run: FinishedRun, write_table: Callable[..., Path], tmp_path: Path
+) -> None:
+    folders = [finished_run(f"seed={seed}", num_wrong=10 + seed) for seed in range(2)]
+    rows = [*ENSEMBLE[:1], {**ENSEMBLE[0], "id": "ten", "row": "Ten", "protocol": {"name": "ten_crop", "side": 40}}]
+    rows.append(
+        {"id": "both", "row": "Both", "top1": "1.8", "top5": "0.0", "members": [{"row": "ten"}, {"row": "lenet5"}]}
+    )
+    table = read_table("digits", write_table(rows=rows))
+
+    def found(*members: tuple[int, str, int], **changes: Any) -> Ours | None:
+        """Ours for an ensemble of (seed, protocol, side)."""
+        result = load_result(folders[0] / "predictions" / "center.result.json")
+        same = {"size": 32, "region": "whole", "resize": "shorter_side", "filter": "bilinear"}
+        facts = [
+            same | {"weights_sha256": f"{seed:064x}", "weights": "raw", "protocol": name, "side": side, "views": 10}
+            for seed, name, side in members
+        ]
+        result |= {"checkpoint": [None] * len(members), "members": facts, "protocol": "a + b", "side": "36 + 40"}
+        out = tmp_path / "evaluations" / "ensemble-0123abcd"
+        save_result(out / "both.result.json", result | {"selection": None, "seed": None, "run_id": None} | changes)
+        paths = [tmp_path / "runs", tmp_path / "evaluations"]
+        return match_runs([table], paths, kept=tmp_path / "hashes.json", on_broken=_raise).get(("digits", "both"))
+
+    center, ten = (0, "center", 36), (0, "ten_crop", 40)
+    ours = found(center, ten)
+    assert ours is not None and ours.errors == {1: (2.0,), 5: (0.0,)}, "in any order, and without checkpoints"
+    assert found(ten, center) == ours
+    assert found(center, (1, "ten_crop", 40)) is None, "two networks"
+    assert found(center) is None and found(center, ten, (1, "ten_crop", 40)) is None
+    assert found(center, (0, "ten_crop", 36)).refused == "side 36, not 40"  # type: ignore[union-attr]
+    assert found(ten, (0, "ten_crop", 44)).refused == "protocol ten_crop, not center; side 44, not 36"  # type: ignore[union-attr]
+    assert found(center, ten, num_images=499).refused == "499 images, not 500"  # type: ignore[union-attr]
 
 
 def test_the_recipe_measured_in_its_own_way_supports_the_row(refused: Callable[..., list[str]]) -> None:
@@ -193,7 +242,23 @@ def test_a_table_on_fewer_images_requires_that_number(write_table: Callable[...,
 def test_data_of_unknown_size_support_no_claim(write_table: Callable[..., Path], recipe: Config) -> None:
     table = read_table("digits", write_table(data="imagefolder"))
     facts = FACTS | {"data": "imagefolder"}
-    assert refusals(facts, DATA, table.rows[0], table, recipe) == ["data=imagefolder does not say which images"]
+    (reason,) = refusals(facts, DATA, table.rows[0], table, recipe)
+    assert reason.startswith("data=imagefolder does not say which images")
+
+
+def test_fingerprints_identify_the_images_of_a_folder(write_table: Callable[..., Path], recipe: Config) -> None:
+    digests = {"train": "1" * 64, "val": "2" * 64}
+    table = read_table("digits", write_table(data="imagefolder", data_fingerprint=digests))
+    facts = FACTS | {"data": "imagefolder", "source_fingerprint": digests["val"], "num_images": 7}
+
+    def reasons(train: str = digests["train"], **changes: Any) -> list[str]:
+        data = {"splits": {"train": {"source_fingerprint": train}}}
+        return refusals(facts | changes, data, table.rows[0], table, recipe)
+
+    assert reasons() == []
+    assert reasons(train="3" * 64) == ["other train images"]
+    assert reasons(source_fingerprint="3" * 64) == ["other val images"]
+    assert reasons(data="digits") == ["data=digits, not imagefolder"]
 
 
 def test_a_changed_score_file_is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +117,10 @@ OF_TABLE: dict[str, tuple[dict[str, Any], str]] = {
     "column that rows have": ({"columns": ["top1"]}, "row lenet5: top5: is neither"),
     "protocol": ({"protocol": {"name": "center"}}, "protocol.*"),
     "key": ({"footnote": "a"}, "footnote: there is no such key"),
+    "fingerprint": (
+        {"data_fingerprint": {"train": "ab", "val": "c"}},
+        "data_fingerprint.train: must be the source_fing",
+    ),
     "no rows": ({"rows": []}, "rows is a list of 0"),
 }
 
@@ -168,3 +173,16 @@ def test_a_bound_has_no_difference() -> None:
 
 def test_no_file_exceeds_the_size_limit() -> None:
     assert all(path.stat().st_size < 64 << 10 for path in (CONF / "errors").glob("*.yaml"))
+
+
+def test_only_a_printed_number_needs_a_confidence(write_row: Write) -> None:
+    path = write_row(top1=None, top5=None) / "digits.yaml"
+    content = json.loads(path.read_text())
+    del content["confidence"]
+    path.write_text(json.dumps(content))
+    table = read_table("digits", path.parent)
+    assert not table.has_printed and table.rows[0].confidence == {}
+    content["rows"][0]["top1"] = "2.0"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="row lenet5: confidence is missing"):
+        read_table("digits", path.parent)

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from tencrop.config import UserError
-from tencrop.models.checkpoint_files import weights_sha256
+from tencrop.models import checkpoint_files
+from tencrop.models.checkpoint_files import RefusedCheckpoint, weights_sha256
 from tencrop.models.weights import load_weights
-from tencrop.training.checkpoints import AtomicCheckpointIO, latest_valid_checkpoint, read_checkpoint, set_aside
+from tencrop.training.checkpoints import LAST, AtomicCheckpointIO, latest_valid_checkpoint, read_checkpoint, set_aside
 from typed import present
 
 FACTS = {
@@ -289,3 +290,13 @@ def test_the_weights_hash_detects_every_change_but_ignores_memory_layout():
     others = [{"v": weight}, {"w": weight.double()}, {"w": weight.reshape(2, 3, 4)}, {"w": weight + 1e-6}, {}]
     assert len({one, *map(weights_sha256, others)}) == 6
     assert weights_sha256({"empty": torch.zeros(0), "scalar": torch.tensor(3)})
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_checkpoint_that_is_no_file_is_refused(make, tmp_path, monkeypatch):
+    """It is not opened: opening a named pipe would block forever."""
+    (tmp_path / "checkpoints").mkdir()
+    make(tmp_path / "checkpoints" / LAST)
+    monkeypatch.setattr(checkpoint_files, "open", lambda *_: pytest.fail("was opened"), raising=False)
+    with pytest.raises(RefusedCheckpoint, match=r"last\.ckpt: is not a file; train\.py continues from previous\.ckpt"):
+        latest_valid_checkpoint(tmp_path)

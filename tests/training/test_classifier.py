@@ -63,23 +63,6 @@ def test_validation_logits_are_float32_in_every_precision(classifier):
         assert torch.equal(logits, logits.bfloat16().float()) == is_training
 
 
-def test_counts_are_summed_over_micro_batches(classifier):
-    one = classifier()
-    logits, labels = torch.eye(10)[:6] * 5, torch.tensor([0, 1, 2, 3, 9, 9])
-    for _ in range(2):
-        one.count(one.train_counts, torch.tensor(0.5), logits, labels)
-    assert one.train_counts.tolist() == [6.0, 4.0, 4.0, 12.0]
-
-
-def test_the_first_nonfinite_step_is_kept(classifier):
-    one = classifier()
-    one.record_nonfinite_loss(torch.tensor(1.0))
-    one.check_finite(weights=True)
-    one.record_nonfinite_loss(torch.tensor(float("inf")))
-    one.record_nonfinite_loss(torch.tensor(1.0))
-    assert one.first_nonfinite_step == 0
-
-
 def test_channels_last_changes_only_the_memory_layout(classifier):
     images = torch.randint(256, (32, 32, 32, 3), dtype=torch.uint8)
     last, first = (classifier("training.precision=fp32", f"model.channels_last={flag}") for flag in ("true", "false"))

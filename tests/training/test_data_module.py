@@ -9,16 +9,17 @@ from pytorch_lightning import Trainer
 from torch.distributed.utils import _to_kwargs
 
 from tencrop.config import UserError, derive_batches
-from tencrop.data.augmentation.augment import partner_labels, training_inputs
-from tencrop.data.augmentation.batch import DEVICE_FIELDS
-from tencrop.data.augmentation.color import ColorNoise
 from tencrop.data.augmentation.crops import central_crops
+from tencrop.data.augmentation.mixing import partner_labels
+from tencrop.data.augmentation.pipeline import DEVICE_PARAMS, build_transforms
 from tencrop.data.sampling.sampler import epoch_order
 from tencrop.training.data_module import DataModule, validation_protocol
 from typed import stand_in
 
 OPTIONS = ("data=imagefolder", "model=lenet5", "image_size=32", "short_side=32", "training.global_batch=8", "seed=3",
            "hardware=cpu", "hardware.workers=1")  # fmt: skip
+
+STATISTICS = {"mean": [0.0] * 3, "std": [1.0] * 3, "eigenvalues": [1.0] * 3, "eigenvectors": np.eye(3).tolist()}
 
 
 @pytest.fixture
@@ -49,6 +50,11 @@ def epoch(loader) -> list:
     return [batch._replace(images=batch.images.clone()) for batch in loader]
 
 
+def fields(batch) -> dict:
+    """All arrays of a batch by name, the parameters of its transforms included."""
+    return {name: value for name, value in (batch._asdict() | batch.params).items() if name != "params"}
+
+
 def joined(parts) -> np.ndarray:
     """A field of several batches, concatenated as arrays."""
     return np.concatenate([np.asarray(part) for part in parts])
@@ -59,8 +65,8 @@ def test_two_processes_get_the_samples_of_one(module):
     ranks = [epoch(module("hardware=ddp_cpu2", "hardware.workers=1", rank=r).train_dataloader()) for r in (0, 1)]
     assert [len(batches) for batches in (alone, *ranks)] == [3, 3, 3]
     for whole, *parts in zip(alone, *ranks, strict=True):
-        for field in whole._fields:  # images, labels, boxes, flips, color: bit for bit
-            assert np.array_equal(getattr(whole, field), joined(getattr(part, field) for part in parts)), field
+        for name, value in fields(whole).items():  # images, labels, boxes, flips, color: bit for bit
+            assert np.array_equal(value, joined(fields(part)[name] for part in parts)), name
 
 
 MIXED = ("augmentation.mixing.mixup_alpha=0.8", "augmentation.mixing.cutmix_alpha=1", "augmentation.mixing.mix_group=2")
@@ -72,12 +78,12 @@ def test_mixing_does_not_depend_on_ranks_or_accumulation(module):
         epoch(module(*MIXED, "hardware=ddp_cpu2", "hardware.workers=1", rank=r).train_dataloader()) for r in (0, 1)
     ]
     parts = epoch(module(*MIXED, "hardware.max_micro_batch=2").train_dataloader())
-    assert len(parts) == 12 and len({float(weight) for batch in alone for weight in batch.mix_weights}) > 6
+    assert len(parts) == 12 and len({float(weight) for batch in alone for weight in batch.params["mix_weights"]}) > 6
     for number, whole in enumerate(alone):
-        for field in ("partners", "mix_weights", "mix_boxes", "index"):
-            expected = getattr(whole, field)
-            assert np.array_equal(expected, joined(getattr(part[number], field) for part in ranks)), field
-            assert np.array_equal(expected, joined(getattr(p, field) for p in parts[4 * number :][:4])), field
+        for name in ("partners", "mix_weights", "mix_boxes", "index"):
+            expected = fields(whole)[name]
+            assert np.array_equal(expected, joined(fields(part[number])[name] for part in ranks)), name
+            assert np.array_equal(expected, joined(fields(part)[name] for part in parts[4 * number :][:4])), name
 
 
 FULL = ("augmentation=deit", "augmentation.mixing.mix_group=2")
@@ -91,8 +97,8 @@ def test_copies_of_repeated_augmentation_are_adjacent_on_any_number_of_ranks(mod
     assert data.steps_per_epoch == len(alone) == 3
     ranks = [epoch(module(*FULL, "hardware=ddp_cpu2", "hardware.workers=1", rank=r).train_dataloader()) for r in (0, 1)]
     for whole, *parts in zip(alone, *ranks, strict=True):
-        for field in set(whole._fields):
-            assert np.array_equal(getattr(whole, field), joined(getattr(part, field) for part in parts)), field
+        for name, value in fields(whole).items():
+            assert np.array_equal(value, joined(fields(part)[name] for part in parts)), name
     boxes = joined(batch.boxes for batch in alone).reshape(8, 3, 4)
     assert (boxes[:, :1] != boxes[:, 1:]).any(axis=2).all()  # the copies of a sample are cut differently
 
@@ -102,7 +108,7 @@ def test_repeated_augmentation_resumes_at_the_next_step(module):
     resumed = epoch(module(*FULL, step=1).train_dataloader())
     assert len(resumed) == 2
     for expected, batch in zip(first[1:], resumed, strict=True):
-        assert all(map(np.array_equal, expected, batch))
+        assert all(map(np.array_equal, fields(expected).values(), fields(batch).values()))
 
 
 def test_gradient_accumulation_splits_the_same_batches(module):
@@ -141,9 +147,10 @@ def test_the_reference_loader_yields_the_same_samples(module):
         for loader in ("beton", "torch")
     )
     for one, other in zip(fast, reference, strict=True):
-        for field in one._fields[1:]:
-            ours, theirs = getattr(one, field), getattr(other, field)
-            assert type(ours) is type(theirs) and np.array_equal(ours, theirs), field
+        expected = fields(other)
+        for name, value in fields(one).items():
+            assert type(value) is type(expected[name]), name
+            assert name == "images" or np.array_equal(value, expected[name]), name
         assert one.images.shape == other.images.shape
 
 
@@ -171,7 +178,7 @@ def test_validation_images_are_rescaled_to_the_short_side(module):
     batch = epoch(module("short_side=40").val_dataloader())[0]
     assert (batch.sizes.min(axis=1) == 40).all()
     assert batch.images.shape[1:3] == tuple(batch.sizes.max(axis=0).tolist())
-    assert not batch.flips.any() and not batch.pca_alphas.any()
+    assert not batch.flips.any() and not batch.params["pca_alphas"].any()
 
 
 def test_the_validation_protocol_depends_only_on_learning_keys(composed):
@@ -194,9 +201,9 @@ def test_fields_that_the_step_does_not_compute_with_stay_on_the_host(module):
     data = module()
     batch = next(iter(data.train_dataloader()))
     moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
-    there = {field for field, value in moved._asdict().items() if not isinstance(value, np.ndarray) and value.is_meta}
-    assert there == {"images"} | DEVICE_FIELDS
-    assert all(isinstance(getattr(moved, field), np.ndarray) for field in set(moved._fields) - there)
+    there = {name for name, value in fields(moved).items() if not isinstance(value, np.ndarray) and value.is_meta}
+    assert there == {"images", "labels"} | DEVICE_PARAMS
+    assert all(isinstance(value, np.ndarray) for name, value in fields(moved).items() if name not in there)
 
 
 MOVING = (*FULL, "augmentation.jitter.source=torchvision", "augmentation.jitter.hue=0.1")
@@ -214,15 +221,9 @@ def test_host_fields_stay_readable_after_ddp_moved_a_batch(module, loader):
     assert training.images.is_meta and training.labels.is_meta and validation.images.is_meta
     data.check(training, 0, 0)
     assert data.digest.sums.count_nonzero() == 4
-    mean, std, axes, noise = (torch.ones(*shape, device=meta) for shape in ((3,), (3,), (3, 3), (2**21,)))
-    inputs = training_inputs(
-        training,
-        data.config.augmentation,
-        mean=mean,
-        std=std,
-        noise=ColorNoise(axes, 1.0),
-        erasing_noise=noise,
-    )
+    inputs = training.images
+    for transform in build_transforms(data.config, STATISTICS).to(meta):
+        inputs = transform(inputs, training.params)
     assert inputs.is_meta and inputs.shape == (8, 3, 32, 32) and partner_labels(training).is_meta
     assert central_crops(validation.images, validation.sizes, size=32).shape == (8, 32, 32, 3)
 

@@ -10,7 +10,7 @@ from tencrop.visualization.attention import attention_figure, attention_maps, pa
 from tencrop.visualization.drawing import save_figure
 from tencrop.visualization.record import Record
 from tencrop.visualization.trace import NotApplicable
-from tencrop.visualization.trained_model import Pictures
+from tencrop.visualization.trained_model import Images
 
 SMALL = {"img_size": 48, "patch_size": 16, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 5}
 
@@ -82,8 +82,8 @@ def test_networks_without_attention_are_refused() -> None:
 
 
 def test_figure(tmp_path, texts_of) -> None:
-    pictures = Pictures(torch.arange(2), torch.tensor([0, 1]), torch.zeros(2, 48, 48, 3, dtype=torch.uint8))
+    images = Images(torch.arange(2), torch.tensor([0, 1]), torch.zeros(2, 48, 48, 3, dtype=torch.uint8))
     attention = attention_maps(vit(), torch.randn(2, 3, 48, 48, dtype=torch.float64))
-    figure = attention_figure(pictures, attention, num_prefix=1, names=["cat", "dog"], title="Attention")
+    figure = attention_figure(images, attention, num_prefix=1, names=["cat", "dog"], title="Attention")
     svg, _ = save_figure(figure, tmp_path, "attention", Record("", "", ""))
     assert texts_of(svg) == ["cat", "rollout", "head 1", "head 2", "dog", "Attention"]

@@ -19,7 +19,7 @@ from tencrop.models.factory import build_model
 from tencrop.visualization import figures
 from tencrop.visualization.figures import draw_model, draw_run
 from tencrop.visualization.record import load_record
-from tencrop.visualization.trained_model import chosen, load_trained_model
+from tencrop.visualization.trained_model import load_trained_model, select_images
 
 OF_A_RUN = ["architecture", "receptive_field", "retrieval", "occlusion", "patches"]
 
@@ -119,19 +119,19 @@ def test_a_broken_result_is_left_out_of_the_tradeoff_and_named(composed, tmp_pat
 
 def test_chosen_images_are_of_many_classes(prepared_digits) -> None:
     split = open_split(prepared_digits, "val")
-    ten = chosen(split, None, num_images=10)
+    ten = select_images(split, None, num_images=10)
     assert sorted(split.labels[ten]) == list(range(10))
-    everything = chosen(split, None, num_images=10_000)
+    everything = select_images(split, None, num_images=10_000)
     assert sorted(everything) == list(range(500)) and np.array_equal(everything[:10], ten)
 
 
 def test_the_initial_weights_are_those_that_training_draws(config, composed) -> None:
     wanted = config("seed=5")
     plain = Config(**{field.name: getattr(wanted, field.name) for field in fields(Config)})
-    subject = load_trained_model(evaluation_targets(plain, [])[0])
+    model = load_trained_model(evaluation_targets(plain, [])[0])
     torch.manual_seed(5)
     expected = build_model(wanted.model, num_classes=10).state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in subject.initial.state_dict().items())
+    assert all(torch.equal(value, expected[name]) for name, value in model.initial.state_dict().items())
 
 
 def test_command_line(tmp_path) -> None:

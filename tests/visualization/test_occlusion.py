@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from tencrop.visualization.drawing import save_figure
 from tencrop.visualization.occlusion import occlusion, occlusion_figure
 from tencrop.visualization.record import Record
-from tencrop.visualization.trained_model import Pictures
+from tencrop.visualization.trained_model import Images
 
 
 class Spot(nn.Module):
@@ -46,10 +46,10 @@ def test_a_square_over_everything() -> None:
 
 
 def test_the_figure_states_the_occluded_probabilities(tmp_path, texts_of) -> None:
-    pictures = Pictures(torch.arange(1), torch.tensor([1]), torch.full((1, 32, 32, 3), 200, dtype=torch.uint8))
+    images = Images(torch.arange(1), torch.tensor([1]), torch.full((1, 32, 32, 3), 200, dtype=torch.uint8))
     found = occlusion(Spot(4, 20), torch.ones(3, 32, 32), 1)
     svg, _ = save_figure(
-        occlusion_figure(pictures, [found], names=["a", "b"], title="T"), tmp_path, "o", Record("", "", "")
+        occlusion_figure(images, [found], names=["a", "b"], title="T"), tmp_path, "o", Record("", "", "")
     )
     texts = texts_of(svg)
     assert {"T", "b", "whole 0.98", "occluded 0.02 – 0.98"} <= set(texts)

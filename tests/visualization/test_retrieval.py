@@ -9,7 +9,7 @@ import tencrop.models.factory  # noqa: F401  registers our names
 from tencrop.visualization.drawing import BLUE, ORANGE, save_figure, shortened
 from tencrop.visualization.record import Record
 from tencrop.visualization.retrieval import hidden_features, nearest, retrieval_figure
-from tencrop.visualization.trained_model import Pictures
+from tencrop.visualization.trained_model import Images
 
 
 @pytest.fixture
@@ -50,8 +50,8 @@ def test_distances_are_euclidean() -> None:
 
 def test_frame_colors_mark_neighbors_of_the_same_class(tmp_path, texts_of) -> None:
     pixels = torch.zeros(4, 8, 8, 3, dtype=torch.uint8)
-    queries = Pictures(torch.arange(1), torch.tensor([1]), pixels[:1])
-    candidates = Pictures(torch.arange(4), torch.tensor([1, 0, 1, 0]), pixels)
+    queries = Images(torch.arange(1), torch.tensor([1]), pixels[:1])
+    candidates = Images(torch.arange(4), torch.tensor([1, 0, 1, 0]), pixels)
     found = nearest(torch.zeros(1, 2), torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [4.0, 0.0]]), num=3)
     figure = retrieval_figure(queries, candidates, found, names=["academic gowns", "fish"], title="Nearest")
     svg, _ = save_figure(figure, tmp_path, "retrieval", Record("", "", ""))

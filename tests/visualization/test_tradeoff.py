@@ -8,28 +8,29 @@ import yaml
 from tencrop.cli.choices import CONF
 from tencrop.complexity.golden import golden_counts
 from tencrop.complexity.networks import model_file
+from tencrop.tables.reading import read_rows
 from tencrop.visualization.drawing import save_figure
 from tencrop.visualization.record import Record
 from tencrop.visualization.tradeoff import PUBLISHED, measured, published, tradeoff_figure
 
 COUNTS = {
-    "small": {"image_size": 224, "mult_adds": 1_000_000_000, "parameters": 5_000_000},
-    "large": {"image_size": 224, "mult_adds": 4_000_000_000, "parameters": 25_000_000},
+    "vgg_a": {"image_size": 224, "mult_adds": 1_000_000_000, "parameters": 5_000_000},
+    "vgg_b": {"image_size": 224, "mult_adds": 4_000_000_000, "parameters": 25_000_000},
 }
 
 
 def test_accuracies_become_errors(tmp_path) -> None:
     table = yaml.safe_load((CONF / "errors" / "swin.yaml").read_text())
     (tmp_path / "errors").mkdir()
-    values = {"l": "76.5", "s": "70.25"}
-    table["rows"] = [{"id": id, "row": id, "top1": printed} for id, printed in values.items()]
+    values = {"vgg_b": "76.5", "vgg_a": "70.25"}
+    table["rows"] = [{"id": id, "row": id, "model": id, "top1": printed} for id, printed in values.items()]
     (tmp_path / "errors" / "printed.yaml").write_text(yaml.safe_dump(table))
     path = tmp_path / "published.yaml"
-    path.write_text("[{name: A, rows: {large: printed.l, small: printed.s}}]")
+    path.write_text("[{name: A, rows: [printed.vgg_b, printed.vgg_a]}]")
     (series,) = published(COUNTS, path, tmp_path / "errors")
     assert [(point.model, point.top1_error, point.mult_adds) for point in series.points] == [
-        ("small", 29.75, 1_000_000_000),
-        ("large", 23.5, 4_000_000_000),
+        ("vgg_a", 29.75, 1_000_000_000),
+        ("vgg_b", 23.5, 4_000_000_000),
     ]
 
 
@@ -38,9 +39,9 @@ def test_the_committed_values() -> None:
     entries = yaml.safe_load(PUBLISHED.read_text())
     for entry in entries:
         assert set(entry) == {"name", "rows"}
-        for model, reference in entry["rows"].items():
-            assert (CONF / "model" / f"{model}.yaml").exists(), model
-            assert isinstance(reference, str) and reference.count(".") == 1
+        assert all(isinstance(reference, str) and reference.count(".") == 1 for reference in entry["rows"])
+        for _, row in read_rows(entry["rows"]):
+            assert row.model is not None, row
     series = {one.name: one for one in published(golden_counts())}
     (alexnet,) = series["AlexNet"].points
     assert (alexnet.top1_error, alexnet.parameters) == (40.7, 60_965_224)

@@ -7,8 +7,10 @@ import re
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
+from tencrop.cli.recipes import own_recipes
 from tencrop.config.fields import describe_key, key_types
 from tencrop.config.rules import MODEL_NAMES
 from tencrop.config.schema import Config, UserError
@@ -45,11 +47,32 @@ def list_options(arguments: list[str], schema: type) -> str | None:
 
 
 def describe(group: str) -> str:
-    """One line per option of a group: its name and the first sentence of its file; cut to the terminal's width."""
+    """One line per option of a group: its name and the first sentence of its file; cut to the terminal's width.
+
+    For models and experiments, the line also says which of them belong together.
+    """
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000  # uncut for grep
-    column = max(map(len, options_of(group)), default=0) + 2
-    lines = [f"{name:{column}}{first_sentence(CONF / group / f'{name}.yaml')}" for name in options_of(group)]
-    return "\n".join(line if len(line) <= width else line[: width - 1] + "…" for line in lines)
+    names = files_of(group)
+    column = max(map(len, names), default=0) + 2
+    related = _related(group)
+    lines = []
+    for name in names:
+        line, end = f"{name:{column}}{first_sentence(CONF / group / f'{name}.yaml')}", related.get(name, "")
+        room = width - len(end) if group == "model" else width  # cuts the description, not the experiment behind it
+        lines.append(_cut(line, room) + end if group == "model" else _cut(line + end, room))
+    return "\n".join(lines)
+
+
+def _related(group: str) -> dict[str, str]:
+    """By option, what follows its description: the experiment of a model, or the models of an experiment."""
+    recipes = own_recipes(CONF / "experiment") if group in ("model", "experiment") else {}
+    if group == "model":
+        return {model: f" (experiment={name})" for name, models in recipes.items() for model in models}
+    return {name: f" (model={', '.join(models)})" for name, models in recipes.items() if models}
+
+
+def _cut(line: str, width: int) -> str:
+    return line if len(line) <= width else line[: width - 1] + "…"
 
 
 def first_sentence(path: Path) -> str:
@@ -70,7 +93,7 @@ def first_sentence(path: Path) -> str:
 def option_names(*chosen: str) -> str:
     """The options of the chosen groups, one wrapped paragraph each; by default of all groups that train.py reads."""
     fields = {field.name for field in dataclasses.fields(Config)} | {"experiment"}
-    paragraphs = [f"{group}: {', '.join(options_of(group))}" for group in chosen or fields.intersection(groups())]
+    paragraphs = [f"{group}: {', '.join(files_of(group))}" for group in chosen or fields.intersection(groups())]
     wrapped = [textwrap.fill(text, 110, subsequent_indent="  ", break_on_hyphens=False) for text in sorted(paragraphs)]
     return "\n".join(wrapped) + "\n"
 
@@ -81,8 +104,20 @@ def groups() -> list[str]:
 
 
 def options_of(group: str) -> list[str]:
-    """The options of a group in natural order: resnet18 comes before resnet101."""
-    names = [path.stem for path in yaml_files(CONF / group)]
+    """All names that a group accepts, in natural order: its files, and for experiment the models that they list."""
+    names = files_of(group)
+    if group == "experiment":
+        models = {model for models in own_recipes(CONF / group).values() for model in models}
+        names = _sorted({*names, *models})
+    return names
+
+
+def files_of(group: str) -> list[str]:
+    """The names of a group's files in natural order: resnet18 comes before resnet101."""
+    return _sorted(path.stem for path in yaml_files(CONF / group))
+
+
+def _sorted(names: Iterable[str]) -> list[str]:
     return sorted(
         names,
         # zero-padded digits compare as strings in numeric order

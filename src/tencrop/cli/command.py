@@ -27,6 +27,7 @@ from tencrop.cli.choices import CONF, check_conf, list_options, option_names
 from tencrop.cli.command_line import PATHS, check_words, expand_home
 from tencrop.cli.config_source import register_config_source
 from tencrop.cli.errors import hydra_error_sentence
+from tencrop.cli.recipe_loader import register_recipe_loader
 from tencrop.config.disk_errors import disk_sentence
 from tencrop.config.documents import literal
 from tencrop.config.launcher import launched
@@ -92,6 +93,7 @@ def _exit_code(run: Callable[[Schema], int | None], config_name: str, schema: ty
             return 0
         sys.argv = [arguments[0], *_words_for_hydra(words, schema)]  # hydra.main has no other way to pass arguments
         register_config_source()
+        register_recipe_loader()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except UserError as error:
         return _refuse(str(error))

@@ -17,14 +17,19 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from tencrop.cli.choices import IS_INSTALLED, groups, options_of
+from tencrop.cli.choices import IS_INSTALLED, files_of, groups
 from tencrop.config.documents import literal
 from tencrop.config.fields import Type, key_types, plain_types
 from tencrop.config.schema import UserError
 
 # The shell expands ~ only at the beginning of a word, so data.root=~/prepared reaches us unexpanded.
-PATHS = ("data.root", "data.source", "runs", "checkpoint", "weights", "output")  # keys in which ~ is the home folder
-TEXTS = ("data.root", "data.source", "weights", "output", "name")  # keys that take no list
+PATHS = (  # keys in which ~ is the home folder
+    "data.root", "data.source", "data.subset_of_val", "runs", "checkpoint", "weights", "weights_dir", "output",
+    "compare", "diff", "scores", "data_root",
+)  # fmt: skip
+TEXTS = (  # keys that take no list
+    "data.root", "data.source", "data.subset_of_val", "weights", "weights_dir", "output", "name", "data_root",
+)  # fmt: skip
 # KEY=VALUE with Hydra's signs: +KEY adds a key, ~KEY deletes one, ++KEY adds or changes it.
 WORD = re.compile(r"(?P<sign>[+~]{0,2})(?P<key>[A-Za-z_][\w./@-]*)=(?P<text>.*)", re.ASCII | re.DOTALL)
 FOR_SHELL = re.compile(r'([^"$`\\!]|\\[^"$`\\!])*')  # text that double quotes preserve; ! for an interactive bash
@@ -112,8 +117,11 @@ def _check_word(word: str, kinds: dict[str, Type]) -> str:
     if found is None or override.is_sweep_override():  # a deletion (~KEY), or a sweep, which has values of its own
         return word
     value = override.value()
-    if found["key"] in groups() and isinstance(value, int | float):  # bool is an int
+    is_option = isinstance(value, str | dict) or (value is None and found["key"] == "experiment")
+    if found["key"] in groups() and not is_option:
         raise UserError(f"{word}: {found['key']} is a name; {found['key']}=? lists the options")
+    if found["key"].partition(".")[0] == "recipe":  # a guess that is typed away would be missing in the record
+        raise UserError(f"{word}: an experiment says this about itself; choose one with experiment=NAME or model=NAME")
     if plain_types(kind) == {list} and isinstance(value, str):  # report.py runs=DIR
         return f"{found['sign']}{found['key']}=[{found['text']}]"
     if _takes(kind, str) and (read := _read_as(value, found["text"], kind)):
@@ -135,7 +143,7 @@ def _read_as(value: object, text: str, kind: Type) -> str:
 def _instead(word: str, found: re.Match[str] | None, kind: Type) -> str:
     """A clause that tells what to type instead of a word that Hydra cannot parse."""
     if found is None:
-        named = [f"{group}={word}" for group in groups() if word in options_of(group)]
+        named = [f"{group}={word}" for group in groups() if word in files_of(group)]
         return f"; did you mean {' or '.join(named)}?" if named else '; with spaces in its value, type "KEY=A B"'
     if found["key"] in groups():
         return f"; {found['key']} is a name, and {found['key']}=? lists the options"

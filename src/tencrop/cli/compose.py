@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -13,6 +12,7 @@ from omegaconf import open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from tencrop.cli.errors import hydra_error_sentence
+from tencrop.cli.recipe_loader import RecipeLoader
 from tencrop.config.rules import validate
 from tencrop.config.schema import Config, UserError
 
@@ -23,7 +23,7 @@ def compose_training(words: Sequence[str], conf: Path) -> Config:
     Raises UserError if the words do not compose.
     """
     # hydra.compose() does the same, but refuses to run inside a command that Hydra has started.
-    loader = ConfigLoaderImpl(create_config_search_path(str(conf)))
+    loader = RecipeLoader(create_config_search_path(str(conf)))
     try:
         node = loader.load_configuration("train", list(words), run_mode=RunMode.RUN)
     except (HydraException, OmegaConfBaseException) as error:

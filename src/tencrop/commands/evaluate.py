@@ -1,25 +1,55 @@
 """The command `evaluate`: measures the error rates of trained weights under a test protocol."""
 
+from collections.abc import Sequence
+
 from tencrop.cli.command import command, overrides
-from tencrop.config import Config, check_precision
-from tencrop.config.launcher import check_launch
+from tencrop.cli.command_line import keys_typed
+from tencrop.config import EvaluateConfig, check_precision, own_keys, plain_config
+from tencrop.config.launcher import check_launch, is_first_process
+from tencrop.config.recipes import print_recipes
 from tencrop.config.run_config import is_run_folder
 from tencrop.config.tracker import check_tracker
-from tencrop.evaluation.targets import check_ensemble, evaluation_targets
+from tencrop.evaluation.targets import EvaluationTarget, check_ensemble, evaluation_targets, score_files
 from tencrop.signals import close_at_ctrl_c
 
 
-@command("evaluate", Config)
-def main(config: Config) -> int:
-    # The checks down to check_launch run before torch is imported, so that a mistake is reported at once.
-    members = evaluation_targets(config, overrides())
-    check_ensemble(members)
-    for member in members:
-        check_precision(member.config)
-        if member.out is not None and is_run_folder(member.out.parent):  # its error rates go to the tracker
-            check_tracker(member.config.tracker)
-    check_launch(members[0].config.hardware)
+@command("evaluate", EvaluateConfig)
+def main(config: EvaluateConfig) -> int:
+    if config.weights_dir is not None:
+        from tencrop.commands.calibrate import calibrate
 
+        return calibrate(config, overrides())
+    if config.table is not None:
+        from tencrop.commands.evaluate_table import evaluate_table
+
+        return evaluate_table(config, overrides())
+    if config.scores is not None:
+        return _average_scores(config, config.scores)
+    # Until torch is imported, only checks: a mistake is reported at once.
+    typed = [word for word in overrides() if not keys_typed([word]) & own_keys(EvaluateConfig)]
+    plain = plain_config(config)
+    if config.checkpoint is None and config.weights is None:  # the run that train.py makes of these values
+        print_recipes([plain])
+    targets = evaluation_targets(plain, typed)
+    check_targets(targets)
+    if config.checkpoint is not None:  # `typed`: a checkpoint outside a run folder, where nothing tells its recipe
+        print_recipes(target.config for target in targets if target.typed is None)
+    evaluate_and_track(targets)
+    return 0
+
+
+def check_targets(targets: Sequence[EvaluationTarget]) -> None:
+    """Raises UserError for targets that cannot be evaluated here, or not as an ensemble; does not import torch."""
+    check_ensemble(targets)
+    for target in targets:
+        check_precision(target.config)
+        if target.out is not None and is_run_folder(target.out.parent):  # its error rates go to the tracker
+            check_tracker(target.config.tracker)
+    check_launch(targets[0].config.hardware)
+
+
+def evaluate_and_track(targets: Sequence[EvaluationTarget]) -> None:
+    """Evaluate targets, and several as an ensemble; print the errors, and log those of runs with their trackers."""
     from tencrop.evaluation.evaluate import evaluate_targets
     from tencrop.evaluation.results import print_results
     from tencrop.records.tracked_errors import track_result
@@ -27,12 +57,25 @@ def main(config: Config) -> int:
     from tencrop.report.tables import COLUMNS, error_rows
 
     close_at_ctrl_c()  # only now: an exception during the imports would abort some C++ modules
-    if found := evaluate_targets(members):  # only rank 0 has results
+    if found := evaluate_targets(targets):  # only rank 0 has results
         print_results([evaluated.result for evaluated in found])
         print("\n".join(f"{evaluated.out}/{evaluated.result['scores']}" for evaluated in found))
-        # strict=False: with several members, the last item of `found` is the ensemble, which belongs to no run.
-        for member, evaluated in zip(members, found, strict=False):
+        # strict=False: with several targets, the last item of `found` is the ensemble, which belongs to no run.
+        for target, evaluated in zip(targets, found, strict=False):
             if is_run_folder(run_dir := evaluated.out.parent):
                 rows = error_rows(collect([run_dir]))
-                track_result(member.config, run_dir, evaluated.result, COLUMNS, [row.cells for row in rows])
+                track_result(target.config, run_dir, evaluated.result, COLUMNS, [row.cells for row in rows])
+
+
+def _average_scores(config: EvaluateConfig, files: Sequence[str]) -> int:
+    paths = score_files(files, overrides())
+
+    from tencrop.evaluation.evaluate import evaluate_scores
+    from tencrop.evaluation.results import print_results
+
+    close_at_ctrl_c()
+    if is_first_process():
+        joint = evaluate_scores(plain_config(config), paths)
+        print_results([joint.result])
+        print(f"{joint.out}/{joint.result['scores']}")
     return 0

@@ -1,12 +1,17 @@
 """The command prepare: converts a data set for training, verifies a prepared one, or simulates ImageNet's archives."""
 
 from tencrop.cli.command import command
-from tencrop.config import PrepareConfig, num_threads
+from tencrop.config import PrepareConfig, UserError, num_threads
 from tencrop.signals import close_at_ctrl_c
 
 
 @command("prepare", PrepareConfig)
 def main(config: PrepareConfig) -> int:
+    if config.data.subset_of_val is not None:
+        raise UserError(
+            f"data.subset_of_val={config.data.subset_of_val}: a prepared folder has the whole split; give the list to"
+            " evaluate.py"
+        )
     # Imported late, so that --help and a mistyped key are answered quickly.
     from tencrop.data.preparation.prepare import prepare
     from tencrop.data.preparation.verify import verify

@@ -1,10 +1,10 @@
-"""The command report: writes a page about runs and evaluations, or compares them with a paper's table."""
+"""The command report: writes a page about runs and evaluations, or compares them with a table or with each other."""
 
 import sys
 from pathlib import Path
 
 from tencrop.cli.command import command
-from tencrop.config import ReportConfig
+from tencrop.config import ReportConfig, UserError
 from tencrop.config.writable import check_writable
 from tencrop.printable import printable
 from tencrop.signals import close_at_ctrl_c
@@ -12,6 +12,9 @@ from tencrop.signals import close_at_ctrl_c
 
 @command("report", ReportConfig)
 def main(config: ReportConfig) -> int:
+    _check(config)
+    if config.compare or config.diff or config.scores:
+        return _report_scores(config)
     if config.table is not None:
         from tencrop.report.paper_tables import report_tables
 
@@ -22,8 +25,13 @@ def main(config: ReportConfig) -> int:
     check_writable(output / "report.html", output / "report.md", remedy=remedy)
 
     from tencrop.report.collect import Broken, collect, collect_evaluations, input_folders
+    from tencrop.report.matching import match_runs
     from tencrop.report.page import write_report
+    from tencrop.report.paper_tables import HASHES
+    from tencrop.report.score_section import score_sections
+    from tencrop.report.table_html import tables_with_runs
     from tencrop.report.tables import error_rows, print_table
+    from tencrop.tables.reading import read_tables
 
     close_at_ctrl_c()
     paths = input_folders(config.runs)
@@ -32,9 +40,42 @@ def main(config: ReportConfig) -> int:
     experiments, evaluations = collect(paths, broken.append), collect_evaluations(paths, broken.append)
     if broken and not (experiments or evaluations):
         raise broken[0].error
+    matched = match_runs(tables := read_tables(), paths, kept=output / HASHES, on_broken=lambda _: None)
+    scores = score_sections(experiments, evaluations, ks=config.k, on_broken=broken.append)
+    papers = tables_with_runs(tables, matched)
     print_table(error_rows(experiments, evaluations), broken=broken)
-    for path in write_report(experiments, output, evaluations, broken=broken):
+    for path in write_report(experiments, output, evaluations, broken=broken, scores=scores, paper_tables=papers):
         print(path)
     for error in broken:
         print(printable(f"error: left out of the report: {error}"), file=sys.stderr)
     return 2 if broken else 0
+
+
+def _report_scores(config: ReportConfig) -> int:
+    """The tasks that read saved scores or records alone, and import no torch."""
+    close_at_ctrl_c()
+    output = Path(config.output)
+    if config.compare:
+        from tencrop.report.comparison_output import report_comparison
+
+        return report_comparison(
+            config.compare, average=config.average, ks=config.k, output=output, data_root=config.data_root
+        )
+    if config.diff:
+        from tencrop.report.run_diff import report_difference
+
+        return report_difference(config.diff, output=output)
+    from tencrop.report.score_output import report_scores
+
+    return report_scores(config.scores, average=config.average, ks=config.k, output=output, data_root=config.data_root)
+
+
+def _check(config: ReportConfig) -> None:
+    tasks = {"table": config.table, "compare": config.compare, "diff": config.diff, "scores": config.scores}
+    typed = [f"{name}=" for name, value in tasks.items() if value]
+    if len(typed) > 1:
+        raise UserError(f"{' and '.join(typed)}: one at a time; run report.py once for each")
+    if config.average not in ("softmax", "logits"):
+        raise UserError(f"average={config.average}: is softmax or logits")
+    if not config.k or min(config.k) < 1:
+        raise UserError(f"k={config.k}: takes numbers from 1, such as k=[1,5]")

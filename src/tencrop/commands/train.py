@@ -10,8 +10,10 @@ from tencrop.cli.command_line import keys_typed
 from tencrop.config import Config, check_data, check_preparation, check_store, derive_batches, run_path
 from tencrop.config.launcher import check_launch, is_first_process
 from tencrop.config.loader import check_loader
+from tencrop.config.recipes import print_recipes
 from tencrop.config.tracker import check_tracker
 from tencrop.data.store.manifest import read_manifest
+from tencrop.evaluation.targets import check_one_protocol
 from tencrop.records.run_folder import finish, run_folder
 from tencrop.signals import exit_at_once, exit_when_asked
 
@@ -19,7 +21,9 @@ from tencrop.signals import exit_at_once, exit_when_asked
 @command("train", Config)
 def main(config: Config) -> int:
     exit_at_once()  # again: in a sweep, the run before ended with signals ignored (exit_when_asked)
+    print_recipes([config])
     # These checks need neither torch nor timm, so a mistake is reported in under a second.
+    check_one_protocol(overrides())
     check_launch(config.hardware)
     check_tracker(config.tracker)
     batches = derive_batches(config)
@@ -32,8 +36,8 @@ def main(config: Config) -> int:
     # From here on torch is imported, which takes seconds.
 
     from tencrop.distributed.launch import launch_ranks
+    from tencrop.evaluation.checks import check_scorable
     from tencrop.evaluation.evaluate import evaluate_run
-    from tencrop.evaluation.inference import check_scorable
     from tencrop.records.tracked_errors import track_result
     from tencrop.records.tracking import InputImages, build_logger, close_logger
     from tencrop.report.collect import collect
@@ -42,6 +46,7 @@ def main(config: Config) -> int:
     from tencrop.training.fit import build, completed_fit, fit
 
     fit_result = completed_fit(run_path(config))
+    was_complete = fit_result is not None
     if fit_result is None:  # not complete: build everything, so that errors occur before anything is written
         data, classifier = build(config, batches=batches, manifest=manifest)
         check_scorable(classifier.model, config)
@@ -68,7 +73,9 @@ def main(config: Config) -> int:
             experiments = collect([run_dir])
             rows = error_rows(experiments)
             print_table(rows)
-            if logger is not None or (run_dir / "tracking").is_dir():  # the latter after an interrupted evaluation
+            # A run that was complete before may have been interrupted before it was tracked. A tracker that failed to
+            # start in this command is not tried again.
+            if logger is not None or (was_complete and (run_dir / "tracking").is_dir()):
                 track_result(config, run_dir, result, COLUMNS, [row.cells for row in rows], logger=logger)
             if os.access(run_dir, os.W_OK):  # for a read-only folder, the printed table must do
                 write_report(experiments, run_dir)

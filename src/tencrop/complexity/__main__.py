@@ -1,12 +1,13 @@
 """Print a network's cost or compare it with a published table: `python -m tencrop.complexity model=NAME`."""
 
-import sys
 from signal import SIGINT
 
 from tencrop.signals import close_at_ctrl_c, exit_at_once
 
 if __name__ == "__main__":
-    exit_at_once(SIGINT)  # before the imports below
+    exit_at_once(SIGINT)  # before all other imports
+
+import sys
 
 from tencrop.cli.command import command
 from tencrop.config import ComplexityConfig, UserError

@@ -1,7 +1,8 @@
 """One rule per torch operation: the receptive field of its output, given those of its inputs.
 
 fields.py calls a rule with `known` (which returns a tensor's field or None), the operation's output and its arguments.
-A rule returns the output's field, or a list of them for several outputs, and raises Mixed if no window describes it.
+A rule returns the output's field, or a list of them for several outputs, and raises NoReceptiveField if no window
+describes it.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from tencrop.complexity.receptive_field import (
     Dimension,
     Factor,
     Field,
-    Mixed,
+    NoReceptiveField,
     Window,
-    collapsed,
-    expanded,
-    only,
+    broadcast,
+    merge_factors,
     pointwise,
-    slid,
+    reduce_dims,
+    slide_window,
     union,
 )
 
@@ -44,14 +45,14 @@ def _spread(value: Any, num: int) -> list[int]:
 def _convolution(known: Known, output, x, weight, bias, stride, padding, dilation, transposed, *_) -> Field:
     field, num = known(x), weight.dim() - 2
     if field is None or transposed:
-        raise Mixed  # the image is in the kernel (dynamic convolution), or a transposed convolution
+        raise NoReceptiveField  # the image is in the kernel (dynamic convolution), or a transposed convolution
     strides, paddings, dilations = (_spread(value, num) for value in (stride, padding, dilation))
     for axis in range(num):
         dim = x.dim() - num + axis
-        field = slid(field, dim, output.shape[dim], kernel=weight.shape[2 + axis], stride=strides[axis],
+        field = slide_window(field, dim, output.shape[dim], kernel=weight.shape[2 + axis], stride=strides[axis],
                       padding=paddings[axis], dilation=dilations[axis])  # fmt: skip
     if any(factor.axis for factor in field.dims[1]):  # an axis was moved into the channels, which are all summed
-        field = collapsed(field, [1], keep=True)
+        field = reduce_dims(field, [1], keep=True)
     return replace(field, dims=(field.dims[0], (Factor(weight.shape[0]),), *field.dims[2:]))
 
 
@@ -68,7 +69,7 @@ def _pooling(num: int) -> Callable[..., Any]:
             dim = x.dim() - num + axis
             # avg_pool3d over maps (response normalization) has kernel 1 along the image's axes
             if kernels[axis] > 1 or strides[axis] > 1:
-                field = slid(field, dim, first.shape[dim], kernel=kernels[axis], stride=strides[axis],
+                field = slide_window(field, dim, first.shape[dim], kernel=kernels[axis], stride=strides[axis],
                               padding=paddings[axis], dilation=dilations[axis])  # fmt: skip
         return field
 
@@ -80,9 +81,9 @@ def _adaptive(known: Known, output, x, sizes) -> Field:
     assert field is not None
     for dim, size in zip((-2, -1), sizes, strict=True):
         if x.shape[dim] % size:
-            raise Mixed  # windows would differ in size
+            raise NoReceptiveField  # windows would differ in size
         kernel = x.shape[dim] // size  # equal windows side by side: kernel = stride
-        field = slid(field, x.dim() + dim, size, kernel=kernel, stride=kernel, padding=0)
+        field = slide_window(field, x.dim() + dim, size, kernel=kernel, stride=kernel, padding=0)
     return field
 
 
@@ -91,7 +92,7 @@ def _reduction(known: Known, output, x, dim=None, keepdim=False, **_: Any) -> Fi
     assert field is not None
     # no dim means all; a reduced axis keeps its window with jump 0
     dims = range(x.dim()) if dim is None else _spread(dim, 1)
-    return collapsed(field, list(dims), keepdim)
+    return reduce_dims(field, list(dims), keepdim)
 
 
 def _normalized_over(known: Known, output, x, sizes, *_: Any) -> list[Field]:
@@ -100,7 +101,7 @@ def _normalized_over(known: Known, output, x, sizes, *_: Any) -> list[Field]:
     # statistics over channels see one position only; over axes of the image they see all of it
     over_image = any(factor.axis for dim in field.dims[-len(sizes) :] for factor in dim)
     # the second and third output are mean and reciprocal standard deviation
-    rows = collapsed(field, range(-len(sizes), 0), keep=True)
+    rows = reduce_dims(field, range(-len(sizes), 0), keep=True)
     return [replace(field, is_gated=field.is_gated or over_image), rows, rows]
 
 
@@ -114,17 +115,17 @@ def _product(known: Known, output, a, b) -> Field:
     """Matrix product [..., M, K] @ [..., K, N] with weights on one side; mixes all of dimension K."""
     left, right = known(a), known(b)
     if left is not None and right is not None:
-        raise Mixed  # attention: every position reads every other
+        raise NoReceptiveField  # attention: every position reads every other
     if left is not None:
-        left = collapsed(left, [-1], keep=True)
+        left = reduce_dims(left, [-1], keep=True)
         return replace(left, dims=(*left.dims[:-1], (Factor(output.shape[-1]),)))
     assert right is not None
-    right = collapsed(right, [-2], keep=True)
+    right = reduce_dims(right, [-2], keep=True)
     return replace(right, dims=(*right.dims[:-2], (Factor(output.shape[-2]),), right.dims[-1]))
 
 
 def _view(known: Known, output, x, *_: Any) -> Field:
-    """Regroup the factors into other dimensions; raises Mixed if an axis of the image would be split."""
+    """Regroup the factors into other dimensions; raises NoReceptiveField if an axis of the image would be split."""
     field = known(x)
     assert field is not None
     factors = [factor for dim in field.dims for factor in dim if factor.size > 1]
@@ -144,7 +145,7 @@ def _view(known: Known, output, x, *_: Any) -> Field:
                 factors.insert(0, Factor(factor.size // left))
                 left = 1
             else:
-                raise Mixed
+                raise NoReceptiveField
         dims.append(tuple(dim) or (Factor(1),))
     # an axis of size 1 has no factor any more: its window no longer moves
     kept = {factor.axis for dim in dims for factor in dim}
@@ -172,7 +173,7 @@ def _slice(known: Known, output, x, dim: int = 0, start: int | None = None, end:
     if output.shape == x.shape:
         return field
     # a slice is a window of one pixel with stride `step` that starts later
-    moved = slid(field, dim, output.shape[dim], kernel=1, stride=step, padding=0)
+    moved = slide_window(field, dim, output.shape[dim], kernel=1, stride=step, padding=0)
     axis = moved.dims[dim][0].axis
     if axis is None:
         return moved
@@ -187,14 +188,14 @@ def _padding(known: Known, output, x, pad, *_: Any) -> Field:
         dim = x.dim() - 1 - number
         # padding before the first pixel moves the start; padding after the last changes only the size
         if output.shape[dim] != x.shape[dim] or pad[2 * number]:
-            field = slid(field, dim, output.shape[dim], kernel=1, stride=1, padding=pad[2 * number])
+            field = slide_window(field, dim, output.shape[dim], kernel=1, stride=1, padding=pad[2 * number])
     return field
 
 
 def _select(known: Known, output, x, dim: int, index: int) -> Field:
     field = known(x)
     assert field is not None
-    factor = only(field.dims[dim])
+    factor = merge_factors(field.dims[dim])
     windows = dict(field.windows)
     if factor.axis is not None:
         # one position of the axis is left: its window no longer moves
@@ -219,20 +220,20 @@ def _squeeze(known: Known, output, x, dim=None) -> Field:
     dims = range(x.dim()) if dim is None else _spread(dim, 1)
     field = known(x)
     assert field is not None
-    return collapsed(field, [d for d in dims if x.shape[d] == 1], keep=False)
+    return reduce_dims(field, [d for d in dims if x.shape[d] == 1], keep=False)
 
 
 def _expand(known: Known, output, x, *_: Any) -> Field:
     field = known(x)
     assert field is not None
-    return expanded(field, tuple(output.shape))
+    return broadcast(field, tuple(output.shape))
 
 
 def _concatenation(known: Known, output, tensors, dim: int = 0) -> Field:
     fields = [field for tensor in tensors if (field := known(tensor)) is not None]
     dim %= output.dim()
     if any(factor.axis for field in fields for factor in field.dims[dim]):
-        raise Mixed  # maps joined along an axis of the image: its units no longer have one common window
+        raise NoReceptiveField  # maps joined along an axis of the image: its units no longer have one common window
     # a concatenation of channels; like an addition, it reads all branches
     joined = [replace(f, dims=(*f.dims[:dim], (Factor(output.shape[dim]),), *f.dims[dim + 1 :])) for f in fields]
     return pointwise(joined, tuple(output.shape))
@@ -247,19 +248,20 @@ def _stacked(known: Known, output, tensors, dim: int = 0) -> Field:
 # chunks of the channels, such as those of ShuffleNet; kernel 1 keeps their windows
 def _pieces(known: Known, output, x, _sizes, dim: int = 0) -> list[Field]:
     return [
-        slid(_without_axis(known(x), dim), dim % x.dim(), p.shape[dim], kernel=1, stride=1, padding=0) for p in output
+        slide_window(_without_axis(known(x), dim), dim % x.dim(), p.shape[dim], kernel=1, stride=1, padding=0)
+        for p in output
     ]
 
 
 def _unbound(known: Known, output, x, dim: int = 0) -> list[Field]:
-    return [collapsed(_without_axis(known(x), dim), [dim], keep=False)] * len(output)
+    return [reduce_dims(_without_axis(known(x), dim), [dim], keep=False)] * len(output)
 
 
 def _without_axis(field: Field | None, dim: int) -> Field:
-    """The field itself; raises Mixed if dimension `dim` runs along an axis of the image."""
+    """The field itself; raises NoReceptiveField if dimension `dim` runs along an axis of the image."""
     assert field is not None
     if any(factor.axis for factor in field.dims[dim]):
-        raise Mixed
+        raise NoReceptiveField
     return field
 
 
@@ -268,7 +270,7 @@ def _softmax(known: Known, output, x, dim: int, *_: Any) -> Field:
 
 
 # Operations as the dispatcher sees them in eval mode, after composite operations have been decomposed. An operation
-# that has no rule and is not elementwise gives Mixed: no field in the table.
+# that has no rule and is not elementwise gives NoReceptiveField: no field in the table.
 RULES: dict[Any, Callable[..., Any]] = {
     aten.convolution: _convolution,
     aten.max_pool2d_with_indices: lambda *args, **kwargs: [_pooling(2)(*args, **kwargs)] * 2,

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from tencrop.complexity.field_rules import RULES, UNCHANGED
-from tencrop.complexity.receptive_field import Field, Mixed, image_field, pointwise
+from tencrop.complexity.receptive_field import Field, NoReceptiveField, image_field, pointwise
 
 
 class FieldTracker:
@@ -30,12 +30,12 @@ class FieldTracker:
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if id(leaf) in self._fields]
         if not inputs:
             return
-        # stored as None once mixed: everything computed from it has no window either
+        # stored as None from here on: everything computed from it has no window either
         try:
             if any(self._fields[id(tensor)] is None for tensor in inputs):
-                raise Mixed
+                raise NoReceptiveField
             fields = self._outputs(operation, args, kwargs, output)
-        except Mixed:
+        except NoReceptiveField:
             fields = None
         outputs = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         for number, tensor in enumerate(outputs):
@@ -53,7 +53,7 @@ class FieldTracker:
             known = [self._known(leaf) for leaf in tree_leaves(args)]
             first = output if isinstance(output, Tensor) else output[0]
             return pointwise([field for field in known if field], tuple(first.shape))
-        raise Mixed  # an operation without a rule: no field rather than a wrong one
+        raise NoReceptiveField  # an operation without a rule: no field rather than a wrong one
 
     def _known(self, tensor: Any) -> Field | None:
         return self._fields.get(id(tensor))

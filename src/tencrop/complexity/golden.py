@@ -7,14 +7,19 @@ tests/complexity/test_golden.py fails if a network's counts differ from golden.j
 
 from __future__ import annotations
 
+from signal import SIGINT
+
+from tencrop.signals import exit_at_once
+
+if __name__ == "__main__":
+    exit_at_once(SIGINT)  # before all other imports
+
 import json
 from pathlib import Path
-from signal import SIGINT
 
 from tencrop.complexity.networks import complexity_of_file, model_files
 from tencrop.complexity.render import short, totals
 from tencrop.files import atomic_write
-from tencrop.signals import exit_at_once
 from tencrop.text_tables import aligned, csv_table, markdown_table
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -83,5 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_at_once(SIGINT)
     main()

@@ -61,7 +61,7 @@ class Field:
         return tuple(math.prod(factor.size for factor in dim) for dim in self.dims)
 
 
-class Mixed(Exception):
+class NoReceptiveField(Exception):
     """Raised if no window per image axis can describe the receptive field of an operation's output."""
 
 
@@ -78,15 +78,15 @@ def union(fields: Sequence[Field]) -> Field:
     windows, is_gated = dict(first.windows), any(field.is_gated for field in fields)
     for field in fields[1:]:
         for axis, other in field.windows.items():
-            mine = windows[axis]
-            if mine.jump == other.jump:  # branches with the same total stride: the smallest window that contains both
-                start = min(mine.start, other.start)
-                end = max(mine.start + mine.size, other.start + other.size)
-                windows[axis] = Window(end - start, mine.jump, start)
-            elif mine.jump and not other.jump:  # the other was globally pooled: a gate, reported separately
+            window = windows[axis]
+            if window.jump == other.jump:  # branches with the same total stride: the smallest window that contains both
+                start = min(window.start, other.start)
+                end = max(window.start + window.size, other.start + other.size)
+                windows[axis] = Window(end - start, window.jump, start)
+            elif window.jump and not other.jump:  # the other was globally pooled: a gate, reported separately
                 is_gated = True
             else:
-                raise Mixed
+                raise NoReceptiveField
     return Field(first.dims, windows, is_gated)
 
 
@@ -94,9 +94,9 @@ def pointwise(fields: list[Field], shape: tuple[int, ...]) -> Field:
     """Field after an elementwise operation on `fields` with output `shape`; smaller operands are broadcast."""
     whole = [field for field in fields if field.shape == shape]
     if not whole:  # all operands are broadcast, such as a row plus a column
-        return union([expanded(field, shape) for field in fields])
+        return union([broadcast(field, shape) for field in fields])
     if any(_axes(field) != _axes(whole[0]) for field in whole):
-        raise Mixed  # the sum of an image and its transpose, for example
+        raise NoReceptiveField  # the sum of an image and its transpose, for example
     return union([*whole, *(field for field in fields if field.shape != shape)])
 
 
@@ -104,9 +104,11 @@ def _axes(field: Field) -> list[list[str]]:
     return [[factor.axis for factor in dim if factor.axis] for dim in field.dims]
 
 
-def slid(field: Field, dim: int, size: int, *, kernel: int, stride: int, padding: int, dilation: int = 1) -> Field:
+def slide_window(
+    field: Field, dim: int, size: int, *, kernel: int, stride: int, padding: int, dilation: int = 1
+) -> Field:
     """Field after a convolution or pooling window slides along dimension `dim` and gives `size` outputs."""
-    factor = only(field.dims[dim])
+    factor = merge_factors(field.dims[dim])
     dims = (*field.dims[:dim], (Factor(size, factor.axis),), *field.dims[dim + 1 :])
     windows = field.windows
     if factor.axis is not None:
@@ -117,14 +119,14 @@ def slid(field: Field, dim: int, size: int, *, kernel: int, stride: int, padding
     return replace(field, dims=dims, windows=windows)
 
 
-def only(dim: Dimension) -> Factor:
-    """Merge the factors of a dimension into one; raises Mixed if an image axis is one of several factors."""
+def merge_factors(dim: Dimension) -> Factor:
+    """Merge the factors of a dimension into one; raises NoReceptiveField if an image axis is one of several factors."""
     if sum(factor.axis is not None for factor in dim) > (len(dim) == 1):
-        raise Mixed
+        raise NoReceptiveField
     return dim[0] if len(dim) == 1 else Factor(math.prod(factor.size for factor in dim))
 
 
-def collapsed(field: Field, dims: Sequence[int], keep: bool) -> Field:
+def reduce_dims(field: Field, dims: Sequence[int], keep: bool) -> Field:
     """Field after a reduction, such as a mean, over all of the dimensions `dims`."""
     windows = dict(field.windows)
     for dim in dims:
@@ -139,7 +141,7 @@ def collapsed(field: Field, dims: Sequence[int], keep: bool) -> Field:
     return replace(field, dims=tuple(left), windows=windows)
 
 
-def expanded(field: Field, shape: tuple[int, ...]) -> Field:
+def broadcast(field: Field, shape: tuple[int, ...]) -> Field:
     """Field after broadcasting to `shape`: repeated along new dimensions and those of size 1."""
     new = len(shape) - len(field.dims)
     dims: list[Dimension] = [(Factor(size),) for size in shape[:new]]

@@ -14,11 +14,15 @@ from tencrop.config.batches import (
 )
 from tencrop.config.command_schemas import (
     ComplexityConfig,
+    EvaluateConfig,
+    ExportConfig,
     PrepareConfig,
     Printed,
     PrintedTable,
     ReportConfig,
     VisualizationConfig,
+    own_keys,
+    plain_config,
 )
 from tencrop.config.rules import validate
 from tencrop.config.run_id import (
@@ -31,7 +35,6 @@ from tencrop.config.run_id import (
 )
 from tencrop.config.schema import (
     Augmentation,
-    Claim,
     Config,
     Data,
     Erasing,
@@ -44,6 +47,7 @@ from tencrop.config.schema import (
     Pca,
     Protocol,
     RandAugment,
+    Recipe,
     Schedule,
     Splits,
     StoreOptions,
@@ -55,11 +59,12 @@ from tencrop.config.schema import (
 __all__ = [
     "Augmentation",
     "Batches",
-    "Claim",
     "ComplexityConfig",
     "Config",
     "Data",
     "Erasing",
+    "EvaluateConfig",
+    "ExportConfig",
     "Hardware",
     "Jitter",
     "Mixing",
@@ -72,6 +77,7 @@ __all__ = [
     "PrintedTable",
     "Protocol",
     "RandAugment",
+    "Recipe",
     "ReportConfig",
     "Schedule",
     "Splits",
@@ -91,6 +97,8 @@ __all__ = [
     "learning_keys",
     "num_threads",
     "num_workers",
+    "own_keys",
+    "plain_config",
     "run_path",
     "validate",
 ]

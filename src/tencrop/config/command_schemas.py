@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tencrop.config.schema import Claim, Config, Count, Data, Model, NonNegativeInt, Normalization, Pixels
+from tencrop.config.schema import Average, Config, Count, Data, Model, NonNegativeInt, Normalization, Pixels
 
 
 @dataclass
@@ -25,6 +26,13 @@ class ReportConfig:
     runs: list[str]  # run folders, or folders with results of evaluate.py; empty: runs/ and evaluations/
     output: str  # output folder for the page, the Markdown and the figures
     table: str | None = None  # a file of conf/errors, or all: compare that table with our runs, and write no page
+    # Each of these three replaces the page:
+    compare: list[str] = field(default_factory=list)  # two run folders or score files: McNemar's test, flips, classes
+    diff: list[str] = field(default_factory=list)  # two run folders: what differs between them
+    scores: list[str] = field(default_factory=list)  # score files, or folders that hold some: their statistics
+    k: list[Count] = field(default_factory=lambda: [1, 5])  # top-k errors of compare, scores and the page
+    average: Average = "softmax"  # the average over views that compare and scores use
+    data_root: str | None = None  # prepared data that names images and classes of score files outside run folders
 
 
 # all: those that need trained weights
@@ -32,13 +40,42 @@ Figure = Literal["all", "architecture", "tradeoff", "receptive_field", "retrieva
 
 
 @dataclass
-class VisualizationConfig(Config):
+class ExportConfig:
+    """Configuration of export.py."""
+
+    checkpoint: str | None
+    format: Literal["safetensors", "torch_export", "onnx"]
+    ema: bool | None  # null: EMA weights if the checkpoint has them
+    output: str | None  # the folder to write; null: exports/NAME-seedK-HASH
+
+
+@dataclass
+class EvaluateConfig(Config):
+    """Configuration of evaluate.py."""
+
+    table: str | None = None  # a file of conf/errors, or all: evaluate the finished runs of its rows, and print it
+    weights_dir: str | None = None  # with table=calibration: the folder of released weights that are evaluated
+    scores: list[str] | None = None  # score files to average, as an ensemble; no network runs
+
+
+@dataclass
+class VisualizationConfig(EvaluateConfig):
     """Configuration of python -m tencrop.visualization: that of evaluate.py, and the figure to draw."""
 
     figure: Figure = "all"
     images: list[NonNegativeInt] | None = None  # indices in the val split; null: chosen by a fixed hash
     candidates: Count | None = 2000  # training images searched for figure=retrieval, chosen by a fixed hash; null: all
     layer: str | None = None  # layer for figure=patches; null: the last one that outputs feature maps
+
+
+def plain_config(config: Config) -> Config:
+    """The part of a command's configuration that train.py has, too."""
+    return Config(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Config)})
+
+
+def own_keys(schema: type[Config]) -> set[str]:
+    """The keys of a command that train.py does not have; a run's configuration does not have them either."""
+    return {field.name for field in dataclasses.fields(schema)} - {field.name for field in dataclasses.fields(Config)}
 
 
 @dataclass
@@ -82,9 +119,8 @@ class ComplexityConfig:
     model: Model | None
     sizes: PrintedTable | None
     image_size: Pixels
-    short_side: Pixels | None  # set by files of conf/model, like the next two; not used here
+    short_side: Pixels | None  # set by files of conf/model, like the next; not used here
     normalization: Normalization | None
-    claim: Claim | None
     num_classes: Count | None  # null: the network's default
     format: Literal["terminal", "markdown", "csv", "json"]
     layers: Literal["main", "all"]  # all adds normalization layers and parameters outside any layer

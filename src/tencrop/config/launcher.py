@@ -8,6 +8,8 @@ refused: this process would wait for ranks that nobody started, or believe it is
 from __future__ import annotations
 
 import os
+import re
+import stat
 from typing import NamedTuple
 
 from tencrop.config.schema import Hardware, UserError
@@ -66,6 +68,7 @@ def check_launch(hardware: Hardware) -> None:
     Removes the rank variables of other launchers from the environment, since torch and Lightning would read them first.
     """
     if PIPE in os.environ:
+        _refuse_stray_pipe()
         return  # rank 0 has checked this before it started us
     num_devices, found = hardware.devices * hardware.nodes, launched()
     if found is None:
@@ -103,6 +106,24 @@ def unset(launcher: str) -> str:
     names = (*AGENT, *RANKS, *SIZES) if launcher == "torchrun" else ("SLURM_STEP_ID", "SLURM_PROCID")
     there = [name for name in names if name in os.environ and name.startswith("SLURM_") == (launcher == "srun")]
     return f"unset {' '.join(there)}"
+
+
+def _refuse_stray_pipe() -> None:
+    """Raise UserError if PIPE was not set by the process that started this one, but exported by a shell, say."""
+    parts = re.fullmatch("([0-9]{1,9}) ([0-9]{1,9})", os.environ[PIPE])
+    is_ours = parts is not None and int(parts[2]) == os.getppid() and _is_pipe(int(parts[1]))
+    if not is_ours or _missing(("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")):
+        raise UserError(
+            f"{PIPE}={os.environ[PIPE]}: train.py sets it for the processes that it starts, and no train.py started"
+            f" this one; unset {PIPE}"
+        )
+
+
+def _is_pipe(descriptor: int) -> bool:
+    try:
+        return stat.S_ISFIFO(os.fstat(descriptor).st_mode)
+    except OSError:  # not open
+        return False
 
 
 def _or_unset(found: Launched) -> str:

@@ -28,6 +28,7 @@ def upgrade_config(values: Document) -> Document:
     # No format number marks this change: the tracker affects neither what is learned nor the digest of config.yaml.
     if "tracker" in values:
         values["tracker"] = without_removed_tracker(values["tracker"])
+    values.pop("claim", None)  # a printed error, which is now in conf/errors only
     return values | {"data": data}
 
 

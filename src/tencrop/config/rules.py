@@ -15,8 +15,11 @@ from omegaconf.errors import InterpolationResolutionError, InterpolationToMissin
 
 from tencrop.config.build import build
 from tencrop.config.command_schemas import ComplexityConfig
+from tencrop.config.fields import dotted_keys
+from tencrop.config.protocol_rules import check_protocol
 from tencrop.config.recipe_rules import check_recipe
-from tencrop.config.schema import Config, Protocol, UserError
+from tencrop.config.recipes import check_guesses
+from tencrop.config.schema import Config, UserError
 from tencrop.config.tracker import REMOVED, USE_INSTEAD
 
 if TYPE_CHECKING:
@@ -50,6 +53,7 @@ def validate(node: DictConfig, schema: type[Schema]) -> Schema:
         _check_model(config.model.name)
     if isinstance(config, Config):
         check_recipe(config)
+        check_guesses(config, dotted_keys(Config))
         _check_run(config)
     return config
 
@@ -72,28 +76,6 @@ def _check_model(name: str) -> None:
         raise UserError(f"model.name={name}: there is no such model; {hint}")
 
 
-def check_protocol(protocol: Protocol) -> None:
-    """Raise UserError for the first rule that a protocol violates."""
-    if not protocol.sides:
-        raise UserError("protocol.side=[]: names no size; give protocol.side=256, or a list of several")
-    for side in protocol.sides:
-        if side is not None and side < protocol.size:
-            raise UserError(
-                f"protocol.side={side}: a crop of {protocol.size} pixels does not fit;"
-                " raise protocol.side or lower protocol.size"
-            )
-    if protocol.name in ("crops_144", "dense") and protocol.region != "whole":
-        raise UserError(
-            f"protocol.region={protocol.region}: {protocol.name} covers the whole image; set protocol.region=whole"
-        )
-    if protocol.name == "crops_144" and protocol.side is None:
-        raise UserError(
-            "protocol.side=null: crops_144 needs rescaled images; give protocol.side=[256,288,320,352], as in its paper"
-        )
-    if protocol.name == "crops_144" and protocol.filter not in ("bilinear", "bicubic"):
-        raise UserError(f"protocol.filter={protocol.filter}: crops_144 resizes on the device; use bilinear or bicubic")
-
-
 def _check_run(config: Config) -> None:
     # With a checkpoint, the sizes come from its own run: evaluation_targets checks the protocol after reading that.
     if config.checkpoint is None and config.weights is None:
@@ -111,3 +93,14 @@ def _check_run(config: Config) -> None:
         raise UserError("runs=: is empty; leave it out, or give runs=DIR")
     if config.checkpoint is not None and config.weights is not None:
         raise UserError("checkpoint and weights: give one of the two")
+    _check_weights_by(config)
+
+
+def _check_weights_by(config: Config) -> None:
+    if config.weights_by == "order" and config.weights is None:
+        raise UserError("weights_by=order: is for weights of another library; give weights=FILE, or leave it out")
+    if config.weights_by == "order" and Path(config.weights or "").suffix == ".safetensors":
+        raise UserError(
+            f"weights_by=order: {config.weights} has its tensors sorted by name, as every .safetensors file, and not in"
+            " the order of the network; give the .pth file that it was made from"
+        )

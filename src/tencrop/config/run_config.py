@@ -31,17 +31,6 @@ CONFIG_SHAPE = {
     "schedule": {"name": str},
     "training": {"epochs": (int, None), "max_steps": (int, None), "ema_decay?": (float, None)},
     "protocol": {"name": str, "side?": (int, None, [(int, None)]), "region?": str, "average?": str},
-    "claim?": (
-        None,
-        {
-            "top1_error": (float, None),
-            "top5_error": (float, None),
-            "data": str,
-            "split": str,
-            "protocol": str,
-            "source": str,
-        },
-    ),
 }
 
 

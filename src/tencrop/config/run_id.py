@@ -14,16 +14,27 @@ from pathlib import Path
 from typing import Any
 
 from tencrop.config.documents import Document
-from tencrop.config.schema import Config, UserError
+from tencrop.config.schema import Augmentation, Config, UserError
 
 # Keys that do not change what is trained; hardware may still change the last bits of the weights. The seed does change
 # it, but is a part of the folder's name of its own.
 NOT_LEARNED = {
-    "seed", "hardware", "tracker", "claim", "name", "runs", "deterministic", "log_every_steps", "protocol",
-    "checkpoint_every_steps", "allow_other_code", "checkpoint", "weights", "ema", "save_views", "output",
+    "seed", "hardware", "tracker", "name", "runs", "deterministic", "log_every_steps", "protocol",
+    "checkpoint_every_steps", "allow_other_code", "checkpoint", "weights", "weights_by", "ema", "save_views", "output",
+    "recipe",
 }  # fmt: skip
 # Keys of data. The loader counts only if it is ffcv: beton and torch give the same pixels (`learning_keys`).
-NOT_LEARNED_DATA = {"root", "source", "loader", "splits", "undecodable", "num_classes", "check_md5", "subset"}
+NOT_LEARNED_DATA = {
+    "root",
+    "source",
+    "loader",
+    "splits",
+    "undecodable",
+    "num_classes",
+    "check_md5",
+    "subset",
+    "subset_of_val",
+}
 
 
 def learning_keys(config: Config) -> dict[str, object]:
@@ -32,16 +43,24 @@ def learning_keys(config: Config) -> dict[str, object]:
     values["data"] = {key: value for key, value in values["data"].items() if key not in NOT_LEARNED_DATA}
     if config.data.loader == "ffcv":  # resizes with another filter than the other loaders
         values["data"]["loader"] = "ffcv"
-    values["augmentation"] = _drop_disabled(values["augmentation"])
+    values["augmentation"] = _drop_disabled(config.augmentation)
     return {key: value for key, value in values.items() if key not in NOT_LEARNED}
 
 
-def _drop_disabled(augmentation: dict[str, Any]) -> dict[str, Any]:
-    """Drop the settings of operations that are switched off, as they affect nothing.
+def _drop_disabled(config: Augmentation) -> dict[str, Any]:
+    """The fields of `config` without the settings of transforms that are switched off, as they affect nothing.
 
-    This also keeps the hash of existing runs unchanged when a new operation is added to the schema.
+    A section at its defaults is off: the hash of existing runs stays when a transform is added to the schema.
     """
+    augmentation = dataclasses.asdict(config)
+    sections = {field.name: field.default_factory for field in dataclasses.fields(config)}
     is_off = {
+        name: dataclasses.asdict(default()) == augmentation[name]
+        for name, default in sections.items()
+        if default is not dataclasses.MISSING
+    }
+    # These are off at other values too, such as a fill color of erasing that is never used.
+    is_off |= {
         "jitter": not any(augmentation["jitter"][key] for key in ("brightness", "contrast", "saturation", "hue")),
         "randaugment": augmentation["randaugment"]["num_ops"] == 0,
         "erasing": augmentation["erasing"]["prob"] == 0,

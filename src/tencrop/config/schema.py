@@ -36,7 +36,8 @@ PixelStd = Annotated[list[Annotated[int | float, Interval(gt=0)]], Length(3, hin
 
 DataName = Literal["imagenet", "imagefolder", "tiny_imagenet", "cifar10", "digits", "beton"]
 Filter = Literal["bilinear", "bicubic", "box", "nearest"]  # of resizing, as in Pillow
-ProtocolName = Literal["center", "five_crop", "ten_crop", "flip_pair", "crops_144", "dense"]
+ProtocolName = Literal["center", "five_crop", "ten_crop", "flip_pair", "grid_crop", "crops_144", "dense"]
+Average = Literal["softmax", "logits"]
 Region = Literal["whole", "square"]  # crops are taken from the whole rescaled image or from its central square
 
 
@@ -80,6 +81,7 @@ class Data:
     undecodable: Literal["stop", "skip"]  # skipped files are listed in the manifest
     check_md5: bool = False  # compare the archives with the published checksums first
     subset: bool = False  # accept fewer images or classes than the data set has
+    subset_of_val: str | None = None  # a list of file names, one a line: evaluate these images of the val split only
 
 
 @dataclass
@@ -203,7 +205,9 @@ class Protocol:
     size: Pixels  # height and width of a crop
     region: Region
     filter: Filter
-    average: Literal["softmax", "logits"]  # the scores that are averaged over the views
+    average: Average  # the scores that are averaged over the views
+    # shorter_side: to `side`; warp: to side x side; central_fraction: 0.875 of both sides, to size x size
+    resize: Literal["shorter_side", "warp", "central_fraction"] = "shorter_side"
 
     @property
     def sides(self) -> list[int | None]:
@@ -243,15 +247,15 @@ class Training:
 
 
 @dataclass
-class Claim:
-    """The published result that an experiment reproduces."""
+class Recipe:
+    """Where the values of an experiment come from. Composing fills it in; it affects no result."""
 
-    top1_error: Percent | None  # percent, as printed or 100 - accuracy
-    top5_error: Percent | None
-    data: str  # the data.name on which it was measured
-    split: str
-    protocol: str
-    source: str
+    experiment: str | None = None  # null: no experiment, the plain recipe of conf/train.yaml
+    source: str | None = None  # the paper, or the authors' code
+    guesses: list[str] = field(default_factory=list)  # keys whose value the source does not state
+    differs: list[str] = field(default_factory=list)  # what the source does and our keys cannot say
+    replaced: list[str] = field(default_factory=list)  # GROUP=NAME of the user in place of the experiment's choice
+    note: str | None = None  # for the line that a run prints first
 
 
 @dataclass
@@ -271,16 +275,17 @@ class Config:
     protocol: Protocol
     hardware: Hardware
     tracker: Tracker
-    claim: Claim | None
     name: str | None  # name of the experiment; null: MODEL-DATA
     runs: str  # parent of all run folders
     deterministic: bool | None  # null: true on CPU
     log_every_steps: Count
     checkpoint_every_steps: Count | None  # null: at the end of every epoch only
     allow_other_code: bool  # continue a run that was begun by another version of the code
+    recipe: Recipe | None = None
     # evaluate.py only
     checkpoint: str | list[str] | None = None  # path, or list of paths (an ensemble)
     weights: str | None = None  # a plain state dict, .safetensors or .pth
+    weights_by: Literal["name", "order"] = "name"  # how the tensors of `weights` are matched with the network's
     ema: bool | None = None  # null: EMA weights if the checkpoint has them
     save_views: bool = False  # also save the scores of every view
     output: str | None = None  # folder for score files; null: the run folder, or evaluations/

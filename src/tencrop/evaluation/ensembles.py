@@ -1,15 +1,22 @@
-"""Ensembles: average the saved scores of several members. Needs score files only, no network."""
+"""Ensembles: average the saved scores of several members, and describe them. Needs score files only, no network."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tencrop.config import UserError
-from tencrop.evaluation.predictions import Scores, from_averages
+from tencrop.config.schema import Average
+from tencrop.evaluation.predictions import Scores, from_averages, protocol_of
+from tencrop.evaluation.protocols import num_views
 
+PROTOCOL_KEYS = ("protocol", "side", "size", "region", "resize", "filter")
+PREPROCESSING_KEYS = ("mean", "std", "preprocessing")
+SEPARATOR = " + "  # between the values of members that differ
 IMPLIED = {"loader": "beton"}  # defaults of metadata keys that score files omit
 
 
@@ -32,6 +39,53 @@ def ensemble(members: Sequence[Scores], names: Sequence[str]) -> Scores:
         _mean([member.logits for member in members]),
         _joined_metadata([member.metadata for member in members]),
     )
+
+
+def ensemble_facts(members: Sequence[Scores], results: Sequence[Mapping[str, Any]], average: Average) -> dict[str, Any]:
+    """What result.json says of an ensemble in place of a single network, with a list of its members.
+
+    results: the members' own results, which know checkpoint and seed; an empty one if that is not known.
+    """
+    facts = [_member_facts(scores, known, average) for scores, known in zip(members, results, strict=True)]
+    num_networks = len({one["weights_sha256"] for one in facts})
+    label = f"ensemble of {len(facts)}"
+    if num_networks < len(facts):
+        label = f"{num_networks} network{'s'[: num_networks != 1]} in {len(facts)} evaluations"
+    joint = {key: _joined_values([one[key] for one in facts]) for key in (*PROTOCOL_KEYS, *PREPROCESSING_KEYS)}
+    return joint | {
+        "averaging": average,
+        "views": max(one["views"] for one in facts),
+        "checkpoint": [one["checkpoint"] for one in facts],
+        "label": label,
+        "selection": None,
+        "seed": [one["seed"] for one in facts],
+        "members": facts,
+    }
+
+
+def is_ensemble(scores: Scores) -> bool:
+    """Whether scores are the mean of several members."""
+    return any(SEPARATOR in scores.metadata[key] for key in ("weights_sha256", "protocol"))
+
+
+def _member_facts(scores: Scores, result: Mapping[str, Any], average: Average) -> dict[str, Any]:
+    metadata, protocol = scores.metadata, protocol_of(scores.metadata, average)
+    normalization = json.loads(metadata["normalization"])
+    return {
+        **{key: metadata[key] for key in ("model", "weights", "weights_sha256")},
+        **{key: result.get(key) for key in ("checkpoint", "seed", "preprocessing")},
+        "protocol": protocol.name,
+        **{key: getattr(protocol, key) for key in PROTOCOL_KEYS[1:]},
+        "views": num_views(protocol),
+        "mean": normalization["mean"],
+        "std": normalization["std"],
+    }
+
+
+def _joined_values(values: list[Any]) -> Any:
+    # Unique values in order, without a set: a side may be a list.
+    unique = [value for number, value in enumerate(values) if value not in values[:number]]
+    return unique[0] if len(unique) == 1 else SEPARATOR.join(str(value) for value in unique)
 
 
 def _differences(first: Scores, other: Scores) -> list[tuple[str, bool]]:
@@ -60,4 +114,4 @@ def _joined_metadata(members: list[dict[str, str]]) -> dict[str, str]:
 
 def _joined(values: list[str]) -> str:
     # One value if all members agree, else all of them in the members' order, with repetitions.
-    return values[0] if len(set(values)) == 1 else " + ".join(values)
+    return values[0] if len(set(values)) == 1 else SEPARATOR.join(values)

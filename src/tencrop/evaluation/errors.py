@@ -10,13 +10,14 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from tencrop.config import UserError
-from tencrop.training.losses import pessimistic_ranks
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NOT_FINITE = -1
 Z_95 = 1.959963984540054  # 95% of a normal distribution lies within +- Z_95 standard deviations
@@ -43,16 +44,17 @@ class ErrorRate:
         return wilson_interval(self.num_errors, self.num_images)
 
 
-def error_rate(ranks: Tensor, k: int) -> ErrorRate:
+def error_rate(ranks: Tensor | np.ndarray, k: int) -> ErrorRate:
     """Top-k error rate from the labels' ranks, int [N] as given by label_ranks.
 
     Raises UserError if the scores of any image were not finite.
     """
     # Not counted as errors: a diverged network would have a plausible error of 100%, and one broken image would hide.
-    if broken := int((ranks == NOT_FINITE).sum()):
+    ranks = np.asarray(ranks)
+    if len(broken := np.flatnonzero(ranks == NOT_FINITE)):
         raise UserError(
-            f"the scores of {broken} of {len(ranks)} images are NaN or infinite (the first is image number"
-            f" {int((ranks == NOT_FINITE).nonzero()[0])}), so there is no error rate;"
+            f"the scores of {len(broken)} of {len(ranks)} images are NaN or infinite (the first is image number"
+            f" {broken[0]}), so there is no error rate;"
             " the weights have diverged or are not those of this network"
         )
     return ErrorRate(num_errors=int((ranks >= k).sum()), num_images=len(ranks))
@@ -63,6 +65,10 @@ def label_ranks(scores: Tensor, labels: Tensor) -> Tensor:
 
     scores: float [N, K]; labels: int64 [N]. NOT_FINITE for an image with a NaN or infinite score.
     """
+    import torch  # here, so that reports of saved scores need not wait for it
+
+    from tencrop.training.losses import pessimistic_ranks
+
     return torch.where(scores.isfinite().all(1), pessimistic_ranks(scores, labels), NOT_FINITE)
 
 

@@ -21,20 +21,24 @@ from tencrop.config.code import PACKAGE, SCORING, code_sha256
 from tencrop.config.launcher import is_first_process
 from tencrop.config.writable import check_writable
 from tencrop.data.augmentation.color import mean_and_std
-from tencrop.evaluation.claims import claiming_recipe, is_claimed
-from tencrop.evaluation.ensembles import ensemble
-from tencrop.evaluation.inference import ScoringTask, check_scorable, join_launched, open_val_split, score_split
-from tencrop.evaluation.predictions import Scores, cpu_group, protocol_text, save_scores, saved_scores
+from tencrop.evaluation.checks import check_scorable
+from tencrop.evaluation.ensembles import ensemble, ensemble_facts, is_ensemble
+from tencrop.evaluation.inference import ScoringTask, open_val_split
+from tencrop.evaluation.predictions import Scores, cpu_group, load_scores, protocol_text, save_scores, saved_scores
 from tencrop.evaluation.preprocessing import preprocessing_line
+from tencrop.evaluation.processes import join_launched, score_split
 from tencrop.evaluation.protocols import default_side
 from tencrop.evaluation.publishers import with_preprocessing
-from tencrop.evaluation.results import result_name, result_of, save_result
-from tencrop.evaluation.targets import EVALUATIONS, EvaluationTarget, source_fingerprint
+from tencrop.evaluation.results import load_result, result_name, result_of, save_result
+from tencrop.evaluation.subsets import evaluated_fingerprint, evaluated_index, subset_hash
+from tencrop.evaluation.targets import EVALUATIONS, EvaluationTarget
 from tencrop.models.checkpoint_files import weights_sha256
 from tencrop.models.factory import build_model
+from tencrop.models.mappings import pair_lines
 from tencrop.models.weights import apply_weights, load_weights
 from tencrop.training.precision import set_precision
 
+MAX_STEM = 200  # characters; file systems allow 255 bytes, and the suffixes take some
 REMEDY = "make room, or name another folder with evaluate.py's output=DIR"
 
 
@@ -75,12 +79,17 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
     path = target.path
     weights = load_weights(path, ema=target.config.ema)
     network = build_model(target.config.model, num_classes=target.num_classes)
-    config, source = with_preprocessing(target, network, weights.facts)
-    apply_weights(network, weights.state, source=str(path), name=f"{config.model.name} ({target.num_classes} classes)")
+    config, source = with_preprocessing(target, network, weights)
+    name, by = f"{config.model.name} ({target.num_classes} classes)", config.weights_by
+    pairs = apply_weights(network, weights.state, source=str(path), name=name, by=by)
     # normalization=dataset means the data that the network was trained on, not the data it is evaluated on.
-    mean, std = mean_and_std(config.normalization, weights.facts or target.manifest["statistics"])
+    mean, std = mean_and_std(config.normalization, weights.metadata or target.manifest["statistics"])
     if _is_first_rank() and (target.typed is not None or config.weights is not None):
+        print(*pair_lines(pairs, path.name, config.model.name), sep="\n", end="\n" if pairs else "")
         print(preprocessing_line(path.name, config, mean, std, source), flush=True)
+    split = open_val_split(config)  # on all processes, so that broken data stops all of them
+    index = evaluated_index(config, split)
+    is_subset = len(index) < split.num_samples
     # What the scores depend on. Saved scores are reused only if all of it is equal.
     identity = {
         "protocol": protocol_text(config.protocol),
@@ -89,24 +98,28 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
         "weights": weights.kind,
         "weights_sha256": weights_sha256(network.state_dict()),
         "data": config.data.name,
-        "source_fingerprint": source_fingerprint(target.manifest),
+        "source_fingerprint": evaluated_fingerprint(split, index),
         "normalization": json.dumps({"mean": mean, "std": std}),
         "precision": config.training.precision,
         "code_sha256": code_sha256(PACKAGE, SCORING),
         "allow_tf32": json.dumps(set_precision(config.training.precision)),
         **({"loader": "ffcv"} if config.data.loader == "ffcv" else {}),  # only ffcv decodes to other pixels
+        **({"subset": f"{len(index):,} of {split.num_samples:,} images"} if is_subset else {}),
     }
     digest = _short_hash(identity["weights_sha256"], identity["source_fingerprint"])
     # The hash of weights and data in the folder's name keeps other weights of the same model from overwriting these.
     out = target.out or EVALUATIONS / f"{config.model.name.replace('/', '-')}-{digest}"
-    stem = file_stem(config, weights.kind, path.stem if weights.facts else "last")
-    labels = open_val_split(config).labels  # on all processes, so that broken data stops all of them
+    stem = file_stem(config, weights.kind, path.stem if weights.metadata else "last")
     # Only rank 0 reads saved scores (400 MB for ImageNet) and decides; the others get its decision.
     scores = refusal = None
     if _is_first_rank():
         # In a read-only folder, such as a colleague's run, scores of other code are better than an error.
         file, is_read_only = out / f"{stem}.safetensors", out.is_dir() and not os.access(out, os.W_OK)
-        options: dict[str, Any] = {"labels": labels, "with_views": config.save_views, "of_any_code": is_read_only}
+        options: dict[str, Any] = {
+            "labels": split.labels[index],
+            "with_views": config.save_views,
+            "of_any_code": is_read_only,
+        }
         scores = saved_scores(file, identity, **options)
         if scores is not None and scores.metadata["code_sha256"] != identity["code_sha256"]:
             print(f"{file}: computed by another version of the code; its folder is read-only", file=sys.stderr)
@@ -119,11 +132,8 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
         scores = score_split(task, network)
     if scores is None:
         return None
-    origin = {"mean": mean, "std": std, "preprocessing": source, **_origin(target, weights.facts)}
-    # A published error may be compared only with a run of its own recipe: not with plain weights or changed settings.
-    is_of_run = bool(weights.facts) and target.typed is None and config.weights is None
-    recipe = claiming_recipe(config, target.manifest) if is_of_run else None
-    return _save(scores, config, out, stem, recipe=recipe, is_saved=is_saved, **origin)
+    origin = {"mean": mean, "std": std, "preprocessing": source, **_origin(target, weights.metadata)}
+    return _save(scores, config, out, stem, is_saved=is_saved, **origin)
 
 
 def _ensemble_files(targets: Sequence[EvaluationTarget]) -> list[Path]:
@@ -152,62 +162,90 @@ def _raise_on_all_ranks(refusal: UserError | None) -> None:
         raise refusal or SystemExit(2)
 
 
-def _origin(target: EvaluationTarget, facts: dict[str, Any]) -> dict[str, Any]:
-    """Where the weights come from, for result.json. facts: the metadata of our own checkpoints, else empty."""
+def _origin(target: EvaluationTarget, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Where the weights come from, for result.json. metadata: that of our own checkpoints, else empty."""
     path, config = target.path, target.config
-    if not facts:
-        return {"checkpoint": str(path), "label": path.name, "selection": None, "seed": None, "claim": None}
-    label = f"{config.name or config.model.name} seed {facts['seed']}"
-    if facts["step"] < facts["total_steps"]:
-        label += f", step {facts['step']} of {facts['total_steps']}"
-    return {  # no "claim" here: result_of takes it from the configuration, which is that of the run
+    if not metadata:
+        return {"checkpoint": str(path), "label": path.name, "selection": None, "seed": None}
+    label = f"{config.name or config.model.name} seed {metadata['seed']}"
+    if metadata["step"] < metadata["total_steps"]:
+        label += f", step {metadata['step']} of {metadata['total_steps']}"
+    return {
         "checkpoint": str(path),
         "label": label,
         "selection": "best" if path.stem == "best" else "last",
-        **{key: facts[key] for key in ("seed", "step", "total_steps")},
-        "run_id": facts.get("run_id"),  # checkpoints of earlier code have none
+        **{key: metadata[key] for key in ("seed", "step", "total_steps")},
+        "run_id": metadata.get("run_id"),  # checkpoints of earlier code have none
     }
 
 
 def _evaluate_ensemble(targets: Sequence[EvaluationTarget], found: Sequence[Evaluated]) -> Evaluated:
     config = targets[0].config
-    joint = ensemble([one.scores for one in found], names=[str(target.path) for target in targets])
+    stem = _joint_stem([file_stem(target.config) for target in targets])
+    names = [str(target.path) for target in targets]
+    return _save_ensemble([one.scores for one in found], [one.result for one in found], names, config, stem)
+
+
+def evaluate_scores(config: Config, paths: Sequence[Path]) -> Evaluated:
+    """Average saved score files and write scores and result of the ensemble. Needs neither network nor data.
+
+    Raises UserError if a file is missing, broken or listed twice, or if the files are not of the same images.
+    """
+    members = [load_scores(path) for path in paths]
+    for path, member in zip(paths, members, strict=True):
+        if is_ensemble(member):
+            raise UserError(f"{path}: is the mean of several members; list those instead, so that each counts once")
+    results = [_result_beside(path, member) for path, member in zip(paths, members, strict=True)]
+    stem = _joint_stem([path.stem for path in paths])
+    return _save_ensemble(members, results, [str(path) for path in paths], config, stem)
+
+
+def _save_ensemble(
+    members: Sequence[Scores], results: Sequence[dict[str, Any]], names: Sequence[str], config: Config, stem: str
+) -> Evaluated:
+    joint = ensemble(members, names=names)
+    facts = ensemble_facts(members, results, config.protocol.average)
     # Named by content: the same weights under other paths are the same ensemble.
-    hashes = [one.scores.metadata[key] for one in found for key in ("weights_sha256", "protocol")]
+    hashes = [member.metadata[key] for member in members for key in ("weights_sha256", "protocol")]
     name = f"ensemble-{_short_hash(*hashes, joint.metadata['source_fingerprint'])}"
-    origin: dict[str, Any] = {
-        "checkpoint": [str(target.path) for target in targets],
-        "label": f"ensemble of {len(targets)}",
-        "selection": None,
-        "seed": [one.result["seed"] for one in found],
-        "claim": None,  # published errors of single networks do not apply to an ensemble
-    }
-    for key in ("protocol", "side", "size", "region", "filter", "mean", "std", "preprocessing"):
-        every = [one.result[key] for one in found]
-        # Unique values in order, without a set: a side may be a list.
-        values = [value for number, value in enumerate(every) if value not in every[:number]]
-        origin[key] = values[0] if len(values) == 1 else " + ".join(str(value) for value in values)
     out = Path(config.output) if config.output is not None else EVALUATIONS / name
-    return _save(joint, config, out, file_stem(config), **origin)
+    return _save(joint, config, out, stem, **facts)
+
+
+def _result_beside(path: Path, scores: Scores) -> dict[str, Any]:
+    """The result of a score file in the same folder; empty if there is none, or only one of other weights."""
+    for file in (path.with_name(f"{path.stem}{ending}.result.json") for ending in ("", "-logits")):
+        if file.exists() and (result := load_result(file))["weights_sha256"] == scores.metadata["weights_sha256"]:
+            return result
+    return {}
+
+
+def _joint_stem(stems: Sequence[str]) -> str:
+    """File name of an ensemble's scores: the members' names, or "ensemble" if these are too long for a file system."""
+    name = "+".join(dict.fromkeys(stems))
+    return name if len(name) <= MAX_STEM else "ensemble"
 
 
 def file_stem(config: Config, kind: str = "raw", checkpoint: str = "last") -> str:
     """File name of the scores without suffix: the protocol, then every setting that differs from the recipe's default.
 
-    The defaults are the recipe's own sizes and filter, the whole image, raw weights, the last checkpoint, and a loader
-    that decodes to Pillow's pixels.
+    The defaults are the recipe's own sizes and filter, the whole image rescaled by its shorter side, raw weights, the
+    last checkpoint, a loader that decodes to Pillow's pixels, and the whole split.
     """
     protocol = config.protocol
     sides = "-".join(str(side or "kept") for side in protocol.sides)
     parts = {
         protocol.name: True,
         protocol.region: protocol.region != "whole",
-        f"side{sides}": protocol.side != default_side(protocol.name, config.short_side),
+        protocol.resize: protocol.resize != "shorter_side",
+        f"side{sides}": protocol.resize != "central_fraction"
+        and protocol.side != default_side(protocol.name, config.short_side),
         f"size{protocol.size}": protocol.size != config.image_size,
         protocol.filter: protocol.filter != config.augmentation.filter,
         checkpoint: checkpoint != "last",
         kind: kind != "raw",
         "ffcv": config.data.loader == "ffcv",
+        f"subset{subset_hash(config)}": config.data.subset_of_val is not None,
     }
     return "-".join(part for part, differs in parts.items() if differs)
 
@@ -218,18 +256,12 @@ def _save(
     out: Path,
     stem: str,
     *,
-    recipe: Config | None = None,
     is_saved: bool = False,
     **origin: Any,
 ) -> Evaluated:
-    """Write the score file and result.json. Raises UserError, and writes nothing, if scores are not finite.
-
-    recipe: the recipe with a published error, if these weights come from a run of it.
-    """
+    """Write the score file and result.json. Raises UserError, and writes nothing, if scores are not finite."""
     # Counts the errors first: a score file with NaN must never exist, because later commands would reuse it.
     result = result_of(scores, config, scores=f"{stem}.safetensors", **origin)
-    if recipe is None or not is_claimed(result, recipe):
-        result["claim"] = None
     if not is_saved:
         save_scores(out / f"{stem}.safetensors", scores)
     if not is_saved or os.access(out, os.W_OK):  # saved results are also shown from a read-only folder

@@ -4,38 +4,30 @@ A score file is .safetensors, which is read without executing code. It has the m
 (papers use either, and one cannot be computed from the other), index, label and rank for each image, and metadata on
 weights, data and protocol. Scores are float32, from which the ranks were counted, so that every reader counts the same
 errors. That takes 400 MB for 50,000 images in 1,000 classes; float16 would take half but make ties. A digest over the
-whole content is verified on every read.
+whole content is verified on every read (score_files.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from tencrop.config import Protocol, UserError
-from tencrop.evaluation.errors import NOT_FINITE, label_ranks
+from tencrop.config.schema import Average
+from tencrop.evaluation.errors import label_ranks
+from tencrop.evaluation.score_files import FORMAT, read_scores, scores_digest
 from tencrop.files import atomic_write
-from tencrop.models.checkpoint_files import weights_sha256
 
-FORMAT = "tencrop scores 2"
-RANKED_FORMATS = ("tencrop scores 1", FORMAT)  # format 1 had the same ranks, with float16 scores
-AVERAGES = ("softmax", "logits")
-# Exceptions that the bytes of a broken file can cause. RuntimeError is torch's, for shapes and dtypes. For a file that
-# may not be read, safe_open raises FileNotFoundError without an errno.
-BROKEN = (SafetensorError, OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 FLOAT16_MAX = torch.finfo(torch.float16).max
 
 
@@ -93,7 +85,8 @@ def save_scores(path: Path, scores: Scores) -> None:
     """Write a score file atomically: to a temporary name in its folder, then fsync and rename."""
     # safetensors refuses tensors that are not contiguous.
     tensors = {name: tensor.cpu().contiguous() for name, tensor in scores.tensors().items()}
-    facts = {"format": FORMAT, "sha256": _digest(tensors, scores.metadata), **scores.metadata}
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    facts = {"format": FORMAT, "sha256": scores_digest(arrays, scores.metadata), **scores.metadata}
     # One JSON entry: safetensors writes several entries in random order, and equal scores should give equal files.
     metadata = {"scores": json.dumps(facts, sort_keys=True)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,79 +94,9 @@ def save_scores(path: Path, scores: Scores) -> None:
 
 
 def load_scores(path: Path) -> Scores:
-    """The scores of images 0 to N-1 in a file, completely verified.
-
-    Reads the whole file, compares its digest and counts the ranks again (1.2 s of processor time for 50,000 images in
-    1,000 classes). Raises UserError if it is missing, damaged, of an earlier format or not a score file.
-    """
-    with _open_scores(path, (FORMAT,)) as (file, metadata):
-        digest = metadata.pop("sha256", None)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  safe_open is not iterable
-        assert digest == _digest(tensors, metadata), "its content is not what was written (SHA-256)"
-        scores = Scores(metadata=metadata, **tensors)
-        _check(scores)
-    return scores
-
-
-def load_ranks(path: Path, average: str) -> tuple[Tensor, dict[str, str]]:
-    """The labels' ranks int32 [N] for an average (softmax or logits), and the metadata; also from earlier formats.
-
-    Reads a few bytes for each image, so that a report can read many files. Only load_scores verifies the digest.
-    """
-    with _open_scores(path, RANKED_FORMATS) as (file, metadata):
-        names = (f"{average}_ranks", "index", "labels")
-        ranks, index, labels = (file.get_tensor(name) for name in names)
-        num_classes = file.get_slice(average).get_shape()[1]
-        _check_images(index, labels, {names[0]: ranks}, num_classes)
-    metadata.pop("sha256", None)
-    return ranks, metadata
-
-
-@contextmanager
-def _open_scores(path: Path, formats: tuple[str, ...]) -> Iterator[tuple[Any, dict[str, str]]]:
-    """Open a score file; yields it with its metadata. Exceptions that a broken file causes become a UserError."""
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such score file; evaluate.py writes it")
-    try:
-        with safe_open(path, framework="pt") as file:
-            # Keys that this code does not know stay in the metadata, and so in the digest.
-            metadata = json.loads((file.metadata() or {}).get("scores", "{}"))
-            if metadata.pop("format", None) not in formats:
-                raise UserError(f"{path}: is no score file of this version ({FORMAT}); run evaluate.py again")
-            yield file, metadata
-    except UserError:
-        raise
-    except BROKEN as error:
-        raise UserError(f"{path}: is a broken score file ({error}); remove it and run evaluate.py again") from error
-
-
-def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    # weights_sha256 hashes the names, dtypes, shapes and bytes of any tensors.
-    facts = json.dumps(metadata, sort_keys=True)
-    return hashlib.sha256(f"{weights_sha256(tensors)} {facts}".encode()).hexdigest()
-
-
-def _check(scores: Scores) -> None:
-    """Check that the content is consistent. The digest only shows that nothing changed since the file was written."""
-    assert scores.logits.shape == scores.softmax.shape, "logits and softmax differ in shape"
-    assert len(scores.softmax) == len(scores.index), "scores and images differ in number"
-    assert scores.logits.dtype == scores.softmax.dtype == torch.float32, "the scores are not float32"
-    ranks = {f"{average}_ranks": scores.ranks(average) for average in AVERAGES}
-    _check_images(scores.index, scores.labels, ranks, scores.softmax.shape[1])
-    # Also catches a change of the top-k rule in the code since the file was written.
-    for average in AVERAGES:
-        counted = label_ranks(scores.tensors()[average], scores.labels)
-        assert torch.equal(counted, scores.ranks(average)), f"its {average} ranks are not those of its scores"
-
-
-def _check_images(index: Tensor, labels: Tensor, ranks: dict[str, Tensor], num_classes: int) -> None:
-    num_images = len(index)
-    for name, values in {"labels": labels, **ranks}.items():
-        assert values.shape == (num_images,), f"{name} is not one number per image"
-    assert num_images and torch.equal(index, torch.arange(num_images)), "an image is missing, or is there twice"
-    assert 0 <= int(labels.min()) <= int(labels.max()) < num_classes, "labels out of range"
-    for name, values in ranks.items():
-        assert NOT_FINITE <= int(values.min()) <= int(values.max()) < num_classes, f"{name} out of range"
+    """The scores of images 0 to N-1 in a file, completely verified, as `read_scores` does; raises UserError as it."""
+    arrays, metadata = read_scores(path)
+    return Scores(metadata=metadata, **{name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 def saved_scores(
@@ -199,7 +122,14 @@ def saved_scores(
 def protocol_text(protocol: Protocol) -> str:
     """The protocol as JSON for a score file's metadata, without `average`, because a file has both averages."""
     values = dataclasses.asdict(protocol)
-    return json.dumps({key: values[key] for key in sorted(values) if key != "average"})
+    # The default of a key newer than the first score files is left out, so that those stay valid.
+    left_out = {"average", *(["resize"] if protocol.resize == "shorter_side" else [])}
+    return json.dumps({key: values[key] for key in sorted(values) if key not in left_out})
+
+
+def protocol_of(metadata: dict[str, str], average: Average) -> Protocol:
+    """The protocol in a score file's metadata, with this average."""
+    return Protocol(**json.loads(metadata["protocol"]), average=average)
 
 
 def gather(part: Scores) -> Scores | None:

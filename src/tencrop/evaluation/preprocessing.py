@@ -71,5 +71,14 @@ def preprocessing_line(label: str, config: Config, mean: list[float], std: list[
     """The preprocessing that is used, in one line for the terminal. mean, std: on [0, 255], one per channel."""
     numbers = [" ".join(f"{value:g}" for value in values) for values in (mean, std)]
     protocol = config.protocol
-    side = "whole size" if protocol.side is None else f"{', '.join(map(str, protocol.sides))} px"
-    return f"{label}: mean {numbers[0]}, std {numbers[1]}, {protocol.filter}, {protocol.size} of {side} ({source})"
+    sizes = sizes_text(protocol.size, protocol.side, protocol.resize)
+    return f"{label}: mean {numbers[0]}, std {numbers[1]}, {protocol.filter}, {sizes} ({source})"
+
+
+def sizes_text(size: int, side: int | list[int] | None, resize: str) -> str:
+    """The sizes of a protocol in words: "224 of 256 px", "224 of whole size" or "384 of 384 px, stretched"."""
+    if resize == "central_fraction":
+        return f"{size} of the central 87.5%, stretched"
+    sides = side if isinstance(side, list) else [side]
+    text = "whole size" if side is None else f"{', '.join(map(str, sides))} px"
+    return f"{size} of {text}" + (", stretched" if resize == "warp" else "")

@@ -25,19 +25,21 @@ Sizes = npt.NDArray[np.integer]
 # Position (vertical, horizontal) of a crop within the image: (0, 0) is the top left, (1, 1) the bottom right.
 CENTER = ((0.5, 0.5),)
 CORNERS = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
+GRID = tuple((row / 4, column / 4) for row in range(5) for column in range(5))
 # Unreflected crops of each protocol, in the order of the views. "dense" has none: it sees whole images.
 POSITIONS = {
     "center": CENTER,
     "flip_pair": CENTER,
     "five_crop": CORNERS + CENTER,
     "ten_crop": CORNERS + CENTER,
+    "grid_crop": GRID,
     "crops_144": CORNERS + CENTER,  # in each of SQUARES
 }
 SIDES_144 = [256, 288, 320, 352]  # as in conf/protocol/crops_144.yaml
 SQUARES = (0.0, 0.5, 1.0)  # positions of the squares of crops_144 along the longer side
 RESIZED_BYTES = 1 << 28  # float32 pixels that crops_144 resizes at once: one square of side 4,729
 # Protocols whose views are followed by their horizontal reflections.
-REFLECTED = {"flip_pair", "ten_crop", "crops_144", "dense"}
+REFLECTED = {"flip_pair", "ten_crop", "grid_crop", "crops_144", "dense"}
 
 
 def default_side(name: str, short_side: int | None) -> int | list[int] | None:
@@ -75,7 +77,8 @@ def views(images: Tensor, sizes: Sizes, protocol: Protocol) -> Tensor:
     images: uint8 [B, H, W, 3], each in the top left of its slot; sizes: [B, 2], its height and width there, at least
     protocol.size. The order is top left, top right, bottom left, bottom right, center, and then the reflections in the
     same order. region=whole takes the corners of the image (fb.resnet.torch), region=square those of its central square
-    (Krizhevsky et al. 2012, section 4.1). The center is rounded as in torchvision. crops_144 takes these five crops of
+    (Krizhevsky et al. 2012, section 4.1). The center is rounded as in torchvision. grid_crop takes 5 x 5 equally spaced
+    crops, row by row (Simonyan and Zisserman 2015, table 5). crops_144 takes these five crops of
     the left, central and right square (for tall images: top, central and bottom), then the three squares resized to
     size x size, then the reflections of all (Szegedy et al. 2015, section 7).
     """

@@ -15,22 +15,25 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from tencrop.config import Config
-from tencrop.config.rules import check_protocol
+from tencrop.config.protocol_rules import check_protocol
 from tencrop.evaluation.preprocessing import Preprocessing, apply_preprocessing, typed_fields
 from tencrop.evaluation.targets import EvaluationTarget
+from tencrop.models.weights import Weights
 
 
-def with_preprocessing(target: EvaluationTarget, network: nn.Module, facts: Mapping[str, Any]) -> tuple[Config, str]:
+def with_preprocessing(target: EvaluationTarget, network: nn.Module, weights: Weights) -> tuple[Config, str]:
     """The target's configuration with the preprocessing of its weights, and the source of that preprocessing.
 
-    facts: the metadata of our own checkpoints, else empty. Raises UserError if the resulting protocol is impossible,
-    for example with a side on the command line below the publisher's crop size.
+    Raises UserError if the resulting protocol is impossible, for example with a side on the command line below the
+    publisher's crop size.
     """
     config, typed = target.config, target.typed
     if typed is None:
         return config, "the configuration"
-    if facts:  # one of our checkpoints, outside its run folder
-        wanted = _of_checkpoint(config, facts)
+    if weights.preprocessing:
+        wanted = _of_export(weights.preprocessing)
+    elif weights.metadata:  # one of our checkpoints, outside its run folder
+        wanted = _of_checkpoint(config, weights.metadata)
     else:
         wanted = published(config.model.name, network, config.model.kwargs.get("img_size"))
     if wanted is None:
@@ -41,9 +44,22 @@ def with_preprocessing(target: EvaluationTarget, network: nn.Module, facts: Mapp
     return config, wanted.source + (f"; typed: {', '.join(kept)}" if kept else "")
 
 
-def _of_checkpoint(config: Config, facts: Mapping[str, Any]) -> Preprocessing | None:
+def _of_export(written: Mapping[str, Any]) -> Preprocessing | None:
+    size, side = written["size"], written["side"]
+    # at another size on the command line, the same ratio of crop to side
+    return Preprocessing(
+        written["source"],
+        written["mean"],
+        written["std"],
+        written["filter"],
+        size,
+        lambda other: side and math.floor(other * Fraction(side, size)),
+    )
+
+
+def _of_checkpoint(config: Config, metadata: Mapping[str, Any]) -> Preprocessing | None:
     source, filter = "the checkpoint's mean and std, else the configuration", config.augmentation.filter
-    return Preprocessing(source, facts["mean"], facts["std"], filter, size=None, side=lambda _: None)
+    return Preprocessing(source, metadata["mean"], metadata["std"], filter, size=None, side=lambda _: None)
 
 
 def published(name: str, network: nn.Module, img_size: int | None = None) -> Preprocessing | None:

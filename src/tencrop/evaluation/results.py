@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.text import Text
 from torch import Tensor
@@ -20,8 +21,10 @@ from tencrop.config import Config, UserError
 from tencrop.console import plain_console
 from tencrop.data.augmentation.color import IMAGENET
 from tencrop.evaluation.errors import error_rate
-from tencrop.evaluation.predictions import Scores, load_ranks
+from tencrop.evaluation.predictions import Scores
+from tencrop.evaluation.preprocessing import sizes_text
 from tencrop.evaluation.protocols import num_views
+from tencrop.evaluation.score_files import read_ranks
 from tencrop.files import atomic_write
 from tencrop.text_tables import aligned
 
@@ -46,11 +49,10 @@ def result_of(scores: Scores, config: Config, /, **origin: Any) -> dict[str, Any
         "protocol": protocol.pop("name"),
         "averaging": protocol.pop("average"),
         "views": num_views(config.protocol),
-        **protocol,  # side, size, region and filter
+        **protocol,  # side, size, region, filter and resize
         **{key: value for key, value in scores.metadata.items() if key not in ("protocol", "normalization")},
         "experiment": config.name,
         "seed": config.seed,
-        "claim": None if config.claim is None else dataclasses.asdict(config.claim),
         **origin,
     }
 
@@ -60,7 +62,7 @@ def result_name(result: dict[str, Any]) -> str:
     return Path(result["scores"]).stem + ("-logits" if result["averaging"] == "logits" else "")
 
 
-def _errors(ranks: Tensor) -> dict[str, Any]:
+def _errors(ranks: Tensor | np.ndarray) -> dict[str, Any]:
     """The keys of a result that are computed from the labels' ranks, int [N]."""
     errors: dict[str, Any] = {}
     for k in TOP:
@@ -112,7 +114,7 @@ def _recounted_errors(path: Path, result: dict[str, Any]) -> dict[str, Any] | No
         scores = path.with_name(result["scores"])
         if not scores.is_file():
             return None
-        ranks, metadata = load_ranks(scores, result["averaging"])
+        ranks, metadata = read_ranks(scores, result["averaging"])
         # The file's name contains only the protocol: evaluating other weights in the same folder overwrites it.
         same = ("weights_sha256", "source_fingerprint", *(["code_sha256"] if "code_sha256" in result else []))
         return _errors(ranks) if all(metadata.get(key) == result[key] for key in same) else None
@@ -143,12 +145,16 @@ def print_results(results: Sequence[dict[str, Any]], console: Console | None = N
 
 
 def protocol_label(result: dict[str, Any]) -> str:
-    """The protocol of a result in words, such as "ten_crop of 256 px, softmax"."""
-    sides = result["side"] if isinstance(result["side"], list) else [result["side"]]
-    side = "whole size" if result["side"] is None else f"{', '.join(str(side) for side in sides)} px"
-    label = f"{result['protocol']} {result['size']} of {side}"
+    """The protocol of a result in words, such as "ten_crop 224 of 256 px, softmax"."""
+    members = [protocol_label(member | {"averaging": result["averaging"]}) for member in result.get("members", ())]
+    if len(set(members)) > 1:  # an ensemble of several protocols
+        return " + ".join(dict.fromkeys(members))
+    # Results of earlier code have no "resize".
+    sizes = sizes_text(result["size"], result["side"], result.get("resize", "shorter_side"))
+    label = f"{result['protocol']} {sizes}"
     label += ", central square" if result["region"] == "square" else ""
-    return label + (f", {result['averaging']}" if result["views"] > 1 else "")
+    label += f", {result['averaging']}" if result["views"] > 1 else ""
+    return label + (f", {result['subset']}" if "subset" in result else "")
 
 
 def differences_from_training(result: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tencrop.cli.choices import CONF
+from tencrop.cli.choices import CONF, options_of
 from tencrop.cli.command_line import command_prefix, for_shell, keys_typed, parse, typed_word
 from tencrop.cli.run_overrides import config_of_run
 from tencrop.config import (
@@ -23,13 +23,14 @@ from tencrop.config import (
 )
 from tencrop.config.documents import read_json
 from tencrop.config.loader import check_loader
-from tencrop.config.rules import check_protocol
-from tencrop.data.store.manifest import RUN_DATA_SHAPE, read_manifest
+from tencrop.config.protocol_rules import check_protocol
+from tencrop.data.store.manifest import RUN_DATA_SHAPE, open_split, read_manifest
 from tencrop.evaluation.preprocessing import Preprocessing, apply_preprocessing
+from tencrop.evaluation.subsets import evaluated_index
 
 EVALUATIONS = Path("evaluations")  # parent of the folders for weights that no run folder has trained
 # Keys that train.py does not have: they are left out of the train command in an error message.
-EVALUATION_KEYS = ("protocol", "checkpoint", "weights", "ema", "save_views", "output")
+EVALUATION_KEYS = ("protocol", "checkpoint", "weights", "weights_by", "ema", "save_views", "output")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ def evaluation_targets(config: Config, typed: list[str]) -> list[EvaluationTarge
 
 
 def _evaluation_targets(config: Config, typed: list[str]) -> list[EvaluationTarget]:
+    if not isinstance(config.checkpoint, list):
+        _words_of_members(typed, 1)  # refuses several protocols
     if (weights := config.weights) is not None:
         _check_file("weights", Path(weights))
         return [_target_of_plain_weights(config, Path(weights), typed, _given_output(config))]
@@ -76,34 +79,101 @@ def _evaluation_targets(config: Config, typed: list[str]) -> list[EvaluationTarg
     paths = [Path(path) for path in (config.checkpoint if isinstance(config.checkpoint, list) else [config.checkpoint])]
     if not paths:
         raise UserError("checkpoint=[]: names no checkpoint; give checkpoint=PATH or checkpoint=[PATH,PATH]")
+    words_of = _words_of_members(typed, len(paths))
     for path in paths:
         _check_file("checkpoint", path)
     if not any((path.absolute().parent.parent / "config.yaml").exists() for path in paths):
         _check_named(paths[0], typed)
     targets = []
-    for path in paths:
+    for path, words in zip(paths, words_of, strict=True):
         run_dir, alone = path.absolute().parent.parent, len(paths) == 1
         if (run_dir / "config.yaml").exists():
-            targets.append(_target_of_run(config_of_run(run_dir, typed, conf=CONF), path, run_dir, alone=alone))
+            targets.append(_target_of_run(config_of_run(run_dir, words, conf=CONF), path, run_dir, alone=alone))
+        elif words != typed:  # `config` has one protocol for all
+            raise UserError(
+                f"checkpoint={path}: is not in a run folder, so a list of protocols does not apply; evaluate it under"
+                " each protocol, then average the score files with scores=[FILE,FILE]"
+            )
         else:
             targets.append(_target_of_plain_weights(config, path, typed, _given_output(config, alone)))
     return targets
 
 
 def check_ensemble(members: Sequence[EvaluationTarget]) -> None:
-    """Raises UserError if targets cannot form an ensemble: one is listed twice, or their averages differ."""
-    paths = [target.path.resolve() for target in members]
-    for number, path in enumerate(paths):
-        if path in paths[:number]:
-            raise UserError(f"checkpoint: {path} is listed twice; name each member of an ensemble once")
+    """Raises UserError if targets cannot form an ensemble: one is listed twice, or their averages differ.
+
+    The same checkpoint under two protocols is two members, as in VGG's "multi-crop & dense".
+    """
+    pairs = [(target.path.resolve(), target.config.protocol) for target in members]
+    for number, (path, protocol) in enumerate(pairs):
+        if (path, protocol) in pairs[:number]:
+            raise UserError(
+                f"checkpoint: {path} is listed twice with the protocol {protocol.name}; name each member of an ensemble"
+                " once, or give the members different protocols: protocol=[dense,grid_crop]"
+            )
     averages = {target.config.protocol.average for target in members}
     if len(averages) > 1:
         raise UserError(f"protocol.average: the members differ ({', '.join(sorted(averages))}); choose one of them")
 
 
+def score_files(files: Sequence[str], typed: Sequence[str]) -> list[Path]:
+    """The files of scores=[FILE,FILE]. Raises UserError if one is missing or listed twice, or for keys without effect.
+
+    typed: the words after `evaluate.py`.
+    """
+    for word, override in zip(typed, parse(typed), strict=True):
+        if override.key_or_group not in ("scores", "output", "protocol.average"):
+            raise UserError(
+                f"{word}: scores=[FILE,FILE] averages saved scores, to which it does not apply; leave it out"
+            )
+    paths = [Path(path) for path in files]
+    if len(paths) < 2:
+        raise UserError("scores: needs at least two score files, scores=[A.safetensors,B.safetensors]")
+    for number, path in enumerate(paths):
+        _check_file("scores", path)
+        if path.resolve() in [other.resolve() for other in paths[:number]]:
+            raise UserError(f"scores: {path} is listed twice; name each member of an ensemble once")
+    return paths
+
+
+def check_one_protocol(typed: Sequence[str]) -> None:
+    """Raises UserError for a list of protocols, of which Hydra would take the last one."""
+    for word, protocols in _lists_of_protocols(typed):
+        raise UserError(
+            f"{word}: only evaluate.py takes several protocols, one for each checkpoint; choose one, such as"
+            f" protocol={protocols[0] if protocols else 'center'}"
+        )
+
+
+def _words_of_members(typed: list[str], num_members: int) -> list[list[str]]:
+    """The words of the command line for each member: from protocol=[A,B], each gets a protocol of its own."""
+    members = [list(typed) for _ in range(num_members)]
+    for word, protocols in _lists_of_protocols(typed):
+        if len(protocols) != num_members:
+            raise UserError(
+                f"{word}: names {len(protocols)} protocols for {num_members} checkpoint{'s'[: num_members != 1]}; name"
+                " one for each, and a checkpoint once for each of its protocols: checkpoint=[A,A]"
+                " protocol=[dense,grid_crop]"
+            )
+        for words, protocol in zip(members, protocols, strict=True):
+            if protocol not in options_of("protocol"):
+                raise UserError(
+                    f"{word}: there is no protocol {protocol}; choose among {', '.join(options_of('protocol'))}"
+                )
+            words[typed.index(word)] = f"protocol={protocol}"
+    return members
+
+
+def _lists_of_protocols(typed: Sequence[str]) -> list[tuple[str, list[Any]]]:
+    read = zip(typed, parse(typed), strict=True)
+    found = [(word, override.value()) for word, override in read if override.key_or_group == "protocol"]
+    return [(word, protocols) for word, protocols in found if isinstance(protocols, list)]
+
+
 def _check_file(key: str, path: Path) -> None:
     if path.is_dir():
-        raise UserError(f"{key}={path}: is a folder; name a file such as RUN/checkpoints/last.ckpt")
+        example = "predictions/center.safetensors" if key == "scores" else "checkpoints/last.ckpt"
+        raise UserError(f"{key}={path}: is a folder; name a file such as RUN/{example}")
     if not path.is_file():
         raise UserError(f"{key}={path}: there is no such file")
 
@@ -171,6 +241,8 @@ def _make_target(config: Config, path: Path, out: Path | None, typed: frozenset[
     manifest = read_manifest(config.data.root, config.data.name)
     check_loader(config.data)
     check_data(config, manifest)
+    if config.data.subset_of_val is not None:
+        evaluated_index(config, open_split(config.data.root, "val", data=config.data.name))
     return EvaluationTarget(config, path, manifest, out, typed)
 
 

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from signal import SIGINT
 
+from tencrop.signals import exit_at_once
+
+if __name__ == "__main__":
+    exit_at_once(SIGINT)  # before all other imports
+
 import timm
 import torchvision
 
 import tencrop.models.factory  # noqa: F401  registers our names
-from tencrop.signals import exit_at_once
 
 
 def installed_names() -> list[str]:
@@ -22,5 +26,4 @@ def installed_names() -> list[str]:
 
 
 if __name__ == "__main__":
-    exit_at_once(SIGINT)
     print("\n".join(installed_names()))

@@ -38,7 +38,7 @@ class NetworkInNetwork(nn.Module):
             # cccp, "cascaded cross channel parametric pooling", is the paper's name for a 1 x 1 convolution
             layers[f"cccp{2 * number - 1}"] = gaussian(nn.Conv2d(num_kernels, num_kernels, 1), 0.05)
             layers[f"cccp{2 * number - 1}_relu"] = nn.ReLU()
-            # the last 1 x 1 convolution outputs one feature map per class (section 3.2, global average pooling)
+            # the last 1 x 1 convolution outputs one feature map per class (global average pooling)
             num_outputs = num_classes if is_last else num_kernels
             layers[f"cccp{2 * number}"] = gaussian(nn.Conv2d(num_kernels, num_outputs, 1), 0.01 if is_last else 0.05)
             layers[f"cccp{2 * number}_relu"] = nn.ReLU()

@@ -112,11 +112,11 @@ def resnext101_1x100d(num_classes: int = 1000, **options) -> ResNet:
 
 @register
 def resnext50_1x64d_plain(num_classes: int = 1000, **options) -> ResNet:
-    """ResNet-50 without shortcuts (section 5.1, residual connections)."""
+    """ResNet-50 without shortcuts."""
     return resnext(50, 1, 64, num_classes, block=PlainBottleneck, **options)
 
 
 @register
 def resnext50_32x4d_plain(num_classes: int = 1000, **options) -> ResNet:
-    """ResNeXt-50 without shortcuts (section 5.1, residual connections)."""
+    """ResNeXt-50 without shortcuts."""
     return resnext(50, 32, 4, num_classes, block=PlainBottleneck, **options)

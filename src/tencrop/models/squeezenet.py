@@ -48,7 +48,7 @@ class SqueezeNet(nn.Module):
     conv10 has 1 x 1 kernels, yet version 1.0's file pads by 1: the average covers 15 x 15 values, and those of the
     border are the rectified biases. `class_padding=0` omits the padding, as version 1.1 and torchvision do.
 
-    `bypass="simple"` adds the input of fire modules 3, 5, 7 and 9 to their output (section 6). "complex" also adds that
+    `bypass="simple"` adds the input of fire modules 3, 5, 7 and 9 to their output. "complex" also adds that
     of modules 2, 4, 6 and 8, through a 1 x 1 convolution: 1,589,672 parameters, 6.1 MiB. We could not confirm the
     7.7 MB that others quote from the paper's table 3, nor whether a ReLU follows these convolutions; here none does.
     `width` scales every layer but the last.
@@ -101,7 +101,7 @@ class SqueezeNet(nn.Module):
 
 
 class Fire(nn.Module):
-    """Fire module (section 3.2): squeeze, then two parallel expand layers; [N, C, H, W] -> [N, 2 * expand, H, W]."""
+    """Fire module: squeeze, then two parallel expand layers; [N, C, H, W] -> [N, 2 * expand, H, W]."""
 
     def __init__(self, num_inputs: int, squeeze: int, expand: int, *, bypass: str | None):
         super().__init__()

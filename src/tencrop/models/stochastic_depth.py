@@ -14,7 +14,7 @@ from tencrop.models.resnet import resnet
 
 
 def with_stochastic_depth(network: ResNet, last_survival: float) -> ResNet:
-    """Add stochastic depth in place, with linear decay (section 3): block l of L has the survival probability
+    """Add stochastic depth in place, with linear decay: block l of L has the survival probability
     p_l = 1 - l / L * (1 - last_survival).
 
     Raises ValueError if last_survival is not in (0, 1] or if blocks already have timm's drop-path.
@@ -32,7 +32,7 @@ def with_stochastic_depth(network: ResNet, last_survival: float) -> ResNet:
 
 
 class StochasticDepth(nn.Module):
-    """Residual branch kept or zeroed for a whole batch in training, scaled by 1 - drop_rate in testing (equation 5).
+    """Residual branch kept or zeroed for a whole batch in training, scaled by 1 - drop_rate in testing.
 
     timm's DropPath instead draws for each image and rescales in training. A batch here is a device's micro-batch. A
     dropped branch is still computed and gets zero gradients, so every BatchNorm sees every batch. The authors' code

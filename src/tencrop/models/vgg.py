@@ -33,7 +33,7 @@ class VGG(nn.Module):
     (A-LRN) normalizes after the first convolution, as in table 1. Its constants are AlexNet's (LocalResponseNorm), from
     memory, unverified. `width` scales every layer but the last.
 
-    Initialization (section 3.1): the paper draws A's weights from a normal distribution of variance 0.01 with biases 0,
+    Initialization: the paper draws A's weights from a normal distribution of variance 0.01 with biases 0,
     and starts B to E from layers of A. It adds that Glorot and Bengio's uniform initialization, tried after submission,
     makes this unnecessary. `init="glorot"` is therefore the default: logits of A then have standard deviation 0.03 for
     images of standard deviation 1, and 2 for images of standard deviation 58, that of mean-subtracted pixels.
@@ -65,11 +65,11 @@ class VGG(nn.Module):
         num_maps = 3
         for block, (kernels, num_kernels) in enumerate(zip(BLOCKS[column], WIDTHS, strict=True), start=1):
             num_kernels = scaled(num_kernels, width)
-            # padding 1 for 3 x 3 and 0 for C's 1 x 1: only the pooling changes the size (section 2.1)
+            # padding 1 for 3 x 3 and 0 for C's 1 x 1: only the pooling changes the size
             for number, kernel in enumerate(kernels, start=1):
                 features[f"conv{block}_{number}"] = nn.Conv2d(num_maps, num_kernels, kernel, padding=kernel // 2)
                 features[f"relu{block}_{number}"] = nn.ReLU()
-                # The paper normalizes in A-LRN only, found no gain and left it out of the deeper networks (section 4.1)
+                # The paper normalizes in A-LRN only, found no gain and left it out of the deeper networks
                 if lrn and (block, number) == (1, 1):
                     features["norm1_1"] = LocalResponseNorm(alpha_over_n=lrn_alpha_over_n)
                 num_maps = num_kernels
@@ -80,7 +80,7 @@ class VGG(nn.Module):
             OrderedDict(
                 fc6=nn.Linear(num_maps * (img_size // 32) ** 2, hidden),  # 25,088 inputs: 103 M of D's 138 M parameters
                 relu6=nn.ReLU(),
-                drop6=nn.Dropout(drop_rate),  # on the first two fully-connected layers: section 3.1
+                drop6=nn.Dropout(drop_rate),  # on the first two fully-connected layers
                 fc7=nn.Linear(hidden, hidden),  # 16.8 M parameters
                 relu7=nn.ReLU(),
                 drop7=nn.Dropout(drop_rate),

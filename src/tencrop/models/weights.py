@@ -14,25 +14,34 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tencrop.config import UserError
+from tencrop.config.documents import NotEmpty, parse_json
 from tencrop.models.checkpoint_files import load_checked, with_prefix
-from tencrop.models.mappings import to_own_names
+from tencrop.models.mappings import COUNTER, pair_by_order, to_own_names
 
 # Keys under which checkpoints store their weights: ours, timm's, those of torchvision's reference scripts, and other
 # common ones. The first key whose value is a state dict is used.
 RAW_KEYS = ("state_dict", "model", "model_state_dict", "net", "module")
 EMA_KEYS = ("ema_state_dict", "state_dict_ema", "model_ema", "ema")
-# added to every name by DistributedDataParallel (module.), Lightning (model.), torch.compile (_orig_mod.) and others
-PREFIXES = ("module.", "model.", "_orig_mod.", "network.", "net.")
-AVERAGED = "n_averaged"  # counter that torch's AveragedModel (torchvision's EMA) stores beside the weights
+EMA_COUNTER = "n_averaged"  # counter that torch's AveragedModel (torchvision's EMA) stores beside the weights
+# Key of a .safetensors file's metadata under which export.py writes how images are preprocessed: JSON of this shape
+PREPROCESSING_KEY = "tencrop_preprocessing"
+PREPROCESSING_SHAPE = {
+    "source": str,  # what wrote it
+    "mean": NotEmpty(float),  # on [0, 255], one per channel
+    "std": NotEmpty(float),
+    "filter": str,
+    "size": int,  # pixels: height and width of the crop
+    "side": (int, None),  # pixels: shorter side that images are rescaled to; null: not rescaled
+}
 NUM_NAMED = 3  # an error message lists at most this many names, then "and N more"
 
 
-class Inert:
+class IgnoredObject:
     """Placeholder for a checkpoint's object that is not needed: accepts any arguments and state, and keeps nothing."""
 
     def __init__(self, *_: Any) -> None:
@@ -43,7 +52,7 @@ class Inert:
 
 
 # Classes that checkpoints of timm, torchvision's reference scripts and others store beside the weights: arguments,
-# paths, numpy scalars and arrays. The unpickler replaces their objects by Inert; it raises on any other class.
+# paths, numpy scalars and arrays. The unpickler replaces their objects by IgnoredObject; it raises on any other class.
 IGNORED_CLASSES = (
     "argparse.Namespace",
     *(f"pathlib.{name}" for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
@@ -60,7 +69,8 @@ class Weights(NamedTuple):
 
     state: dict[str, Tensor]
     kind: str  # raw | ema: the weights themselves, or their exponential moving average
-    facts: dict[str, Any]  # metadata of our checkpoints (training/classifier.py); empty for other files
+    metadata: dict[str, Any]  # of our checkpoints (training/classifier.py); empty for other files
+    preprocessing: dict[str, Any]  # of files that export.py wrote (PREPROCESSING_KEY); empty for other files
 
 
 def load_weights(path: Path, *, ema: bool | None = None) -> Weights:
@@ -74,10 +84,15 @@ def load_weights(path: Path, *, ema: bool | None = None) -> Weights:
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such file of weights")
-    content: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    content: Any
+    preprocessing: dict[str, Any] = {}
+    if path.suffix == ".safetensors":
+        content, preprocessing = _read_safetensors(path)
+    else:
+        content = _read_torch(path)
     content = content if isinstance(content, Mapping) else {}
-    facts = content.get("tencrop", {})
-    if facts:  # our checkpoints keep raw weights, EMA and counters in one state dict, with a prefix for each
+    metadata: dict[str, Any] = content.get("tencrop", {})
+    if metadata:  # our checkpoints keep raw weights, EMA and counters in one state dict, with a prefix for each
         raw, average = (with_prefix(content["state_dict"], prefix) for prefix in ("model.", "ema."))
     else:
         raw = content if _is_state(content) else _first_state(content, RAW_KEYS)
@@ -85,35 +100,45 @@ def load_weights(path: Path, *, ema: bool | None = None) -> Weights:
     if ema and average is None:
         raise UserError(f"{path}: holds no EMA weights; leave out ema=true")
     if average is not None and ema is not False:
-        return Weights(average, "ema", facts)
+        return Weights(average, "ema", metadata, preprocessing)
     if raw is None:
         keys = ", ".join(str(key) for key in content) or "nothing"
         raise UserError(f"{path}: no state dict was found in it (but {keys}); save model.state_dict()")
-    return Weights(raw, "raw", facts)
+    return Weights(raw, "raw", metadata, preprocessing)
 
 
-def apply_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str, name: str) -> None:
+def apply_weights(
+    network: nn.Module, state: Mapping[str, Tensor], *, source: str, name: str, by: str = "name"
+) -> Mapping[str, str]:
     """Copy `state` into `network`; names and shapes must match exactly.
 
-    First removes the prefixes that wrappers add, and renames torchvision's weights of the same network. Raises
-    UserError that lists the first differences; its message names `source` (the file) and `name` (the network).
+    by: "name" first removes prefixes of wrappers, and renames the weights of torchvision and of the networks' authors.
+    "order" ignores the names: the tensors must have the same shapes in the same order, and the result maps the
+    network's names to those of the file (otherwise it is empty). Raises UserError that lists the first differences; its
+    message names `source` (the file) and `name` (the network).
     """
-    own = network.state_dict()
-    state = to_own_names(_without_prefixes(state, own), own, name=name)
-    check_weights(state, own, source=source, name=name)
-    # strict=False only because num_batches_tracked may be missing; check_weights has rejected every other difference
+    expected, pairs = network.state_dict(), dict[str, str]()
+    state = {key: value for key, value in state.items() if key != EMA_COUNTER or key in expected}
+    if by == "order":
+        pairs = pair_by_order(state, expected, source=source, name=name)
+        state = {key: state[theirs] for key, theirs in pairs.items()}
+    else:
+        state = to_own_names(_without_prefixes(state, expected), expected, name=name)
+        check_weights(state, expected, source=source, name=name)
+    # strict=False only because num_batches_tracked may be missing; every other difference has been rejected
     network.load_state_dict(state, strict=False)
+    return pairs
 
 
-def check_weights(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, source: str, name: str) -> None:
-    """Raise UserError listing the first names and shapes that differ between `state` (file) and `own` (network)."""
+def check_weights(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str, name: str) -> None:
+    """Raise UserError listing the first names and shapes of `state` (file) that differ from `expected` (network)."""
     # Files older than torch 0.4.1 lack BatchNorm's num_batches_tracked, which the default momentum does not use.
-    missing = [key for key in own if key not in state and not key.endswith(".num_batches_tracked")]
-    unexpected = [key for key in state if key not in own]
+    missing = [key for key in expected if key not in state and not key.endswith(COUNTER)]
+    unexpected = [key for key in state if key not in expected]
     reshaped = [
-        f"{key} is {list(state[key].shape)} instead of {list(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
+        f"{key} is {list(state[key].shape)} instead of {list(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
     ]
     differences = [
         f"{label}{', '.join(keys[:NUM_NAMED])}"
@@ -128,17 +153,20 @@ def check_weights(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, sou
         )
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, and the preprocessing that export.py wrote beside them."""
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(PREPROCESSING_KEY)
+        return load_file(path), {} if text is None else parse_json(text.encode(), PREPROCESSING_SHAPE)
+    except (SafetensorError, ValueError) as error:
         raise UserError(f"{path}: is a broken .safetensors file ({error})") from error
 
 
 def _read_torch(path: Path) -> Any:
     # torch accepts (class, "module.name") pairs: where a pickle refers to "module.name", `class` is used instead
-    inert: list[Any] = [(Inert, name) for name in IGNORED_CLASSES]
-    with warnings.catch_warnings(action="ignore", category=UserWarning), torch.serialization.safe_globals(inert):
+    ignored: list[Any] = [(IgnoredObject, name) for name in IGNORED_CLASSES]
+    with warnings.catch_warnings(action="ignore", category=UserWarning), torch.serialization.safe_globals(ignored):
         try:
             return load_checked(path)
         except UserError:
@@ -170,10 +198,17 @@ def _is_state(content: Any) -> bool:
     )
 
 
-def _without_prefixes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    state = {key: value for key, value in state.items() if key != AVERAGED or key in own}
-    # Wrappers nest ("module._orig_mod."), hence the loop. A prefix is removed only if every name has it and none of
-    # these names exists in the network, which may itself have a submodule called "model" or "net".
-    while prefix := next((p for p in PREFIXES if all(key.startswith(p) and key not in own for key in state)), None):
+def _without_prefixes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove what wrappers add to every name: DistributedDataParallel module., torch.compile _orig_mod., others model.
+
+    Wrappers nest ("module.backbone."), hence the loop. It ends before a name of the network, which may itself have a
+    submodule called "model" or "backbone".
+    """
+    state = dict(state)
+    while state and not state.keys() & expected.keys():
+        prefixes = {key.partition(".")[0] + "." for key in state}
+        prefix = prefixes.pop()
+        if prefixes or not all(key.startswith(prefix) for key in state):
+            break  # not one that every name has
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state

@@ -15,7 +15,7 @@ from tencrop.models.registry import register
 
 # Figure 3: kernel, stride and padding of the convolution; whether pooling and normalization follow. Sides at 224: 110,
 # pooled to 55; 26, pooled to 13; 13; 13; 13, pooled to 6. AlexNet's first layer has 11 x 11 kernels with stride 4: the
-# paper found that these miss middle frequencies and cause aliasing (section 4.1).
+# paper found that these miss middle frequencies and cause aliasing.
 LAYERS = {
     1: (7, 2, 1, True, True),
     2: (5, 2, 0, True, True),

@@ -7,19 +7,19 @@ Exit codes: 0 same weights, 1 different weights, 2 invalid input, and those of t
 
 from __future__ import annotations
 
+from signal import SIG_IGN, SIGINT, SIGTERM, SIGUSR1, signal
+
+from tencrop.signals import exit_at_once
+
+if __name__ == "__main__":
+    exit_at_once(SIGINT)  # before all other imports, which take seconds: Ctrl-C would print a traceback
+
 import argparse
 import dataclasses
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from signal import SIG_IGN, SIGINT, SIGTERM, SIGUSR1, signal
-
-from tencrop.records.manifest import RunManifest
-from tencrop.signals import exit_at_once
-
-if __name__ == "__main__":
-    exit_at_once(SIGINT)  # before the imports below, which take seconds: Ctrl-C would print a traceback
 
 from omegaconf import OmegaConf
 
@@ -33,6 +33,7 @@ from tencrop.config.writable import check_writable
 from tencrop.data.store.manifest import read_manifest
 from tencrop.files import atomic_write
 from tencrop.printable import print_any_text
+from tencrop.records.manifest import RunManifest
 from tencrop.records.provenance import changed_split, differences, session, sessions_of
 from tencrop.records.run_folder import read_run_manifest
 

@@ -74,8 +74,9 @@ def _fingerprint(result: Document) -> list[object]:
 
 def _logged(folder: Path) -> dict[str, object]:
     """Fingerprints of logged results by name; empty if errors.json is missing or damaged, so all are logged again."""
+    path = folder / "errors.json"
     try:
-        found = json.loads((folder / "errors.json").read_text())
+        found = json.loads(path.read_text() if path.is_file() else "{}")  # reading a named pipe would block forever
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

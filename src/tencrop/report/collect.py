@@ -5,20 +5,20 @@ Reads neither data nor weights: a report can be written on a machine that has on
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tencrop.config import Config, UserError
+from tencrop.config import UserError
 from tencrop.config.run_config import is_run_folder, read_config
-from tencrop.evaluation.claims import claiming_recipe_of_run
 from tencrop.evaluation.results import differences_from_training, load_result, protocol_label, result_name
 from tencrop.evaluation.targets import EVALUATIONS
 from tencrop.records.manifest import RunManifest
 from tencrop.records.run_folder import read_run_manifest
+from tencrop.report.claims import Claim, claims_of_runs
+from tencrop.report.variant_names import variant_names
 from tencrop.training.metric_rows import read_rows
 
 TOP = (1, 5)
@@ -106,17 +106,9 @@ class Experiment:
     runs: tuple[Run, ...]  # by seed
 
     @cached_property
-    def recipe(self) -> Config | None:
-        """The configuration of the file of conf/ that makes the claim; None unless all runs follow it on whole data."""
-        # `claiming_recipe_of_run` composes that file again: a run's own config.yaml carries the claim along after its
-        # optimizer or epochs were changed on the command line, and would be compared with a number it cannot support.
-        found = [claiming_recipe_of_run(run.config, run.manifest["data"]) for run in self.runs]
-        return None if None in found else found[0]
-
-    @property
-    def claim(self) -> dict[str, Any] | None:
-        """The published errors in percent that these runs may be compared with."""
-        return None if self.recipe is None or self.recipe.claim is None else dataclasses.asdict(self.recipe.claim)
+    def claims(self) -> list[Claim]:
+        """The rows of conf/errors that these runs may be compared with; empty unless all follow the row's recipe."""
+        return claims_of_runs(self.runs)
 
 
 @dataclass(frozen=True)
@@ -184,12 +176,12 @@ def collect(paths: Iterable[Path], on_broken: Callable[[Broken], None] | None = 
             # differently, and seeds of one experiment would be separated.
             learning_hash = folder.name.rpartition("-")[2]
             groups.setdefault((run.manifest["name"], learning_hash), {})[folder] = run
-    names = [name for name, _ in groups]
+    configs: dict[str, dict[str, dict[str, Any]]] = {}
+    for (name, learning_hash), group in groups.items():
+        configs.setdefault(name, {})[learning_hash] = next(iter(group.values())).config
+    names = {name: variant_names(name, variants) for name, variants in configs.items()}
     return [
-        Experiment(
-            name=name if names.count(name) == 1 else f"{name} ({learning_hash})",
-            runs=_one_a_seed(group.values()),
-        )
+        Experiment(name=names[name][learning_hash], runs=_one_a_seed(group.values()))
         for (name, learning_hash), group in sorted(groups.items())
     ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tencrop.evaluation.claims import is_on_whole
+from tencrop.evaluation.whole_data import is_on_whole
 from tencrop.report.collect import Evaluation, Experiment
 from tencrop.report.training_error import draw_training_error, has_training_error
 
@@ -40,9 +40,9 @@ def _draw_tradeoff(experiments: Sequence[Experiment], evaluations: Sequence[Eval
     runs = [run for experiment in experiments for run in experiment.runs if run.is_complete]
     results = [result for run in runs for result in run.valid_results]
     facts = [result.facts for result in (*results, *(evaluation.result for evaluation in evaluations))]
-    claims = [(one.runs[0].config, one.claim["top1_error"]) for one in experiments if one.claim]
-    # A digit of a subset or of 32-pixel images would be the best network of the figure: whole ImageNet only.
-    claims = [(config, error) for config, error in claims if config["data"]["name"] == "imagenet"]
+    printed = [(one.runs[0].config, claim.error_text(1)) for one in experiments for claim in one.claims]
+    # Errors on 32-pixel images would be the best of the figure: whole ImageNet only.
+    claims = [(config, float(error)) for config, error in printed if error and config["data"]["name"] == "imagenet"]
     if not claims and not any(is_on_whole("imagenet", one) for one in facts):
         return []
 

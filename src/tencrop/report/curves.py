@@ -7,11 +7,14 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from tencrop.report.collect import Experiment, Run
 from tencrop.report.templating import render
+
+if TYPE_CHECKING:  # imports torch, and reliability.py needs none
+    from tencrop.report.collect import Experiment, Run
 
 WIDTH, HEIGHT = 340, 220  # of a chart in CSS pixels: about its size on the page, so that the text keeps its size
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 26  # margins in CSS pixels; 7.5e-05 needs 52 at the left

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any, NamedTuple
 
 from tencrop.report.collect import Evaluation, Run
+from tencrop.report.matching import other_protocol
 from tencrop.tables.lines import Ours
 from tencrop.tables.recipes import Words
-from tencrop.tables.schema import ErrorRow, Member
+from tencrop.tables.schema import ErrorRow, Member, RowProtocol
+
+
+class Matched(NamedTuple):
+    """A member of an evaluated ensemble, with the run and the row's protocol that it stands for."""
+
+    words: Words  # of the run's recipe
+    run: Run
+    protocol: RowProtocol | None
+    facts: dict[str, Any]  # of result.json, as if the member had been evaluated alone
 
 
 def matched_ensembles(
     row: ErrorRow, runs_of: Mapping[Words, Sequence[Run]], evaluations: Sequence[Evaluation]
-) -> list[tuple[Evaluation, list[tuple[Words, Run]]]]:
-    """The evaluations with exactly the row's members, each with the recipe and run of every member.
+) -> list[tuple[Evaluation, list[Matched]]]:
+    """The evaluations whose members are networks of the row's recipes, as many as the row has.
 
-    runs_of: the finished runs of each recipe. A row's members may be several seeds of one recipe.
+    runs_of: the finished runs of each recipe. A row's members may be several seeds of one recipe, or one network under
+    several protocols. Whether each member was evaluated under the row's protocol is for the caller to decide.
     """
-    # evaluate.py tests all members of an ensemble under one protocol, so no evaluation can match such a row
-    if len({member.protocol for member in row.members}) > 1:
-        return []
-    return [(one, runs) for one in evaluations if (runs := _members(one, row.members, runs_of))]
+    return [(one, members) for one in evaluations if (members := _matched(one, row.members, runs_of))]
 
 
 def ours_of_ensembles(evaluations: Sequence[Evaluation]) -> Ours:
@@ -31,27 +40,54 @@ def ours_of_ensembles(evaluations: Sequence[Evaluation]) -> Ours:
     return Ours(errors, results[0].num_images, tuple(one.folder for one in evaluations))
 
 
-def _members(
+def _matched(
     evaluation: Evaluation, members: Sequence[Member], runs_of: Mapping[Words, Sequence[Run]]
-) -> list[tuple[Words, Run]]:
-    """The recipe and run of every member of an ensemble; empty unless the members are the row's."""
+) -> list[Matched]:
+    """Every member of an ensemble with its run; empty unless recipes and numbers of networks are the row's."""
     facts = evaluation.result.facts
     if not isinstance(facts["checkpoint"], list):
         return []
-    # resolved, as the folders of runs are: `runs` is a link to a large disk on many machines
-    paths = [Path(path).resolve() for path in facts["checkpoint"]]
-    wanted: dict[Words, int] = {}
-    for member in members:
-        assert member.words is not None
-        wanted[member.words] = wanted.get(member.words, 0) + member.seeds
-    found: list[tuple[Words, Run]] = []
-    for words, seeds in wanted.items():
-        runs = [run for run in runs_of.get(words, ()) if run.folder / "checkpoints" / "last.ckpt" in paths]
-        if len(runs) != seeds:
+    own = [facts | one for one in _members_of(facts)]
+    matched: list[Matched] = []
+    for words in dict.fromkeys(member.words for member in members):
+        assert words is not None
+        wanted = [member for member in members if member.words == words]
+        found = [(one, run) for one in own if (run := _run_of(one, runs_of.get(words, ()))) is not None]
+        seeds_of: Counter[RowProtocol | None] = Counter()
+        for member in wanted:
+            seeds_of[member.protocol] += member.seeds
+        # One network under two protocols is two members; two networks, one under each, are another ensemble.
+        num_networks = len({run.folder for _, run in found})
+        if len(found) != seeds_of.total() or num_networks != max(seeds_of.values()):
             return []
-        found += [(words, run) for run in runs]
-    # The paths are not enough: a run may have been trained again since the ensemble was evaluated.
+        matched += _with_protocols(words, found, list(seeds_of.elements()))
+    return matched if len(matched) == len(own) else []
+
+
+def _members_of(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    # Results of earlier code have no "members": theirs are different networks under one protocol.
+    return facts.get("members") or [{"weights_sha256": one} for one in facts["weights_sha256"].split(" + ")]
+
+
+def _run_of(facts: dict[str, Any], runs: Sequence[Run]) -> Run | None:
+    """The run that ended with a member's weights; a run trained again since then ended with others."""
     key = "ema_sha256" if facts["weights"] == "ema" else "weights_sha256"
-    hashes = {run.folder / "checkpoints" / "last.ckpt": run.manifest["result"].get(key) for _, run in found}
-    is_same = [str(hashes.get(path)) for path in paths] == facts["weights_sha256"].split(" + ")
-    return found if len(paths) == len(found) and is_same else []
+    return next((run for run in runs if run.manifest["result"].get(key) == facts["weights_sha256"]), None)
+
+
+def _with_protocols(
+    words: Words, found: Sequence[tuple[dict[str, Any], Run]], protocols: list[RowProtocol | None]
+) -> list[Matched]:
+    """Assign each of the row's protocols to a member that was evaluated under it, the rest in order."""
+    left, matched, unmet = list(found), [], []
+    for protocol in protocols:
+        place = next(
+            (n for n, (facts, _) in enumerate(left) if not (protocol and other_protocol(facts, protocol))), None
+        )
+        if place is None:
+            unmet.append(protocol)
+        else:
+            facts, run = left.pop(place)
+            matched.append(Matched(words, run, protocol, facts))
+    others = zip(left, unmet, strict=True)
+    return matched + [Matched(words, run, protocol, facts) for (facts, run), protocol in others]

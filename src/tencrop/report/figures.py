@@ -39,13 +39,13 @@ def kernel_figure(run: Run) -> Markup:
     if not path.exists():
         return _no("kernels", f"{path.name} is not in the run folder")
     try:
-        found = first_kernels(load_weights(path).state)
+        kernels = first_kernels(load_weights(path).state)
     except UserError as error:  # a damaged checkpoint costs the figure alone: errors are computed from saved scores
         return _no("kernels", str(error))
-    if found is None:
+    if kernels is None:
         return _no("kernels", "no layer takes the image’s channels")
-    num, channels, height, width = found.shape
-    picture = kernel_picture(found[:MAX_KERNELS])
+    num, channels, height, width = kernels.shape
+    picture = kernel_picture(kernels[:MAX_KERNELS])
     shown = f"The first {MAX_KERNELS} of " if num > MAX_KERNELS else ""
     caption = f"{shown}{num} kernels of {height} × {width} × {channels}, each stretched to its own range."
     return render("kernels.html", url=data_url(picture), width=picture.width, caption=caption)
@@ -104,13 +104,14 @@ def panel_figure(run: Run, result: Result) -> Markup:
         names = label_names(run.manifest["data"]["classes"])
         if len(names) != scores.softmax.shape[1]:
             raise UserError(f"{run.folder}: its manifest names {len(names)} classes, not those of {result.scores.name}")
-        chosen = choose_images(scores)
-        pictures = [split.read_original(int(scores.index[position])) for position in chosen]
-        cards = [_card(content, _guesses(scores, at), names) for at, content in zip(chosen, pictures, strict=True)]
+        positions = choose_images(scores)
+        files = [split.read_original(int(scores.index[position])) for position in positions]
+        guesses = [_guesses(scores, position) for position in positions]
+        cards = [_card(file, guess, names) for file, guess in zip(files, guesses, strict=True)]
     except (UserError, Undecodable) as error:
         return _no("test images", str(error))
-    num_wrong = sum(int(scores.softmax_ranks[position] != 0) for position in chosen)
-    num_right = len(chosen) - num_wrong
+    num_wrong = sum(int(scores.softmax_ranks[position] != 0) for position in positions)
+    num_right = len(positions) - num_wrong
     return render("panel.html", cards=cards, title=result.title, num_wrong=num_wrong, num_right=num_right)
 
 
@@ -162,9 +163,9 @@ def _guesses(scores: Scores, position: int) -> Guesses:
     return Guesses(label, top, tuple(probabilities[k] for k in top))
 
 
-def _card(content: bytes, guesses: Guesses, names: list[str]) -> dict[str, Any]:
+def _card(file: bytes, guesses: Guesses, names: list[str]) -> dict[str, Any]:
     """The values of one image in panel.html."""
-    picture = decode_rgb(content)
+    picture = decode_rgb(file)
     # digits and CIFAR: enlarged pixel by pixel by the browser, and PNG, since JPEG smears 32 × 32 pixels
     is_small = min(picture.size) < PICTURE_PIXELS / 2
     if min(picture.size) > PICTURE_PIXELS:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tencrop.cli.choices import CONF
 from tencrop.config import Config, UserError
+from tencrop.config.recipes import guesses_of
 from tencrop.tables.lines import Key, Ours
 from tencrop.tables.recipes import Words, learning_hashes
 from tencrop.tables.schema import ErrorRow, ErrorTable, RowProtocol
@@ -32,24 +33,10 @@ def match_runs(
     kept: file that caches learning hashes. Raises UserError for a path that does not exist; a broken run is passed to
     `on_broken` and left out.
     """
-    # `reason` tells why a row cannot be reproduced; a row with `delta_of` prints differences, which no run measures
-    rows = [(table, row) for table in tables for row in table.rows if row.reason is None and row.delta_of is None]
-    folders = [folder for path in paths for folder in _run_folders(path)]
-    wanted = [words for _, row in rows for words in (row.words, *(member.words for member in row.members)) if words]
-    if not wanted or not folders:
-        return {}
-    # Select by the hash in the folder's name first: reading a run imports torch, which takes seconds, and most tables
-    # have no run.
-    hashes = learning_hashes(wanted, kept)
-    by_hash: dict[str, list[Path]] = {}
-    for folder in folders:
-        by_hash.setdefault(folder.name.rpartition("-")[2], []).append(folder)
-    runs_of: dict[Words, tuple[Config, list[Run]]] = {}
-    for words, learned in hashes.items():
-        if learned in by_hash:
-            runs_of[words] = _runs(words, by_hash[learned], on_broken)
+    runs_of = runs_of_tables(tables, paths, kept=kept, on_broken=on_broken)
     if not runs_of:
         return {}
+    rows = trainable_rows(tables)
     matched = {}
     for table, row in rows:
         recipe, runs = runs_of.get(row.words or (), (None, []))
@@ -59,6 +46,34 @@ def match_runs(
     return matched | (_match_ensembles(ensembles, runs_of, paths, on_broken) if ensembles else {})
 
 
+def trainable_rows(tables: Sequence[ErrorTable]) -> list[tuple[ErrorTable, ErrorRow]]:
+    """The rows that runs can support, with their tables: single networks, and ensembles of them."""
+    # `reason` tells why a row cannot be reproduced; a row with `delta_of` prints differences, which no run measures
+    return [(table, row) for table in tables for row in table.rows if row.reason is None and row.delta_of is None]
+
+
+def runs_of_tables(
+    tables: Sequence[ErrorTable], paths: Sequence[Path], *, kept: Path, on_broken: OnBroken
+) -> dict[Words, tuple[Config, list[Run]]]:
+    """The recipe and the finished runs for the words of every row and member that has runs in or below `paths`."""
+    rows = [row for _, row in trainable_rows(tables)]
+    folders = [folder for path in paths for folder in _run_folders(path)]
+    wanted = [words for row in rows for words in (row.words, *(member.words for member in row.members)) if words]
+    if not wanted or not folders:
+        return {}
+    # Select by the hash in the folder's name first: reading a run imports torch, which takes seconds, and most tables
+    # have no run.
+    hashes = learning_hashes(wanted, kept)
+    by_hash: dict[str, list[Path]] = {}
+    for folder in folders:
+        by_hash.setdefault(folder.name.rpartition("-")[2], []).append(folder)
+    found = {}
+    for words, learned in hashes.items():
+        if learned in by_hash:
+            found[words] = _runs(words, by_hash[learned], on_broken)
+    return found
+
+
 def refusals(
     facts: dict[str, Any], data: Mapping[str, Any], row: ErrorRow, table: ErrorTable, recipe: Config
 ) -> list[str]:
@@ -66,20 +81,15 @@ def refusals(
 
     facts: the content of result.json, of a run that followed `recipe`; data: the `data` section of the run's manifest.
     """
-    from tencrop.evaluation.claims import WHOLE_DATA, is_whole
+    return [*other_data(facts, data, table), *other_settings(facts, row, recipe)]
+
+
+def other_settings(facts: dict[str, Any], row: ErrorRow, recipe: Config) -> list[str]:
+    """The reasons apart from the images: another protocol, other weights than the last, or another precision."""
     from tencrop.evaluation.results import differences_from_training
 
     assert row.protocol is not None
-    reasons = []
-    if table.data not in WHOLE_DATA:
-        reasons.append(f"data={table.data} does not say which images")
-    elif facts["data"] != table.data or not is_whole(table.data, data):
-        reasons.append(f"not trained on all of {table.data}")
-    else:
-        expected = table.num_images or WHOLE_DATA[table.data][1]
-        if facts["num_images"] != expected:
-            reasons.append(f"{facts['num_images']:,} images, not {expected:,}")
-    reasons += _other_protocol(facts, row.protocol)
+    reasons = other_protocol(facts, row.protocol)
     # Rows are of the last epoch's weights. Choosing a checkpoint by its held-out error is another protocol.
     if facts["selection"] != "last" or facts.get("step") != facts.get("total_steps"):
         reasons.append("not the last weights")
@@ -87,12 +97,41 @@ def refusals(
     if facts["weights"] != own:
         reasons.append(f"{facts['weights']} weights, not {own}")
     otherwise = differences_from_training(facts, dataclasses.asdict(recipe))
-    if row.protocol.filter is not None:  # _other_protocol has compared the filter with the row's already
+    if row.protocol.filter is not None:  # other_protocol has compared the filter with the row's already
         otherwise = [reason for reason in otherwise if not reason.startswith("filter ")]
     return reasons + otherwise
 
 
-def _other_protocol(facts: dict[str, Any], protocol: RowProtocol) -> list[str]:
+def trained_on_other_data(data: Mapping[str, Any], table: ErrorTable) -> list[str]:
+    """Why a run on these data supports no row of a table, whichever way it is evaluated; `data` as in `refusals`."""
+    val = data["splits"]["val"]
+    facts = {"data": data["name"], "source_fingerprint": val["source_fingerprint"]}
+    # A table on fewer images than the split has evaluates a part of it.
+    return other_data(facts | {"num_images": table.num_images or val["num_samples"]}, data, table)
+
+
+def other_data(facts: Mapping[str, Any], data: Mapping[str, Any], table: ErrorTable) -> list[str]:
+    """How the images of a run and its result differ from the table's: by their fingerprints, or by their number."""
+    from tencrop.evaluation.whole_data import WHOLE_DATA, is_whole
+
+    if table.data_fingerprint is not None:
+        # The result has the fingerprint of the images that it counts; those of the run's own val split may be others.
+        found = {"train": data["splits"]["train"]["source_fingerprint"], "val": facts["source_fingerprint"]}
+        reasons = [] if facts["data"] == table.data else [f"data={facts['data']}, not {table.data}"]
+        reasons += [f"other {split} images" for split in found if found[split] != table.data_fingerprint[split]]
+        expected = table.num_images or facts["num_images"]
+    elif table.data not in WHOLE_DATA:
+        return [f"data={table.data} does not say which images; a table says it with data_fingerprint"]
+    elif facts["data"] != table.data or not is_whole(table.data, data):
+        return [f"not trained on all of {table.data}"]
+    else:
+        reasons, expected = [], table.num_images or WHOLE_DATA[table.data][1]
+    if facts["num_images"] != expected:
+        reasons.append(f"{facts['num_images']:,} images, not {expected:,}")
+    return reasons
+
+
+def other_protocol(facts: dict[str, Any], protocol: RowProtocol) -> list[str]:
     """How the protocol of a result differs from what the paper states; a setting that it leaves open may be any."""
     names = {"name": "protocol", "average": "averaging"}
     reasons = []
@@ -123,7 +162,8 @@ def _ours(table: ErrorTable, row: ErrorRow, recipe: Config, runs: Sequence[Run])
     if supporting:
         members = max(supporting.values(), key=len)  # the setting with the most seeds
         errors = {k: tuple(100 * result.errors[k] for _, result in members) for k in (1, 5)}
-        return Ours(errors, members[0][1].num_images, tuple(run.folder for run, _ in members))
+        folders = tuple(run.folder for run, _ in members)
+        return Ours(errors, members[0][1].num_images, folders, guesses=tuple(guesses_of(recipe)))
     if not others:
         return None
     reasons, folder = min(others, key=lambda other: len(other[0]))  # the result that is closest to the row
@@ -144,19 +184,22 @@ def _match_ensembles(
     for table, row in rows:
         supporting, refused = [], []
         found = matched_ensembles(row, {words: runs for words, (_, runs) in runs_of.items()}, evaluations)
-        for evaluation, runs in found:
-            # An ensemble's result does not record these, and `matched_ensembles` has checked that its members are the
-            # last checkpoints of complete runs.
-            facts = evaluation.result.facts | {"selection": "last", "step": None, "total_steps": None}
-            own = replace(row, protocol=row.members[0].protocol)
-            data = [(run.manifest["data"], runs_of[words][0]) for words, run in runs]
-            reasons = [reason for one, recipe in data for reason in refusals(facts, one, own, table, recipe)]
+        for evaluation, members in found:
+            reasons = []
+            for words, run, protocol, own in members:
+                # An ensemble's result does not record these, and `matched_ensembles` has checked that its members have
+                # the last weights of complete runs.
+                facts = own | {"selection": "last", "step": None, "total_steps": None}
+                one = replace(row, protocol=protocol)
+                reasons += refusals(facts, run.manifest["data"], one, table, runs_of[words][0])
             if reasons:
                 refused.append((evaluation, list(dict.fromkeys(reasons))))
             else:
                 supporting.append(evaluation)
         if supporting:
-            matched[table.name, row.id] = ours_of_ensembles(supporting)
+            recipes = [runs_of[member.words][0] for member in row.members if member.words is not None]
+            guesses = dict.fromkeys(guess for recipe in recipes for guess in guesses_of(recipe))
+            matched[table.name, row.id] = replace(ours_of_ensembles(supporting), guesses=tuple(guesses))
         elif refused:
             evaluation, reasons = min(refused, key=lambda one: len(one[1]))
             matched[table.name, row.id] = Ours({}, 0, (evaluation.folder,), refused="; ".join(reasons))

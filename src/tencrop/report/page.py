@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import yaml
 from markupsafe import Markup
@@ -18,16 +17,19 @@ from tencrop.files import atomic_write
 from tencrop.printable import markdown_text, printable
 from tencrop.records.manifest import Code, Hardware, RunData, Session
 from tencrop.records.provenance import sessions_of
-from tencrop.report.collect import Broken, Evaluation, Experiment, Result, Run
+from tencrop.report.collect import Broken, Evaluation, Experiment, Run
 from tencrop.report.comparisons import draw_comparisons
 from tencrop.report.curves import curves
 from tencrop.report.figure_html import run_figures, saved_figure
 from tencrop.report.figures import kernel_figure, panel_figure
+from tencrop.report.score_section import TITLE as SCORES
+from tencrop.report.score_section import ScoreSection, section_html, section_markdown, shown_result
 from tencrop.report.tables import Row, error_rows, html_table, markdown_table
 from tencrop.report.templating import render
 
 PACKAGES = ("python", "torch", "pytorch-lightning", "timm", "torchvision", "ffcv", "numpy")  # that can change a number
 OUTSIDE_RUNS = "Evaluated outside run folders"
+PAPER_TABLES = "Papers' tables"
 INTERVAL = (
     "Errors in percent. The interval is the 95% Wilson interval for the number of test images; over several seeds it is"
     " taken at the mean error, and ± is the sample standard deviation. Weights of the last epoch unless marked."
@@ -40,10 +42,13 @@ def write_report(
     evaluations: Sequence[Evaluation] = (),
     *,
     broken: Sequence[Broken] = (),
+    scores: Sequence[ScoreSection] = (),
+    paper_tables: Sequence[Markup] = (),
 ) -> tuple[Path, Path]:
     """Write report.html, report.md and, for several experiments, figures/ into `folder`; returns the first two paths.
 
-    broken: run folders and results that could not be read; the table lists them.
+    broken: run folders and results that could not be read; the table lists them. scores: statistics of saved scores.
+    paper_tables: papers' error tables in HTML; the Markdown page leaves them out, as table=NAME writes them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = error_rows(experiments, evaluations)
@@ -51,8 +56,9 @@ def write_report(
     figures = draw_comparisons(experiments, evaluations, folder / "figures")
     html, markdown = folder / "report.html", folder / "report.md"
     # A class folder's name need not be UTF-8; `encode` would raise on it after all the work is done.
-    atomic_write(html, printable(html_page(experiments, rows, figures, evaluations, broken)).encode())
-    atomic_write(markdown, printable(markdown_page(experiments, rows, figures, evaluations, broken)).encode())
+    page = html_page(experiments, rows, figures, evaluations, broken, scores, paper_tables)
+    atomic_write(html, printable(page).encode())
+    atomic_write(markdown, printable(markdown_page(experiments, rows, figures, evaluations, broken, scores)).encode())
     return html, markdown
 
 
@@ -62,6 +68,8 @@ def html_page(
     figures: Sequence[Path],
     evaluations: Sequence[Evaluation],
     broken: Sequence[Broken],
+    scores: Sequence[ScoreSection] = (),
+    paper_tables: Sequence[Markup] = (),
 ) -> str:
     """The page as text; `figures` are the SVG files that compare experiments."""
     title = experiments[0].name if len(experiments) == 1 else _counted(len(experiments), "experiment")
@@ -75,10 +83,14 @@ def html_page(
         about=about,
         error_table=html_table(rows, broken=broken),
         interval=INTERVAL,
+        paper_tables_title=PAPER_TABLES,
+        paper_tables=paper_tables,
         comparisons=[saved_figure(path) for path in figures],
         sections=[_section(experiment) for experiment in experiments],
         evaluations=[_evaluation_facts(evaluation) for evaluation in evaluations],
         outside_runs=OUTSIDE_RUNS,
+        scores_title=SCORES,
+        scores=[section_html(section) for section in scores],
     )
     return f"{page}\n"
 
@@ -89,6 +101,7 @@ def markdown_page(
     figures: Sequence[Path],
     evaluations: Sequence[Evaluation],
     broken: Sequence[Broken],
+    scores: Sequence[ScoreSection] = (),
 ) -> str:
     """The error table, links to the figures, and the facts of every run, in Markdown."""
     parts = ["# Error table\n", markdown_table(rows, broken=broken), f"{INTERVAL}\n"]
@@ -103,13 +116,15 @@ def markdown_page(
     if evaluations:
         lines = [markdown_text(", ".join(_evaluation_facts(one))) for one in evaluations]
         parts.append(f"## {OUTSIDE_RUNS}\n\n" + "".join(f"- {line}\n" for line in lines))
+    if scores:
+        parts += [f"## {SCORES}\n", *map(section_markdown, scores)]
     return "\n".join(parts)
 
 
 def _section(experiment: Experiment) -> Markup:
     """All of an experiment below the table. Pictures are of its first seed: those of the others look alike."""
     run = experiment.runs[0]
-    result = _shown_result(run)
+    result = shown_result(run)
     return render(
         "experiment.html",
         name=experiment.name,
@@ -135,26 +150,10 @@ def _evaluation_facts(evaluation: Evaluation) -> tuple[str, ...]:
     return evaluation.name, result.title, hashes, location, files if isinstance(files, str) else " + ".join(files)
 
 
-def _shown_result(run: Run) -> Result | None:
-    """The result whose scores the panel shows: the claimed protocol's, else the configured one's, else the first."""
-    results = run.valid_results
-    claim: dict[str, Any] = run.config.get("claim") or {}
-    wanted = (claim.get("protocol"), run.config["protocol"]["name"])
-    return min(
-        results,
-        key=lambda result: (
-            result.is_best,  # False sorts first: the last epoch's weights are what the table reports
-            wanted.index(result.protocol) if result.protocol in wanted else len(wanted),
-            result.title,
-        ),
-        default=None,
-    )
-
-
 def _facts(experiment: Experiment) -> list[tuple[str, str]]:
     """Name and value of what the runs of an experiment share, taken from the first run."""
     run = experiment.runs[0]
-    manifest, claim = run.manifest, experiment.claim
+    manifest, claims = run.manifest, experiment.claims
     session = manifest["sessions"][0]  # the one that began the run; resuming may have changed the machine
     facts = [
         ("Command", session["command"]),
@@ -165,7 +164,7 @@ def _facts(experiment: Experiment) -> list[tuple[str, str]]:
         ("Seeds", ", ".join(str(run.seed) for run in experiment.runs)),
         ("Started", session["started"]),
     ]
-    return facts + ([("Published", f"{claim['source']} ({claim['split']}, {claim['protocol']})")] if claim else [])
+    return facts + ([("Published", "; ".join(dict.fromkeys(claim.source for claim in claims)))] if claims else [])
 
 
 def _packages(sessions: Sequence[Session]) -> str:

@@ -1,4 +1,4 @@
-"""report.py table=NAME: prints a paper's error table with our errors, and writes it as Markdown, CSV and LaTeX."""
+"""report.py table=NAME: prints a paper's error table with our errors; writes it as Markdown, CSV, LaTeX and HTML."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from tencrop.config import UserError
 from tencrop.config.writable import check_writable
 from tencrop.files import atomic_write
 from tencrop.report.matching import match_runs
+from tencrop.report.table_html import table_page
 from tencrop.tables.lines import lines_of
 from tencrop.tables.reading import ERRORS, read_table, read_tables
 from tencrop.tables.render import csv_table, latex_table, markdown_table, terminal_table
 from tencrop.text_tables import aligned
 
 ALL, TITLES = "all", "?"
+OUTPUT, HASHES = Path("report"), "tables/learning_hashes.json"  # where report.py writes by default; a cache within it
 DEFAULTS = (Path("runs"), Path("evaluations"))  # where train.py and evaluate.py write by default
-FORMATS = {"md": markdown_table, "csv": csv_table, "tex": latex_table}
+FORMATS = {"md": markdown_table, "csv": csv_table, "tex": latex_table, "html": table_page}
 
 
 def report_tables(name: str, runs: Sequence[str], output: Path, folder: Path = ERRORS) -> int:
@@ -31,10 +33,10 @@ def report_tables(name: str, runs: Sequence[str], output: Path, folder: Path = E
         return 0
     tables = read_tables(folder) if name == ALL else [read_table(name, folder)]
     paths = [Path(run) for run in runs] or [path for path in DEFAULTS if path.is_dir()]
-    # learning_hashes.json caches what composing every row costs: seconds for table=all
+    # the cache saves composing every row, which takes seconds for table=all
     out, broken, shown, written = output / "tables", list[UserError](), list[str](), list[Path]()
     check_writable(out / f"{name}.md", remedy="make room, or name another folder with output=DIR")
-    matched = match_runs(tables, paths, kept=out / "learning_hashes.json", on_broken=broken.append)
+    matched = match_runs(tables, paths, kept=output / HASHES, on_broken=broken.append)
     out.mkdir(parents=True, exist_ok=True)
     for table in tables:
         lines = lines_of(table, matched)

@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 from rich.console import Console
 from rich.text import Text
 
 from tencrop.console import plain_console
-from tencrop.evaluation.claims import is_claimed
 from tencrop.evaluation.errors import OverSeeds, over_seeds, wilson_interval
 from tencrop.printable import printable
+from tencrop.report.claims import Claim
 from tencrop.report.collect import TOP, Broken, Evaluation, Experiment, Result, Run
 from tencrop.report.templating import render
 from tencrop.text_tables import aligned
@@ -35,7 +34,7 @@ class Row:
     experiment: str
     protocol: str
     k: int
-    published: float | None
+    published: str | None  # as printed, in percent
     measured: OverSeeds | None  # None: not evaluated yet
     interval: tuple[float, float] | None
     num_images: int | None
@@ -50,9 +49,9 @@ class Row:
             self.experiment,
             self.protocol,
             f"top-{self.k}",
-            NONE if paper is None else f"{paper:g}",  # as many digits as the paper prints
+            NONE if paper is None else paper,
             NOT_RUN if measured is None else _over_seeds(measured),
-            NONE if measured is None or paper is None else f"{measured.mean - paper:+.2f}".replace("-", "−"),
+            NONE if measured is None or paper is None else f"{measured.mean - float(paper):+.2f}".replace("-", "−"),
             NONE if self.interval is None else f"{self.interval[0]:.2f} – {self.interval[1]:.2f}",
             NONE if self.num_images is None else f"{self.num_images:,}",
             NONE if measured is None else str(measured.n),
@@ -119,17 +118,20 @@ def html_table(rows: Sequence[Row], *, broken: Sequence[Broken] = ()) -> Markup:
 
 
 def _rows(experiment: Experiment) -> list[Row]:
-    claim = experiment.claim
-    ordered = sorted(_groups(experiment), key=lambda members: (not _is_claimed(experiment, members), _title(members)))
+    claims = {_title(members): _claim_of(experiment, members) for members in _groups(experiment)}
+    ordered = sorted(_groups(experiment), key=lambda members: (claims[_title(members)] is None, _title(members)))
+    protocol = experiment.runs[0].config["protocol"]["name"]
+    own = [claim for claim in experiment.claims if claim.row.protocol and claim.row.protocol.name == protocol]
     # A claim whose protocol was not run keeps its row: leaving it out would hide that the paper's number is missing.
-    if claim and not any(_is_claimed(experiment, members) for members in ordered):
-        rows = _rows_not_run(experiment, claim["protocol"])
+    if experiment.claims and not any(claims.values()):
+        rows = _rows_not_run(experiment, (own or experiment.claims)[0])
     else:
-        rows = [] if ordered else _rows_not_run(experiment, experiment.runs[0].config["protocol"]["name"])
+        rows = [] if ordered else _rows_not_run(experiment, None)
     for members in ordered:
         results, note = [result for _, result in members], _note(experiment, [run for run, _ in members])
+        claim = claims[_title(members)]
         for k in TOP:
-            published = _published(claim, k) if _is_claimed(experiment, members) else None
+            published = None if claim is None else claim.error_text(k)
             rows.append(_row(experiment.name, k, results, published=published, note=note, protocol=_title(members)))
     return rows
 
@@ -154,28 +156,30 @@ def _title(members: Sequence[tuple[Run, Result]]) -> str:
     return run.title_of(result)
 
 
-def _is_claimed(experiment: Experiment, members: Sequence[tuple[Run, Result]]) -> bool:
-    """Whether these results may be compared with the claim: they have its protocol, and their runs are complete."""
-    recipe = experiment.recipe
-    return recipe is not None and all(run.is_complete and is_claimed(one.facts, recipe) for run, one in members)
+def _claim_of(experiment: Experiment, members: Sequence[tuple[Run, Result]]) -> Claim | None:
+    """The row of conf/errors that all these results support; the most reliable one of several."""
+    supported = (claim for claim in experiment.claims if all(claim.is_supported_by(*member) for member in members))
+    return next(supported, None)
 
 
-def _rows_not_run(experiment: Experiment, protocol: str) -> list[Row]:
-    note = _note(experiment, [])
-    return [Row(experiment.name, protocol, k, _published(experiment.claim, k), None, None, None, note) for k in TOP]
+def _rows_not_run(experiment: Experiment, claim: Claim | None) -> list[Row]:
+    """Rows without a number of ours: of a claim, or of the configured protocol."""
+    note, protocol = _note(experiment, []), experiment.runs[0].config["protocol"]["name"]
+    if claim is not None and claim.row.protocol is not None:
+        protocol = claim.row.protocol.name or protocol
+    printed = [None if claim is None else claim.error_text(k) for k in TOP]
+    return [
+        Row(experiment.name, protocol, k, text, None, None, None, note) for k, text in zip(TOP, printed, strict=True)
+    ]
 
 
-def _row(name: str, k: int, results: Sequence[Result], *, published: float | None, note: str, protocol: str) -> Row:
+def _row(name: str, k: int, results: Sequence[Result], *, published: str | None, note: str, protocol: str) -> Row:
     measured = over_seeds([100 * result.errors[k] for result in results])
     num_images = results[0].num_images
     # Wilson's interval at the mean error for the images of one seed. All seeds are tested on the same images: counting
     # n times as many trials would make the interval too narrow by the square root of n.
     low, high = wilson_interval(measured.mean / 100 * num_images, num_images)
     return Row(name, protocol, k, published, measured, (100 * low, 100 * high), num_images, note)
-
-
-def _published(claim: dict[str, Any] | None, k: int) -> float | None:
-    return claim[f"top{k}_error"] if claim else None
 
 
 def _note(experiment: Experiment, runs: list[Run]) -> str:

@@ -9,15 +9,16 @@ network on the same data (comparisons.py).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from pathlib import Path
 from signal import SIGINT
 
 from tencrop.signals import close_at_ctrl_c, exit_at_once
 
 if __name__ == "__main__":
-    exit_at_once(SIGINT)  # before the imports below
+    exit_at_once(SIGINT)  # before all other imports
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
 
 from tencrop.cli.command import command
 from tencrop.cli.command_line import typed_word

@@ -88,7 +88,8 @@ class ErrorRow:
     id: str
     label: str
     printed: dict[str, str | None]  # by column, as printed; None if nothing is printed
-    confidence: dict[str, str]  # by column, one of CONFIDENCES
+    confidence: dict[str, str]  # by column with a printed number, one of CONFIDENCES
+    model: str | None  # file of conf/model with its network; None if there is none, or only its experiment tells
     words: tuple[str, ...] | None  # arguments of train.py; None if it cannot be trained
     cannot: str | None  # the reason why it cannot be trained
     protocol: RowProtocol | None
@@ -112,20 +113,32 @@ class ErrorTable:
     name: str  # of the file, without .yaml
     title: str
     source: str
-    data: str  # a data.name, or one of reading.FOREIGN_DATA
+    data: str  # a data.name, or one of checks.FOREIGN_DATA
     split: str  # val | test
     unit: str  # error | accuracy, as printed; percent
     columns: tuple[str, ...]  # of COLUMNS
     num_images: int | None  # number of images that the errors refer to; None: the whole split
+    # source_fingerprint of each split, as in the manifest of the prepared data; None: all of `data` by its counts
+    data_fingerprint: dict[str, str] | None
     note: str | None
     rows: tuple[ErrorRow, ...]
 
     def error(self, row: ErrorRow, column: str) -> float:
         """The number that the row prints in a column, as an error in percent."""
+        return float(self.error_text(row, column))
+
+    def error_text(self, row: ErrorRow, column: str) -> str:
+        """Likewise as text, with as many decimals as are printed."""
         printed = row.printed[column]
         assert printed is not None, (self.name, row.id, column)
-        value = parse_printed(printed).value
-        return value if self.unit == "error" else 100 - value
+        value, last_digit, _ = parse_printed(printed)
+        decimals = 0 if last_digit == 1 else len(f"{last_digit:.4f}".rstrip("0")) - 2
+        return f"{value if self.unit == 'error' else 100 - value:.{decimals}f}"
+
+    @property
+    def has_printed(self) -> bool:
+        """Whether the table prints a number; one of our own measurements prints none."""
+        return any(number is not None for row in self.rows for number in row.printed.values())
 
     def can_measure(self, column: str) -> bool:
         """Whether evaluate.py measures this column of this table."""

@@ -40,7 +40,7 @@ class Verdict:
 def judge(errors: Sequence[float], printed: float, *, last_digit: float, num_runs: int) -> Verdict:
     """Compare our errors, one per seed, with a printed error, all in percent.
 
-    last_digit: one unit of the last printed digit (0.1 for 25.6); num_runs: number of runs whose mean is printed.
+    last_digit: one unit of the last printed digit, such as 0.1; num_runs: number of runs whose mean is printed.
     """
     assert errors and num_runs >= 1 and last_digit > 0, (errors, num_runs, last_digit)
     k = len(errors)

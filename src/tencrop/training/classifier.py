@@ -1,9 +1,9 @@
 """The Lightning module: one training step, from a batch to the optimizer. Start reading here.
 
 `training_step` is one micro-batch and `update_weights` one optimizer step. Everything that changes what is learned
-happens there or in the functions that they call. Callbacks never change gradients, weights or BatchNorm statistics. One
-of them, Checkpoints, calls `prepare_checkpoint`, which moves the error counts and the data digest of all ranks to rank
-0. `training/fit.py` builds the module.
+happens there or in the functions that they call (docs/layout.md lists their files). Callbacks never change gradients,
+weights or BatchNorm statistics. One of them, Checkpoints, calls `prepare_checkpoint`, which moves the error counts and
+the data digest of all ranks to rank 0. `training/fit.py` builds the module.
 """
 
 from __future__ import annotations
@@ -18,29 +18,26 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tencrop.config import Batches, Config, UserError
-from tencrop.data.augmentation.augment import partner_labels, training_inputs
 from tencrop.data.augmentation.batch import Batch
-from tencrop.data.augmentation.color import ColorNoise, color_noise, mean_and_std, normalize
+from tencrop.data.augmentation.color import mean_and_std, normalize
 from tencrop.data.augmentation.crops import central_crops
-from tencrop.data.augmentation.erasing import is_erased, noise_table
-from tencrop.data.augmentation.mixing import is_mixed
+from tencrop.data.augmentation.mixing import MixupCutmix, partner_labels
+from tencrop.data.augmentation.pipeline import build_transforms
 from tencrop.distributed.collectives import all_reduce
 from tencrop.models.checkpoint_files import FORMAT, weights_sha256
 from tencrop.models.weights import check_weights
 from tencrop.training.batchnorm import set_groups, update_running_statistics
+from tencrop.training.divergence import NO_STEP, check_losses, check_weights_finite, record_nonfinite_loss
 from tencrop.training.ema import update_ema
-from tencrop.training.losses import dominant_labels, mixed_cross_entropy, topk_errors, with_auxiliary
-from tencrop.training.monitors import Diverged, all_reduce_digest
+from tencrop.training.error_counts import add_errors, no_errors, read_errors
+from tencrop.training.losses import dominant_labels, mixed_cross_entropy, with_auxiliary
+from tencrop.training.monitors import all_reduce_digest
 from tencrop.training.optimizers import build_optimizer
 from tencrop.training.schedules import Plateau, after_evaluation, learning_rate
-
-# Larger than any step, so that a minimum over steps and ranks needs no flag for "none".
-NO_STEP = 2**62
 
 
 class Classifier(pl.LightningModule):
@@ -48,8 +45,6 @@ class Classifier(pl.LightningModule):
 
     mean: Tensor
     std: Tensor
-    axes: Tensor
-    erasing_noise: Tensor | None
     train_counts: Tensor
     val_counts: Tensor
     first_nonfinite_step: Tensor
@@ -76,24 +71,15 @@ class Classifier(pl.LightningModule):
         self.run_id: str | None = None  # set by fit; stored in checkpoints so that one of another run is refused
         self.selection_split = "minival" if config.training.minival_fraction > 0 else "val"
 
-        mean, std = mean_and_std(config.normalization, statistics)
-        noise = color_noise(config.augmentation.pca, statistics)
-        self.color_scale = noise.scale
-        self.is_mixed = is_mixed(config.augmentation.mixing)
-        for name, constant in (("mean", torch.tensor(mean)), ("std", torch.tensor(std)), ("axes", noise.axes)):
+        self.transforms = build_transforms(config, statistics)
+        self.is_mixed = MixupCutmix.is_on(config.augmentation)
+        for name, values in zip(("mean", "std"), mean_and_std(config.normalization, statistics), strict=True):
             # Not persistent: they follow from the configuration and the data, and the state dict stays loadable as
-            # plain weights. on_save_checkpoint records mean and std as numbers.
-            self.register_buffer(name, constant, persistent=False)
-        erasing = config.augmentation.erasing
-        is_noisy = is_erased(erasing) and erasing.fill == "normal"
-        table = noise_table(seed=config.seed, size=config.augmentation.size) if is_noisy else None
-        self.register_buffer("erasing_noise", table, persistent=False)
-        # Sums of loss, top-1 errors, top-5 errors and images. They stay on the device until Metrics reads them: an
-        # .item() in every step would stall the GPU until its queue is empty. float64, because a float32 sum over many
-        # images loses digits. train_counts is persistent because a checkpoint may fall between two rows of
-        # metrics.jsonl.
-        self.register_buffer("train_counts", torch.zeros(4, dtype=torch.float64))
-        self.register_buffer("val_counts", torch.zeros(4, dtype=torch.float64), persistent=False)
+            # plain weights. on_save_checkpoint records them as numbers.
+            self.register_buffer(name, torch.tensor(values), persistent=False)
+        # train_counts is persistent because a checkpoint may fall between two rows of metrics.jsonl.
+        self.register_buffer("train_counts", no_errors())
+        self.register_buffer("val_counts", no_errors(), persistent=False)
         self.register_buffer("first_nonfinite_step", torch.tensor(NO_STEP), persistent=False)
 
         self.plateau = Plateau()
@@ -102,34 +88,36 @@ class Classifier(pl.LightningModule):
         self.latest_lr = math.nan
         self.is_at_step_boundary = False
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Forward and backward pass of one micro-batch; after the last one of a global batch, an optimizer step."""
-        part = batch_idx % self.batches.accumulate_grad_batches
-        self.is_at_step_boundary = part == self.batches.accumulate_grad_batches - 1
-        assert (
-            self.global_step
-            == self.current_epoch * self.steps_per_epoch + batch_idx // self.batches.accumulate_grad_batches
-        ), "Lightning's batch counter and the optimizer steps disagree"
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Assert that this is the micro-batch of the next step, and add it to the data digest."""
+        num_parts = self.batches.accumulate_grad_batches
+        step = self.current_epoch * self.steps_per_epoch + batch_idx // num_parts
+        assert self.global_step == step, "Lightning's batch counter and the optimizer steps disagree"
         # A resume that replays or skips a batch fails here, instead of training on the wrong data.
         self.trainer.datamodule.check(batch, self.current_epoch, batch_idx)  # type: ignore[attr-defined]
-        self.seed_network(self.global_step, part)
 
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Forward and backward pass of one micro-batch; after the last one of a global batch, an optimizer step."""
+        step, part = self.global_step, batch_idx % self.batches.accumulate_grad_batches
+        self.is_at_step_boundary = part == self.batches.accumulate_grad_batches - 1
+        self.seed_network(step, part)
         labels, smoothing = batch.labels, self.config.training.label_smoothing
         heads = self.predict(self.model, self.training_inputs(batch))
         if self.is_mixed:
-            pair = (batch.labels, partner_labels(batch), batch.mix_weights)
+            pair = (batch.labels, partner_labels(batch), batch.params["mix_weights"])
             losses = [mixed_cross_entropy(logits, *pair, label_smoothing=smoothing) for logits in heads]
             labels = dominant_labels(*pair)  # training errors are counted against these
         else:
             losses = [F.cross_entropy(logits, labels, label_smoothing=smoothing) for logits in heads]
-        loss = with_auxiliary(*losses, weight=self.auxiliary_weight)
+        loss = losses[0] if len(losses) == 1 else with_auxiliary(*losses, weight=self.auxiliary_weight)
         with nullcontext() if self.is_at_step_boundary else self.without_gradient_sync():
             # All micro-batches of a step have the same size, so the mean of their means is the global batch's mean.
             self.manual_backward(loss / self.batches.accumulate_grad_batches)
-        self.count(self.train_counts, loss, heads[0], labels)
-        self.record_nonfinite_loss(loss)
         if self.is_at_step_boundary:
-            self.update_weights(self.global_step)
+            self.update_weights(step)
+        # What follows counts and does not learn.
+        add_errors(self.train_counts, loss, heads[0], labels)
+        record_nonfinite_loss(self.first_nonfinite_step, loss, step=step)
         # Not Trainer(max_steps=...): Lightning would end the fit without the last validation.
         self.trainer.should_stop = self.global_step == self.total_steps
 
@@ -153,16 +141,12 @@ class Classifier(pl.LightningModule):
             update_ema(self.ema, self.model, decay=self.config.training.ema_decay)
 
     def training_inputs(self, batch: Batch) -> Tensor:
-        """Augmented and normalized images, float [B, 3, H, W], from uint8 pixels and the plan in the batch."""
-        return training_inputs(
-            batch,
-            self.config.augmentation,
-            mean=self.mean,
-            std=self.std,
-            noise=ColorNoise(self.axes, self.color_scale),
-            erasing_noise=self.erasing_noise,
-            channels_last=self.config.model.channels_last,
-        )
+        """Augmented and normalized images, float [B, 3, H, W], from uint8 pixels and the parameters in the batch."""
+        inputs = batch.images
+        for transform in self.transforms:
+            inputs = transform(inputs, batch.params)
+        layout = torch.channels_last if self.config.model.channels_last else torch.contiguous_format
+        return inputs.contiguous(memory_format=layout)
 
     def logits(self, network: nn.Module, images: Tensor) -> Tensor:
         """Logits [B, K] of uint8 images [B, H, W, 3], normalized but not augmented."""
@@ -224,7 +208,7 @@ class Classifier(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images = central_crops(batch.images, batch.sizes, size=self.config.image_size)
         logits = self.logits(self.ema or self.model, images)
-        self.count(self.val_counts, F.cross_entropy(logits, batch.labels), logits, batch.labels)
+        add_errors(self.val_counts, F.cross_entropy(logits, batch.labels), logits, batch.labels)
 
     def on_validation_epoch_end(self) -> None:
         self.validation = self.read_counts(self.val_counts)
@@ -242,51 +226,13 @@ class Classifier(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         self.is_best = False
 
-    # Error counts. They stay on the device; Metrics reads them every log_every_steps steps.
-    def count(self, counts: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add one micro-batch to `counts`.
-
-        With precision bf16, training errors are those of logits rounded to bfloat16. Rounding makes ties, and ties
-        count against the label: some tenths of a percentage point more than in float32. Validation logits are float32.
-        """
-        with torch.no_grad():
-            num_images = torch.full_like(loss, len(labels))
-            errors = [topk_errors(logits, labels, k).sum() for k in (1, 5)]
-            counts += torch.stack([loss.detach() * num_images, *errors, num_images])
-
     def read_counts(self, counts: Tensor) -> dict[str, float]:
         """Means over the images that all ranks have counted since the last call. Waits for the device; resets counts.
 
-        All ranks must call this at the same step.
+        All ranks must call this at the same step. Raises Diverged if a loss so far was NaN or infinite.
         """
-        self.check_finite()
-        total = all_reduce(counts)  # sums first, one division at the end: ranks may have counted unequal numbers
-        counts.zero_()
-        loss, top1, top5, num_images = total.tolist()
-        assert num_images > 0
-        return {
-            "loss": loss / num_images,
-            "top1_error": top1 / num_images,
-            "top5_error": top5 / num_images,
-            "num_images": int(num_images),
-        }
-
-    def record_nonfinite_loss(self, loss: Tensor) -> None:
-        """Keep the smallest step with a NaN or infinite loss, on the device and without waiting for it."""
-        step = torch.where(torch.isfinite(loss.detach()), NO_STEP, self.global_step)
-        torch.minimum(self.first_nonfinite_step, step, out=self.first_nonfinite_step)
-
-    def check_finite(self, *, weights: bool = False) -> None:
-        """Raises Diverged, on all ranks, if a loss so far was NaN or infinite, or (`weights`) if a weight is now."""
-        first_nonfinite_step = int(all_reduce(self.first_nonfinite_step, dist.ReduceOp.MIN))
-        if first_nonfinite_step < NO_STEP:
-            raise Diverged(f"the loss is NaN or infinite at step {first_nonfinite_step}")
-        if not weights:
-            return
-        floats = [value for value in self.model.state_dict().values() if value.is_floating_point()]
-        # One fused kernel for the norms of all tensors, then one read. Weights are equal on all ranks, so all raise.
-        if not torch.stack(torch._foreach_norm(floats)).isfinite().all():
-            raise Diverged(f"a weight is NaN or infinite after step {self.global_step - 1}")
+        check_losses(self.first_nonfinite_step)
+        return read_errors(counts)
 
     @property
     def is_at_epoch_end(self) -> bool:
@@ -304,7 +250,8 @@ class Classifier(pl.LightningModule):
         All ranks must call this before rank 0 writes a checkpoint. It changes no weight and no running statistic, so
         the number of checkpoints does not affect what is learned.
         """
-        self.check_finite(weights=True)
+        check_losses(self.first_nonfinite_step)
+        check_weights_finite(self.model, step=self.global_step - 1)
         all_reduce_digest(self.trainer)
         total = all_reduce(self.train_counts)
         self.train_counts.copy_(total if self.global_rank == 0 else torch.zeros_like(total))

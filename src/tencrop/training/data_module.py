@@ -129,12 +129,12 @@ class DataModule(pl.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Copy the tensors asynchronously; the NumPy arrays stay on the host."""
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True)
-            for name, value in batch._asdict().items()
-            if isinstance(value, torch.Tensor)
-        }
-        return batch._replace(**moved)
+
+        def move(value: Any) -> Any:
+            return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+
+        params = {name: move(value) for name, value in batch.params.items()}
+        return batch._replace(images=move(batch.images), labels=move(batch.labels), params=params)
 
     def teardown(self, stage: str) -> None:
         self.close()

@@ -29,6 +29,7 @@ from tencrop.config.launcher import is_first_process, launched
 from tencrop.data.augmentation.plan import evaluation_plan
 from tencrop.data.sampling.sampler import check_rescaled
 from tencrop.distributed.cluster import cluster_environment
+from tencrop.distributed.gpus import check_num_gpus
 from tencrop.models.checkpoint_files import run_manifest, weights_sha256
 from tencrop.models.factory import build_model
 from tencrop.signals import INTERRUPTED
@@ -44,7 +45,8 @@ from tencrop.training.checkpoints import (
 from tencrop.training.classifier import Classifier
 from tencrop.training.data_module import DataModule, validation_protocol
 from tencrop.training.determinism import check_deterministic
-from tencrop.training.monitors import Diverged, Interrupted, Interruption, Metrics, Pace
+from tencrop.training.divergence import Diverged
+from tencrop.training.monitors import Interrupted, Interruption, Metrics, Pace
 from tencrop.training.precision import set_precision
 from tencrop.training.progress import ProgressBar
 
@@ -84,10 +86,10 @@ def fit(
     """
     config, last = classifier.config, run_dir / "checkpoints" / LAST
     classifier.run_id = run_manifest(run_dir).get("run_id")
-    found = latest_valid_checkpoint(run_dir)
-    start = None if found is None else str(found.path)
-    if found is not None:
-        _set_aside_refused(last, found)
+    checkpoint = latest_valid_checkpoint(run_dir)
+    start = None if checkpoint is None else str(checkpoint.path)
+    if checkpoint is not None:
+        _set_aside_refused(last, checkpoint)
     interruption = Interruption(agree_every_steps=config.log_every_steps)
     metrics = Metrics(run_dir / "metrics.jsonl", every_steps=config.log_every_steps)
     checkpoints = Checkpoints(last.parent, every_steps=config.checkpoint_every_steps, interruption=interruption)
@@ -95,17 +97,17 @@ def fit(
     watchers = [metrics, Pace(metrics), ProgressBar(metrics), *callbacks, checkpoints]
     status, message = "complete", "complete"
     with interruption, _quiet_lightning():
-        trainer = build_trainer(config, run_dir=run_dir, logger=logger, callbacks=watchers, found=found)
-        del found  # Lightning holds it now; a second reference would keep the whole state in memory
+        trainer = build_trainer(config, run_dir=run_dir, logger=logger, callbacks=watchers, checkpoint=checkpoint)
+        del checkpoint  # Lightning holds it now; a second reference would keep the whole state in memory
         try:
             trainer.fit(classifier, data, ckpt_path=start)
         except Interrupted as reason:
             status, message = "interrupted", str(reason)
         except Diverged as reason:
-            kept = last if last.exists() else start
-            kept = f"{kept} is from before that" if kept else "there is no checkpoint yet"
+            saved = last if last.exists() else start
+            state = f"{saved} is from before that" if saved else "there is no checkpoint yet"
             remedy = "try a lower optimizer.lr, a longer warm-up or training.clip_grad_norm"
-            status, message = "diverged", f"{reason}; {kept}; {remedy}"
+            status, message = "diverged", f"{reason}; {state}; {remedy}"
         finally:
             # The loader's threads and the open metrics.jsonl would outlive an exception otherwise.
             data.close()
@@ -124,7 +126,7 @@ def build(config: Config, *, batches: Batches, manifest: dict[str, Any]) -> tupl
     Raises UserError if the hardware, the data or the model do not fit the configuration.
     """
     # These checks come before the run folder is created, so that a typo leaves no folder behind.
-    _refuse_missing_gpus(config)
+    check_num_gpus(config.hardware, config.hardware.devices)
     set_precision(config.training.precision)
     data = DataModule(config, batches)
     _refuse_unfit_images(config, data)
@@ -155,15 +157,6 @@ def _refuse_unfit_images(config: Config, data: DataModule) -> None:
         )
 
 
-def _refuse_missing_gpus(config: Config) -> None:
-    hardware = config.hardware
-    if accelerator_of(hardware) == "gpu" and torch.cuda.device_count() < hardware.devices:
-        raise UserError(
-            f"hardware.devices={hardware.devices}: torch sees {torch.cuda.device_count()} GPUs here;"
-            " choose fewer, or hardware=cpu"
-        )
-
-
 def completed_fit(run_dir: Path) -> FitResult | None:
     """Return the result of a run that has taken all its steps; None for a new run or a run with steps left.
 
@@ -172,25 +165,25 @@ def completed_fit(run_dir: Path) -> FitResult | None:
     of the final weights from the manifest, and without it `fit`, or another rank, would accept the refused file.
     Raises UserError if last.ckpt is damaged or belongs to another run, and previous.ckpt is not valid either.
     """
-    found, last = latest_valid_checkpoint(run_dir), run_dir / "checkpoints" / LAST
-    if found is None:
+    checkpoint, last = latest_valid_checkpoint(run_dir), run_dir / "checkpoints" / LAST
+    if checkpoint is None:
         return None
-    if not found.content["tencrop"]["is_complete"]:
+    if not checkpoint.content["tencrop"]["is_complete"]:
         if last.exists() and os.access(last.parent, os.W_OK):
-            _set_aside_refused(last, found)
+            _set_aside_refused(last, checkpoint)
         return None
-    facts = found.content["tencrop"]
-    message = "already complete" if found.refusal is None else f"already complete ({found.refusal})"
-    return FitResult("complete", message, found.path, facts["step"], facts["weights_sha256"], facts["ema_sha256"])
+    facts = checkpoint.content["tencrop"]
+    message = "already complete" if checkpoint.refusal is None else f"already complete ({checkpoint.refusal})"
+    return FitResult("complete", message, checkpoint.path, facts["step"], facts["weights_sha256"], facts["ema_sha256"])
 
 
-def _set_aside_refused(last: Path, found: LoadedCheckpoint) -> None:
+def _set_aside_refused(last: Path, checkpoint: LoadedCheckpoint) -> None:
     """Rename a refused last.ckpt, and print why it was refused: on rank 0 only, and only once."""
-    if found.refusal is None or (not last.exists() and last.with_name(REFUSED).exists()):
+    if checkpoint.refusal is None or (not last.exists() and last.with_name(REFUSED).exists()):
         return
     set_aside(last.parent.parent)
     if is_first_process():
-        print(found.refusal, file=sys.stderr)
+        print(checkpoint.refusal, file=sys.stderr)
 
 
 def _result(last: Path, classifier: Classifier, step: int, status: str, message: str) -> FitResult:
@@ -251,11 +244,11 @@ def build_trainer(
     run_dir: Path,
     logger: Logger | None,
     callbacks: Iterable[Callback],
-    found: LoadedCheckpoint | None,
+    checkpoint: LoadedCheckpoint | None,
 ) -> Trainer:
     """Build Lightning's Trainer for this hardware, without its own sampler, progress bar, checkpoints and requeueing.
 
-    found: the checkpoint that `fit` will resume from, already in memory.
+    checkpoint: the one that `fit` will resume from, already in memory.
     """
     hardware = config.hardware
     accelerator = accelerator_of(hardware)
@@ -269,7 +262,7 @@ def build_trainer(
         devices=hardware.devices,
         num_nodes=hardware.nodes,
         strategy=_ddp(exactly=exactly) if distributed else "auto",
-        plugins=[AtomicCheckpointIO(found), cluster_environment()],
+        plugins=[AtomicCheckpointIO(checkpoint), cluster_environment()],
         deterministic=exactly,
         benchmark=not exactly,  # cuDNN's benchmark may choose algorithms that round differently in each process
         precision="32-true",  # Classifier.predict applies autocast itself
@@ -293,8 +286,8 @@ def build_trainer(
     epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     # Always validate after the last step. If evaluate_every_epochs does not divide the number of epochs, Lightning
     # would not validate the final weights, so they could not become best.ckpt.
-    is_due = epoch_loop._should_check_val_epoch
+    should_validate = epoch_loop._should_check_val_epoch
     epoch_loop._should_check_val_epoch = lambda: (  # type: ignore[method-assign]
-        is_due() or trainer.global_step == trainer.lightning_module.total_steps
+        should_validate() or trainer.global_step == trainer.lightning_module.total_steps
     )
     return trainer

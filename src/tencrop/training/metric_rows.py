@@ -70,7 +70,7 @@ def read_rows(path: Path, *, expected: str | None = None) -> list[dict[str, Any]
     """
     if not path.exists():
         return []
-    rows, digest = _checked(path, *_lines(path))
+    rows, digest = _verify_rows(path, *_lines(path))
     if expected is not None and expected != digest:
         raise UserError(f"{path}: its last rows are missing, or it is another run's; {_REMEDY}")
     return rows
@@ -85,7 +85,7 @@ def keep_rows(path: Path, num_rows: int, expected: str | None = None) -> tuple[i
     if not path.exists():
         return 0, NO_ROWS
     lines, is_cut = _lines(path)
-    rows, digest = _checked(path, lines[:num_rows], is_cut and len(lines) <= num_rows)
+    rows, digest = _verify_rows(path, lines[:num_rows], is_cut and len(lines) <= num_rows)
     if len(rows) < num_rows or expected not in (None, digest):
         raise UserError(f"{path}: not the {num_rows} rows that the run wrote before its checkpoint; {_REMEDY}")
     atomic_write(path, b"".join(line + b"\n" for line in lines[:num_rows]))
@@ -110,7 +110,7 @@ def _lines(path: Path) -> tuple[list[bytes], bool]:
     return (lines, True) if lines[-1] else (lines[:-1], False)
 
 
-def _checked(path: Path, lines: list[bytes], is_cut: bool) -> tuple[list[dict[str, Any]], str]:
+def _verify_rows(path: Path, lines: list[bytes], is_cut: bool) -> tuple[list[dict[str, Any]], str]:
     """Parse and verify the lines of metrics.jsonl; returns the rows and the digest of all of them."""
     rows, digest, is_chained = [], NO_ROWS, False
     for number, line in enumerate(lines):

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
-import shlex
 from signal import SIGINT
 
 from tencrop.signals import close_at_ctrl_c, exit_at_once
 
 if __name__ == "__main__":
-    exit_at_once(SIGINT)  # before the imports below
+    exit_at_once(SIGINT)  # before all other imports
+
+import shlex
 
 from tencrop.cli.command import command, overrides
 from tencrop.cli.command_line import keys_typed
-from tencrop.config import Config, VisualizationConfig
+from tencrop.config import VisualizationConfig, own_keys, plain_config
 from tencrop.evaluation.targets import evaluation_targets
 from tencrop.records.redaction import redact_arguments
 
-# keys of this command only; the rest of what a user types overrides the run's configuration
-OWN_KEYS = {field.name for field in dataclasses.fields(VisualizationConfig)} - {
-    field.name for field in dataclasses.fields(Config)
-}
 NEED_NO_RUN = ("architecture", "tradeoff")
 
 
 @command("visualization", VisualizationConfig)
 def main(config: VisualizationConfig) -> int:
-    plain = Config(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Config)})
-    typed = [word for word in overrides() if not keys_typed([word]) & OWN_KEYS]
+    plain = plain_config(config)
+    # the rest of what a user types overrides the run's configuration
+    typed = [word for word in overrides() if not keys_typed([word]) & own_keys(VisualizationConfig)]
     needs_run = config.figure not in NEED_NO_RUN or config.checkpoint is not None
     # rejects missing runs and checkpoints now: importing torch takes seconds
     targets = evaluation_targets(plain, typed) if needs_run else []

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tencrop.visualization.drawing import HEAT, bare, shortened, styled, titled
 from tencrop.visualization.trace import NotApplicable, captured, run_frozen
-from tencrop.visualization.trained_model import Pictures
+from tencrop.visualization.trained_model import Images
 
 MAX_HEADS = 6  # shown in the figure
 
@@ -65,9 +65,7 @@ def patch_map(rows: Tensor, *, num_prefix: int) -> Tensor:
     return patches.unflatten(-1, (side, side))
 
 
-def attention_figure(
-    pictures: Pictures, attention: Tensor, *, num_prefix: int, names: Sequence[str], title: str
-) -> Figure:
+def attention_figure(images: Images, attention: Tensor, *, num_prefix: int, names: Sequence[str], title: str) -> Figure:
     """Draw a row per image: the image, the rollout as an overlay, and the heads of the last layer."""
     heads = patch_map(attention[-1], num_prefix=num_prefix)[:, :MAX_HEADS]
     rolled = patch_map(rollout(attention), num_prefix=num_prefix)
@@ -77,11 +75,11 @@ def attention_figure(
         titled(figure, title)
         grid = figure.subplots(num_rows, num_columns, squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.2})
         for row, axes in enumerate(grid):
-            pixels = pictures.pixels[row].numpy()
+            pixels = images.pixels[row].numpy()
             # stretches the patch grid over the pixels of the image
             extent = (-0.5, pixels.shape[1] - 0.5, pixels.shape[0] - 0.5, -0.5)
             axes[0].imshow(pixels, interpolation="nearest")
-            axes[0].set_title(shortened(names[int(pictures.labels[row])], 15), size=9)
+            axes[0].set_title(shortened(names[int(images.labels[row])], 15), size=9)
             axes[1].imshow(pixels.mean(2), cmap="gray", interpolation="nearest")
             axes[1].imshow(rolled[row].numpy(), cmap=HEAT, alpha=0.7, interpolation="bilinear", extent=extent)
             for number, head in enumerate(heads[row]):

@@ -31,7 +31,7 @@ from tencrop.visualization.record import Record
 from tencrop.visualization.retrieval import NUM_QUERIES, hidden_features, nearest, retrieval_figure
 from tencrop.visualization.trace import NotApplicable, last_maps, trace
 from tencrop.visualization.tradeoff import measured, published, tradeoff_figure, tradeoff_record
-from tencrop.visualization.trained_model import TrainedModel, by_hash, chosen, load_trained_model
+from tencrop.visualization.trained_model import TrainedModel, hash_order, load_trained_model, select_images
 
 FIGURES = Path("figures")  # default output folder of models without a run folder
 NUM_FIELD_IMAGES = 16  # averaged, as by Luo et al.: the gradient for a single image shows the edges in it
@@ -40,7 +40,7 @@ NUM_ATTENDED = 4
 NUM_SEARCHED = 500  # images among which the strongest activations of a unit are searched
 IMAGENET_CLASSES = 1000
 REMEDY = "free disk space, or name another folder with output=DIR"
-Drawn = tuple[Figure, Record]
+FigureAndRecord = tuple[Figure, Record]
 
 
 def draw_model(config: Config, name: str, *, command: str) -> Iterator[Path]:
@@ -89,7 +89,7 @@ def _folder(target: EvaluationTarget, config: VisualizationConfig) -> Path:
     return run_dir / "figures" if is_run_folder(run_dir) else FIGURES / target.config.model.name.replace("/", "-")
 
 
-def _architecture(network: torch.nn.Module, config: Config) -> Drawn:
+def _architecture(network: torch.nn.Module, config: Config) -> FigureAndRecord:
     name = config.model.name
     figure = architecture_figure(network, image_size=config.image_size, title=name)
     caption = (
@@ -99,7 +99,7 @@ def _architecture(network: torch.nn.Module, config: Config) -> Drawn:
     return figure, Record("Architecture", caption, name)
 
 
-def _tradeoff(config: Config) -> Drawn:
+def _tradeoff(config: Config) -> FigureAndRecord:
     counts = golden_counts()
     series = published(counts)  # errors from the papers, multiply-adds from our own counts
     # [!.] skips hidden files
@@ -117,14 +117,14 @@ def _readable(paths: list[Path]) -> Iterator[dict[str, Any]]:
             print(f"error: left out of the figure: {error}", file=sys.stderr)
 
 
-def _receptive_field(subject: TrainedModel, config: VisualizationConfig) -> Drawn:
-    index = chosen(subject.split("val"), config.images, num_images=NUM_FIELD_IMAGES)
-    images = subject.inputs(subject.pictures("val", index).pixels)
-    layer = _layer_with_maps(subject, config)
-    # Luo et al. (section 3): training enlarges the effective field, so both are shown
-    before, after = (effective_field(net, images, layer=layer) for net in (subject.initial, subject.network))
+def _receptive_field(model: TrainedModel, config: VisualizationConfig) -> FigureAndRecord:
+    index = select_images(model.split("val"), config.images, num_images=NUM_FIELD_IMAGES)
+    images = model.inputs(model.load_images("val", index).pixels)
+    layer = _layer_with_maps(model, config)
+    # Luo et al.: training enlarges the effective field, so both are shown
+    before, after = (effective_field(net, images, layer=layer) for net in (model.initial, model.network))
     # for comparison: the effective field is usually much smaller than the theoretical one
-    theoretical = theoretical_side(subject.network, layer, image_size=subject.config.image_size)
+    theoretical = theoretical_side(model.network, layer, image_size=model.config.image_size)
     pair = [("before training", before), ("after", after)]
     figure = field_figure(pair, title=f"Receptive field of the center of {layer}", theoretical=theoretical)
     caption = (
@@ -132,48 +132,48 @@ def _receptive_field(subject: TrainedModel, config: VisualizationConfig) -> Draw
         " images (Luo et al. 2016), each panel on its own scale. Strong: above 4.55% of the maximum, given as the side"
         " of a square of the same area. The dashed box encloses all pixels with any influence."
     )
-    return figure, _record(subject, "Effective receptive field", caption)
+    return figure, _record(model, "Effective receptive field", caption)
 
 
-def _retrieval(subject: TrainedModel, config: VisualizationConfig) -> Drawn:
-    queries = subject.pictures("val", chosen(subject.split("val"), config.images, num_images=NUM_QUERIES))
+def _retrieval(model: TrainedModel, config: VisualizationConfig) -> FigureAndRecord:
+    queries = model.load_images("val", select_images(model.split("val"), config.images, num_images=NUM_QUERIES))
     # sorted indices, so that the training file is read sequentially
-    candidates = subject.pictures("train", np.sort(by_hash(subject.split("train").num_samples)[: config.candidates]))
-    features = [hidden_features(subject.network, subject.inputs(these.pixels)) for these in (queries, candidates)]
+    candidates = model.load_images("train", np.sort(hash_order(model.split("train").num_samples)[: config.candidates]))
+    features = [hidden_features(model.network, model.inputs(these.pixels)) for these in (queries, candidates)]
     found = nearest(*features)
-    names = label_names(subject.classes)
-    title = f"Nearest training images: {subject.config.model.name}"
+    names = label_names(model.classes)
+    title = f"Nearest training images: {model.config.model.name}"
     figure = retrieval_figure(queries, candidates, found, names=names, title=title)
     caption = (
         "Test images, and the training images nearest by Euclidean distance in the last hidden layer (after Krizhevsky"
         f" et al. 2012, figure 4), among {len(candidates.index):,} searched. Blue frame: same class; orange: another"
         " class, which is named. The number above an image is its distance."
     )
-    return figure, _record(subject, "Nearest training images", caption)
+    return figure, _record(model, "Nearest training images", caption)
 
 
-def _occlusion(subject: TrainedModel, config: VisualizationConfig) -> Drawn:
-    pictures = subject.pictures("val", chosen(subject.split("val"), config.images, num_images=NUM_OCCLUDED))
+def _occlusion(model: TrainedModel, config: VisualizationConfig) -> FigureAndRecord:
+    images = model.load_images("val", select_images(model.split("val"), config.images, num_images=NUM_OCCLUDED))
     found = [
-        occlusion(subject.network, image, int(label))
-        for image, label in zip(subject.inputs(pictures.pixels), pictures.labels, strict=True)
+        occlusion(model.network, image, int(label))
+        for image, label in zip(model.inputs(images.pixels), images.labels, strict=True)
     ]
-    names = label_names(subject.classes)
-    title = f"Occlusion sensitivity: {subject.config.model.name}"
-    figure = occlusion_figure(pictures, found, names=names, title=title)
+    names = label_names(model.classes)
+    title = f"Occlusion sensitivity: {model.config.model.name}"
+    figure = occlusion_figure(images, found, names=names, title=title)
     caption = (
         f"Probability of the correct class while a square of {found[0].square} pixels, in the mean color that"
         " normalization subtracts, covers the image at each position (after Zeiler and Fergus 2013). Dark: the"
         " classification depends on this part of the image."
     )
-    return figure, _record(subject, "Occlusion", caption)
+    return figure, _record(model, "Occlusion", caption)
 
 
-def _patches(subject: TrainedModel, config: VisualizationConfig) -> Drawn:
-    pictures = subject.pictures("val", chosen(subject.split("val"), config.images, num_images=NUM_SEARCHED))
-    inputs = subject.inputs(pictures.pixels)
-    layer = _layer_with_maps(subject, config)
-    network = subject.network
+def _patches(model: TrainedModel, config: VisualizationConfig) -> FigureAndRecord:
+    images = model.load_images("val", select_images(model.split("val"), config.images, num_images=NUM_SEARCHED))
+    inputs = model.inputs(images.pixels)
+    layer = _layer_with_maps(model, config)
+    network = model.network
     found = top_activations(network, inputs, layer, num=NUM_PATCHES)
     # a dead ReLU has no patches to show
     active = [unit for unit, top in enumerate(found) if top[0].value > 0][:NUM_UNITS]
@@ -186,7 +186,7 @@ def _patches(subject: TrainedModel, config: VisualizationConfig) -> Drawn:
         for one in found[unit]:
             projected = projection(network, inputs[one.image], layer, unit, one)
             top, left, bottom, right = patch_box(projected)
-            pairs.append((pictures.pixels[one.image, top:bottom, left:right], projected[:, top:bottom, left:right]))
+            pairs.append((images.pixels[one.image, top:bottom, left:right], projected[:, top:bottom, left:right]))
         rows.append((unit, pairs))
     figure = patches_figure(rows, title=f"Patches that activate units of {layer} most")
     caption = (
@@ -194,28 +194,28 @@ def _patches(subject: TrainedModel, config: VisualizationConfig) -> Drawn:
         " most and, beside each patch, its projection by a deconvolutional network, which shows the pixels responsible"
         " (after Zeiler and Fergus 2013)."
     )
-    return figure, _record(subject, "Patches that activate units", caption)
+    return figure, _record(model, "Patches that activate units", caption)
 
 
-def _attention(subject: TrainedModel, config: VisualizationConfig) -> Drawn:
-    pictures = subject.pictures("val", chosen(subject.split("val"), config.images, num_images=NUM_ATTENDED))
-    name = subject.config.model.name
-    attention = attention_maps(subject.network, subject.inputs(pictures.pixels), name=name)
+def _attention(model: TrainedModel, config: VisualizationConfig) -> FigureAndRecord:
+    images = model.load_images("val", select_images(model.split("val"), config.images, num_images=NUM_ATTENDED))
+    name = model.config.model.name
+    attention = attention_maps(model.network, model.inputs(images.pixels), name=name)
     # 1 with a class token, 2 with DeiT's distillation token as well, 0 with average pooling over the patches
-    num_prefix = int(subject.network.num_prefix_tokens)  # type: ignore[arg-type]
-    names = label_names(subject.classes)
-    figure = attention_figure(pictures, attention, num_prefix=num_prefix, names=names, title=f"Attention of {name}")
-    reader = "the class token" if num_prefix else "the average patch"
+    num_prefix = int(model.network.num_prefix_tokens)  # type: ignore[arg-type]
+    names = label_names(model.classes)
+    figure = attention_figure(images, attention, num_prefix=num_prefix, names=names, title=f"Attention of {name}")
+    query = "the class token" if num_prefix else "the average patch"
     caption = (
-        f"Attention of {reader} to each patch: rollout over all layers (Abnar and Zuidema 2020), and the first heads of"
+        f"Attention of {query} to each patch: rollout over all layers (Abnar and Zuidema 2020), and the first heads of"
         f" the last of {len(attention)} layers. Each panel is on its own scale; yellow is the most."
     )
-    return figure, _record(subject, "Attention", caption)
+    return figure, _record(model, "Attention", caption)
 
 
-def _layer_with_maps(subject: TrainedModel, config: VisualizationConfig) -> str:
+def _layer_with_maps(model: TrainedModel, config: VisualizationConfig) -> str:
     """Name of the layer to visualize: layer= if given, otherwise the last layer whose output is feature maps."""
-    calls = trace(subject.network, torch.zeros(1, 3, subject.config.image_size, subject.config.image_size))
+    calls = trace(model.network, torch.zeros(1, 3, model.config.image_size, model.config.image_size))
     if config.layer is None:
         return last_maps(calls).name
     # four dimensions: [N, C, H, W]
@@ -225,5 +225,5 @@ def _layer_with_maps(subject: TrainedModel, config: VisualizationConfig) -> str:
     return config.layer
 
 
-def _record(subject: TrainedModel, title: str, caption: str) -> Record:
-    return Record(title, caption, subject.config.model.name, subject.weights_sha256)
+def _record(model: TrainedModel, title: str, caption: str) -> Record:
+    return Record(title, caption, model.config.model.name, model.weights_sha256)

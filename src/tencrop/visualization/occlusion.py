@@ -1,6 +1,6 @@
 """Occlusion sensitivity: the probability of a class while a gray square covers each part of the image.
 
-After Zeiler and Fergus 2013, section 4.2 (figure 7).
+After Zeiler and Fergus 2013, figure 7.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tencrop.visualization.drawing import HEAT, SOFT, bare, shortened, styled, titled
 from tencrop.visualization.trace import run_frozen
-from tencrop.visualization.trained_model import BATCH_SIZE, Pictures
+from tencrop.visualization.trained_model import BATCH_SIZE, Images
 
 SHARE = 0.25  # side of the square relative to that of the image
 POSITIONS = 14  # of the square along each axis: 196 occluded copies per image
@@ -53,16 +53,16 @@ def occlusion(
     return Occlusion(found[1:].view(positions, positions), float(found[0]), square)
 
 
-def occlusion_figure(pictures: Pictures, found: Sequence[Occlusion], *, names: Sequence[str], title: str) -> Figure:
+def occlusion_figure(images: Images, found: Sequence[Occlusion], *, names: Sequence[str], title: str) -> Figure:
     """Draw each image above its map; dark where the square lowers the probability of the class."""
     with styled():
         figure = Figure(figsize=(1.9 * len(found) + 0.7, 4.4))
         titled(figure, title)
         above, below = figure.subplots(2, len(found), squeeze=False, gridspec_kw={"wspace": 0.1, "hspace": 0.12})
         for column, one in enumerate(found):
-            pixels = pictures.pixels[column]
+            pixels = images.pixels[column]
             above[column].imshow(pixels.numpy(), interpolation="nearest")
-            above[column].set_title(shortened(names[int(pictures.labels[column])], 18))
+            above[column].set_title(shortened(names[int(images.labels[column])], 18))
             extent = (-0.5, pixels.shape[1] - 0.5, pixels.shape[0] - 0.5, -0.5)
             shown = below[column].imshow(
                 one.probabilities.numpy(), cmap=HEAT, vmin=0, vmax=1, interpolation="bilinear", extent=extent

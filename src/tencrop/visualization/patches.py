@@ -1,6 +1,6 @@
 """Image patches that activate a unit most, with deconvnet projections (Zeiler and Fergus 2013, figure 2).
 
-A deconvnet projection is a gradient that is rectified at every ReLU on the way back (their section 2.1).
+A deconvnet projection is a gradient that is rectified at every ReLU on the way back.
 """
 
 from __future__ import annotations

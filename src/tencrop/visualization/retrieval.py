@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tencrop.visualization.drawing import BLUE, ORANGE, RULE, SOFT, framed, shortened, styled, titled
 from tencrop.visualization.trace import captured, classifying_layer, run_frozen, trace
-from tencrop.visualization.trained_model import BATCH_SIZE, Pictures
+from tencrop.visualization.trained_model import BATCH_SIZE, Images
 
 NUM_QUERIES, NUM_NEAREST = 5, 6  # as in the paper's figure
 
@@ -46,7 +46,7 @@ def nearest(queries: Tensor, candidates: Tensor, *, num: int = NUM_NEAREST) -> N
 
 
 def retrieval_figure(
-    queries: Pictures, candidates: Pictures, found: Nearest, *, names: Sequence[str], title: str
+    queries: Images, candidates: Images, found: Nearest, *, names: Sequence[str], title: str
 ) -> Figure:
     """Draw a row per test image: the image, then its neighbors in a blue frame (same class) or an orange one."""
     num_rows, num_columns = found.positions.shape

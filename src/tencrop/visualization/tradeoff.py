@@ -1,6 +1,6 @@
 """Figure of error against multiply-adds: published results by paper, our measurements, bubbles sized by parameters.
 
-conf/published_errors.yaml selects the rows of published tables to draw; complexity/golden.json has the costs.
+conf/tradeoff.yaml selects the rows of printed tables to draw; complexity/golden.json has the costs.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from matplotlib.figure import Figure
 from tencrop.cli.choices import CONF
 from tencrop.complexity.networks import model_file
 from tencrop.config.yaml_files import read_yaml_file
-from tencrop.evaluation.claims import is_on_whole
+from tencrop.evaluation.whole_data import is_on_whole
 from tencrop.tables.reading import ERRORS, read_rows
 from tencrop.tables.schema import ErrorRow
 from tencrop.visualization.drawing import INK, PAPER, RULE, SOFT, styled, titled
 from tencrop.visualization.record import Record
 
-PUBLISHED = CONF / "published_errors.yaml"
+PUBLISHED = CONF / "tradeoff.yaml"
 # Paul Tol's muted colors, ordered such that neighbors differ. Each series is labeled in the figure as well, since ten
 # colors are more than a reader can match with a legend.
 COLORS = ("#332288", "#cc6677", "#117733", "#88ccee", "#882255", "#999933", "#44aa99", "#aa4499", "#c9a227", "#5f6c72")
@@ -53,14 +53,15 @@ class Series:
 def published(counts: dict[str, dict[str, int]], path: Path = PUBLISHED, errors: Path = ERRORS) -> list[Series]:
     """Combine published errors with the costs in `counts` (complexity.golden); accuracies become 100 - accuracy.
 
-    path: file of the series, each with a name and rows (TABLE.ID) by model; errors: folder of the tables.
+    path: file of the series, each with a name and rows (TABLE.ID) that have a model; errors: folder of the tables.
     """
     found = []
     for entry in read_yaml_file(path):
-        rows = read_rows(entry["rows"].values(), errors)
+        rows = read_rows(entry["rows"], errors)
         points = [
-            Point(model, table.error(row, "top1"), counts[model]["mult_adds"], counts[model]["parameters"])
-            for model, (table, row) in zip(entry["rows"], rows, strict=True)
+            Point(str(row.model), table.error(row, "top1"), cost["mult_adds"], cost["parameters"])
+            for table, row in rows
+            for cost in (counts[str(row.model)],)
         ]
         points.sort(key=lambda point: point.mult_adds)
         # dict.fromkeys: distinct values in order of appearance; a series may mix tables and protocols

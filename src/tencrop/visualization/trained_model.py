@@ -29,7 +29,7 @@ from tencrop.training.data_module import validation_protocol
 BATCH_SIZE = 32  # images per forward pass
 
 
-class Pictures(NamedTuple):
+class Images(NamedTuple):
     """Central crops of some images of a split."""
 
     index: Tensor  # type: ignore[assignment]  # int64 [B], sample indices; hides tuple.index
@@ -58,12 +58,12 @@ class TrainedModel:
         data = self.config.data
         return open_split(data.root, name, source=data.source, data=data.name)
 
-    def pictures(self, split: str, index: Sequence[int] | np.ndarray) -> Pictures:
+    def load_images(self, split: str, index: Sequence[int] | np.ndarray) -> Images:
         """Read the central crops used for validation during training, in the order of `index`."""
         parts = list(self._batches(self.split(split), np.asarray(index, np.int64)))
-        return Pictures(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+        return Images(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
-    def _batches(self, split: Split, index: np.ndarray) -> Iterator[Pictures]:
+    def _batches(self, split: Split, index: np.ndarray) -> Iterator[Images]:
         protocol = validation_protocol(self.config)
         plan = partial(evaluation_plan, stored_sizes=split.stored_sizes, protocol=protocol)
         batches = [index[start : start + BATCH_SIZE] for start in range(0, len(index), BATCH_SIZE)]
@@ -77,30 +77,30 @@ class TrainedModel:
                 (crop,) = views(
                     batch.images, batch.sizes, protocol
                 )  # copies: the loader reuses the memory of its images
-                yield Pictures(torch.from_numpy(batch.index), batch.labels, crop)
+                yield Images(torch.from_numpy(batch.index), batch.labels, crop)
 
 
 def load_trained_model(target: EvaluationTarget) -> TrainedModel:
     """Load the target's weights, and build the network a second time with the initial weights of its seed."""
     weights = load_weights(target.path, ema=target.config.ema)
     # Training seeds torch's generator in the same way before it builds the network, so `initial` comes first.
-    torch.manual_seed((weights.facts or {}).get("seed", target.config.seed))
+    torch.manual_seed(weights.metadata.get("seed", target.config.seed))
     initial = build_model(target.config.model, num_classes=target.num_classes)
     network = build_model(target.config.model, num_classes=target.num_classes)
-    config, _ = with_preprocessing(target, network, weights.facts)
+    config, _ = with_preprocessing(target, network, weights)
     apply_weights(network, weights.state, source=str(target.path), name=config.model.name)
     # a checkpoint of ours carries the statistics that it was trained with; foreign weights use those of the data
-    mean, std = mean_and_std(config.normalization, weights.facts or target.manifest["statistics"])
+    mean, std = mean_and_std(config.normalization, weights.metadata or target.manifest["statistics"])
     classes = target.manifest["classes"]
     return TrainedModel(
         config, network.eval(), initial.eval(), classes, mean, std, weights_sha256(network.state_dict())
     )
 
 
-def chosen(split: Split, wanted: Sequence[int] | None, *, num_images: int) -> np.ndarray:
+def select_images(split: Split, wanted: Sequence[int] | None, *, num_images: int) -> np.ndarray:
     """Choose indices of a split: `wanted`, or `num_images` in a fixed order from as many classes as possible."""
     if wanted is None:
-        order = by_hash(split.num_samples)
+        order = hash_order(split.num_samples)
         # rank of each image within its class: sorting by it takes one image of every class before the second of any
         turns = np.zeros(split.num_samples, np.int64)
         for label in np.unique(split.labels):
@@ -113,7 +113,7 @@ def chosen(split: Split, wanted: Sequence[int] | None, *, num_images: int) -> np
     return np.asarray(wanted, np.int64)
 
 
-def by_hash(num_samples: int) -> np.ndarray:
+def hash_order(num_samples: int) -> np.ndarray:
     """Indices below `num_samples` in a fixed pseudorandom order.
 
     By SHA-256 instead of a generator, so that the order never depends on the version of a library.

@@ -9,8 +9,8 @@ import torchvision.transforms.v2.functional as F
 from PIL import Image, ImageEnhance
 from scipy import stats
 
-from tencrop.config import Jitter
-from tencrop.data.augmentation.jitter import apply_jitter, is_jittered, jitter_factors, jitter_orders
+from tencrop.config import Augmentation, Jitter, Pca
+from tencrop.data.augmentation.color import ColorJitter, apply_jitter, jitter_factors, jitter_orders
 
 FULL = {
     "torch": Jitter("torch", 0.4, 0.4, 0.4),
@@ -91,7 +91,9 @@ def test_a_hue_shift_by_a_full_circle_changes_nothing(images):
 @pytest.mark.parametrize("source", ["torch", "torchvision"])
 def test_factors_of_1_change_nothing(images, source):
     factors, orders = drawn(source=source)
-    assert factors.tolist() == [[1, 1, 1, 0]] * 24 and not is_jittered(Jitter(source=source))
+    assert factors.tolist() == [[1, 1, 1, 0]] * 24
+    off = Augmentation("none", 60, "bilinear", 0.0, Pca(0.0, "dataset"), jitter=Jitter(source=source))
+    assert not ColorJitter.is_on(off)
     same = apply_jitter(images, factors, orders, FULL[source], dtype=torch.float64)
     torch.testing.assert_close(same, images.double(), rtol=0, atol=1e-9)
 

@@ -49,6 +49,11 @@ GOLDEN_JITTER = [
 ]
 
 
+def arrays(plan) -> dict:
+    """All arrays of a plan by name, in the order of the digest."""
+    return {name: value for name, value in (plan._asdict() | plan.params).items() if name != "params"}
+
+
 def augmentation(crop="random_resized", *, size=224, flip=0.5, pca=0.0, **kwargs) -> Augmentation:
     kwargs = kwargs or ({"area": AREA, "aspect": ASPECT} if crop == "random_resized" else {})
     return Augmentation(crop=crop, size=size, filter="bilinear", flip=flip, pca=Pca(pca, "dataset"), **kwargs)
@@ -70,8 +75,8 @@ def everything(mix_group: int) -> Augmentation:
     )
 
 
-def protocol(side=256, region="whole") -> Protocol:
-    return Protocol("ten_crop", side=side, size=224, region=region, filter="bilinear", average="softmax")
+def protocol(side=256, size=224, region="whole", resize="shorter_side") -> Protocol:
+    return Protocol("center", side=side, size=size, region=region, filter="bilinear", average="softmax", resize=resize)
 
 
 def sizes_of(*pairs) -> np.ndarray:
@@ -110,7 +115,7 @@ def test_golden_boxes():
     plan = training_plan(np.arange(6), stored, augmentation=augmentation(pca=0.1), seed=0, epoch=0)
     assert plan.boxes.tolist() == GOLDEN_RANDOM_RESIZED
     assert plan.flips.tolist() == GOLDEN_FLIPS
-    np.testing.assert_allclose(plan.pca_alphas[:2], GOLDEN_COLOR, rtol=1e-12)
+    np.testing.assert_allclose(plan.params["pca_alphas"][:2], GOLDEN_COLOR, rtol=1e-12)
     square = augmentation("random", side=[256, 256], region="square")
     assert training_plan(np.arange(6), stored, augmentation=square, seed=0, epoch=0).boxes.tolist() == GOLDEN_SQUARE
     jitter = augmentation("random", side=[256, 512], region="whole")
@@ -233,7 +238,7 @@ def test_no_crop_takes_the_whole_image():
     )
     assert plan.boxes.tolist() == [[0, 0, 32, 32], [0, 0, 375, 500]]
     assert plan.sizes.tolist() == [[32, 32], [32, 32]]
-    assert not plan.flips.any() and not plan.pca_alphas.any()
+    assert not plan.flips.any() and not plan.params["pca_alphas"].any()
 
 
 def test_flips_and_color_are_independent_draws():
@@ -243,7 +248,7 @@ def test_flips_and_color_are_independent_draws():
     flips = uniforms(seed=3, index=index, epoch=4, view=1, stream=Stream.FLIP, count=1)[:, 0] < 0.3
     assert np.array_equal(plan.flips, flips)
     alphas = normals(seed=3, index=index, epoch=4, view=1, stream=Stream.PCA, count=3) * 0.1
-    assert np.array_equal(plan.pca_alphas, alphas)
+    assert np.array_equal(plan.params["pca_alphas"], alphas)
 
 
 @pytest.mark.parametrize(("flip", "share"), [(0.0, 0.0), (1.0, 1.0)])
@@ -263,8 +268,8 @@ def test_a_samples_plan_does_not_depend_on_its_batch(crop):
     whole = training_plan(index, stored, augmentation=options, seed=1, epoch=2, view=view)
     for part in (index[:1], index[5:9], index[::-3], index[60:]):
         plan = training_plan(part, stored, augmentation=options, seed=1, epoch=2, view=view[part])
-        for name, values in plan._asdict().items():
-            assert np.array_equal(values, getattr(whole, name)[part]), name
+        for name, values in arrays(plan).items():
+            assert np.array_equal(values, arrays(whole)[name][part]), name
 
 
 def test_epochs_and_views_differ():
@@ -286,7 +291,21 @@ def test_evaluation_takes_the_whole_image_or_the_square():
     assert np.all(square.sizes == 256)
     kept = evaluation_plan(np.array([1]), stored, protocol=protocol(side=None))
     assert kept.sizes.tolist() == [[500, 333]]
-    assert not plan.flips.any() and not plan.pca_alphas.any()
+    assert not plan.flips.any() and not plan.params["pca_alphas"].any()
+
+
+def test_an_image_is_stretched_whole_or_by_its_central_share():
+    """256 x 341: a sixteenth, 16 rows and 21 of 21.3 columns, is cut off at each edge, as TensorFlow rounds."""
+    stored = np.array([[256, 341], [500, 333], [9, 15]], np.int32)
+    warped = evaluation_plan(np.arange(3), stored, protocol=protocol(side=227, resize="warp"))
+    assert warped.boxes.tolist() == [[0, 0, 256, 341], [0, 0, 500, 333], [0, 0, 9, 15]]
+    assert warped.sizes.tolist() == [[227, 227]] * 3
+    central = evaluation_plan(np.arange(3), stored, protocol=protocol(side=None, size=299, resize="central_fraction"))
+    assert central.boxes.tolist() == [[16, 21, 224, 299], [31, 20, 438, 293], [0, 0, 9, 15]]
+    assert central.sizes.tolist() == [[299, 299]] * 3
+    for (height, width), (top, left, box_height, box_width) in zip(stored, central.boxes, strict=True):
+        assert (top, left) == (int((height - height * 0.875) / 2), int((width - width * 0.875) / 2))
+        assert (box_height, box_width) == (height - 2 * top, width - 2 * left)
 
 
 def test_dtypes_and_shapes_of_a_plan():
@@ -294,7 +313,7 @@ def test_dtypes_and_shapes_of_a_plan():
     plain = training_plan(np.arange(3), stored, augmentation=augmentation(), seed=0, epoch=0)
     full = training_plan(np.arange(3), stored, augmentation=everything(3), seed=0, epoch=0, positions=positions)
     for plan in (plain, full, evaluation_plan(np.arange(3), stored, protocol=protocol())):
-        assert [array.dtype.str for array in plan] == [
+        assert [array.dtype.str for array in arrays(plan).values()] == [
             "<i8", "<i4", "<i4", "|b1", "<f8", "<f8", "<i8", "<i8", "<f8", "<i4", "<i8", "<i8", "<f8", "<i4",
         ]  # fmt: skip
 
@@ -302,9 +321,11 @@ def test_dtypes_and_shapes_of_a_plan():
 def test_operations_that_are_off_have_neutral_values():
     """With these values the functions on the device change no pixel."""
     plan = training_plan(np.arange(3), np.full((3, 2), 9, np.int32), augmentation=augmentation(), seed=0, epoch=0)
-    assert plan.jitter.tolist() == [[1, 1, 1, 0]] * 3 and plan.jitter_orders.tolist() == [[0, 1, 2, 3]] * 3
-    assert plan.operations.shape == plan.operation_values.shape == (3, 0) and not plan.erased_boxes.any()
-    assert not plan.partners.any() and (plan.mix_weights == 1).all() and not plan.mix_boxes.any()
+    params = plan.params
+    assert params["jitter"].tolist() == [[1, 1, 1, 0]] * 3 and params["jitter_orders"].tolist() == [[0, 1, 2, 3]] * 3
+    assert params["operations"].shape == params["operation_values"].shape == (3, 0)
+    assert not params["erased_boxes"].any() and not params["mix_boxes"].any()
+    assert not params["partners"].any() and (params["mix_weights"] == 1).all()
 
 
 def test_copies_differ_in_everything_that_is_drawn():
@@ -313,7 +334,7 @@ def test_copies_differ_in_everything_that_is_drawn():
         np.zeros(64, int), stored, augmentation=options, seed=0, epoch=0, view=np.arange(64), positions=np.arange(64)
     )
     for name in ("boxes", "pca_alphas", "jitter", "operations", "erased_boxes", "noise_offsets"):
-        assert len(np.unique(getattr(plan, name), axis=0)) > 50, name
+        assert len(np.unique(arrays(plan)[name], axis=0)) > 50, name
     assert 10 < plan.flips.sum() < 54
 
 
@@ -322,5 +343,5 @@ def test_mixing_is_keyed_by_position_and_the_rest_by_sample():
     stored = np.full((9, 2), 300, np.int32)
     plan = partial(training_plan, np.array([4, 7]), stored, augmentation=everything(2), seed=0, epoch=0)
     one, other = (plan(positions=np.array(positions)) for positions in ([2, 3], [10, 11]))
-    for name, values in one._asdict().items():
-        assert np.array_equal(values, getattr(other, name)) is (name not in ("mix_weights", "mix_boxes")), name
+    for name, values in arrays(one).items():
+        assert np.array_equal(values, arrays(other)[name]) is (name not in ("mix_weights", "mix_boxes")), name

@@ -45,9 +45,14 @@ def training(split, *, crop="random_resized", filter="nearest", size=32, seed=0,
     }
 
 
+def fields(batch) -> dict:
+    """All arrays of a batch by name, the parameters of its transforms included."""
+    return {name: value for name, value in (batch._asdict() | batch.params).items() if name != "params"}
+
+
 def collect(batches) -> list[list[np.ndarray]]:
     """The batches' arrays, copied (their memory is used again)."""
-    return [[np.asarray(field).copy() for field in batch] for batch in batches]
+    return [[np.asarray(field).copy() for field in fields(batch).values()] for batch in batches]
 
 
 def same(first, second) -> bool:
@@ -119,10 +124,11 @@ def test_dtypes_and_shapes_of_a_batch(photos):
         "pca_alphas": (torch.float32, (2, 3)),
         "hashes": (np.int64, (2, 2)),
     }
-    assert {name: (getattr(batch, name).dtype, tuple(getattr(batch, name).shape)) for name in shapes} == shapes
-    assert all(len(field) == 2 for field in batch)
+    arrays = fields(batch)
+    assert {name: (arrays[name].dtype, tuple(arrays[name].shape)) for name in shapes} == shapes
+    assert all(len(array) == 2 for array in arrays.values())
     assert batch.labels.tolist() == photos.labels[batch.index].tolist()
-    assert batch.pca_alphas.abs().sum() > 0
+    assert batch.params["pca_alphas"].abs().sum() > 0
 
 
 @pytest.mark.parametrize("prefetch", [1, 3])

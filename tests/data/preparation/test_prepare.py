@@ -408,3 +408,13 @@ def test_other_data_than_the_folder_holds(photo_folder, data_config, tmp_path):
     prepare(data_config(photo_folder, tmp_path / "root"), progress=False)
     with pytest.raises(UserError, match="holds prepared imagefolder, not imagenet"):
         prepare(data_config(photo_folder, tmp_path / "root", name="imagenet"), progress=False)
+
+
+def test_a_subset_whose_val_split_lacks_a_class_is_prepared(photo_folder, data_config, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(photo_folder, source)
+    shutil.rmtree(source / "val" / "china")
+    data = data_config(source, tmp_path / "root")
+    data.subset = True
+    split = open_split(str(prepare(data, workers=1, progress=False)), "val", data="imagefolder")
+    assert sorted(set(split.labels.tolist())) == [1, 2] and split.num_samples == 8

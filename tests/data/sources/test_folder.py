@@ -181,3 +181,17 @@ def test_a_pipe_or_a_device_among_the_images_is_refused_and_not_read(tmp_path, o
         odd.unlink()
     odd.symlink_to("1.jpg")
     assert [file.name for file in open_folder().files["train"]] == ["a/1.jpg", "a/2.jpg"]
+
+
+def test_a_subset_may_lack_classes_in_val_and_keeps_the_labels_of_train(tmp_path, open_folder, data_config):
+    tree(tmp_path / "source", "train/a/1.jpg", "train/b/1.jpg", "train/c/1.jpg", "val/c/2.jpg", "val/a/2.jpg")
+    with pytest.raises(UserError, match=r"b of the train split has no counterpart in val; .*data\.subset=true"):
+        open_folder()
+    data = data_config(tmp_path / "source", tmp_path / "root")
+    data.subset = True
+    source = FolderSource(data)
+    assert [(file.name, file.label) for file in source.files["val"]] == [("a/2.jpg", 0), ("c/2.jpg", 2)]
+    assert source.classes == ["a", "b", "c"]
+    tree(tmp_path / "source", "val/d/1.jpg")
+    with pytest.raises(UserError, match=r"class folder d of the val split has no counterpart in train; both"):
+        FolderSource(data)

@@ -9,11 +9,42 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tencrop.config import Erasing
+from tencrop.config import Augmentation, Config, Erasing
+from tencrop.data.augmentation.transform import Params, Samples, Transform
 from tencrop.data.sampling.rng import Index, Stream, as_uniforms, integers_below, normals, random_uint64, uniforms
 
 NUM_ATTEMPTS = 10  # as in timm and torchvision; the paper's algorithm repeats until a rectangle fits
 NUM_OFFSETS = 2**20  # possible starts of an image's noise in the noise table (4 MB)
+
+
+class RandomErasing(Transform):
+    """Erases a rectangle of the normalized image, or none."""
+
+    noise: Tensor | None
+
+    @staticmethod
+    def is_on(augmentation: Augmentation) -> bool:
+        return augmentation.erasing.prob > 0
+
+    @staticmethod
+    def draw(samples: Samples, augmentation: Augmentation) -> Params:
+        """erased_boxes: int32 [B, 4], top, left, height and width in the network's pixels; noise_offsets: int64 [B]."""
+        boxes = erasing_boxes(samples.key, augmentation.erasing, size=augmentation.size)
+        return {"erased_boxes": boxes.astype(np.int32), "noise_offsets": noise_offsets(samples.key)}
+
+    @staticmethod
+    def neutral(num_samples: int) -> Params:
+        boxes = np.zeros((num_samples, 4), np.int32)  # empty
+        return {"erased_boxes": boxes, "noise_offsets": np.zeros(num_samples, np.int64)}
+
+    def __init__(self, config: Config, statistics: dict[str, Any]):
+        super().__init__(config, statistics)
+        is_noisy = config.augmentation.erasing.fill == "normal"
+        noise = noise_table(seed=config.seed, size=config.augmentation.size) if is_noisy else None
+        self.register_buffer("noise", noise, persistent=False)
+
+    def forward(self, images: Tensor, params: dict[str, Any]) -> Tensor:
+        return erase(images, params["erased_boxes"], params["noise_offsets"], noise=self.noise)
 
 
 def erasing_boxes(key: dict[str, Any], erasing: Erasing, *, size: int) -> Index:
@@ -43,11 +74,6 @@ def erasing_boxes(key: dict[str, Any], erasing: Erasing, *, size: int) -> Index:
 def noise_offsets(key: dict[str, Any]) -> Index:
     """Start of each image's noise in the noise table, int64 [B]; a box of h x w pixels takes 3 h w numbers from it."""
     return integers_below(random_uint64(**key, stream=Stream.ERASE_NOISE, count=1)[:, 0], NUM_OFFSETS)
-
-
-def is_erased(erasing: Erasing) -> bool:
-    """Whether the recipe uses random erasing."""
-    return erasing.prob > 0
 
 
 def noise_table(*, seed: int, size: int) -> Tensor:

@@ -6,7 +6,7 @@ number in the epoch and partners are in the same group, so neither ranks nor gra
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,36 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from tencrop.config import Mixing
+from tencrop.config import Augmentation, Mixing
+from tencrop.data.augmentation.batch import Batch
+from tencrop.data.augmentation.transform import Params, Samples, Transform
 from tencrop.data.sampling.rng import Float64, Index, Stream, integers_below, random_uint64, uniforms
+
+
+class MixupCutmix(Transform):
+    """Mixes each normalized image with its partner in the batch. The training step mixes the labels."""
+
+    device_params = frozenset({"partners", "mix_weights", "mix_boxes"})
+
+    @staticmethod
+    def is_on(augmentation: Augmentation) -> bool:
+        return augmentation.mixing.mix_group is not None
+
+    @staticmethod
+    def draw(samples: Samples, augmentation: Augmentation) -> Params:
+        """The fields of `Mix`."""
+        positions, size = samples.positions, augmentation.size
+        assert positions is not None and len(positions) == len(samples.index)
+        mix = mixing_plan(positions, mixing=augmentation.mixing, size=size, seed=samples.seed, epoch=samples.epoch)
+        return {"partners": mix.partners, "mix_weights": mix.weights, "mix_boxes": mix.boxes}
+
+    @staticmethod
+    def neutral(num_samples: int) -> Params:
+        boxes = np.zeros((num_samples, 4), np.int32)
+        return {"partners": np.zeros(num_samples, np.int64), "mix_weights": np.ones(num_samples), "mix_boxes": boxes}
+
+    def forward(self, images: Tensor, params: dict[str, Any]) -> Tensor:
+        return mix(images, params["partners"], params["mix_weights"], params["mix_boxes"])
 
 
 class Mix(NamedTuple):
@@ -58,11 +86,6 @@ def mixing_plan(positions: Index, *, mixing: Mixing, size: int, seed: int, epoch
     return Mix(partners, weights[rows], boxes[rows].astype(np.int32))
 
 
-def is_mixed(mixing: Mixing) -> bool:
-    """Whether the recipe uses mixup or CutMix."""
-    return mixing.mix_group is not None
-
-
 def cutmix_share(mixing: Mixing) -> float:
     """Probability that a mixed group uses CutMix."""
     if mixing.mixup_alpha > 0 and mixing.cutmix_alpha > 0:
@@ -91,3 +114,8 @@ def mix(images: Tensor, partners: Tensor, weights: Tensor, boxes: Tensor) -> Ten
 def partner_rows(partners: Tensor) -> Tensor:
     """The partners' rows in the batch, int64 [B]."""
     return torch.arange(len(partners), device=partners.device) + partners
+
+
+def partner_labels(batch: Batch) -> Tensor:
+    """Labels int64 [B] of the samples that are mixed in (a sample's own label if it is not mixed)."""
+    return batch.labels[partner_rows(batch.params["partners"])]

@@ -7,17 +7,15 @@ image, because a store may hold a reduced image.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from tencrop.config import Augmentation, Protocol
-from tencrop.data.augmentation.erasing import erasing_boxes, is_erased, noise_offsets
-from tencrop.data.augmentation.jitter import NEUTRAL, is_jittered, jitter_factors, jitter_orders
-from tencrop.data.augmentation.mixing import is_mixed, mixing_plan
-from tencrop.data.augmentation.randaugment import is_randaugmented, randaugment_plan
-from tencrop.data.sampling.geometry import center_box, central_square, rescaled_size
+from tencrop.data.augmentation.pipeline import draw_params, neutral_params
+from tencrop.data.augmentation.transform import Params, Samples
+from tencrop.data.sampling.geometry import center_box, central_fraction, central_square, rescaled_size
 from tencrop.data.sampling.rng import (
     Float64,
     Index,
@@ -25,7 +23,6 @@ from tencrop.data.sampling.rng import (
     View,
     as_uniforms,
     integers_below,
-    normals,
     random_uint64,
     uniforms,
 )
@@ -35,25 +32,13 @@ NUM_ATTEMPTS = 10  # attempts at GoogLeNet's crop before the fallback, as in tor
 
 
 class Plan(NamedTuple):
-    """What the loaders and the device apply to the B samples of a micro-batch.
-
-    The digest hashes every field, in this order: a new field changes the digest of every run.
-    """
+    """What the loaders (boxes, sizes, flips) and the device (params) apply to the B samples of a micro-batch."""
 
     index: Index  # type: ignore[assignment]  # int64 [B]; hides tuple.index
     boxes: npt.NDArray[np.int32]  # [B, 4] top, left, height, width, in stored pixels
     sizes: Sizes  # [B, 2] height and width that the box is resized to
     flips: npt.NDArray[np.bool_]  # [B] mirrored after the resize
-    pca_alphas: Float64  # [B, 3] alphas of the RGB principal components (zeros when off)
-    jitter: Float64  # [B, 4] factors of brightness, contrast, saturation, and the hue shift (1, 1, 1, 0 when off)
-    jitter_orders: Index  # [B, 4] order in which these four are applied
-    operations: Index  # [B, num_ops] RandAugment's operations in order (`Operation`)
-    operation_values: Float64  # [B, num_ops] their magnitudes, in the unit of each
-    erased_boxes: npt.NDArray[np.int32]  # [B, 4] top, left, height, width in the network's pixels (empty when off)
-    noise_offsets: Index  # [B] start of the noise that fills them in the run's noise table
-    partners: Index  # [B] offset within the batch from a sample to the one it is mixed with (0 when off)
-    mix_weights: Float64  # [B] lambda, the share of the sample itself (1 when off)
-    mix_boxes: npt.NDArray[np.int32]  # [B, 4] top, left, height, width pasted from the partner (empty when off)
+    params: Params  # random parameters of the transforms, by name
 
 
 def training_plan(
@@ -74,74 +59,53 @@ def training_plan(
     """
     index = np.asarray(index, np.int64)
     height, width = stored_sizes[index].astype(np.int64).T  # in int32 a product of two lengths could overflow
-    size = augmentation.size
-    # The key of every draw. Neither rank, worker nor batch layout is part of it, so they cannot change an image.
-    key: dict[str, Any] = {"seed": seed, "index": index, "epoch": epoch, "view": view}
-    if augmentation.crop in ("random_resized", "random_sized"):
-        assert augmentation.area is not None and augmentation.aspect is not None
-        cut = {"random_resized": random_resized_boxes, "random_sized": random_sized_boxes}[augmentation.crop]
-        draw = random_uint64(**key, stream=Stream.CROP, count=5 * NUM_ATTEMPTS)
-        boxes = cut(height, width, draw, area=augmentation.area, aspect=augmentation.aspect)
-    elif augmentation.crop == "random":
-        assert augmentation.side is not None and augmentation.region is not None
-        draw = random_uint64(**key, stream=Stream.CROP, count=3)
-        boxes = random_boxes(height, width, draw, side=augmentation.side, size=size, region=augmentation.region)
-    else:
-        assert augmentation.crop == "none", augmentation.crop
-        boxes = np.stack([np.zeros_like(height), np.zeros_like(width), height, width], axis=1)
-    flips = uniforms(**key, stream=Stream.FLIP, count=1)[:, 0] < augmentation.flip
-    pca_alphas = np.zeros((len(index), 3))
-    if augmentation.pca.std > 0:
-        pca_alphas = normals(**key, stream=Stream.PCA, count=3) * augmentation.pca.std
-    plan = unaugmented(index, boxes, np.full((len(index), 2), size))._replace(flips=flips, pca_alphas=pca_alphas)
-    # Each operation has a stream of its own, so turning one on or off leaves the draws of the others unchanged.
-    if is_jittered(augmentation.jitter):
-        plan = plan._replace(jitter=jitter_factors(key, augmentation.jitter), jitter_orders=jitter_orders(key))
-    if is_randaugmented(augmentation.randaugment):
-        operations, values = randaugment_plan(key, augmentation.randaugment, size=size)
-        plan = plan._replace(operations=operations, operation_values=values)
-    if is_erased(augmentation.erasing):
-        erased = erasing_boxes(key, augmentation.erasing, size=size)
-        plan = plan._replace(erased_boxes=erased.astype(np.int32), noise_offsets=noise_offsets(key))
-    if is_mixed(augmentation.mixing):
-        assert positions is not None and len(positions) == len(index)
-        mix = mixing_plan(positions, mixing=augmentation.mixing, size=size, seed=seed, epoch=epoch)
-        plan = plan._replace(partners=mix.partners, mix_weights=mix.weights, mix_boxes=mix.boxes)
-    return plan
+    samples = Samples(index, epoch, seed, view, positions)
+    boxes = _crop_boxes(height, width, samples, augmentation).astype(np.int32)
+    sizes = np.full((len(index), 2), augmentation.size, np.int32)
+    flips = uniforms(**samples.key, stream=Stream.FLIP, count=1)[:, 0] < augmentation.flip
+    return Plan(index, boxes, sizes, flips, draw_params(samples, augmentation))
 
 
 def evaluation_plan(index: Index, stored_sizes: Sizes, *, protocol: Protocol) -> Plan:
-    """The plan of evaluation samples `index`: the whole image or its central square (`protocol.region`), with its
-    shorter side resized to `protocol.side` (None: not resized). Sizes differ per image; the device crops the views.
+    """The plan of evaluation samples `index`: the whole image or its central part, resized as `protocol` says.
+
+    region=square takes the central square, resize=central_fraction the central 0.875 of both sides, to size x size.
+    resize=warp stretches to side x side; otherwise the shorter side is resized to `side` (None: not resized), and sizes
+    differ per image. The device crops the views.
     """
     index = np.asarray(index, np.int64)
     height, width = stored_sizes[index].astype(np.int64).T
     top, left = np.zeros_like(height), np.zeros_like(width)
     if protocol.region == "square":
         top, left, height, width = central_square(height, width)
-    out_height, out_width = (height, width) if protocol.side is None else rescaled_size(height, width, protocol.side)
-    return unaugmented(index, np.stack([top, left, height, width], axis=1), np.stack([out_height, out_width], axis=1))
+    if protocol.resize == "central_fraction":
+        top, left, height, width = central_fraction(height, width)
+    boxes = np.stack([top, left, height, width], axis=1).astype(np.int32)
+    sizes = np.stack(_resized(height, width, protocol), axis=1).astype(np.int32)
+    return Plan(index, boxes, sizes, np.zeros(len(index), bool), neutral_params(len(index)))
 
 
-def unaugmented(index: Index, boxes: npt.NDArray[Any], sizes: npt.NDArray[Any]) -> Plan:
-    """A plan that crops and resizes, with all other operations off."""
-    num_samples = len(index)
-    return Plan(
-        index=index,
-        boxes=boxes.astype(np.int32),
-        sizes=sizes.astype(np.int32),
-        flips=np.zeros(num_samples, bool),
-        pca_alphas=np.zeros((num_samples, 3)),
-        jitter=np.tile(NEUTRAL, (num_samples, 1)),
-        jitter_orders=np.tile(np.arange(4), (num_samples, 1)),
-        operations=np.zeros((num_samples, 0), np.int64),
-        operation_values=np.zeros((num_samples, 0)),
-        erased_boxes=np.zeros((num_samples, 4), np.int32),
-        noise_offsets=np.zeros(num_samples, np.int64),
-        partners=np.zeros(num_samples, np.int64),
-        mix_weights=np.ones(num_samples),
-        mix_boxes=np.zeros((num_samples, 4), np.int32),
-    )
+def _resized(height: Index, width: Index, protocol: Protocol) -> tuple[Index, Index]:
+    if protocol.resize != "shorter_side":
+        side = protocol.side if protocol.resize == "warp" else protocol.size
+        return np.full_like(height, side), np.full_like(width, side)
+    return (height, width) if protocol.side is None else rescaled_size(height, width, protocol.side)
+
+
+def _crop_boxes(height: Index, width: Index, samples: Samples, augmentation: Augmentation) -> Index:
+    """The crop of each sample by the method `augmentation.crop`: top, left, height, width, int64 [B, 4]."""
+    if augmentation.crop in ("random_resized", "random_sized"):
+        assert augmentation.area is not None and augmentation.aspect is not None
+        draw = random_uint64(**samples.key, stream=Stream.CROP, count=5 * NUM_ATTEMPTS)
+        crop = {"random_resized": random_resized_boxes, "random_sized": random_sized_boxes}[augmentation.crop]
+        return crop(height, width, draw, area=augmentation.area, aspect=augmentation.aspect)
+    if augmentation.crop == "random":
+        assert augmentation.side is not None and augmentation.region is not None
+        draw = random_uint64(**samples.key, stream=Stream.CROP, count=3)
+        side, size, region = augmentation.side, augmentation.size, augmentation.region
+        return random_boxes(height, width, draw, side=side, size=size, region=region)
+    assert augmentation.crop == "none", augmentation.crop
+    return np.stack([np.zeros_like(height), np.zeros_like(width), height, width], axis=1)
 
 
 def random_resized_boxes(
@@ -201,7 +165,7 @@ def random_boxes(
     """Boxes int64 [B, 4] of a size x size window in the image rescaled to a random shorter side.
 
     The side is uniform over the integers `side` [low, high] (draw 0): a range is VGG's scale jittering (Simonyan and
-    Zisserman 2015, section 3.1), a single value AlexNet's crop (Krizhevsky et al. 2012, section 4.1). The window's top
+    Zisserman 2015), a single value AlexNet's crop (Krizhevsky et al. 2012, section 4.1). The window's top
     and left (draws 1, 2) are uniform over the whole rescaled image or over its central square (`region`).
     """
     # The image is never rescaled as a whole: the window's edges are mapped back to stored pixels, so one resize of the

@@ -1,16 +1,18 @@
-"""RandAugment (Cubuk et al. 2020): draws operations and magnitudes for each image on the host.
-
-`operations` applies them on the device.
-"""
+"""RandAugment (Cubuk et al. 2020): draws operations and magnitudes for each image; `operations` implements them."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from tencrop.config import RandAugment
+from tencrop.config import Augmentation, Config, RandAugment
+from tencrop.data.augmentation.color import mean_and_std
 from tencrop.data.augmentation.operations import Operation as Op
+from tencrop.data.augmentation.operations import apply_operations
+from tencrop.data.augmentation.transform import Params, Samples, Transform
 from tencrop.data.sampling.rng import Float64, Index, Stream, normals, uniforms
 
 # RandAugment._augmentation_space of torchvision's autoaugment.py, in its order: a draw picks by position
@@ -25,6 +27,39 @@ TIMM = (
 )  # fmt: skip
 MAX_LEVEL = {"torchvision": 30.0, "timm": 10.0}  # so magnitude 9 is 0.3 of the range, or 0.9
 ENHANCEMENTS = (Op.COLOR, Op.CONTRAST, Op.BRIGHTNESS, Op.SHARPNESS)
+
+
+class RandomOperations(Transform):
+    """RandAugment: a few random operations on each image."""
+
+    fill: Tensor
+
+    @staticmethod
+    def is_on(augmentation: Augmentation) -> bool:
+        return augmentation.randaugment.num_ops > 0
+
+    @staticmethod
+    def draw(samples: Samples, augmentation: Augmentation) -> Params:
+        """The fields of `Operations`."""
+        operations, values = randaugment_plan(samples.key, augmentation.randaugment, size=augmentation.size)
+        return {"operations": operations, "operation_values": values}
+
+    @staticmethod
+    def neutral(num_samples: int) -> Params:
+        values = np.zeros((num_samples, 0))
+        return {"operations": values.astype(np.int64), "operation_values": values}
+
+    def __init__(self, config: Config, statistics: dict[str, Any]):
+        super().__init__(config, statistics)
+        self.settings = config.augmentation.randaugment
+        mean = torch.tensor(mean_and_std(config.normalization, statistics)[0])
+        # Pixels that a rotation, shear or translation leaves uncovered: timm fills in the mean, torchvision black.
+        fill = mean.round() if self.settings.source == "timm" else torch.zeros_like(mean)
+        self.register_buffer("fill", fill, persistent=False)
+
+    def forward(self, images: Tensor, params: dict[str, Any]) -> Tensor:
+        operations, values = params["operations"], params["operation_values"]
+        return apply_operations(images, operations, values, filter=self.settings.filter, fill=self.fill)
 
 
 class Operations(NamedTuple):
@@ -60,11 +95,6 @@ def randaugment_plan(key: dict[str, Any], randaugment: RandAugment, *, size: int
     value = np.select([operations == operation for operation in values], list(values.values()), 0.0)
     taken = is_taken < randaugment.prob
     return Operations(np.where(taken, operations, Op.IDENTITY), np.where(taken, value, 0.0))
-
-
-def is_randaugmented(randaugment: RandAugment) -> bool:
-    """Whether the recipe uses RandAugment."""
-    return randaugment.num_ops > 0
 
 
 def torchvision_values(level: Float64, signs: Float64, *, size: int) -> dict[Op, Float64]:

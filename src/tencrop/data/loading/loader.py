@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tencrop.data.augmentation.batch import DEVICE_FIELDS, Batch
+from tencrop.data.augmentation.batch import Batch
+from tencrop.data.augmentation.pipeline import DEVICE_PARAMS
 from tencrop.data.augmentation.plan import Plan
 from tencrop.data.native.decoder import DecodeError, decode_batch, read_ahead
 from tencrop.data.sampling.digest import sample_hashes
@@ -173,13 +174,23 @@ def _decoded(split: Split, plan: Plan, slot: Slot, *, filter: str, num_threads: 
 
 def batch_of(images: Tensor, split: Split, plan: Plan, *, hash_pixels: bool) -> Batch:
     """Assemble a Batch: the images, their labels, the plan and the sample hashes."""
-    arrays = {"labels": split.labels[plan.index], **plan._asdict()}
-    # The plan is computed in float64 and consumed in float32. Round before hashing, so that the digest covers exactly
-    # the values that the device receives.
-    arrays = {name: a.astype(np.float32) if a.dtype.kind == "f" else a for name, a in arrays.items()}
-    arrays["hashes"] = sample_hashes(arrays.values(), images.numpy() if hash_pixels else None)
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in DEVICE_FIELDS}
-    return Batch(images, **(arrays | tensors))
+    labels = split.labels[plan.index]
+    # Parameters are drawn in float64 and used in float32. Round before hashing, so that the digest covers exactly the
+    # values that the device receives.
+    params = {name: a.astype(np.float32) if a.dtype.kind == "f" else a for name, a in plan.params.items()}
+    fields = (labels, plan.index, plan.boxes, plan.sizes, plan.flips, *params.values())
+    hashes = sample_hashes(fields, images.numpy() if hash_pixels else None)
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(params[name])) for name in params.keys() & DEVICE_PARAMS}
+    return Batch(
+        images=images,
+        labels=torch.from_numpy(labels),
+        index=plan.index,
+        boxes=plan.boxes,
+        flips=plan.flips,
+        sizes=plan.sizes,
+        params=params | tensors,
+        hashes=hashes,
+    )
 
 
 class Slot:

@@ -29,7 +29,7 @@ from tencrop.data.store.manifest import file_table
 
 ENDINGS = (".beton", ".ffcv")  # the first in ffcv's documentation, the second in ffcv-imagenet's scripts
 AS_STORED = StoreOptions(mode="jpeg", short_side=None, max_side=None, quality=95)  # as in conf/data/beton.yaml
-NOT_KNOWN = ("names of the original images", "their sizes", "names of the classes")
+NOT_RECORDED = ("names of the original images", "their sizes", "names of the classes")
 WRITE_AGAIN = "write it again with ffcv's DatasetWriter, with an RGBImageField and an IntField"
 MAX_CLASSES = 1 << 24  # a larger "label" must be something else, such as an image number
 
@@ -43,8 +43,8 @@ class BetonSource:
     def __init__(self, data: Data) -> None:
         _check_options(data)
         path = source_folder(data)
-        names = {split: _file_of(path, split, name) for split, name in dataclasses.asdict(data.splits).items()}
-        self.betons = {split: _opened(path / name) for split, name in names.items()}
+        names = {split: _find_file(path, split, name) for split, name in dataclasses.asdict(data.splits).items()}
+        self.betons = {split: _open_beton(path / name) for split, name in names.items()}
         num_bytes = {name: (path / name).stat().st_size for name in names.values()}
         self.location = SourceLocation(str(path), names, dict.fromkeys(names, BETON), num_bytes)
         self.classes = _classes(self.betons["train"], self.betons["val"])
@@ -75,7 +75,7 @@ def adopt_split(
     # Unlike `write_split`, this starts over after an interruption: it only checks, and has no output worth saving.
     beton, files = source.betons[split], source.files[split]
     table, total = file_table(len(files), max(len(file.name) for file in files)), ColorSums()
-    check = partial(_checked, source, split, every=every)
+    check = partial(_check_images, source, split, every=every)
     for start, (rows, sums) in map_in_order(check, range(0, len(files), CHUNK_FILES), num_threads=num_threads):
         for number, row in enumerate(rows, start):
             table[number] = row
@@ -97,7 +97,7 @@ def adoption_notice(root: Path, source: BetonSource) -> str:
     return (
         f"beton: {counts} images of {len(source.classes):,} classes ({files}) -> {root}\n"
         "every image is checked; the files are used in place, not copied\n"
-        f"such files do not record: {', '.join(NOT_KNOWN)}"
+        f"such files do not record: {', '.join(NOT_RECORDED)}"
     )
 
 
@@ -114,7 +114,7 @@ def check_root(root: Path, source: BetonSource) -> None:
         )
 
 
-def _checked(source: BetonSource, split: str, start: int, *, every: int | None) -> tuple[list[tuple], ColorSums]:
+def _check_images(source: BetonSource, split: str, start: int, *, every: int | None) -> tuple[list[tuple], ColorSums]:
     """Check CHUNK_FILES images from index `start` on; returns their rows for the file table and their color sums."""
     beton, rows, sums = source.betons[split], [], ColorSums()
     for file in source.files[split][start : start + CHUNK_FILES]:
@@ -147,7 +147,7 @@ def _check_options(data: Data) -> None:
         raise UserError(f"data.undecodable={data.undecodable}: data=beton cannot skip images; leave it out")
 
 
-def _file_of(folder: Path, split: str, name: str) -> str:
+def _find_file(folder: Path, split: str, name: str) -> str:
     """Find a split's file in `folder`: `name` itself, or else the only file NAME*.beton or NAME*.ffcv."""
     # Names are matched by their beginning, because ffcv-imagenet's scripts append parameters: train_500_0.50_90.ffcv.
     if (folder / name).is_file():
@@ -159,7 +159,7 @@ def _file_of(folder: Path, split: str, name: str) -> str:
     raise UserError(f"data.source={folder}: {there}; name the file of the {split} split with data.splits.{split}=FILE")
 
 
-def _opened(path: Path) -> Beton:
+def _open_beton(path: Path) -> Beton:
     try:
         return Beton(path)
     except UserError as error:  # its remedy is meant for files that prepare.py wrote; replace it

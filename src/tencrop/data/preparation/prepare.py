@@ -22,7 +22,7 @@ import tencrop
 from tencrop.config import Data, StoreOptions, UserError, num_threads
 from tencrop.config.writable import check_writable
 from tencrop.console import plain_console
-from tencrop.data.preparation.adopt import NOT_KNOWN, BetonSource, adopt_split, adoption_notice, check_root
+from tencrop.data.preparation.adopt import NOT_RECORDED, BetonSource, adopt_split, adoption_notice, check_root
 from tencrop.data.preparation.estimate import announce
 from tencrop.data.preparation.parts import has_parts, remove_parts
 from tencrop.data.preparation.statistics import ColorSums, sampled_every
@@ -140,7 +140,7 @@ def _manifest(data: Data, source: Source, splits: dict[str, Any], sums: ColorSum
         # Sorted, so that the manifest does not depend on the order in which a file system lists its entries.
         "left_out": {split: dict(sorted(sorts.items())) for split, sorts in source.left_out.items()},
         **({"permutation": permutation()} if data.name == "digits" else {}),
-        **({"not_known": NOT_KNOWN} if data.name == "beton" else {}),
+        **({"not_known": NOT_RECORDED} if data.name == "beton" else {}),
         # No date: preparing the same files twice gives the same manifest.
         "created": {
             "tencrop": tencrop.__version__,

@@ -100,14 +100,14 @@ def write_split(
     table = file_table(len(whole.rows), max(len(os.fsencode(file.name)) for file in files))
     for name in table.dtype.names or ():
         table[name] = whole.rows[name]
-    # A class whose files were all skipped would be an output of the network that is never trained.
-    per_class = np.bincount(table["label"], minlength=len(source.classes))
-    if not per_class.all():
+    # A class whose files were all skipped would be an output of the network that is never trained. A subset's val split
+    # may lack the files of a class.
+    lost = {file.label for file in files} - set(table["label"].tolist())
+    if lost:
         beton.unlink()
         remove_parts(root)
-        raise UserError(
-            f"class {source.classes[per_class.argmin()]} of the {split} split: no image can be decoded; replace them"
-        )
+        name = source.classes[min(lost)]
+        raise UserError(f"class {name} of the {split} split: no image can be decoded; replace them")
     write_npy(names, table)
     facts = split_facts(beton, names, table, dataclasses.asdict(options), num_classes=len(source.classes))
     facts["tables_sha256"] = tables_sha256(whole.metadata, whole.payload_bytes)

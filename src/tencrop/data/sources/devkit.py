@@ -49,8 +49,8 @@ def read_devkit(path: Path) -> Devkit:
         ground_truth = [int(line) for line in files[GROUND_TRUTH].split()]
     except ValueError as error:
         raise UserError(f"{path}, {GROUND_TRUTH}: not one number a line ({error}); download {ARCHIVE} again") from error
-    if strange := set(ground_truth) - set(wnids):
-        raise UserError(f"{path}, {GROUND_TRUTH}: class {min(strange)} is not in {META}; download {ARCHIVE} again")
+    if unknown := set(ground_truth) - set(wnids):
+        raise UserError(f"{path}, {GROUND_TRUTH}: class {min(unknown)} is not in {META}; download {ARCHIVE} again")
     return Devkit(wnids, num_train_images, ground_truth, SIMULATED in files)
 
 

@@ -42,7 +42,8 @@ class FolderSource:
 
     Images may be in subfolders of a class folder, as in torchvision. Hidden files, system folders and files with other
     extensions are not images; `left_out` counts them.
-    Raises UserError if a split is missing, a class folder has no image, or the splits have different classes.
+    Raises UserError if a split is missing, a class folder has no image, or the splits have different classes; with
+    `data.subset`, val may lack classes of train.
     """
 
     def __init__(self, data: Data) -> None:
@@ -50,13 +51,15 @@ class FolderSource:
         splits = {"train": data.splits.train, "val": data.splits.val}
         self.location = SourceLocation(str(path), splits, dict.fromkeys(splits, TREE))
         found = {split: class_folders(path, split, folder) for split, folder in splits.items()}
-        check_same_classes(found["train"], found["val"])
         self.classes = found["train"]
+        check_same_classes(self.classes, found["val"], subset=data.subset)
         check_num_classes(data, self.classes)
         self.left_out: dict[str, Counter[str]] = {split: Counter() for split in splits}
         self.files = {
-            split: list_images(path / folder, self.classes, self.left_out[split]) for split, folder in splits.items()
+            split: list_images(path / folder, found[split], self.left_out[split]) for split, folder in splits.items()
         }
+        labels = {name: label for label, name in enumerate(self.classes)}
+        self.files["val"] = [file._replace(label=labels[file.name.partition("/")[0]]) for file in self.files["val"]]
 
     def read(self, split: str, file: SourceFile) -> bytes:
         return read_original(self.location, split, file)
@@ -161,15 +164,17 @@ def format_counts(left_out: Counter[str], most: int = 8) -> str:
     return ", ".join(texts)
 
 
-def check_same_classes(train: list[str], val: list[str]) -> None:
-    """Raise UserError unless both splits have the same classes."""
+def check_same_classes(train: list[str], val: list[str], *, subset: bool) -> None:
+    """Raise UserError unless both splits have the same classes; in a `subset`, val may lack classes of train."""
+    # never the reverse: the labels are the ranks among the classes of train
     for names, others, split, other in ((train, val, "train", "val"), (val, train, "val", "train")):
-        if missing := sorted(set(names) - set(others), key=os.fsencode):
+        if (split == "val" or not subset) and (missing := sorted(set(names) - set(others), key=os.fsencode)):
             _check_accents(missing, set(others) - set(names), split, other)
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise UserError(
                 f"data.source: class folder {missing[0]}{more} of the {split} split has no counterpart in {other};"
                 " both splits need the same class folders"
+                + (", or set data.subset=true to evaluate those that val has" if split == "train" else "")
             )
 
 

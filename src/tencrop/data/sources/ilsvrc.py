@@ -81,7 +81,7 @@ class IlsvrcSource:
                 f" missing; put it (or its extracted folder) or Kaggle's {kaggle.SOLUTION} beside them"
             )
         self.left_out: dict[str, Counter[str]] = {split: Counter() for split in splits}
-        self.classes, self.files = self._list(path, truth, zipped)
+        self.classes, self.files = self._list(data, path, truth, zipped)
         check_num_classes(data, self.classes)
         if not data.subset:
             self._check_counts()
@@ -97,7 +97,7 @@ class IlsvrcSource:
         return _md5_list(Path(self.location.path) / MD5_LIST)
 
     def _list(
-        self, path: Path, truth: GroundTruth | None, zipped: kaggle.Archived | None
+        self, data: Data, path: Path, truth: GroundTruth | None, zipped: kaggle.Archived | None
     ) -> tuple[list[str], dict[str, list[SourceFile]]]:
         """The sorted classes, and the files of both splits in sample order."""
         # First list all files by class, with label 0: the labels are known only after all classes have been found.
@@ -120,10 +120,10 @@ class IlsvrcSource:
             check_names(path / location, _all(named[split]))
         # In a subset, the ground truth also names classes that have no files here; leave those out.
         classes, others = ({name for name, files in named[split].items() if files} for split in ("train", "val"))
-        check_same_classes(list(classes), list(others))
-        if self.devkit and (strange := classes - set(self.devkit.num_train_images)):
+        check_same_classes(list(classes), list(others), subset=data.subset)
+        if self.devkit and (unknown := classes - set(self.devkit.num_train_images)):
             raise UserError(
-                f"data.source: class {min(strange)} is not one of the devkit's {len(self.devkit.wnids)}; remove its"
+                f"data.source: class {min(unknown)} is not one of the devkit's {len(self.devkit.wnids)}; remove its"
                 " folder, or use data=imagefolder if other classes are intended"
             )
         ordered = sorted(classes, key=os.fsencode)
@@ -132,7 +132,7 @@ class IlsvrcSource:
             files[split] = [
                 file._replace(label=label)
                 for label, name in enumerate(ordered)
-                for file in sorted(by_class[name], key=lambda file: os.fsencode(file.name))
+                for file in sorted(by_class.get(name, []), key=lambda file: os.fsencode(file.name))
             ]
         return ordered, files
 

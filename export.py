@@ -1,0 +1,13 @@
+"""Export a trained network: python export.py checkpoint=RUN/checkpoints/last.ckpt. See --help."""
+
+from signal import SIGINT
+
+from tencrop.signals import exit_at_once
+
+if __name__ == "__main__":
+    exit_at_once(SIGINT)  # before the import below, which takes seconds: Ctrl-C would print a traceback
+
+from tencrop.commands.export import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Composes configurations as Hydra does, and gives the chosen model its own recipe (`experiment: auto`).
+
+Three things differ from Hydra's loader, all of them in files of conf/experiment:
+
+- `auto` stands for the experiment that lists the model in recipe.models. Hydra allows no overrides below a choice that
+  is interpolated, so `experiment: ${model}` could not do it.
+- `experiment=MODEL` stands for that file with this model.
+- Where the user chooses another option of a group than the experiment, the experiment's values for it are dropped:
+  they belong to its own choice, as the learning rate of SGD does not suit AdamW.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import hydra._internal.hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
+from hydra._internal.defaults_list import create_defaults_list
+from hydra.core.default_element import ConfigDefault, GroupDefault, InputDefault, ResultDefault
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from tencrop.cli.recipes import own_experiment
+from tencrop.config.documents import check_shape
+from tencrop.config.schema import Recipe, UserError
+
+GROUP, AUTO = "experiment", "auto"
+PROVIDER = "recipe"  # of a file that exists only here
+# The section `recipe` of an experiment file: the fields of Recipe that it states, and the models whose own recipe it
+# is, either their names, or by name the KEY: VALUE that only this model has.
+SHAPE = {
+    "source?": str,
+    "models?": ([str], {str: {str: object}}),
+    "guesses?": [str],
+    "differs?": [str],
+    "note?": str,
+}
+
+
+class RecipeLoader(ConfigLoaderImpl):
+    """Hydra's loader with the repository below."""
+
+    def _parse_overrides_and_create_caching_repo(
+        self, config_name: str | None, overrides: list[str]
+    ) -> tuple[list[Override], CachingConfigRepository]:
+        parsed, files = super()._parse_overrides_and_create_caching_repo(config_name, overrides)
+        words = [_without_experiment() if _is_null(word) else word for word in parsed]
+        return words, _Experiments(files, config_name, words)
+
+    def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
+        assert isinstance(repo, _Experiments)
+        repo.chosen_model = next((name for group, name in map(_group_and_option, defaults) if group == "model"), None)
+        return super()._compose_config_from_defaults_list(defaults, repo)
+
+    def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
+        loaded = super()._load_single_config(default, repo)
+        group, name = _group_and_option(default)
+        if group == GROUP and loaded.provider != PROVIDER and name != AUTO:
+            assert isinstance(repo, _Experiments)
+            loaded = copy.copy(loaded)
+            loaded.config = repo.adapted(name, loaded)
+        return loaded
+
+
+def register_recipe_loader() -> None:
+    """Make hydra.main compose with the class above."""
+    hydra._internal.hydra.ConfigLoaderImpl = RecipeLoader  # type: ignore[misc]
+
+
+class _Experiments(CachingConfigRepository):
+    """The files of one composition, and the user's words, which decide what `experiment/auto` is."""
+
+    def __init__(self, files: CachingConfigRepository, config_name: str | None, words: Sequence[Override]) -> None:
+        # without super().__init__, which copies the sources: `files` has done that
+        self.delegate, self.cache = files, {}
+        self.config_name, self.words = config_name, words
+        self.chosen_model: str | None = None  # known once the defaults list is complete
+        self.replaced: dict[str, str] = {}  # by group: the word with which the user replaced an experiment's choice
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        group, name = config_path.rpartition("/")[::2]
+        if group != GROUP:
+            return self.delegate.load_config(config_path)
+        if config_path not in self.cache:
+            loaded = self.delegate.load_config(config_path)
+            # A file has precedence over a model of its name.
+            model = self._named_model if name == AUTO else name if loaded is None else None
+            if model is not None and (own := own_experiment(model, self._folders())) is not None:
+                loaded = _recipe_of(model, own)
+            self.cache[config_path] = loaded
+        return self.cache[config_path]
+
+    def adapted(self, name: str, loaded: ConfigResult) -> DictConfig:
+        """The content of an experiment file for the chosen model, without the values of groups that were replaced."""
+        config = copy.deepcopy(loaded.config)
+        assert isinstance(config, DictConfig)
+        section = config.pop("recipe", None)
+        recipe: Any = {} if section is None else _checked(name, section)
+        models = recipe.pop("models", [])
+        values = models.get(self.chosen_model, {}) if isinstance(models, dict) else {}
+        for key, value in values.items():
+            OmegaConf.update(config, key, value, force_add=True)
+        parents, chosen = _defaults(loaded)
+        # so that model=X and experiment=X are one run folder, on the data that the user chooses
+        if models and (fixed := {"data", "name"} & {*config, *chosen}):
+            raise UserError(
+                f"experiment={name}: sets {min(fixed)}, which is left to the user where recipe.models lists models;"
+                f" remove one of the two from {loaded.path}"
+            )
+        for group, option in self._typed_options.items():
+            is_own_model = group == "model" and self.chosen_model in models
+            if group in (*config, *chosen) and not is_own_model and option != self._own_options.get(group):
+                self.replaced[group] = f"{group}={option}"
+                config.pop(group, None)
+        # A file that starts from another one and says nothing about itself keeps what that one says.
+        if section is not None or not parents:
+            recipe = dataclasses.asdict(Recipe()) | recipe
+            recipe["guesses"] = [key for key in recipe["guesses"] if key.partition(".")[0] not in self.replaced]
+        recipe["experiment"] = self.chosen_model if self.chosen_model in models else name
+        recipe["replaced"] = list(self.replaced.values())
+        with open_dict(config):
+            config["recipe"] = recipe
+        return config
+
+    @cached_property
+    def _named_model(self) -> str | None:
+        """The option of model/ whose recipe `auto` takes; None if it takes none.
+
+        That is the case if model.name makes it another network, and for weights=FILE of evaluate.py: their
+        preprocessing comes from their publisher, not from a recipe that has not trained them.
+        """
+        values = {word.key_or_group: word.value() for word in self.words if not word.is_delete()}
+        if "model.name" in values or values.get("weights") is not None:
+            return None
+        model: Any = values.get("model")
+        if isinstance(model, ChoiceSweep):  # Hydra composes a sweep once without its values: any of the models will do
+            model = model.list[0]
+        if model is None:
+            # from the files themselves, where `auto` chooses nothing: this repository would ask itself for `auto`
+            words = [word for word in self.words if word.key_or_group != GROUP]
+            model = self._choices(words, self.delegate).get("model")
+        return model if isinstance(model, str) else None
+
+    @cached_property
+    def _typed_options(self) -> dict[str, Any]:
+        """The option of each group for which the user typed one."""
+        words = [word for word in self.words if word.key_or_group != GROUP and not word.is_sweep_override()]
+        return {word.key_or_group: word.value() for word in words if self.group_exists(word.key_or_group)}
+
+    @cached_property
+    def _own_options(self) -> dict[str, str | None]:
+        """The option of each group if the user had typed none: the experiment's, or that of train.yaml."""
+        return self._choices([word for word in self.words if word.key_or_group not in self._typed_options], self)
+
+    def _choices(self, words: list[Override], files: IConfigRepository) -> dict[str, str | None]:
+        """The option of every group, if the user had typed these words."""
+        found = create_defaults_list(files, self.config_name, words, prepend_hydra=True, skip_missing=True)
+        return found.overrides.known_choices
+
+    def _folders(self) -> list[Path]:
+        return [Path(source.path) / GROUP for source in self.get_sources() if source.scheme() == "file"]
+
+
+def _is_null(word: Override) -> bool:
+    return word.key_or_group == GROUP and not word.is_delete() and word.value() is None
+
+
+def _without_experiment() -> Override:
+    """The word that Hydra has for no option of a group; it refuses experiment=null."""
+    word = OverridesParser.create().parse_override(f"~{GROUP}")
+    word.input_line = f"{GROUP}=null"  # as the user typed it, for the messages and the record
+    return word
+
+
+def _recipe_of(model: str, experiment: str) -> ConfigResult:
+    """A file that would consist of a defaults list: this experiment, with this model."""
+    defaults: list[InputDefault] = [
+        ConfigDefault(path=experiment),
+        GroupDefault(group="/model", value=model, override=True),
+    ]
+    return ConfigResult(PROVIDER, GROUP, OmegaConf.create(), {"package": "_global_"}, defaults)
+
+
+def _checked(name: str, section: Any) -> dict[str, Any]:
+    content = OmegaConf.to_container(section) if OmegaConf.is_config(section) else section
+    try:
+        check_shape(content, SHAPE, "recipe")
+    except ValueError as error:
+        raise UserError(f"experiment={name}: {error}; correct it in its file") from error
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def _defaults(loaded: ConfigResult) -> tuple[list[str], list[str]]:
+    """The files that a file starts from, and the groups in which it chooses an option."""
+    defaults = loaded.defaults_list or []
+    parents = [
+        default.path or "" for default in defaults if isinstance(default, ConfigDefault) and not default.is_self()
+    ]
+    groups = [default.group.lstrip("/") for default in defaults if isinstance(default, GroupDefault) and default.group]
+    return parents, groups
+
+
+def _group_and_option(default: ResultDefault) -> tuple[str, str]:
+    group, _, name = (default.config_path or "").rpartition("/")
+    return group, name

@@ -1,0 +1,131 @@
+"""evaluate.py table=NAME: evaluates the finished runs of a paper's table, lists what is missing, and prints the table.
+
+Every evaluation is saved when it is done, so the same command continues after an interruption.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tencrop.cli.command_line import command_prefix, for_shell, keys_typed
+from tencrop.commands.evaluate import check_targets, evaluate_and_track
+from tencrop.config import Config, EvaluateConfig, Hardware, UserError, own_keys, plain_config
+from tencrop.config.code import PACKAGE, SCORING, code_sha256
+from tencrop.config.launcher import launched
+from tencrop.evaluation.targets import EVALUATIONS, evaluation_targets
+from tencrop.report.matching import runs_of_tables
+from tencrop.report.paper_tables import ALL, HASHES, OUTPUT, TITLES, report_tables
+from tencrop.report.table_plan import Pending, Remaining, plan_table
+from tencrop.signals import close_at_ctrl_c
+from tencrop.tables.reading import ERRORS, read_table, read_tables
+from tencrop.tables.recipes import Words
+
+# What a user may type beside table=NAME: it changes neither the recipe nor the protocol, which the table's rows give.
+ALLOWED = {"runs", "data", "hardware", "tracker", "deterministic"}
+
+
+def evaluate_table(config: EvaluateConfig, words: Sequence[str], folder: Path = ERRORS) -> int:
+    """Evaluate what can be evaluated of the table `config.table`; returns the exit code.
+
+    words: the command line as KEY=VALUE. Raises UserError for a word that a row fixes. A run that cannot be evaluated
+    is reported, and the others are evaluated all the same.
+    """
+    assert config.table is not None
+    if config.table == TITLES:
+        return report_tables(TITLES, [], OUTPUT, folder)
+    typed = _checked(config, words)
+    tables = read_tables(folder) if config.table == ALL else [read_table(config.table, folder)]
+    paths = _places(config)
+    broken: list[UserError] = []  # report_tables prints them
+    close_at_ctrl_c()
+    runs_of = runs_of_tables(tables, paths, kept=OUTPUT / HASHES, on_broken=broken.append)
+    evaluations = []
+    if runs_of:
+        from tencrop.report.collect import collect_evaluations  # imports torch, which takes seconds
+
+        evaluations = collect_evaluations(paths, lambda found: broken.append(found.error))
+    pending, remaining = list[Pending](), list[Remaining]()
+    for table in tables:
+        missing, others = plan_table(table, runs_of, evaluations, code_sha256=code_sha256(PACKAGE, SCORING))
+        pending += [one for one in missing if one.members not in [other.members for other in pending]]
+        remaining += others
+    failed = _evaluate(pending, plain_config(config), [word for word in typed if not keys_typed([word]) & {"runs"}])
+    _print_remaining(remaining + failed, typed, config.hardware if _chose_hardware(typed) else None)
+    code = report_tables(config.table, [str(path) for path in _places(config)], OUTPUT, folder)
+    return 2 if failed else code
+
+
+def _places(config: Config) -> list[Path]:
+    """Where runs and evaluations lie; the latter may come into being with the first ensemble."""
+    return [path for path in (Path(config.runs), EVALUATIONS) if path.is_dir()]
+
+
+def _checked(config: EvaluateConfig, words: Sequence[str]) -> list[str]:
+    """The words without this command's own keys."""
+    typed = [word for word in words if not keys_typed([word]) & own_keys(EvaluateConfig)]
+    for word in typed:
+        if not all(key.partition(".")[0] in ALLOWED for key in keys_typed([word])):
+            raise UserError(
+                f"{word}: with table={config.table}, each row gives the runs and the protocol; leave it out, or leave"
+                " out table"
+            )
+    if (found := launched()) is not None and found.num_processes > 1:
+        raise UserError(
+            f"table={config.table}: cannot be evaluated under {found.launcher}; start one process, which starts"
+            " hardware.devices processes itself"
+        )
+    return typed
+
+
+def _evaluate(pending: Sequence[Pending], config: Config, typed: Sequence[str]) -> list[Remaining]:
+    """Make the evaluations; returns those that failed."""
+    failed = []
+    for number, one in enumerate(pending, 1):
+        folders = ", ".join(f"{path.parents[1].parent.name}/{path.parents[1].name}" for path, _ in one.members)
+        protocols = "; ".join(dict.fromkeys(" ".join(protocol) for _, protocol in one.members))
+        print(f"{number}/{len(pending)} {one.label}: {folders}: {protocols}", flush=True)
+        try:
+            targets = [
+                target
+                for path, protocol in one.members
+                for target in evaluation_targets(replace(config, checkpoint=str(path)), [*typed, *protocol])
+            ]
+            check_targets(targets)
+            evaluate_and_track(targets)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed.append(Remaining(one.label, f"{folders}: {error}"))
+    return failed
+
+
+def _print_remaining(remaining: Sequence[Remaining], typed: Sequence[str], hardware: Hardware | None) -> None:
+    """List the rows without a number, one entry for the rows that share a reason or the same trainings."""
+    groups: dict[tuple[str | None, tuple[Words, ...]], list[str]] = {}
+    for one in remaining:
+        groups.setdefault((one.reason, one.trainings), []).append(one.label)
+    for (reason, trainings), labels in groups.items():
+        print(f"not evaluated: {'; '.join(labels)}: {reason or 'train first'}")
+        for words in trainings:
+            print(f"    {' '.join([command_prefix('train'), *map(for_shell, (*words, *typed))])}")
+            print(f"    {sbatch_line((*words, *typed), hardware)}")
+    if remaining:
+        print()
+
+
+def sbatch_line(words: Words, hardware: Hardware | None) -> str:
+    """The command that submits a training; slurm/train.sbatch needs as many tasks as hardware.devices and nodes.
+
+    hardware: what the user has chosen in `words`; None: one GPU.
+    """
+    devices, nodes = (hardware.devices, hardware.nodes) if hardware is not None else (1, 1)
+    options = [f"--nodes={nodes}"] if nodes > 1 else []
+    options += [f"--gpus-per-node={devices}", *([f"--ntasks-per-node={devices}"] if devices > 1 else [])]
+    own = () if hardware is not None else ("hardware=gpu1",)
+    return " ".join(["sbatch", *options, "slurm/train.sbatch", *map(for_shell, (*words, *own))])
+
+
+def _chose_hardware(typed: Sequence[str]) -> bool:
+    return any(key.partition(".")[0] == "hardware" for key in keys_typed(typed))

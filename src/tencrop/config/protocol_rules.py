@@ -1,0 +1,66 @@
+"""Rules for test protocols: which sides, regions, resizes and views fit together. Called by rules.py and evaluation."""
+
+from __future__ import annotations
+
+from tencrop.config.schema import Protocol, UserError
+
+# Protocols that crop an image at several positions, which must differ.
+MULTI_CROP = ("five_crop", "ten_crop", "grid_crop")
+
+
+def check_protocol(protocol: Protocol) -> None:
+    """Raise UserError for the first rule that a protocol violates."""
+    _check_sides(protocol)
+    _check_resize(protocol)
+    if protocol.name in ("crops_144", "dense") and protocol.region != "whole":
+        raise UserError(
+            f"protocol.region={protocol.region}: {protocol.name} covers the whole image; set protocol.region=whole"
+        )
+    if protocol.name == "crops_144" and protocol.side is None:
+        raise UserError(
+            "protocol.side=null: crops_144 needs rescaled images; give protocol.side=[256,288,320,352], as in its paper"
+        )
+    if protocol.name == "crops_144" and protocol.filter not in ("bilinear", "bicubic"):
+        raise UserError(f"protocol.filter={protocol.filter}: crops_144 resizes on the device; use bilinear or bicubic")
+
+
+def _check_sides(protocol: Protocol) -> None:
+    if not protocol.sides:
+        raise UserError("protocol.side=[]: names no size; give protocol.side=256, or a list of several")
+    for side in protocol.sides:
+        if side is not None and side < protocol.size:
+            raise UserError(
+                f"protocol.side={side}: a crop of {protocol.size} pixels does not fit;"
+                " raise protocol.side or lower protocol.size"
+            )
+
+
+def _check_resize(protocol: Protocol) -> None:
+    resize, name = protocol.resize, protocol.name
+    if resize == "shorter_side":
+        return
+    if resize == "warp" and protocol.side is None:
+        raise UserError(
+            "protocol.side=null: protocol.resize=warp stretches the image to a side; give protocol.side=256"
+        )
+    if resize == "central_fraction" and protocol.side is not None:
+        raise UserError(
+            f"protocol.side={protocol.side}: protocol.resize=central_fraction stretches the image to protocol.size and"
+            " uses no side; set protocol.side=null"
+        )
+    if protocol.region != "whole":
+        raise UserError(
+            f"protocol.region={protocol.region}: protocol.resize={resize} stretches the whole image;"
+            " set protocol.region=whole"
+        )
+    if name == "crops_144":
+        raise UserError(
+            f"protocol.resize={resize}: crops_144 takes squares along the longer side, which a stretched image does not"
+            " have; set protocol.resize=shorter_side"
+        )
+    stretched = protocol.sides if resize == "warp" else [protocol.size]
+    if name in MULTI_CROP and protocol.size in stretched:
+        raise UserError(
+            f"protocol.resize={resize}: stretches the image to the size of a crop, {protocol.size} pixels, where all"
+            f" crops of {name} are the same; use protocol=center or flip_pair"
+        )

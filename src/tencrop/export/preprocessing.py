@@ -1,0 +1,72 @@
+"""How images must be prepared for an exported network, in our terms and in those of timm's config.json."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from torch import nn
+
+from tencrop.config import Config
+from tencrop.data.augmentation.color import mean_and_std
+
+
+def preprocessing_of_run(config: Config, metadata: dict[str, Any], source: str) -> dict[str, Any]:
+    """The content of weights.PREPROCESSING_SHAPE for a run, as it evaluates its own network.
+
+    Sizes and filter are those of the run's test protocol; of several sides, the recipe's. metadata: the checkpoint's.
+    """
+    protocol = config.protocol
+    mean, std = mean_and_std(config.normalization, metadata)
+    return {
+        "source": source,
+        "mean": [float(value) for value in mean],
+        "std": [float(value) for value in std],
+        "filter": protocol.filter,
+        "size": protocol.size,
+        "side": config.short_side if isinstance(protocol.side, list) else protocol.side,
+    }
+
+
+def is_timms(network: nn.Module) -> bool:
+    """Whether timm defines the network. Ours are registered with timm, too, but have no pretrained_cfg."""
+    return bool(getattr(network, "pretrained_cfg", None))
+
+
+def timm_config(network: nn.Module, config: Config, classes: Sequence[str], written: Mapping[str, Any]) -> str:
+    """The config.json that timm and the Hub read beside model.safetensors. written: `preprocessing_of_run`."""
+    size, side = written["size"], written["side"]
+    own = cast(dict[str, Any], network.pretrained_cfg)
+    content: dict[str, Any] = {
+        "architecture": config.model.name,
+        "num_classes": len(classes),
+        "num_features": network.num_features,
+        "label_names": list(classes),
+        "model_args": config.model.kwargs,
+        "pretrained_cfg": {
+            "custom_load": False,
+            "input_size": [3, size, size],
+            "fixed_input_size": own.get("fixed_input_size", False),
+            "interpolation": written["filter"],
+            "crop_pct": crop_fraction(size, side),
+            "crop_mode": "squash" if config.protocol.resize == "warp" else "center",
+            "mean": [value / 255 for value in written["mean"]],
+            "std": [value / 255 for value in written["std"]],
+            "num_classes": len(classes),
+            "pool_size": None,
+            **{key: own[key] for key in ("first_conv", "classifier") if key in own},
+        },
+    }
+    return json.dumps(content, indent=2) + "\n"
+
+
+def crop_fraction(size: int, side: int | None) -> float:
+    """timm's crop_pct with which timm rescales to `side`: it computes floor(size / crop_pct). 1 if side is None."""
+    if side is None:
+        return 1.0
+    fraction = size / side
+    while math.floor(size / fraction) < side:  # in floats, floor(32 / (32 / 36)) may be 35
+        fraction = math.nextafter(fraction, 0)
+    return fraction

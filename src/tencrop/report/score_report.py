@@ -1,0 +1,124 @@
+"""Statistics of a score file as tables: errors at any k, errors by class, confused classes, calibration.
+
+Needs neither the checkpoint nor the data nor a GPU. Used by report.py scores=... (score_output.py) and by the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tencrop.evaluation.errors import ErrorRate, error_rate
+from tencrop.report.blocks import Block
+from tencrop.report.score_sources import SavedScores
+from tencrop.report.score_statistics import (
+    NUM_BINS,
+    Calibration,
+    ClassErrors,
+    Confusion,
+    answers,
+    calibration,
+    class_errors,
+    confusions,
+    top1_confidences,
+    worst_first,
+)
+
+CONFIDENCES = {
+    "softmax": "its softmax averaged over the views",
+    "logits": "the softmax of its logits averaged over the views",
+}
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """The statistics of one score file."""
+
+    path: Path  # of the score file
+    average: str  # softmax | logits
+    metadata: dict[str, str]
+    names: list[str]  # of the classes
+    errors: dict[int, ErrorRate]  # by k
+    classes: list[ClassErrors]  # worst first
+    confused: list[Confusion]  # most frequent first
+    calibration: Calibration
+
+    @property
+    def about(self) -> str:
+        """Network, data, protocol, counts and weights, on one line."""
+        model, data, weights = (self.metadata.get(key, "?") for key in ("model", "data", "weights_sha256"))
+        counts = f"{self.calibration.num_images:,} images, {len(self.names):,} classes"
+        return f"{model} on {data}, {self.path.stem}, averaged {self.average}; {counts}; weights {weights[:12]}"
+
+    @property
+    def calibration_sentence(self) -> str:
+        """The expected calibration error, and how it is defined."""
+        found = self.calibration
+        return (
+            f"Expected calibration error: {100 * found.expected_error:.2f} points, over {NUM_BINS} bins of equal width"
+            f" of the confidence in the top-1 class, which is {CONFIDENCES[self.average]}. Mean confidence"
+            f" {100 * found.confidence:.2f}%, accuracy {100 * found.accuracy:.2f}%."
+        )
+
+
+def score_report(saved: SavedScores, ks: Sequence[int]) -> ScoreReport:
+    """All statistics of a score file. Raises UserError if a score is NaN or infinite."""
+    errors = {k: error_rate(saved.ranks, k) for k in ks}
+    answered = answers(saved.scores, saved.labels, saved.ranks)
+    return ScoreReport(
+        path=saved.path,
+        average=saved.average,
+        metadata=saved.metadata,
+        names=saved.classes,
+        errors=errors,
+        classes=worst_first(class_errors(saved.labels, answered, saved.scores.shape[1])),
+        confused=confusions(saved.labels, answered),
+        calibration=calibration(top1_confidences(saved.scores, saved.average), saved.ranks == 0),
+    )
+
+
+def error_block(report: ScoreReport) -> Block:
+    """The error rates at every k."""
+    rows = [(f"top-{k}", *_percent(rate), f"{rate.num_errors:,}") for k, rate in report.errors.items()]
+    return Block("", ("error", "percent", "95% interval", "errors"), rows, left=(0,))
+
+
+def class_block(report: ScoreReport, *, more_in: str = "") -> Block:
+    """The classes, worst first; more_in: where the others are, if there are too many to show."""
+    names = report.names
+    rows = [
+        (
+            names[one.label],
+            f"{one.errors.num_images:,}",
+            *_percent(one.errors),
+            "" if one.answer is None else f"{names[one.answer]} ({one.num_answers:,})",
+        )
+        for one in report.classes
+    ]
+    head = ("class", "images", "error %", "95% interval", "most often taken for")
+    return Block("Classes, highest top-1 error first", head, rows, left=(0, 4), more_in=more_in)
+
+
+def confusion_block(report: ScoreReport, *, more_in: str = "") -> Block:
+    """Pairs of a class and the class that its images are taken for, most frequent first."""
+    names = report.names
+    rows = [(names[one.label], names[one.answer], f"{one.num_images:,}") for one in report.confused]
+    title = "Most confused classes" if rows else "No image is taken for another class."
+    return Block(title, ("class", "taken for", "images"), rows, left=(0, 1), more_in=more_in)
+
+
+def calibration_block(report: ScoreReport) -> Block:
+    """Confidence and accuracy of the bins that have images."""
+    rows = [
+        (f"{low:.3f} – {high:.3f}", f"{num_images:,}", f"{100 * confidence:.2f}", f"{100 * accuracy:.2f}")
+        for low, high, num_images, confidence, accuracy in report.calibration.bins
+        if num_images
+    ]
+    head = ("confidence", "images", "mean %", "accuracy %")
+    return Block("Calibration", head, rows, note=report.calibration_sentence, all_rows=True)
+
+
+def _percent(rate: ErrorRate) -> tuple[str, str]:
+    low, high = rate.interval
+    return f"{100 * rate.fraction:.2f}", f"{100 * low:.2f} – {100 * high:.2f}"

@@ -1,0 +1,126 @@
+"""Finds the score files that a user names, reads them, and finds the names of their images and classes.
+
+Imports no torch: whoever compares two finished runs should not wait for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from tencrop.config import UserError
+from tencrop.config.run_config import is_run_folder, read_config
+from tencrop.data.sources.class_names import label_names
+from tencrop.data.store.manifest import Split, open_split
+from tencrop.evaluation.score_files import read_scores
+from tencrop.printable import printable
+from tencrop.records.manifest import RunManifest
+from tencrop.records.run_folder import read_run_manifest
+
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class SavedScores:
+    """The scores of N images over K classes in one file, averaged over views as `average` names."""
+
+    path: Path
+    average: str  # softmax | logits
+    labels: np.ndarray  # int64 [N]
+    scores: np.ndarray  # float32 [N, K]
+    ranks: np.ndarray  # int32 [N], of the labels among the scores
+    metadata: dict[str, str]
+    data_root: str | None  # prepared data, for names; None: the run's
+
+    @property
+    def name(self) -> str:
+        """The file's name without suffix: the protocol, and what else differs from the recipe."""
+        return self.path.stem
+
+    @cached_property
+    def run_folder(self) -> Path | None:
+        """The run folder that the file is in; None for evaluations outside run folders."""
+        folder = self.path.absolute().parent
+        return folder.parent if folder.name == "predictions" and is_run_folder(folder.parent) else None
+
+    @cached_property
+    def manifest(self) -> RunManifest | None:
+        """The run's manifest; None without a run folder, or if it cannot be read: then only names are missing."""
+        try:
+            return None if self.run_folder is None else read_run_manifest(self.run_folder)
+        except UserError:
+            return None
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """A readable name for each class; "class 3" if neither the run folder nor `data_root` tells."""
+        num_classes = self.scores.shape[1]
+        data = None if self.manifest is None else self.manifest["data"]
+        # other data may have been evaluated into the run's folder
+        if data is not None and data["splits"]["val"]["source_fingerprint"] == self.metadata.get("source_fingerprint"):
+            names = data["classes"]
+        else:
+            names = [] if self._split is None else self._split.manifest["classes"]
+        return label_names(names) if len(names) == num_classes else [f"class {label}" for label in range(num_classes)]
+
+    def image_name(self, index: int) -> str:
+        """Class folder and file name; "image 17" where the prepared data is not at hand."""
+        return f"image {index}" if self._split is None else printable(self._split.names(index))
+
+    @cached_property
+    def _split(self) -> Split | None:
+        """The images that were evaluated, if their prepared folder is on this machine."""
+        if self.data_root is not None:
+            split = open_split(self.data_root, "val")
+            if not self._is_of(split):
+                raise UserError(
+                    f"data_root={self.data_root}: holds other images than those of {self.path}; leave it out"
+                )
+            return split
+        if self.run_folder is None:
+            return None
+        try:
+            data = read_config(self.run_folder)["data"]
+            split = open_split(data["root"], "val", source=data["source"], data=data["name"])
+        except UserError:  # the data may be on another machine
+            return None
+        return split if self._is_of(split) else None
+
+    def _is_of(self, split: Split) -> bool:
+        return split.source_fingerprint == self.metadata.get("source_fingerprint")
+
+
+def score_files(word: str, *, key: str) -> list[Path]:
+    """The score files that a user means by a file, a run folder, or a folder of evaluate.py; sorted by name.
+
+    key: the key that was typed, for messages. Raises UserError if there are none.
+    """
+    path = Path(word)
+    if path.is_file():
+        if path.suffix != SUFFIX:
+            raise UserError(f"{key}={word}: is no score file; evaluate.py writes them as PROTOCOL{SUFFIX}")
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"{key}={word}: there is no such file or folder; name a run folder or a score file")
+    folder = path / "predictions" if is_run_folder(path) else path
+    files = sorted(folder.glob(f"[!.]*{SUFFIX}"))  # macOS writes ._NAME beside NAME on some volumes
+    if files:
+        return files
+    if is_run_folder(path):
+        last = path / "checkpoints" / "last.ckpt"
+        raise UserError(f"{key}={word}: the run has no scores; evaluate it: evaluate.py checkpoint={last}")
+    within = sorted(file.parent for file in path.rglob("manifest.json") if is_run_folder(file.parent))
+    raise UserError(
+        f"{key}={word}: is no run folder and holds no score file (*{SUFFIX})"
+        + (f"; it holds runs, so name one of them, such as {key}={within[0]}" if within else "")
+    )
+
+
+def read_saved(path: Path, average: str, *, data_root: str | None = None) -> SavedScores:
+    """Read and verify a score file. Raises UserError if it is missing, damaged or not a score file."""
+    arrays, metadata = read_scores(path)
+    ranks = arrays[f"{average}_ranks"]
+    return SavedScores(path, average, arrays["labels"], arrays[average], ranks, metadata, data_root)

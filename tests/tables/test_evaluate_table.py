@@ -1,0 +1,160 @@
+"""evaluate.py table=NAME: evaluates the finished runs of a table's rows once, and lists what is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tencrop.commands import evaluate_table as command
+from tencrop.commands.evaluate_table import evaluate_table, sbatch_line
+from tencrop.config import Config, EvaluateConfig, Hardware, UserError
+from tencrop.data.store.manifest import read_manifest
+from tencrop.models.checkpoint_files import run_manifest, weights_sha256
+from tencrop.models.factory import build_model
+from tencrop.records.run_folder import finish, run_folder
+from tencrop.report.table_plan import protocol_words
+from tencrop.tables.schema import RowProtocol
+from tencrop.training.checkpoints import AtomicCheckpointIO
+
+FIVE = {"name": "five_crop", "average": "logits"}
+PROTOCOL = RowProtocol("dense", (36, 48), 32, "whole", "shorter_side", None, "softmax")
+ROWS: list[dict[str, Any]] = [
+    {"id": "one", "row": "LeNet-5", "top1": "2.0", "top5": "0.0", "experiment": "lenet5_digits"},
+    {"id": "five", "row": "five crops", "top1": "2", "top5": "0", "experiment": "lenet5_digits", "protocol": FIVE},
+    {"id": "two", "row": "2 LeNets", "top1": "1.8", "top5": "0.0", "members": [{"row": "one", "seeds": 2}]},
+    {"id": "three", "row": "3 LeNets", "top1": "1.7", "top5": "0.0", "members": [{"row": "one", "seeds": 3}]},
+    {"id": "cosine", "row": "slower", "top1": "1.7", "top5": "0.0", "overrides": ["model=resnet18"]},
+    {"id": "labels", "row": "withheld", "top1": "1.7", "top5": "0.0", "cannot": "the labels are withheld"},
+]  # fmt: skip
+
+
+@pytest.fixture
+def trained(composed: Callable[..., Config], prepared_digits: Path, tmp_path: Path) -> Callable[[int], Config]:
+    """trained(seed): a complete run of lenet5_digits whose weights are random, not yet evaluated."""
+
+    def train(seed: int) -> Config:
+        place = [f"runs={tmp_path}/runs", f"data.root={prepared_digits}", "tracker=none", "hardware=cpu"]
+        config = composed("experiment=lenet5_digits", f"seed={seed}", *place)
+        folder = run_folder(config, read_manifest(config.data.root))
+        torch.manual_seed(seed)
+        state = build_model(config.model, num_classes=10).state_dict()
+        facts = {"seed": seed, "step": 7, "total_steps": 7, "mean": [20.0] * 3, "std": [200.0] * 3}
+        facts |= {"model": config.model.name, "run_id": run_manifest(folder).get("run_id")}
+        weights = {f"model.{name}": value for name, value in state.items()}
+        checkpoint = {"state_dict": weights | {"train_counts": torch.zeros(4)}, "tencrop": facts}
+        AtomicCheckpointIO().save_checkpoint(checkpoint, folder / "checkpoints" / "last.ckpt")
+        finish(folder, status="complete", weights_sha256=weights_sha256(state))
+        return config
+
+    return train
+
+
+@pytest.fixture
+def evaluated(
+    write_table: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Config], tuple[int, list[list[str]]]]:
+    """evaluated(config): the exit code, and for every evaluation made "SEED PROTOCOL" of its members."""
+    monkeypatch.chdir(tmp_path)
+    folder = write_table(rows=ROWS)
+    evaluate = command.evaluate_and_track
+
+    def run(config: Config, *words: str, interrupted_at: str = "") -> tuple[int, list[list[str]]]:
+        made: list[list[str]] = []
+
+        def note(targets: Any) -> None:
+            made.append([f"{target.config.seed} {target.config.protocol.name}" for target in targets])
+            if interrupted_at in made[-1]:
+                raise KeyboardInterrupt
+            evaluate(targets)
+
+        monkeypatch.setattr(command, "evaluate_and_track", note)
+        return evaluate_table(as_evaluation(config), words, folder), made
+
+    return run
+
+
+def as_evaluation(config: Config) -> EvaluateConfig:
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
+    return EvaluateConfig(**values, table="digits")
+
+
+def test_finished_runs_are_evaluated_once_and_the_rest_is_listed(
+    trained: Callable[[int], Config],
+    evaluated: Callable[..., tuple[int, list[list[str]]]],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    trained(0)
+    config = trained(1)
+    code, made = evaluated(config)
+    assert code == 0
+    assert made == [["0 center"], ["1 center"], ["0 five_crop"], ["1 five_crop"], ["0 center", "1 center"]]
+    printed = capsys.readouterr().out
+    assert "1/5 LeNet-5: lenet5_digits/seed0-" in printed
+    lines = [line.strip() for line in printed.splitlines()]
+    for words in ("experiment=lenet5_digits seed=2", "model=resnet18"):
+        at = lines.index(f"python train.py {words}")
+        assert lines[at + 1] == f"sbatch --gpus-per-node=1 slurm/train.sbatch {words} hardware=gpu1"
+    assert "not evaluated: withheld: the labels are withheld" in lines
+    table = printed[printed.index("LeNet-5, table 1") :]
+    assert table.count("worse") + table.count("seeds disagree") >= 3 and "evaluations/ensemble-" in table
+
+    assert evaluated(config) == (0, [])  # nothing twice
+    (tmp_path / "runs" / "lenet5_digits").rename(tmp_path / "runs" / "under_another_name")
+    assert evaluated(config) == (0, [])
+    for path in (tmp_path / "runs").rglob("last.ckpt"):
+        path.unlink()
+    assert evaluated(config) == (0, [])  # saved results do without checkpoints
+
+
+def test_an_interrupted_command_continues(trained: Callable[[int], Config], evaluated: Callable[..., Any]) -> None:
+    config = trained(0)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(config, interrupted_at="0 five_crop")
+    assert evaluated(config) == (0, [["0 five_crop"]])
+
+
+def test_a_run_that_cannot_be_evaluated_does_not_stop_the_others(
+    trained: Callable[[int], Config], evaluated: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, config = trained(0), trained(1)
+    (path,) = Path(broken.runs).glob("*/seed0-*/checkpoints/last.ckpt")
+    path.write_bytes(b"no checkpoint")
+    code, made = evaluated(config)
+    assert code == 2 and ["1 center"] in made and ["1 five_crop"] in made
+    output = capsys.readouterr()
+    assert "not evaluated: LeNet-5; five crops: lenet5_digits/seed0-" in output.out and str(path) in output.err
+
+
+def test_a_row_fixes_the_protocol(evaluated: Callable[..., Any], composed: Callable[..., Config]) -> None:
+    config = composed("experiment=lenet5_digits")
+    for word in ("protocol=center", "protocol.side=40", "training.precision=fp32", "model=lenet5"):
+        with pytest.raises(UserError, match=f"^{word}: with table=digits, each row gives the runs"):
+            evaluated(config, word)
+    assert evaluated(config, "data.root=elsewhere", "hardware=cpu") == (0, [])
+
+
+def test_a_protocol_in_words_leaves_open_what_the_paper_leaves_open() -> None:
+    words = ("protocol=dense", "protocol.side=[36,48]", "protocol.size=32", "protocol.region=whole")
+    assert protocol_words(PROTOCOL)[:4] == words and protocol_words(PROTOCOL)[-1] == "protocol.average=softmax"
+    assert not any("filter" in word for word in protocol_words(PROTOCOL))
+    kept = protocol_words(dataclasses.replace(PROTOCOL, side=None))
+    assert not any("side=" in word for word in kept)
+    central = protocol_words(dataclasses.replace(PROTOCOL, name="center", side=None, resize="central_fraction"))
+    assert {"protocol.side=null", "protocol.resize=central_fraction"} < set(central)  # it has no side, and says so
+    for name in (None, "no_such_crop"):
+        with pytest.raises(UserError, match=r"no_such_crop|does not state"):
+            protocol_words(dataclasses.replace(PROTOCOL, name=name))
+
+
+def test_a_batch_job_has_a_task_for_every_device() -> None:
+    two_nodes = Hardware(accelerator="gpu", devices=8, nodes=2, workers="auto", max_micro_batch=None)
+    assert sbatch_line(("model=vgg_d", "augmentation.side=[256,512]", "hardware=nodes2x8"), two_nodes) == (
+        "sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 slurm/train.sbatch model=vgg_d"
+        ' "augmentation.side=[256,512]" hardware=nodes2x8'
+    )
