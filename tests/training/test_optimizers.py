@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from tencrop.training.optimizers import SGDAlexNet, build_optimizer
 
 
 def recipe(**changes) -> Optimizer:
-    values = {"name": "sgd", "lr": 0.1, "weight_decay": 5e-4, "decay": "all", "momentum": 0.9, "nesterov": False}
-    return Optimizer(**(values | changes))
+    sgd = Optimizer("sgd", lr=0.1, weight_decay=5e-4, decay="all", momentum=0.9, nesterov=False)
+    return dataclasses.replace(sgd, **changes)
 
 
 def walk(optimizer, weight: nn.Parameter, gradients: list[float], rates: list[float]) -> list[float]:
