@@ -48,7 +48,7 @@ def test_the_wheel_contains_conf_the_compiled_modules_and_the_same_code(site):
 def test_the_installed_program_lists_its_commands_and_runs_them_anywhere(site, tmp_path):
     tencrop = str(site / "bin" / "tencrop")
     listed = run(site, tencrop, "--help", cwd=tmp_path).stdout
-    assert all(f"tencrop {name} " in listed for name in ("prepare", "train", "evaluate", "report"))
+    assert all(f"tencrop {name} " in listed for name in ("prepare", "train", "evaluate", "export", "report"))
     composed = run(site, tencrop, "train", "model=lenet5", "--cfg", "job", cwd=tmp_path)
     assert composed.returncode == 0 and "image_size: 32" in composed.stdout, composed.stderr
     refused = run(site, tencrop, "evaluate", "weights=/dev/null", "data=digits", cwd=tmp_path)
