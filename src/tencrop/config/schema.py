@@ -38,6 +38,7 @@ DataName = Literal["imagenet", "imagefolder", "tiny_imagenet", "cifar10", "digit
 Filter = Literal["bilinear", "bicubic", "box", "nearest"]  # of resizing, as in Pillow
 ProtocolName = Literal["center", "five_crop", "ten_crop", "flip_pair", "grid_crop", "crops_144", "dense"]
 Average = Literal["softmax", "logits"]
+RANDOM_SIZED = ("random_resized", "random_sized", "random_sized_tf")  # crops of a random area and aspect ratio
 Region = Literal["whole", "square"]  # crops are taken from the whole rescaled image or from its central square
 
 
@@ -149,13 +150,16 @@ class Mixing:
 
 @dataclass
 class Augmentation:
-    crop: Literal["random_resized", "random_sized", "random", "none"]  # torchvision's | fb.resnet.torch's | fixed size
+    # torchvision's | fb.resnet.torch's | TensorFlow's | fixed size | whole image
+    crop: Literal["random_resized", "random_sized", "random_sized_tf", "random", "none"]
     size: Pixels  # output height and width
     filter: Filter
     flip: Fraction  # probability of a horizontal flip
     pca: Pca
-    area: Annotated[AreaRange | None, UsedIf("crop", "random_resized", "random_sized")] = None  # of the crop
-    aspect: Annotated[AspectRange | None, UsedIf("crop", "random_resized", "random_sized")] = None  # width / height
+    area: Annotated[AreaRange | None, UsedIf("crop", *RANDOM_SIZED)] = None  # of the crop
+    aspect: Annotated[AspectRange | None, UsedIf("crop", *RANDOM_SIZED)] = None  # width / height
+    # a smaller fraction of the image is drawn again (EfficientNet: 0.1; ViT: 0)
+    min_object_covered: Annotated[Fraction | None, UsedIf("crop", "random_sized_tf")] = None
     side: Annotated[SideRange | None, UsedIf("crop", "random")] = None  # shorter side of the rescaled image
     region: Annotated[Region | None, UsedIf("crop", "random")] = None
     jitter: Jitter = field(default_factory=Jitter)
