@@ -118,9 +118,10 @@ class Jitter:
 class RandAugment:
     """RandAugment: random operations for each image (Cubuk et al. 2020)."""
 
-    source: Literal["torchvision", "timm"] = "torchvision"  # whose list of operations and strengths
+    # whose list of operations and strengths; tf: TensorFlow's (EfficientNet, big_vision), whose pixels differ too
+    source: Literal["torchvision", "timm", "tf"] = "torchvision"
     num_ops: Annotated[int, Interval(ge=0, le=100)] = 0  # operations applied in sequence; 0 switches it off
-    magnitude: NonNegative = 9.0  # on a scale to 30 (torchvision) or 10 (timm)
+    magnitude: NonNegative = 9.0  # on a scale to 30 (torchvision) or 10 (timm, tf)
     std: NonNegative = 0.0  # standard deviation of the magnitude, normal (timm's mstd)
     prob: Fraction = 1.0  # probability of applying each operation (timm: 0.5)
     filter: Literal["nearest", "bilinear", "bicubic"] = "nearest"  # interpolation of the geometric operations

@@ -47,7 +47,7 @@ def random_sized_tf_boxes(
     first = fits.argmax(axis=1)[:, None, None]
     box = np.take_along_axis(np.stack([top, left, box_height, box_width], axis=2), first, axis=1)[:, 0]
     whole = np.stack([np.zeros_like(height), np.zeros_like(width), height, width], axis=1)
-    return np.where(fits.any(axis=1)[:, None], box, whole)
+    return np.where(np.any(fits, axis=1, keepdims=True), box, whole)
 
 
 def _uniform_heights(
