@@ -83,6 +83,7 @@ def _drop_disabled(config: Augmentation) -> dict[str, Any]:
         "erasing": augmentation["erasing"]["prob"] == 0,
         "mixing": augmentation["mixing"]["mix_group"] is None,
         "repeats": augmentation["repeats"] == 1,
+        "min_object_covered": augmentation["min_object_covered"] is None,
     }
     return {key: value for key, value in augmentation.items() if not is_off.get(key)}
 
