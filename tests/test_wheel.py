@@ -21,8 +21,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     ignored = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info", ".*")
     for name in NEEDED:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, folder / "checkout" / name, **({"ignore": ignored} if (ROOT / name).is_dir() else {}))
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / "checkout" / name, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, folder / "checkout" / name)
     pip, plain = [sys.executable, "-m", "pip", "-q"], ["--no-deps", "--no-index"]
     build = [*pip, "wheel", *plain, "--no-build-isolation", "-w", str(folder), str(folder / "checkout")]
     subprocess.run(build, check=True, capture_output=True)
