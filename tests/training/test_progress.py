@@ -7,8 +7,7 @@ from tencrop.training.progress import ProgressBar
 
 
 def watched(**facts):
-    config = SimpleNamespace(training=SimpleNamespace(epochs=2))
-    defaults = {"config": config, "global_step": 5, "total_steps": 10, "current_epoch": 0, "is_at_step_boundary": True}
+    defaults = {"num_epochs": 2, "global_step": 5, "total_steps": 10, "current_epoch": 0, "is_at_step_boundary": True}
     return SimpleNamespace(**(defaults | {"selection_split": "val"} | facts))
 
 
