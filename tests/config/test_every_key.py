@@ -57,8 +57,8 @@ def recipes() -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("cases", [150, pytest.param(2000, marks=pytest.mark.long)])
 def test_a_value_is_refused_in_one_sentence_or_works(recipes: dict[str, dict[str, Any]], cases: int) -> None:
-    options = {"max_examples": cases, "deadline": None, "suppress_health_check": list(HealthCheck), "phases": PHASES}
-    settings(**options)(given(data=st.data())(one))(recipes)
+    chosen = settings(max_examples=cases, deadline=None, suppress_health_check=list(HealthCheck), phases=PHASES)
+    chosen(given(data=st.data())(one))(recipes)
 
 
 def one(recipes: dict[str, dict[str, Any]], data: st.DataObject) -> None:
@@ -87,8 +87,9 @@ def learns(config: Config) -> None:
     total = schedule_length(config.training, 10)
     warmup = round(config.schedule.warmup_epochs * 10)
     for step in {0, max(0, min(warmup - 1, total - 1)), min(warmup, total - 1), total // 2, total - 1}:
-        options = {"base_lr": config.optimizer.lr, "step": step, "steps_per_epoch": 10, "total_steps": total}
-        rate = learning_rate(config.schedule, **options)
+        rate = learning_rate(
+            config.schedule, base_lr=config.optimizer.lr, step=step, steps_per_epoch=10, total_steps=total
+        )
         assert math.isfinite(rate) and rate >= 0
     weight = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
     optimizer = build_optimizer(config.optimizer, torch.nn.ParameterList([weight]))
@@ -100,8 +101,7 @@ def learns(config: Config) -> None:
 def sees(config: Config) -> None:
     """The plan of two training samples and of two evaluation samples."""
     index = np.arange(2)
-    options = {"augmentation": config.augmentation, "seed": config.seed, "epoch": 0, "positions": index}
-    plan = training_plan(index, SIZES, **options)
+    plan = training_plan(index, SIZES, augmentation=config.augmentation, seed=config.seed, epoch=0, positions=index)
     assert (plan.boxes[:, :2] >= 0).all() and (plan.boxes[:, 2:] > 0).all()
     assert (plan.boxes[:, :2] + plan.boxes[:, 2:] <= SIZES).all()
     assert all(np.isfinite(values).all() for values in plan.params.values() if values.dtype.kind == "f")

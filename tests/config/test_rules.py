@@ -96,6 +96,10 @@ def test_every_option_composes(composed, group, option):
         (["augmentation.jitter.hue=0.1"], "fb.resnet.torch has no hue"),
         (["augmentation.randaugment.magnitude=31"], "must be at most 30, the scale of torchvision"),
         (
+            ["augmentation.randaugment.source=tf", "augmentation.randaugment.filter=bicubic"],
+            "TensorFlow's operations take the nearest pixel",
+        ),
+        (
             ["augmentation.randaugment.source=timm", "augmentation.randaugment.magnitude=11"],
             "at most 10",
         ),

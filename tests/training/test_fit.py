@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import runs
 import torch
 
 from tencrop.config import UserError, derive_batches
@@ -19,6 +18,7 @@ from tencrop.models.factory import build_model
 from tencrop.training import monitors
 from tencrop.training.checkpoints import read_checkpoint
 from tencrop.training.fit import build, fit
+from training import runs
 
 KILL, TERM, USR1 = signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1
 
@@ -202,16 +202,16 @@ def test_a_row_counts_every_image_once(uninterrupted):
 def test_the_layout_on_devices_does_not_change_the_result(train):
     """Accumulation on one device, one large batch, and two devices agree in float64, running statistics included."""
     # no dropout: its random masks depend on rank and micro-batch
-    options = ("model.kwargs.drop_rate=0", "model.bn_group=4", "training.global_batch=16", "training.epochs=6")
-    options += ("augmentation=deit", "augmentation.mixing.mix_group=2")  # all randomness of images and groups
-    layouts = {
-        "accumulated": (1, "hardware.max_micro_batch=4"),
-        "whole": (1, "hardware.max_micro_batch=null"),
-        "two processes": (2, "hardware.devices=2", "hardware.max_micro_batch=null"),
-        "two that accumulate": (2, "hardware.devices=2", "hardware.max_micro_batch=4"),
+    options = ["model.kwargs.drop_rate=0", "model.bn_group=4", "training.global_batch=16", "training.epochs=6"]
+    options += ["augmentation=deit", "augmentation.mixing.mix_group=2"]  # all randomness of images and groups
+    layouts: dict[str, tuple[int, tuple[str, ...]]] = {
+        "accumulated": (1, ("hardware.max_micro_batch=4",)),
+        "whole": (1, ("hardware.max_micro_batch=null",)),
+        "two processes": (2, ("hardware.devices=2", "hardware.max_micro_batch=null")),
+        "two that accumulate": (2, ("hardware.devices=2", "hardware.max_micro_batch=4")),
     }
     states, rows = {}, {}
-    for name, (num_ranks, *layout) in layouts.items():
+    for name, (num_ranks, layout) in layouts.items():
         run = train(name, *options, *layout, num_ranks=num_ranks, float64=True)
         assert run.exit_codes == [0] * num_ranks
         states[name], rows[name] = read_checkpoint(run.last)["state_dict"], run.rows()
@@ -233,8 +233,8 @@ def test_a_run_may_resume_on_other_hardware(train):
         assert stopped.exit_code == 75 and read_checkpoint(stopped.last)["tencrop"]["step"] == step
     run = train("run", *options, *two, num_ranks=2, float64=True)
     assert run.exit_codes == [0, 0]
-    states = [read_checkpoint(one.last)["state_dict"] for one in (run, whole)]
-    assert_close(*states, run.rows(), whole.rows())
+    state, expected = (read_checkpoint(one.last)["state_dict"] for one in (run, whole))
+    assert_close(state, expected, run.rows(), whole.rows())
 
 
 def assert_close(state, expected, rows, expected_rows):
@@ -263,8 +263,8 @@ def test_two_processes_are_interrupted_together_and_continue(train):
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_neither_checkpoints_nor_an_interruption_change_the_weights_on_any_rank(train, num_ranks):
     """Bit for bit on every rank, including running statistics and their EMA."""
-    options = (f"hardware.devices={num_ranks}", "training.global_batch=8")  # 2 steps an epoch
-    options += ("training.epochs=3", "log_every_steps=1")
+    options = [f"hardware.devices={num_ranks}", "training.global_batch=8"]  # 2 steps an epoch
+    options += ["training.epochs=3", "log_every_steps=1"]
     whole = train("whole", *options, num_ranks=num_ranks)
     assert any("running_mean" in name for name in read_checkpoint(whole.last)["state_dict"])
     runs = [train(f"every {n}", *options, f"checkpoint_every_steps={n}", num_ranks=num_ranks) for n in (1, 5)]

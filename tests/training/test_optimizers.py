@@ -1,6 +1,8 @@
 import copy
+import dataclasses
 import math
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,8 @@ from tencrop.training.optimizers import SGDAlexNet, build_optimizer, split_by_de
 
 
 def recipe(**changes) -> Optimizer:
-    values = {"name": "sgd", "lr": 0.1, "weight_decay": 5e-4, "decay": "all", "momentum": 0.9, "nesterov": False}
-    return Optimizer(**(values | changes))
+    sgd = Optimizer("sgd", lr=0.1, weight_decay=5e-4, decay="all", momentum=0.9, nesterov=False)
+    return dataclasses.replace(sgd, **changes)
 
 
 def holding(*weights: nn.Parameter) -> nn.Module:
@@ -132,7 +134,7 @@ def test_rmsprop_of_tensorflow(eps):
 
 def nvlamb(max_norm: float, *, always_adapt: bool) -> list[float]:
     """A decayed 2 x 2 weight and an undecayed bias after each step, flattened; two values a gradient."""
-    groups = [{"w": np.full((2, 2), 0.5), "decay": 0.1}, {"w": np.full(2, 0.25), "decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"w": np.full((2, 2), 0.5), "decay": 0.1}, {"w": np.full(2, 0.25), "decay": 0.0}]
     for group in groups:
         group["m"], group["v"] = np.zeros_like(group["w"]), np.zeros_like(group["w"])
     path: list[float] = []

@@ -173,8 +173,9 @@ def test_onecycle_of_torch(total, pct_start):
 
 
 def _torch_onecycle(optimizer: torch.optim.Optimizer, total: int, pct_start: float):
-    options = {"max_lr": 0.1, "total_steps": total, "pct_start": pct_start, "div_factor": 25.0}
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, **options, final_div_factor=1e4, cycle_momentum=False)
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.1, total, pct_start=pct_start, div_factor=25.0, final_div_factor=1e4, cycle_momentum=False
+    )
 
 
 def test_a_warmup_by_epochs_ends_with_the_full_rate_in_its_last_epoch():

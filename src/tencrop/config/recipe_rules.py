@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from tencrop.config.schema import Augmentation, Config, Optimizer, Schedule, Training, UserError
 
-MAX_MAGNITUDE = {"torchvision": 30, "timm": 10}  # end of the scale of RandAugment's magnitude
+MAX_MAGNITUDE = {"torchvision": 30, "timm": 10, "tf": 10}  # end of the scale of RandAugment's magnitude
 
 
 def check_recipe(config: Config) -> None:
@@ -32,6 +32,11 @@ def _check_augmentation(augmentation: Augmentation) -> None:
         raise UserError(
             f"augmentation.randaugment.magnitude={randaugment.magnitude}: must be at most {most}, the scale of"
             f" {randaugment.source}"
+        )
+    if randaugment.source == "tf" and randaugment.filter != "nearest":
+        raise UserError(
+            f"augmentation.randaugment.filter={randaugment.filter}: TensorFlow's operations take the nearest pixel;"
+            " set augmentation.randaugment.filter=nearest"
         )
     if jitter.hue > 0 and jitter.source == "torch":
         raise UserError(

@@ -39,6 +39,7 @@ DataName = Literal["imagenet", "imagefolder", "tiny_imagenet", "cifar10", "digit
 Filter = Literal["bilinear", "bicubic", "box", "nearest"]  # of resizing, as in Pillow
 ProtocolName = Literal["center", "five_crop", "ten_crop", "flip_pair", "grid_crop", "crops_144", "dense"]
 Average = Literal["softmax", "logits"]
+RANDOM_SIZED = ("random_resized", "random_sized", "random_sized_tf")  # crops of a random area and aspect ratio
 Region = Literal["whole", "square"]  # crops are taken from the whole rescaled image or from its central square
 
 
@@ -118,9 +119,10 @@ class Jitter:
 class RandAugment:
     """RandAugment: random operations for each image (Cubuk et al. 2020)."""
 
-    source: Literal["torchvision", "timm"] = "torchvision"  # whose list of operations and strengths
+    # whose list of operations and strengths; tf: TensorFlow's (EfficientNet, big_vision), whose pixels differ too
+    source: Literal["torchvision", "timm", "tf"] = "torchvision"
     num_ops: Annotated[int, Interval(ge=0, le=100)] = 0  # operations applied in sequence; 0 switches it off
-    magnitude: NonNegative = 9.0  # on a scale to 30 (torchvision) or 10 (timm)
+    magnitude: NonNegative = 9.0  # on a scale to 30 (torchvision) or 10 (timm, tf)
     std: NonNegative = 0.0  # standard deviation of the magnitude, normal (timm's mstd)
     prob: Fraction = 1.0  # probability of applying each operation (timm: 0.5)
     filter: Literal["nearest", "bilinear", "bicubic"] = "nearest"  # interpolation of the geometric operations
@@ -150,13 +152,16 @@ class Mixing:
 
 @dataclass
 class Augmentation:
-    crop: Literal["random_resized", "random_sized", "random", "none"]  # torchvision's | fb.resnet.torch's | fixed size
+    # torchvision's | fb.resnet.torch's | TensorFlow's | fixed size | whole image
+    crop: Literal["random_resized", "random_sized", "random_sized_tf", "random", "none"]
     size: Pixels  # output height and width
     filter: Filter
     flip: Fraction  # probability of a horizontal flip
     pca: Pca
-    area: Annotated[AreaRange | None, UsedIf("crop", "random_resized", "random_sized")] = None  # of the crop
-    aspect: Annotated[AspectRange | None, UsedIf("crop", "random_resized", "random_sized")] = None  # width / height
+    area: Annotated[AreaRange | None, UsedIf("crop", *RANDOM_SIZED)] = None  # of the crop
+    aspect: Annotated[AspectRange | None, UsedIf("crop", *RANDOM_SIZED)] = None  # width / height
+    # a smaller fraction of the image is drawn again (EfficientNet: 0.1; ViT: 0)
+    min_object_covered: Annotated[Fraction | None, UsedIf("crop", "random_sized_tf")] = None
     side: Annotated[SideRange | None, UsedIf("crop", "random")] = None  # shorter side of the rescaled image
     region: Annotated[Region | None, UsedIf("crop", "random")] = None
     jitter: Jitter = field(default_factory=Jitter)
