@@ -135,7 +135,7 @@ def build(config: Config, *, batches: Batches, manifest: dict[str, Any]) -> tupl
     model = build_model(config.model, num_classes=len(manifest["classes"]), image_size=config.image_size)
     check_deterministic(model, config)
     classifier = Classifier(
-        config, model, statistics=manifest["statistics"], batches=batches, steps_per_epoch=data.steps_per_epoch
+        config, model, statistics=data.train_split.statistics, batches=batches, steps_per_epoch=data.steps_per_epoch
     )
     return data, classifier
 
