@@ -56,7 +56,7 @@ def test_every_option_composes(composed, group, option):
         (["normalization.mean=image"], "training crops must be taken from such a square; set augmentation=random_crop"),
         (
             ["normalization.mean=image", "augmentation=random_crop", "protocol=ten_crop", "protocol.region=whole"],
-            "protocol=ten_crop must take its views from such a square; set protocol.side=256 and protocol.region=square",
+            "protocol=ten_crop must take its views from such a square; set protocol.side=256 and protocol.region=sq",
         ),
         (
             ["normalization.mean=image", "augmentation=random_crop", "protocol=dense"],
