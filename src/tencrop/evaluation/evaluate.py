@@ -83,7 +83,7 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
     name, by = f"{config.model.name} ({target.num_classes} classes)", config.weights_by
     pairs = apply_weights(network, weights.state, source=str(path), name=name, by=by)
     # normalization=dataset means the data that the network was trained on, not the data it is evaluated on.
-    mean, std = mean_and_std(config.normalization, weights.metadata or target.manifest["statistics"])
+    mean, std = mean_and_std(config.normalization, weights.metadata or target.manifest.get("statistics", {}))
     if _is_first_rank() and (target.typed is not None or config.weights is not None):
         print(*pair_lines(pairs, path.name, config.model.name), sep="\n", end="\n" if pairs else "")
         print(preprocessing_line(path.name, config, mean, std, source), flush=True)

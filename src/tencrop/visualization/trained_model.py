@@ -90,7 +90,7 @@ def load_trained_model(target: EvaluationTarget) -> TrainedModel:
     config, _ = with_preprocessing(target, network, weights)
     apply_weights(network, weights.state, source=str(target.path), name=config.model.name)
     # a checkpoint of ours carries the statistics that it was trained with; foreign weights use those of the data
-    mean, std = mean_and_std(config.normalization, weights.metadata or target.manifest["statistics"])
+    mean, std = mean_and_std(config.normalization, weights.metadata or target.manifest.get("statistics", {}))
     classes = target.manifest["classes"]
     return TrainedModel(
         config, network.eval(), initial.eval(), classes, mean, std, weights_sha256(network.state_dict())

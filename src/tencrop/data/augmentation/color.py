@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tencrop.config import Augmentation, Config, Jitter, Normalization, Pca
+from tencrop.config import Augmentation, Config, Jitter, Normalization, Pca, UserError
 from tencrop.data.augmentation.transform import Params, Samples, Transform
 from tencrop.data.sampling.rng import Float64, Index, Stream, integers_below, normals, random_uint64, uniforms
 
@@ -136,8 +136,14 @@ def normalize(
 def mean_and_std(choice: Normalization, statistics: Mapping[str, Any]) -> tuple[list[float], list[float]]:
     """(mean, std) per channel on [0, 255]: ImageNet's, the prepared data's, or the configuration's own numbers.
 
-    statistics: `statistics` of the data's manifest, on [0, 255].
+    statistics: `statistics` of the data's manifest, on [0, 255]; empty for a test set. Raises UserError if they are
+    needed and empty.
     """
+    if not statistics and "dataset" in (choice.mean, choice.std):
+        raise UserError(
+            "normalization=dataset: a test set has no training images to take mean and std of; name those that the"
+            " weights were trained with, such as normalization.mean=imagenet normalization.std=imagenet"
+        )
     published = {"imagenet": IMAGENET, "dataset": statistics}
     mean, std = (
         [float(value) for value in (published[given][key] if isinstance(given, str) else given)]
