@@ -90,9 +90,7 @@ def error_block(report: ScoreReport) -> Block:
         parts = [(" among its own classes", report.errors_within), (f" among all {num_all:,} classes", report.errors)]
         note = f"What follows is counted among all {num_all:,} classes."
     rows = [
-        (f"top-{k}{among}", *_percent(rate), f"{rate.num_errors:,}")
-        for among, part in parts
-        for k, rate in part.items()
+        (f"top-{k}{among}", *percent(rate), f"{rate.num_errors:,}") for among, part in parts for k, rate in part.items()
     ]
     return Block("", ("error", "percent", "95% interval", "errors"), rows, left=(0,), note=note)
 
@@ -104,7 +102,7 @@ def class_block(report: ScoreReport, *, more_in: str = "") -> Block:
         (
             names[one.label],
             f"{one.errors.num_images:,}",
-            *_percent(one.errors),
+            *percent(one.errors),
             "" if one.answer is None else f"{names[one.answer]} ({one.num_answers:,})",
         )
         for one in report.classes
@@ -139,6 +137,7 @@ def _errors_within(saved: SavedScores, ks: Sequence[int]) -> dict[int, ErrorRate
     return {k: error_rate(ranks, k) for k in ks}
 
 
-def _percent(rate: ErrorRate) -> tuple[str, str]:
+def percent(rate: ErrorRate) -> tuple[str, str]:
+    """The rate and its 95% interval in percent, as text."""
     low, high = rate.interval
     return f"{100 * rate.fraction:.2f}", f"{100 * low:.2f} – {100 * high:.2f}"
