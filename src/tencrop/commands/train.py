@@ -12,6 +12,7 @@ from tencrop.config.launcher import check_launch, is_first_process
 from tencrop.config.loader import check_loader
 from tencrop.config.recipes import print_recipes
 from tencrop.config.tracker import check_tracker
+from tencrop.data.sources.imagenet_test_sets import check_has_training_split
 from tencrop.data.store.manifest import read_manifest
 from tencrop.evaluation.targets import check_one_protocol
 from tencrop.records.run_folder import finish, run_folder
@@ -20,6 +21,7 @@ from tencrop.signals import exit_at_once, exit_when_asked
 
 @command("train", Config)
 def main(config: Config) -> int:
+    check_has_training_split(config.data.name)
     exit_at_once()  # again: in a sweep, the run before ended with signals ignored (exit_when_asked)
     print_recipes([config])
     # These checks need neither torch nor timm, so a mistake is reported in under a second.
