@@ -1,13 +1,13 @@
 """Out of GPU memory in the first step: one sentence with the micro-batch that fits, simulated on the CPU."""
 
 import pytest
-import runs
 import torch
 
 from tencrop.config import UserError, derive_batches
 from tencrop.data.store.manifest import read_manifest
 from tencrop.training import out_of_memory
 from tencrop.training.fit import build, fit
+from training import runs
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from itertools import pairwise
 
 import pytest
-import runs
 import torch
 
 from tencrop.config import UserError, derive_batches
@@ -11,6 +10,7 @@ from tencrop.data.store.manifest import read_manifest
 from tencrop.training import probe as probing
 from tencrop.training.classifier import Classifier
 from tencrop.training.probe import Stopwatch, Timing, probe
+from training import runs
 
 
 @pytest.fixture

@@ -53,7 +53,8 @@ def _measurements(config: Config, batches: Batches, measured: Probe) -> list[str
 
 def _conclusions(config: Config, batches: Batches, measured: Probe, manifest: dict[str, Any]) -> list[str]:
     epoch_s, total_s = (steps * measured.both.seconds for steps in (measured.steps_per_epoch, measured.total_steps))
-    stop = "" if config.training.max_steps is None else f", training.max_steps={config.training.max_steps}"
+    num_epochs = measured.total_steps / measured.steps_per_epoch
+    stop = "" if config.training.max_steps is None else f", cut by training.max_steps={config.training.max_steps}"
     sizes = {name: split["beton_bytes"] for name, split in manifest["splits"].items()}
     train = manifest["splits"]["train"]
     read_per_s = sizes["train"] / train["num_samples"] * batches.per_device / measured.both.seconds
@@ -61,7 +62,7 @@ def _conclusions(config: Config, batches: Batches, measured: Probe, manifest: di
     what = "reserved by torch on the GPU" if accelerator_of(config.hardware) == "gpu" else "of the process"
     return [
         f"time       {_time(epoch_s)} an epoch of {measured.steps_per_epoch:,} steps;"
-        f" {_time(total_s)} for all {measured.total_steps:,} steps ({config.training.epochs} epochs{stop});"
+        f" {_time(total_s)} for all {measured.total_steps:,} steps ({num_epochs:.3g} epochs{stop});"
         f" {num_devices * total_s / 3600:.3g} device-hours on {_counted(num_devices, 'device')}",
         f"bound by   {_bound(measured)}",
         f"memory     {format_bytes(measured.peak_memory)} at the peak, {what}",

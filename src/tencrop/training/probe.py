@@ -182,9 +182,10 @@ def _time_training(config: Config, classifier: Classifier, data: DataModule) -> 
     timer = _Timer()
     with quiet_lightning():
         # Neither logger nor checkpoints: Lightning writes nothing to its default folder.
-        trainer = build_trainer(data.config, run_dir=Path(config.runs), logger=None, callbacks=[timer], checkpoint=None)
+        trainer = build_trainer(
+            data.config, num_epochs=-1, run_dir=Path(config.runs), logger=None, callbacks=[timer], checkpoint=None
+        )
         trainer.limit_val_batches = 0
-        trainer.fit_loop.max_epochs = -1
         try:
             with explaining_out_of_memory(config, classifier, trainer):
                 trainer.fit(classifier, data)
