@@ -319,6 +319,7 @@ class Config:
     checkpoint_every_steps: Count | None  # null: at the end of every epoch only
     allow_other_code: bool  # continue a run that was begun by another version of the code
     recipe: Recipe | None = None
+    plan: bool = False  # train.py only: measure for half a minute, print what the training would take, train nothing
     # evaluate.py only
     checkpoint: str | list[str] | None = None  # path, or list of paths (an ensemble)
     weights: str | None = None  # a plain state dict, .safetensors or .pth
