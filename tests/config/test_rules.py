@@ -52,6 +52,11 @@ def test_every_option_composes(composed, group, option):
         (["runs="], "is empty; leave it out, or give runs=DIR"),
         (["+checkpoint=a", "+weights=b"], "give one of the two"),
         (["optimizer.momentum=0"], "nesterov=true: needs optimizer.momentum"),
+        (["training.bce_threshold=0.2"], "training.loss=cross_entropy does not use it; set training.loss=bce"),
+        (["training.loss=bce", "training.bce_threshold=1"], r"must be in \[0, 1\); no target is above 1"),
+        (["training.ema_warmup=tf"], "no moving average is kept; set training.ema_decay=0.9999"),
+        (["model.bn_momentum=0.9997"], "TensorFlow's decay of 0.9997 is 0.0003"),
+        (["model=vgg_a", "model.bn_eps=0.001"], "vgg_a has no BatchNorm; set model.bn_eps=null"),
         (["augmentation.jitter.hue=0.1"], "fb.resnet.torch has no hue"),
         (["augmentation.randaugment.magnitude=31"], "must be at most 30, the scale of torchvision"),
         (

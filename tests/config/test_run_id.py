@@ -66,6 +66,9 @@ def test_keys_that_do_not_affect_training_keep_the_hash(composed, override):
         "augmentation.repeats=3",
         "data.store.short_side=300",
         "data.loader=ffcv",
+        "training.loss=bce",
+        "model.bn_momentum=0.01",
+        "model.bn_eps=0.001",
     ],
 )
 def test_keys_that_affect_training_change_the_hash(composed, override):

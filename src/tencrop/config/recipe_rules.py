@@ -16,6 +16,7 @@ def check_recipe(config: Config) -> None:
     _check_optimizer(config.optimizer)
     _check_schedule(config.schedule, config.training)
     _check_precision(config)
+    _check_unused(config)
 
 
 def _check_augmentation(augmentation: Augmentation) -> None:
@@ -77,3 +78,24 @@ def _check_precision(config: Config) -> None:
             "training.precision=tf32: TF32 rounding depends on the GPU model, so deterministic=true cannot hold;"
             " set training.precision=fp32 or deterministic=false"
         )
+
+
+def _check_unused(config: Config) -> None:
+    """Raise UserError for a value that nothing uses: it would be recorded, and enter the learning hash."""
+    model, training = config.model, config.training
+    if training.bce_threshold is not None and training.loss != "bce":
+        raise UserError(
+            f"training.bce_threshold={training.bce_threshold}: training.loss={training.loss} does not use it;"
+            " set training.loss=bce, or training.bce_threshold=null"
+        )
+    if training.ema_warmup != "none" and training.ema_decay is None:
+        raise UserError(
+            f"training.ema_warmup={training.ema_warmup}: no moving average is kept; set training.ema_decay=0.9999, or"
+            " training.ema_warmup=none"
+        )
+    for key, value in (("bn_momentum", model.bn_momentum), ("bn_eps", model.bn_eps)):
+        if value is not None and model.bn_group is None:
+            raise UserError(
+                f"model.{key}={value}: model.bn_group=null says that {model.name} has no BatchNorm;"
+                f" set model.{key}=null, or model.bn_group"
+            )

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from tencrop.config.schema import Augmentation, Config, UserError
+from tencrop.config.schema import Augmentation, Config, Model, Training, UserError
 
 # Keys that do not change what is trained; hardware may still change the last bits of the weights. The seed does change
 # it, but is a part of the folder's name of its own.
@@ -43,6 +43,7 @@ def learning_keys(config: Config) -> dict[str, Any]:
     if config.data.loader == "ffcv":  # resizes with another filter than the other loaders
         values["data"]["loader"] = "ffcv"
     values["augmentation"] = _drop_disabled(config.augmentation)
+    values |= {"model": _drop_defaults(config.model), "training": _drop_defaults(config.training)}
     return {key: value for key, value in values.items() if key not in NOT_LEARNED}
 
 
@@ -67,6 +68,19 @@ def _drop_disabled(config: Augmentation) -> dict[str, Any]:
         "repeats": augmentation["repeats"] == 1,
     }
     return {key: value for key, value in augmentation.items() if not is_off.get(key)}
+
+
+def _drop_defaults(section: Model | Training) -> dict[str, Any]:
+    """The fields of `section` without those at their default.
+
+    A field of these sections has a default only if it is newer than the first runs, whose hash must stay.
+    """
+    values = dataclasses.asdict(section)
+    for field in dataclasses.fields(section):
+        factory = field.default_factory
+        if vars(section)[field.name] == (field.default if factory is dataclasses.MISSING else factory()):
+            del values[field.name]
+    return values
 
 
 def learning_hash(config: Config) -> str:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from tencrop.config.constraints import Increasing, Interval, Length, LowHigh, UsedIf
 
+BN_MOMENTUM_HINT = "it is the share of the newest step, so TensorFlow's decay of 0.9997 is 0.0003"
 MAX_SIDE = 65_500  # pixels: libjpeg's limit, which also keeps sizes and aspect ratios far from the limits of int32
 
 Count = Annotated[int, Interval(gt=0)]
@@ -90,6 +91,9 @@ class Model:
     kwargs: dict[str, Any]  # passed to the model's constructor, which takes values of any type
     channels_last: bool
     bn_group: Count | None  # samples that share BatchNorm statistics; null only for a model without BatchNorm
+    # BatchNorm's momentum and epsilon in place of the network's own; null keeps those
+    bn_momentum: Annotated[float, Interval(gt=0, le=0.5, hint=BN_MOMENTUM_HINT)] | None = None
+    bn_eps: Positive | None = None  # added to the variance; TF-slim: 0.001
 
 
 @dataclass
@@ -244,6 +248,12 @@ class Training:
     # fraction of the training split held out for model selection
     minival_fraction: Annotated[float, Interval(ge=0, lt=1, hint="1 leaves nothing to train on; 0.02 is usual")]
     evaluate_every_epochs: Count
+    # bce: a binary cross-entropy per class, averaged over samples and classes (timm; Wightman et al. 2021)
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    # bce: targets above it become 1 and the others 0, after smoothing and mixing; null keeps them
+    bce_threshold: Annotated[float, Interval(ge=0, lt=1, hint="no target is above 1; 0.2 is usual")] | None = None
+    # tf: the decay of step n is at most (1 + n) / (10 + n), as in TensorFlow
+    ema_warmup: Literal["none", "tf"] = "none"
 
 
 @dataclass

@@ -14,6 +14,7 @@ import hashlib
 import math
 import struct
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -32,9 +33,9 @@ from tencrop.models.checkpoint_files import FORMAT, weights_sha256
 from tencrop.models.weights import check_weights
 from tencrop.training.batchnorm import set_groups, update_running_statistics
 from tencrop.training.divergence import NO_STEP, check_losses, check_weights_finite, record_nonfinite_loss
-from tencrop.training.ema import update_ema
+from tencrop.training.ema import ema_decay, update_ema
 from tencrop.training.error_counts import add_errors, no_errors, read_errors
-from tencrop.training.losses import dominant_labels, mixed_cross_entropy, with_auxiliary
+from tencrop.training.losses import binary_cross_entropy, dominant_labels, mixed_cross_entropy, with_auxiliary
 from tencrop.training.monitors import all_reduce_digest
 from tencrop.training.optimizers import build_optimizer
 from tencrop.training.schedules import Plateau, after_evaluation, learning_rate
@@ -101,14 +102,18 @@ class Classifier(pl.LightningModule):
         step, part = self.global_step, batch_idx % self.batches.accumulate_grad_batches
         self.is_at_step_boundary = part == self.batches.accumulate_grad_batches - 1
         self.seed_network(step, part)
-        labels, smoothing = batch.labels, self.config.training.label_smoothing
+        labels, training, smoothing = batch.labels, self.config.training, self.config.training.label_smoothing
         heads = self.predict(self.model, self.training_inputs(batch))
-        if self.is_mixed:
-            pair = (batch.labels, partner_labels(batch), batch.params["mix_weights"])
-            losses = [mixed_cross_entropy(logits, *pair, label_smoothing=smoothing) for logits in heads]
-            labels = dominant_labels(*pair)  # training errors are counted against these
+        pair = (partner_labels(batch), batch.params["mix_weights"]) if self.is_mixed else None
+        if training.loss == "bce":
+            bce = partial(binary_cross_entropy, label_smoothing=smoothing, threshold=training.bce_threshold)
+            losses = [bce(logits, labels, *(pair or ())) for logits in heads]
+        elif pair is not None:
+            losses = [mixed_cross_entropy(logits, labels, *pair, label_smoothing=smoothing) for logits in heads]
         else:
             losses = [F.cross_entropy(logits, labels, label_smoothing=smoothing) for logits in heads]
+        if pair is not None:
+            labels = dominant_labels(labels, *pair)  # training errors are counted against these
         loss = losses[0] if len(losses) == 1 else with_auxiliary(*losses, weight=self.auxiliary_weight)
         with nullcontext() if self.is_at_step_boundary else self.without_gradient_sync():
             # All micro-batches of a step have the same size, so the mean of their means is the global batch's mean.
@@ -138,7 +143,9 @@ class Classifier(pl.LightningModule):
         update_running_statistics(self.model)
         if self.ema is not None:
             assert self.config.training.ema_decay is not None
-            update_ema(self.ema, self.model, decay=self.config.training.ema_decay)
+            warmup = self.config.training.ema_warmup
+            decay = ema_decay(self.config.training.ema_decay, num_updates=step + 1, warmup=warmup)
+            update_ema(self.ema, self.model, decay=decay)
 
     def training_inputs(self, batch: Batch) -> Tensor:
         """Augmented and normalized images, float [B, 3, H, W], from uint8 pixels and the parameters in the batch."""
