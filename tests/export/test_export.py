@@ -36,7 +36,10 @@ from tencrop.records.run_folder import run_folder
 from tencrop.training.checkpoints import AtomicCheckpointIO
 
 STATISTICS = {"mean": [110.0, 115.5, 100.0], "std": [60.0, 59.0, 61.25]}
-TIMMS = ["model=timm", "model.name=test_resnet", "model.bn_group=2", "normalization.mean=[110,115.5,100]"]
+TIMMS = [
+    "model=timm", "model.name=test_resnet", "model.bn_group=2", "normalization.mean=[110,115.5,100]",
+    "+recipe.guesses=[optimizer.lr]",
+]  # fmt: skip
 
 
 def configured(*words: str) -> Config:
@@ -51,7 +54,7 @@ def trained(root: Path, runs: Path, *words: str, seed: int = 0) -> Path:
     manifest = read_manifest(root)
     folder = run_folder(config, manifest, total_steps=7)
     torch.manual_seed(seed)
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for kind in ("model", "ema"):
         network = build_model(config.model, num_classes=3)
         nn.init.normal_(list(network.parameters())[-2], std=1)  # the classifier's weights; timm's start near 0
@@ -133,6 +136,8 @@ def test_timm_reads_the_folder_and_predicts_the_same(checkpoint: Path, prepared_
     ours = load_scores(next((checkpoint.parents[1] / "predictions").glob("center*.safetensors"))).logits
     torch.testing.assert_close(logits, ours, rtol=1e-4, atol=1e-4)
     assert ours.std(0).min() > 0.1, "the images make no difference"
+    # safetensors' own function makes files that only their owner can read
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     assert json.loads((folder / "config.json").read_text())["label_names"] == ["china", "flower", "mirrored"]
 
 
@@ -147,6 +152,7 @@ def test_the_hub_reads_the_card(checkpoint: Path) -> None:
     assert f"{100 * result['top1_error']:.2f} | {100 * low:.2f} – {100 * high:.2f}" in card.text
     assert result["source_fingerprint"] in card.text and "subtract 110, 115.5, 100" in card.text
     assert "exponential moving average" in card.text and "global_batch: 256" in card.text
+    assert "does not state (guesses):\n\n- `optimizer.lr: 0.1`" in card.text
 
 
 def test_one_of_our_networks_has_no_timm_config(prepared_photos: Path, tmp_path: Path) -> None:
@@ -228,7 +234,7 @@ def test_timms_crop_fraction_gives_our_side() -> None:
 
 
 def test_the_words_of_a_network() -> None:
-    assert model_words(Model("vgg_d", {}, False, None))[0] in ("model=vgg_d", "model=timm")
+    assert model_words(Model("vgg_d", {}, False, None)) == ["model=timm", "model.name=vgg_d"]
     words = model_words(Model("resnet18", {"zero_init_last": True, "act": "a b"}, True, 64))
     assert shlex.split(" ".join(words)) == [
         "model=timm",

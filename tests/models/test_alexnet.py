@@ -41,14 +41,15 @@ def test_names_of_the_features_are_the_order_of_section_3_5():
     assert names == ("pad conv1 relu1 norm1 pool1 conv2 relu2 norm2 pool2 conv3 relu3 conv4 relu4 conv5 relu5 pool5")
 
 
-def test_the_papers_initialization():
+@pytest.mark.parametrize(("options", "std"), [({}, 0.01), ({"init_std": 0.04}, 0.04)], ids=str)
+def test_the_papers_initialization(options, std):
     torch.manual_seed(0)
-    network = alexnet.alexnet_2012(width=0.25)
+    network = alexnet.alexnet_2012(width=0.25, **options)
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             bias = 1.0 if name.rsplit(".")[-1] in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0
             assert torch.all(layer.bias == bias), name
-            assert abs(layer.weight.std() / 0.01 - 1) < 0.05 and abs(layer.weight.mean()) < 1e-3, name
+            assert abs(layer.weight.std() / std - 1) < 0.05 and abs(layer.weight.mean()) < 0.1 * std, name
 
 
 @pytest.mark.parametrize("num_towers", [1, 2])

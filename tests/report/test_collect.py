@@ -28,7 +28,11 @@ def test_runs_are_grouped_by_what_was_learned(evaluated_run, tmp_path):
     experiments = collect([tmp_path / "runs", folders[0]])  # named twice, counted once
     assert sorted(len(experiment.runs) for experiment in experiments) == [1, 2]
     assert [run.seed for run in max(experiments, key=lambda experiment: len(experiment.runs)).runs] == [0, 1]
-    assert all(experiment.name.startswith("lenet5_digits (") for experiment in experiments)  # told apart by hash
+    assert all(experiment.name.startswith("lenet5_digits (") for experiment in experiments)  # with its hash
+    assert {experiment.name.partition(", ")[2] for experiment in experiments} == {
+        "optimizer.lr=0.004)",
+        "optimizer.lr=0.5)",
+    }
 
 
 def test_reproduction_within_a_run_is_not_another_run(evaluated_run, tmp_path):

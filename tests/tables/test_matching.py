@@ -81,6 +81,20 @@ def test_seeds_are_matched_by_recipe_and_not_by_name(
     assert matched(overrides=["optimizer.lr=0.003"]) is None
 
 
+def test_the_guesses_of_a_recipe_come_along(
+    finished_run: FinishedRun,
+    matched: Callable[..., Ours | None],
+    write_row: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    finished_run()
+    monkeypatch.setattr("tencrop.report.matching.guesses_of", lambda recipe: [f"optimizer.{recipe.optimizer.name}"])
+    ours = matched(protocol={"filter": None})
+    assert ours is not None and ours.guesses == ("optimizer.sgd",)
+    table = read_table("digits", write_row(protocol={"filter": None}))
+    assert lines_of(table, {("digits", "lenet5"): ours})[0].guessed == "protocol.filter, optimizer.sgd"
+
+
 def test_runs_with_another_protocol_support_no_claim(
     finished_run: FinishedRun, matched: Callable[..., Ours | None], write_row: Callable[..., Path]
 ) -> None:

@@ -31,7 +31,7 @@ def test_all_tables_are_printed_and_written_without_torch(tmp_path: Path) -> Non
     assert "tencrop" in imported and not SLOW & imported
     assert "VGG, table 3: one test scale" in result.stdout and "worse" not in result.stdout
     written = {path.name for path in (tmp_path / "report" / "tables").iterdir()}
-    assert written == {f"{name}.{suffix}" for name in table_names() for suffix in ("md", "csv", "tex")}
+    assert written == {f"{name}.{suffix}" for name in table_names() for suffix in ("md", "csv", "tex", "html")}
 
 
 def test_a_missing_table_is_reported_in_one_sentence(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_runs_are_printed_next_to_the_papers_numbers(
     assert report_tables("digits", [str(tmp_path / "runs")], tmp_path / "report", errors) == 0
     printed = capsys.readouterr().out
     assert "2.00 / 0.00" in printed and "reproduced* / better*" in printed and f"lenet5_digits/{folder.name}" in printed
-    for suffix in ("md", "csv", "tex"):
+    for suffix in ("md", "csv", "tex", "html"):
         assert "2.00" in (tmp_path / "report" / "tables" / f"digits.{suffix}").read_text()
 
 

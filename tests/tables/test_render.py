@@ -174,3 +174,16 @@ def test_a_table_of_our_own_measurements_has_no_columns_about_printed_numbers(
     assert heads == "| row | protocol | ours | 95% interval | seeds | run |"
     assert "24.20 ± 0.10 / 8.00 ± 0.10 / –" in terminal_table(table, lines)
     assert "23.83 – 24.58" in markdown_table(table, lines)
+
+
+def test_guesses_are_beside_the_verdict(table: ErrorTable) -> None:
+    a = OURS["digits", "a"]
+    guessing = Ours(a.errors, a.num_images, a.runs, guesses=("optimizer.lr",))
+    lines = lines_of(table, OURS | {("digits", "a"): guessing})
+    assert [line.guessed for line in lines] == ["optimizer.lr", "–", "–", "–"]
+    head, row = (
+        line.split("  ") for line in terminal_table(table, lines).splitlines() if line.startswith(("row  ", "A  "))
+    )
+    assert [cell.strip() for cell in head if cell][-3:] == ["guessed", "confidence", "run"]
+    assert "optimizer.lr" in [cell.strip() for cell in row]
+    assert "guessed" not in terminal_table(table, lines_of(table, {}))

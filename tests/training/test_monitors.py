@@ -9,7 +9,7 @@ import torch
 from tencrop.distributed.collectives import all_reduce
 from tencrop.progress import duration
 from tencrop.signals import SIGNALS, exit_when_asked
-from tencrop.training.monitors import Interrupted, Interruption, job_end_time, pace_sentence
+from tencrop.training.monitors import Interrupted, Interruption, Metrics, Pace, job_end_time, pace_sentence
 
 NOW = datetime(2026, 11, 21, 12, 0).timestamp()
 
@@ -57,6 +57,18 @@ def test_stopping_names_the_step():
 def test_all_reduce_returns_a_copy():
     value = torch.ones(2)
     assert torch.equal(all_reduce(value), value) and all_reduce(value) is not value
+
+
+@pytest.mark.parametrize(
+    ("step", "line"), [(0, "training for 1,716 steps"), (500, "resuming after step 500 of 1,716")], ids=["new", "old"]
+)
+def test_the_first_line_names_the_run(step, line, tmp_path, capsys):
+    pace = Pace(Metrics(tmp_path / "metrics.jsonl", every_steps=20))
+    classifier = SimpleNamespace(total_steps=1716)
+    pace.on_train_start(SimpleNamespace(is_global_zero=False, global_step=step), classifier)
+    assert capsys.readouterr().err == ""
+    pace.on_train_start(SimpleNamespace(is_global_zero=True, global_step=step), classifier)
+    assert capsys.readouterr().err == f"{tmp_path}: {line}\n"
 
 
 def test_pace_against_the_time_limit():

@@ -32,8 +32,8 @@ def main(config: EvaluateConfig) -> int:
         print_recipes([plain])
     targets = evaluation_targets(plain, typed)
     check_targets(targets)
-    if config.checkpoint is not None:
-        print_recipes(target.config for target in targets)
+    if config.checkpoint is not None:  # `typed`: a checkpoint outside a run folder, where nothing tells its recipe
+        print_recipes(target.config for target in targets if target.typed is None)
     evaluate_and_track(targets)
     return 0
 

@@ -25,9 +25,13 @@ def main(config: ReportConfig) -> int:
     check_writable(output / "report.html", output / "report.md", remedy=remedy)
 
     from tencrop.report.collect import Broken, collect, collect_evaluations, input_folders
+    from tencrop.report.matching import match_runs
     from tencrop.report.page import write_report
+    from tencrop.report.paper_tables import HASHES
     from tencrop.report.score_section import score_sections
+    from tencrop.report.table_html import tables_with_runs
     from tencrop.report.tables import error_rows, print_table
+    from tencrop.tables.reading import read_tables
 
     close_at_ctrl_c()
     paths = input_folders(config.runs)
@@ -36,9 +40,11 @@ def main(config: ReportConfig) -> int:
     experiments, evaluations = collect(paths, broken.append), collect_evaluations(paths, broken.append)
     if broken and not (experiments or evaluations):
         raise broken[0].error
+    matched = match_runs(tables := read_tables(), paths, kept=output / HASHES, on_broken=lambda _: None)
     scores = score_sections(experiments, evaluations, ks=config.k, on_broken=broken.append)
+    papers = tables_with_runs(tables, matched)
     print_table(error_rows(experiments, evaluations), broken=broken)
-    for path in write_report(experiments, output, evaluations, broken=broken, scores=scores):
+    for path in write_report(experiments, output, evaluations, broken=broken, scores=scores, paper_tables=papers):
         print(path)
     for error in broken:
         print(printable(f"error: left out of the report: {error}"), file=sys.stderr)

@@ -59,7 +59,6 @@ def ensemble_facts(members: Sequence[Scores], results: Sequence[Mapping[str, Any
         "label": label,
         "selection": None,
         "seed": [one["seed"] for one in facts],
-        "claim": None,  # published errors of single networks do not apply to an ensemble
         "members": facts,
     }
 

@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from tencrop.config import learning_hash, learning_keys
-from tencrop.config.recipes import guesses_of
+from tencrop.config.recipes import guesses_of, recipe_line
 from tencrop.evaluation.results import differences_from_training, protocol_label
 from tencrop.export.commands import evaluate_command
 from tencrop.export.source import FILES, ExportSource
@@ -168,9 +168,11 @@ def _recipe(source: ExportSource) -> str:
         else "It claims no published result."
     )
     revision = code["revision"] or f"not known ({code.get('installed') or code.get('not_known') or 'outside git'})"
+    none = "No value is marked as a guess." if config.recipe else "The run is of a version that recorded no guesses."
     parts = [
         claim,
-        f"Values that its source does not state (guesses):\n\n{told}" if told else "No value is marked as a guess.",
+        *([recipe_line(config) or ""] if config.recipe else []),
+        f"Values that its source does not state (guesses):\n\n{told}" if told else none,
         f"Learning hash {learning_hash(config)}; code {revision}, {code['learning_sha256'][:12]}.",
         f"```yaml\n{yaml.safe_dump(learning_keys(config), sort_keys=False, default_flow_style=None, width=110)}```",
     ]

@@ -30,15 +30,7 @@ def evaluate_command(config: Config, result: Mapping[str, Any] | None, preproces
 
 
 def model_words(model: Model) -> list[str]:
-    """The words that choose the network: a file of conf/model, or a name and arguments."""
-    file = CONF / "model" / f"{model.name}.yaml"
-    values = read_yaml_file(file) if file.is_file() else {}
-    if (values.get("name"), values.get("kwargs"), values.get("channels_last")) == (
-        model.name,
-        model.kwargs,
-        model.channels_last,
-    ):
-        return [f"model={model.name}"]
+    """The words that choose the network: its name and arguments, whatever conf/model says of it."""
     arguments = [for_shell(f"+model.kwargs.{key}={json.dumps(value)}") for key, value in model.kwargs.items()]
     layout = ["model.channels_last=true"] if model.channels_last else []
     return ["model=timm", f"model.name={model.name}", *arguments, *layout]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from tencrop.config import UserError
@@ -49,7 +49,8 @@ def write_network(network: nn.Module, path: Path, *, format: str, preprocessing:
 def _write_safetensors(network: nn.Module, path: Path, preprocessing: dict[str, Any]) -> None:
     # Copies, because safetensors refuses tensors that share memory. One metadata entry: several come in random order.
     state = {key: tensor.detach().clone().contiguous() for key, tensor in network.state_dict().items()}
-    save_file(state, path, {PREPROCESSING_KEY: json.dumps(preprocessing, sort_keys=True)})
+    # not save_file, which makes the file readable for its owner only
+    path.write_bytes(save(state, {PREPROCESSING_KEY: json.dumps(preprocessing, sort_keys=True)}))
     written = load_weights(path)
     assert weights_sha256(written.state) == weights_sha256(network.state_dict())
     assert written.preprocessing == preprocessing

@@ -13,7 +13,7 @@ from tencrop.config import Config
 from tencrop.data.augmentation.color import mean_and_std
 
 
-def preprocessing_of_run(config: Config, metadata: Mapping[str, Any], source: str) -> dict[str, Any]:
+def preprocessing_of_run(config: Config, metadata: dict[str, Any], source: str) -> dict[str, Any]:
     """The content of weights.PREPROCESSING_SHAPE for a run, as it evaluates its own network.
 
     Sizes and filter are those of the run's test protocol; of several sides, the recipe's. metadata: the checkpoint's.

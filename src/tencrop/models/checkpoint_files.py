@@ -132,17 +132,17 @@ def _compare_digest(path: str | Path, file: BinaryIO) -> bool:
 
 def _compare_weights(path: str | Path, content: Mapping[str, Any]) -> None:
     """Check a file of format 1, which has no digest, by the hashes of its weights that it contains."""
-    facts, state = content["tencrop"], content.get("state_dict")
-    if not isinstance(facts, Mapping) or not isinstance(state, Mapping) or facts.get("format", 1) != 1:
+    metadata, state = content["tencrop"], content.get("state_dict")
+    if not isinstance(metadata, Mapping) or not isinstance(state, Mapping) or metadata.get("format", 1) != 1:
         # format 2 always ends in a digest, so the end of the file was cut off
         raise RefusedCheckpoint(path, "is damaged: its digest is missing or incomplete")
     for prefix, key in (("model.", "weights_sha256"), ("ema.", "ema_sha256")):
         weights = with_prefix(state, prefix)
-        if facts.get(key) != (weights and weights_sha256(weights)):
+        if metadata.get(key) != (weights and weights_sha256(weights)):
             raise RefusedCheckpoint(path, f"is damaged: its weights are not those that were written ({key})")
 
 
-def _compare_with_run(path: Path, facts: Mapping[str, Any]) -> None:
+def _compare_with_run(path: Path, metadata: Mapping[str, Any]) -> None:
     """Raise RefusedCheckpoint if a file in RUN/checkpoints/ differs from the run's manifest (older ones record less).
 
     Copying a checkpoint into another run's folder would otherwise continue, or report, the wrong run without notice.
@@ -155,9 +155,9 @@ def _compare_with_run(path: Path, facts: Mapping[str, Any]) -> None:
     expected |= {key: manifest[key] for key in ("model", "total_steps") if manifest.get(key) is not None}
     ended = manifest["result"]
     # The manifest has the hashes of the final weights only. Earlier checkpoints of the run rightly differ from them.
-    if ended["status"] == "complete" and facts.get("is_complete"):
+    if ended["status"] == "complete" and metadata.get("is_complete"):
         expected |= {key: ended.get(key) for key in ("weights_sha256", "ema_sha256")}
     for key, value in expected.items():
-        if facts.get(key) != value:
-            reason = f"is of another run: its {key} is {facts.get(key)} and not {value} as in the folder's manifest"
+        if metadata.get(key) != value:
+            reason = f"is of another run: its {key} is {metadata.get(key)} and not {value} as in the folder's manifest"
             raise RefusedCheckpoint(path, reason)

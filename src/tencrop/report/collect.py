@@ -17,6 +17,7 @@ from tencrop.evaluation.results import differences_from_training, load_result, p
 from tencrop.evaluation.targets import EVALUATIONS
 from tencrop.records.run_folder import read_run_manifest
 from tencrop.report.claims import Claim, claims_of_runs
+from tencrop.report.variant_names import variant_names
 from tencrop.training.metric_rows import read_rows
 
 TOP = (1, 5)
@@ -174,12 +175,12 @@ def collect(paths: Iterable[Path], on_broken: Callable[[Broken], None] | None = 
             # differently, and seeds of one experiment would be separated.
             learning_hash = folder.name.rpartition("-")[2]
             groups.setdefault((run.manifest["name"], learning_hash), {})[folder] = run
-    names = [name for name, _ in groups]
+    configs: dict[str, dict[str, dict[str, Any]]] = {}
+    for (name, learning_hash), group in groups.items():
+        configs.setdefault(name, {})[learning_hash] = next(iter(group.values())).config
+    names = {name: variant_names(name, variants) for name, variants in configs.items()}
     return [
-        Experiment(
-            name=name if names.count(name) == 1 else f"{name} ({learning_hash})",
-            runs=_one_a_seed(group.values()),
-        )
+        Experiment(name=names[name][learning_hash], runs=_one_a_seed(group.values()))
         for (name, learning_hash), group in sorted(groups.items())
     ]
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tencrop.cli.choices import CONF
 from tencrop.config import Config, UserError
+from tencrop.config.recipes import guesses_of
 from tencrop.tables.lines import Key, Ours
 from tencrop.tables.recipes import Words, learning_hashes
 from tencrop.tables.schema import ErrorRow, ErrorTable, RowProtocol
@@ -161,7 +162,8 @@ def _ours(table: ErrorTable, row: ErrorRow, recipe: Config, runs: Sequence[Run])
     if supporting:
         members = max(supporting.values(), key=len)  # the setting with the most seeds
         errors = {k: tuple(100 * result.errors[k] for _, result in members) for k in (1, 5)}
-        return Ours(errors, members[0][1].num_images, tuple(run.folder for run, _ in members))
+        folders = tuple(run.folder for run, _ in members)
+        return Ours(errors, members[0][1].num_images, folders, guesses=tuple(guesses_of(recipe)))
     if not others:
         return None
     reasons, folder = min(others, key=lambda other: len(other[0]))  # the result that is closest to the row
@@ -195,7 +197,9 @@ def _match_ensembles(
             else:
                 supporting.append(evaluation)
         if supporting:
-            matched[table.name, row.id] = ours_of_ensembles(supporting)
+            recipes = [runs_of[member.words][0] for member in row.members if member.words is not None]
+            guesses = dict.fromkeys(guess for recipe in recipes for guess in guesses_of(recipe))
+            matched[table.name, row.id] = replace(ours_of_ensembles(supporting), guesses=tuple(guesses))
         elif refused:
             evaluation, reasons = min(refused, key=lambda one: len(one[1]))
             matched[table.name, row.id] = Ours({}, 0, (evaluation.folder,), refused="; ".join(reasons))

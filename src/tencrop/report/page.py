@@ -29,6 +29,7 @@ from tencrop.report.templating import render
 
 PACKAGES = ("python", "torch", "pytorch-lightning", "timm", "torchvision", "ffcv", "numpy")  # that can change a number
 OUTSIDE_RUNS = "Evaluated outside run folders"
+PAPER_TABLES = "Papers' tables"
 INTERVAL = (
     "Errors in percent. The interval is the 95% Wilson interval for the number of test images; over several seeds it is"
     " taken at the mean error, and ± is the sample standard deviation. Weights of the last epoch unless marked."
@@ -42,10 +43,12 @@ def write_report(
     *,
     broken: Sequence[Broken] = (),
     scores: Sequence[ScoreSection] = (),
+    paper_tables: Sequence[Markup] = (),
 ) -> tuple[Path, Path]:
     """Write report.html, report.md and, for several experiments, figures/ into `folder`; returns the first two paths.
 
     broken: run folders and results that could not be read; the table lists them. scores: statistics of saved scores.
+    paper_tables: papers' error tables in HTML; the Markdown page leaves them out, as table=NAME writes them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = error_rows(experiments, evaluations)
@@ -53,7 +56,8 @@ def write_report(
     figures = draw_comparisons(experiments, evaluations, folder / "figures")
     html, markdown = folder / "report.html", folder / "report.md"
     # A class folder's name need not be UTF-8; `encode` would raise on it after all the work is done.
-    atomic_write(html, printable(html_page(experiments, rows, figures, evaluations, broken, scores)).encode())
+    page = html_page(experiments, rows, figures, evaluations, broken, scores, paper_tables)
+    atomic_write(html, printable(page).encode())
     atomic_write(markdown, printable(markdown_page(experiments, rows, figures, evaluations, broken, scores)).encode())
     return html, markdown
 
@@ -65,6 +69,7 @@ def html_page(
     evaluations: Sequence[Evaluation],
     broken: Sequence[Broken],
     scores: Sequence[ScoreSection] = (),
+    paper_tables: Sequence[Markup] = (),
 ) -> str:
     """The page as text; `figures` are the SVG files that compare experiments."""
     title = experiments[0].name if len(experiments) == 1 else _counted(len(experiments), "experiment")
@@ -78,6 +83,8 @@ def html_page(
         about=about,
         error_table=html_table(rows, broken=broken),
         interval=INTERVAL,
+        paper_tables_title=PAPER_TABLES,
+        paper_tables=paper_tables,
         comparisons=[saved_figure(path) for path in figures],
         sections=[_section(experiment) for experiment in experiments],
         evaluations=[_evaluation_facts(evaluation) for evaluation in evaluations],

@@ -1,4 +1,4 @@
-"""report.py table=NAME: prints a paper's error table with our errors, and writes it as Markdown, CSV and LaTeX."""
+"""report.py table=NAME: prints a paper's error table with our errors; writes it as Markdown, CSV, LaTeX and HTML."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tencrop.config import UserError
 from tencrop.config.writable import check_writable
 from tencrop.files import atomic_write
 from tencrop.report.matching import match_runs
+from tencrop.report.table_html import table_page
 from tencrop.tables.lines import lines_of
 from tencrop.tables.reading import ERRORS, read_table, read_tables
 from tencrop.tables.render import csv_table, latex_table, markdown_table, terminal_table
@@ -19,7 +20,7 @@ from tencrop.text_tables import aligned
 ALL, TITLES = "all", "?"
 OUTPUT, HASHES = Path("report"), "tables/learning_hashes.json"  # where report.py writes by default; a cache within it
 DEFAULTS = (Path("runs"), Path("evaluations"))  # where train.py and evaluate.py write by default
-FORMATS = {"md": markdown_table, "csv": csv_table, "tex": latex_table}
+FORMATS = {"md": markdown_table, "csv": csv_table, "tex": latex_table, "html": table_page}
 
 
 def report_tables(name: str, runs: Sequence[str], output: Path, folder: Path = ERRORS) -> int:

@@ -80,7 +80,9 @@ def read_record(folder: Path) -> RunRecord:
         "Data": _data(manifest["data"]),
         "Hardware": _over_sessions([session["hardware"] for session in sessions]),
     }
-    return RunRecord(_flat(dataclasses.asdict(validated)), frozenset(_flat(learning_keys(validated))), parts)
+    return RunRecord(
+        flat_settings(dataclasses.asdict(validated)), frozenset(flat_settings(learning_keys(validated))), parts
+    )
 
 
 def _block(part: str, first: Facts, second: Facts) -> Block:
@@ -89,12 +91,12 @@ def _block(part: str, first: Facts, second: Facts) -> Block:
     return Block(part if rows else f"{part}: no difference", ("", "A", "B"), rows, left=range(3), all_rows=True)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Facts:
+def flat_settings(values: Mapping[str, Any], prefix: str = "") -> Facts:
     """Dotted keys and their values as text, as typed on the command line."""
     found: Facts = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
+            found |= flat_settings(value, f"{prefix}{key}.")
         else:
             found[f"{prefix}{key}"] = _text(value)
     return found

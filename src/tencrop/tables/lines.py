@@ -26,6 +26,7 @@ class Ours:
     num_images: int
     runs: tuple[Path, ...]  # run folders, by seed
     refused: str | None = None  # why these runs support no claim, such as another protocol
+    guesses: tuple[str, ...] = ()  # keys of the recipe whose value the paper does not state
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,15 @@ class Line:
     protocol: str
     not_stated: tuple[str, ...]  # protocol settings that the paper does not state
     cells: tuple[Cell, ...]  # one per column
+    guesses: tuple[str, ...]  # keys that our measurement had to guess: of the protocol, then of the recipe
     seeds: str
     num_images: str
     run: str  # folders of our runs; otherwise the command that trains one, or the reason why there is none
+
+    @property
+    def guessed(self) -> str:
+        """The guesses as one text."""
+        return ", ".join(self.guesses) or NONE
 
     def joined(self, field: str) -> str:
         """The values of a field over all cells, joined as "25.6 / 8.1"; a single text if they are equal."""
@@ -88,11 +95,13 @@ def _line(table: ErrorTable, row: ErrorRow, ours: Ours | None) -> Line:
     protocols = [member.protocol for member in row.members] or [row.protocol]
     protocol = "; ".join(dict.fromkeys(map(protocol_text, protocols)))
     not_stated = dict.fromkeys(key for one in protocols if one is not None for key in one.not_stated)
+    guesses: tuple[str, ...] = ()
     if ours is None or ours.refused is not None:
         seeds, num_images = NONE, NONE
     else:
         seeds, num_images = str(len(ours.runs)), f"{ours.num_images:,}"
-    return Line(row, protocol, tuple(not_stated), cells, seeds, num_images, _run(table, row, ours))
+        guesses = (*(f"protocol.{key}" for key in not_stated), *ours.guesses)
+    return Line(row, protocol, tuple(not_stated), cells, guesses, seeds, num_images, _run(table, row, ours))
 
 
 def _cell(table: ErrorTable, row: ErrorRow, column: str, ours: Ours | None) -> Cell:

@@ -15,10 +15,11 @@ from tencrop.text_tables import markdown_table as rows_as_markdown
 
 _PROTOCOL_KEYS = tuple(field.name for field in fields(RowProtocol))
 CSV_COLUMNS = ("table", "row", "id", "unit", "column", "printed", "ours", "difference", "low", "high", "images",
-               "seeds", "verdict", "confidence", "protocol", "run")  # fmt: skip
-HEADS = ("row", "protocol", "printed", "ours", "difference", "95% interval", "seeds", "verdict", "confidence", "run")
+               "seeds", "verdict", "guessed", "confidence", "protocol", "run")  # fmt: skip
+HEADS = ("row", "protocol", "printed", "ours", "difference", "95% interval", "seeds", "verdict", "guessed",
+         "confidence", "run")  # fmt: skip
 JOINED = ("printed", "ours", "difference", "interval", "verdict", "confidence")  # fields of a line's cells
-ABOUT_PRINTED = {"printed", "difference", "verdict", "confidence"}
+ABOUT_PRINTED = {"printed", "difference", "verdict", "guessed", "confidence"}
 NUMBERS = {"printed", "ours", "difference", "95% interval", "seeds"}  # right-aligned columns
 WIDTH = 110  # characters per line of notes on the terminal; the table itself is not wrapped
 GUESS_NOTE = f"{GUESSED} The band of fewer than three seeds is a guess."
@@ -36,7 +37,8 @@ def terminal_table(table: ErrorTable, lines: Sequence[Line]) -> str:
     kept = [number for number, column in enumerate(zip(*grid[1:], strict=True)) if {NONE} != set(column)]
     rows = [[row[number] for number in kept] for row in grid]
     about, notes = (
-        [textwrap.fill(text, WIDTH) for text in found] for found in (_about(table, lines), _notes(table, lines))
+        [textwrap.fill(text, WIDTH) for text in found]
+        for found in (about_table(table, lines), notes_of_table(table, lines))
     )
     return "\n".join([table.title, *about, "", *aligned(rows, left=_text_columns(rows[0])), *notes]) + "\n"
 
@@ -45,8 +47,8 @@ def markdown_table(table: ErrorTable, lines: Sequence[Line]) -> str:
     """The table in Markdown, with its title in bold above."""
     grid = _grid(table, lines)
     body = rows_as_markdown(grid[0], grid[1:], left=_text_columns(grid[0]))
-    about = "".join(f"{markdown_text(text)}\n\n" for text in _about(table, lines))
-    notes = "".join(f"\n{markdown_text(note)}\n" for note in _notes(table, lines))
+    about = "".join(f"{markdown_text(text)}\n\n" for text in about_table(table, lines))
+    notes = "".join(f"\n{markdown_text(note)}\n" for note in notes_of_table(table, lines))
     return f"**{markdown_text(table.title)}**\n\n{about}{body}{notes}"
 
 
@@ -58,7 +60,8 @@ def csv_table(table: ErrorTable, lines: Sequence[Line]) -> str:
             low, _, high = cell.interval.partition(" – ")  # numbers for programs: two columns, ASCII minus, no commas
             row = (table.name, line.row.label, line.row.id, table.unit, cell.column, cell.printed, cell.ours,
                    cell.difference.replace("−", "-"), low, high, line.num_images.replace(",", ""), line.seeds,
-                   cell.verdict, line.row.confidence.get(cell.column, NONE), line.protocol, line.run)  # fmt: skip
+                   cell.verdict, line.guessed, line.row.confidence.get(cell.column, NONE), line.protocol,
+                   line.run)  # fmt: skip
             rows.append(["" if value == NONE else value for value in row])
     return rows_as_csv(CSV_COLUMNS, rows)
 
@@ -70,7 +73,7 @@ def latex_table(table: ErrorTable, lines: Sequence[Line]) -> str:
     rows = [" & ".join(map(latex_text, row)) + r" \\" for row in grid]
     # LaTeX has one place for everything that the other formats print above and below the table.
     caption = ". ".join(
-        text.rstrip(".") for text in (table.title, *_about(table, lines), *_notes(table, lines)) if text
+        text.rstrip(".") for text in (table.title, *about_table(table, lines), *notes_of_table(table, lines)) if text
     )
     return "\n".join(
         [
@@ -100,16 +103,17 @@ def latex_text(text: str) -> str:
 def _grid(table: ErrorTable, lines: Sequence[Line]) -> list[list[str]]:
     """Column heads and rows.
 
-    The protocol has a column only if the rows differ in it; a table of our own measurements has no columns about
-    printed numbers.
+    The protocol has a column only if the rows differ in it, and guesses only if there are any; a table of our own
+    measurements has no columns about printed numbers.
     """
     hidden = {"protocol"} if _shared_protocol(lines) else set()
     hidden |= set() if table.has_printed else ABOUT_PRINTED
+    hidden |= set() if any(line.guesses for line in lines) else {"guessed"}
     rows = []
     for line in lines:
         cells = {"row": line.row.label, "protocol": line.protocol}
         cells |= {"95% interval" if field == "interval" else field: line.joined(field) for field in JOINED}
-        cells |= {"seeds": line.seeds, "run": line.run}
+        cells |= {"seeds": line.seeds, "guessed": line.guessed, "run": line.run}
         rows.append([cells[head] for head in HEADS if head not in hidden])
     return [[head for head in HEADS if head not in hidden], *rows]
 
@@ -125,7 +129,7 @@ def _shared_protocol(lines: Sequence[Line]) -> str | None:
     return found.pop() if len(found) == 1 else "" if not found else None
 
 
-def _about(table: ErrorTable, lines: Sequence[Line]) -> list[str]:
+def about_table(table: ErrorTable, lines: Sequence[Line]) -> list[str]:
     """Lines above the table, about what all rows share: source, data, columns, protocol."""
     columns = " / ".join(COLUMNS[column] for column in table.columns)
     images = "" if table.num_images is None else f", {table.num_images:,} images"
@@ -152,7 +156,7 @@ def _not_stated(lines: Sequence[Line]) -> str:
     return "; ".join([*([", ".join(shared)] if shared else []), *some])
 
 
-def _notes(table: ErrorTable, lines: Sequence[Line]) -> list[str]:
+def notes_of_table(table: ErrorTable, lines: Sequence[Line]) -> list[str]:
     """Lines below the table."""
     is_guessed = any(cell.verdict.endswith(GUESSED) for line in lines for cell in line.cells)
     return [*([table.note] if table.note else []), *([GUESS_NOTE] if is_guessed else [])]

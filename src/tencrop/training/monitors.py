@@ -189,7 +189,7 @@ class Metrics(Callback):
 
 
 class Pace(Callback):
-    """Report once how fast the run is and when it will end, compared with the job's time limit if there is one."""
+    """Report which run starts, and once how fast it is and when it will end, compared with the job's time limit."""
 
     def __init__(self, metrics: Metrics):
         self.metrics = metrics
@@ -197,6 +197,11 @@ class Pace(Callback):
         # Steps of the training rows so far. The second row counts: the first includes cuDNN's search for algorithms and
         # the filling of the loader's queue.
         self.rows_seen: list[int] = []
+
+    def on_train_start(self, trainer: Trainer, classifier: Any) -> None:
+        if trainer.is_global_zero:  # in a sweep, nothing else tells the runs apart until they end
+            line = start_sentence(self.metrics.path.parent, trainer.global_step, classifier.total_steps)
+            print(line, file=sys.stderr)
 
     def on_train_batch_end(self, trainer: Trainer, classifier: Any, *_: Any) -> None:
         row = self.metrics.latest.get("train")
@@ -207,6 +212,13 @@ class Pace(Callback):
             return
         num_images = (classifier.total_steps - classifier.global_step) * classifier.global_batch
         print(pace_sentence(row["images_per_s"], num_images, now=time.time(), limit=self.limit), file=sys.stderr)
+
+
+def start_sentence(run_dir: Path, step: int, total_steps: int) -> str:
+    """The line that Pace prints when training starts, or resumes after `step`."""
+    if step == 0:
+        return f"{run_dir}: training for {total_steps:,} steps"
+    return f"{run_dir}: resuming after step {step:,} of {total_steps:,}"
 
 
 def pace_sentence(images_per_s: float, num_images: int, *, now: float, limit: float | None) -> str:
