@@ -236,6 +236,17 @@ class Tracker:
 
 
 @dataclass
+class Init:
+    """Weights to start from, instead of those that the seed draws."""
+
+    checkpoint: str | None = None  # a run folder, a checkpoint or a file of weights; null: the seed draws all weights
+    only: list[str] = field(default_factory=list)  # patterns of the names to load, features.*; empty: all
+    # last layer: the source's | the seed's | the seed's times 0.001 (ConvNeXt)
+    head: Literal["keep", "new", "scaled"] = "keep"
+    resize: bool = False  # resample position embeddings and Swin's bias tables to the network's size
+
+
+@dataclass
 class Training:
     epochs: Annotated[int, Interval(gt=0, le=1_000_000)]
     max_steps: Count | None  # stop after this number of optimizer steps, to try out a recipe
@@ -254,6 +265,11 @@ class Training:
     bce_threshold: Annotated[float, Interval(ge=0, lt=1, hint="no target is above 1; 0.2 is usual")] | None = None
     # tf: the decay of step n is at most (1 + n) / (10 + n), as in TensorFlow
     ema_warmup: Literal["none", "tf"] = "none"
+    init: Init = field(default_factory=Init)
+    # patterns of names, features.*: weights that do not learn; their BatchNorm layers stay in eval mode
+    freeze: list[str] = field(default_factory=list)
+    # training images over which the final BatchNorm statistics are exact means; null: moving averages, as torch's
+    precise_bn: Count | None = None
 
 
 @dataclass

@@ -31,10 +31,11 @@ from tencrop.data.augmentation.pipeline import build_transforms
 from tencrop.distributed.collectives import all_reduce
 from tencrop.models.checkpoint_files import FORMAT, weights_sha256
 from tencrop.models.weights import check_weights
-from tencrop.training.batchnorm import set_groups, update_running_statistics
+from tencrop.training.batchnorm import set_exact_statistics, set_groups, update_running_statistics
 from tencrop.training.divergence import NO_STEP, check_losses, check_weights_finite, record_nonfinite_loss
 from tencrop.training.ema import ema_decay, update_ema
 from tencrop.training.error_counts import add_errors, no_errors, read_errors
+from tencrop.training.freezing import freeze
 from tencrop.training.losses import binary_cross_entropy, dominant_labels, mixed_cross_entropy, with_auxiliary
 from tencrop.training.monitors import all_reduce_digest
 from tencrop.training.optimizers import build_optimizer
@@ -67,8 +68,11 @@ class Classifier(pl.LightningModule):
         # Set before BatchNorm groups and the EMA copy are made, so that both have the same memory layout.
         layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
         self.model = set_groups(model.to(memory_format=layout), batches)
+        self.frozen_batch_norms = freeze(self.model, config.training.freeze, name=config.model.name)
         self.auxiliary_weight: float = getattr(model, "auxiliary_weight", 0.0)  # factor for each auxiliary head's loss
         self.ema = copy.deepcopy(self.model).requires_grad_(False) if config.training.ema_decay is not None else None
+        if self.ema is not None:
+            self.frozen_batch_norms += freeze(self.ema, config.training.freeze, name=config.model.name)
         self.run_id: str | None = None  # set by fit; stored in checkpoints so that one of another run is refused
         self.selection_split = "minival" if config.training.minival_fraction > 0 else "val"
 
@@ -88,6 +92,12 @@ class Classifier(pl.LightningModule):
         self.validation: dict[str, float] | None = None  # of the latest validation
         self.latest_lr = math.nan
         self.is_at_step_boundary = False
+
+    def train(self, mode: bool = True) -> Classifier:
+        super().train(mode)
+        for layer in self.frozen_batch_norms:
+            layer.eval()
+        return self
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Assert that this is the micro-batch of the next step, and add it to the data digest."""
@@ -123,6 +133,8 @@ class Classifier(pl.LightningModule):
         # What follows counts and does not learn.
         add_errors(self.train_counts, loss, heads[0], labels)
         record_nonfinite_loss(self.first_nonfinite_step, loss, step=step)
+        if self.global_step == self.total_steps and self.config.training.precise_bn is not None:
+            self.set_exact_statistics()  # before the last validation, which is to see them
         # Not Trainer(max_steps=...): Lightning would end the fit without the last validation.
         self.trainer.should_stop = self.global_step == self.total_steps
 
@@ -146,6 +158,21 @@ class Classifier(pl.LightningModule):
             warmup = self.config.training.ema_warmup
             decay = ema_decay(self.config.training.ema_decay, num_updates=step + 1, warmup=warmup)
             update_ema(self.ema, self.model, decay=decay)
+
+    def set_exact_statistics(self) -> None:
+        """Replace the running statistics (of the EMA, too) by exact means over `training.precise_bn` training images.
+
+        The images are the first of the next epoch, with its augmentation.
+        """
+
+        def forward(network: nn.Module, batch: Batch, number: int) -> None:
+            self.seed_network(self.total_steps, number)  # of dropout, which stays on as in training
+            self.predict(network, self.training_inputs(batch))
+
+        epoch = -(-self.total_steps // self.steps_per_epoch)
+        images = self.trainer.datamodule.precise_bn_batches(epoch, self.device)  # type: ignore[attr-defined]
+        networks = [self.model] if self.ema is None else [self.model, self.ema]
+        set_exact_statistics(networks, images, forward, accumulate_grad_batches=self.batches.accumulate_grad_batches)
 
     def training_inputs(self, batch: Batch) -> Tensor:
         """Augmented and normalized images, float [B, 3, H, W], from uint8 pixels and the parameters in the batch."""
