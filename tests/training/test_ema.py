@@ -4,7 +4,6 @@ import copy
 
 import numpy as np
 import pytest
-import runs
 import torch
 from pytorch_lightning import Callback
 from torch import nn
@@ -14,15 +13,18 @@ from tencrop.data.store.manifest import read_manifest
 from tencrop.training.checkpoints import read_checkpoint
 from tencrop.training.ema import ema_decay, update_ema
 from tencrop.training.fit import build, fit
+from training import runs
+from typed import present
 
 
 def test_ema_against_hand_computed_values():
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    linear, norm = nn.Linear(2, 2), nn.BatchNorm1d(2)
+    model = nn.Sequential(linear, norm)
     ema = copy.deepcopy(model)
     with torch.no_grad():
-        model[0].weight.add_(1.0)
-        model[1].running_mean.add_(2.0)
-        model[1].num_batches_tracked.add_(3)
+        linear.weight.add_(1.0)
+        present(norm.running_mean).add_(2.0)
+        present(norm.num_batches_tracked).add_(3)
     before = copy.deepcopy(ema.state_dict())
     update_ema(ema, model, decay=0.9)
     torch.testing.assert_close(ema[0].weight, before["0.weight"] + 0.1)
@@ -43,7 +45,8 @@ class Weights(Callback):
     """Keeps one weight tensor from before the first step and after every optimizer step, as NumPy float64."""
 
     def __init__(self, name: str):
-        self.name, self.values = name, []
+        self.name = name
+        self.values: list[np.ndarray] = []
 
     def on_train_start(self, trainer, classifier):
         self._keep(classifier)

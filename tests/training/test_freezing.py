@@ -11,6 +11,7 @@ from tencrop.config import UserError
 from tencrop.models.checkpoint_files import with_prefix
 from tencrop.training.checkpoints import read_checkpoint
 from tencrop.training.freezing import freeze
+from typed import present
 
 # every key that changes what the tiny network of runs.py learns from where
 KEYS = (
@@ -53,7 +54,7 @@ def test_frozen_weights_are_the_sources_and_a_resumed_run_needs_no_source(train,
     assert run.exit_code == 0 and run.rows() == whole.rows()
     assert all(run.result()[key] == whole.result()[key] for key in ("weights_sha256", "ema_sha256"))
 
-    start = with_prefix(read_checkpoint(uninterrupted.last)["state_dict"], "ema.")
+    start = present(with_prefix(read_checkpoint(uninterrupted.last)["state_dict"], "ema."))
     state = read_checkpoint(run.last)["state_dict"]
     frozen = [name for name in start if name.startswith(("conv_stem.", "bn1.", "blocks.0."))]
     assert any("running_var" in name for name in frozen)

@@ -1,9 +1,12 @@
-"""A training starts from another run's weights: which tensors are its own, which the seed's, and how they are resized."""
+"""A training starts from another run's weights: which tensors are that run's, which the seed's, which resampled."""
+
+from typing import Any
 
 import pytest
-import timm
 import torch
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer import checkpoint_filter_fn as swin_filter
+from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
 
 from tencrop.config import Model, UserError
@@ -13,8 +16,8 @@ from tencrop.training.initial_weights import InitialWeights, apply_initial_weigh
 
 # Simonyan and Zisserman 2015, section 3.1: the first four convolutions and the three fully-connected layers of A
 OF_A = [f"features.conv{layer}.*" for layer in ("1_1", "2_1", "3_1", "3_2")] + ["classifier.*"]
-SMALL_VIT = {"embed_dim": 24, "depth": 2, "num_heads": 2}
-SMALL_SWIN = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8)}
+SMALL_VIT: dict[str, Any] = {"embed_dim": 24, "depth": 2, "num_heads": 2}
+SMALL_SWIN: dict[str, Any] = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8)}
 
 
 def network(name, *, seed, num_classes=10, **kwargs):
@@ -48,7 +51,8 @@ def test_vgg_starts_from_layers_of_a(column):
 
 def test_a_vit_for_224_pixels_is_fine_tuned_at_384():
     small, large = (network(f"vit_base_patch16_{size}", seed=size, **SMALL_VIT) for size in (224, 384))
-    expected = vit_filter(small.state_dict(), timm.create_model("vit_base_patch16_384", num_classes=10, **SMALL_VIT))
+    reference = VisionTransformer(384, num_classes=10, **SMALL_VIT)
+    expected = vit_filter(small.state_dict(), reference)
     found = apply(large, small, Init("a.ckpt", resize=True))
     assert found["pos_embed"].shape == (1, 24 * 24 + 1, 24)
     assert found.keys() == expected.keys()
@@ -62,7 +66,8 @@ def test_a_vit_for_224_pixels_is_fine_tuned_at_384():
 def test_the_tables_of_swins_windows_grow_from_7_to_12():
     names = [f"swin_base_patch4_window{size}" for size in ("7_224", "12_384")]
     small, large = (network(name, seed=seed, **SMALL_SWIN) for seed, name in enumerate(names))
-    expected = swin_filter(small.state_dict(), timm.create_model(names[1], num_classes=10, **SMALL_SWIN))
+    reference = SwinTransformer(384, window_size=12, num_classes=10, **SMALL_SWIN)
+    expected = swin_filter(small.state_dict(), reference)
     found = apply(large, small, Init("a.ckpt", resize=True))
     table = "layers.0.blocks.0.attn.relative_position_bias_table"
     assert (small.state_dict()[table].shape, found[table].shape) == ((13 * 13, 1), (23 * 23, 1))

@@ -13,7 +13,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from tencrop.config.schema import Augmentation, Config, Model, Training, UserError
+from tencrop.config.documents import Document
+from tencrop.config.schema import Augmentation, Config, Model, Optimizer, Schedule, Training, UserError
 
 # Keys that do not change what is trained; hardware may still change the last bits of the weights. The seed does change
 # it, but is a part of the folder's name of its own.
@@ -35,16 +36,34 @@ NOT_LEARNED_DATA = {
     "subset_of_val",
 }
 
+# Keys that were null in the first runs where unused, and so are part of their hashes. A key with a default that is not
+# listed is newer: it enters the hash only where it is not at its default, so that older run folders keep their names.
+NULL_IN_FIRST_RUNS = {"momentum", "nesterov", "betas", "eps", "milestones", "gamma", "min_lr", "patience", "max_drops"}
 
-def learning_keys(config: Config) -> dict[str, Any]:
+
+def learning_keys(config: Config) -> Document:
     """The fields of the configuration that affect training, without the seed."""
     values = dataclasses.asdict(config)
     values["data"] = {key: value for key, value in values["data"].items() if key not in NOT_LEARNED_DATA}
     if config.data.loader == "ffcv":  # resizes with another filter than the other loaders
         values["data"]["loader"] = "ffcv"
     values["augmentation"] = _drop_disabled(config.augmentation)
-    values |= {"model": _drop_defaults(config.model), "training": _drop_defaults(config.training)}
+    values["optimizer"] = _drop_newer(config.optimizer)
+    values["schedule"] = _drop_newer(config.schedule)
+    values["training"] = _drop_newer(config.training)
+    values["model"] = _drop_newer(config.model)
     return {key: value for key, value in values.items() if key not in NOT_LEARNED}
+
+
+def _drop_newer(section: Model | Optimizer | Schedule | Training) -> dict[str, Any]:
+    """The keys of a section without those that are newer than the first runs and at their default."""
+    values = dataclasses.asdict(section)
+    for field in dataclasses.fields(section):
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        if field.name not in NULL_IN_FIRST_RUNS and vars(section)[field.name] == default:
+            del values[field.name]
+    return values
 
 
 def _drop_disabled(config: Augmentation) -> dict[str, Any]:
@@ -66,21 +85,9 @@ def _drop_disabled(config: Augmentation) -> dict[str, Any]:
         "erasing": augmentation["erasing"]["prob"] == 0,
         "mixing": augmentation["mixing"]["mix_group"] is None,
         "repeats": augmentation["repeats"] == 1,
+        "min_object_covered": augmentation["min_object_covered"] is None,
     }
     return {key: value for key, value in augmentation.items() if not is_off.get(key)}
-
-
-def _drop_defaults(section: Model | Training) -> dict[str, Any]:
-    """The fields of `section` without those at their default.
-
-    A field of these sections has a default only if it is newer than the first runs, whose hash must stay.
-    """
-    values = dataclasses.asdict(section)
-    for field in dataclasses.fields(section):
-        factory = field.default_factory
-        if vars(section)[field.name] == (field.default if factory is dataclasses.MISSING else factory()):
-            del values[field.name]
-    return values
 
 
 def learning_hash(config: Config) -> str:
@@ -96,7 +103,7 @@ def run_path(config: Config) -> Path:
     return Path(config.runs) / name / f"seed{config.seed}-{learning_hash(config)}"
 
 
-def check_data(config: Config, manifest: dict[str, Any]) -> int:
+def check_data(config: Config, manifest: Document) -> int:
     """Return the number of classes; raise UserError if the prepared data are not those of the configuration."""
     if manifest["name"] != config.data.name:  # run name, tables and claim would name the wrong data set
         raise UserError(
@@ -112,7 +119,7 @@ def check_data(config: Config, manifest: dict[str, Any]) -> int:
     return prepared
 
 
-def check_preparation(config: Config, manifest: dict[str, Any], typed: Collection[str]) -> None:
+def check_preparation(config: Config, manifest: Document, typed: Collection[str]) -> None:
     """Raise UserError if the user typed a key that only prepare.py uses, with a value the data were not prepared with.
 
     Ignoring it would give a wrong record: evaluate.py data.splits.val=train would still evaluate the validation split.
@@ -130,7 +137,7 @@ def check_preparation(config: Config, manifest: dict[str, Any], typed: Collectio
             )
 
 
-def check_store(config: Config, manifest: dict[str, Any]) -> None:
+def check_store(config: Config, manifest: Document) -> None:
     """Raise UserError if the training split was stored with other options than configured, or has less than a batch.
 
     The store options are learning keys: the stored pixels affect training, and the hash must describe them.

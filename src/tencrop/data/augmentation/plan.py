@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tencrop.config import Augmentation, Protocol
+from tencrop.data.augmentation.distorted_boxes import random_sized_tf_boxes
 from tencrop.data.augmentation.pipeline import draw_params, neutral_params
 from tencrop.data.augmentation.transform import Params, Samples
 from tencrop.data.sampling.geometry import center_box, central_fraction, central_square, rescaled_size
@@ -99,6 +100,12 @@ def _crop_boxes(height: Index, width: Index, samples: Samples, augmentation: Aug
         draw = random_uint64(**samples.key, stream=Stream.CROP, count=5 * NUM_ATTEMPTS)
         crop = {"random_resized": random_resized_boxes, "random_sized": random_sized_boxes}[augmentation.crop]
         return crop(height, width, draw, area=augmentation.area, aspect=augmentation.aspect)
+    if augmentation.crop == "random_sized_tf":
+        assert augmentation.area is not None and augmentation.aspect is not None
+        assert augmentation.min_object_covered is not None
+        draw = random_uint64(**samples.key, stream=Stream.CROP, count=4 * NUM_ATTEMPTS)
+        area, aspect, min_covered = augmentation.area, augmentation.aspect, augmentation.min_object_covered
+        return random_sized_tf_boxes(height, width, draw, area=area, aspect=aspect, min_object_covered=min_covered)
     if augmentation.crop == "random":
         assert augmentation.side is not None and augmentation.region is not None
         draw = random_uint64(**samples.key, stream=Stream.CROP, count=3)
