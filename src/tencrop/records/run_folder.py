@@ -183,6 +183,8 @@ def _write_records(folder: Path, config: Config, origin: Provenance, total_steps
             "sessions": [session],
             "result": _running(None),
         }
+        if "init" in origin:
+            manifest["init"] = origin["init"]
     else:
         manifest = read_run_manifest(folder)
         if manifest["result"]["status"] == "complete":
