@@ -8,6 +8,7 @@ import sys
 from tencrop.cli.command import command, overrides
 from tencrop.cli.command_line import keys_typed
 from tencrop.config import Config, check_data, check_preparation, check_store, derive_batches, run_path
+from tencrop.config.initialization import source_file
 from tencrop.config.launcher import check_launch, check_one_process, is_first_process
 from tencrop.config.loader import check_loader
 from tencrop.config.recipes import print_recipes
@@ -37,6 +38,7 @@ def main(config: Config) -> int:
     check_data(config, manifest)
     check_store(config, manifest)
     check_preparation(config, manifest, keys_typed(overrides()))
+    source_file(config.training.init, run_path(config))
     if config.plan:
         from tencrop.commands.plan import plan
 
@@ -53,13 +55,16 @@ def main(config: Config) -> int:
     from tencrop.report.page import write_report
     from tencrop.report.tables import COLUMNS, error_rows, print_table
     from tencrop.training.fit import build, completed_fit, fit
+    from tencrop.training.initial_weights import read_initial_weights
 
     fit_result = completed_fit(run_path(config))
     was_complete = fit_result is not None
+    initial = read_initial_weights(config.training.init, run_path(config))
     if fit_result is None:  # not complete: build everything, so that errors occur before anything is written
-        data, classifier = build(config, batches=batches, manifest=manifest)
+        data, classifier = build(config, batches=batches, manifest=manifest, initial=initial)
         check_scorable(classifier.model, config)
-    run_dir = run_folder(config, manifest, total_steps=classifier.total_steps if fit_result is None else None)
+    total_steps = classifier.total_steps if fit_result is None else None
+    run_dir = run_folder(config, manifest, total_steps=total_steps, init=initial and initial.facts)
     is_first = is_first_process()
     # A complete run needs no further ranks: rank 0 only evaluates, or reads the result.
     with exit_when_asked(is_first=is_first), launch_ranks(batches.num_devices if fit_result is None else 1):

@@ -14,6 +14,7 @@ import hashlib
 import math
 import struct
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -31,11 +32,12 @@ from tencrop.data.augmentation.pipeline import build_transforms
 from tencrop.distributed.collectives import all_reduce
 from tencrop.models.checkpoint_files import FORMAT, weights_sha256
 from tencrop.models.weights import check_weights
-from tencrop.training.batchnorm import set_groups, update_running_statistics
+from tencrop.training.batchnorm import set_exact_statistics, set_groups, update_running_statistics
 from tencrop.training.divergence import NO_STEP, check_losses, check_weights_finite, record_nonfinite_loss
-from tencrop.training.ema import update_ema
+from tencrop.training.ema import ema_decay, update_ema
 from tencrop.training.error_counts import add_errors, no_errors, read_errors
-from tencrop.training.losses import dominant_labels, mixed_cross_entropy, with_auxiliary
+from tencrop.training.freezing import freeze
+from tencrop.training.losses import binary_cross_entropy, dominant_labels, mixed_cross_entropy, with_auxiliary
 from tencrop.training.monitors import all_reduce_digest
 from tencrop.training.optimizers import build_optimizer
 from tencrop.training.schedules import Plateau, after_evaluation, learning_rate, schedule_length
@@ -69,8 +71,11 @@ class Classifier(pl.LightningModule):
         # Set before BatchNorm groups and the EMA copy are made, so that both have the same memory layout.
         layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
         self.model = set_groups(model.to(memory_format=layout), batches)
+        self.frozen_batch_norms = freeze(self.model, config.training.freeze, name=config.model.name)
         self.auxiliary_weight: float = getattr(model, "auxiliary_weight", 0.0)  # factor for each auxiliary head's loss
         self.ema = copy.deepcopy(self.model).requires_grad_(False) if config.training.ema_decay is not None else None
+        if self.ema is not None:
+            self.frozen_batch_norms += freeze(self.ema, config.training.freeze, name=config.model.name)
         self.run_id: str | None = None  # set by fit; stored in checkpoints so that one of another run is refused
         self.selection_split = "minival" if config.training.minival_fraction > 0 else "val"
 
@@ -92,6 +97,12 @@ class Classifier(pl.LightningModule):
         self.latest_lr = math.nan
         self.is_at_step_boundary = False
 
+    def train(self, mode: bool = True) -> Classifier:
+        super().train(mode)
+        for layer in self.frozen_batch_norms:
+            layer.eval()
+        return self
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Assert that this is the micro-batch of the next step, and add it to the data digest."""
         num_parts = self.batches.accumulate_grad_batches
@@ -105,14 +116,18 @@ class Classifier(pl.LightningModule):
         step, part = self.global_step, batch_idx % self.batches.accumulate_grad_batches
         self.is_at_step_boundary = part == self.batches.accumulate_grad_batches - 1
         self.seed_network(step, part)
-        labels, smoothing = batch.labels, self.config.training.label_smoothing
+        labels, training, smoothing = batch.labels, self.config.training, self.config.training.label_smoothing
         heads = self.predict(self.model, self.training_inputs(batch))
-        if self.is_mixed:
-            pair = (batch.labels, partner_labels(batch), batch.params["mix_weights"])
-            losses = [mixed_cross_entropy(logits, *pair, label_smoothing=smoothing) for logits in heads]
-            labels = dominant_labels(*pair)  # training errors are counted against these
+        pair = (partner_labels(batch), batch.params["mix_weights"]) if self.is_mixed else None
+        if training.loss == "bce":
+            bce = partial(binary_cross_entropy, label_smoothing=smoothing, threshold=training.bce_threshold)
+            losses = [bce(logits, labels, *(pair or ())) for logits in heads]
+        elif pair is not None:
+            losses = [mixed_cross_entropy(logits, labels, *pair, label_smoothing=smoothing) for logits in heads]
         else:
             losses = [F.cross_entropy(logits, labels, label_smoothing=smoothing) for logits in heads]
+        if pair is not None:
+            labels = dominant_labels(labels, *pair)  # training errors are counted against these
         loss = losses[0] if len(losses) == 1 else with_auxiliary(*losses, weight=self.auxiliary_weight)
         with nullcontext() if self.is_at_step_boundary else self.without_gradient_sync():
             # All micro-batches of a step have the same size, so the mean of their means is the global batch's mean.
@@ -122,6 +137,8 @@ class Classifier(pl.LightningModule):
         # What follows counts and does not learn.
         add_errors(self.train_counts, loss, heads[0], labels)
         record_nonfinite_loss(self.first_nonfinite_step, loss, step=step)
+        if self.global_step == self.total_steps and self.config.training.precise_bn is not None:
+            self.set_exact_statistics()  # before the last validation, which is to see them
         # Not Trainer(max_steps=...): Lightning would end the fit without the last validation.
         self.trainer.should_stop = self.global_step == self.total_steps
 
@@ -142,7 +159,24 @@ class Classifier(pl.LightningModule):
         update_running_statistics(self.model)
         if self.ema is not None:
             assert self.config.training.ema_decay is not None
-            update_ema(self.ema, self.model, decay=self.config.training.ema_decay)
+            warmup = self.config.training.ema_warmup
+            decay = ema_decay(self.config.training.ema_decay, num_updates=step + 1, warmup=warmup)
+            update_ema(self.ema, self.model, decay=decay)
+
+    def set_exact_statistics(self) -> None:
+        """Replace the running statistics (of the EMA, too) by exact means over `training.precise_bn` training images.
+
+        The images are the first of the next epoch, with its augmentation.
+        """
+
+        def forward(network: nn.Module, batch: Batch, number: int) -> None:
+            self.seed_network(self.total_steps, number)  # of dropout, which stays on as in training
+            self.predict(network, self.training_inputs(batch))
+
+        epoch = -(-self.total_steps // self.steps_per_epoch)
+        images = self.trainer.datamodule.precise_bn_batches(epoch, self.device)  # type: ignore[attr-defined]
+        networks = [self.model] if self.ema is None else [self.model, self.ema]
+        set_exact_statistics(networks, images, forward, accumulate_grad_batches=self.batches.accumulate_grad_batches)
 
     def training_inputs(self, batch: Batch) -> Tensor:
         """Augmented and normalized images, float [B, 3, H, W], from uint8 pixels and the parameters in the batch."""

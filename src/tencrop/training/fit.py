@@ -47,6 +47,7 @@ from tencrop.training.classifier import Classifier
 from tencrop.training.data_module import DataModule, validation_protocol
 from tencrop.training.determinism import check_deterministic
 from tencrop.training.divergence import Diverged
+from tencrop.training.initial_weights import InitialWeights, apply_initial_weights
 from tencrop.training.monitors import Interrupted, Interruption, Metrics, Pace
 from tencrop.training.out_of_memory import explaining_out_of_memory
 from tencrop.training.precision import set_precision
@@ -131,10 +132,13 @@ def fit(
     return _result(last, classifier, trainer.global_step, status, message)
 
 
-def build(config: Config, *, batches: Batches, manifest: dict[str, Any]) -> tuple[DataModule, Classifier]:
+def build(
+    config: Config, *, batches: Batches, manifest: dict[str, Any], initial: InitialWeights | None = None
+) -> tuple[DataModule, Classifier]:
     """Build the data module and the Lightning module, with weights initialized from the seed; write no files.
 
-    Raises UserError if the hardware, the data or the model do not fit the configuration.
+    initial: weights that replace those of the seed, as training.init says; None if there are none, or the run resumes.
+    Raises UserError if the hardware, the data, the model or these weights do not fit the configuration.
     """
     # These checks come before the run folder is created, so that a typo leaves no folder behind.
     check_num_gpus(config.hardware, config.hardware.devices)
@@ -143,7 +147,10 @@ def build(config: Config, *, batches: Batches, manifest: dict[str, Any]) -> tupl
     _refuse_unfit_images(config, data)
     # Seeds the initial weights. All ranks draw the same weights, and DDP broadcasts those of rank 0 anyway.
     torch.manual_seed(config.seed)
-    model = build_model(config.model, num_classes=len(manifest["classes"]), image_size=config.image_size)
+    num_classes = len(manifest["classes"])
+    model = build_model(config.model, num_classes=num_classes, image_size=config.image_size)
+    if initial is not None:
+        apply_initial_weights(model, initial, config.training.init, name=config.model.name, num_classes=num_classes)
     check_deterministic(model, config)
     if config.training.steps is not None:
         num_epochs = config.training.steps / data.steps_per_epoch
