@@ -94,6 +94,15 @@ def test_every_option_composes(composed, group, option):
         (["+checkpoint=a", "+weights=b"], "give one of the two"),
         (["optimizer.momentum=0"], "nesterov=true: needs optimizer.momentum"),
         (["augmentation.jitter.hue=0.1"], "fb.resnet.torch has no hue"),
+        (["normalization.mean=image"], "training crops must be taken from such a square; set augmentation=random_crop"),
+        (
+            ["normalization.mean=image", "augmentation=random_crop", "protocol=ten_crop", "protocol.region=whole"],
+            "protocol=ten_crop must take its views from such a square; set protocol.side=256 and protocol.region=sq",
+        ),
+        (
+            ["normalization.mean=image", "augmentation=random_crop", "protocol=dense"],
+            "protocol=dense must take its views from such a square; set protocol.side=256 and protocol.resize=warp",
+        ),
         (["augmentation.randaugment.magnitude=31"], "must be at most 30, the scale of torchvision"),
         (
             ["augmentation.randaugment.source=tf", "augmentation.randaugment.filter=bicubic"],

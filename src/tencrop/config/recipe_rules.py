@@ -5,7 +5,7 @@ These are the rules between keys; what a single key may hold is declared beside 
 
 from __future__ import annotations
 
-from tencrop.config.schema import Augmentation, Config, Optimizer, Schedule, Training, UserError
+from tencrop.config.schema import MEAN_IMAGE_SIDE, Augmentation, Config, Optimizer, Schedule, Training, UserError
 
 MAX_MAGNITUDE = {"torchvision": 30, "timm": 10, "tf": 10}  # end of the scale of RandAugment's magnitude
 
@@ -13,6 +13,7 @@ MAX_MAGNITUDE = {"torchvision": 30, "timm": 10, "tf": 10}  # end of the scale of
 def check_recipe(config: Config) -> None:
     """Raise UserError for the first rule that the recipe breaks."""
     _check_augmentation(config.augmentation)
+    _check_mean_image(config)
     _check_optimizer(config.optimizer, config.training)
     _check_budget(config.training)
     _check_schedule(config.schedule, config.training)
@@ -58,6 +59,20 @@ def _check_augmentation(augmentation: Augmentation) -> None:
         )
     if is_mixed and mixing.mix_group == 1:
         raise UserError("augmentation.mixing.mix_group=1: a single sample has no partner; set it to 2 or more")
+
+
+def _check_mean_image(config: Config) -> None:
+    """The mean image has a place for a crop only if the crop is taken from a square of the mean image's size."""
+    augmentation, side = config.augmentation, MEAN_IMAGE_SIDE
+    # Weights from a file are evaluated only, whatever the training crops are.
+    if config.normalization.mean != "image" or config.weights is not None:
+        return
+    is_square = augmentation.region == "square" and augmentation.side == [side, side]
+    if augmentation.crop != "random" or not is_square or config.short_side != side:
+        raise UserError(
+            f"normalization.mean=image: the mean image is a square of {side} pixels, and training crops must be taken"
+            f" from such a square; set augmentation=random_crop short_side={side}, or normalization.mean=dataset"
+        )
 
 
 def _check_optimizer(optimizer: Optimizer, training: Training) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from tencrop.config.constraints import Increasing, Interval, Length, LowHigh, UsedIf
 
+MEAN_IMAGE_SIDE = 256  # pixels: height and width of the mean image of prepared data
 MAX_SIDE = 65_500  # pixels: libjpeg's limit, which also keeps sizes and aspect ratios far from the limits of int32
 
 Count = Annotated[int, Interval(gt=0)]
@@ -174,9 +175,10 @@ class Augmentation:
 
 @dataclass
 class Normalization:
-    """Per channel, on pixels of [0, 255]: (pixel - mean) / std."""
+    """On pixels of [0, 255]: (pixel - mean) / std. Per channel, except for the mean image."""
 
-    mean: Literal["imagenet", "dataset"] | PixelMean
+    # dataset: the mean color of the training images | image: their mean at every pixel (AlexNet, ZFNet)
+    mean: Literal["imagenet", "dataset", "image"] | PixelMean
     std: Literal["imagenet", "dataset"] | PixelStd
 
 

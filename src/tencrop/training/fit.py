@@ -147,7 +147,7 @@ def build(config: Config, *, batches: Batches, manifest: dict[str, Any]) -> tupl
         budget = f"training.steps={config.training.steps}, which are {num_epochs:.3g} epochs"
         check_length(config.schedule, num_epochs=num_epochs, budget=budget)
     classifier = Classifier(
-        config, model, statistics=manifest["statistics"], batches=batches, steps_per_epoch=data.steps_per_epoch
+        config, model, statistics=data.train_split.statistics, batches=batches, steps_per_epoch=data.steps_per_epoch
     )
     return data, classifier
 
