@@ -20,13 +20,17 @@ from tencrop.config.fields import dotted_keys
 from tencrop.data.augmentation.plan import evaluation_plan, training_plan
 from tencrop.evaluation.protocols import num_views
 from tencrop.training.optimizers import build_optimizer
-from tencrop.training.schedules import learning_rate
+from tencrop.training.schedules import learning_rate, schedule_length
 
 # together they use every key of a group that has several choices
 RECIPES = {
     "fb.resnet.torch": [],
     "a transformer": ["model=deit_small_patch16_224", "augmentation=deit", "optimizer=adamw", "schedule=cosine"],
     "alexnet": ["augmentation=random_crop", "optimizer=sgd_alexnet", "schedule=plateau", "model.bn_group=null"],
+    "efficientnet": ["optimizer=rmsprop_tf", "schedule=exponential", "schedule.unit=epoch"],
+    "ffcv": ["optimizer=lamb", "schedule=piecewise"],
+    "squeezenet": ["schedule=poly", "training.epochs=null", "training.steps=170"],
+    "torch": ["schedule=onecycle"],
 }
 RECIPES["a transformer"] += ["augmentation.mixing.mix_group=64", "training.ema_decay=0.999", "hardware=gpu8"]
 RECIPES["alexnet"] += ["training.minival_fraction=0.02", "data.store.mode=proportion", "data.store.jpeg_fraction=0.5"]
@@ -80,7 +84,7 @@ def one(recipes: dict[str, dict[str, Any]], data: st.DataObject) -> None:
 
 def learns(config: Config) -> None:
     """A step of the optimizer, and every kind of step of the schedule."""
-    total = config.training.epochs * 10
+    total = schedule_length(config.training, 10)
     warmup = round(config.schedule.warmup_epochs * 10)
     for step in {0, max(0, min(warmup - 1, total - 1)), min(warmup, total - 1), total // 2, total - 1}:
         rate = learning_rate(
@@ -88,7 +92,7 @@ def learns(config: Config) -> None:
         )
         assert math.isfinite(rate) and rate >= 0
     weight = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
-    optimizer = build_optimizer(config.optimizer, [("weight", weight)])
+    optimizer = build_optimizer(config.optimizer, torch.nn.ParameterList([weight]))
     weight.grad = torch.tensor([[0.5, 0.0], [0.0, -0.5]], dtype=torch.float64)
     optimizer.step()
     assert weight.isfinite().all()

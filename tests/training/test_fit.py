@@ -9,6 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -80,6 +81,30 @@ def test_the_same_command_twice_gives_the_same_weights_and_then_nothing_to_do(tr
     assert run.exit_code == 0 and run.last.stat().st_mtime_ns == written
 
 
+TENSORFLOW = ["augmentation.randaugment.source=tf", "augmentation.randaugment.num_ops=2", "training.epochs=2"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["augmentation=random_crop", "short_side=256", "normalization.mean=image"],
+        ["augmentation=random_sized_tf", "augmentation.randaugment.magnitude=10"],
+    ],
+)
+def test_a_run_with_the_augmentations_of_other_code_resumes(train, overrides, prepared_photos):
+    """The mean image, which the checkpoint holds, and TensorFlow's crop and RandAugment."""
+    whole = train("whole", *overrides, *TENSORFLOW)
+    assert whole.exit_code == 0
+    assert train("run", *overrides, *TENSORFLOW, fault={"signal_number": TERM, "at_step": 4}).exit_code == 75
+    resumed = train("run", *overrides, *TENSORFLOW)
+    assert same_weights(resumed, whole) and resumed.rows() == whole.rows()
+    facts = read_checkpoint(whole.last)["tencrop"]
+    assert ("mean_image" in facts) == ("normalization.mean=image" in overrides)
+    if "mean_image" in facts:
+        assert torch.equal(facts["mean_image"], torch.from_numpy(np.load(prepared_photos / "mean_image.npy")))
+        assert not same_weights(whole, train("other", *overrides, *TENSORFLOW, "normalization.mean=dataset"))
+
+
 def test_another_seed_gives_other_weights(train, uninterrupted):
     assert not same_weights(train("run", "seed=1"), uninterrupted)
 
@@ -130,6 +155,55 @@ def test_max_steps_ends_within_an_epoch_and_validates(train):
     assert run.result()["status"] == "complete" and run.result()["step"] == 4
     assert [row["split"] for row in run.rows() if row["step"] == 4] == ["train", "minival"]
     assert train("run", "training.max_steps=4").result()["message"] == "already complete"
+
+
+# RECIPE has schedule=plateau; the keys of other schedules
+NO_PLATEAU = ("schedule.patience=null", "schedule.max_drops=null", "training.clip_grad_norm=null")
+BY_STEPS = ("training.epochs=null", "training.steps=7")  # two epochs of 3 steps, and a step
+NEWER = {
+    "rmsprop_tf": (
+        "optimizer=rmsprop_tf", "schedule.name=exponential", "+schedule.decay_epochs=0.7", "schedule.warmup_epochs=1",
+        "schedule.warmup_from=0.001", *NO_PLATEAU, *BY_STEPS,
+    ),
+    "lamb": (
+        "optimizer=lamb", "schedule.name=onecycle", "schedule.gamma=null", "+schedule.pct_start=0.4",
+        "+schedule.div_factor=25", "+schedule.final_div_factor=100", *NO_PLATEAU, *BY_STEPS,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", NEWER.values(), ids=NEWER)
+def test_optimizers_of_timm_and_a_budget_in_steps_resume_like_an_uninterrupted_run(train, words):
+    whole = train("whole", *words)
+    assert whole.exit_code == 0 and whole.result()["step"] == 7
+    assert [(row["step"], row["split"]) for row in whole.rows() if row["split"] == "minival"] == [
+        (3, "minival"), (6, "minival"), (7, "minival"),
+    ]  # fmt: skip
+    assert train("run", *words, fault={"signal_number": TERM, "at_step": 4}).exit_code == 75
+    run = train("run", *words)
+    assert run.exit_code == 0 and same_weights(run, whole) and run.rows() == whole.rows()
+
+
+def test_a_budget_in_steps_sets_the_schedule_and_max_steps_does_not(train):
+    """schedule=poly falls to 0 over the budget: after 2 of 4 steps lr is half, however early the run is stopped."""
+    words = ("schedule.name=poly", "schedule.gamma=null", "+schedule.power=1", *NO_PLATEAU, "log_every_steps=1")
+    budgets = {
+        "steps": ("training.epochs=null", "training.steps=4"),
+        "stopped": ("training.epochs=null", "training.steps=4", "training.max_steps=3"),
+        "epochs": ("training.epochs=4", "training.max_steps=3"),
+    }
+    lr = {name: [row.get("lr") for row in train(name, *words, *budgets[name]).rows()] for name in budgets}
+    lr = {name: [rate for rate in rates if rate is not None] for name, rates in lr.items()}
+    assert lr["steps"] == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
+    assert lr["stopped"] == pytest.approx([0.01, 0.0075, 0.005])
+    assert lr["epochs"] == pytest.approx([0.01 * (1 - step / 12) for step in range(3)])
+
+
+def test_a_warmup_longer_than_a_budget_in_steps_is_refused(prepared_photos):
+    words = ["training.epochs=null", "training.steps=4", "schedule.warmup_epochs=2"]
+    config = runs.recipe(prepared_photos, *words)
+    with pytest.raises(UserError, match=r"warmup_epochs=2: is longer .*\(training.steps=4, which are 1.33 epochs\)"):
+        build(config, batches=derive_batches(config), manifest=read_manifest(prepared_photos))
 
 
 @pytest.mark.parametrize("changed", [["training.epochs=3"], ["training.max_steps=7"]])

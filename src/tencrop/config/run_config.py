@@ -29,7 +29,7 @@ CONFIG_SHAPE = {
     "model": {"name": str, "kwargs": {str: object}},
     "augmentation": {"filter?": str},
     "schedule": {"name": str},
-    "training": {"epochs": (int, None), "max_steps": (int, None), "ema_decay?": (float, None)},
+    "training": {"epochs": (int, None), "steps?": (int, None), "max_steps": (int, None), "ema_decay?": (float, None)},
     "protocol": {"name": str, "side?": (int, None, [(int, None)]), "region?": str, "average?": str},
 }
 

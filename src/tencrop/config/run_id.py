@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tencrop.config.documents import Document
-from tencrop.config.schema import Augmentation, Config, UserError
+from tencrop.config.schema import Augmentation, Config, Optimizer, Schedule, Training, UserError
 
 # Keys that do not change what is trained; hardware may still change the last bits of the weights. The seed does change
 # it, but is a part of the folder's name of its own.
@@ -36,15 +36,32 @@ NOT_LEARNED_DATA = {
     "subset_of_val",
 }
 
+# Keys that were null in the first runs where unused, and so are part of their hashes. A key with a default that is not
+# listed is newer: it enters the hash only where it is not at its default, so that older run folders keep their names.
+NULL_IN_FIRST_RUNS = {"momentum", "nesterov", "betas", "eps", "milestones", "gamma", "min_lr", "patience", "max_drops"}
 
-def learning_keys(config: Config) -> dict[str, object]:
+
+def learning_keys(config: Config) -> Document:
     """The fields of the configuration that affect training, without the seed."""
     values = dataclasses.asdict(config)
     values["data"] = {key: value for key, value in values["data"].items() if key not in NOT_LEARNED_DATA}
     if config.data.loader == "ffcv":  # resizes with another filter than the other loaders
         values["data"]["loader"] = "ffcv"
     values["augmentation"] = _drop_disabled(config.augmentation)
+    values["optimizer"] = _drop_newer(config.optimizer)
+    values["schedule"] = _drop_newer(config.schedule)
+    values["training"] = _drop_newer(config.training)
     return {key: value for key, value in values.items() if key not in NOT_LEARNED}
+
+
+def _drop_newer(section: Optimizer | Schedule | Training) -> dict[str, Any]:
+    """The keys of a section without those that are newer than the first runs and at their default."""
+    newer = {
+        field.name: field.default
+        for field in dataclasses.fields(section)
+        if field.default is not dataclasses.MISSING and field.name not in NULL_IN_FIRST_RUNS
+    }
+    return {key: value for key, value in dataclasses.asdict(section).items() if key not in newer or value != newer[key]}
 
 
 def _drop_disabled(config: Augmentation) -> dict[str, Any]:
@@ -66,6 +83,7 @@ def _drop_disabled(config: Augmentation) -> dict[str, Any]:
         "erasing": augmentation["erasing"]["prob"] == 0,
         "mixing": augmentation["mixing"]["mix_group"] is None,
         "repeats": augmentation["repeats"] == 1,
+        "min_object_covered": augmentation["min_object_covered"] is None,
     }
     return {key: value for key, value in augmentation.items() if not is_off.get(key)}
 

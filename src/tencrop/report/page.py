@@ -180,7 +180,10 @@ def _run_facts(run: Run) -> tuple[str, str, str, str]:
     result = run.manifest["result"]
     state = result["status"]
     if not run.is_complete and run.metrics:
-        state += f", epoch {run.metrics[-1]['epoch']:.4g} of {run.config['training']['epochs']}"
+        row, training = run.metrics[-1], run.config["training"]
+        is_by_epoch = training["epochs"] is not None
+        state += f", epoch {row['epoch']:.4g} of {training['epochs']}" if is_by_epoch else ""
+        state += "" if is_by_epoch else f", step {row['step']:,} of {training['steps']:,}"
     folder = f"{run.folder.parent.name}/{run.folder.name}"
     return state, (result["weights_sha256"] or "–")[:12], str(len(run.manifest["sessions"])), folder
 

@@ -210,6 +210,9 @@ class Split:
 
     def __init__(self, root: Path, name: str, manifest: dict[str, Any], source: str | None = None) -> None:
         self.root, self.name, self.manifest = root, name, manifest
+        mean_image = np.load(root / manifest["mean_image"], allow_pickle=False)
+        # Of the training split, whichever split this is: those of the manifest, and mean_image, float32 [256, 256, 3].
+        self.statistics: dict[str, Any] = {**manifest["statistics"], "mean_image": mean_image}
         facts = manifest["splits"][name]
         self.num_samples = facts["num_samples"]
         self.source_fingerprint: str = facts["source_fingerprint"]
