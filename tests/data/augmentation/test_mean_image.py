@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from tencrop.config import Augmentation, Normalization, Pca, Protocol, UserError
+from tencrop.config import Augmentation, Config, Normalization, Pca, Protocol, UserError
+from tencrop.config.schema import Region
 from tencrop.data.augmentation.batch import Batch
 from tencrop.data.augmentation.color import Normalize
 from tencrop.data.augmentation.mean_image import central_mean, mean_image_of
 from tencrop.data.augmentation.plan import training_plan
 from tencrop.evaluation.inference import view_logits
+from typed import stand_in
 
 SIZE, STD = 224, [50.0, 60.0, 70.0]
 MEAN_IMAGE = np.random.default_rng(0).uniform(80, 140, (256, 256, 3)).astype(np.float32)
@@ -54,7 +56,8 @@ def test_training_crops_and_mirrored_ones():
     plan = training_plan(np.arange(6), stored, augmentation=ALEXNET, seed=0, epoch=0, with_mean_places=True)
     assert set(plan.flips) == {True, False}
     model = SimpleNamespace(channels_last=False)
-    module = Normalize(SimpleNamespace(augmentation=ALEXNET, normalization=normalization(), model=model), STATISTICS)
+    config = stand_in(Config, augmentation=ALEXNET, normalization=normalization(), model=model)
+    module = Normalize(config, STATISTICS)
     images = np.random.default_rng(1).integers(256, size=(6, SIZE, SIZE, 3)).astype(np.uint8)
     params = {name: torch.from_numpy(plan.params[name]) for name in ("pca_alphas", "mean_places")}
     params["pca_alphas"] = params["pca_alphas"].float()
@@ -95,13 +98,14 @@ class Pixels(nn.Module):
     ("name", "resize"), [*((name, "shorter_side") for name in VIEWS if name != "dense"), ("dense", "warp")]
 )
 def test_every_view_of_every_protocol(name, resize):
-    region = "square" if resize == "shorter_side" else "whole"
+    region: Region = "square" if resize == "shorter_side" else "whole"
     protocol = Protocol(name, 256, SIZE, region, "bilinear", "softmax", resize)
     images = np.random.default_rng(2).integers(256, size=(1, 256, 256, 3)).astype(np.uint8)
     sizes = np.array([[256, 256]], np.int32)
-    index, nothing = np.zeros(1, np.int64), np.zeros(1)
-    batch = Batch(torch.from_numpy(images), torch.zeros(1).long(), index, nothing, nothing, sizes, {}, nothing)
-    config = SimpleNamespace(
+    index, flips, nothing = np.zeros(1, np.int64), np.zeros(1, bool), np.zeros(1, np.int32)
+    batch = Batch(torch.from_numpy(images), torch.zeros(1).long(), index, nothing, flips, sizes, {}, index)
+    config = stand_in(
+        Config,
         protocol=protocol,
         model=SimpleNamespace(channels_last=False),
         training=SimpleNamespace(precision="fp32"),
