@@ -16,7 +16,7 @@ from tencrop.config.yaml_files import yaml_mapping
 MINE = (CONF / "experiment" / "lenet5_digits.yaml").read_bytes()
 MAC = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        \xff\xfe"
 MISTAKES = {
-    "a tab": (MINE.replace(b"\n  lr:", b"\n\tlr:", 1), "line 30: found character '\\t' that cannot start any token"),
+    "a tab": (MINE.replace(b"\n  lr:", b"\n\tlr:", 1), "line 32: found character '\\t' that cannot start any token"),
     "a key twice": (b"seed: 1\nimage_size: 3\nseed: 2\n", "line 3: found duplicate key seed"),
     "a byte order mark": (b"\xef\xbb\xbf" + MINE, "line 1: begins with a byte order mark"),
     "UTF-16": ("seed: 1\n".encode("utf-16"), "line 1: begins with a byte order mark"),

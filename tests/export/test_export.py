@@ -54,7 +54,7 @@ def trained(root: Path, runs: Path, *words: str, seed: int = 0) -> Path:
     manifest = read_manifest(root)
     folder = run_folder(config, manifest, total_steps=7)
     torch.manual_seed(seed)
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for kind in ("model", "ema"):
         network = build_model(config.model, num_classes=3)
         nn.init.normal_(list(network.parameters())[-2], std=1)  # the classifier's weights; timm's start near 0

@@ -9,10 +9,10 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
 from timm.models.convnext import ConvNeXt
 from timm.models.convnext import checkpoint_filter_fn as timms_convnext_names
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.efficientnet import EfficientNet
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer import checkpoint_filter_fn as timms_swin_names
 from torch import Tensor, nn
@@ -26,8 +26,9 @@ State = dict[str, Tensor]
 
 
 def swin() -> nn.Module:
-    sizes = {"img_size": 28, "patch_size": 2, "window_size": 7}
-    return SwinTransformer(embed_dim=8, depths=(2, 2), num_heads=(1, 2), num_classes=3, **sizes)
+    return SwinTransformer(
+        img_size=28, patch_size=2, window_size=7, embed_dim=8, depths=(2, 2), num_heads=(1, 2), num_classes=3
+    )
 
 
 def convnext() -> nn.Module:
@@ -39,8 +40,8 @@ def deit() -> nn.Module:
     return VisionTransformerDistilled(num_classes=3, **sizes)
 
 
-def efficientnet() -> EfficientNet:
-    """Its first blocks have no expansion, as in EfficientNet-B0; squeeze and excitation everywhere."""
+def efficientnet() -> nn.Module:
+    """EfficientNet-B0: its first block has no expansion."""
     return timm.create_model("tf_efficientnet_b0", num_classes=3)
 
 
@@ -101,9 +102,9 @@ def test_a_release_of_another_size_is_refused() -> None:
         apply_weights(other, state, source="swin.pth", name="swin")
 
 
-def efficientnet_pytorchs(network: EfficientNet) -> OrderedDict[str, Tensor]:
+def efficientnet_pytorchs(network: nn.Module) -> OrderedDict[str, Tensor]:
     """The network's weights under the names, and in the order, of the package efficientnet_pytorch."""
-    blocks = [block for stage in network.blocks for block in stage]
+    blocks = [block for block in network.modules() if isinstance(block, (DepthwiseSeparableConv, InvertedResidual))]
     layers = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
     number = {id(block): index for index, block in enumerate(blocks)}
     for name, block in network.named_modules():
@@ -128,12 +129,13 @@ def efficientnet_pytorchs(network: EfficientNet) -> OrderedDict[str, Tensor]:
 SWAPPED = {"_bn0.running_mean": "_bn0.running_var", "_bn0.running_var": "_bn0.running_mean"}
 
 
-def scattered() -> EfficientNet:
+def scattered() -> nn.Module:
     torch.manual_seed(0)
     network = efficientnet()
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
+                assert tensor is not None
                 nn.init.uniform_(tensor, 0.5, 1.5)
     return network.eval()
 

@@ -115,9 +115,10 @@ class _Experiments(CachingConfigRepository):
                 f"experiment={name}: sets {min(fixed)}, which is left to the user where recipe.models lists models;"
                 f" remove one of the two from {loaded.path}"
             )
-        for group, word in self._other_choices.items():
-            if group in (*config, *chosen) and not (group == "model" and self.chosen_model in models):
-                self.replaced[group] = word
+        for group, option in self._typed_options.items():
+            is_own_model = group == "model" and self.chosen_model in models
+            if group in (*config, *chosen) and not is_own_model and option != self._own_options.get(group):
+                self.replaced[group] = f"{group}={option}"
                 config.pop(group, None)
         # A file that starts from another one and says nothing about itself keeps what that one says.
         if section is not None or not parents:
@@ -149,17 +150,15 @@ class _Experiments(CachingConfigRepository):
         return model if isinstance(model, str) else None
 
     @cached_property
-    def _other_choices(self) -> dict[str, str]:
-        """By group, the GROUP=NAME of the user that is another option than the experiment's."""
-        typed = {
-            word.key_or_group: f"{word.key_or_group}={word.value()}"
-            for word in self.words
-            if word.key_or_group != GROUP and not word.is_sweep_override() and self.group_exists(word.key_or_group)
-        }
-        if not typed:
-            return {}
-        own = self._choices([word for word in self.words if word.key_or_group not in typed], self)
-        return {group: word for group, word in typed.items() if word != f"{group}={own.get(group)}"}
+    def _typed_options(self) -> dict[str, Any]:
+        """The option of each group for which the user typed one."""
+        words = [word for word in self.words if word.key_or_group != GROUP and not word.is_sweep_override()]
+        return {word.key_or_group: word.value() for word in words if self.group_exists(word.key_or_group)}
+
+    @cached_property
+    def _own_options(self) -> dict[str, str | None]:
+        """The option of each group if the user had typed none: the experiment's, or that of train.yaml."""
+        return self._choices([word for word in self.words if word.key_or_group not in self._typed_options], self)
 
     def _choices(self, words: list[Override], files: IConfigRepository) -> dict[str, str | None]:
         """The option of every group, if the user had typed these words."""

@@ -31,6 +31,7 @@ AspectRange = Annotated[list[float], LowHigh(gt=0, le=MAX_SIDE)]  # width / heig
 SideRange = Annotated[list[int], LowHigh(gt=0, le=MAX_SIDE)]  # pixels
 Betas = Annotated[list[Annotated[float, Interval(ge=0, lt=1)]], Length(2, hint="[0.9,0.999] is usual")]
 Milestones = Annotated[list[Positive], Increasing()]  # epochs
+Divisor = Annotated[float, Interval(ge=1)]
 # Whole numbers stay such: converted to 124.0, the 124 of an older configuration would change its learning hash.
 PixelMean = Annotated[list[Annotated[int | float, Interval(ge=0, le=255)]], Length(3, hint="one per channel")]
 PixelStd = Annotated[list[Annotated[int | float, Interval(gt=0)]], Length(3, hint="one per channel, on [0, 255]")]
@@ -183,26 +184,49 @@ class Normalization:
 
 @dataclass
 class Optimizer:
-    name: Literal["sgd", "sgd_alexnet", "adamw"]
+    name: Literal["sgd", "sgd_alexnet", "adamw", "rmsprop_tf", "lamb"]
     lr: Positive  # at the global batch
     weight_decay: NonNegative
-    decay: Literal["all", "weights"]  # parameters with weight decay; weights: tensors with two or more dimensions
-    momentum: Annotated[Momentum | None, UsedIf("name", "sgd", "sgd_alexnet")] = None
+    # Parameters with weight decay. weights: tensors with two or more dimensions. timm: of these, not those that the
+    # network lists in no_weight_decay(), such as pos_embed. not_norm: all but those of normalization layers.
+    # not_depthwise: weights, but not those of depthwise convolutions.
+    decay: Literal["all", "weights", "timm", "not_norm", "not_depthwise"]
+    momentum: Annotated[Momentum | None, UsedIf("name", "sgd", "sgd_alexnet", "rmsprop_tf")] = None
     nesterov: Annotated[bool | None, UsedIf("name", "sgd")] = None
-    betas: Annotated[Betas | None, UsedIf("name", "adamw")] = None
-    eps: Annotated[Epsilon | None, UsedIf("name", "adamw")] = None
+    betas: Annotated[Betas | None, UsedIf("name", "adamw", "lamb")] = None
+    eps: Annotated[Epsilon | None, UsedIf("name", "adamw", "rmsprop_tf", "lamb")] = None
+    alpha: Annotated[Momentum | None, UsedIf("name", "rmsprop_tf")] = None  # decay of the mean square of the gradient
 
 
 @dataclass
 class Schedule:
-    name: Literal["step", "cosine", "plateau", "constant"]
+    name: Literal["step", "cosine", "plateau", "constant", "poly", "exponential", "piecewise", "onecycle"]
     warmup_epochs: NonNegative
     milestones: Annotated[Milestones | None, UsedIf("name", "step")] = None  # epochs at which gamma multiplies lr
-    gamma: Annotated[Decay | None, UsedIf("name", "step", "plateau")] = None  # factor of lr
+    gamma: Annotated[Decay | None, UsedIf("name", "step", "plateau", "exponential")] = None  # factor of lr
     min_lr: Annotated[NonNegative | None, UsedIf("name", "cosine")] = None  # lr at the end
     patience: Annotated[Count | None, UsedIf("name", "plateau")] = None  # evaluations without improvement before a drop
     # number of drops, after which lr stays constant
     max_drops: Annotated[NonNegativeInt | None, UsedIf("name", "plateau")] = None
+    unit: Literal["step", "epoch"] = "step"  # epoch: lr is constant within an epoch
+    # Learning rate of the first step, from which lr rises in a line to optimizer.lr, in place of the schedule (timm,
+    # TensorFlow). null: the schedule is multiplied by 1/n, 2/n, ... n/n over n warm-up steps.
+    warmup_from: NonNegative | None = None
+    warmup_factor: Fraction | None = None  # the schedule is multiplied by a line from this factor to 1 (pycls)
+    cosine_from: Literal["warmup_end", "start"] = "warmup_end"  # where the cosine has its maximum
+    power: Annotated[Positive | None, UsedIf("name", "poly")] = None
+    # gamma multiplies lr each time as many epochs have passed
+    decay_epochs: Annotated[
+        Annotated[float, Interval(ge=0.001, hint="2.4 is EfficientNet's")] | None, UsedIf("name", "exponential")
+    ] = None
+    # piecewise: lr is optimizer.lr times the factor at each knot (in epochs), with straight lines between them
+    knots: Annotated[Annotated[list[NonNegative], Increasing()] | None, UsedIf("name", "piecewise")] = None
+    factors: Annotated[list[Fraction] | None, UsedIf("name", "piecewise")] = None
+    # fraction of the training in which lr rises
+    pct_start: Annotated[Annotated[float, Interval(gt=0, lt=1)] | None, UsedIf("name", "onecycle")] = None
+    div_factor: Annotated[Divisor | None, UsedIf("name", "onecycle")] = None  # optimizer.lr / lr of the first step
+    # lr of the first step / lr of the last step
+    final_div_factor: Annotated[Divisor | None, UsedIf("name", "onecycle")] = None
 
 
 @dataclass
@@ -240,7 +264,7 @@ class Tracker:
 
 @dataclass
 class Training:
-    epochs: Annotated[int, Interval(gt=0, le=1_000_000)]
+    epochs: Annotated[int, Interval(gt=0, le=1_000_000)] | None  # null: `steps` is the budget
     max_steps: Count | None  # stop after this number of optimizer steps, to try out a recipe
     global_batch: Annotated[int, Interval(gt=0, le=1 << 30)]
     # tf32: float32, but matrix products round their factors to 11 significant bits
@@ -251,6 +275,8 @@ class Training:
     # fraction of the training split held out for model selection
     minival_fraction: Annotated[float, Interval(ge=0, lt=1, hint="1 leaves nothing to train on; 0.02 is usual")]
     evaluate_every_epochs: Count
+    # optimizer steps, in place of `epochs`: decides the schedule and the end
+    steps: Annotated[int, Interval(gt=0, le=1_000_000_000)] | None = None
 
 
 @dataclass

@@ -38,7 +38,7 @@ from tencrop.training.error_counts import add_errors, no_errors, read_errors
 from tencrop.training.losses import dominant_labels, mixed_cross_entropy, with_auxiliary
 from tencrop.training.monitors import all_reduce_digest
 from tencrop.training.optimizers import build_optimizer
-from tencrop.training.schedules import Plateau, after_evaluation, learning_rate
+from tencrop.training.schedules import Plateau, after_evaluation, learning_rate, schedule_length
 
 
 class Classifier(pl.LightningModule):
@@ -63,7 +63,8 @@ class Classifier(pl.LightningModule):
         self.global_batch = config.training.global_batch
         # max_steps cuts the run short but does not squeeze the schedule: a run of 100 steps has the learning rates of
         # the first 100 steps of the full run.
-        self.schedule_steps = config.training.epochs * steps_per_epoch
+        self.schedule_steps = schedule_length(config.training, steps_per_epoch)
+        self.num_epochs = math.ceil(self.schedule_steps / steps_per_epoch)  # of the schedule; the last may be cut short
         self.total_steps = min(self.schedule_steps, config.training.max_steps or self.schedule_steps)
         # Set before BatchNorm groups and the EMA copy are made, so that both have the same memory layout.
         layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
@@ -183,7 +184,7 @@ class Classifier(pl.LightningModule):
         )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return build_optimizer(self.config.optimizer, self.model.named_parameters())
+        return build_optimizer(self.config.optimizer, self.model)
 
     def seed_network(self, step: int, part: int) -> None:
         """Seed torch's generators, which dropout and stochastic depth draw from, by (seed, step, micro-batch, rank).

@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tencrop.config import Batches, Config, UserError, accelerator_of, is_deterministic
 from tencrop.config.launcher import is_first_process, launched
+from tencrop.config.recipe_rules import check_length
 from tencrop.data.augmentation.plan import evaluation_plan
 from tencrop.data.sampling.sampler import check_rescaled
 from tencrop.distributed.cluster import cluster_environment
@@ -97,7 +98,14 @@ def fit(
     watchers = [metrics, Pace(metrics), ProgressBar(metrics), *callbacks, checkpoints]
     status, message = "complete", "complete"
     with interruption, _quiet_lightning():
-        trainer = build_trainer(config, run_dir=run_dir, logger=logger, callbacks=watchers, checkpoint=checkpoint)
+        trainer = build_trainer(
+            config,
+            num_epochs=classifier.num_epochs,
+            run_dir=run_dir,
+            logger=logger,
+            callbacks=watchers,
+            checkpoint=checkpoint,
+        )
         del checkpoint  # Lightning holds it now; a second reference would keep the whole state in memory
         try:
             trainer.fit(classifier, data, ckpt_path=start)
@@ -134,6 +142,10 @@ def build(config: Config, *, batches: Batches, manifest: dict[str, Any]) -> tupl
     torch.manual_seed(config.seed)
     model = build_model(config.model, num_classes=len(manifest["classes"]), image_size=config.image_size)
     check_deterministic(model, config)
+    if config.training.steps is not None:
+        num_epochs = config.training.steps / data.steps_per_epoch
+        budget = f"training.steps={config.training.steps}, which are {num_epochs:.3g} epochs"
+        check_length(config.schedule, num_epochs=num_epochs, budget=budget)
     classifier = Classifier(
         config, model, statistics=data.train_split.statistics, batches=batches, steps_per_epoch=data.steps_per_epoch
     )
@@ -241,6 +253,7 @@ class _ExactDDPStrategy(DDPStrategy):
 def build_trainer(
     config: Config,
     *,
+    num_epochs: int,
     run_dir: Path,
     logger: Logger | None,
     callbacks: Iterable[Callback],
@@ -266,7 +279,7 @@ def build_trainer(
         deterministic=exactly,
         benchmark=not exactly,  # cuDNN's benchmark may choose algorithms that round differently in each process
         precision="32-true",  # Classifier.predict applies autocast itself
-        max_epochs=config.training.epochs,
+        max_epochs=num_epochs,
         max_steps=-1,  # Classifier stops at total_steps itself, after a validation
         check_val_every_n_epoch=config.training.evaluate_every_epochs,
         num_sanity_val_steps=0,  # Lightning would validate a few batches before training
