@@ -1,6 +1,7 @@
 """Subtraction of the mean image, pixel by pixel in a slow loop: training crops, mirrored ones, and all test views."""
 
 from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -54,7 +55,8 @@ def test_training_crops_and_mirrored_ones():
     plan = training_plan(np.arange(6), stored, augmentation=ALEXNET, seed=0, epoch=0, with_mean_places=True)
     assert set(plan.flips) == {True, False}
     model = SimpleNamespace(channels_last=False)
-    module = Normalize(SimpleNamespace(augmentation=ALEXNET, normalization=normalization(), model=model), STATISTICS)
+    config: Any = SimpleNamespace(augmentation=ALEXNET, normalization=normalization(), model=model)
+    module = Normalize(config, STATISTICS)
     images = np.random.default_rng(1).integers(256, size=(6, SIZE, SIZE, 3)).astype(np.uint8)
     params = {name: torch.from_numpy(plan.params[name]) for name in ("pca_alphas", "mean_places")}
     params["pca_alphas"] = params["pca_alphas"].float()
@@ -95,13 +97,13 @@ class Pixels(nn.Module):
     ("name", "resize"), [*((name, "shorter_side") for name in VIEWS if name != "dense"), ("dense", "warp")]
 )
 def test_every_view_of_every_protocol(name, resize):
-    region = "square" if resize == "shorter_side" else "whole"
+    region: Any = "square" if resize == "shorter_side" else "whole"
     protocol = Protocol(name, 256, SIZE, region, "bilinear", "softmax", resize)
     images = np.random.default_rng(2).integers(256, size=(1, 256, 256, 3)).astype(np.uint8)
     sizes = np.array([[256, 256]], np.int32)
-    index, nothing = np.zeros(1, np.int64), np.zeros(1)
+    index, nothing = np.zeros(1, np.int64), cast(Any, np.zeros(1))
     batch = Batch(torch.from_numpy(images), torch.zeros(1).long(), index, nothing, nothing, sizes, {}, nothing)
-    config = SimpleNamespace(
+    config: Any = SimpleNamespace(
         protocol=protocol,
         model=SimpleNamespace(channels_last=False),
         training=SimpleNamespace(precision="fp32"),

@@ -263,8 +263,8 @@ def test_a_samples_plan_does_not_depend_on_its_batch(crop):
     rng = np.random.default_rng(0)
     stored, index = rng.integers(1, 700, (67, 2)).astype(np.int32), np.arange(67)
     kwargs = {"side": [224, 512], "region": "whole"} if crop == "random" else {"area": AREA, "aspect": ASPECT}
-    kwargs |= {"min_object_covered": 0.1} if crop == "random_sized_tf" else {}
-    options = dataclasses.replace(augmentation(crop, pca=0.1, **kwargs), **on_each_sample())
+    covered = {"min_object_covered": 0.1} if crop == "random_sized_tf" else {}
+    options = dataclasses.replace(augmentation(crop, pca=0.1, **kwargs, **covered), **on_each_sample())
     view = np.arange(67) % 3
     whole = training_plan(index, stored, augmentation=options, seed=1, epoch=2, view=view)
     for part in (index[:1], index[5:9], index[::-3], index[60:]):
