@@ -77,7 +77,7 @@ def test_boxes_are_those_of_tensorflows_kernel(pairs, seed, epoch, options):
     found = boxes(pairs, area=area, aspect=aspect, covered=covered, seed=seed, epoch=epoch)
     index = np.arange(len(pairs))
     draw = random_uint64(seed=seed, index=index, epoch=epoch, stream=Stream.CROP, count=40).tolist()
-    assert found.tolist() == [scalar_box(*pairs[i], draw[i], area, aspect, covered) for i in index]
+    assert found.tolist() == [scalar_box(pairs[i][0], pairs[i][1], draw[i], area, aspect, covered) for i in index]
 
 
 def model_shares(num_images: int, side: int) -> np.ndarray:
