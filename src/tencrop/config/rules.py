@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError, OmegaConfBaseException
 
 from tencrop.config.build import build
-from tencrop.config.command_schemas import ComplexityConfig
+from tencrop.config.command_schemas import ComplexityConfig, EvaluateConfig
 from tencrop.config.fields import dotted_keys
 from tencrop.config.protocol_rules import check_mean_image, check_protocol
 from tencrop.config.recipe_rules import check_recipe
@@ -90,6 +90,8 @@ def _check_run(config: Config) -> None:
             f"name={config.name}: cannot name a folder in runs={config.runs}; use at least one letter or digit and at"
             f" most {MAX_NAME} characters"
         )
+    if config.plan and isinstance(config, EvaluateConfig):
+        raise UserError("plan=true: only train.py plans a training; leave it out")
     if not config.runs:
         raise UserError("runs=: is empty; leave it out, or give runs=DIR")
     if config.checkpoint is not None and config.weights is not None:

@@ -21,7 +21,7 @@ from tencrop.config.schema import Augmentation, Config, Optimizer, Schedule, Tra
 NOT_LEARNED = {
     "seed", "hardware", "tracker", "name", "runs", "deterministic", "log_every_steps", "protocol",
     "checkpoint_every_steps", "allow_other_code", "checkpoint", "weights", "weights_by", "ema", "save_views", "output",
-    "recipe",
+    "recipe", "plan",
 }  # fmt: skip
 # Keys of data. The loader counts only if it is ffcv: beton and torch give the same pixels (`learning_keys`).
 NOT_LEARNED_DATA = {

@@ -36,7 +36,11 @@ Divisor = Annotated[float, Interval(ge=1)]
 PixelMean = Annotated[list[Annotated[int | float, Interval(ge=0, le=255)]], Length(3, hint="one per channel")]
 PixelStd = Annotated[list[Annotated[int | float, Interval(gt=0)]], Length(3, hint="one per channel, on [0, 255]")]
 
-DataName = Literal["imagenet", "imagefolder", "tiny_imagenet", "cifar10", "digits", "beton"]
+DataName = Literal[
+    "imagenet", "imagefolder", "tiny_imagenet", "cifar10", "digits", "beton",
+    # test sets for networks trained on ImageNet, without training images
+    "imagenet_v2", "imagenet_v2_threshold", "imagenet_v2_top_images", "imagenet_a", "imagenet_r", "imagenet_sketch",
+]  # fmt: skip
 Filter = Literal["bilinear", "bicubic", "box", "nearest"]  # of resizing, as in Pillow
 ProtocolName = Literal["center", "five_crop", "ten_crop", "flip_pair", "grid_crop", "crops_144", "dense"]
 Average = Literal["softmax", "logits"]
@@ -315,6 +319,7 @@ class Config:
     checkpoint_every_steps: Count | None  # null: at the end of every epoch only
     allow_other_code: bool  # continue a run that was begun by another version of the code
     recipe: Recipe | None = None
+    plan: bool = False  # train.py only: measure for half a minute, print what the training would take, train nothing
     # evaluate.py only
     checkpoint: str | list[str] | None = None  # path, or list of paths (an ensemble)
     weights: str | None = None  # a plain state dict, .safetensors or .pth

@@ -24,6 +24,7 @@ from tencrop.config import (
 from tencrop.config.documents import read_json
 from tencrop.config.loader import check_loader
 from tencrop.config.protocol_rules import check_mean_image, check_protocol
+from tencrop.data.sources.imagenet_test_sets import check_has_training_split
 from tencrop.data.store.manifest import RUN_DATA_SHAPE, open_split, read_manifest
 from tencrop.evaluation.preprocessing import Preprocessing, apply_preprocessing
 from tencrop.evaluation.subsets import evaluated_index
@@ -69,6 +70,7 @@ def _evaluation_targets(config: Config, typed: list[str]) -> list[EvaluationTarg
         _check_file("weights", Path(weights))
         return [_target_of_plain_weights(config, Path(weights), typed, _given_output(config))]
     if config.checkpoint is None:
+        check_has_training_split(config.data.name)
         path = run_path(config) / "checkpoints" / "last.ckpt"
         if not path.exists():
             keys = (override.key_or_group.split(".")[0] for override in parse(typed))

@@ -48,6 +48,7 @@ from tencrop.training.data_module import DataModule, validation_protocol
 from tencrop.training.determinism import check_deterministic
 from tencrop.training.divergence import Diverged
 from tencrop.training.monitors import Interrupted, Interruption, Metrics, Pace
+from tencrop.training.out_of_memory import explaining_out_of_memory
 from tencrop.training.precision import set_precision
 from tencrop.training.progress import ProgressBar
 
@@ -81,14 +82,15 @@ def fit(
     """Train `classifier` on `data` (both from `build`), from the start or from run_dir/checkpoints/last.ckpt.
 
     If last.ckpt is damaged or belongs to another run, prints the reason, renames the file to refused.ckpt and resumes
-    from previous.ckpt. Raises UserError for a checkpoint that does not fit the configuration. If the run is interrupted
-    or diverges, and this command started the ranks itself (distributed/launch.py), only rank 0 returns the outcome; the
-    other ranks exit here with code 0.
+    from previous.ckpt. Raises UserError for a checkpoint that does not fit the configuration, and if the first step
+    needs more memory than the GPU has. If the run is interrupted or diverges, and this command started the ranks itself
+    (distributed/launch.py), only rank 0 returns the outcome; the other ranks exit here with code 0.
     """
     config, last = classifier.config, run_dir / "checkpoints" / LAST
     classifier.run_id = run_manifest(run_dir).get("run_id")
     checkpoint = latest_valid_checkpoint(run_dir)
     start = None if checkpoint is None else str(checkpoint.path)
+    first_step = 0 if checkpoint is None else checkpoint.content["tencrop"]["step"]
     if checkpoint is not None:
         _set_aside_refused(last, checkpoint)
     interruption = Interruption(agree_every_steps=config.log_every_steps)
@@ -97,7 +99,7 @@ def fit(
     # Order matters: Metrics reads the counters before ProgressBar shows them, and before Checkpoints saves num_rows.
     watchers = [metrics, Pace(metrics), ProgressBar(metrics), *callbacks, checkpoints]
     status, message = "complete", "complete"
-    with interruption, _quiet_lightning():
+    with interruption, quiet_lightning():
         trainer = build_trainer(
             config,
             num_epochs=classifier.num_epochs,
@@ -108,7 +110,8 @@ def fit(
         )
         del checkpoint  # Lightning holds it now; a second reference would keep the whole state in memory
         try:
-            trainer.fit(classifier, data, ckpt_path=start)
+            with explaining_out_of_memory(config, classifier, trainer, first_step=first_step):
+                trainer.fit(classifier, data, ckpt_path=start)
         except Interrupted as reason:
             status, message = "interrupted", str(reason)
         except Diverged as reason:
@@ -204,7 +207,7 @@ def _result(last: Path, classifier: Classifier, step: int, status: str, message:
 
 
 @contextmanager
-def _quiet_lightning() -> Iterator[None]:
+def quiet_lightning() -> Iterator[None]:
     """Silence Lightning's tips and its warnings about its own internals."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning")]
     levels = [logger.level for logger in loggers]

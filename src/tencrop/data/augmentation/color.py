@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tencrop.config import Augmentation, Config, Jitter, Normalization, Pca
+from tencrop.config import Augmentation, Config, Jitter, Normalization, Pca, UserError
 from tencrop.data.augmentation.mean_image import mean_crops, mean_image_of
 from tencrop.data.augmentation.transform import Params, Samples, Transform
 from tencrop.data.sampling.rng import Float64, Index, Stream, integers_below, normals, random_uint64, uniforms
@@ -146,8 +146,14 @@ def mean_and_std(choice: Normalization, statistics: Mapping[str, Any]) -> tuple[
 
     For mean=image, the mean is the data's mean color, which fills pixels that RandAugment leaves uncovered.
 
-    statistics: `statistics` of the data's manifest, on [0, 255].
+    statistics: `statistics` of the data's manifest, on [0, 255]; empty for a test set. Raises UserError if they are
+    needed and empty.
     """
+    if not statistics and (choice.mean == "image" or "dataset" in (choice.mean, choice.std)):
+        raise UserError(
+            "normalization=dataset: a test set has no training images to take mean and std of; name those that the"
+            " weights were trained with, such as normalization.mean=imagenet normalization.std=imagenet"
+        )
     published = {"imagenet": IMAGENET, "dataset": statistics, "image": statistics}
     mean, std = (
         [float(value) for value in (published[given][key] if isinstance(given, str) else given)]
