@@ -46,7 +46,7 @@ gpu-check: install ## checks that need a GPU: marked tests, DDP, exact resume, p
 lint: install ## ruff and mypy only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy src bench $(wildcard *.py)
+	$(BIN)/mypy src bench tests $(wildcard *.py)
 
 format: install ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .

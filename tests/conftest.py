@@ -20,7 +20,8 @@ from PIL import Image
 
 from tencrop.cli.choices import CONF
 from tencrop.cli.compose import compose_training
-from tencrop.config import Config, Data, Splits, StoreOptions
+from tencrop.config import Config, Data
+from tencrop.config.build import build
 from tencrop.data.preparation.prepare import prepare
 from tencrop.signals import SIGNALS
 
@@ -103,7 +104,7 @@ def _encoded(image: Image.Image, name: str, number: int) -> bytes:
 def data_config() -> Callable[..., Data]:
     """data_config(source, root, ...) -> Data, with the defaults of conf/data/imagefolder.yaml."""
 
-    def build(
+    def data(
         source: Path | str | None,
         root: Path | str,
         *,
@@ -116,18 +117,19 @@ def data_config() -> Callable[..., Data]:
         loader: str = "beton",
         num_classes: int | None = None,
     ) -> Data:
-        return Data(
-            name=name,
-            root=str(root),
-            source=None if source is None else str(source),
-            splits=Splits(*splits),
-            num_classes=num_classes,
-            loader=loader,
-            store=StoreOptions(mode=mode, short_side=short_side, max_side=max_side, quality=95),
-            undecodable=undecodable,
-        )
+        values = {
+            "name": name,
+            "root": str(root),
+            "source": None if source is None else str(source),
+            "splits": dict(zip(("train", "val"), splits, strict=True)),
+            "num_classes": num_classes,
+            "loader": loader,
+            "store": {"mode": mode, "short_side": short_side, "max_side": max_side, "quality": 95},
+            "undecodable": undecodable,
+        }
+        return build(Data, values)
 
-    return build
+    return data
 
 
 @pytest.fixture(scope="session")

@@ -19,11 +19,12 @@ NAME = "p[/x] :apple: [bold]"
 
 
 def test_strings_and_captions_are_plain():
-    console = plain_console(file=io.StringIO(), force_terminal=True, width=200, color_system=None)
+    file = io.StringIO()
+    console = plain_console(file=file, force_terminal=True, width=200, color_system=None)
     console.print(NAME)
     with Progress(plain_column("{task.description}"), console=console) as bar:
         bar.add_task(NAME)
-    assert console.file.getvalue().count(NAME) >= 2
+    assert file.getvalue().count(NAME) >= 2
 
 
 def test_cells_are_plain(capsys):

@@ -1,14 +1,14 @@
 """Neither a training step nor evaluation makes the host wait for the GPU, but to read its results."""
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
+from rehearsal import Waits, rehearsal
 from tencrop.cli.choices import options_of
 from tencrop.config import Config, derive_batches
 from tencrop.data.store.manifest import read_manifest
@@ -18,9 +18,7 @@ from tencrop.models.convolutional import fully_convolutional
 from tencrop.models.factory import build_model
 from tencrop.training.classifier import Classifier
 from tencrop.training.data_module import DataModule
-
-sys.path.insert(0, str(Path(__file__).parent))
-from rehearsal import Waits, rehearsal
+from typed import stand_in
 
 CUDA = torch.device("cuda", 0)
 NETWORK = ("model=timm", "model.name=test_resnet", "model.bn_group=2")
@@ -44,11 +42,13 @@ def rehearse_step(config: Config, kind: type[Classifier] = Classifier) -> Classi
     fakes cannot take them: gradients are zeros."""
     batches, manifest = derive_batches(config), read_manifest(config.data.root)
     data = DataModule(config, batches)
-    trainer = SimpleNamespace(
+    trainer = stand_in(
+        Trainer,
         global_rank=0, world_size=1, global_step=0, current_epoch=0, strategy=SimpleNamespace(root_device=CUDA),
         datamodule=data, should_stop=False,
     )  # fmt: skip
-    data.trainer = SimpleNamespace(**vars(trainer) | {"strategy": SimpleNamespace(root_device=torch.device("cpu"))})
+    on_host = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = stand_in(Trainer, **(vars(trainer) | {"strategy": on_host}))
     training, validation = (
         [batch._replace(images=batch.images.clone()) for batch, _ in zip(loader(), range(2), strict=False)]
         for loader in (data.train_dataloader, data.val_dataloader)
@@ -58,12 +58,12 @@ def rehearse_step(config: Config, kind: type[Classifier] = Classifier) -> Classi
     classifier = kind(
         config, model, statistics=manifest["statistics"], batches=batches, steps_per_epoch=data.steps_per_epoch
     )
-    with rehearsal() as watch:
+    with rehearsal() as watch, pytest.MonkeyPatch.context() as patch:
         classifier.to(CUDA)
         optimizer = classifier.configure_optimizers()
         classifier.trainer = trainer
-        classifier.optimizers = lambda: optimizer
-        classifier.manual_backward = lambda loss: give_gradients(classifier.model)
+        patch.setattr(classifier, "optimizers", lambda: optimizer)
+        patch.setattr(classifier, "manual_backward", lambda loss: give_gradients(classifier.model))
         watch.is_on = True
         classifier.train()
         for number, batch in enumerate(training):
@@ -154,8 +154,8 @@ def test_each_planted_wait_is_caught(make_config):
 def test_no_protocol_waits(make_config, name, tmp_path, monkeypatch):
     """From a batch of the loader to its scores, at several sides where the protocol has them."""
     sides = "[40,36]" if name in ("dense", "crops_144") else "40"
-    network = NETWORK if name == "dense" else ("model=lenet5_dense",)
-    config = make_config(*network, f"protocol={name}", f"protocol.side={sides}", "hardware.max_micro_batch=12")
+    options = NETWORK if name == "dense" else ("model=lenet5_dense",)
+    config = make_config(*options, f"protocol={name}", f"protocol.side={sides}", "hardware.max_micro_batch=12")
     config.save_views = True
     network, load = build_model(config.model, num_classes=3), inference._loader
     dense = fully_convolutional(network, image_size=32, name="dense") if name == "dense" else None  # reads numbers
@@ -170,7 +170,8 @@ def test_no_protocol_waits(make_config, name, tmp_path, monkeypatch):
 
         monkeypatch.setattr(inference, "_with_progress", watched)
         monkeypatch.setattr(inference, "_device", lambda hardware, local_rank: CUDA)
-        monkeypatch.setattr(inference, "_loader", lambda *args: load(*args[:3], torch.device("cpu"), args[4]))
+        host = torch.device("cpu")
+        monkeypatch.setattr(inference, "_loader", lambda one, two, three, _, five: load(one, two, three, host, five))
         task = ScoringTask(config, tmp_path, "raw", 3, [120.0] * 3, [60.0] * 3, {})
         scores = score_part(task, network, open_val_split(config), rank=0, num_ranks=1)
     assert scores.softmax.shape == (12, 3) and scores.softmax.device == CUDA

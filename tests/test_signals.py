@@ -130,7 +130,7 @@ def test_a_program_handles_ctrl_c_before_its_other_imports(path):
     assert "exit_at_once(" in ast.unparse(body[number])
     before = body[:number]
     imported = {alias.name for node in before if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module for node in before if isinstance(node, ast.ImportFrom)}
+    imported |= {node.module or "" for node in before if isinstance(node, ast.ImportFrom)}
     assert imported <= {"__future__", "signal", "tencrop.signals"}
 
 

@@ -32,11 +32,12 @@ NETWORKS = {
 
 
 def build(name, device="meta"):
-    options = {"init_weights": False} if name == "torchvision/inception_v3" else {}
     with torch.device(device):
+        if name == "torchvision/inception_v3":
+            return torchvision.models.get_model("inception_v3", weights=None, init_weights=False)
         if name.startswith("torchvision/"):
-            return torchvision.models.get_model(name.removeprefix("torchvision/"), weights=None, **options)
-        return timm.create_model(name, **options)
+            return torchvision.models.get_model(name.removeprefix("torchvision/"), weights=None)
+        return timm.create_model(name)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

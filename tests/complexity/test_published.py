@@ -3,12 +3,13 @@
 import json
 
 import pytest
-from omegaconf import OmegaConf
 
 from tencrop.cli.choices import CONF
 from tencrop.complexity import published
 from tencrop.complexity.published import ABOUT, BELOW, CONTRADICTED, CUT, DIFFERS, EXPLAINED, MATCH
 from tencrop.config import Printed, PrintedTable, UserError
+from tencrop.config.build import build
+from tencrop.config.yaml_files import read_yaml_file
 
 # Printed numbers whose difference is explained by no arithmetic of their own: a new one is a decision
 CONTRADICTED_ROWS = {
@@ -37,10 +38,7 @@ TABLES = sorted(path.stem for path in (CONF / "sizes").glob("*.yaml"))
 
 
 def load(name) -> PrintedTable:
-    schema = OmegaConf.structured(PrintedTable)
-    table = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.load(CONF / "sizes" / f"{name}.yaml")))
-    assert isinstance(table, PrintedTable)
-    return table
+    return build(PrintedTable, read_yaml_file(CONF / "sizes" / f"{name}.yaml"))
 
 
 @pytest.mark.parametrize("name", TABLES)

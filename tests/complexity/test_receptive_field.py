@@ -8,6 +8,7 @@ from torch import nn
 import tencrop.models.factory  # noqa: F401  registers our networks
 from tencrop.complexity.count import count
 from tencrop.models.alexnet import LocalResponseNorm
+from typed import present
 
 # a layer, its image size, its field by hand or from the literature where there is one
 LAYERS = [
@@ -58,7 +59,7 @@ def support(network, layer, size):
     maps = outputs[0] if outputs[0].shape[-1] == outputs[0].shape[-2] else outputs[0].permute(0, 3, 1, 2)
     unit = maps.shape[-1] // 2
     maps[0, :, unit, unit].sum().backward()
-    seen = images.grad[0].abs().sum(0)
+    seen = present(images.grad)[0].abs().sum(0)
     rows, columns = seen.sum(1).nonzero().flatten(), seen.sum(0).nonzero().flatten()
     return unit, {"h": (int(rows[0]), int(rows[-1])), "w": (int(columns[0]), int(columns[-1]))}
 
@@ -66,9 +67,8 @@ def support(network, layer, size):
 @pytest.mark.parametrize(("name", "layer", "size", "known"), LAYERS, ids=lambda value: str(value))
 def test_the_field_is_where_the_gradient_is(name, layer, size, known):
     torch.manual_seed(0)
-    narrow = {"width": 0.1} if name in NARROWED else {}
-    network = positive(timm.create_model(name, **narrow))
-    windows = next(row.field.windows for row in count(network, size).layers if row.name == layer)
+    network = positive(timm.create_model(name, width=0.1) if name in NARROWED else timm.create_model(name))
+    windows = next(present(row.field).windows for row in count(network, size).layers if row.name == layer)
     unit, seen = support(network, layer, size)
     for axis, (first, last) in seen.items():
         window = windows[axis]

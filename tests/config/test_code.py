@@ -1,13 +1,15 @@
 """The hash of the learning code covers what decides the weights, and nothing that only reports."""
 
 import ast
-import importlib
+import importlib.util
 import inspect
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 
 from tencrop.config.code import LEARNING, NOT_LEARNING, PACKAGE, SCORING, code_sha256, source_files
+from typed import present
 
 STAGES = ("config", "data", "models", "training", "distributed")
 
@@ -19,18 +21,21 @@ def imported_files(path: Path) -> set[Path]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {file_of(alias.name) for alias in node.names if alias.name.startswith("tencrop.")}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tencrop"):
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("tencrop"):
             found |= {defining_file(node.module, alias.name) for alias in node.names}
     return found
 
 
 def file_of(module: str) -> Path:
-    file = importlib.util.find_spec(module).origin
-    return Path(file).relative_to(PACKAGE)
+    return Path(present(spec_of(module).origin)).relative_to(PACKAGE)
+
+
+def spec_of(module: str) -> ModuleSpec:
+    return present(importlib.util.find_spec(module))
 
 
 def defining_file(module: str, name: str) -> Path:
-    if importlib.util.find_spec(module).submodule_search_locations is None:
+    if spec_of(module).submodule_search_locations is None:
         return file_of(module)
     value = getattr(importlib.import_module(module), name, None)
     if value is None or inspect.ismodule(value):

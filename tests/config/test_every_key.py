@@ -20,13 +20,17 @@ from tencrop.config.fields import dotted_keys
 from tencrop.data.augmentation.plan import evaluation_plan, training_plan
 from tencrop.evaluation.protocols import num_views
 from tencrop.training.optimizers import build_optimizer
-from tencrop.training.schedules import learning_rate
+from tencrop.training.schedules import learning_rate, schedule_length
 
 # together they use every key of a group that has several choices
 RECIPES = {
     "fb.resnet.torch": [],
     "a transformer": ["model=deit_small_patch16_224", "augmentation=deit", "optimizer=adamw", "schedule=cosine"],
     "alexnet": ["augmentation=random_crop", "optimizer=sgd_alexnet", "schedule=plateau", "model.bn_group=null"],
+    "efficientnet": ["optimizer=rmsprop_tf", "schedule=exponential", "schedule.unit=epoch"],
+    "ffcv": ["optimizer=lamb", "schedule=piecewise"],
+    "squeezenet": ["schedule=poly", "training.epochs=null", "training.steps=170"],
+    "torch": ["schedule=onecycle"],
 }
 RECIPES["a transformer"] += ["augmentation.mixing.mix_group=64", "training.ema_decay=0.999", "hardware=gpu8"]
 RECIPES["alexnet"] += ["training.minival_fraction=0.02", "data.store.mode=proportion", "data.store.jpeg_fraction=0.5"]
@@ -53,8 +57,8 @@ def recipes() -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("cases", [150, pytest.param(2000, marks=pytest.mark.long)])
 def test_a_value_is_refused_in_one_sentence_or_works(recipes: dict[str, dict[str, Any]], cases: int) -> None:
-    options = {"max_examples": cases, "deadline": None, "suppress_health_check": list(HealthCheck), "phases": PHASES}
-    settings(**options)(given(data=st.data())(one))(recipes)
+    chosen = settings(max_examples=cases, deadline=None, suppress_health_check=list(HealthCheck), phases=PHASES)
+    chosen(given(data=st.data())(one))(recipes)
 
 
 def one(recipes: dict[str, dict[str, Any]], data: st.DataObject) -> None:
@@ -80,14 +84,15 @@ def one(recipes: dict[str, dict[str, Any]], data: st.DataObject) -> None:
 
 def learns(config: Config) -> None:
     """A step of the optimizer, and every kind of step of the schedule."""
-    total = config.training.epochs * 10
+    total = schedule_length(config.training, 10)
     warmup = round(config.schedule.warmup_epochs * 10)
     for step in {0, max(0, min(warmup - 1, total - 1)), min(warmup, total - 1), total // 2, total - 1}:
-        options = {"base_lr": config.optimizer.lr, "step": step, "steps_per_epoch": 10, "total_steps": total}
-        rate = learning_rate(config.schedule, **options)
+        rate = learning_rate(
+            config.schedule, base_lr=config.optimizer.lr, step=step, steps_per_epoch=10, total_steps=total
+        )
         assert math.isfinite(rate) and rate >= 0
     weight = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
-    optimizer = build_optimizer(config.optimizer, [("weight", weight)])
+    optimizer = build_optimizer(config.optimizer, torch.nn.ParameterList([weight]))
     weight.grad = torch.tensor([[0.5, 0.0], [0.0, -0.5]], dtype=torch.float64)
     optimizer.step()
     assert weight.isfinite().all()
@@ -96,8 +101,7 @@ def learns(config: Config) -> None:
 def sees(config: Config) -> None:
     """The plan of two training samples and of two evaluation samples."""
     index = np.arange(2)
-    options = {"augmentation": config.augmentation, "seed": config.seed, "epoch": 0, "positions": index}
-    plan = training_plan(index, SIZES, **options)
+    plan = training_plan(index, SIZES, augmentation=config.augmentation, seed=config.seed, epoch=0, positions=index)
     assert (plan.boxes[:, :2] >= 0).all() and (plan.boxes[:, 2:] > 0).all()
     assert (plan.boxes[:, :2] + plan.boxes[:, 2:] <= SIZES).all()
     assert all(np.isfinite(values).all() for values in plan.params.values() if values.dtype.kind == "f")

@@ -6,6 +6,7 @@ import pytest
 
 from tencrop.config import UserError
 from tencrop.config.launcher import check_launch, is_first_process, launched
+from typed import present
 
 FIVE = {"WORLD_SIZE": "16", "RANK": "9", "LOCAL_RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
 TORCHRUN = FIVE | {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "8"}
@@ -128,7 +129,8 @@ def test_a_rank_started_by_train_py_ignores_launchers(started, composed):
     started({"TENCROP_PIPE": f"{writer} {os.getppid()}"})  # without a rank
     with pytest.raises(UserError, match="unset TENCROP_PIPE"):
         check_launch(composed("hardware=cpu").hardware)
-    os.close(reader), os.close(writer)
+    os.close(reader)
+    os.close(writer)
 
 
 @pytest.mark.parametrize("launcher", [TORCHRUN, SRUN], ids=["torchrun", "srun"])
@@ -136,5 +138,5 @@ def test_rank_0_is_decided_by_the_recognized_launcher(launcher, started):
     own, other = ("RANK", "SLURM_PROCID") if launcher is TORCHRUN else ("SLURM_PROCID", "RANK")
     for rank in ("0", "1"):  # torchrun under srun, and the other way round
         started(SRUN | launcher | {own: rank, other: str(1 - int(rank)), "LOCAL_RANK": "0"})
-        assert launched().launcher == ("torchrun" if launcher is TORCHRUN else "srun")
+        assert present(launched()).launcher == ("torchrun" if launcher is TORCHRUN else "srun")
         assert is_first_process() == (rank == "0")

@@ -45,6 +45,47 @@ def test_every_option_composes(composed, group, option):
             ["schedule.warmup_epochs=91"],
             r"=91: is longer than the training \(training.epochs=90\); lower it",
         ),
+        (
+            ["training.epochs=1", "schedule=piecewise"],
+            r"schedule.knots=\[0,2,1\]: must be a list .* each larger than the one before",
+        ),
+        (
+            ["schedule=piecewise", "schedule.knots=[0,2,91]"],
+            r"epoch 91 comes after the end of the training",
+        ),
+        (["schedule=piecewise", "schedule.knots=[0,2]"], r"=\[0,2\]: 2 epochs, and 3 schedule.factors; give"),
+        (["schedule=piecewise", "schedule.knots=[0]", "schedule.factors=[1]"], "give two or more epochs"),
+        (
+            ["schedule=piecewise", "schedule.warmup_epochs=1"],
+            "piecewise has its own warm-up; set schedule.warmup_epochs=0",
+        ),
+        (["schedule=onecycle", "schedule.warmup_epochs=1"], "onecycle has its own warm-up"),
+        (["schedule.warmup_from=0"], "warmup_from=0: schedule.warmup_epochs=0 does not use it; set it to null"),
+        (["schedule.warmup_factor=0.1"], "warmup_factor=0.1: schedule.warmup_epochs=0 does not use it"),
+        (["schedule=cosine", "schedule.warmup_from=0", "schedule.warmup_factor=0"], "set one of the two to null"),
+        (["schedule=cosine", "schedule.warmup_from=0.2"], "warmup_from=0.2: is above optimizer.lr=0.1"),
+        (
+            ["schedule=cosine", "schedule.warmup_epochs=0", "schedule.cosine_from=start"],
+            "cosine_from=start: is for schedule=cosine with a warm-up",
+        ),
+        (["+schedule.cosine_from=start", "schedule.warmup_epochs=5"], "cosine_from=start: is for schedule=cosine"),
+        (
+            ["schedule=constant", "schedule.unit=epoch"],
+            "schedule=constant without warm-up does not change lr within an",
+        ),
+        (["schedule=poly", "schedule.power=0"], "schedule.power=0: must be above 0"),
+        (["schedule=step", "+schedule.power=1"], "schedule.power=1.0: schedule.name=step does not use it"),
+        (["training.steps=100"], "training.steps=100: training.epochs=90 is a second budget; add training.epochs=null"),
+        (
+            ["training.epochs=null"],
+            "training.epochs=null: the training has no end; give training.epochs or training.st",
+        ),
+        (
+            ["optimizer=lamb", "training.clip_grad_norm=1"],
+            "clip_grad_norm=1: optimizer=lamb clips the gradient's norm to",
+        ),
+        (["optimizer=rmsprop_tf", "optimizer.alpha=1"], "optimizer.alpha=1: must be in"),
+        (["optimizer=lamb", "optimizer.betas=[0.9]"], "optimizer.betas=.*must be a list"),
         (["training.precision=tf32", "deterministic=true"], "TF32 rounding depends on the GPU model"),
         (["model.name=resnet51"], "there is no such model; did you mean resnet51q or resnet50"),
         (["tracker.name=csv"], "the CSV tracker was removed; set tracker=none"),
@@ -53,7 +94,20 @@ def test_every_option_composes(composed, group, option):
         (["+checkpoint=a", "+weights=b"], "give one of the two"),
         (["optimizer.momentum=0"], "nesterov=true: needs optimizer.momentum"),
         (["augmentation.jitter.hue=0.1"], "fb.resnet.torch has no hue"),
+        (["normalization.mean=image"], "training crops must be taken from such a square; set augmentation=random_crop"),
+        (
+            ["normalization.mean=image", "augmentation=random_crop", "protocol=ten_crop", "protocol.region=whole"],
+            "protocol=ten_crop must take its views from such a square; set protocol.side=256 and protocol.region=sq",
+        ),
+        (
+            ["normalization.mean=image", "augmentation=random_crop", "protocol=dense"],
+            "protocol=dense must take its views from such a square; set protocol.side=256 and protocol.resize=warp",
+        ),
         (["augmentation.randaugment.magnitude=31"], "must be at most 30, the scale of torchvision"),
+        (
+            ["augmentation.randaugment.source=tf", "augmentation.randaugment.filter=bicubic"],
+            "TensorFlow's operations take the nearest pixel",
+        ),
         (
             ["augmentation.randaugment.source=timm", "augmentation.randaugment.magnitude=11"],
             "at most 10",

@@ -18,6 +18,7 @@ from tencrop.config import (
     check_preparation,
     check_store,
     learning_hash,
+    learning_keys,
     run_path,
 )
 from tencrop.config.loader import CONFIG_FORMAT
@@ -66,10 +67,31 @@ def test_keys_that_do_not_affect_training_keep_the_hash(composed, override):
         "augmentation.repeats=3",
         "data.store.short_side=300",
         "data.loader=ffcv",
+        "optimizer.decay=timm",
+        "schedule.unit=epoch",
+        "schedule=poly",
     ],
 )
 def test_keys_that_affect_training_change_the_hash(composed, override):
     assert learning_hash(composed(override)) != learning_hash(composed())
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["schedule.warmup_from=0", "schedule.warmup_factor=0.1", "schedule.cosine_from=start", "schedule.unit=epoch"],
+)
+def test_a_newer_key_counts_only_where_it_is_not_at_its_default(composed, override):
+    plain = learning_keys(composed("schedule=cosine"))
+    key, _, value = override.removeprefix("schedule.").partition("=")
+    assert key not in plain["schedule"]
+    changed = learning_keys(composed("schedule=cosine", override))
+    assert str(changed["schedule"].pop(key)) in (value, f"{value}.0") and changed == plain
+
+
+def test_a_budget_in_steps_counts(composed):
+    changed = learning_keys(composed("training.epochs=null", "training.steps=7"))["training"]
+    assert "steps" not in learning_keys(composed())["training"]
+    assert (changed["epochs"], changed["steps"]) == (None, 7)
 
 
 MIXED = ("augmentation.mixing.cutmix_alpha=1", "augmentation.mixing.mix_group=64")

@@ -43,5 +43,6 @@ def test_an_invalid_wandb_mode_is_refused(mode, words, monkeypatch):
 
 def test_the_removed_tracker_of_an_older_run_is_read_as_none():
     assert without_removed_tracker({"name": "csv", "project": "a"}) == {"name": "none", "project": "a"}
-    for tracker in ({"name": "wandb", "project": "a"}, None, []):
+    others: list[object] = [{"name": "wandb", "project": "a"}, None, []]
+    for tracker in others:
         assert without_removed_tracker(tracker) == tracker

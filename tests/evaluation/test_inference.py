@@ -107,6 +107,7 @@ def dense_by_hand(config: Config, network: nn.Module, number: int, sides: list[i
     """Softmax [K] of one image: the head applied to every window of the features, for the image and its reflection."""
     image = Image.open(io.BytesIO(open_val_split(config).read_original(number))).convert("RGB")
     softmax = []
+    features, classifier = network.get_submodule("features"), network.get_submodule("classifier")
     for side in sides:
         width, height = (
             side if edge == min(image.size) else int(edge * side / min(image.size) + 1e-9) for edge in image.size
@@ -115,9 +116,9 @@ def dense_by_hand(config: Config, network: nn.Module, number: int, sides: list[i
         for view in (scaled, scaled.transpose(Image.Transpose.FLIP_LEFT_RIGHT)):
             pixels = (torch.tensor(np.array(view)).float() - torch.tensor(MEAN)) / torch.tensor(STD)
             with torch.inference_mode():
-                maps = network.features(pixels.permute(2, 0, 1)[None])
+                maps = features(pixels.permute(2, 0, 1)[None])
                 assert maps.shape[2:] == (height // 32, width // 32)
-                windows = [network.classifier(maps[0, :, row, column]) for row, column in np.ndindex(*maps.shape[2:])]
+                windows = [classifier(maps[0, :, row, column]) for row, column in np.ndindex(*maps.shape[2:])]
                 softmax.append(torch.stack(windows).mean(0).softmax(0))
     return torch.stack(softmax).mean(0)
 
@@ -158,8 +159,9 @@ def test_stretched_views_equal_those_of_a_slow_loop(
     for position, number in enumerate(part.index.tolist()):
         image = Image.open(io.BytesIO(split.read_original(number))).convert("RGB")
         width, height = image.size
-        box, extent = (0, 0, width, height), (side, side)
-        if side is None:
+        if side is not None:
+            box, extent = (0, 0, width, height), (side, side)
+        else:
             left, top = int((width - width * 0.875) / 2), int((height - height * 0.875) / 2)
             box, extent = (left, top, width - left, height - top), (32, 32)
         pixels = views_by_hand(image, box, extent, crops).float()

@@ -1,5 +1,6 @@
 """Every image is scored once, on one or several processes, which end together."""
 
+import multiprocessing
 import os
 import signal
 import tempfile
@@ -14,8 +15,9 @@ import torch.multiprocessing as mp
 
 from tencrop.config import UserError
 from tencrop.evaluation import processes
-from tencrop.evaluation.inference import open_val_split, score_part
+from tencrop.evaluation.inference import ScoringTask, open_val_split, score_part
 from tencrop.evaluation.processes import _score_in_new_processes, score_split
+from typed import stand_in
 
 PROTOCOL = ("protocol=five_crop", "protocol.side=38", "protocol.filter=bilinear")
 
@@ -60,7 +62,7 @@ def test_the_local_rank_chooses_the_gpu(make_config, make_task, monkeypatch, sta
     with pytest.raises(Known):
         if start == "in new processes":
             monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
-            processes._process(1, task, 2, Path("."), None)
+            processes._process(1, task, 2, Path("."), multiprocessing.get_context("spawn").SimpleQueue())
         else:
             score_split(task, network)
     assert used == [1 if start == "in new processes" else 0]
@@ -115,7 +117,8 @@ def test_ctrl_c_ends_the_started_processes(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(processes, "_process", _waiting)
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
-        processes._spawn_and_join(None, 2, tmp_path, None)
+        messages = multiprocessing.get_context("spawn").SimpleQueue()
+        processes._spawn_and_join(stand_in(ScoringTask), 2, tmp_path, messages)
     for path in tmp_path.glob("*.pid"):
         while _is_alive(path.read_text()):  # else the time limit of the tests
             time.sleep(0.1)

@@ -12,13 +12,14 @@ from torch import Tensor
 from torchvision.transforms import functional as tv
 
 from tencrop.config import Protocol
+from tencrop.config.schema import ProtocolName, Region
 from tencrop.evaluation import protocols as module
 from tencrop.evaluation.protocols import SIDES_144, default_side, merge, num_views, view_groups, views
 
-NAMES = ("center", "flip_pair", "five_crop", "ten_crop")
+NAMES: tuple[ProtocolName, ...] = ("center", "flip_pair", "five_crop", "ten_crop")
 
 
-def protocol(name: str, *, size: int = 5, region: str = "whole") -> Protocol:
+def protocol(name: ProtocolName, *, size: int = 5, region: Region = "whole") -> Protocol:
     return Protocol(name=name, side=None, size=size, region=region, filter="bicubic", average="softmax")
 
 
@@ -50,7 +51,7 @@ def views_by_torchvision(image: Tensor, protocol: Protocol) -> list[Tensor]:
 @pytest.mark.parametrize("region", ["whole", "square"])
 @settings(max_examples=30, deadline=None)
 @given(sizes=st.lists(st.tuples(st.integers(5, 14), st.integers(5, 14)), min_size=1, max_size=4))
-def test_views_equal_torchvision_crops(name: str, region: str, sizes: list[tuple[int, int]]) -> None:
+def test_views_equal_torchvision_crops(name: ProtocolName, region: Region, sizes: list[tuple[int, int]]) -> None:
     images, extents = batch(sizes)
     rule = protocol(name, region=region)
     found = views(images, extents, rule)

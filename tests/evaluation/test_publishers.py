@@ -25,6 +25,7 @@ from tencrop.models.factory import build_model
 from tencrop.models.weights import Weights
 from tencrop.records import run_folder as records
 from tencrop.visualization.trained_model import load_trained_model
+from typed import layer_at
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -58,7 +59,7 @@ def saved_resnet() -> nn.Module:
     """test_resnet with random weights, saved to weights.safetensors."""
     torch.manual_seed(0)
     network = timm.create_model("test_resnet", num_classes=3).eval()
-    nn.init.normal_(network.get_classifier().weight, std=3)
+    nn.init.normal_(layer_at(network, "fc", nn.Linear).weight, std=3)
     save_file(network.state_dict(), "weights.safetensors")
     return network
 
@@ -239,7 +240,7 @@ def test_each_ensemble_member_has_its_own_preprocessing(composed, prepared_photo
 def test_figures_use_the_published_preprocessing(with_weights, saved_resnet) -> None:
     subject = load_trained_model(with_weights(*RESNET))
     assert subject.mean == subject.std == HALF
-    assert subject.pictures("val", [0]).pixels.shape == (1, 160, 160, 3)
+    assert subject.load_images("val", [0]).pixels.shape == (1, 160, 160, 3)
 
 
 def test_published_preprocessing_is_looked_up_after_the_command_is_checked(prepared_photos, tmp_path) -> None:

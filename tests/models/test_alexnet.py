@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from tencrop.models import alexnet
-
-SMALL = {"img_size": 67, "width": 0.0625}
+from typed import layer_at, present
 
 
 def num_parameters(network):
@@ -48,7 +47,7 @@ def test_the_papers_initialization(options, std):
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             bias = 1.0 if name.rsplit(".")[-1] in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0
-            assert torch.all(layer.bias == bias), name
+            assert torch.all(present(layer.bias) == bias), name
             assert abs(layer.weight.std() / std - 1) < 0.05 and abs(layer.weight.mean()) < 0.1 * std, name
 
 
@@ -101,8 +100,8 @@ def test_response_normalization_does_not_overflow_in_half_precision():
 def test_overlapping_pooling_against_a_loop_and_same_sizes_without():
     torch.manual_seed(0)
     maps = torch.randn(1, 96, 55, 55)
-    overlapping = alexnet.alexnet_2012(width=0.0625).features.pool1(maps)
-    separate = alexnet.alexnet_2012(width=0.0625, overlapping=False).features.pool1(maps)
+    overlapping = alexnet.alexnet_2012(width=0.0625).get_submodule("features.pool1")(maps)
+    separate = alexnet.alexnet_2012(width=0.0625, overlapping=False).get_submodule("features.pool1")(maps)
     assert overlapping.shape == separate.shape == (1, 96, 27, 27)
     for row in range(27):
         for column in range(27):
@@ -131,7 +130,7 @@ def test_two_towers_are_two_networks_that_meet_in_layer_3():
     """ "The kernels of layer 3 take input from all kernel maps in layer 2. However, kernels in layer 4 take input only
     from those kernel maps in layer 3 which reside on the same GPU" (section 3.2); so do those of layers 2 and 5."""
     torch.manual_seed(0)
-    network = alexnet.alexnet_2012(**SMALL).double()
+    network = alexnet.alexnet_2012(img_size=67, width=0.0625).double()
     maps_read = {"conv2": 6, "conv3": 16, "conv4": 24, "conv5": 24}
     for name, num_maps in maps_read.items():
         layer = getattr(network.features, name)
@@ -145,12 +144,13 @@ def test_two_towers_are_two_networks_that_meet_in_layer_3():
         maps = torch.randn(1, num_maps, 5, 5, dtype=torch.float64)
         expected = naive_convolution(maps, layer.weight, layer.bias, layer.padding[0], sources)
         torch.testing.assert_close(layer(maps)[0], expected)
-    assert network.features.conv1.groups == network.features.conv3.groups == 1
+    conv1, conv3 = (layer_at(network, f"features.{name}", nn.Conv2d) for name in ("conv1", "conv3"))
+    assert conv1.groups == conv3.groups == 1
     # before layer 3 a change of one tower's kernels leaves the other tower as it was, normalized and pooled
     to_pool2 = network.features[: list(dict(network.features.named_children())).index("pool2") + 1]
     images = torch.randn(1, 3, 67, 67, dtype=torch.float64)
     before = to_pool2(images)
-    network.features.conv1.weight[:3] += 1
+    conv1.weight[:3] += 1
     after = to_pool2(images)
     assert torch.equal(before[:, 8:], after[:, 8:]) and not torch.equal(before[:, :8], after[:, :8])
 
@@ -173,7 +173,7 @@ def test_dropped_units_take_no_part_in_the_backward_pass_either():
     activations = (torch.rand(100) + 1).requires_grad_()
     outputs = alexnet.ScaledDropout(0.5)(activations)
     outputs.sum().backward()
-    assert torch.equal(activations.grad, (outputs != 0).float())
+    assert torch.equal(present(activations.grad), (outputs != 0).float())
 
 
 @pytest.mark.parametrize("drop_rate", [0.5, 0.25])
@@ -196,7 +196,8 @@ def test_224_is_227_with_three_zero_columns_and_rows():
     padded = torch.zeros(1, 3, 227, 227)
     padded[:, :, :224, :224] = images
     assert torch.equal(network(images), network(padded))
-    assert network.features.pad(images).shape == network.features.pad(padded).shape == (1, 3, 227, 227)
+    pad = network.get_submodule("features.pad")
+    assert pad(images).shape == pad(padded).shape == (1, 3, 227, 227)
 
 
 def test_one_tower_has_half_the_kernels_but_for_the_last_convolution():

@@ -9,6 +9,7 @@ import tencrop.models.factory  # noqa: F401  registers our names
 from tencrop.config import Model, UserError
 from tencrop.models.convolutional import MeanScores, fully_convolutional, largest_layer_bytes
 from tencrop.models.factory import build_model
+from typed import present
 
 # name, arguments, own size, a larger one, the map it gives there
 NETWORKS = [
@@ -32,8 +33,8 @@ def build(name: str, options: dict) -> nn.Module:
     network = build_model(model, num_classes=7).double().eval()
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
-            nn.init.normal_(layer.running_mean, std=0.1)
-            nn.init.uniform_(layer.running_var, 0.5, 2)
+            nn.init.normal_(present(layer.running_mean), std=0.1)
+            nn.init.uniform_(present(layer.running_var), 0.5, 2)
             nn.init.normal_(layer.weight, 1, 0.1)
     return network
 
@@ -61,19 +62,20 @@ def test_every_score_is_the_head_on_its_window(name) -> None:
     image = torch.randn(1, 3, larger, larger + 32, dtype=torch.float64)
     with torch.no_grad():
         is_timms = hasattr(network, "forward_features")
-        maps = network.forward_features(image) if is_timms else network.features(image)
-        window = (network.forward_features if is_timms else network.features)(image[..., :size, :size]).shape[-1]
+        features = getattr(network, "forward_features" if is_timms else "features")
+        head = getattr(network, "forward_head" if is_timms else "classifier")
+        maps, window = features(image), features(image[..., :size, :size]).shape[-1]
         scores = fully_convolutional(network, image_size=size)(image)
         assert scores.shape[2:] == (rows, columns + 1)
         for row in range(rows):
             for column in range(columns + 1):
                 part = maps[:, :, row : row + window, column : column + window]
                 if is_timms:
-                    expected = network.forward_head(part)
+                    expected = head(part)
                 elif name == "vgg_d":
-                    expected = network.classifier(part.flatten(1))
+                    expected = head(part.flatten(1))
                 else:
-                    expected = network.classifier(part.mean((2, 3), keepdim=True))
+                    expected = head(part.mean((2, 3), keepdim=True))
                 torch.testing.assert_close(scores[:, :, row, column], expected, rtol=1e-9, atol=1e-12)
 
 

@@ -7,6 +7,7 @@ from timm.models.densenet import DenseLayer
 from torch import nn
 
 import tencrop.models.densenet  # noqa: F401  registers its name with timm
+from typed import layer_at
 
 BLOCKS = {
     "densenet121": (6, 12, 24, 16),
@@ -21,7 +22,7 @@ def test_stages_of_table_1(name):
     shapes = []
     with torch.device("meta"):
         network = timm.create_model(name)
-        for layer in network.features:
+        for layer in network.get_submodule("features").children():
             layer.register_forward_hook(lambda _layer, _inputs, output: shapes.append(tuple(output.shape[1:])))
         assert network(torch.empty(1, 3, 224, 224)).shape == (1, 1000)
     expected, maps, side = [(64, 112, 112), (64, 112, 112), (64, 56, 56)], 64, 56
@@ -43,4 +44,5 @@ def test_layers_count_to_the_name_but_for_264(name):
     assert depth == int(name.removeprefix("densenet")) + (name == "densenet264")
     for layer in network.modules():
         if isinstance(layer, DenseLayer):
-            assert layer.conv1.out_channels == 4 * 32 and layer.conv2.out_channels == 32
+            assert layer_at(layer, "conv1", nn.Conv2d).out_channels == 4 * 32
+            assert layer_at(layer, "conv2", nn.Conv2d).out_channels == 32

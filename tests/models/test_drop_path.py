@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from timm.layers import DropPath
 
 from tencrop.cli.choices import CONF
@@ -15,6 +15,7 @@ from tencrop.cli.choices import CONF
 
 def rate_in(path) -> float:
     file = OmegaConf.load(path)
+    assert isinstance(file, DictConfig)
     return file.get("model", file).kwargs.get("drop_path_rate", 0.0)
 
 

@@ -76,12 +76,18 @@ def of_lightning(path: Path, trained: nn.Module, _: nn.Module) -> None:
     torch.save({"state_dict": state, "hyper_parameters": {"args": ARGS}, "global_step": 3}, path)
 
 
-PROGRAMS = {of_timm: True, of_torchvision: True, of_pytorch_examples: False, of_lightning: False}  # averages, too
+Save = Callable[[Path, nn.Module, nn.Module], None]
+PROGRAMS: dict[Save, bool] = {
+    of_timm: True,
+    of_torchvision: True,
+    of_pytorch_examples: False,
+    of_lightning: False,
+}  # averages, too
 
 
 @pytest.mark.parametrize("save", PROGRAMS)
 def test_the_weights_of_a_foreign_checkpoint_are_read(
-    save: Callable[[Path, nn.Module, nn.Module], None], trained: nn.Module, averaged: nn.Module, tmp_path: Path
+    save: Save, trained: nn.Module, averaged: nn.Module, tmp_path: Path
 ) -> None:
     path = tmp_path / "foreign.pth"
     save(path, trained, averaged)

@@ -7,6 +7,7 @@ import torchvision
 from torch import nn
 
 from tencrop.models import inception
+from typed import layer_at
 
 # figure 5's output of each module, its two of stride 2 behind their stride; ours add up to it
 SHAPES = {
@@ -52,9 +53,9 @@ def test_parameters():
 @pytest.mark.parametrize(("name", "pool"), [("3a", nn.AvgPool2d), ("4e", nn.MaxPool2d), ("5b", nn.MaxPool2d)])
 def test_pooling_averages_or_takes_maxima(name, pool):
     network = inception.bn_inception(width=0.0625)
-    module = network.features.get_submodule(f"inception{name}")
-    assert isinstance(module.branches["pool"][0], pool)
-    assert len(module.branches["pool"]) == (1 if name == "4e" else 2)
+    branch = layer_at(network, f"features.inception{name}.branches.pool", nn.Sequential)
+    assert isinstance(branch[0], pool)
+    assert len(branch) == (1 if name == "4e" else 2)
 
 
 def test_a_module_of_stride_2_passes_the_pooled_maps_through():
@@ -67,7 +68,7 @@ def test_a_module_of_stride_2_passes_the_pooled_maps_through():
 
 
 def test_averages_exclude_the_padding():
-    pool = inception.bn_inception(width=0.0625).features.inception3a.branches["pool"][0]
+    pool = inception.bn_inception(width=0.0625).get_submodule("features.inception3a.branches.pool.0")
     assert torch.equal(pool(torch.ones(1, 1, 5, 5)), torch.ones(1, 1, 5, 5))
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tencrop.training.precision import allow_tf32, set_precision
 
 NUM_CLASSES = 1000
 # name, arguments, image size
-HEADS = {
+HEADS: dict[str, tuple[str, dict[str, Any], int]] = {
     "linear": ("test_resnet", {}, 64),
     "a multilayer head": ("test_convnext", {}, 64),
     "two heads": ("deit_tiny_distilled_patch16_224", {"img_size": 32, "depth": 1}, 32),
@@ -126,7 +127,12 @@ def test_tf32_is_off_in_the_last_layer_only(is_training: bool, monkeypatch) -> N
         seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
 
     forward = type(last).forward
-    monkeypatch.setattr(last, "forward", lambda inputs: (note(), forward(last, inputs))[1])
+
+    def noting(inputs: Tensor) -> Tensor:
+        note()
+        return forward(last, inputs)
+
+    monkeypatch.setattr(last, "forward", noting)
     before = allow_tf32()
     try:
         set_precision("tf32")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tencrop.models import lenet
+from typed import present
 
 # Which maps of S2 (rows) each map of C3 (columns) reads, drawn as the paper's Table I; from memory, unverified
 TABLE_I = """
@@ -54,7 +55,7 @@ def test_c3_against_single_kernels():
     for output, column in enumerate(C3_COLUMNS):
         sources = [source for source, mark in enumerate(column) if mark == "X"]
         expected = sum(torch.nn.functional.conv2d(maps[:, s : s + 1], next(kernels)[None, None]) for s in sources)
-        torch.testing.assert_close(layer(maps)[:, output], (expected + layer.bias[output])[:, 0])
+        torch.testing.assert_close(layer(maps)[:, output], (expected + present(layer.bias)[output])[:, 0])
 
 
 def test_output_is_minus_the_squared_distance_to_the_pictures():

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from tencrop.models import mobilenet
+from typed import layer_at
 
 
 def build(name, **options):
@@ -45,7 +46,8 @@ def test_every_convolution_is_normalized_and_rectified():
 def test_a_separable_convolution_against_a_loop():
     torch.manual_seed(0)
     network = mobilenet.MobileNet(3, width=0.125).double().eval()
-    depthwise, pointwise = network.features.depthwise1.conv, network.features.pointwise1.conv
+    depthwise = layer_at(network, "features.depthwise1.conv", nn.Conv2d)
+    pointwise = layer_at(network, "features.pointwise1.conv", nn.Conv2d)
     maps = torch.randn(1, 4, 5, 5, dtype=torch.float64)
     output = pointwise(depthwise(maps))
     padded = nn.functional.pad(maps, (1, 1, 1, 1))

@@ -43,7 +43,7 @@ def test_pixels_are_normalized_as_for_the_weights_that_timm_publishes(name):
     if cfg is not None and (cfg.url or cfg.hf_hub_id):
         wanted = {"mean": cfg.mean, "std": cfg.std}
     elif network == "vit_small_patch16_plain":
-        wanted = {"mean": [0.5] * 3, "std": [0.5] * 3}
+        wanted = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     else:
         return
     ours = file.get("normalization", {"mean": "imagenet", "std": "imagenet"})

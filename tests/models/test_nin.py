@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from tencrop.models import nin
+from typed import present
 
 
 def test_parameters_and_sides_of_every_layer():
@@ -30,7 +31,7 @@ def test_initial_weights():
     for name, layer in nin.nin(width=0.5).features.named_children():
         if isinstance(layer, nn.Conv2d):
             assert abs(layer.weight.std() / (0.01 if name in small else 0.05) - 1) < 0.05, name
-            assert not layer.bias.any()
+            assert not present(layer.bias).any()
 
 
 def test_logits_are_the_averages_of_the_rectified_class_maps():

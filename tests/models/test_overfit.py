@@ -27,6 +27,7 @@ from torch import Tensor, nn
 import tencrop.models.factory  # noqa: F401  registers our names
 from tencrop.training.losses import with_auxiliary
 from tencrop.training.optimizers import SGDAlexNet
+from typed import present
 
 NUM_IMAGES, NUM_LABELS = 32, 8
 
@@ -36,14 +37,14 @@ def he_for_relu(network: nn.Module) -> None:
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(present(layer.bias))
 
 
 def he_and_living_classes(network: nn.Module) -> None:
     """He's weights, and class maps that begin at 4: these end in a ReLU, and of 8 classes one is soon 0 for good."""
     he_for_relu(network)
     class_maps = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)][-1]
-    nn.init.constant_(class_maps.bias, 4.0)
+    nn.init.constant_(present(class_maps.bias), 4.0)
 
 
 class Case(NamedTuple):

@@ -5,9 +5,11 @@ from itertools import pairwise
 import pytest
 import timm
 import torch
+from timm.models.resnet import Bottleneck
 from torch import nn
 
 from tencrop.models import resnext
+from typed import layer_at
 
 # cardinality, maps of a group, width of the grouped convolution in conv2 (table 2)
 TABLE_2 = [(1, 64, 64), (2, 40, 80), (4, 24, 96), (8, 14, 112), (32, 4, 128)]
@@ -22,8 +24,9 @@ def test_groups_and_strides(name):
     cardinality, width = map(int, name.removesuffix("d").split("_")[1].split("x"))
     with torch.device("meta"):
         network = timm.create_model(name)
-    for number, stage in enumerate((network.layer1, network.layer2, network.layer3, network.layer4)):
-        for index, block in enumerate(stage):
+    for number in range(4):
+        for index, block in enumerate(network.get_submodule(f"layer{number + 1}").children()):
+            assert isinstance(block, Bottleneck)
             stride = 2 if index == 0 and number > 0 else 1
             assert (block.conv1.stride[0], block.conv2.stride[0]) == (1, stride)
             assert block.conv2.groups == cardinality
@@ -36,7 +39,7 @@ def test_groups_and_strides(name):
 def test_a_block_of_conv2_has_70_thousand_parameters(depth, cardinality, width, maps):
     """C * (256 d + 9 d^2 + 256 d), which table 2 prints as about 70k."""
     with torch.device("meta"):
-        block = timm.create_model(f"resnext{depth}_{cardinality}x{width}d").layer1[1]
+        block = layer_at(timm.create_model(f"resnext{depth}_{cardinality}x{width}d"), "layer1.1", Bottleneck)
     weights = sum(layer.weight.numel() for layer in (block.conv1, block.conv2, block.conv3))
     assert block.conv2.out_channels == maps
     assert weights == cardinality * (256 * width + 9 * width**2 + 256 * width) and round(weights, -4) == 70_000
@@ -61,5 +64,5 @@ def test_a_plain_block_with_zeroed_last_scale_gives_zeros():
     expected = block.bn1(block.conv1(maps)).relu()
     expected = block.bn2(block.conv2(expected)).relu()
     assert torch.equal(block(maps), block.bn3(block.conv3(expected)).relu()) and block(maps).any()
-    nn.init.zeros_(block.bn3.weight)
+    nn.init.zeros_(layer_at(block, "bn3", nn.BatchNorm2d).weight)
     assert not block(maps).any()

@@ -6,6 +6,7 @@ import torchvision
 from torch import nn
 
 from tencrop.models import squeezenet
+from typed import layer_at, present
 
 # sides after these layers for images of 227; the paper's table 1 as its files give it
 SHAPES = {
@@ -54,19 +55,20 @@ def test_the_padding_of_the_class_maps_puts_rectified_biases_around_them():
     padded = squeezenet.squeezenet_1_0(num_classes=5, width=0.125).eval()
     plain = squeezenet.squeezenet_1_0(num_classes=5, width=0.125, class_padding=0).eval()
     with torch.no_grad():
-        padded.classifier.conv10.bias.copy_(torch.tensor([-1.0, 0.0, 1.0, 2.0, 3.0]))
+        bias = present(layer_at(padded, "classifier.conv10", nn.Conv2d).bias)
+        bias.copy_(torch.tensor([-1.0, 0.0, 1.0, 2.0, 3.0]))
         plain.load_state_dict(padded.state_dict())
         images = torch.randn(2, 3, 227, 227)
-        border = padded.classifier.conv10.bias.relu() * (15**2 - 13**2)
+        border = bias.relu() * (15**2 - 13**2)
         torch.testing.assert_close(padded(images), (plain(images) * 13**2 + border) / 15**2)
-    assert squeezenet.squeezenet_1_1(width=0.125).classifier.conv10.padding == (0, 0)
+    assert layer_at(squeezenet.squeezenet_1_1(width=0.125), "classifier.conv10", nn.Conv2d).padding == (0, 0)
 
 
 def test_a_simple_bypass_is_around_every_other_module():
     network = squeezenet.squeezenet_1_0(bypass="simple", width=0.125)
     fires = {name: layer for name, layer in network.features.named_children() if name.startswith("fire")}
     assert [name for name, fire in fires.items() if fire.bypass is not None] == ["fire3", "fire5", "fire7", "fire9"]
-    plain = squeezenet.squeezenet_1_0(width=0.125).features.fire3
+    plain = squeezenet.squeezenet_1_0(width=0.125).get_submodule("features.fire3")
     plain.load_state_dict(fires["fire3"].state_dict())
     maps = torch.randn(2, 16, 5, 5)
     assert torch.equal(fires["fire3"](maps), plain(maps) + maps)
@@ -87,9 +89,10 @@ def test_a_complex_bypass_has_a_convolution_where_the_maps_grow():
     assert num_parameters(network) == 1_589_672
     maps = torch.randn(2, 96, 5, 5)
     with torch.no_grad():
-        with_bypass = network.features.fire2(maps)
-        bypass, network.features.fire2.bypass = network.features.fire2.bypass, None
-        torch.testing.assert_close(with_bypass, network.features.fire2(maps) + bypass(maps))
+        fire2 = layer_at(network, "features.fire2", squeezenet.Fire)
+        with_bypass = fire2(maps)
+        bypass, fire2.bypass = present(fire2.bypass), None
+        torch.testing.assert_close(with_bypass, fire2(maps) + bypass(maps))
 
 
 def test_initial_weights_are_the_authors():
@@ -98,7 +101,7 @@ def test_initial_weights_are_the_authors():
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d):
             std = 0.01 if name == "classifier.conv10" else layer.weight[0].numel() ** -0.5
-            assert abs(layer.weight.std() / std - 1) < 0.1 and not layer.bias.any(), name
+            assert abs(layer.weight.std() / std - 1) < 0.1 and not present(layer.bias).any(), name
 
 
 @pytest.mark.parametrize(("options", "words"), [({"version": "2.0"}, "version='2.0'"), ({"bypass": "both"}, "bypass")])

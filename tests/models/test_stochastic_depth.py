@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 from timm.models.resnet import BasicBlock, Bottleneck
+from torch import nn
 
 from tencrop.models import resnet, stochastic_depth
 from tencrop.models.stochastic_depth import StochasticDepth, with_stochastic_depth
+from typed import layer_at, present
 
 
 def small(last_survival=0.5):
@@ -19,8 +21,9 @@ def test_survival_decays_linearly_over_the_50_blocks():
     with torch.device("meta"):
         network = stochastic_depth.resnet152_stochastic_depth()
     blocks = [module for module in network.modules() if isinstance(module, Bottleneck)]
-    survival = [1 - block.drop_path.drop_rate for block in blocks]
-    assert len(blocks) == 50 and [len(s) for s in (network.layer1, network.layer2, network.layer3)] == [3, 8, 36]
+    survival = [1 - layer_at(block, "drop_path", StochasticDepth).drop_rate for block in blocks]
+    stages = [layer_at(network, f"layer{number}", nn.Sequential) for number in (1, 2, 3)]
+    assert len(blocks) == 50 and [len(stage) for stage in stages] == [3, 8, 36]
     assert survival == pytest.approx([1 - number / 50 * (1 - 0.5) for number in range(1, 51)])
     assert survival[0] == pytest.approx(0.99) and survival[-1] == 0.5
     assert all(block.conv1.stride == (1, 1) for block in blocks)  # fb.resnet.torch: the stride is in the 3 x 3
@@ -48,14 +51,17 @@ def test_a_dropped_block_learns_nothing_and_lets_the_gradient_pass():
     network = small()
     blocks = [module for module in network.modules() if isinstance(module, BasicBlock)]
     for block in blocks:
-        block.drop_path.drop_rate = 1.0  # all dropped: what is left are the stem and the projections
-    mean_before = blocks[-1].bn2.running_mean.clone()
+        layer_at(
+            block, "drop_path", StochasticDepth
+        ).drop_rate = 1.0  # all dropped: what is left are the stem and the projections
+    last_mean = present(layer_at(blocks[-1], "bn2", nn.BatchNorm2d).running_mean)
+    mean_before = last_mean.clone()
     network(torch.randn(4, 3, 32, 32)).square().sum().backward()
     for name, parameter in network.named_parameters():
         is_residual = name.startswith("layer") and "downsample" not in name
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
         assert parameter.grad.any() != is_residual, name
-    assert not torch.equal(blocks[-1].bn2.running_mean, mean_before)  # its BatchNorm has seen the batch
+    assert not torch.equal(last_mean, mean_before)  # its BatchNorm has seen the batch
 
 
 def test_survival_of_1_is_the_network_without():

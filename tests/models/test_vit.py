@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tencrop.models import vit
+from typed import layer_at, present
 
 
 def small(**options):
@@ -52,13 +53,16 @@ def test_the_mean_of_all_normalized_patches_is_classified():
 def test_initial_weights():
     torch.manual_seed(0)
     network = vit.vit_small_patch16_plain()
-    assert not network.head.fc.weight.any() and not network.head.fc.bias.any()
-    block = network.blocks[3]
-    for weights in (*block.attn.qkv.weight.chunk(3), block.attn.proj.weight):
+
+    def weight(name):
+        return layer_at(network, name, nn.Linear).weight
+
+    assert not weight("head.fc").any() and not present(layer_at(network, "head.fc", nn.Linear).bias).any()
+    for weights in (*weight("blocks.3.attn.qkv").chunk(3), weight("blocks.3.attn.proj")):
         assert abs(weights.abs().max() / math.sqrt(6 / (2 * 384)) - 1) < 0.01
-    assert abs(block.mlp.fc1.weight.abs().max() / math.sqrt(6 / (5 * 384)) - 1) < 0.01
-    assert abs(network.head.pre_logits.weight.std() * math.sqrt(384) - 1) < 0.02
-    assert abs(network.patch_embed.proj.weight.std() * math.sqrt(3 * 16 * 16) - 1) < 0.02
+    assert abs(weight("blocks.3.mlp.fc1").abs().max() / math.sqrt(6 / (5 * 384)) - 1) < 0.01
+    assert abs(weight("head.pre_logits").std() * math.sqrt(384) - 1) < 0.02
+    assert abs(layer_at(network, "patch_embed.proj", nn.Conv2d).weight.std() * math.sqrt(3 * 16 * 16) - 1) < 0.02
 
 
 def test_parameters_and_other_resolutions():

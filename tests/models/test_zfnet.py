@@ -7,7 +7,6 @@ from torch import nn
 from tencrop.models import zfnet
 
 PARAMETERS = [14_208, 614_656, 885_120, 1_327_488, 884_992, 37_752_832, 16_781_312, 4_097_000]
-SMALL = {"img_size": 64, "width": 0.0625}
 
 
 def num_parameters(network):
@@ -31,7 +30,7 @@ def test_sides_and_parameters_of_every_layer():
 
 
 def test_normalization_follows_the_pooling_of_layers_1_and_2():
-    names = list(dict(zfnet.zfnet(**SMALL).features.named_children()))
+    names = list(dict(zfnet.zfnet(img_size=64, width=0.0625).features.named_children()))
     assert names[:8] == [f"{kind}{number}" for number in (1, 2) for kind in ("conv", "relu", "pool", "norm")]
     assert [name for name in names if name.startswith("norm")] == ["norm1", "norm2"]
 

@@ -30,7 +30,7 @@ def data_manifest() -> dict[str, Any]:
     statistics |= {"covariance": [triple] * 3, "eigenvectors": [triple] * 3}
     place = {"path": None, "splits": {"train": "", "val": ""}, "routes": {"train": "made", "val": "made"}}
     rest = {"statistics": statistics, "mean_image": "x", "mean_image_sha256": "x", "source": place | {"archives": {}}}
-    options = {f"store.{key}": None for key in ("short_side", "max_side", "jpeg_fraction")}
+    options: dict[str, str | int | None] = {f"store.{key}": None for key in ("short_side", "max_side", "jpeg_fraction")}
     options |= {"store.mode": "raw", "store.quality": 95}
     classes = [str(digit) for digit in range(10)]
     return {"name": "digits", "options": options, "classes": classes, "splits": splits, **rest}

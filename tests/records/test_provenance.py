@@ -11,6 +11,7 @@ import pytest
 import tencrop
 from tencrop.records import provenance
 from tencrop.report.page import _code
+from typed import present
 
 
 def git(folder, *arguments):
@@ -60,7 +61,7 @@ def test_code_version_of_a_checkout(tmp_path, monkeypatch):
     git(tmp_path, "remote", "add", "origin", "https://me:hunter22@example.org/tencrop.git")
     monkeypatch.setattr(provenance, "PACKAGE", package)
     clean = provenance.code_version()
-    assert len(clean["revision"]) == 40 and clean["diff_sha256"] is None
+    assert len(present(clean["revision"])) == 40 and clean["diff_sha256"] is None
     assert clean["remote"] == "https://***@example.org/tencrop.git"
 
     (package / "report" / "page.py").write_text("title = 'b'\n")

@@ -101,8 +101,13 @@ def test_a_folder_that_cannot_be_created_is_reported_in_one_sentence(complete_ru
 
 def test_a_strangers_configuration_is_treated_as_data(complete_run, trains_to, tmp_path, monkeypatch):
     """Hydra would obey a section of its own, a list of defaults and interpolations in the file that it composes."""
-    commands = []
-    monkeypatch.setattr(module, "run_and_forward", lambda command: commands.append(command) or 0)
+    commands: list[list[str]] = []
+
+    def note(command: list[str]) -> int:
+        commands.append(command)
+        return 0
+
+    monkeypatch.setattr(module, "run_and_forward", note)
     path = complete_run / "config.yaml"
     path.write_text(path.read_text().replace("source: null", "source: ${oc.env:HOME}"))
     train_again(complete_run, tmp_path / "into")

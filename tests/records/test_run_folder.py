@@ -207,8 +207,8 @@ def test_a_failure_of_git_is_printed_recorded_and_shown(make_config, data_manife
 def test_a_manifest_of_the_first_runs(make_config, data_manifest):
     folder = run_folder(make_config(), data_manifest)
     manifest = read_run_manifest(folder)
-    manifest["result"] = {"status": "complete", "weights_sha256": "ab" * 32}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    result = {"status": "complete", "weights_sha256": "ab" * 32}
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "result": result}))
     assert read_run_manifest(folder)["result"]["ema_sha256"] is None
 
 

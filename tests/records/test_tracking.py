@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
 from tencrop.records import tracking
 from tencrop.records.run_folder import run_folder
 from tencrop.records.tracked_errors import log_error_table, log_errors
 from tencrop.records.tracking import InputImages, build_logger, close_logger, log_images
+from typed import present
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "0123456789" * 4
@@ -73,7 +74,8 @@ def track(config, run_dir, said):
 
 def test_wandb_offline_without_account(make_config, data_manifest, capfd):
     config = make_config("tracker=wandb")
-    run_dir, said = run_folder(config, data_manifest), []
+    run_dir = run_folder(config, data_manifest)
+    said: list[str] = []
     track(config, run_dir, said)
     identity = json.loads((run_dir / "tracking" / "run.json").read_text())["id"]
     assert len(said) == 1 and "offline (not logged in)" in said[0]
@@ -83,6 +85,7 @@ def test_wandb_offline_without_account(make_config, data_manifest, capfd):
     files = list((run_dir / "tracking").rglob(f"run-{identity}.wandb"))
     assert files
     logger = build_logger(config, run_dir, say=said.append)
+    assert isinstance(logger, WandbLogger)
     log_errors(logger, RESULT)
     assert logger.experiment.summary["center/top1_error"] == RESULT["top1_error"]
     close_logger(logger)
@@ -99,6 +102,7 @@ def test_a_run_continues_when_wandb_fails(make_config, data_manifest, monkeypatc
 
     config = make_config("tracker=wandb")
     logger = build_logger(config, run_folder(config, data_manifest), say=lambda line: None)
+    assert isinstance(logger, WandbLogger)
     with monkeypatch.context() as patch:
         patch.setattr(logger.experiment, "log", lost)
         patch.setattr(logger.experiment, "finish", lost)
@@ -116,7 +120,7 @@ def test_forked_loader_processes_may_import(make_config, data_manifest, monkeypa
     for name in [name for name in sys.modules if name.split(".")[0] == "sklearn"]:
         monkeypatch.delitem(sys.modules, name)
     config = make_config("tracker=wandb")
-    logger = build_logger(config, run_folder(config, data_manifest), say=str)
+    logger = build_logger(config, run_folder(config, data_manifest), say=lambda line: None)
     process = multiprocessing.get_context("fork").Process(target=importlib.import_module, args=["sklearn"])
     process.start()
     process.join(60)
@@ -127,7 +131,8 @@ def test_forked_loader_processes_may_import(make_config, data_manifest, monkeypa
 def test_wandb_server_that_does_not_answer(make_config, data_manifest, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    config, said = make_config("tracker=wandb"), []
+    config = make_config("tracker=wandb")
+    said: list[str] = []
     run_dir = run_folder(config, data_manifest)
     open_run, modes = tracking._open_run, []
 
@@ -146,7 +151,8 @@ def test_wandb_server_that_does_not_answer(make_config, data_manifest, monkeypat
 def test_wandb_server_that_refuses_the_account(make_config, data_manifest, monkeypatch, refusing_server):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", refusing_server)
-    config, said = make_config("tracker=wandb"), []
+    config = make_config("tracker=wandb")
+    said: list[str] = []
     track(config, run_folder(config, data_manifest), said)
     assert len(said) == 1 and "did not take the run" in said[0] and "wandb sync" in said[0]
 
@@ -169,7 +175,7 @@ UNFIT = {
 def test_settings_that_wandb_refuses_do_not_stop_a_run(case, make_config, data_manifest, monkeypatch):
     for name, value in UNFIT[case].items():
         monkeypatch.setenv(name, value)
-    said = []
+    said: list[str] = []
     track(make_config("tracker=wandb"), run_folder(make_config(), data_manifest), said)
     assert len(said) == 1 and said[0].startswith("wandb: not tracked ("), said
     assert "type=" not in said[0] and "\n" not in said[0] and KEY not in said[0]
@@ -188,14 +194,16 @@ def test_system_errors_in_wandb_do_not_stop_a_run(error, make_config, data_manif
         raise error
 
     monkeypatch.setattr("wandb.setup", fail)
-    said = []
+    said: list[str] = []
     track(make_config("tracker=wandb"), run_folder(make_config(), data_manifest), said)
     assert len(said) == 1 and said[0].startswith("wandb: not tracked (") and "the run continues without it" in said[0]
 
 
 def test_entity_and_project_are_told_apart(make_config, data_manifest):
-    config, said = make_config("tracker=wandb", "tracker.project=team/imagenet"), []
+    config = make_config("tracker=wandb", "tracker.project=team/imagenet")
+    said: list[str] = []
     logger = build_logger(config, run_folder(config, data_manifest), say=said.append)
+    assert isinstance(logger, WandbLogger)
     assert (logger.experiment.entity, logger.experiment.project) == ("team", "imagenet")
     assert "offline (not logged in)" in said[0]
     close_logger(logger)
@@ -206,7 +214,7 @@ def test_tensorboard(make_config, data_manifest):
     run_dir = run_folder(config, data_manifest)
     track(config, run_dir, [])
     assert list((run_dir / "tracking").glob("events.*"))
-    assert isinstance(build_logger(config, run_dir, say=str), TensorBoardLogger)
+    assert isinstance(build_logger(config, run_dir, say=lambda line: None), TensorBoardLogger)
 
 
 def test_none(make_config, data_manifest):
@@ -230,7 +238,7 @@ def test_input_images_are_those_that_enter_the_network(tmp_path):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     class Spy(TensorBoardLogger):
-        seen = None
+        seen: torch.Tensor | None = None
 
         @property
         def experiment(self):
@@ -240,7 +248,10 @@ def test_input_images_are_those_that_enter_the_network(tmp_path):
             assert self.seen is None, "logged once"
             self.seen = pixels
 
-        log_metrics = log_hyperparams = log_graph = save = finalize = lambda *_, **__: None
+        def ignore(self, *_, **__) -> None:
+            pass
+
+        log_metrics = log_hyperparams = log_graph = save = finalize = ignore
 
     images = torch.rand(6, 3, 2, 4)
     logger = Spy(tmp_path)
@@ -256,7 +267,7 @@ def test_input_images_are_those_that_enter_the_network(tmp_path):
     trainer.fit(Module(), torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images), batch_size=6))
     entered = (images * 2 - 1)[:, 0, 0][:5]
     stretched = (entered - entered.min()) * (255 / (entered.max() - entered.min()))
-    assert torch.equal(logger.seen, stretched.round().byte())
+    assert torch.equal(present(logger.seen), stretched.round().byte())
 
 
 def test_only_the_first_process_opens_a_run(make_config, tmp_path, monkeypatch):

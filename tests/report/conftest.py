@@ -98,8 +98,8 @@ def print_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         of_row = {key: value for key, value in changes.items() if not key.isupper()}
         protocol = {"name": "center", "side": 36, "size": 32, "region": "whole", "resize": "shorter_side"}
         row = {"id": "a", "row": "A", "top1": "1.5", "top5": None, "experiment": "lenet5_digits"} | of_row
-        table = {"title": "Table 1", "source": "A & B", "data": "digits", "split": "val", "unit": "error"}
-        table |= {"columns": ["top1", "top5"], "confidence": "third party"} | of_table
+        table: dict[str, object] = {"title": "Table 1", "source": "A & B", "data": "digits", "split": "val"}
+        table |= {"unit": "error", "columns": ["top1", "top5"], "confidence": "third party"} | of_table
         table |= {"protocol": protocol | {"filter": None, "average": None}, "rows": [row]}
         folder = tmp_path / f"errors{len(list(tmp_path.glob('errors*')))}"
         folder.mkdir()

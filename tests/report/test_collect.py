@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hydra import initialize_config_dir
@@ -17,8 +16,9 @@ from tencrop.cli.choices import CONF
 from tencrop.config import UserError
 from tencrop.evaluation.results import load_result, save_result
 from tencrop.report.claims import _composed
-from tencrop.report.collect import Broken, Experiment, collect, collect_evaluations, input_folders
+from tencrop.report.collect import Broken, Experiment, Run, collect, collect_evaluations, input_folders
 from tencrop.training.metric_rows import NO_ROWS, append_row
+from typed import stand_in
 
 ROOT = Path(__file__).parents[2]
 
@@ -149,7 +149,7 @@ def test_a_run_that_was_copied_in_part_is_named(evaluated_run, tmp_path, missing
 def test_a_report_marks_broken_runs_and_exits_with_2(evaluated_run, tmp_path):
     whole, broken = evaluated_run("seed=0"), evaluated_run("seed=1")
     (broken / "config.yaml").write_text("")
-    command = [sys.executable, ROOT / "report.py", f"runs=[{tmp_path}/runs]", f"output={tmp_path}/page"]
+    command = [sys.executable, str(ROOT / "report.py"), f"runs=[{tmp_path}/runs]", f"output={tmp_path}/page"]
     finished = subprocess.run(command, capture_output=True, text=True)
     assert finished.returncode == 2, finished.stderr
     assert finished.stderr.startswith(f"error: left out of the report: {broken}/config.yaml: ")
@@ -168,7 +168,7 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_runs_are_read(eva
     evaluated_run()
     (tmp_path / "page").mkdir()
     place = read_only(tmp_path / "page")
-    command = [sys.executable, ROOT / "report.py", f"runs=[{tmp_path}/none]", f"output={place}"]
+    command = [sys.executable, str(ROOT / "report.py"), f"runs=[{tmp_path}/none]", f"output={place}"]
     finished = subprocess.run(command, capture_output=True, text=True)
     assert finished.returncode == 2 and finished.stdout == "" and finished.stderr.count("\n") == 1
     assert finished.stderr.startswith(f"error: {place}/report.html: cannot be written (the file system is read-only)")
@@ -241,9 +241,9 @@ IMAGENET, SIMULATED, SUBSET = data_of(1_281_167, 50_000, 1000), data_of(1000, 10
 )
 def test_a_claim_stands_beside_whole_runs_of_its_own_recipe_alone(composed, changes, data, is_shown):
     config = dataclasses.asdict(composed("model=resnet50", *changes))
-    run = SimpleNamespace(config=config, manifest={"data": data})
+    run = stand_in(Run, config=config, manifest={"data": data})
     assert (Experiment("resnet50", (run,)).claims != []) == is_shown
-    other = SimpleNamespace(config=config, manifest={"data": SUBSET})
+    other = stand_in(Run, config=config, manifest={"data": SUBSET})
     assert Experiment("resnet50", (run, other)).claims == [], "one of two is not of the claim's data"
 
 
@@ -260,7 +260,7 @@ def test_claims_are_looked_up_while_a_command_runs(composed):
     _composed.cache_clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         before = GlobalHydra.instance().hydra
-        run = SimpleNamespace(config=config, manifest={"data": IMAGENET})
+        run = stand_in(Run, config=config, manifest={"data": IMAGENET})
         assert Experiment("resnet50", (run,)).claims != []
         assert GlobalHydra.instance().hydra is before
 
@@ -268,9 +268,9 @@ def test_claims_are_looked_up_while_a_command_runs(composed):
 def test_configurations_that_cannot_be_read_claim_nothing(composed):
     config = dataclasses.asdict(composed("model=resnet50"))
     for change in ({"unknown": 1}, {"short_side": "${image_size}"}, {"training": None}, {"data": None}):
-        run = SimpleNamespace(config={**config, **change}, manifest={"data": IMAGENET})
+        run = stand_in(Run, config={**config, **change}, manifest={"data": IMAGENET})
         assert Experiment("resnet50", (run,)).claims == []
-    run = SimpleNamespace(config={}, manifest={"data": IMAGENET})
+    run = stand_in(Run, config={}, manifest={"data": IMAGENET})
     assert Experiment("resnet50", (run,)).claims == []
 
 
@@ -279,7 +279,7 @@ def test_one_broken_result_leaves_the_others(evaluated_run, loose_result):
     (loose / "broken.result.json").write_text("{}")
     with pytest.raises(UserError, match=r"broken\.result\.json"):
         collect_evaluations([loose])
-    broken = []
+    broken: list[Broken] = []
     (evaluation,) = collect_evaluations([loose], broken.append)
     assert evaluation.result.num_images == 500 and "broken.result.json" in str(broken)
 
@@ -301,6 +301,6 @@ def test_metrics_that_cannot_be_read_cost_one_run(evaluated_run, tmp_path):
     evaluated_run("seed=2")
     (folder / "metrics.jsonl").unlink()
     (folder / "metrics.jsonl").mkdir()
-    broken = []
+    broken: list[Broken] = []
     (experiment,) = collect([tmp_path / "runs"], broken.append)
     assert [run.seed for run in experiment.runs] == [2] and "metrics.jsonl: is not a file" in str(broken)

@@ -24,6 +24,7 @@ from tencrop.report.figures import (
     kernel_picture,
     panel_figure,
 )
+from typed import present
 
 
 def pictures_in(html):
@@ -49,7 +50,7 @@ def test_first_kernels_are_the_first_layer_over_the_image():
         "patch.weight": torch.ones(4, 3, 16, 16),
         "later.weight": torch.zeros(4, 3, 3, 3),
     }
-    assert first_kernels(state).shape == (4, 3, 16, 16)
+    assert present(first_kernels(state)).shape == (4, 3, 16, 16)
     assert first_kernels({"fc.weight": torch.zeros(4, 4)}) is None
 
 
@@ -123,7 +124,8 @@ def test_panel_with_a_damaged_original(evaluated_run, prepared_photos, photo_fol
     scores = from_averages(torch.arange(len(labels)), labels, logits.softmax(1), logits, facts)
     save_scores(tmp_path / "scores.safetensors", scores)
     run.config["data"] |= {"root": str(prepared_photos), "source": str(moved), "name": "imagefolder"}
-    result = replace(run.results[0], scores=tmp_path / "scores.safetensors", **facts)
+    fingerprint = split.source_fingerprint
+    result = replace(run.results[0], scores=tmp_path / "scores.safetensors", source_fingerprint=fingerprint)
     assert "is no longer the file that was prepared" in panel_figure(run, result)
     run.config["data"]["source"] = str(photo_folder)
     assert "<div class=panel>" in panel_figure(run, result)

@@ -54,7 +54,7 @@ def newcombe_by_hand(both: int, first: int, second: int, neither: int) -> tuple[
     p1, p2 = (both + first) / num, (both + second) / num
     (l1, u1), (l2, u2) = wilson_by_roots(p1, num), wilson_by_roots(p2, num)
     margins = (both + first) * (second + neither) * (both + second) * (first + neither)
-    cross = both * neither - first * second
+    cross: float = both * neither - first * second
     cross = max(cross - num / 2, 0) if cross > 0 else cross
     phi = cross / margins**0.5 if margins else 0
     delta2 = (p1 - l1) ** 2 - 2 * phi * (p1 - l1) * (u2 - p2) + (u2 - p2) ** 2

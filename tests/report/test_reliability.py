@@ -6,6 +6,7 @@ import numpy as np
 
 from tencrop.report.reliability import HEIGHT, WIDTH, reliability_svg
 from tencrop.report.score_statistics import calibration
+from typed import present
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -25,7 +26,7 @@ def bar_height(svg: ElementTree.Element, name: str) -> float:
     """Height of the path within the group of this id, in pixels; 0 without one."""
     for group in svg.iter(f"{SVG}g"):
         if group.get("id") == name:
-            path = group.find(f"{SVG}path").get("d")
+            path = present(present(group.find(f"{SVG}path")).get("d"))
             ys = [float(word) for word in path.replace("L", "M").replace("z", "").split("M") if word.strip()
                   for word in [word.split()[1]]]  # fmt: skip
             return max(ys) - min(ys)

@@ -1,6 +1,7 @@
 """report.py diff=[A,B]: what differs between two runs, settings that affect training first."""
 
 import json
+from collections.abc import Sequence
 
 import pytest
 
@@ -8,7 +9,7 @@ from tencrop.config import UserError
 from tencrop.report.run_diff import difference, read_record, report_difference
 
 
-def tables(a, b) -> dict[str, list[tuple[str, ...]]]:
+def tables(a, b) -> dict[str, list[Sequence[str]]]:
     """Rows by the first words of each table's title."""
     return {block.title: list(block.rows) for block in difference(read_record(a), read_record(b))}
 

@@ -5,13 +5,13 @@ import re
 import pytest
 from safetensors.numpy import load_file
 
-from tencrop.report.collect import collect, collect_evaluations
+from tencrop.report.collect import Broken, collect, collect_evaluations
 from tencrop.report.page import write_report
 from tencrop.report.score_section import score_sections, shown_result
 
 
 def sections(experiments, evaluations=(), *, ks=(1, 5)):
-    broken = []
+    broken: list[Broken] = []
     return score_sections(experiments, evaluations, ks=ks, on_broken=broken.append), broken
 
 

@@ -107,7 +107,7 @@ def test_runs_with_another_protocol_support_no_claim(
     assert line.run == f"lenet5_digits/{folder.name}: protocol center, not ten_crop; side 36, not 40"
 
 
-ENSEMBLE = [
+ENSEMBLE: list[dict[str, Any]] = [
     {"id": "lenet5", "row": "LeNet-5", "top1": "2.0", "top5": "0.0", "experiment": "lenet5_digits"},
     {"id": "two", "row": "2 LeNets", "top1": "1.8", "top5": "0.0", "members": [{"row": "lenet5", "seeds": 2}]},
     {"id": "three", "row": "3 LeNets", "top1": "1.7", "top5": "0.0", "members": [{"row": "lenet5", "seeds": 3}]},
@@ -126,7 +126,8 @@ def test_an_ensemble_is_matched_by_the_runs_of_its_members(
     def found(*members: Path, wrong: str | None = None) -> dict[str, Ours]:
         result = load_result(folders[0] / "predictions" / "center.result.json")
         hashes = [wrong or f"{int(folder.name[4]):064x}" for folder in members]
-        facts = {"checkpoint": [f"{folder}/checkpoints/last.ckpt" for folder in members], "selection": None}
+        facts: dict[str, object] = {"selection": None}
+        facts["checkpoint"] = [f"{folder}/checkpoints/last.ckpt" for folder in members]
         out = tmp_path / "evaluations" / "ensemble-0123abcd"
         facts |= {"weights_sha256": " + ".join(hashes), "seed": None, "run_id": None}
         save_result(out / "center.result.json", result | facts)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import socket
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,8 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-import runs
-
 from tencrop.training.metric_rows import read_rows
+from training import runs
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["tencrop.training.fit", "timm"])

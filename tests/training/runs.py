@@ -17,6 +17,7 @@ import tencrop.training.classifier
 from tencrop.cli.choices import CONF
 from tencrop.config import Config, derive_batches, validate
 from tencrop.data.store.manifest import read_manifest
+from tencrop.training.divergence import record_nonfinite_loss
 from tencrop.training.fit import build, completed_fit, fit
 
 # 18 images to train on and 6 to select by, 3 steps an epoch of 3 micro-batches each; every part that has a state
@@ -80,12 +81,11 @@ class Fault(Callback):
 
 def poison(at_step: int) -> None:
     """Make the loss of optimizer step `at_step` NaN."""
-    original = tencrop.training.classifier.Classifier.record_nonfinite_loss
 
-    def record_nonfinite_loss(self: Any, loss: torch.Tensor) -> None:
-        original(self, loss * float("nan") if self.global_step == at_step else loss)
+    def record(first_nonfinite_step: torch.Tensor, loss: torch.Tensor, *, step: int) -> None:
+        record_nonfinite_loss(first_nonfinite_step, loss * float("nan") if step == at_step else loss, step=step)
 
-    tencrop.training.classifier.Classifier.record_nonfinite_loss = record_nonfinite_loss  # type: ignore[method-assign]
+    tencrop.training.classifier.record_nonfinite_loss = record
 
 
 def train(

@@ -8,6 +8,7 @@ from torch import nn
 
 from tencrop.config import Batches, UserError
 from tencrop.training.batchnorm import set_groups, update_running_statistics
+from typed import layer_at
 
 
 def layout(*, micro_batch: int, group: int, accumulate: int = 1) -> Batches:
@@ -50,8 +51,9 @@ def test_groups_are_normalized_separately():
     update_running_statistics(ghost)
     means = torch.stack([part.mean((0, 2, 3)) for part in images.split(2)])
     variances = torch.stack([part.var((0, 2, 3)) for part in images.split(2)])
-    torch.testing.assert_close(ghost[0].running_mean, 0.1 * means.mean(0), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(ghost[0].running_var, 0.9 + 0.1 * variances.mean(0), rtol=1e-12, atol=1e-12)
+    norm = layer_at(ghost, "0", nn.BatchNorm2d)
+    torch.testing.assert_close(norm.running_mean, 0.1 * means.mean(0), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * variances.mean(0), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("micro_batch", "accumulate"), [(12, 1), (4, 3), (2, 6)])

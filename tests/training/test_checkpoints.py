@@ -12,6 +12,7 @@ from tencrop.models import checkpoint_files
 from tencrop.models.checkpoint_files import RefusedCheckpoint, weights_sha256
 from tencrop.models.weights import load_weights
 from tencrop.training.checkpoints import LAST, AtomicCheckpointIO, latest_valid_checkpoint, read_checkpoint, set_aside
+from typed import present
 
 FACTS = {
     "format": 2, "step": 7, "total_steps": 9, "is_complete": False, "model": "net", "seed": 0, "run_id": "ab",
@@ -210,7 +211,7 @@ def test_previous_replaces_an_invalid_checkpoint(run, fault):
     last, previous = (run / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
     assert latest_valid_checkpoint(run) is None
     save(last, 1.0)
-    found = latest_valid_checkpoint(run)
+    found = present(latest_valid_checkpoint(run))
     assert found.path == last and found.refusal is None
     save(last, 2.0)
     match fault:
@@ -222,16 +223,18 @@ def test_previous_replaces_an_invalid_checkpoint(run, fault):
             save(previous, 1.0)
         case "gone":
             last.unlink()
-    found = latest_valid_checkpoint(run)
+    found = present(latest_valid_checkpoint(run))
     assert found.path == previous and value_in(found.content) == 1.0
     sentence = {"damaged": "is damaged", "of another run": "is of another run", "gone": "there is no such checkpoint"}
-    assert found.refusal.startswith(f"{last}: {sentence[fault]}") and "\n" not in found.refusal
-    assert found.refusal.endswith("; resuming from previous.ckpt (step 7 of 9)")
+    refusal = present(found.refusal)
+    assert refusal.startswith(f"{last}: {sentence[fault]}") and "\n" not in refusal
+    assert refusal.endswith("; resuming from previous.ckpt (step 7 of 9)")
 
     set_aside(run)
     assert not last.exists() and (run / "checkpoints" / "refused.ckpt").exists() == (fault != "gone")
     save(last, 5.0)  # leaves the only valid one in its place
-    assert value_in(read_checkpoint(previous)) == 1.0 and value_in(latest_valid_checkpoint(run).content) == 5.0
+    assert value_in(read_checkpoint(previous)) == 1.0
+    assert value_in(present(latest_valid_checkpoint(run)).content) == 5.0
     save(last, 6.0)
     assert value_in(read_checkpoint(previous)) == 5.0
 
@@ -251,7 +254,7 @@ def test_an_error_message_if_no_checkpoint_is_valid(run):
 def test_the_chosen_checkpoint_is_read_only_once(run):
     path = run / "checkpoints" / "last.ckpt"
     save(path)
-    found = latest_valid_checkpoint(run)
+    found = present(latest_valid_checkpoint(run))
     reader = AtomicCheckpointIO(found)
     path.unlink()
     assert reader.load_checkpoint(path) is found.content

@@ -30,7 +30,7 @@ def classifier(composed):
 
 def test_dropout_seed_is_a_function_of_step_micro_batch_and_rank(classifier):
     one = classifier()
-    draws = {}
+    draws: dict[tuple[int, int], list[torch.Tensor]] = {}
     for step, part in ((0, 0), (0, 1), (1, 0), (0, 0)):
         one.seed_network(step, part)
         draws.setdefault((step, part), []).append(torch.rand(4))

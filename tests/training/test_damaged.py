@@ -12,6 +12,7 @@ import torch
 
 from tencrop.models.checkpoint_files import weights_sha256, with_prefix
 from tencrop.training.checkpoints import AtomicCheckpointIO, read_checkpoint
+from typed import present
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,8 +42,8 @@ def test_a_run_with_a_damaged_last_checkpoint_ends_like_an_undisturbed_one(train
 
 def test_all_ranks_resume_from_the_same_checkpoint(train):
     """Rank 0 renames the damaged file while the other rank may be reading it."""
-    options = ("hardware.devices=2", "hardware.max_micro_batch=null", "model.bn_group=3", "training.epochs=2")
-    options += ("checkpoint_every_steps=2",)
+    options = ["hardware.devices=2", "hardware.max_micro_batch=null", "model.bn_group=3", "training.epochs=2"]
+    options += ["checkpoint_every_steps=2"]
     whole = train("whole", *options, num_ranks=2)
     damage(whole.last)
     run = train("whole", *options, num_ranks=2)
@@ -66,6 +67,7 @@ def train_command(prepared_digits, tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
         torch.use_deterministic_algorithms(False)
+        assert isinstance(ended.value.code, int)
         return ended.value.code, capsys.readouterr().err
 
     return run
@@ -103,7 +105,7 @@ def test_a_complete_run_refuses_its_own_earlier_weights(train_command, tmp_path)
     ended = json.loads((run_dir / "manifest.json").read_text())["result"]
     last = run_dir / "checkpoints" / "last.ckpt"
     other = read_checkpoint(last)
-    weights = with_prefix(other["state_dict"], "model.")
+    weights = present(with_prefix(other["state_dict"], "model."))
     next(iter(weights.values())).add_(1.0)
     other["tencrop"]["weights_sha256"] = weights_sha256(weights)
     AtomicCheckpointIO().save_checkpoint(other, run_dir / "other.ckpt")

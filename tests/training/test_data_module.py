@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning import Trainer
 from torch.distributed.utils import _to_kwargs
 
 from tencrop.config import UserError, derive_batches
@@ -13,6 +14,7 @@ from tencrop.data.augmentation.mixing import partner_labels
 from tencrop.data.augmentation.pipeline import DEVICE_PARAMS, build_transforms
 from tencrop.data.sampling.sampler import epoch_order
 from tencrop.training.data_module import DataModule, validation_protocol
+from typed import stand_in
 
 OPTIONS = ("data=imagefolder", "model=lenet5", "image_size=32", "short_side=32", "training.global_batch=8", "seed=3",
            "hardware=cpu", "hardware.workers=1")  # fmt: skip
@@ -28,7 +30,8 @@ def module(composed, prepared_photos):
     def build(*overrides: str, rank: int = 0, step: int = 0) -> DataModule:
         config = composed(*OPTIONS, f"data.root={prepared_photos}", *overrides)
         data = DataModule(config, derive_batches(config))
-        data.trainer = SimpleNamespace(
+        data.trainer = stand_in(
+            Trainer,
             global_rank=rank,
             world_size=config.hardware.devices,
             global_step=step,

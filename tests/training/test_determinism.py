@@ -45,7 +45,8 @@ class Applied(nn.Module):
 
 
 def pooled_back(maps):
-    return F.max_unpool2d(*F.max_pool2d(maps, 2, return_indices=True), 2)
+    maxima, positions = F.max_pool2d(maps, 2, return_indices=True)
+    return F.max_unpool2d(maxima, positions, [2, 2])
 
 
 # torch computes interpolations, but for those against aliasing, in another way where it is to be deterministic

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from tencrop.training.divergence import NO_STEP, Diverged, check_losses, check_weights_finite, record_nonfinite_loss
+from typed import present
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
@@ -18,8 +19,9 @@ def test_the_first_step_with_a_nonfinite_loss_is_kept(bad):
 
 
 def test_a_nonfinite_weight_is_found():
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    norm = nn.BatchNorm1d(2)
+    model = nn.Sequential(nn.Linear(2, 2), norm)
     check_weights_finite(model, step=5)
-    model[1].running_var[0] = float("nan")
+    present(norm.running_var)[0] = float("nan")
     with pytest.raises(Diverged, match="a weight is NaN or infinite after step 5"):
         check_weights_finite(model, step=5)

@@ -9,8 +9,8 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-import runs
 import torch
 
 from tencrop.config import UserError, derive_batches
@@ -19,6 +19,7 @@ from tencrop.models.factory import build_model
 from tencrop.training import monitors
 from tencrop.training.checkpoints import read_checkpoint
 from tencrop.training.fit import build, fit
+from training import runs
 
 KILL, TERM, USR1 = signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1
 
@@ -80,6 +81,30 @@ def test_the_same_command_twice_gives_the_same_weights_and_then_nothing_to_do(tr
     assert run.exit_code == 0 and run.last.stat().st_mtime_ns == written
 
 
+TENSORFLOW = ["augmentation.randaugment.source=tf", "augmentation.randaugment.num_ops=2", "training.epochs=2"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["augmentation=random_crop", "short_side=256", "normalization.mean=image"],
+        ["augmentation=random_sized_tf", "augmentation.randaugment.magnitude=10"],
+    ],
+)
+def test_a_run_with_the_augmentations_of_other_code_resumes(train, overrides, prepared_photos):
+    """The mean image, which the checkpoint holds, and TensorFlow's crop and RandAugment."""
+    whole = train("whole", *overrides, *TENSORFLOW)
+    assert whole.exit_code == 0
+    assert train("run", *overrides, *TENSORFLOW, fault={"signal_number": TERM, "at_step": 4}).exit_code == 75
+    resumed = train("run", *overrides, *TENSORFLOW)
+    assert same_weights(resumed, whole) and resumed.rows() == whole.rows()
+    facts = read_checkpoint(whole.last)["tencrop"]
+    assert ("mean_image" in facts) == ("normalization.mean=image" in overrides)
+    if "mean_image" in facts:
+        assert torch.equal(facts["mean_image"], torch.from_numpy(np.load(prepared_photos / "mean_image.npy")))
+        assert not same_weights(whole, train("other", *overrides, *TENSORFLOW, "normalization.mean=dataset"))
+
+
 def test_another_seed_gives_other_weights(train, uninterrupted):
     assert not same_weights(train("run", "seed=1"), uninterrupted)
 
@@ -132,6 +157,55 @@ def test_max_steps_ends_within_an_epoch_and_validates(train):
     assert train("run", "training.max_steps=4").result()["message"] == "already complete"
 
 
+# RECIPE has schedule=plateau; the keys of other schedules
+NO_PLATEAU = ("schedule.patience=null", "schedule.max_drops=null", "training.clip_grad_norm=null")
+BY_STEPS = ("training.epochs=null", "training.steps=7")  # two epochs of 3 steps, and a step
+NEWER = {
+    "rmsprop_tf": (
+        "optimizer=rmsprop_tf", "schedule.name=exponential", "+schedule.decay_epochs=0.7", "schedule.warmup_epochs=1",
+        "schedule.warmup_from=0.001", *NO_PLATEAU, *BY_STEPS,
+    ),
+    "lamb": (
+        "optimizer=lamb", "schedule.name=onecycle", "schedule.gamma=null", "+schedule.pct_start=0.4",
+        "+schedule.div_factor=25", "+schedule.final_div_factor=100", *NO_PLATEAU, *BY_STEPS,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", NEWER.values(), ids=NEWER)
+def test_optimizers_of_timm_and_a_budget_in_steps_resume_like_an_uninterrupted_run(train, words):
+    whole = train("whole", *words)
+    assert whole.exit_code == 0 and whole.result()["step"] == 7
+    assert [(row["step"], row["split"]) for row in whole.rows() if row["split"] == "minival"] == [
+        (3, "minival"), (6, "minival"), (7, "minival"),
+    ]  # fmt: skip
+    assert train("run", *words, fault={"signal_number": TERM, "at_step": 4}).exit_code == 75
+    run = train("run", *words)
+    assert run.exit_code == 0 and same_weights(run, whole) and run.rows() == whole.rows()
+
+
+def test_a_budget_in_steps_sets_the_schedule_and_max_steps_does_not(train):
+    """schedule=poly falls to 0 over the budget: after 2 of 4 steps lr is half, however early the run is stopped."""
+    words = ("schedule.name=poly", "schedule.gamma=null", "+schedule.power=1", *NO_PLATEAU, "log_every_steps=1")
+    budgets = {
+        "steps": ("training.epochs=null", "training.steps=4"),
+        "stopped": ("training.epochs=null", "training.steps=4", "training.max_steps=3"),
+        "epochs": ("training.epochs=4", "training.max_steps=3"),
+    }
+    lr = {name: [row.get("lr") for row in train(name, *words, *budgets[name]).rows()] for name in budgets}
+    lr = {name: [rate for rate in rates if rate is not None] for name, rates in lr.items()}
+    assert lr["steps"] == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
+    assert lr["stopped"] == pytest.approx([0.01, 0.0075, 0.005])
+    assert lr["epochs"] == pytest.approx([0.01 * (1 - step / 12) for step in range(3)])
+
+
+def test_a_warmup_longer_than_a_budget_in_steps_is_refused(prepared_photos):
+    words = ["training.epochs=null", "training.steps=4", "schedule.warmup_epochs=2"]
+    config = runs.recipe(prepared_photos, *words)
+    with pytest.raises(UserError, match=r"warmup_epochs=2: is longer .*\(training.steps=4, which are 1.33 epochs\)"):
+        build(config, batches=derive_batches(config), manifest=read_manifest(prepared_photos))
+
+
 @pytest.mark.parametrize("changed", [["training.epochs=3"], ["training.max_steps=7"]])
 def test_the_last_step_is_always_validated(train, changed):
     run = train("run", "training.evaluate_every_epochs=2", *changed)
@@ -153,16 +227,16 @@ def test_a_row_counts_every_image_once(uninterrupted):
 def test_the_layout_on_devices_does_not_change_the_result(train):
     """Accumulation on one device, one large batch, and two devices agree in float64, running statistics included."""
     # no dropout: its random masks depend on rank and micro-batch
-    options = ("model.kwargs.drop_rate=0", "model.bn_group=4", "training.global_batch=16", "training.epochs=6")
-    options += ("augmentation=deit", "augmentation.mixing.mix_group=2")  # all randomness of images and groups
-    layouts = {
-        "accumulated": (1, "hardware.max_micro_batch=4"),
-        "whole": (1, "hardware.max_micro_batch=null"),
-        "two processes": (2, "hardware.devices=2", "hardware.max_micro_batch=null"),
-        "two that accumulate": (2, "hardware.devices=2", "hardware.max_micro_batch=4"),
+    options = ["model.kwargs.drop_rate=0", "model.bn_group=4", "training.global_batch=16", "training.epochs=6"]
+    options += ["augmentation=deit", "augmentation.mixing.mix_group=2"]  # all randomness of images and groups
+    layouts: dict[str, tuple[int, tuple[str, ...]]] = {
+        "accumulated": (1, ("hardware.max_micro_batch=4",)),
+        "whole": (1, ("hardware.max_micro_batch=null",)),
+        "two processes": (2, ("hardware.devices=2", "hardware.max_micro_batch=null")),
+        "two that accumulate": (2, ("hardware.devices=2", "hardware.max_micro_batch=4")),
     }
     states, rows = {}, {}
-    for name, (num_ranks, *layout) in layouts.items():
+    for name, (num_ranks, layout) in layouts.items():
         run = train(name, *options, *layout, num_ranks=num_ranks, float64=True)
         assert run.exit_codes == [0] * num_ranks
         states[name], rows[name] = read_checkpoint(run.last)["state_dict"], run.rows()
@@ -184,8 +258,8 @@ def test_a_run_may_resume_on_other_hardware(train):
         assert stopped.exit_code == 75 and read_checkpoint(stopped.last)["tencrop"]["step"] == step
     run = train("run", *options, *two, num_ranks=2, float64=True)
     assert run.exit_codes == [0, 0]
-    states = [read_checkpoint(one.last)["state_dict"] for one in (run, whole)]
-    assert_close(*states, run.rows(), whole.rows())
+    state, expected = (read_checkpoint(one.last)["state_dict"] for one in (run, whole))
+    assert_close(state, expected, run.rows(), whole.rows())
 
 
 def assert_close(state, expected, rows, expected_rows):
@@ -214,8 +288,8 @@ def test_two_processes_are_interrupted_together_and_continue(train):
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_neither_checkpoints_nor_an_interruption_change_the_weights_on_any_rank(train, num_ranks):
     """Bit for bit on every rank, including running statistics and their EMA."""
-    options = (f"hardware.devices={num_ranks}", "training.global_batch=8")  # 2 steps an epoch
-    options += ("training.epochs=3", "log_every_steps=1")
+    options = [f"hardware.devices={num_ranks}", "training.global_batch=8"]  # 2 steps an epoch
+    options += ["training.epochs=3", "log_every_steps=1"]
     whole = train("whole", *options, num_ranks=num_ranks)
     assert any("running_mean" in name for name in read_checkpoint(whole.last)["state_dict"])
     runs = [train(f"every {n}", *options, f"checkpoint_every_steps={n}", num_ranks=num_ranks) for n in (1, 5)]

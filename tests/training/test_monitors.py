@@ -5,11 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pytorch_lightning import Trainer
 
 from tencrop.distributed.collectives import all_reduce
 from tencrop.progress import duration
 from tencrop.signals import SIGNALS, exit_when_asked
 from tencrop.training.monitors import Interrupted, Interruption, Metrics, Pace, job_end_time, pace_sentence
+from typed import stand_in
 
 NOW = datetime(2026, 11, 21, 12, 0).timestamp()
 
@@ -43,7 +45,7 @@ def test_a_signal_after_the_last_checkpoint_is_raised_again(number):
 def test_ranks_agree_every_few_steps_only():
     interruption = Interruption(agree_every_steps=10)
     interruption.is_requested = True
-    trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    trainer = stand_in(Trainer, world_size=2, strategy=SimpleNamespace(root_device=torch.device("cpu")))
     assert not interruption.is_agreed(trainer, step=19)
     assert interruption.is_agreed(trainer, step=20)
     assert interruption.is_agreed(trainer, step=19, at_epoch_end=True)
@@ -65,9 +67,9 @@ def test_all_reduce_returns_a_copy():
 def test_the_first_line_names_the_run(step, line, tmp_path, capsys):
     pace = Pace(Metrics(tmp_path / "metrics.jsonl", every_steps=20))
     classifier = SimpleNamespace(total_steps=1716)
-    pace.on_train_start(SimpleNamespace(is_global_zero=False, global_step=step), classifier)
+    pace.on_train_start(stand_in(Trainer, is_global_zero=False, global_step=step), classifier)
     assert capsys.readouterr().err == ""
-    pace.on_train_start(SimpleNamespace(is_global_zero=True, global_step=step), classifier)
+    pace.on_train_start(stand_in(Trainer, is_global_zero=True, global_step=step), classifier)
     assert capsys.readouterr().err == f"{tmp_path}: {line}\n"
 
 

@@ -1,20 +1,22 @@
 import time
 from types import SimpleNamespace
 
+from pytorch_lightning import Trainer
+
 from tencrop.progress import LINE_EVERY_S, LogTimer
 from tencrop.training.monitors import Metrics
 from tencrop.training.progress import ProgressBar
+from typed import present, stand_in
 
 
 def watched(**facts):
-    config = SimpleNamespace(training=SimpleNamespace(epochs=2))
-    defaults = {"config": config, "global_step": 5, "total_steps": 10, "current_epoch": 0, "is_at_step_boundary": True}
+    defaults = {"num_epochs": 2, "global_step": 5, "total_steps": 10, "current_epoch": 0, "is_at_step_boundary": True}
     return SimpleNamespace(**(defaults | {"selection_split": "val"} | facts))
 
 
 def test_without_a_terminal_a_validation_prints_a_line(tmp_path, capsys):
     bar = ProgressBar(Metrics(tmp_path / "metrics.jsonl", every_steps=1))
-    trainer = SimpleNamespace(is_global_zero=True)
+    trainer = stand_in(Trainer, is_global_zero=True)
     validation = {"loss": 1.5, "top1_error": 0.25, "top5_error": 0.125}
     bar.on_train_start(trainer, watched())
     bar.on_train_batch_end(trainer, watched())
@@ -25,7 +27,7 @@ def test_without_a_terminal_a_validation_prints_a_line(tmp_path, capsys):
 
 def test_without_a_terminal_a_long_run_prints_progress_lines(tmp_path, capsys, monkeypatch):
     metrics = Metrics(tmp_path / "metrics.jsonl", every_steps=1)
-    bar, trainer = ProgressBar(metrics), SimpleNamespace(is_global_zero=True, num_val_batches=[7])
+    bar, trainer = ProgressBar(metrics), stand_in(Trainer, is_global_zero=True, num_val_batches=[7])
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(time, "monotonic", lambda: clock.now)
     bar.on_train_start(trainer, watched(global_step=2))
@@ -52,7 +54,7 @@ def test_a_line_is_due_after_the_interval():
 
 def test_other_ranks_are_silent(tmp_path, capsys):
     bar = ProgressBar(Metrics(tmp_path / "metrics.jsonl", every_steps=1))
-    bar.on_validation_end(SimpleNamespace(is_global_zero=False), watched(validation={}))
+    bar.on_validation_end(stand_in(Trainer, is_global_zero=False), watched(validation={}))
     assert capsys.readouterr().err == ""
 
 
@@ -60,11 +62,11 @@ def test_on_a_terminal_the_bar_moves(tmp_path):
     metrics = Metrics(tmp_path / "metrics.jsonl", every_steps=1)
     bar = ProgressBar(metrics)
     bar.console._force_terminal = True
-    trainer = SimpleNamespace(is_global_zero=True)
+    trainer = stand_in(Trainer, is_global_zero=True)
     bar.on_train_start(trainer, watched())
     metrics.latest["train"] = {"loss": 2.0, "top1_error": 0.5, "images_per_s": 1234.0}
     bar.on_train_batch_end(trainer, watched())
-    task = bar.bar.tasks[0]
+    task = present(bar.bar).tasks[0]
     assert (task.completed, task.total) == (5, 10)
     assert task.description == "epoch 1  loss 2.000  top-1 50.0%  1,234 images/s"
     bar.on_exception(trainer, watched())

@@ -6,12 +6,14 @@ from pathlib import Path
 from types import FrameType, SimpleNamespace
 
 import torch
+from pytorch_lightning import Trainer
 
 import tencrop
 from tencrop.config import derive_batches
 from tencrop.data.store.manifest import read_manifest
 from tencrop.training.data_module import DataModule
 from tencrop.training.fit import build
+from typed import stand_in
 
 PACKAGE = Path(tencrop.__file__).parent
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +34,7 @@ def test_the_default_step_runs_through_the_listed_files(composed, prepared_photo
     assert config.model.kwargs == composed("model=resnet50").model.kwargs
     data, classifier = build(config, batches=derive_batches(config), manifest=read_manifest(prepared_photos))
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
-    trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0, current_epoch=0, strategy=strategy)
+    trainer = stand_in(Trainer, global_rank=0, world_size=1, global_step=0, current_epoch=0, strategy=strategy)
     data.trainer = classifier.trainer = trainer
     optimizer = classifier.configure_optimizers()
     monkeypatch.setattr(classifier, "optimizers", lambda: optimizer)
@@ -46,7 +48,12 @@ def test_the_default_step_runs_through_the_listed_files(composed, prepared_photo
             files.add(path.relative_to(PACKAGE).as_posix())
 
     step = optimizer.step
-    monkeypatch.setattr(optimizer, "step", lambda: (sys.setprofile(None), step()))
+
+    def last_step() -> None:
+        sys.setprofile(None)
+        step()
+
+    monkeypatch.setattr(optimizer, "step", last_step)
     assert isinstance(data, DataModule)
     sys.setprofile(record)
     try:

@@ -6,18 +6,19 @@ from torch import nn
 from tencrop.visualization.drawing import save_figure
 from tencrop.visualization.patches import Activation, patch_box, patches_figure, projection, top_activations
 from tencrop.visualization.record import Record
+from typed import present
 
 
 def cross_finder() -> nn.Sequential:
     """Unit 1 is most active on a bright cross of 3 x 3 pixels, unit 0 on darkness."""
-    network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 1))
+    first, last = nn.Conv2d(3, 2, 3), nn.Conv2d(2, 2, 1)
     cross = torch.tensor([[-1.0, 1.0, -1.0], [1.0, 1.0, 1.0], [-1.0, 1.0, -1.0]])
     with torch.no_grad():
-        network[0].weight.copy_(torch.stack([-cross.abs(), cross])[:, None].expand(2, 3, 3, 3))
-        network[0].bias.zero_()
-        network[2].weight.copy_(torch.eye(2)[..., None, None])
-        network[2].bias.zero_()
-    return network
+        first.weight.copy_(torch.stack([-cross.abs(), cross])[:, None].expand(2, 3, 3, 3))
+        present(first.bias).zero_()
+        last.weight.copy_(torch.eye(2)[..., None, None])
+        present(last.bias).zero_()
+    return nn.Sequential(first, nn.ReLU(), last)
 
 
 def test_the_planted_pattern_is_found() -> None:
@@ -37,9 +38,8 @@ def test_the_planted_pattern_is_found() -> None:
 def test_every_relu_rectifies_the_gradient() -> None:
     """The equations written out for a net of two convolutions: transposed kernels, ReLU, transposed kernels."""
     torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 5, 3), nn.ReLU(inplace=True)
-    ).double()
+    first, last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)
+    network = nn.Sequential(first, nn.ReLU(inplace=True), last, nn.ReLU(inplace=True)).double()
     image = torch.randn(3, 8, 8, dtype=torch.float64)
     with torch.no_grad():
         maps = network(image[None])
@@ -48,13 +48,13 @@ def test_every_relu_rectifies_the_gradient() -> None:
     answer = float(maps[0, unit, row, column])
     top = torch.zeros_like(maps)
     top[0, unit, row, column] = answer
-    middle = nn.functional.conv_transpose2d(top.relu(), network[2].weight).relu()
-    expected = nn.functional.conv_transpose2d(middle, network[0].weight)[0]
+    middle = nn.functional.conv_transpose2d(top.relu(), last.weight).relu()
+    expected = nn.functional.conv_transpose2d(middle, first.weight)[0]
     found = projection(network, image, "3", unit, Activation(0, row, column, answer))
     torch.testing.assert_close(found, expected.detach())
     one = image[None].clone().requires_grad_()
     network(one)[0, unit, row, column].square().mul(0.5).backward()
-    assert not torch.allclose(one.grad[0], found), "afterwards gradients are gradients again"
+    assert not torch.allclose(present(one.grad)[0], found), "afterwards gradients are gradients again"
     assert network[1].inplace and not network[1]._forward_hooks
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from tencrop.visualization.drawing import save_figure
 from tencrop.visualization.receptive_field import Field, effective_field, field_figure, seen_box, theoretical_side
 from tencrop.visualization.record import Record
+from typed import present
 
 # kernel, stride of each layer
 STACKS = [((3, 1),), ((3, 1), (3, 1), (3, 1)), ((7, 2), (3, 2)), ((11, 4), (3, 2), (5, 1)), ((5, 1), (2, 2), (3, 1))]
@@ -17,11 +18,11 @@ STACKS = [((3, 1),), ((3, 1), (3, 1), (3, 1)), ((7, 2), (3, 2)), ((11, 4), (3, 2
 
 def stack(layers, *, weights: str = "ones") -> nn.Sequential:
     """Convolutions without padding whose weights are all above 0, so that nothing cancels."""
-    network = nn.Sequential(*(nn.Conv2d(3, 3, kernel, stride) for kernel, stride in layers))
-    for layer in network:
+    convolutions = [nn.Conv2d(3, 3, kernel, stride) for kernel, stride in layers]
+    for layer in convolutions:
         nn.init.ones_(layer.weight) if weights == "ones" else nn.init.uniform_(layer.weight, 0.1, 1)
-        nn.init.zeros_(layer.bias)
-    return network
+        nn.init.zeros_(present(layer.bias))
+    return nn.Sequential(*convolutions)
 
 
 def arithmetic(layers) -> tuple[int, int]:
@@ -78,14 +79,14 @@ def test_a_named_layer_and_images_are_averaged() -> None:
     for image in images:
         one = image[None].clone().requires_grad_()
         network(one)[0, :, 1, 1].sum().backward()
-        total += one.grad.abs().sum((0, 1))
+        total += present(one.grad).abs().sum((0, 1))
     torch.testing.assert_close(effective_field(network, images).strength, total / total.max())
 
 
 def test_a_field_without_gradient() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 2, 3))
-    nn.init.zeros_(network[0].weight)
-    field = effective_field(network, torch.rand(1, 3, 5, 5))
+    layer = nn.Conv2d(3, 2, 3)
+    nn.init.zeros_(layer.weight)
+    field = effective_field(nn.Sequential(layer), torch.rand(1, 3, 5, 5))
     assert seen_box(field) is None and field.side == 0
 
 
@@ -107,5 +108,5 @@ def test_the_last_call_of_a_repeated_layer_counts() -> None:
     network = create_model("lenet5_dense")  # 5 x 5, pool, 5 x 5, the same pool: 1, 5, 6, 14, 16 pixels
     field = effective_field(network, torch.rand(4, 3, 32, 32))
     assert field.layer == "pool" and theoretical_side(network, field.layer, image_size=32) == 16
-    top, left, bottom, right = seen_box(field)
+    top, left, bottom, right = present(seen_box(field))
     assert (bottom - top, right - left) == (16, 16)

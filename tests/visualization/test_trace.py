@@ -29,10 +29,11 @@ def test_calls_are_listed_as_they_begin_with_their_shapes() -> None:
     ],
 )
 def test_last_maps_and_classifier(name, size, maps, classifier) -> None:
-    options = {"width": 0.1} if name in ("vgg_a", "nin") else {}
     if name == "vgg_a":
-        options["img_size"] = size
-    calls = trace(create_model(name, **options), torch.zeros(1, 3, size, size))
+        network = create_model(name, width=0.1, img_size=size)
+    else:
+        network = create_model(name, width=0.1) if name == "nin" else create_model(name)
+    calls = trace(network, torch.zeros(1, 3, size, size))
     assert last_maps(calls).name == maps
     assert classifying_layer(calls).name == classifier
 

@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
@@ -67,7 +67,11 @@ def instead_of_sweep(word: str) -> str:
     return ", and ".join(clauses)
 
 
-def expand_home(value: Any) -> Any:
+@overload
+def expand_home(value: str) -> str: ...
+@overload
+def expand_home(value: object) -> object: ...
+def expand_home(value: object) -> object:
     """Expand ~ and ~NAME at the beginning of a path, or of each path in a list; other values are returned unchanged."""
     if isinstance(value, list):
         return [expand_home(part) for part in value]

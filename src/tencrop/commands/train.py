@@ -1,4 +1,4 @@
-"""The command train: trains a run, resumes it, or shows its result if it is complete."""
+"""The command train: trains a run, resumes it, or shows its result if it is complete; with plan=true, estimates it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from tencrop.cli.command import command, overrides
 from tencrop.cli.command_line import keys_typed
 from tencrop.config import Config, check_data, check_preparation, check_store, derive_batches, run_path
-from tencrop.config.launcher import check_launch, is_first_process
+from tencrop.config.launcher import check_launch, check_one_process, is_first_process
 from tencrop.config.loader import check_loader
 from tencrop.config.recipes import print_recipes
 from tencrop.config.tracker import check_tracker
@@ -26,14 +26,21 @@ def main(config: Config) -> int:
     print_recipes([config])
     # These checks need neither torch nor timm, so a mistake is reported in under a second.
     check_one_protocol(overrides())
-    check_launch(config.hardware)
-    check_tracker(config.tracker)
+    if config.plan:
+        check_one_process()
+    else:
+        check_launch(config.hardware)
+        check_tracker(config.tracker)
     batches = derive_batches(config)
     check_loader(config.data)
     manifest = read_manifest(config.data.root, config.data.name)
     check_data(config, manifest)
     check_store(config, manifest)
     check_preparation(config, manifest, keys_typed(overrides()))
+    if config.plan:
+        from tencrop.commands.plan import plan
+
+        return plan(config, batches, manifest)
 
     # From here on torch is imported, which takes seconds.
 

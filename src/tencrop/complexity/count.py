@@ -32,6 +32,7 @@ from torch.utils._pytree import tree_leaves
 
 from tencrop.complexity.fields import FieldTracker
 from tencrop.complexity.layers import COUNTED, LENET_LAYERS, WITH_UNITS, WITHOUT_PARAMETERS, Layer
+from tencrop.models.normalization import is_normalization
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ class Recorder(TorchDispatchMode):
             parameters, biases = self._sizes(own)
             rows.append((number, replace(layer, name=name, parameters=parameters, biases=biases)))
         for module, own in owned.items():  # modules whose operations have no row: normalization, embeddings, scales
-            is_norm = "norm" in type(module).__name__.lower()
+            is_norm = is_normalization(module)
             names = [name for name, p in module.named_parameters(recurse=False) if id(p) in own]
             path = self.names[module] + ("" if is_norm else f".{'+'.join(names)}")
             parameters, biases = self._sizes(own)

@@ -9,6 +9,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tencrop.config.cores import num_granted_cores
 from tencrop.config.launcher import launched
@@ -23,7 +24,7 @@ class Batches:
     per_device: int  # samples of each global batch on one device
     micro_batch: int  # samples in one forward pass
     accumulate_grad_batches: int  # forward passes per optimizer step
-    bn: str  # none | ghost (groups within a micro-batch) | sync (a group spans devices)
+    bn: Literal["none", "ghost", "sync"]  # ghost: groups within a micro-batch; sync: a group spans devices
     bn_groups: int  # groups within a micro-batch; 1 if bn is none or sync
 
 
@@ -95,7 +96,7 @@ def _divisors(number: int) -> list[int]:
     return sorted({*small, *(number // divisor for divisor in small)})
 
 
-def accelerator_of(hardware: Hardware) -> str:
+def accelerator_of(hardware: Hardware) -> Literal["cpu", "gpu"]:
     """The accelerator in use: "cpu" or "gpu". Looks for a device file, so that torch need not be imported."""
     if hardware.accelerator != "auto":
         return hardware.accelerator

@@ -77,6 +77,8 @@ NOT_LEARNING = (
     "training/divergence.py",
     "training/metric_rows.py",
     "training/monitors.py",
+    "training/out_of_memory.py",
+    "training/probe.py",
     "training/progress.py",
 )
 SCORING = (*_IMAGES, "evaluation", "training/losses.py")  # what decides a score; other saved scores are computed again

@@ -37,7 +37,10 @@ MAX_JSON_BYTES = 64 << 20
 MAX_YAML_BYTES = 256 << 10
 MAX_DEPTH = 40  # of nested lists and mappings: ours reach 6, and Python's recursion limit is some hundreds
 FILE_NAME, NUMBER = "file name", "number"
-Shape = Any  # as listed above: nested values of many types. What is read has the type of its shape, unknown to mypy.
+Shape = Any  # as listed above: nested values of many types
+# A mapping that was read from JSON or YAML. Its values have the types of the shape that it was checked against, which
+# mypy cannot know.
+Document = dict[str, Any]
 
 
 class NotEmpty(NamedTuple):

@@ -6,8 +6,8 @@ Before config_format 2, `ffcv` was the name of our own loader, which reads ffcv'
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any
 
+from tencrop.config.documents import Document
 from tencrop.config.schema import Data, UserError
 from tencrop.config.tracker import without_removed_tracker
 
@@ -20,7 +20,7 @@ HOW_TO_INSTALL = (
 )
 
 
-def upgrade_config(values: dict[str, Any]) -> dict[str, Any]:
+def upgrade_config(values: Document) -> Document:
     """Convert the content of a run's config.yaml from any older format to the current one; drops `config_format`."""
     values, data = dict(values), dict(values["data"])
     if values.pop("config_format", 1) == 1 and data.get("loader") == "ffcv":

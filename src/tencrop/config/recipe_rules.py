@@ -5,16 +5,19 @@ These are the rules between keys; what a single key may hold is declared beside 
 
 from __future__ import annotations
 
-from tencrop.config.schema import Augmentation, Config, Optimizer, Schedule, Training, UserError
+from tencrop.config.schema import MEAN_IMAGE_SIDE, Augmentation, Config, Optimizer, Schedule, Training, UserError
 
-MAX_MAGNITUDE = {"torchvision": 30, "timm": 10}  # end of the scale of RandAugment's magnitude
+MAX_MAGNITUDE = {"torchvision": 30, "timm": 10, "tf": 10}  # end of the scale of RandAugment's magnitude
 
 
 def check_recipe(config: Config) -> None:
     """Raise UserError for the first rule that the recipe breaks."""
     _check_augmentation(config.augmentation)
-    _check_optimizer(config.optimizer)
+    _check_mean_image(config)
+    _check_optimizer(config.optimizer, config.training)
+    _check_budget(config.training)
     _check_schedule(config.schedule, config.training)
+    _check_warmup(config.schedule, config.optimizer)
     _check_precision(config)
 
 
@@ -30,6 +33,11 @@ def _check_augmentation(augmentation: Augmentation) -> None:
         raise UserError(
             f"augmentation.randaugment.magnitude={randaugment.magnitude}: must be at most {most}, the scale of"
             f" {randaugment.source}"
+        )
+    if randaugment.source == "tf" and randaugment.filter != "nearest":
+        raise UserError(
+            f"augmentation.randaugment.filter={randaugment.filter}: TensorFlow's operations take the nearest pixel;"
+            " set augmentation.randaugment.filter=nearest"
         )
     if jitter.hue > 0 and jitter.source == "torch":
         raise UserError(
@@ -53,21 +61,103 @@ def _check_augmentation(augmentation: Augmentation) -> None:
         raise UserError("augmentation.mixing.mix_group=1: a single sample has no partner; set it to 2 or more")
 
 
-def _check_optimizer(optimizer: Optimizer) -> None:
+def _check_mean_image(config: Config) -> None:
+    """The mean image has a place for a crop only if the crop is taken from a square of the mean image's size."""
+    augmentation, side = config.augmentation, MEAN_IMAGE_SIDE
+    # Weights from a file are evaluated only, whatever the training crops are.
+    if config.normalization.mean != "image" or config.weights is not None:
+        return
+    is_square = augmentation.region == "square" and augmentation.side == [side, side]
+    if augmentation.crop != "random" or not is_square or config.short_side != side:
+        raise UserError(
+            f"normalization.mean=image: the mean image is a square of {side} pixels, and training crops must be taken"
+            f" from such a square; set augmentation=random_crop short_side={side}, or normalization.mean=dataset"
+        )
+
+
+def _check_optimizer(optimizer: Optimizer, training: Training) -> None:
     if optimizer.nesterov and not optimizer.momentum:
         raise UserError("optimizer.nesterov=true: needs optimizer.momentum above 0; 0.9 is usual")
+    if optimizer.name == "lamb" and training.clip_grad_norm is not None and training.clip_grad_norm >= 1:
+        raise UserError(
+            f"training.clip_grad_norm={training.clip_grad_norm:g}: optimizer=lamb clips the gradient's norm to 1"
+            " itself; set it to null, or below 1"
+        )
+
+
+def _check_budget(training: Training) -> None:
+    if training.epochs is None and training.steps is None:
+        raise UserError("training.epochs=null: the training has no end; give training.epochs or training.steps")
+    if training.epochs is not None and training.steps is not None:
+        raise UserError(
+            f"training.steps={training.steps}: training.epochs={training.epochs} is a second budget; add"
+            " training.epochs=null, or set training.max_steps to stop early with the schedule of all epochs"
+        )
 
 
 def _check_schedule(schedule: Schedule, training: Training) -> None:
-    if schedule.warmup_epochs > training.epochs:
-        raise UserError(
-            f"schedule.warmup_epochs={schedule.warmup_epochs:g}: is longer than the training"
-            f" (training.epochs={training.epochs}); lower it"
-        )
+    if training.epochs is not None:
+        check_length(schedule, num_epochs=training.epochs, budget=f"training.epochs={training.epochs}")
     if schedule.name == "plateau" and training.minival_fraction == 0:
         raise UserError(
             "schedule=plateau: the learning rate follows the error on a minival, so that the test images stay unseen;"
             " set training.minival_fraction=0.02, for example"
+        )
+    if schedule.knots is not None and schedule.factors is not None:
+        num_knots, num_factors = len(schedule.knots), len(schedule.factors)
+        if num_knots != num_factors or num_knots < 2:
+            raise UserError(
+                f"schedule.knots={_listed(schedule.knots)}: {num_knots} epochs, and {num_factors} schedule.factors;"
+                " give two or more epochs, and a factor for each"
+            )
+    if schedule.unit == "epoch" and schedule.name in ("constant", "plateau") and schedule.warmup_epochs == 0:
+        raise UserError(
+            f"schedule.unit=epoch: schedule={schedule.name} without warm-up does not change lr within an epoch;"
+            " set schedule.unit=step"
+        )
+
+
+def _listed(numbers: list[float]) -> str:
+    return f"[{','.join(f'{number:g}' for number in numbers)}]"  # as typed: 2, which is 2.0 here
+
+
+def check_length(schedule: Schedule, *, num_epochs: float, budget: str) -> None:
+    """Raise UserError if the warm-up or the last knot comes after the end; budget: the key that sets the end."""
+    if schedule.warmup_epochs > num_epochs:
+        raise UserError(
+            f"schedule.warmup_epochs={schedule.warmup_epochs:g}: is longer than the training ({budget}); lower it"
+        )
+    if schedule.knots and schedule.knots[-1] > num_epochs:
+        raise UserError(
+            f"schedule.knots={_listed(schedule.knots)}: epoch {schedule.knots[-1]:g} comes after the end of the"
+            f" training ({budget}); lower it"
+        )
+
+
+def _check_warmup(schedule: Schedule, optimizer: Optimizer) -> None:
+    start = schedule.warmup_from
+    if schedule.warmup_epochs == 0:
+        for key, value in (("warmup_from", start), ("warmup_factor", schedule.warmup_factor)):
+            if value is not None:
+                raise UserError(f"schedule.{key}={value:g}: schedule.warmup_epochs=0 does not use it; set it to null")
+    elif schedule.name in ("piecewise", "onecycle"):
+        raise UserError(
+            f"schedule.warmup_epochs={schedule.warmup_epochs:g}: schedule={schedule.name} has its own warm-up;"
+            " set schedule.warmup_epochs=0"
+        )
+    if schedule.cosine_from == "start" and (schedule.name != "cosine" or schedule.warmup_epochs == 0):
+        raise UserError(
+            "schedule.cosine_from=start: is for schedule=cosine with a warm-up; set schedule.cosine_from=warmup_end"
+        )
+    if start is not None and schedule.warmup_factor is not None:
+        raise UserError(
+            f"schedule.warmup_from={start:g}: schedule.warmup_factor={schedule.warmup_factor:g} is another way to warm"
+            " up; set one of the two to null"
+        )
+    if start is not None and start > optimizer.lr:
+        raise UserError(
+            f"schedule.warmup_from={start:g}: is above optimizer.lr={optimizer.lr:g}, to which the warm-up rises;"
+            " lower it"
         )
 
 

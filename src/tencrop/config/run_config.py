@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
-from tencrop.config.documents import FILE_NAME, Between, read_json, read_yaml
+from tencrop.config.documents import FILE_NAME, Between, Document, read_json, read_yaml
 from tencrop.config.loader import CONFIG_FORMAT, upgrade_config
 from tencrop.config.schema import UserError
 
@@ -30,12 +29,12 @@ CONFIG_SHAPE = {
     "model": {"name": str, "kwargs": {str: object}},
     "augmentation": {"filter?": str},
     "schedule": {"name": str},
-    "training": {"epochs": (int, None), "max_steps": (int, None), "ema_decay?": (float, None)},
+    "training": {"epochs": (int, None), "steps?": (int, None), "max_steps": (int, None), "ema_decay?": (float, None)},
     "protocol": {"name": str, "side?": (int, None, [(int, None)]), "region?": str, "average?": str},
 }
 
 
-def read_config(run_dir: Path) -> dict[str, Any]:
+def read_config(run_dir: Path) -> Document:
     """The config.yaml of a run folder as plain data, upgraded to the current format.
 
     Raises UserError if it is missing, broken, or differs from the configuration that the run began with. The latter is
@@ -53,12 +52,12 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     return upgrade_config(config)
 
 
-def read_written_config(path: Path) -> dict[str, Any]:
+def read_written_config(path: Path) -> Document:
     """A config.yaml as it was written, in any format. Raises UserError if it is missing or broken."""
     return read_yaml(path, CONFIG_SHAPE, what=CONFIG, remedy=REMEDY)
 
 
-def config_sha256(config: dict[str, Any]) -> str:
+def config_sha256(config: Document) -> str:
     """SHA-256, hexadecimal, of the content of a config.yaml without its location-dependent keys."""
     kept = {key: value for key, value in config.items() if key not in LOCATION_KEYS}
     kept["data"] = {key: value for key, value in config["data"].items() if key not in LOCATION_DATA_KEYS}

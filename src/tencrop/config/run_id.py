@@ -13,14 +13,15 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from tencrop.config.schema import Augmentation, Config, UserError
+from tencrop.config.documents import Document
+from tencrop.config.schema import Augmentation, Config, Optimizer, Schedule, Training, UserError
 
 # Keys that do not change what is trained; hardware may still change the last bits of the weights. The seed does change
 # it, but is a part of the folder's name of its own.
 NOT_LEARNED = {
     "seed", "hardware", "tracker", "name", "runs", "deterministic", "log_every_steps", "protocol",
     "checkpoint_every_steps", "allow_other_code", "checkpoint", "weights", "weights_by", "ema", "save_views", "output",
-    "recipe",
+    "recipe", "plan",
 }  # fmt: skip
 # Keys of data. The loader counts only if it is ffcv: beton and torch give the same pixels (`learning_keys`).
 NOT_LEARNED_DATA = {
@@ -35,15 +36,32 @@ NOT_LEARNED_DATA = {
     "subset_of_val",
 }
 
+# Keys that were null in the first runs where unused, and so are part of their hashes. A key with a default that is not
+# listed is newer: it enters the hash only where it is not at its default, so that older run folders keep their names.
+NULL_IN_FIRST_RUNS = {"momentum", "nesterov", "betas", "eps", "milestones", "gamma", "min_lr", "patience", "max_drops"}
 
-def learning_keys(config: Config) -> dict[str, Any]:
+
+def learning_keys(config: Config) -> Document:
     """The fields of the configuration that affect training, without the seed."""
     values = dataclasses.asdict(config)
     values["data"] = {key: value for key, value in values["data"].items() if key not in NOT_LEARNED_DATA}
     if config.data.loader == "ffcv":  # resizes with another filter than the other loaders
         values["data"]["loader"] = "ffcv"
     values["augmentation"] = _drop_disabled(config.augmentation)
+    values["optimizer"] = _drop_newer(config.optimizer)
+    values["schedule"] = _drop_newer(config.schedule)
+    values["training"] = _drop_newer(config.training)
     return {key: value for key, value in values.items() if key not in NOT_LEARNED}
+
+
+def _drop_newer(section: Optimizer | Schedule | Training) -> dict[str, Any]:
+    """The keys of a section without those that are newer than the first runs and at their default."""
+    newer = {
+        field.name: field.default
+        for field in dataclasses.fields(section)
+        if field.default is not dataclasses.MISSING and field.name not in NULL_IN_FIRST_RUNS
+    }
+    return {key: value for key, value in dataclasses.asdict(section).items() if key not in newer or value != newer[key]}
 
 
 def _drop_disabled(config: Augmentation) -> dict[str, Any]:
@@ -65,6 +83,7 @@ def _drop_disabled(config: Augmentation) -> dict[str, Any]:
         "erasing": augmentation["erasing"]["prob"] == 0,
         "mixing": augmentation["mixing"]["mix_group"] is None,
         "repeats": augmentation["repeats"] == 1,
+        "min_object_covered": augmentation["min_object_covered"] is None,
     }
     return {key: value for key, value in augmentation.items() if not is_off.get(key)}
 
@@ -82,7 +101,7 @@ def run_path(config: Config) -> Path:
     return Path(config.runs) / name / f"seed{config.seed}-{learning_hash(config)}"
 
 
-def check_data(config: Config, manifest: dict[str, Any]) -> int:
+def check_data(config: Config, manifest: Document) -> int:
     """Return the number of classes; raise UserError if the prepared data are not those of the configuration."""
     if manifest["name"] != config.data.name:  # run name, tables and claim would name the wrong data set
         raise UserError(
@@ -98,7 +117,7 @@ def check_data(config: Config, manifest: dict[str, Any]) -> int:
     return prepared
 
 
-def check_preparation(config: Config, manifest: dict[str, Any], typed: Collection[str]) -> None:
+def check_preparation(config: Config, manifest: Document, typed: Collection[str]) -> None:
     """Raise UserError if the user typed a key that only prepare.py uses, with a value the data were not prepared with.
 
     Ignoring it would give a wrong record: evaluate.py data.splits.val=train would still evaluate the validation split.
@@ -116,7 +135,7 @@ def check_preparation(config: Config, manifest: dict[str, Any], typed: Collectio
             )
 
 
-def check_store(config: Config, manifest: dict[str, Any]) -> None:
+def check_store(config: Config, manifest: Document) -> None:
     """Raise UserError if the training split was stored with other options than configured, or has less than a batch.
 
     The store options are learning keys: the stored pixels affect training, and the hash must describe them.

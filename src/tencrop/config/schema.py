@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from tencrop.config.constraints import Increasing, Interval, Length, LowHigh, UsedIf
 
+MEAN_IMAGE_SIDE = 256  # pixels: height and width of the mean image of prepared data
 MAX_SIDE = 65_500  # pixels: libjpeg's limit, which also keeps sizes and aspect ratios far from the limits of int32
 
 Count = Annotated[int, Interval(gt=0)]
@@ -30,6 +31,7 @@ AspectRange = Annotated[list[float], LowHigh(gt=0, le=MAX_SIDE)]  # width / heig
 SideRange = Annotated[list[int], LowHigh(gt=0, le=MAX_SIDE)]  # pixels
 Betas = Annotated[list[Annotated[float, Interval(ge=0, lt=1)]], Length(2, hint="[0.9,0.999] is usual")]
 Milestones = Annotated[list[Positive], Increasing()]  # epochs
+Divisor = Annotated[float, Interval(ge=1)]
 # Whole numbers stay such: converted to 124.0, the 124 of an older configuration would change its learning hash.
 PixelMean = Annotated[list[Annotated[int | float, Interval(ge=0, le=255)]], Length(3, hint="one per channel")]
 PixelStd = Annotated[list[Annotated[int | float, Interval(gt=0)]], Length(3, hint="one per channel, on [0, 255]")]
@@ -42,6 +44,7 @@ DataName = Literal[
 Filter = Literal["bilinear", "bicubic", "box", "nearest"]  # of resizing, as in Pillow
 ProtocolName = Literal["center", "five_crop", "ten_crop", "flip_pair", "grid_crop", "crops_144", "dense"]
 Average = Literal["softmax", "logits"]
+RANDOM_SIZED = ("random_resized", "random_sized", "random_sized_tf")  # crops of a random area and aspect ratio
 Region = Literal["whole", "square"]  # crops are taken from the whole rescaled image or from its central square
 
 
@@ -121,9 +124,10 @@ class Jitter:
 class RandAugment:
     """RandAugment: random operations for each image (Cubuk et al. 2020)."""
 
-    source: Literal["torchvision", "timm"] = "torchvision"  # whose list of operations and strengths
+    # whose list of operations and strengths; tf: TensorFlow's (EfficientNet, big_vision), whose pixels differ too
+    source: Literal["torchvision", "timm", "tf"] = "torchvision"
     num_ops: Annotated[int, Interval(ge=0, le=100)] = 0  # operations applied in sequence; 0 switches it off
-    magnitude: NonNegative = 9.0  # on a scale to 30 (torchvision) or 10 (timm)
+    magnitude: NonNegative = 9.0  # on a scale to 30 (torchvision) or 10 (timm, tf)
     std: NonNegative = 0.0  # standard deviation of the magnitude, normal (timm's mstd)
     prob: Fraction = 1.0  # probability of applying each operation (timm: 0.5)
     filter: Literal["nearest", "bilinear", "bicubic"] = "nearest"  # interpolation of the geometric operations
@@ -153,13 +157,16 @@ class Mixing:
 
 @dataclass
 class Augmentation:
-    crop: Literal["random_resized", "random_sized", "random", "none"]  # torchvision's | fb.resnet.torch's | fixed size
+    # torchvision's | fb.resnet.torch's | TensorFlow's | fixed size | whole image
+    crop: Literal["random_resized", "random_sized", "random_sized_tf", "random", "none"]
     size: Pixels  # output height and width
     filter: Filter
     flip: Fraction  # probability of a horizontal flip
     pca: Pca
-    area: Annotated[AreaRange | None, UsedIf("crop", "random_resized", "random_sized")] = None  # of the crop
-    aspect: Annotated[AspectRange | None, UsedIf("crop", "random_resized", "random_sized")] = None  # width / height
+    area: Annotated[AreaRange | None, UsedIf("crop", *RANDOM_SIZED)] = None  # of the crop
+    aspect: Annotated[AspectRange | None, UsedIf("crop", *RANDOM_SIZED)] = None  # width / height
+    # a smaller fraction of the image is drawn again (EfficientNet: 0.1; ViT: 0)
+    min_object_covered: Annotated[Fraction | None, UsedIf("crop", "random_sized_tf")] = None
     side: Annotated[SideRange | None, UsedIf("crop", "random")] = None  # shorter side of the rescaled image
     region: Annotated[Region | None, UsedIf("crop", "random")] = None
     jitter: Jitter = field(default_factory=Jitter)
@@ -172,34 +179,58 @@ class Augmentation:
 
 @dataclass
 class Normalization:
-    """Per channel, on pixels of [0, 255]: (pixel - mean) / std."""
+    """On pixels of [0, 255]: (pixel - mean) / std. Per channel, except for the mean image."""
 
-    mean: Literal["imagenet", "dataset"] | PixelMean
+    # dataset: the mean color of the training images | image: their mean at every pixel (AlexNet, ZFNet)
+    mean: Literal["imagenet", "dataset", "image"] | PixelMean
     std: Literal["imagenet", "dataset"] | PixelStd
 
 
 @dataclass
 class Optimizer:
-    name: Literal["sgd", "sgd_alexnet", "adamw"]
+    name: Literal["sgd", "sgd_alexnet", "adamw", "rmsprop_tf", "lamb"]
     lr: Positive  # at the global batch
     weight_decay: NonNegative
-    decay: Literal["all", "weights"]  # parameters with weight decay; weights: tensors with two or more dimensions
-    momentum: Annotated[Momentum | None, UsedIf("name", "sgd", "sgd_alexnet")] = None
+    # Parameters with weight decay. weights: tensors with two or more dimensions. timm: of these, not those that the
+    # network lists in no_weight_decay(), such as pos_embed. not_norm: all but those of normalization layers.
+    # not_depthwise: weights, but not those of depthwise convolutions.
+    decay: Literal["all", "weights", "timm", "not_norm", "not_depthwise"]
+    momentum: Annotated[Momentum | None, UsedIf("name", "sgd", "sgd_alexnet", "rmsprop_tf")] = None
     nesterov: Annotated[bool | None, UsedIf("name", "sgd")] = None
-    betas: Annotated[Betas | None, UsedIf("name", "adamw")] = None
-    eps: Annotated[Epsilon | None, UsedIf("name", "adamw")] = None
+    betas: Annotated[Betas | None, UsedIf("name", "adamw", "lamb")] = None
+    eps: Annotated[Epsilon | None, UsedIf("name", "adamw", "rmsprop_tf", "lamb")] = None
+    alpha: Annotated[Momentum | None, UsedIf("name", "rmsprop_tf")] = None  # decay of the mean square of the gradient
 
 
 @dataclass
 class Schedule:
-    name: Literal["step", "cosine", "plateau", "constant"]
+    name: Literal["step", "cosine", "plateau", "constant", "poly", "exponential", "piecewise", "onecycle"]
     warmup_epochs: NonNegative
     milestones: Annotated[Milestones | None, UsedIf("name", "step")] = None  # epochs at which gamma multiplies lr
-    gamma: Annotated[Decay | None, UsedIf("name", "step", "plateau")] = None  # factor of lr
+    gamma: Annotated[Decay | None, UsedIf("name", "step", "plateau", "exponential")] = None  # factor of lr
     min_lr: Annotated[NonNegative | None, UsedIf("name", "cosine")] = None  # lr at the end
     patience: Annotated[Count | None, UsedIf("name", "plateau")] = None  # evaluations without improvement before a drop
     # number of drops, after which lr stays constant
     max_drops: Annotated[NonNegativeInt | None, UsedIf("name", "plateau")] = None
+    unit: Literal["step", "epoch"] = "step"  # epoch: lr is constant within an epoch
+    # Learning rate of the first step, from which lr rises in a line to optimizer.lr, in place of the schedule (timm,
+    # TensorFlow). null: the schedule is multiplied by 1/n, 2/n, ... n/n over n warm-up steps.
+    warmup_from: NonNegative | None = None
+    warmup_factor: Fraction | None = None  # the schedule is multiplied by a line from this factor to 1 (pycls)
+    cosine_from: Literal["warmup_end", "start"] = "warmup_end"  # where the cosine has its maximum
+    power: Annotated[Positive | None, UsedIf("name", "poly")] = None
+    # gamma multiplies lr each time as many epochs have passed
+    decay_epochs: Annotated[
+        Annotated[float, Interval(ge=0.001, hint="2.4 is EfficientNet's")] | None, UsedIf("name", "exponential")
+    ] = None
+    # piecewise: lr is optimizer.lr times the factor at each knot (in epochs), with straight lines between them
+    knots: Annotated[Annotated[list[NonNegative], Increasing()] | None, UsedIf("name", "piecewise")] = None
+    factors: Annotated[list[Fraction] | None, UsedIf("name", "piecewise")] = None
+    # fraction of the training in which lr rises
+    pct_start: Annotated[Annotated[float, Interval(gt=0, lt=1)] | None, UsedIf("name", "onecycle")] = None
+    div_factor: Annotated[Divisor | None, UsedIf("name", "onecycle")] = None  # optimizer.lr / lr of the first step
+    # lr of the first step / lr of the last step
+    final_div_factor: Annotated[Divisor | None, UsedIf("name", "onecycle")] = None
 
 
 @dataclass
@@ -237,7 +268,7 @@ class Tracker:
 
 @dataclass
 class Training:
-    epochs: Annotated[int, Interval(gt=0, le=1_000_000)]
+    epochs: Annotated[int, Interval(gt=0, le=1_000_000)] | None  # null: `steps` is the budget
     max_steps: Count | None  # stop after this number of optimizer steps, to try out a recipe
     global_batch: Annotated[int, Interval(gt=0, le=1 << 30)]
     # tf32: float32, but matrix products round their factors to 11 significant bits
@@ -248,6 +279,8 @@ class Training:
     # fraction of the training split held out for model selection
     minival_fraction: Annotated[float, Interval(ge=0, lt=1, hint="1 leaves nothing to train on; 0.02 is usual")]
     evaluate_every_epochs: Count
+    # optimizer steps, in place of `epochs`: decides the schedule and the end
+    steps: Annotated[int, Interval(gt=0, le=1_000_000_000)] | None = None
 
 
 @dataclass
@@ -286,6 +319,7 @@ class Config:
     checkpoint_every_steps: Count | None  # null: at the end of every epoch only
     allow_other_code: bool  # continue a run that was begun by another version of the code
     recipe: Recipe | None = None
+    plan: bool = False  # train.py only: measure for half a minute, print what the training would take, train nothing
     # evaluate.py only
     checkpoint: str | list[str] | None = None  # path, or list of paths (an ensemble)
     weights: str | None = None  # a plain state dict, .safetensors or .pth

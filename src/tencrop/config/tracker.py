@@ -7,7 +7,6 @@ at all (records/tracking.py).
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from tencrop.config.schema import Tracker, UserError
 
@@ -18,7 +17,7 @@ REMOVED = "csv"  # a tracker of earlier versions; its rows repeated those of met
 USE_INSTEAD = "the CSV tracker was removed; set tracker=none and read metrics.jsonl in the run folder"
 
 
-def without_removed_tracker(tracker: Any) -> Any:
+def without_removed_tracker(tracker: object) -> object:
     """The `tracker` section of a run's config.yaml, with `none` in place of the removed CSV tracker."""
     if isinstance(tracker, dict) and tracker.get("name") == REMOVED:
         return tracker | {"name": "none"}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tencrop.cli.choices import CONF
 from tencrop.cli.run_overrides import config_of_run
 from tencrop.config import Config, ExportConfig, UserError
 from tencrop.config.run_config import is_run_folder
 from tencrop.config.writable import check_writable
+from tencrop.records.manifest import RunManifest
 from tencrop.records.run_folder import read_run_manifest
 
 EXPORTS = Path("exports")
@@ -25,7 +26,7 @@ class ExportSource(NamedTuple):
     checkpoint: Path
     run_dir: Path
     config: Config  # of the run
-    manifest: dict[str, Any]  # of the run
+    manifest: RunManifest  # of the run
     format: str  # one of FILES
     ema: bool | None  # as in evaluate.py
     out: Path

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import TypeVar
 
 from timm.models import register_model
 from torch import nn
+
+Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
 
 # timm.create_model passes these to every entry point, whether the user set them or not
 DOWNLOAD_OPTIONS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 
-def register(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+def register(build: Builder) -> Builder:
     """Register `build` with timm under its function name.
 
     timm's options for downloaded weights are dropped, since we publish none. All other arguments reach `build`, which

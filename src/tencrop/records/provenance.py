@@ -12,6 +12,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +21,9 @@ from typing import Any
 import tencrop
 from tencrop.config import Config
 from tencrop.config.code import LEARNING, PACKAGE, code_sha256
+from tencrop.config.documents import Document
 from tencrop.printable import printable
+from tencrop.records.manifest import Code, Hardware, Provenance, RunData, RunManifest, Session, Split
 from tencrop.records.redaction import redact_arguments, redact_text
 
 # Packages whose version may change the last bits of the weights.
@@ -33,7 +36,7 @@ OTHER_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DI
 CODE_PATHS = ("src", "conf", ":(glob)*.py", "pyproject.toml")
 
 
-def provenance(config: Config, data_manifest: dict[str, Any]) -> dict[str, Any]:
+def provenance(config: Config, data_manifest: Document) -> Provenance:
     """The provenance known at the start of a run, in JSON types.
 
     `data_manifest` is the manifest of the prepared data (tencrop.data.store.manifest). Its class names and fingerprints
@@ -49,7 +52,7 @@ def provenance(config: Config, data_manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def session() -> dict[str, Any]:
+def session() -> Session:
     """Facts that may differ each time a run is resumed: time, command, code, hardware, packages."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -61,22 +64,23 @@ def session() -> dict[str, Any]:
     }
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def differences(before: Session, now: Session) -> list[str]:
     """Changes between two results of `session` that may affect the last bits of the weights, one phrase each."""
     # Resuming is refused only if learning_sha256 differs (run_folder.py); all of these are printed.
-    compared = [
-        *(("code", name) for name in ("revision", "learning_sha256")),
-        *(("hardware", name) for name in ("cpu", "num_torch_threads", "gpus")),
-        *(("packages", name) for name in EXACT),
+    compared: list[tuple[Mapping[str, object], Mapping[str, object], tuple[str, ...]]] = [
+        (before["code"], now["code"], ("revision", "learning_sha256")),
+        (before["hardware"], now["hardware"], ("cpu", "num_torch_threads", "gpus")),
+        (before["packages"], now["packages"], EXACT),
     ]
     return [
-        f"{name} was {_known(before[part], old)}, is {_known(now[part], new)}"
-        for part, name in compared
-        if (old := before[part].get(name)) != (new := now[part].get(name))
+        f"{name} was {_known(was, was.get(name))}, is {_known(is_now, is_now.get(name))}"
+        for was, is_now, names in compared
+        for name in names
+        if was.get(name) != is_now.get(name)
     ]
 
 
-def _known(facts: dict[str, Any], value: Any) -> str:
+def _known(facts: Mapping[str, object], value: object) -> str:
     # None alone would be ambiguous: not a checkout, an installed package, or git failed.
     if value is None and "not_known" in facts:
         return f"unknown ({facts['not_known']})"
@@ -84,12 +88,13 @@ def _known(facts: dict[str, Any], value: Any) -> str:
     return f"that of an installed package ({facts['installed']})" if is_installed else str(value)
 
 
-def sessions_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+def sessions_of(manifest: RunManifest) -> list[Session]:
     """The sessions in a run's manifest, first to last.
 
     Earlier code stored the packages once per run, those of its first session, instead of once per session.
     """
-    return [{"packages": manifest.get("packages", {}), **session} for session in manifest["sessions"]]
+    earlier = manifest.get("packages", {})
+    return [{**session, "packages": session.get("packages", earlier)} for session in manifest["sessions"]]
 
 
 def command_line() -> str:
@@ -100,7 +105,7 @@ def command_line() -> str:
     return printable(shlex.join([*python, *program, *redact_arguments(sys.argv[1:])]))
 
 
-def code_version() -> dict[str, Any]:
+def code_version() -> Code:
     """Revision and state of the git checkout that contains the package, and the hash of the code that affects training.
 
     The git fields are None outside a checkout. If git failed in a checkout, `not_known` gives the reason, so that a
@@ -108,20 +113,23 @@ def code_version() -> dict[str, Any]:
     `learning_sha256` covers config.code.LEARNING only and does not need git: a change to a report must not prevent a
     run from being resumed.
     """
-    facts: dict[str, Any] = dict.fromkeys(("revision", "remote", "diff_sha256"))
+    facts: Code = {
+        "revision": None,
+        "remote": None,
+        "diff_sha256": None,
+        "learning_sha256": code_sha256(PACKAGE, LEARNING),
+    }
     try:
         if repository := _repository():
             diff = _diff(repository)  # code.diff in the run folder has the text; the manifest identifies it
-            facts = {
-                "revision": _revision(repository),
-                "remote": redact_text(_git(repository, "remote", "get-url", "origin", ok_codes=(0, 2)).strip()) or None,
-                "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
-            }
+            remote = redact_text(_git(repository, "remote", "get-url", "origin", ok_codes=(0, 2)).strip())
+            facts["revision"], facts["remote"] = _revision(repository), remote or None
+            facts["diff_sha256"] = hashlib.sha256(diff.encode()).hexdigest() if diff else None
     except GitFailed as error:
         facts["not_known"] = str(error)
     if not _is_of_checkout():
         facts["installed"] = tencrop.__version__
-    return facts | {"learning_sha256": code_sha256(PACKAGE, LEARNING)}
+    return facts
 
 
 def code_diff() -> str:
@@ -194,7 +202,7 @@ def _git(folder: Path, *arguments: str, ok_codes: tuple[int, ...] = (0,)) -> str
     return done.stdout.decode("utf-8", "replace")
 
 
-def changed_split(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+def changed_split(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """The split ("train" or "val") that differs between two results of data_facts; None if neither does.
 
     Training depends on the stored bytes (resized, re-encoded), evaluation on the original images.
@@ -213,12 +221,11 @@ def installed_packages() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: installed[name] for name in sorted(installed) if name}}
 
 
-def _hardware() -> dict[str, Any]:
+def _hardware() -> Hardware:
     import torch  # takes seconds, but the caller is about to need it anyway
 
     properties = [torch.cuda.get_device_properties(device) for device in range(torch.cuda.device_count())]
-    unseen = {"not_known": "GPUs: a driver is loaded, but torch finds no GPU"}
-    return {
+    hardware: Hardware = {
         "host": socket.gethostname(),
         "system": platform.platform(),
         "cpu": _cpu_name(),
@@ -229,8 +236,10 @@ def _hardware() -> dict[str, Any]:
         "cuda": torch.version.cuda if properties else None,
         "cudnn": torch.backends.cudnn.version() if properties else None,
         "num_torch_threads": torch.get_num_threads(),  # changes the order of sums on a CPU, and so the last bits
-        **(unseen if DRIVER.exists() and not properties and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else {}),
     }
+    if DRIVER.exists() and not properties and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+        hardware["not_known"] = "GPUs: a driver is loaded, but torch finds no GPU"
+    return hardware
 
 
 def _allow_tf32() -> dict[str, bool]:
@@ -248,15 +257,20 @@ def _cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def data_facts(config: Config, manifest: dict[str, Any]) -> dict[str, Any]:
+def data_facts(config: Config, manifest: Document) -> RunData:
     """The prepared data that a run uses: name, folder, counts and fingerprints of the splits, classes."""
     # Fingerprints, not paths, identify the data: a prepared folder may be moved, and another take its place.
-    kept = ("num_samples", "source_fingerprint", "store_fingerprint")
+    splits: dict[str, Split] = {
+        name: {
+            "num_samples": facts["num_samples"],
+            "source_fingerprint": facts["source_fingerprint"],
+            "store_fingerprint": facts["store_fingerprint"],
+        }
+        for name, facts in manifest["splits"].items()
+    }
     return {
         "name": manifest.get("name", config.data.name),
         "root": redact_text(str(Path(config.data.root).absolute())),
-        "splits": {
-            split: {key: facts[key] for key in kept if key in facts} for split, facts in manifest["splits"].items()
-        },
+        "splits": splits,
         "classes": list(manifest["classes"]),
     }

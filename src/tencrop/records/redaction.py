@@ -10,7 +10,7 @@ import netrc
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import overload
 
 MASK = "***"
 # Names of credentials: api_key, WANDB_API_KEY, my-token, but not monkey: the word must follow . _ - or the beginning.
@@ -51,7 +51,11 @@ def redact_arguments(arguments: Sequence[str]) -> list[str]:
     return masked
 
 
-def redact_values(values: Any) -> Any:
+@overload
+def redact_values(values: Mapping[str, object]) -> dict[str, object]: ...
+@overload
+def redact_values(values: object) -> object: ...
+def redact_values(values: object) -> object:
     """Redact a configuration of mappings, sequences and scalars by key and by text; anything else is unchanged."""
     if isinstance(values, Mapping):
         return {key: _mask_entry(str(key), value) for key, value in values.items()}
@@ -60,7 +64,7 @@ def redact_values(values: Any) -> Any:
     return redact_text(values) if isinstance(values, str) else values
 
 
-def _mask_entry(key: str, value: Any) -> Any:
+def _mask_entry(key: str, value: object) -> object:
     # Strings only: numbers are no credentials, and a mapping is redacted entry by entry.
     if isinstance(value, str) and _is_secret_name(key) and value.lower() not in _PLAIN:
         return MASK

@@ -20,7 +20,6 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -34,6 +33,7 @@ from tencrop.config.writable import check_writable
 from tencrop.data.store.manifest import read_manifest
 from tencrop.files import atomic_write
 from tencrop.printable import print_any_text
+from tencrop.records.manifest import RunManifest
 from tencrop.records.provenance import changed_split, differences, session, sessions_of
 from tencrop.records.run_folder import read_run_manifest
 
@@ -106,7 +106,7 @@ def run_and_forward(command: list[str]) -> int:
     return exit_code if exit_code >= 0 else 128 - exit_code
 
 
-def what_differs(before: dict[str, Any]) -> list[str]:
+def what_differs(before: RunManifest) -> list[str]:
     """Differences from the run's sessions and between them, one phrase each; any of them may explain other weights."""
     sessions = sessions_of(before)
     lines = differences(sessions[0], session())
@@ -118,7 +118,7 @@ def what_differs(before: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _check_data(run_dir: Path, before: dict[str, Any]) -> None:
+def _check_data(run_dir: Path, before: RunManifest) -> None:
     data = read_config(run_dir)["data"]
     if split := changed_split(before["data"], read_manifest(data["root"], data["name"])):
         remedy = f"prepare the original data again, or set data.root to their folder in {run_dir}/config.yaml"

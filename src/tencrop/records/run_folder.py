@@ -13,12 +13,11 @@ import os
 import sys
 import uuid
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
 from tencrop.config import Config, UserError, run_path
-from tencrop.config.documents import NotEmpty, read_json
+from tencrop.config.documents import Document, NotEmpty, read_json
 from tencrop.config.launcher import is_first_process
 from tencrop.config.loader import CONFIG_FORMAT
 from tencrop.config.run_config import (
@@ -29,6 +28,7 @@ from tencrop.config.run_config import (
 from tencrop.config.writable import check_writable
 from tencrop.data.store.manifest import RUN_DATA_SHAPE
 from tencrop.files import atomic_write
+from tencrop.records.manifest import Hashes, Outcome, Provenance, RunData, RunManifest, Session
 from tencrop.records.provenance import changed_split, code_diff, data_facts, differences, provenance, sessions_of
 from tencrop.records.redaction import redact_values
 from tencrop.training.metric_rows import last_digest
@@ -60,13 +60,11 @@ SHAPE = {
     # ended_with: hashes with which a complete run ended before it had to be trained again
     "result": {"status": str, **_HASHES, "metrics_digest?": _TEXT, "ended_with?": _HASHES},
 }
-HASHES = ("weights_sha256", "ema_sha256")
-RUNNING = {"status": "running", **dict.fromkeys(HASHES)}
 ROOM = "make room, or name another folder with runs=DIR"
 REMEDY = "restore it from a copy, or delete the folder and train again"
 
 
-def run_folder(config: Config, data_manifest: dict[str, Any], *, total_steps: int | None = None) -> Path:
+def run_folder(config: Config, data_manifest: Document, *, total_steps: int | None = None) -> Path:
     """Create or reopen the run's folder and write its configuration and manifest; only rank 0 writes.
 
     total_steps: number of optimizer steps of the training that follows, or None if the run is complete and nothing is
@@ -113,8 +111,8 @@ def finish(folder: Path, *, status: str, weights_sha256: str | None, ema_sha256:
     manifest = read_run_manifest(folder)
     # Set only if the run was complete and is being trained again (_ended_with).
     before = manifest["result"].get("ended_with")
-    now = {"weights_sha256": weights_sha256, "ema_sha256": ema_sha256}
-    result = {"status": status, **now}
+    now: Hashes = {"weights_sha256": weights_sha256, "ema_sha256": ema_sha256}
+    result: Outcome = {"status": status, "weights_sha256": weights_sha256, "ema_sha256": ema_sha256}
     # The digest over all rows of metrics.jsonl, by which a report detects a damaged or edited file. For a run that was
     # complete it is not taken again, since the file may have been damaged in the meantime.
     if manifest["result"]["status"] == "complete":
@@ -124,7 +122,7 @@ def finish(folder: Path, *, status: str, weights_sha256: str | None, ema_sha256:
     if before is not None and (status != "complete" or before != now):
         result["ended_with"] = before
     if manifest["result"] != result:  # an unchanged manifest is not rewritten: the folder may be read-only
-        _write_manifest(folder, manifest | {"result": result})
+        _write_manifest(folder, {**manifest, "result": result})
     if before is None or status != "complete" or before == now:
         return None
     return (
@@ -138,15 +136,17 @@ def is_complete(folder: Path) -> bool:
     return (folder / "manifest.json").exists() and read_run_manifest(folder)["result"]["status"] == "complete"
 
 
-def read_run_manifest(folder: Path) -> dict[str, Any]:
+def read_run_manifest(folder: Path) -> RunManifest:
     """The run's manifest. Raises UserError if it is missing or broken."""
-    manifest = read_json(folder / "manifest.json", SHAPE, what="the manifest of a run folder", remedy=REMEDY)
+    what = "the manifest of a run folder"
+    manifest: RunManifest = read_json(folder / "manifest.json", SHAPE, what=what, remedy=REMEDY)
     manifest["result"].setdefault("ema_sha256", None)  # the first runs did not record it
     return manifest
 
 
-def _write_records(folder: Path, config: Config, origin: dict[str, Any], total_steps: int | None) -> None:
-    for facts in (origin["session"]["code"], origin["session"]["hardware"]):
+def _write_records(folder: Path, config: Config, origin: Provenance, total_steps: int | None) -> None:
+    session, parts = origin["session"], (origin["session"]["code"], origin["session"]["hardware"])
+    for facts in parts:
         if "not_known" in facts:
             print(f"{folder}: recorded as not known: {facts['not_known']}", file=sys.stderr)
     # The manifest is written last, so its presence means that config.yaml and code.diff are complete.
@@ -156,37 +156,50 @@ def _write_records(folder: Path, config: Config, origin: dict[str, Any], total_s
         values = OmegaConf.to_yaml(OmegaConf.create(content))
         atomic_write(folder / "config.yaml", values.encode())
         atomic_write(folder / "code.diff", code_diff().encode())
-        first = origin.pop("session")
-        # Checkpoints contain both, which ties them to this run.
-        facts = {"run_id": uuid.uuid4().hex, "total_steps": total_steps}
-        # Of the file as read back, with redacted values and YAML's types, since that is what later readers hash.
-        facts["config_sha256"] = config_sha256(read_written_config(folder / "config.yaml"))
-        manifest = {**facts, **origin, "sessions": [first], "result": dict(RUNNING)}
+        manifest: RunManifest = {
+            # Checkpoints contain both, which ties them to this run.
+            "run_id": uuid.uuid4().hex,
+            "total_steps": total_steps,
+            # Of the file as read back, with redacted values and YAML's types, since that is what later readers hash.
+            "config_sha256": config_sha256(read_written_config(folder / "config.yaml")),
+            "tencrop": origin["tencrop"],
+            "name": origin["name"],
+            "model": origin["model"],
+            "seeds": origin["seeds"],
+            "data": origin["data"],
+            "sessions": [session],
+            "result": _running(None),
+        }
     else:
         manifest = read_run_manifest(folder)
         if manifest["result"]["status"] == "complete":
             print(f"{folder}: was complete, but has no intact last checkpoint; training it again", file=sys.stderr)
-        before, now = sessions_of(manifest)[-1], origin["session"]
-        _refuse_other_code(folder, config, before, now)
-        for line in differences(before, now):
+        before = sessions_of(manifest)[-1]
+        _refuse_other_code(folder, config, before, session)
+        for line in differences(before, session):
             print(f"{folder}: differs from the last session: {line}", file=sys.stderr)
-        manifest["sessions"].append(now)
-        manifest["result"] = RUNNING | _ended_with(manifest["result"])
+        manifest["sessions"].append(session)
+        manifest["result"] = _running(_ended_with(manifest["result"]))
     _write_manifest(folder, manifest)
 
 
-def _ended_with(result: dict[str, Any]) -> dict[str, Any]:
+def _ended_with(result: Outcome) -> Hashes | None:
     """The weight hashes that a formerly complete run must end with again; carried along until it is complete."""
     if result["status"] == "complete":
-        return {"ended_with": {key: result.get(key) for key in HASHES}}
-    return {key: value for key, value in result.items() if key == "ended_with"}
+        return {"weights_sha256": result["weights_sha256"], "ema_sha256": result["ema_sha256"]}
+    return result.get("ended_with")
 
 
-def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+def _running(ended_with: Hashes | None) -> Outcome:
+    running: Outcome = {"status": "running", "weights_sha256": None, "ema_sha256": None}
+    return running if ended_with is None else {**running, "ended_with": ended_with}
+
+
+def _write_manifest(folder: Path, manifest: RunManifest) -> None:
     atomic_write(folder / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
 
 
-def _refuse_other_code(folder: Path, config: Config, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _refuse_other_code(folder: Path, config: Config, before: Session, now: Session) -> None:
     # Half a run with one version and half with another has weights that no version of the code can reproduce.
     if before["code"]["learning_sha256"] != now["code"]["learning_sha256"] and not config.allow_other_code:
         code = before["code"]
@@ -198,7 +211,7 @@ def _refuse_other_code(folder: Path, config: Config, before: dict[str, Any], now
         )
 
 
-def _refuse_other_data(folder: Path, config: Config, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _refuse_other_data(folder: Path, config: Config, before: RunData, now: RunData) -> None:
     if split := changed_split(before, now):
         raise UserError(
             f"data.root={config.data.root}: its {split} images are not those that {folder} was begun with;"

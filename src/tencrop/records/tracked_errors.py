@@ -9,11 +9,11 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from tencrop.config import Config
+from tencrop.config.documents import Document
 from tencrop.evaluation.results import result_name
 from tencrop.files import atomic_write
 from tencrop.records.tracking import LastingWandbLogger, build_logger, close_logger
@@ -25,7 +25,7 @@ KEYS = ("top1_error", "top5_error")
 def track_result(
     config: Config,
     run_dir: Path,
-    result: dict[str, Any],
+    result: Document,
     columns: Sequence[str],
     rows: Sequence[Sequence[str]],
     *,
@@ -50,7 +50,7 @@ def track_result(
     atomic_write(folder / "errors.json", (json.dumps(noted, indent=1) + "\n").encode())
 
 
-def log_errors(logger: Logger | None, result: dict[str, Any]) -> None:
+def log_errors(logger: Logger | None, result: Document) -> None:
     """Log NAME/top1_error and NAME/top5_error of an evaluation (NAME.result.json) at the step of its weights."""
     if logger is not None:
         # Named by the evaluation, so that center and ten_crop of one run are separate curves.
@@ -67,12 +67,12 @@ def log_error_table(logger: Logger | None, columns: Sequence[str], rows: Sequenc
         logger.experiment.add_text("error_table", markdown_table(columns, rows, left=range(len(columns))))
 
 
-def _fingerprint(result: dict[str, Any]) -> list[Any]:
+def _fingerprint(result: Document) -> list[object]:
     """Values that identify a result: if all of them are equal, it has been logged."""
     return [result["weights_sha256"], result["source_fingerprint"], *(result[key] for key in KEYS)]
 
 
-def _logged(folder: Path) -> dict[str, Any]:
+def _logged(folder: Path) -> dict[str, object]:
     """Fingerprints of logged results by name; empty if errors.json is missing or damaged, so all are logged again."""
     path = folder / "errors.json"
     try:

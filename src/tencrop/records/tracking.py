@@ -19,7 +19,8 @@ import threading
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -78,10 +79,10 @@ class LastingWandbLogger(WandbLogger):
 
     has_failed = False
 
-    def log_hyperparams(self, params: Any) -> None:
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
         self._attempt(super().log_hyperparams, params)
 
-    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self._attempt(super().log_metrics, metrics, step)
 
     def log_image(self, key: str, images: list[Any], step: int | None = None, **options: Any) -> None:
@@ -93,7 +94,7 @@ class LastingWandbLogger(WandbLogger):
     def finish(self) -> None:
         self._attempt(self.experiment.finish)
 
-    def _attempt(self, call: Callable[..., Any], *args: Any, **options: Any) -> None:
+    def _attempt(self, call: Callable[..., object], *args: object, **options: object) -> None:
         if self.has_failed:
             return
         try:
@@ -148,7 +149,7 @@ def close_logger(logger: Logger | None) -> None:
         logger.finalize("success")
 
 
-def _facts(config: Config, run_dir: Path) -> dict[str, Any]:
+def _facts(config: Config, run_dir: Path) -> dict[str, object]:
     """The configuration and, if there is one, the run's manifest without its long lists (classes, packages)."""
     facts = redact_values(dataclasses.asdict(config))
     if (run_dir / "manifest.json").exists():

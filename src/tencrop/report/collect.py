@@ -15,6 +15,7 @@ from tencrop.config import UserError
 from tencrop.config.run_config import is_run_folder, read_config
 from tencrop.evaluation.results import by_classes, differences_from_training, load_result, protocol_label, result_name
 from tencrop.evaluation.targets import EVALUATIONS
+from tencrop.records.manifest import RunManifest
 from tencrop.records.run_folder import read_run_manifest
 from tencrop.report.claims import Claim, claims_of_runs
 from tencrop.report.variant_names import variant_names
@@ -53,7 +54,7 @@ class Run:
 
     folder: Path
     config: dict[str, Any]
-    manifest: dict[str, Any]
+    manifest: RunManifest
     results: tuple[Result, ...]
 
     @property

@@ -43,7 +43,7 @@ def curves(experiment: Experiment) -> list[Markup]:
     is_mixed = any(row.get("labels") == "heavier" for run in experiment.runs for row in run.metrics)
     error = "Top-1 error, percent" + ("; in training against the dominant of two mixed labels" if is_mixed else "")
     # steps of a factor of ten look alike on a logarithmic axis; on a linear one all but the first lie at 0
-    is_divided = experiment.runs[0].config["schedule"]["name"] in ("step", "plateau")
+    is_divided = experiment.runs[0].config["schedule"]["name"] in ("step", "plateau", "exponential")
     charts = (
         _figure(error, _lines(experiment, _percent("top1_error"), both)),
         _figure("Loss", _lines(experiment, _value("loss"), both)),

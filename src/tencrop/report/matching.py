@@ -75,7 +75,7 @@ def runs_of_tables(
 
 
 def refusals(
-    facts: dict[str, Any], data: dict[str, Any], row: ErrorRow, table: ErrorTable, recipe: Config
+    facts: dict[str, Any], data: Mapping[str, Any], row: ErrorRow, table: ErrorTable, recipe: Config
 ) -> list[str]:
     """The reasons why a result does not support a row; empty if it does.
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import yaml
 from markupsafe import Markup
 
 from tencrop.files import atomic_write
 from tencrop.printable import markdown_text, printable
+from tencrop.records.manifest import Code, Hardware, RunData, Session
 from tencrop.records.provenance import sessions_of
 from tencrop.report.collect import Broken, Evaluation, Experiment, Run
 from tencrop.report.comparisons import draw_comparisons
@@ -167,7 +167,7 @@ def _facts(experiment: Experiment) -> list[tuple[str, str]]:
     return facts + ([("Published", "; ".join(dict.fromkeys(claim.source for claim in claims)))] if claims else [])
 
 
-def _packages(sessions: Sequence[dict[str, Any]]) -> str:
+def _packages(sessions: Sequence[Session]) -> str:
     """Name and version of each of PACKAGES; "2.14.0, then 2.15.0" where the run was resumed with another version."""
     # "none": a package that this run did not have installed, as ffcv, which is optional
     versions = {name: [one["packages"].get(name, "none") for one in sessions] for name in PACKAGES}
@@ -180,12 +180,15 @@ def _run_facts(run: Run) -> tuple[str, str, str, str]:
     result = run.manifest["result"]
     state = result["status"]
     if not run.is_complete and run.metrics:
-        state += f", epoch {run.metrics[-1]['epoch']:.4g} of {run.config['training']['epochs']}"
+        row, training = run.metrics[-1], run.config["training"]
+        is_by_epoch = training["epochs"] is not None
+        state += f", epoch {row['epoch']:.4g} of {training['epochs']}" if is_by_epoch else ""
+        state += "" if is_by_epoch else f", step {row['step']:,} of {training['steps']:,}"
     folder = f"{run.folder.parent.name}/{run.folder.name}"
     return state, (result["weights_sha256"] or "–")[:12], str(len(run.manifest["sessions"])), folder
 
 
-def _code(code: dict[str, Any]) -> str:
+def _code(code: Code) -> str:
     # Without a git revision the hash over the source files that affect training identifies the code.
     if "not_known" in code:
         return f"not known ({code['not_known']}), stages up to training {code['learning_sha256'][:12]}"
@@ -196,7 +199,7 @@ def _code(code: dict[str, Any]) -> str:
     return f"{code['revision'][:12]}{', with changes (code.diff)' if code['diff_sha256'] else ''}"
 
 
-def _data(data: dict[str, Any]) -> str:
+def _data(data: RunData) -> str:
     splits = (
         f"{facts['num_samples']:,} {name} ({facts['source_fingerprint'][:12]})"
         for name, facts in data["splits"].items()
@@ -204,7 +207,7 @@ def _data(data: dict[str, Any]) -> str:
     return f"{data['name']}, {len(data['classes']):,} classes: {', '.join(splits)}"
 
 
-def _hardware(hardware: dict[str, Any]) -> str:
+def _hardware(hardware: Hardware) -> str:
     gpus = hardware["gpus"]
     found = f"{len(gpus)} × {gpus[0]}, " if gpus else ""
     if "not_known" in hardware:

@@ -17,6 +17,7 @@ from tencrop.config.run_config import CONFIG, REMEDY, is_run_folder, read_config
 from tencrop.config.writable import check_writable
 from tencrop.files import atomic_write
 from tencrop.printable import markdown_text, printable
+from tencrop.records.manifest import RunData
 from tencrop.records.provenance import EXACT, sessions_of
 from tencrop.records.run_folder import read_run_manifest
 from tencrop.report.blocks import Block, print_paragraphs
@@ -102,7 +103,7 @@ def flat_settings(values: Mapping[str, Any], prefix: str = "") -> Facts:
     return found
 
 
-def _over_sessions(sessions: list[dict[str, Any]]) -> Facts:
+def _over_sessions(sessions: Sequence[Mapping[str, object]]) -> Facts:
     """Each fact over the sessions of a run: "2.14.0, then 2.15.0" if it was resumed with another version."""
     keys = dict.fromkeys(key for session in sessions for key in session)
     values = {key: [_text(session.get(key)) for session in sessions] for key in keys}
@@ -114,7 +115,7 @@ def _exact_first(packages: dict[str, str]) -> dict[str, str]:
     return {name: packages[name] for name in sorted(packages, key=lambda name: (name not in EXACT, name))}
 
 
-def _data(data: dict[str, Any]) -> Facts:
+def _data(data: RunData) -> Facts:
     """Name, classes, and counts and fingerprints of both splits; not the folder, which may be anywhere."""
     splits = {f"{split} {key}": _text(value) for split, facts in data["splits"].items() for key, value in facts.items()}
     return {"name": data["name"], "classes": f"{len(data['classes']):,}", **splits}

@@ -9,7 +9,6 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from tencrop.data.sources.class_names import label_names
 from tencrop.data.store.manifest import Split, open_split
 from tencrop.evaluation.score_files import read_scores
 from tencrop.printable import printable
+from tencrop.records.manifest import RunManifest
 from tencrop.records.run_folder import read_run_manifest
 
 SUFFIX = ".safetensors"
@@ -48,7 +48,7 @@ class SavedScores:
         return folder.parent if folder.name == "predictions" and is_run_folder(folder.parent) else None
 
     @cached_property
-    def manifest(self) -> dict[str, Any] | None:
+    def manifest(self) -> RunManifest | None:
         """The run's manifest; None without a run folder, or if it cannot be read: then only names are missing."""
         try:
             return None if self.run_folder is None else read_run_manifest(self.run_folder)
@@ -59,9 +59,9 @@ class SavedScores:
     def classes(self) -> list[str]:
         """A readable name for each class; "class 3" if neither the run folder nor `data_root` tells."""
         num_classes = self.scores.shape[1]
-        data = {} if self.manifest is None else self.manifest["data"]
+        data = None if self.manifest is None else self.manifest["data"]
         # other data may have been evaluated into the run's folder
-        if data and data["splits"]["val"]["source_fingerprint"] == self.metadata.get("source_fingerprint"):
+        if data is not None and data["splits"]["val"]["source_fingerprint"] == self.metadata.get("source_fingerprint"):
             names = data["classes"]
         else:
             names = [] if self._split is None else self._split.manifest["classes"]

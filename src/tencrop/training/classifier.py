@@ -25,6 +25,7 @@ from tencrop.config import Batches, Config, UserError
 from tencrop.data.augmentation.batch import Batch
 from tencrop.data.augmentation.color import mean_and_std, normalize
 from tencrop.data.augmentation.crops import central_crops
+from tencrop.data.augmentation.mean_image import central_mean, mean_image_of
 from tencrop.data.augmentation.mixing import MixupCutmix, partner_labels
 from tencrop.data.augmentation.pipeline import build_transforms
 from tencrop.distributed.collectives import all_reduce
@@ -37,7 +38,7 @@ from tencrop.training.error_counts import add_errors, no_errors, read_errors
 from tencrop.training.losses import dominant_labels, mixed_cross_entropy, with_auxiliary
 from tencrop.training.monitors import all_reduce_digest
 from tencrop.training.optimizers import build_optimizer
-from tencrop.training.schedules import Plateau, after_evaluation, learning_rate
+from tencrop.training.schedules import Plateau, after_evaluation, learning_rate, schedule_length
 
 
 class Classifier(pl.LightningModule):
@@ -45,6 +46,7 @@ class Classifier(pl.LightningModule):
 
     mean: Tensor
     std: Tensor
+    mean_image: Tensor | None
     train_counts: Tensor
     val_counts: Tensor
     first_nonfinite_step: Tensor
@@ -52,7 +54,7 @@ class Classifier(pl.LightningModule):
     def __init__(
         self, config: Config, model: nn.Module, *, statistics: dict[str, Any], batches: Batches, steps_per_epoch: int
     ):
-        """statistics: mean, std and color covariance from the data's manifest; steps_per_epoch: optimizer steps."""
+        """statistics: mean, std, color covariance and mean image of the data; steps_per_epoch: optimizer steps."""
         super().__init__()
         # Lightning's automatic loop would step the optimizer by its own count of batches, and its gradient clipping,
         # accumulation and schedulers would act outside of training_step, where nobody reads them.
@@ -61,7 +63,8 @@ class Classifier(pl.LightningModule):
         self.global_batch = config.training.global_batch
         # max_steps cuts the run short but does not squeeze the schedule: a run of 100 steps has the learning rates of
         # the first 100 steps of the full run.
-        self.schedule_steps = config.training.epochs * steps_per_epoch
+        self.schedule_steps = schedule_length(config.training, steps_per_epoch)
+        self.num_epochs = math.ceil(self.schedule_steps / steps_per_epoch)  # of the schedule; the last may be cut short
         self.total_steps = min(self.schedule_steps, config.training.max_steps or self.schedule_steps)
         # Set before BatchNorm groups and the EMA copy are made, so that both have the same memory layout.
         layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
@@ -77,6 +80,7 @@ class Classifier(pl.LightningModule):
             # Not persistent: they follow from the configuration and the data, and the state dict stays loadable as
             # plain weights. on_save_checkpoint records them as numbers.
             self.register_buffer(name, torch.tensor(values), persistent=False)
+        self.register_buffer("mean_image", mean_image_of(config.normalization, statistics), persistent=False)
         # train_counts is persistent because a checkpoint may fall between two rows of metrics.jsonl.
         self.register_buffer("train_counts", no_errors())
         self.register_buffer("val_counts", no_errors(), persistent=False)
@@ -149,9 +153,10 @@ class Classifier(pl.LightningModule):
         return inputs.contiguous(memory_format=layout)
 
     def logits(self, network: nn.Module, images: Tensor) -> Tensor:
-        """Logits [B, K] of uint8 images [B, H, W, 3], normalized but not augmented."""
-        channels_last = self.config.model.channels_last
-        return self.predict(network, normalize(images, self.mean, self.std, channels_last=channels_last))[0]
+        """Logits [B, K] of uint8 images [B, H, W, 3], central crops, normalized but not augmented."""
+        channels_last, image = self.config.model.channels_last, self.mean_image
+        mean = self.mean if image is None else central_mean(image, size=images.shape[1])
+        return self.predict(network, normalize(images, mean, self.std, channels_last=channels_last))[0]
 
     def predict(self, network: nn.Module, inputs: Tensor) -> list[Tensor]:
         """Logits [B, K] in the weights' dtype, in a list; in train mode the logits of auxiliary heads follow.
@@ -179,7 +184,7 @@ class Classifier(pl.LightningModule):
         )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return build_optimizer(self.config.optimizer, self.model.named_parameters())
+        return build_optimizer(self.config.optimizer, self.model)
 
     def seed_network(self, step: int, part: int) -> None:
         """Seed torch's generators, which dropout and stochastic depth draw from, by (seed, step, micro-batch, rank).
@@ -273,6 +278,7 @@ class Classifier(pl.LightningModule):
             # With mean and std a checkpoint can be evaluated without the data it was trained on.
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),
+            **({} if self.mean_image is None else {"mean_image": self.mean_image.float().cpu()}),
             "plateau": dataclasses.asdict(self.plateau),
             "best": {"top1_error": self.best_error, "step": self.best_step},
             "weights_sha256": weights_sha256(self.model.state_dict()),

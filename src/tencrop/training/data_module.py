@@ -74,7 +74,14 @@ class DataModule(pl.LightningDataModule):
         def plan(positions: Index, epoch: int) -> Any:
             index, view = self.samples(positions, epoch)
             return training_plan(
-                index, sizes, augmentation=augmentation, seed=config.seed, epoch=epoch, view=view, positions=positions
+                index,
+                sizes,
+                augmentation=augmentation,
+                seed=config.seed,
+                epoch=epoch,
+                view=view,
+                positions=positions,
+                with_mean_places=config.normalization.mean == "image",
             )
 
         # Positions are the same in every epoch; `samples` maps them to sample indices.

@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tencrop.config import Batches, Config, UserError, accelerator_of, is_deterministic
 from tencrop.config.launcher import is_first_process, launched
+from tencrop.config.recipe_rules import check_length
 from tencrop.data.augmentation.plan import evaluation_plan
 from tencrop.data.sampling.sampler import check_rescaled
 from tencrop.distributed.cluster import cluster_environment
@@ -47,6 +48,7 @@ from tencrop.training.data_module import DataModule, validation_protocol
 from tencrop.training.determinism import check_deterministic
 from tencrop.training.divergence import Diverged
 from tencrop.training.monitors import Interrupted, Interruption, Metrics, Pace
+from tencrop.training.out_of_memory import explaining_out_of_memory
 from tencrop.training.precision import set_precision
 from tencrop.training.progress import ProgressBar
 
@@ -80,14 +82,15 @@ def fit(
     """Train `classifier` on `data` (both from `build`), from the start or from run_dir/checkpoints/last.ckpt.
 
     If last.ckpt is damaged or belongs to another run, prints the reason, renames the file to refused.ckpt and resumes
-    from previous.ckpt. Raises UserError for a checkpoint that does not fit the configuration. If the run is interrupted
-    or diverges, and this command started the ranks itself (distributed/launch.py), only rank 0 returns the outcome; the
-    other ranks exit here with code 0.
+    from previous.ckpt. Raises UserError for a checkpoint that does not fit the configuration, and if the first step
+    needs more memory than the GPU has. If the run is interrupted or diverges, and this command started the ranks itself
+    (distributed/launch.py), only rank 0 returns the outcome; the other ranks exit here with code 0.
     """
     config, last = classifier.config, run_dir / "checkpoints" / LAST
     classifier.run_id = run_manifest(run_dir).get("run_id")
     checkpoint = latest_valid_checkpoint(run_dir)
     start = None if checkpoint is None else str(checkpoint.path)
+    first_step = 0 if checkpoint is None else checkpoint.content["tencrop"]["step"]
     if checkpoint is not None:
         _set_aside_refused(last, checkpoint)
     interruption = Interruption(agree_every_steps=config.log_every_steps)
@@ -96,11 +99,19 @@ def fit(
     # Order matters: Metrics reads the counters before ProgressBar shows them, and before Checkpoints saves num_rows.
     watchers = [metrics, Pace(metrics), ProgressBar(metrics), *callbacks, checkpoints]
     status, message = "complete", "complete"
-    with interruption, _quiet_lightning():
-        trainer = build_trainer(config, run_dir=run_dir, logger=logger, callbacks=watchers, checkpoint=checkpoint)
+    with interruption, quiet_lightning():
+        trainer = build_trainer(
+            config,
+            num_epochs=classifier.num_epochs,
+            run_dir=run_dir,
+            logger=logger,
+            callbacks=watchers,
+            checkpoint=checkpoint,
+        )
         del checkpoint  # Lightning holds it now; a second reference would keep the whole state in memory
         try:
-            trainer.fit(classifier, data, ckpt_path=start)
+            with explaining_out_of_memory(config, classifier, trainer, first_step=first_step):
+                trainer.fit(classifier, data, ckpt_path=start)
         except Interrupted as reason:
             status, message = "interrupted", str(reason)
         except Diverged as reason:
@@ -134,8 +145,12 @@ def build(config: Config, *, batches: Batches, manifest: dict[str, Any]) -> tupl
     torch.manual_seed(config.seed)
     model = build_model(config.model, num_classes=len(manifest["classes"]), image_size=config.image_size)
     check_deterministic(model, config)
+    if config.training.steps is not None:
+        num_epochs = config.training.steps / data.steps_per_epoch
+        budget = f"training.steps={config.training.steps}, which are {num_epochs:.3g} epochs"
+        check_length(config.schedule, num_epochs=num_epochs, budget=budget)
     classifier = Classifier(
-        config, model, statistics=manifest["statistics"], batches=batches, steps_per_epoch=data.steps_per_epoch
+        config, model, statistics=data.train_split.statistics, batches=batches, steps_per_epoch=data.steps_per_epoch
     )
     return data, classifier
 
@@ -192,7 +207,7 @@ def _result(last: Path, classifier: Classifier, step: int, status: str, message:
 
 
 @contextmanager
-def _quiet_lightning() -> Iterator[None]:
+def quiet_lightning() -> Iterator[None]:
     """Silence Lightning's tips and its warnings about its own internals."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning")]
     levels = [logger.level for logger in loggers]
@@ -241,6 +256,7 @@ class _ExactDDPStrategy(DDPStrategy):
 def build_trainer(
     config: Config,
     *,
+    num_epochs: int,
     run_dir: Path,
     logger: Logger | None,
     callbacks: Iterable[Callback],
@@ -266,7 +282,7 @@ def build_trainer(
         deterministic=exactly,
         benchmark=not exactly,  # cuDNN's benchmark may choose algorithms that round differently in each process
         precision="32-true",  # Classifier.predict applies autocast itself
-        max_epochs=config.training.epochs,
+        max_epochs=num_epochs,
         max_steps=-1,  # Classifier stops at total_steps itself, after a validation
         check_val_every_n_epoch=config.training.evaluate_every_epochs,
         num_sanity_val_steps=0,  # Lightning would validate a few batches before training

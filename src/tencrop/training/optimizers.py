@@ -1,41 +1,74 @@
-"""Optimizers: torch's SGD and AdamW, and SGD with the momentum update of Krizhevsky et al. (2012)."""
+"""Optimizers: those of torch and timm, and SGD with the momentum update of Krizhevsky et al. (2012)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from timm.optim import Lamb, RMSpropTF, param_groups_weight_decay
 from torch import Tensor, nn
 
 from tencrop import config
+from tencrop.models.normalization import is_normalization
 
 
-def build_optimizer(
-    optimizer: config.Optimizer, named_parameters: Iterable[tuple[str, nn.Parameter]]
-) -> torch.optim.Optimizer:
-    """Build the optimizer that the recipe names, for all parameters that require a gradient.
-
-    With `decay: weights`, weight decay applies only to tensors of two or more dimensions, and thus not to biases or to
-    the scale and shift of normalization layers (He et al. 2019, section 3.1, "no bias decay").
-    """
-    # Recipes differ, hence the key `decay`: fb.resnet.torch decays all parameters, Caffe's AlexNet only the weights.
-    parameters = [parameter for _, parameter in named_parameters if parameter.requires_grad]
-    decayed = [parameter for parameter in parameters if optimizer.decay == "all" or parameter.ndim >= 2]
-    others = [parameter for parameter in parameters if optimizer.decay != "all" and parameter.ndim < 2]
+def build_optimizer(optimizer: config.Optimizer, network: nn.Module) -> torch.optim.Optimizer:
+    """Build the optimizer that the recipe names, for all parameters of `network` that require a gradient."""
+    decayed, others = split_by_decay(optimizer.decay, network)
     groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": optimizer.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]  # torch refuses an empty group
+    lr, momentum, eps = optimizer.lr, optimizer.momentum, optimizer.eps
     if optimizer.name == "sgd":
-        assert optimizer.momentum is not None and optimizer.nesterov is not None
-        return torch.optim.SGD(groups, lr=optimizer.lr, momentum=optimizer.momentum, nesterov=optimizer.nesterov)
+        assert momentum is not None and optimizer.nesterov is not None
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=optimizer.nesterov)
     if optimizer.name == "sgd_alexnet":
-        assert optimizer.momentum is not None
-        return SGDAlexNet(groups, lr=optimizer.lr, momentum=optimizer.momentum)
-    assert optimizer.name == "adamw" and optimizer.betas is not None and optimizer.eps is not None, optimizer.name
-    return torch.optim.AdamW(groups, lr=optimizer.lr, betas=(optimizer.betas[0], optimizer.betas[1]), eps=optimizer.eps)
+        assert momentum is not None
+        return SGDAlexNet(groups, lr=lr, momentum=momentum)
+    assert eps is not None, optimizer.name
+    if optimizer.name == "rmsprop_tf":
+        # TensorFlow's RMSProp differs from torch's: eps is inside the square root, the mean square starts at 1, and the
+        # momentum contains the learning rate.
+        assert momentum is not None and optimizer.alpha is not None
+        return RMSpropTF(groups, lr=lr, alpha=optimizer.alpha, eps=eps, momentum=momentum)
+    assert optimizer.betas is not None, optimizer.name
+    betas = (optimizer.betas[0], optimizer.betas[1])
+    if optimizer.name == "lamb":
+        # By its defaults, timm's LAMB clips the global norm of the gradient to 1, and tensors without weight decay are
+        # not scaled by a trust ratio.
+        return Lamb(groups, lr=lr, betas=betas, eps=eps)
+    assert optimizer.name == "adamw", optimizer.name
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps)
+
+
+def split_by_decay(decay: str, network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters that require a gradient: those with weight decay under `optimizer.decay`, and the others.
+
+    all: as fb.resnet.torch and pycls. weights: tensors of two or more dimensions, and thus neither biases nor the scale
+    and shift of normalization layers (He et al. 2019, section 3.1, "no bias decay"). timm: as its own training script,
+    DeiT, Swin and ConvNeXt. not_norm: as EfficientNet. not_depthwise: as MobileNet (Howard et al. 2017).
+    """
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    excluded: set[Tensor] = set()
+    if decay in ("weights", "not_depthwise"):
+        excluded = {parameter for parameter in parameters if parameter.ndim < 2}
+    if decay == "not_depthwise":
+        convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+        excluded |= {layer.weight for layer in convolutions if layer.groups == layer.in_channels > 1}
+    if decay == "not_norm":
+        layers = filter(is_normalization, network.modules())
+        # recurse=False: timm's BatchNormAct2d contains its activation, which may have a parameter
+        excluded = {parameter for layer in layers for parameter in layer.parameters(recurse=False)}
+    if decay == "timm":
+        # torchvision's networks, ours and most convolutional ones of timm list none.
+        listed: set[str] = getattr(network, "no_weight_decay", set)()
+        groups = param_groups_weight_decay(network, weight_decay=1.0, no_weight_decay_list=listed)
+        excluded = {parameter for group in groups if group["weight_decay"] == 0 for parameter in group["params"]}
+    decayed = [parameter for parameter in parameters if parameter not in excluded]
+    return decayed, [parameter for parameter in parameters if parameter in excluded]
 
 
 class SGDAlexNet(torch.optim.Optimizer):

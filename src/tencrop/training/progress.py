@@ -47,7 +47,7 @@ class ProgressBar(Callback):
             self.bar.update(self.bar.task_ids[0], completed=step, description=text)
         elif self.timer.is_due():
             left = self.timer.time_left(num_done=step - self.first_step, num_left=total_steps - step)
-            where = f"epoch {classifier.current_epoch + 1} of {classifier.config.training.epochs}"
+            where = f"epoch {classifier.current_epoch + 1} of {classifier.num_epochs}"
             self._print(", ".join([where, f"step {step:,} of {total_steps:,}", *self._latest(), left]))
 
     def _latest(self) -> list[str]:

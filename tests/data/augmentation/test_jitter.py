@@ -26,7 +26,7 @@ def images(photographs) -> torch.Tensor:
     return torch.from_numpy(np.stack(parts * 12))
 
 
-def drawn(**options) -> tuple[torch.Tensor, torch.Tensor]:
+def drawn(**options) -> tuple[torch.Tensor, np.ndarray]:
     key = {"seed": 1, "index": np.arange(24), "epoch": 0}
     return torch.from_numpy(jitter_factors(key, Jitter(**options))), jitter_orders(key)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tencrop.config import Augmentation, Erasing, Jitter, Mixing, Normalization, Pca, RandAugment
+from tencrop.config import Augmentation, Config, Erasing, Jitter, Mixing, Normalization, Pca, RandAugment
 from tencrop.data.augmentation import pipeline
 from tencrop.data.augmentation.batch import Batch
 from tencrop.data.augmentation.color import apply_jitter, color_noise, normalize
@@ -17,6 +17,7 @@ from tencrop.data.augmentation.operations import apply_operations
 from tencrop.data.augmentation.pipeline import DEVICE_PARAMS, PIPELINE, build_transforms, draw_params
 from tencrop.data.augmentation.plan import training_plan
 from tencrop.data.augmentation.transform import Samples, Transform
+from typed import stand_in
 
 MEAN, STD = torch.tensor([120.0, 110.0, 100.0]), torch.tensor([60.0, 61.0, 62.0])
 PLAIN = Augmentation(
@@ -38,14 +39,17 @@ def batch_for(augmentation: Augmentation, num_samples: int = 8) -> Batch:
     index = np.arange(num_samples)
     stored = np.full((num_samples, 2), 16, np.int32)
     plan = training_plan(index, stored, augmentation=augmentation, seed=0, epoch=0, positions=index)
-    params = {name: a.astype(np.float32) if a.dtype.kind == "f" else a for name, a in plan.params.items()}
-    params |= {name: torch.from_numpy(params[name]) for name in DEVICE_PARAMS}
+    params: dict[str, torch.Tensor | np.ndarray] = {
+        name: a.astype(np.float32) if a.dtype.kind == "f" else a for name, a in plan.params.items()
+    }
+    params |= {name: torch.from_numpy(np.asarray(params[name])) for name in params.keys() & DEVICE_PARAMS}
     labels, hashes = torch.arange(num_samples) * 10, np.zeros((num_samples, 2), np.int64)
     return Batch(images, labels, plan.index, plan.boxes, plan.flips, plan.sizes, params, hashes)
 
 
 def transforms(augmentation: Augmentation, *, channels_last: bool = False) -> torch.nn.ModuleList:
-    config = SimpleNamespace(
+    config = stand_in(
+        Config,
         augmentation=augmentation,
         normalization=Normalization(MEAN.tolist(), STD.tolist()),
         model=SimpleNamespace(channels_last=channels_last),

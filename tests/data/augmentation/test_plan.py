@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -127,7 +128,7 @@ def test_random_resized_is_torchvisions_algorithm(pairs, seed, epoch):
     stored, index = sizes_of(*pairs), np.arange(len(pairs))
     plan = training_plan(index, stored, augmentation=augmentation(), seed=seed, epoch=epoch)
     draw = random_uint64(seed=seed, index=index, epoch=epoch, stream=Stream.CROP, count=40).tolist()
-    assert plan.boxes.tolist() == [scalar_random_resized(*pairs[i], draw[i], AREA, ASPECT) for i in index]
+    assert plan.boxes.tolist() == [scalar_random_resized(h, w, draw[i], AREA, ASPECT) for i, (h, w) in enumerate(pairs)]
     assert inside(plan, stored)
 
 
@@ -154,7 +155,7 @@ def test_random_sized_is_fb_resnet_torchs_algorithm(pairs, seed, epoch):
     options = augmentation("random_sized", area=AREA, aspect=ASPECT)
     plan = training_plan(index, stored, augmentation=options, seed=seed, epoch=epoch)
     draw = random_uint64(seed=seed, index=index, epoch=epoch, stream=Stream.CROP, count=50).tolist()
-    assert plan.boxes.tolist() == [scalar_random_sized(*pairs[i], draw[i], AREA, ASPECT) for i in index]
+    assert plan.boxes.tolist() == [scalar_random_sized(h, w, draw[i], AREA, ASPECT) for i, (h, w) in enumerate(pairs)]
     assert inside(plan, stored)
 
 
@@ -242,11 +243,12 @@ def test_no_crop_takes_the_whole_image():
 
 def test_flips_and_color_are_independent_draws():
     stored, index = np.full((500, 2), 64, np.int32), np.arange(500)
-    key = {"seed": 3, "index": index, "epoch": 4, "view": 1}
     options = augmentation(flip=0.3, pca=0.1)
     plan = training_plan(index, stored, augmentation=options, seed=3, epoch=4, view=1)
-    assert np.array_equal(plan.flips, uniforms(**key, stream=Stream.FLIP, count=1)[:, 0] < 0.3)
-    assert np.array_equal(plan.params["pca_alphas"], normals(**key, stream=Stream.PCA, count=3) * 0.1)
+    flips = uniforms(seed=3, index=index, epoch=4, view=1, stream=Stream.FLIP, count=1)[:, 0] < 0.3
+    assert np.array_equal(plan.flips, flips)
+    alphas = normals(seed=3, index=index, epoch=4, view=1, stream=Stream.PCA, count=3) * 0.1
+    assert np.array_equal(plan.params["pca_alphas"], alphas)
 
 
 @pytest.mark.parametrize(("flip", "share"), [(0.0, 0.0), (1.0, 1.0)])
@@ -256,11 +258,12 @@ def test_certain_flips(flip, share):
     assert plan.flips.mean() == share
 
 
-@pytest.mark.parametrize("crop", ["random_resized", "random_sized", "random"])
+@pytest.mark.parametrize("crop", ["random_resized", "random_sized", "random_sized_tf", "random"])
 def test_a_samples_plan_does_not_depend_on_its_batch(crop):
     rng = np.random.default_rng(0)
     stored, index = rng.integers(1, 700, (67, 2)).astype(np.int32), np.arange(67)
     kwargs = {"side": [224, 512], "region": "whole"} if crop == "random" else {"area": AREA, "aspect": ASPECT}
+    kwargs |= {"min_object_covered": 0.1} if crop == "random_sized_tf" else {}
     options = dataclasses.replace(augmentation(crop, pca=0.1, **kwargs), **on_each_sample())
     view = np.arange(67) % 3
     whole = training_plan(index, stored, augmentation=options, seed=1, epoch=2, view=view)
@@ -339,10 +342,7 @@ def test_copies_differ_in_everything_that_is_drawn():
 def test_mixing_is_keyed_by_position_and_the_rest_by_sample():
     """The same two samples at two positions in the epoch."""
     stored = np.full((9, 2), 300, np.int32)
-    options = {"augmentation": everything(2), "seed": 0, "epoch": 0}
-    one, other = (
-        training_plan(np.array([4, 7]), stored, positions=np.array(positions), **options)
-        for positions in ([2, 3], [10, 11])
-    )
+    plan = partial(training_plan, np.array([4, 7]), stored, augmentation=everything(2), seed=0, epoch=0)
+    one, other = (plan(positions=np.array(positions)) for positions in ([2, 3], [10, 11]))
     for name, values in arrays(one).items():
         assert np.array_equal(values, arrays(other)[name]) is (name not in ("mix_weights", "mix_boxes")), name

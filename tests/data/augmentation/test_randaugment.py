@@ -8,9 +8,19 @@ from scipy import stats
 from timm.data import auto_augment
 from torchvision.transforms import RandAugment as TorchvisionRandAugment
 
-from tencrop.config import RandAugment
+from tencrop.config import Augmentation, Pca, RandAugment
 from tencrop.data.augmentation.operations import Operation as Op
-from tencrop.data.augmentation.randaugment import TIMM, TORCHVISION, randaugment_plan, timm_values, torchvision_values
+from tencrop.data.augmentation.randaugment import (
+    TF,
+    TIMM,
+    TORCHVISION,
+    RandomOperations,
+    randaugment_plan,
+    tf_values,
+    timm_values,
+    torchvision_values,
+)
+from tencrop.data.augmentation.transform import Samples
 
 KEY = {"seed": 0, "index": np.arange(6000), "epoch": 0}
 NAMES = {
@@ -57,7 +67,37 @@ def test_torchvisions_values(bin, sign):
         assert values[NAMES[name]].item() == pytest.approx(expected, rel=1e-6, abs=1e-6), name
 
 
-@pytest.mark.parametrize(("source", "names"), [("timm", TIMM), ("torchvision", TORCHVISION)])
+def test_tensorflows_values():
+    """level_to_arg of its autoaugment.py at magnitude 10, big_vision's, and at 2.5; sizes do not follow the image's."""
+    one = {op: value.item() for op, value in tf_values(np.array([[1.0]]), np.array([[-1.0]]), size=384).items()}
+    assert one == pytest.approx(
+        {
+            Op.SHEAR_X: -0.3, Op.SHEAR_Y: -0.3, Op.TRANSLATE_X: -100, Op.TRANSLATE_Y: -100, Op.ROTATE: -30,
+            Op.BRIGHTNESS: 1.9, Op.COLOR: 1.9, Op.CONTRAST: 1.9, Op.SHARPNESS: 1.9,
+            Op.POSTERIZE: 4, Op.SOLARIZE: 0, Op.SOLARIZE_ADD: 110, Op.CUTOUT: 40,
+        }
+    )  # fmt: skip
+    low = tf_values(np.array([[0.24]]), np.array([[1.0]]), size=64)
+    assert [low[op].item() for op in (Op.POSTERIZE, Op.SOLARIZE, Op.SOLARIZE_ADD, Op.CUTOUT)] == [1, 61, 26, 9]
+    assert low[Op.BRIGHTNESS].item() == pytest.approx(0.532) and low[Op.TRANSLATE_X].item() == 24
+
+
+def test_squares_are_cut_out_anywhere():
+    """One center for each operation, uniform over the image; the other sources draw none, so their digest stays."""
+    samples = Samples(KEY["index"], KEY["epoch"], KEY["seed"], 0, None)
+
+    def drawn(source):
+        options = Augmentation("none", 48, "bilinear", 0.0, Pca(0.0, "torch"), randaugment=RandAugment(source, 2))
+        return RandomOperations.draw(samples, options)
+
+    centers = drawn("tf")["cutout_centers"]
+    assert centers.shape == (6000, 2, 2) and "cutout_centers" not in drawn("timm")
+    for column in centers.reshape(6000, 4).T:
+        assert stats.chisquare(np.bincount(column, minlength=48)).pvalue > 0.001
+    assert (centers[:, 0] == centers[:, 1]).all(axis=1).mean() < 0.01
+
+
+@pytest.mark.parametrize(("source", "names"), [("timm", TIMM), ("torchvision", TORCHVISION), ("tf", TF)])
 def test_operations_are_equally_likely_with_replacement(source, names):
     drawn = randaugment_plan(KEY, RandAugment(source, num_ops=2), size=224).operations
     for column in drawn.T:
@@ -83,7 +123,7 @@ def test_levels_are_normal_and_clipped():
     assert abs(signs.mean()) < 4 / math.sqrt(len(signs))
 
 
-@pytest.mark.parametrize("source", ["timm", "torchvision"])
+@pytest.mark.parametrize("source", ["timm", "torchvision", "tf"])
 def test_a_samples_operations_do_not_depend_on_its_batch(source):
     options = RandAugment(source, num_ops=2, std=0.5, prob=0.8)
     whole = randaugment_plan(KEY, options, size=56)

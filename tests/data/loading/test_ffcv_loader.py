@@ -31,8 +31,9 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("ffcv") is None, reason
 
 
 def training(split, *, size=32, crop="random_resized"):
-    shape = {"area": [0.08, 1.0], "aspect": [3 / 4, 4 / 3]} if crop == "random_resized" else {}
-    augmentation = Augmentation(crop=crop, size=size, filter="bilinear", flip=0.5, pca=Pca(0.1, "dataset"), **shape)
+    augmentation = Augmentation(crop=crop, size=size, filter="bilinear", flip=0.5, pca=Pca(0.1, "dataset"))
+    if crop == "random_resized":
+        augmentation.area, augmentation.aspect = [0.08, 1.0], [3 / 4, 4 / 3]
     positions = training_positions(split.num_samples // 6, global_batch=6, micro_batch=3, rank=0, num_ranks=1)
     plan = partial(training_plan, stored_sizes=split.stored_sizes, augmentation=augmentation, seed=3)
     return {

@@ -8,6 +8,7 @@ import sys
 import threading
 import tracemalloc
 import weakref
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -23,16 +24,16 @@ from tencrop.data.sampling.sampler import epoch_order, evaluation_batches, train
 from tencrop.data.store.manifest import open_split
 
 SIZES = [(96, 128), (128, 96), (64, 64), (120, 161), (75, 50), (1, 200), (200, 1), (33, 97)]
-CROPS = {
-    "random_resized": {"area": [0.08, 1.0], "aspect": [3 / 4, 4 / 3]},
-    "random": {"side": [32, 48], "region": "whole"},
-    "none": {},
+CROPS: dict[str, Callable[..., Augmentation]] = {
+    "random_resized": partial(Augmentation, "random_resized", area=[0.08, 1.0], aspect=[3 / 4, 4 / 3]),
+    "random": partial(Augmentation, "random", side=[32, 48], region="whole"),
+    "none": partial(Augmentation, "none"),
 }
 
 
 def training(split, *, crop="random_resized", filter="nearest", size=32, seed=0, **kwargs):
     """Arguments of a loader over the training batches of a split."""
-    augmentation = Augmentation(crop=crop, size=size, filter=filter, flip=0.5, pca=Pca(0.1, "dataset"), **CROPS[crop])
+    augmentation = CROPS[crop](size=size, filter=filter, flip=0.5, pca=Pca(0.1, "dataset"))
     layout = {"global_batch": 4, "micro_batch": 2, "rank": 0, "num_ranks": 1} | kwargs
     positions = training_positions(split.num_samples // layout["global_batch"], **layout)
     plan = partial(training_plan, stored_sizes=split.stored_sizes, augmentation=augmentation, seed=seed)
@@ -348,7 +349,7 @@ def test_pinned_memory_is_overwritten_only_after_its_copy(monkeypatch):
 @pytest.mark.parametrize("pin_memory", [True, False])
 def test_the_thread_uses_the_consumers_gpu(photos, monkeypatch, pin_memory):
     """The thread sets its device before it pins memory or waits for an event, which would create a context on GPU 0."""
-    threads = {}  # the calls of each thread that makes batches
+    threads: dict[threading.Thread, list[tuple[object, ...]]] = {}  # the calls of each thread that makes batches
 
     def note(*call) -> None:
         if (thread := threading.current_thread()).name == "tencrop-loader":

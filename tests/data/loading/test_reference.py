@@ -4,6 +4,7 @@ import gc
 import io
 import multiprocessing
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -22,15 +23,15 @@ from tencrop.data.sampling.sampler import epoch_order, evaluation_batches, train
 from tencrop.data.store.beton import RAW
 from tencrop.data.store.manifest import open_split
 
-CROPS = {
-    "random_resized": {"area": [0.08, 1.0], "aspect": [3 / 4, 4 / 3]},
-    "random": {"side": [32, 48], "region": "square"},
-    "none": {},
+CROPS: dict[str, Callable[..., Augmentation]] = {
+    "random_resized": partial(Augmentation, "random_resized", area=[0.08, 1.0], aspect=[3 / 4, 4 / 3]),
+    "random": partial(Augmentation, "random", side=[32, 48], region="square"),
+    "none": partial(Augmentation, "none"),
 }
 
 
 def training(split, *, crop="random_resized", filter="bicubic"):
-    augmentation = Augmentation(crop=crop, size=32, filter=filter, flip=0.5, pca=Pca(0.1, "dataset"), **CROPS[crop])
+    augmentation = CROPS[crop](size=32, filter=filter, flip=0.5, pca=Pca(0.1, "dataset"))
     positions = training_positions(split.num_samples // 6, global_batch=6, micro_batch=3, rank=0, num_ranks=1)
     plan = partial(training_plan, stored_sizes=split.stored_sizes, augmentation=augmentation, seed=3)
     return {
@@ -106,7 +107,12 @@ def test_a_re_encoded_store_is_close(photo_folder, data_config, tmp_path):
     assert 0 < np.mean(differences) < 3
 
 
-STORES = {"original bytes": {}, "short side": {"short_side": 48}, "long side": {"max_side": 90}, "raw": {"mode": "raw"}}
+STORES: dict[str, dict[str, int | str]] = {
+    "original bytes": {},
+    "short side": {"short_side": 48},
+    "long side": {"max_side": 90},
+    "raw": {"mode": "raw"},
+}
 
 
 @pytest.mark.parametrize("store", STORES)

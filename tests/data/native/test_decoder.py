@@ -43,7 +43,8 @@ def decode(payload: bytes, mode, stored_size, box, size, *, flip=False, filter="
 def expected(pixels: np.ndarray, box, size, *, flip=False, filter="bilinear") -> np.ndarray:
     top, left, height, width = box
     image = Image.fromarray(np.ascontiguousarray(pixels[top : top + height, left : left + width]))
-    resized = np.asarray(resize(image, *size, filter))
+    out_height, out_width = size
+    resized = np.asarray(resize(image, out_height, out_width, filter))
     return resized[:, ::-1] if flip else resized
 
 
@@ -72,7 +73,8 @@ def cuts(draw, longest=90):
 @given(cuts(), st.sampled_from(FILTERS), st.booleans(), st.integers(0, 9))
 def test_raw_boxes_are_resized_as_pillow_does(cut, filter, flip, seed):
     stored_size, box, size = cut
-    pixels = noise(*stored_size, seed)
+    height, width = stored_size
+    pixels = noise(height, width, seed)
     ours = decode(pixels.tobytes(), RAW, stored_size, box, size, flip=flip, filter=filter)
     assert np.array_equal(ours, expected(pixels, box, size, flip=flip, filter=filter))
 

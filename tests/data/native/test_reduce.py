@@ -37,7 +37,7 @@ def test_pixels_are_those_of_libjpegs_scaling(photographs, mode, options, size):
     """Pillow's draft mode requests the same scaling."""
     content = jpeg(photographs["china"].resize(size).convert(mode), **options)
     header = jpeg_header(content)
-    assert header == (size[1], size[0], {"RGB": 3, "L": 1}[mode])
+    assert tuple(header) == (size[1], size[0], {"RGB": 3, "L": 1}[mode])
     divisor = denominator(size[1], size[0])
     reduced = reduced_jpeg(content, header, divisor)
     assert reduced.shape == (-(-size[1] // divisor), -(-size[0] // divisor), 3)
@@ -73,9 +73,9 @@ def test_damage_is_noticed_as_in_a_full_decode(photographs, mode, decode_jpeg):
         content[:length] + end for length in range(700, len(content), len(content) // 20) for end in (b"", b"\xff\xd9")
     ]
     for _ in range(100):
-        damaged = bytearray(content)
-        damaged[generator.integers(700, len(content))] ^= 1 << generator.integers(8)
-        spoiled.append(bytes(damaged))
+        flipped = bytearray(content)
+        flipped[generator.integers(700, len(content))] ^= 1 << generator.integers(8)
+        spoiled.append(bytes(flipped))
     num_refused = 0
     for damaged in spoiled:
         refused = set()

@@ -100,7 +100,7 @@ def test_files_of_every_mode_are_adopted(written, adopt, images, mode):
     assert manifest["splits"]["train"]["kinds"] == {
         kind: count for kind, count in (("jpeg", is_jpeg.sum()), ("raw", (~is_jpeg).sum())) if count
     }
-    for index in np.flatnonzero(~is_jpeg):
+    for index in np.flatnonzero(~is_jpeg).tolist():
         stored = train.beton.payload(index).reshape(*train.stored_sizes[index], 3)
         if stored.shape == images[index].shape:
             assert np.array_equal(stored, images[index])

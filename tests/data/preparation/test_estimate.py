@@ -56,8 +56,9 @@ def test_bytes(clock):
 
 
 def test_a_terminal_gets_a_bar_and_quiet_gets_nothing():
-    for options, shown in (({"force_terminal": True}, True), ({"quiet": True}, False)):
+    for shown in (True, False):
         file = io.StringIO()
-        with counting_images(Console(file=file, **options), "val", 10) as advance:
+        console = Console(file=file, force_terminal=True) if shown else Console(file=file, quiet=True)
+        with counting_images(console, "val", 10) as advance:
             advance(10)
         assert ("10/10" in file.getvalue()) == shown and "10 of 10" not in file.getvalue()

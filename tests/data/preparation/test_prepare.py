@@ -23,6 +23,7 @@ from tencrop.data.sources.simulate import simulate
 from tencrop.data.store.beton import JPEG, RAW
 from tencrop.data.store.encode import encode
 from tencrop.data.store.manifest import open_split, read_manifest
+from typed import present
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -75,7 +76,7 @@ def test_statistics_are_of_the_training_split(prepared_photos, photo_folder):
     sums = ColorSums()
     for path in sorted((photo_folder / "train").rglob("*.JPEG")):
         encoded = encode(path.read_bytes(), 0, StoreOptions("jpeg", None, None, 95))
-        sums.add(encoded.pixels, encoded.height, encoded.width)
+        sums.add(present(encoded.pixels), encoded.height, encoded.width)
     assert read_manifest(prepared_photos)["statistics"] == sums.statistics()
     assert np.array_equal(np.load(prepared_photos / "mean_image.npy"), sums.mean_image())
 
@@ -387,17 +388,18 @@ def test_the_manifest_is_small_and_plain(prepared_photos):
 
 def test_a_folder_that_another_process_prepares_meanwhile_is_kept(photo_folder, data_config, tmp_path, monkeypatch):
     data = data_config(photo_folder, tmp_path / "root")
-    open_source, written = module.open_source, []
+    open_source = module.open_source
+    written: list[tuple[Path, os.stat_result]] = []
 
     def open_slowly(data):
         monkeypatch.setattr(module, "open_source", open_source)
-        written.append(prepare(data, progress=False) / "train.beton")  # the other is done before this has the lock
-        written.append(written[0].stat())
+        path = prepare(data, progress=False) / "train.beton"  # the other is done before this has the lock
+        written.append((path, path.stat()))
         return open_source(data)
 
     monkeypatch.setattr(module, "open_source", open_slowly)
     assert prepare(data, progress=False) == tmp_path / "root"
-    path, before = written
+    ((path, before),) = written
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert {"manifest.json", "val.beton"} <= set(contents(tmp_path / "root"))
 

@@ -20,7 +20,7 @@ def test_results_come_in_order_whatever_the_threads_do():
 
 
 def test_threads_run_only_so_far_ahead():
-    started = []
+    started: list[int] = []
     results = map_in_order(started.append, range(1000), num_threads=2)
     for _ in range(3):
         next(results)

@@ -135,7 +135,7 @@ def test_an_archive_that_is_gone(tmp_path):
 def test_md5(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"x" * 5_000_000)
-    read = []
+    read: list[int] = []
     check_md5(path, hashlib.md5(b"x" * 5_000_000).hexdigest(), read.append)
     assert sum(read) == 5_000_000
     with pytest.raises(UserError, match=r"its MD5 is .*, but 0 was published; download it again"):

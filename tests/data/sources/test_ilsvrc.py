@@ -19,6 +19,7 @@ from tencrop.data.sources.devkit import ARCHIVE, FOLDER, GROUND_TRUTH, META, SIM
 from tencrop.data.sources.ilsvrc import ARCHIVES, IlsvrcSource
 from tencrop.data.sources.simulate import simulate, simulated_ids
 from tencrop.data.store.manifest import open_split, read_manifest
+from typed import present
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +186,7 @@ def test_truncated_archives_are_refused(copy, open_source, split):
 def test_counts(copy, open_source, monkeypatch):
     """Counts must be ILSVRC2012's unless the devkit is simulated; a subset is accepted if requested."""
     with tarfile.open(copy / ARCHIVES["val"]) as archive:
-        members = [(member, archive.extractfile(member).read()) for member in archive]
+        members = [(member, present(archive.extractfile(member)).read()) for member in archive]
     with tarfile.open(copy / ARCHIVES["val"], "w") as archive:
         for member, content in members[:-1]:
             archive.addfile(member, io.BytesIO(content))

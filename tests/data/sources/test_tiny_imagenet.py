@@ -111,7 +111,7 @@ def test_validation_images_sorted_into_classes(files, tmp_path, inner):
 @pytest.mark.parametrize("zipped", [True, False])
 def test_files_added_by_macos_are_left_out(files, tmp_path, zipped):
     expected = TinyImagenetSource(write(tmp_path / "plain", files, zipped=zipped), subset=True)
-    added = {}
+    added: dict[str, bytes] = {}
     for name, content in files.items():
         folder, _, file = name.rpartition("/")
         added |= {name: content, f"{folder}/._{file}".removeprefix("/"): b"\0\5\x16\7"}

@@ -169,10 +169,12 @@ def test_the_mean_image_is_compared_whenever_a_split_is_opened(copy):
 
 
 @pytest.mark.parametrize("route", ["tree", "made"])
-def test_a_damaged_original_of_unchanged_length(prepared_digits, prepared_photos, photo_folder, tmp_path, route):
+def test_a_damaged_original_of_unchanged_length(
+    prepared_digits, prepared_photos, photo_folder, tmp_path, route, monkeypatch
+):
     if route == "made":
         split = open_split(prepared_digits, "val")
-        split._maker.read = lambda name, file: bytes(file.num_bytes)
+        monkeypatch.setattr(split._maker, "read", lambda name, file: bytes(file.num_bytes))
         with pytest.raises(UserError, match="is no longer the file that was prepared"):
             split.read_original(3)
         return

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from tencrop.data.sampling.rng import Index
 
+Places = tuple[Index, int]  # rows and column of an array [B, N, ...] of parameters
+
 
 class Operation(IntEnum):
     """An operation and the meaning of its value. Append only: plans hold the numbers."""
@@ -37,6 +39,7 @@ class Operation(IntEnum):
     AUTOCONTRAST = 13  # this and the following have no value
     EQUALIZE = 14
     INVERT = 15
+    CUTOUT = 16  # half the side of the square in pixels; only TensorFlow's RandAugment has it (operations_tf)
 
 
 def apply_operations(
@@ -47,21 +50,31 @@ def apply_operations(
     fill: [3], gray levels of pixels that a warped image does not cover, on the device of the images.
     filter: nearest | bilinear | bicubic, as in Pillow's Image.transform (whose bicubic has a = -1, unlike its resize).
     """
+
+    def apply(kind: int, chosen: Tensor, places: Places) -> Tensor:
+        amount = torch.from_numpy(values[places]).to(images.device, non_blocking=True)
+        if kind in MATRICES:
+            return warp(chosen, MATRICES[kind](amount, images.shape), filter=filter, fill=fill)
+        return COLOR_OPERATIONS[kind](chosen, amount[:, None, None, None])
+
+    return apply_in_order(images, operations, apply)
+
+
+def apply_in_order(images: Tensor, operations: Index, apply: Callable[[int, Tensor, Places], Tensor]) -> Tensor:
+    """Replace images uint8 [B, H, W, 3] by `apply(kind, images that drew it, places)`, for each column of `operations`.
+
+    `places` are the rows and the column of these images in `operations` [B, N].
+    """
     # At most N x 15 small batches instead of one kernel per image. Integer gathers and index_copy_ are deterministic
     # on CUDA, so equal plans give equal pixels.
     images = images.clone()
-    for operation, value in zip(operations.T, values.T, strict=True):
-        for kind in np.unique(operation).tolist():
+    for column in range(operations.shape[1]):
+        for kind in np.unique(operations[:, column]).tolist():
             if kind == Operation.IDENTITY:
                 continue
-            chosen = np.flatnonzero(operation == kind)
-            amount = torch.from_numpy(value[chosen]).to(images.device, non_blocking=True)
+            chosen = np.flatnonzero(operations[:, column] == kind)
             rows = torch.from_numpy(chosen).to(images.device, non_blocking=True)
-            if kind in MATRICES:
-                result = warp(images[rows], MATRICES[kind](amount, images.shape), filter=filter, fill=fill)
-            else:
-                result = COLOR_OPERATIONS[kind](images[rows], amount[:, None, None, None])
-            images.index_copy_(0, rows, result)
+            images.index_copy_(0, rows, apply(kind, images[rows], (chosen, column)))
     return images
 
 
@@ -173,13 +186,13 @@ def posterize(images: Tensor, bits: Tensor) -> Tensor:
     return (torch.floor(images / step) * step).to(torch.uint8)
 
 
-def autocontrast(images: Tensor) -> Tensor:
+def autocontrast(images: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """ImageOps.autocontrast. In float64, as in Pillow: it truncates, so the last bit of a level can decide."""
     counts = histograms(images)
-    level = torch.arange(256, device=images.device, dtype=torch.float64)
+    level = torch.arange(256, device=images.device, dtype=dtype)
     is_present = (counts > 0).to(torch.int32)
-    low = is_present.argmax(-1, keepdim=True).double()
-    high = 255 - is_present.flip(-1).argmax(-1, keepdim=True).double()
+    low = is_present.argmax(-1, keepdim=True).to(dtype)
+    high = 255 - is_present.flip(-1).argmax(-1, keepdim=True).to(dtype)
     span = torch.where(high > low, high - low, 1.0)
     scale = torch.full_like(span, 255.0) / span  # 255.0 / span with a Python number would be rounded twice
     return apply_lookup_table(images, torch.where(high > low, (level * scale + -low * scale).clamp(0, 255), level))

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tencrop.config import Augmentation, Protocol
+from tencrop.data.augmentation.distorted_boxes import random_sized_tf_boxes
+from tencrop.data.augmentation.mean_image import mean_places
 from tencrop.data.augmentation.pipeline import draw_params, neutral_params
 from tencrop.data.augmentation.transform import Params, Samples
 from tencrop.data.sampling.geometry import center_box, central_fraction, central_square, rescaled_size
@@ -50,12 +52,14 @@ def training_plan(
     epoch: int,
     view: View = 0,
     positions: Index | None = None,
+    with_mean_places: bool = False,
 ) -> Plan:
     """The plan of training samples `index`; `stored_sizes` int32 [N_all, 2] are those of the whole split.
 
     `view` is the copy number under repeated augmentation: one for all samples, or one each.
     A sample's row depends only on (seed, epoch, index, view) and its own size; its mix depends on (seed, epoch) and on
-    its position in the epoch, `positions` int64 [B], which only mixing needs.
+    its position in the epoch, `positions` int64 [B], which only mixing needs. with_mean_places: also say where each
+    crop lies in the mean image, in params["mean_places"], for normalization.mean=image.
     """
     index = np.asarray(index, np.int64)
     height, width = stored_sizes[index].astype(np.int64).T  # in int32 a product of two lengths could overflow
@@ -63,7 +67,10 @@ def training_plan(
     boxes = _crop_boxes(height, width, samples, augmentation).astype(np.int32)
     sizes = np.full((len(index), 2), augmentation.size, np.int32)
     flips = uniforms(**samples.key, stream=Stream.FLIP, count=1)[:, 0] < augmentation.flip
-    return Plan(index, boxes, sizes, flips, draw_params(samples, augmentation))
+    params = draw_params(samples, augmentation)
+    if with_mean_places:
+        params["mean_places"] = mean_places(samples.key, size=augmentation.size, flips=flips)
+    return Plan(index, boxes, sizes, flips, params)
 
 
 def evaluation_plan(index: Index, stored_sizes: Sizes, *, protocol: Protocol) -> Plan:
@@ -99,6 +106,12 @@ def _crop_boxes(height: Index, width: Index, samples: Samples, augmentation: Aug
         draw = random_uint64(**samples.key, stream=Stream.CROP, count=5 * NUM_ATTEMPTS)
         crop = {"random_resized": random_resized_boxes, "random_sized": random_sized_boxes}[augmentation.crop]
         return crop(height, width, draw, area=augmentation.area, aspect=augmentation.aspect)
+    if augmentation.crop == "random_sized_tf":
+        assert augmentation.area is not None and augmentation.aspect is not None
+        assert augmentation.min_object_covered is not None
+        draw = random_uint64(**samples.key, stream=Stream.CROP, count=4 * NUM_ATTEMPTS)
+        area, aspect, min_covered = augmentation.area, augmentation.aspect, augmentation.min_object_covered
+        return random_sized_tf_boxes(height, width, draw, area=area, aspect=aspect, min_object_covered=min_covered)
     if augmentation.crop == "random":
         assert augmentation.side is not None and augmentation.region is not None
         draw = random_uint64(**samples.key, stream=Stream.CROP, count=3)

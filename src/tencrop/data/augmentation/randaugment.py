@@ -12,8 +12,9 @@ from tencrop.config import Augmentation, Config, RandAugment
 from tencrop.data.augmentation.color import mean_and_std
 from tencrop.data.augmentation.operations import Operation as Op
 from tencrop.data.augmentation.operations import apply_operations
+from tencrop.data.augmentation.operations_tf import apply_operations_tf
 from tencrop.data.augmentation.transform import Params, Samples, Transform
-from tencrop.data.sampling.rng import Float64, Index, Stream, normals, uniforms
+from tencrop.data.sampling.rng import Float64, Index, Stream, integers_below, normals, random_uint64, uniforms
 
 # RandAugment._augmentation_space of torchvision's autoaugment.py, in its order: a draw picks by position
 TORCHVISION = (
@@ -25,7 +26,12 @@ TIMM = (
     Op.AUTOCONTRAST, Op.EQUALIZE, Op.INVERT, Op.ROTATE, Op.POSTERIZE, Op.SOLARIZE, Op.SOLARIZE_ADD, Op.COLOR,
     Op.CONTRAST, Op.BRIGHTNESS, Op.SHARPNESS, Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y,
 )  # fmt: skip
-MAX_LEVEL = {"torchvision": 30.0, "timm": 10.0}  # so magnitude 9 is 0.3 of the range, or 0.9
+# available_ops of distort_image_with_randaugment in EfficientNet's and big_vision's autoaugment.py, in its order
+TF = (
+    Op.AUTOCONTRAST, Op.EQUALIZE, Op.INVERT, Op.ROTATE, Op.POSTERIZE, Op.SOLARIZE, Op.COLOR, Op.CONTRAST,
+    Op.BRIGHTNESS, Op.SHARPNESS, Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y, Op.CUTOUT, Op.SOLARIZE_ADD,
+)  # fmt: skip
+MAX_LEVEL = {"torchvision": 30.0, "timm": 10.0, "tf": 10.0}  # so magnitude 9 is 0.3 of the range, or 0.9
 ENHANCEMENTS = (Op.COLOR, Op.CONTRAST, Op.BRIGHTNESS, Op.SHARPNESS)
 
 
@@ -40,9 +46,13 @@ class RandomOperations(Transform):
 
     @staticmethod
     def draw(samples: Samples, augmentation: Augmentation) -> Params:
-        """The fields of `Operations`."""
+        """The fields of `Operations`; for TensorFlow's also cutout_centers, int64 [B, num_ops, 2], row and column."""
         operations, values = randaugment_plan(samples.key, augmentation.randaugment, size=augmentation.size)
-        return {"operations": operations, "operation_values": values}
+        params: Params = {"operations": operations, "operation_values": values}
+        if augmentation.randaugment.source == "tf":
+            draw = random_uint64(**samples.key, stream=Stream.CUTOUT, count=2 * operations.shape[1])
+            params["cutout_centers"] = integers_below(draw, augmentation.size).reshape(*operations.shape, 2)
+        return params
 
     @staticmethod
     def neutral(num_samples: int) -> Params:
@@ -59,6 +69,8 @@ class RandomOperations(Transform):
 
     def forward(self, images: Tensor, params: dict[str, Any]) -> Tensor:
         operations, values = params["operations"], params["operation_values"]
+        if self.settings.source == "tf":
+            return apply_operations_tf(images, operations, values, params["cutout_centers"])
         return apply_operations(images, operations, values, filter=self.settings.filter, fill=self.fill)
 
 
@@ -77,17 +89,21 @@ def randaugment_plan(key: dict[str, Any], randaugment: RandAugment, *, size: int
     timm: rand-m<magnitude>-n<num_ops>-mstd<std>-p<prob>-inc1 of timm 1.0: 15 operations, each applied with probability
         `prob`; the level is normal around the magnitude with standard deviation `std`, clipped to [0, 10]. (`inc1`:
         every operation is stronger at a higher level.)
-    Both draw with replacement, and a random sign for operations with two directions. std and prob are timm's options,
-    0 and 1 in torchvision's recipe; the operations are Pillow's in both.
+    tf: distort_image_with_randaugment(num_ops, magnitude) of EfficientNet's and big_vision's code: 16 operations, with
+        their own pixels (operations_tf).
+    All draw with replacement, and a random sign for operations with two directions. std and prob are timm's options,
+    0 and 1 in the recipes of the others; the operations of torchvision and timm are Pillow's.
     """
     count = randaugment.num_ops
     kind, is_taken, sign = np.split(uniforms(**key, stream=Stream.RANDAUGMENT, count=3 * count), 3, axis=1)
     level = randaugment.magnitude + randaugment.std * normals(**key, stream=Stream.RANDAUGMENT_LEVEL, count=count)
     most = MAX_LEVEL[randaugment.source]
     level = np.clip(level, 0, most) / most  # from here on a share of the maximum, in both
-    names, values_of = {"torchvision": (TORCHVISION, torchvision_values), "timm": (TIMM, timm_values)}[
-        randaugment.source
-    ]
+    names, values_of = {
+        "torchvision": (TORCHVISION, torchvision_values),
+        "timm": (TIMM, timm_values),
+        "tf": (TF, tf_values),
+    }[randaugment.source]
     chosen = (kind * len(names)).astype(np.int64)
     signs = np.where(sign < 0.5, -1.0, 1.0)
     values = values_of(level, signs, size=size)
@@ -126,4 +142,23 @@ def timm_values(level: Float64, signs: Float64, *, size: int) -> dict[Op, Float6
         Op.POSTERIZE: 4 - np.trunc(4 * level),
         Op.SOLARIZE: 256 - np.trunc(256 * level),
         Op.SOLARIZE_ADD: np.trunc(110 * level),
+    }
+
+
+def tf_values(level: Float64, signs: Float64, *, size: int) -> dict[Op, Float64]:
+    """Like `torchvision_values`, with the ranges of TensorFlow's code, whose pixels do not grow with the image."""
+    return {
+        Op.SHEAR_X: signs * 0.3 * level,
+        Op.SHEAR_Y: signs * 0.3 * level,
+        Op.TRANSLATE_X: signs * 100 * level,
+        Op.TRANSLATE_Y: signs * 100 * level,
+        Op.ROTATE: signs * 30 * level,
+        **dict.fromkeys(ENHANCEMENTS, 0.1 + 1.8 * level),  # at a low level nearly black, gray or flat
+        # A shift of uint8 by 8 bits becomes one by 7 (tensorflow/core/kernels/cwise_ops.h), which leaves one bit.
+        Op.POSTERIZE: np.maximum(np.trunc(4 * level), 1),
+        # As uint8, in which TensorFlow compares: 256, the threshold at magnitude 10, is 0 and inverts the whole image
+        # (https://github.com/google-research/big_vision/issues/110).
+        Op.SOLARIZE: np.trunc(256 * level) % 256,
+        Op.SOLARIZE_ADD: np.trunc(110 * level),
+        Op.CUTOUT: np.trunc(40 * level),
     }

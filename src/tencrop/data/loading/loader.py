@@ -12,7 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -83,7 +83,7 @@ class BaseLoader:
         if self._running is not None:
             self._running.close()
 
-    def __enter__(self) -> BaseLoader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -33,6 +33,7 @@ class Stream(IntEnum):
     ERASE_NOISE = 10  # offset of an image's noise in the run's noise table
     NOISE_TABLE = 11  # that table; keyed by block, not by sample
     STORE = 12  # JPEG or raw pixels in a store of both; seed 0, epoch 0
+    CUTOUT = 13  # centers of the squares that RandAugment cuts out
 
 
 def uniforms(*, seed: int, index: Index, epoch: int, view: View = 0, stream: Stream, count: int) -> Float64:

@@ -217,6 +217,12 @@ class Split:
 
     def __init__(self, root: Path, name: str, manifest: dict[str, Any], source: str | None = None) -> None:
         self.root, self.name, self.manifest = root, name, manifest
+        # Of the training split, whichever split this is: those of the manifest, and mean_image, float32 [256, 256, 3].
+        # Empty for a test set.
+        self.statistics: dict[str, Any] = {}
+        if "statistics" in manifest:
+            mean_image = np.load(root / manifest["mean_image"], allow_pickle=False)
+            self.statistics = {**manifest["statistics"], "mean_image": mean_image}
         facts = manifest["splits"][name]
         self.num_samples = facts["num_samples"]
         self.source_fingerprint: str = facts["source_fingerprint"]
