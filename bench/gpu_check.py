@@ -35,8 +35,8 @@ NUM_STEPS_BEFORE_SIGNAL = 5
 TIMEOUT_S = 120
 # a small network with BatchNorm; 24 images, 3 steps an epoch
 RECIPE = [
-    "data=imagefolder", "model=resnet18_a", "+model.kwargs.width=0.25", "model.bn_group=4", "image_size=64",
-    "short_side=72", "training.global_batch=8", "training.evaluate_every_epochs=5",
+    "experiment=null", "data=imagefolder", "model=resnet18_a", "+model.kwargs.width=0.25", "model.bn_group=4",
+    "image_size=64", "short_side=72", "training.global_batch=8", "training.evaluate_every_epochs=5",
     "training.epochs=20", "training.ema_decay=0.9", "schedule=constant",
     "log_every_steps=1", "tracker=none", "deterministic=true", "allow_other_code=true", "hardware.workers=2",
 ]  # fmt: skip

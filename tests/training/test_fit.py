@@ -367,7 +367,7 @@ def test_rows_are_synced_before_a_checkpoint_and_at_no_other_step(prepared_photo
 
 
 ROOT = Path(__file__).parents[2]
-ANY_SIZE = ["model=resnet18_a", "model.bn_group=8"]
+ANY_SIZE = ["experiment=null", "model=resnet18_a", "model.bn_group=8"]
 UNFIT = {
     "network": (["image_size=64", "short_side=64"], "image_size=64: lenet5_dense does not take images of 64 x 64"),
     "small images": (["image_size=80", "short_side=null", *ANY_SIZE], "short_side=null: china/02.JPEG has"),
