@@ -25,14 +25,13 @@ from tencrop.training.schedules import learning_rate, schedule_length
 # together they use every key of a group that has several choices
 RECIPES = {
     "fb.resnet.torch": [],
-    "a transformer": ["experiment=null", "model=deit_small_patch16_224", "augmentation=deit", "optimizer=adamw"],
+    "a transformer": ["model=vit_small_patch16_224", "augmentation=deit", "optimizer=adamw", "schedule=cosine"],
     "alexnet": ["augmentation=random_crop", "optimizer=sgd_alexnet", "schedule=plateau", "model.bn_group=null"],
     "efficientnet": ["optimizer=rmsprop_tf", "schedule=exponential", "schedule.unit=epoch"],
     "ffcv": ["optimizer=lamb", "schedule=piecewise"],
     "squeezenet": ["schedule=poly", "training.epochs=null", "training.steps=170"],
     "torch": ["schedule=onecycle"],
 }
-RECIPES["a transformer"] += ["schedule=cosine"]
 RECIPES["a transformer"] += ["augmentation.mixing.mix_group=64", "training.ema_decay=0.999", "hardware=gpu8"]
 RECIPES["alexnet"] += ["training.minival_fraction=0.02", "data.store.mode=proportion", "data.store.jpeg_fraction=0.5"]
 NUMBERS = st.integers(-3, 400) | st.integers(-(2**70), 2**70) | st.floats() | st.floats(-1, 2) | st.booleans()
