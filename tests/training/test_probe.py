@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from tencrop.config import UserError, derive_batches
-from tencrop.data.augmentation.batch import Batch
 from tencrop.data.store.manifest import read_manifest
 from tencrop.training import probe as probing
 from tencrop.training.classifier import Classifier
@@ -37,8 +36,8 @@ def timing(monkeypatch, step_times, **limits):
 
 
 def test_the_warm_up_is_not_timed_and_the_rest_is_bounded(monkeypatch):
-    found = timing(monkeypatch, [1.0] * 6 + [0.02] * 200)
-    assert (found.seconds, found.num_steps) == (pytest.approx(0.02), 100)
+    short = timing(monkeypatch, [1.0] * 6 + [0.02] * 200)
+    assert short.seconds == pytest.approx(0.02) and short.num_steps == 100
     assert timing(monkeypatch, [0.1] * 6 + [3.0] * 200) == Timing(3.0, 4)  # 12 s, the first time above 10
     assert timing(monkeypatch, [60.0] * 3) == Timing(60.0, 1)  # a slow step is both warm-up and measurement
 
@@ -78,14 +77,14 @@ def test_a_recipe_shorter_than_the_measurement(short, prepared_photos):
 
 
 def test_one_of_several_devices_is_measured_with_its_share(short, prepared_photos, monkeypatch):
-    sizes: list[int] = []
+    sizes = []
     original = Classifier.training_step
 
-    def recorded(self: Classifier, batch: Batch, batch_idx: int) -> None:
+    def training_step(self, batch, batch_idx):
         sizes.append(len(batch.index))
         original(self, batch, batch_idx)
 
-    monkeypatch.setattr(Classifier, "training_step", recorded)
+    monkeypatch.setattr(Classifier, "training_step", training_step)
     options = ("training.global_batch=8", "hardware.devices=2", "hardware.max_micro_batch=null")
     measured = probed(prepared_photos, *options)
     assert set(sizes) == {4} and len(sizes) == 2 * 7
