@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,19 +60,24 @@ def trained(composed: Callable[..., Config], prepared_digits: Path, tmp_path: Pa
 def evaluated(
     write_table: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Config], tuple[int, list[list[str]]]]:
-    """evaluated(config): the exit code, and for every evaluation made "SEED PROTOCOL" of its members."""
+    """evaluated(config): the exit code, and for every evaluation made "SEED PROTOCOL" of its members.
+
+    write=False leaves the table as a test has written it.
+    """
     monkeypatch.chdir(tmp_path)
-    folder = write_table(rows=ROWS)
+    folder = write_table()
     evaluate = command.evaluate_and_track
 
-    def run(config: Config, *words: str, interrupted_at: str = "") -> tuple[int, list[list[str]]]:
+    def run(config: Config, *words: str, interrupted_at: str = "", write: bool = True) -> Any:
+        if write:
+            write_table(rows=ROWS)
         made: list[list[str]] = []
 
-        def note(targets: Any) -> None:
+        def note(targets: Any) -> Any:
             made.append([f"{target.config.seed} {target.config.protocol.name}" for target in targets])
             if interrupted_at in made[-1]:
                 raise KeyboardInterrupt
-            evaluate(targets)
+            return evaluate(targets)
 
         monkeypatch.setattr(command, "evaluate_and_track", note)
         return evaluate_table(as_evaluation(config), words, folder), made
@@ -95,8 +102,13 @@ def test_finished_runs_are_evaluated_once_and_the_rest_is_listed(
     assert code == 0
     assert made == [["0 center"], ["1 center"], ["0 five_crop"], ["1 five_crop"], ["0 center", "1 center"]]
     printed = capsys.readouterr().out
-    assert "1/5 LeNet-5: lenet5_digits/seed0-" in printed
     lines = [line.strip() for line in printed.splitlines()]
+    made_lines = [line for line in lines if re.match(r"[1-5]/5 ", line)]
+    assert len(made_lines) == 5 and lines[:5] == made_lines  # one line for each, and nothing between them
+    assert re.fullmatch(
+        r"1/5 LeNet-5: lenet5_digits/seed0-\w{8}, center 32 of 36 px: top-1 \d+\.\d\d%, top-5 \d+\.\d\d%", lines[0]
+    )
+    assert re.match(r"5/5 2 LeNets: lenet5_digits/seed\{0,1\}-\w{8}, ", lines[4])
     for words in ("experiment=lenet5_digits seed=2", "model=resnet18"):
         at = lines.index(f"python train.py {words}")
         assert lines[at + 1] == f"sbatch --gpus-per-node=1 slurm/train.sbatch {words} hardware=gpu1"
@@ -110,6 +122,51 @@ def test_finished_runs_are_evaluated_once_and_the_rest_is_listed(
     for path in (tmp_path / "runs").rglob("last.ckpt"):
         path.unlink()
     assert evaluated(config) == (0, [])  # saved results do without checkpoints
+
+
+def test_a_row_asks_for_seeds(
+    trained: Callable[[int], Config],
+    evaluated: Callable[..., tuple[int, list[list[str]]]],
+    write_table: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trained(0)
+    config = trained(3)
+    printed_mean = {**ROWS[0], "num_runs": 3}  # the paper's number of runs, unless num_seeds says otherwise
+    for row, missing in ((printed_mean, [1]), ({**printed_mean, "num_seeds": 4}, [1, 2]), (ROWS[0], [])):
+        write_table(rows=[row])
+        evaluated(config, write=False)
+        printed = capsys.readouterr().out
+        assert ("2 of" in printed) == bool(missing)
+        commands = [line.split()[-1] for line in printed.splitlines() if "train.py" in line]
+        assert commands == [f"seed={seed}" for seed in missing]
+
+
+def test_an_ensemble_of_one_network_is_made_for_every_seed(
+    trained: Callable[[int], Config],
+    evaluated: Callable[..., tuple[int, list[list[str]]]],
+    write_table: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    trained(0)
+    config = trained(1)
+    both = {"id": "both", "row": "both", "top1": "1.7", "top5": "0", "members": [{"row": "one"}, {"row": "five"}]}
+    write_table(rows=[*ROWS[:2], {**both, "num_seeds": 2}])
+    made = evaluated(config, write=False)[1]
+    assert made[-2:] == [["0 center", "0 five_crop"], ["1 center", "1 five_crop"]]
+    assert evaluated(config, write=False) == (0, [])
+
+    # Another protocol of a member: the networks are the row's, and the evaluated ensembles are not.
+    write_table(rows=[*ROWS[:2], {**both, "members": [{"row": "one", "protocol": {"side": 40}}, {"row": "five"}]}])
+    assert evaluated(config, write=False)[1] == [["0 center", "0 five_crop"]]
+    write_table(rows=[*ROWS[:2], {**both, "num_seeds": 2}])
+    for path in (tmp_path / "runs").rglob("last.ckpt"):
+        path.unlink()
+    shutil.rmtree(tmp_path / "evaluations")
+    capsys.readouterr()
+    assert evaluated(config, write=False) == (0, [])  # no checkpoint is read: the saved scores are averaged
+    assert "2/2 both: lenet5_digits/seed1-" in capsys.readouterr().out
 
 
 def test_an_interrupted_command_continues(trained: Callable[[int], Config], evaluated: Callable[..., Any]) -> None:

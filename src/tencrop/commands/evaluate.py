@@ -1,6 +1,7 @@
 """The command `evaluate`: measures the error rates of trained weights under a test protocol."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tencrop.cli.command import command, overrides
 from tencrop.cli.command_line import keys_typed
@@ -11,6 +12,9 @@ from tencrop.config.run_config import is_run_folder
 from tencrop.config.tracker import check_tracker
 from tencrop.evaluation.targets import EvaluationTarget, check_ensemble, evaluation_targets, score_files
 from tencrop.signals import close_at_ctrl_c
+
+if TYPE_CHECKING:
+    from tencrop.evaluation.evaluate import Evaluated
 
 
 @command("evaluate", EvaluateConfig)
@@ -34,7 +38,11 @@ def main(config: EvaluateConfig) -> int:
     check_targets(targets)
     if config.checkpoint is not None:  # `typed`: a checkpoint outside a run folder, where nothing tells its recipe
         print_recipes(target.config for target in targets if target.typed is None)
-    evaluate_and_track(targets)
+    if found := evaluate_and_track(targets):
+        from tencrop.evaluation.results import print_results
+
+        print_results([evaluated.result for evaluated in found])
+        print("\n".join(f"{evaluated.out}/{evaluated.result['scores']}" for evaluated in found))
     return 0
 
 
@@ -48,23 +56,24 @@ def check_targets(targets: Sequence[EvaluationTarget]) -> None:
     check_launch(targets[0].config.hardware)
 
 
-def evaluate_and_track(targets: Sequence[EvaluationTarget]) -> None:
-    """Evaluate targets, and several as an ensemble; print the errors, and log those of runs with their trackers."""
+def evaluate_and_track(targets: Sequence[EvaluationTarget]) -> "list[Evaluated]":
+    """Evaluate targets, and several as an ensemble, which comes last; log the errors of runs with their trackers.
+
+    The list is empty on all processes but the first.
+    """
     from tencrop.evaluation.evaluate import evaluate_targets
-    from tencrop.evaluation.results import print_results
     from tencrop.records.tracked_errors import track_result
     from tencrop.report.collect import collect
     from tencrop.report.tables import COLUMNS, error_rows
 
     close_at_ctrl_c()  # only now: an exception during the imports would abort some C++ modules
-    if found := evaluate_targets(targets):  # only rank 0 has results
-        print_results([evaluated.result for evaluated in found])
-        print("\n".join(f"{evaluated.out}/{evaluated.result['scores']}" for evaluated in found))
-        # strict=False: with several targets, the last item of `found` is the ensemble, which belongs to no run.
-        for target, evaluated in zip(targets, found, strict=False):
-            if is_run_folder(run_dir := evaluated.out.parent):
-                rows = error_rows(collect([run_dir]))
-                track_result(target.config, run_dir, evaluated.result, COLUMNS, [row.cells for row in rows])
+    found = evaluate_targets(targets)
+    # strict=False: with several targets, the last item of `found` is the ensemble, which belongs to no run.
+    for target, evaluated in zip(targets, found, strict=False):
+        if is_run_folder(run_dir := evaluated.out.parent):
+            rows = error_rows(collect([run_dir]))
+            track_result(target.config, run_dir, evaluated.result, COLUMNS, [row.cells for row in rows])
+    return found
 
 
 def _average_scores(config: EvaluateConfig, files: Sequence[str]) -> int:

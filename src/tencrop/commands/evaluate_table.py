@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tencrop.cli.command_line import command_prefix, for_shell, keys_typed
 from tencrop.commands.evaluate import check_targets, evaluate_and_track
@@ -20,7 +21,8 @@ from tencrop.report.matching import runs_of_tables
 from tencrop.report.paper_tables import ALL, HASHES, OUTPUT, TITLES, report_tables
 from tencrop.report.table_plan import Pending, Remaining, plan_table
 from tencrop.signals import close_at_ctrl_c
-from tencrop.tables.reading import ERRORS, read_table, read_tables
+from tencrop.tables.lines import folders_text
+from tencrop.tables.reading import ERRORS, read_table, read_tables, with_bases
 from tencrop.tables.recipes import Words
 
 # What a user may type beside table=NAME: it changes neither the recipe nor the protocol, which the table's rows give.
@@ -38,13 +40,13 @@ def evaluate_table(config: EvaluateConfig, words: Sequence[str], folder: Path = 
         return report_tables(TITLES, [], OUTPUT, folder)
     typed = _checked(config, words)
     tables = read_tables(folder) if config.table == ALL else [read_table(config.table, folder)]
-    paths = _places(config)
+    tables, paths = with_bases(tables, folder), _places(config)
     broken: list[UserError] = []  # report_tables prints them
     close_at_ctrl_c()
     runs_of = runs_of_tables(tables, paths, kept=OUTPUT / HASHES, on_broken=broken.append)
     evaluations = []
     if runs_of:
-        from tencrop.report.collect import collect_evaluations  # imports torch, which takes seconds
+        from tencrop.report.collect import collect_evaluations  # takes a second to import
 
         evaluations = collect_evaluations(paths, lambda found: broken.append(found.error))
     pending, remaining = list[Pending](), list[Remaining]()
@@ -81,24 +83,42 @@ def _checked(config: EvaluateConfig, words: Sequence[str]) -> list[str]:
 
 
 def _evaluate(pending: Sequence[Pending], config: Config, typed: Sequence[str]) -> list[Remaining]:
-    """Make the evaluations; returns those that failed."""
+    """Make the evaluations, and print a line for each; returns those that failed."""
     failed = []
     for number, one in enumerate(pending, 1):
-        folders = ", ".join(f"{path.parents[1].parent.name}/{path.parents[1].name}" for path, _ in one.members)
-        protocols = "; ".join(dict.fromkeys(" ".join(protocol) for _, protocol in one.members))
-        print(f"{number}/{len(pending)} {one.label}: {folders}: {protocols}", flush=True)
+        folders = folders_text([path.parents[1] for path, _ in one.members])
         try:
-            targets = [
-                target
-                for path, protocol in one.members
-                for target in evaluation_targets(replace(config, checkpoint=str(path)), [*typed, *protocol])
-            ]
-            check_targets(targets)
-            evaluate_and_track(targets)
+            result = _evaluated(one, config, typed)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             failed.append(Remaining(one.label, f"{folders}: {error}"))
+            continue
+        print(f"{number}/{len(pending)} {one.label}: {folders}, {_errors_text(result)}", flush=True)
     return failed
+
+
+def _evaluated(one: Pending, config: Config, typed: Sequence[str]) -> dict[str, Any]:
+    """Make one evaluation; returns the content of its result.json."""
+    if one.scores:
+        from tencrop.evaluation.evaluate import evaluate_scores
+
+        averaged = replace(config, protocol=replace(config.protocol, average=one.average))
+        return evaluate_scores(averaged, one.scores).result
+    targets = [
+        target
+        for path, protocol in one.members
+        for target in evaluation_targets(replace(config, checkpoint=str(path)), [*typed, *protocol])
+    ]
+    check_targets(targets)
+    return evaluate_and_track(targets)[-1].result
+
+
+def _errors_text(result: dict[str, Any]) -> str:
+    """Protocol and errors of a result.json in words: "dense 224 of 256 px, softmax: top-1 25.60%, top-5 8.10%"."""
+    from tencrop.evaluation.results import TOP, protocol_label
+
+    errors = ", ".join(f"top-{k} {100 * result[f'top{k}_error']:.2f}%" for k in TOP)
+    return f"{protocol_label(result)}: {errors}"
 
 
 def _print_remaining(remaining: Sequence[Remaining], typed: Sequence[str], hardware: Hardware | None) -> None:

@@ -1,6 +1,7 @@
 """Results of an evaluation: write and verify result.json, and print the error table.
 
 Every number in result.json is computed from the scores, or copied from the configuration that they were computed with.
+Reading a result imports no torch, so that error tables are printed at once.
 """
 
 from __future__ import annotations
@@ -10,24 +11,26 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
 from rich.text import Text
-from torch import Tensor
 
 from tencrop.config import Config, UserError
 from tencrop.console import plain_console
-from tencrop.data.augmentation.color import IMAGENET
+from tencrop.data.augmentation.pixel_statistics import IMAGENET
 from tencrop.data.sources.imagenet_test_sets import TEST_SETS, classes_within
 from tencrop.evaluation.errors import error_rate
-from tencrop.evaluation.predictions import Scores
 from tencrop.evaluation.preprocessing import sizes_text
-from tencrop.evaluation.protocols import num_views
 from tencrop.evaluation.score_files import ranks_within, read_average, read_ranks
 from tencrop.files import atomic_write
 from tencrop.text_tables import aligned
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tencrop.evaluation.predictions import Scores
 
 FORMAT = "tencrop result 2"
 UNSIGNED = "tencrop result 1"  # written by earlier code, without a digest
@@ -40,6 +43,8 @@ def result_of(scores: Scores, config: Config, /, **origin: Any) -> dict[str, Any
     origin: which file or files the weights came from, and what else is known of them; it overrides other keys. Raises
     UserError if scores are NaN or infinite.
     """
+    from tencrop.evaluation.protocols import num_views  # imports torch, which reading a result does without
+
     average = config.protocol.average
     result: dict[str, Any] = {"format": FORMAT}
     result |= _errors(scores.ranks(average))

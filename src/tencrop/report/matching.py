@@ -20,7 +20,8 @@ from tencrop.tables.recipes import Words, learning_hashes
 from tencrop.tables.schema import ErrorRow, ErrorTable, RowProtocol
 
 if TYPE_CHECKING:
-    from tencrop.report.collect import Result, Run
+    from tencrop.report.collect import Evaluation, Result, Run
+    from tencrop.report.ensemble_matching import Matched
 
 OnBroken = Callable[[UserError], None]
 
@@ -48,8 +49,7 @@ def match_runs(
 
 def trainable_rows(tables: Sequence[ErrorTable]) -> list[tuple[ErrorTable, ErrorRow]]:
     """The rows that runs can support, with their tables: single networks, and ensembles of them."""
-    # `reason` tells why a row cannot be reproduced; a row with `delta_of` prints differences, which no run measures
-    return [(table, row) for table in tables for row in table.rows if row.reason is None and row.delta_of is None]
+    return [(table, row) for table in tables for row in table.rows if row.reason is None]  # else it tells why not
 
 
 def runs_of_tables(
@@ -61,8 +61,8 @@ def runs_of_tables(
     wanted = [words for row in rows for words in (row.words, *(member.words for member in row.members)) if words]
     if not wanted or not folders:
         return {}
-    # Select by the hash in the folder's name first: reading a run imports torch, which takes seconds, and most tables
-    # have no run.
+    # Select by the hash in the folder's name first: reading a run imports a second's worth of packages, and most
+    # tables have no run.
     hashes = learning_hashes(wanted, kept)
     by_hash: dict[str, list[Path]] = {}
     for folder in folders:
@@ -163,7 +163,8 @@ def _ours(table: ErrorTable, row: ErrorRow, recipe: Config, runs: Sequence[Run])
         members = max(supporting.values(), key=len)  # the setting with the most seeds
         errors = {k: tuple(100 * result.errors[k] for _, result in members) for k in (1, 5)}
         folders = tuple(run.folder for run, _ in members)
-        return Ours(errors, members[0][1].num_images, folders, guesses=tuple(guesses_of(recipe)))
+        seeds = tuple(run.seed for run, _ in members)
+        return Ours(errors, members[0][1].num_images, folders, guesses=tuple(guesses_of(recipe)), seeds=seeds)
     if not others:
         return None
     reasons, folder = min(others, key=lambda other: len(other[0]))  # the result that is closest to the row
@@ -177,33 +178,54 @@ def _match_ensembles(
     on_broken: OnBroken,
 ) -> dict[Key, Ours]:
     from tencrop.report.collect import collect_evaluations
-    from tencrop.report.ensemble_matching import matched_ensembles, ours_of_ensembles
+    from tencrop.report.ensemble_matching import ours_of_ensembles
 
     evaluations = collect_evaluations(paths, lambda broken: on_broken(broken.error))
     matched = {}
     for table, row in rows:
-        supporting, refused = [], []
-        found = matched_ensembles(row, {words: runs for words, (_, runs) in runs_of.items()}, evaluations)
-        for evaluation, members in found:
-            reasons = []
-            for words, run, protocol, own in members:
-                # An ensemble's result does not record these, and `matched_ensembles` has checked that its members have
-                # the last weights of complete runs.
-                facts = own | {"selection": "last", "step": None, "total_steps": None}
-                one = replace(row, protocol=protocol)
-                reasons += refusals(facts, run.manifest["data"], one, table, runs_of[words][0])
-            if reasons:
-                refused.append((evaluation, list(dict.fromkeys(reasons))))
-            else:
-                supporting.append(evaluation)
+        supporting, refused = supporting_ensembles(table, row, runs_of, evaluations)
         if supporting:
             recipes = [runs_of[member.words][0] for member in row.members if member.words is not None]
             guesses = dict.fromkeys(guess for recipe in recipes for guess in guesses_of(recipe))
-            matched[table.name, row.id] = replace(ours_of_ensembles(supporting), guesses=tuple(guesses))
+            ours = ours_of_ensembles([evaluation for evaluation, _ in supporting])
+            # An ensemble of networks of one seed, such as one network under two protocols, has this seed.
+            seeds = [{member.run.seed for member in members} for _, members in supporting]
+            is_of_one = all(len(of) == 1 for of in seeds) and len(set().union(*seeds)) == len(seeds)
+            own = tuple(of.pop() for of in seeds) if is_of_one else ()
+            matched[table.name, row.id] = replace(ours, guesses=tuple(guesses), seeds=own)
         elif refused:
             evaluation, reasons = min(refused, key=lambda one: len(one[1]))
             matched[table.name, row.id] = Ours({}, 0, (evaluation.folder,), refused="; ".join(reasons))
     return matched
+
+
+def supporting_ensembles(
+    table: ErrorTable,
+    row: ErrorRow,
+    runs_of: Mapping[Words, tuple[Config, Sequence[Run]]],
+    evaluations: Sequence[Evaluation],
+) -> tuple[list[tuple[Evaluation, list[Matched]]], list[tuple[Evaluation, list[str]]]]:
+    """The evaluated ensembles that support a row, with their members; and those of its networks that do not, and why.
+
+    Every member must support the row under its own protocol, as `refusals` decides for a single network.
+    """
+    from tencrop.report.ensemble_matching import matched_ensembles
+
+    supporting, refused = [], []
+    found = matched_ensembles(row, {words: runs for words, (_, runs) in runs_of.items()}, evaluations)
+    for evaluation, members in found:
+        reasons = []
+        for words, run, protocol, own in members:
+            # An ensemble's result does not record these, and `matched_ensembles` has checked that its members have the
+            # last weights of complete runs.
+            facts = own | {"selection": "last", "step": None, "total_steps": None}
+            one = replace(row, protocol=protocol)
+            reasons += refusals(facts, run.manifest["data"], one, table, runs_of[words][0])
+        if reasons:
+            refused.append((evaluation, list(dict.fromkeys(reasons))))
+        else:
+            supporting.append((evaluation, members))
+    return supporting, refused
 
 
 def _runs(words: Words, folders: Sequence[Path], on_broken: OnBroken) -> tuple[Config, list[Run]]:
@@ -233,7 +255,7 @@ def _runs(words: Words, folders: Sequence[Path], on_broken: OnBroken) -> tuple[C
 
 def _run_folders(path: Path) -> list[Path]:
     """Run folders in or below `path`, without those within a run folder, which are its own reproductions."""
-    # not collect's function of the same name: that module imports torch
+    # not collect's function of the same name: importing that module takes a second
     if not path.is_dir():
         raise UserError(f"runs={path}: there is no such folder; train.py makes one below runs/")
     found: list[Path] = []  # sorted, so a run folder is found before those within it

@@ -13,7 +13,7 @@ from tencrop.files import atomic_write
 from tencrop.report.matching import match_runs
 from tencrop.report.table_html import table_page
 from tencrop.tables.lines import lines_of
-from tencrop.tables.reading import ERRORS, read_table, read_tables
+from tencrop.tables.reading import ERRORS, read_table, read_tables, with_bases
 from tencrop.tables.render import csv_table, latex_table, markdown_table, terminal_table
 from tencrop.text_tables import aligned
 
@@ -36,7 +36,7 @@ def report_tables(name: str, runs: Sequence[str], output: Path, folder: Path = E
     # the cache saves composing every row, which takes seconds for table=all
     out, broken, shown, written = output / "tables", list[UserError](), list[str](), list[Path]()
     check_writable(out / f"{name}.md", remedy="make room, or name another folder with output=DIR")
-    matched = match_runs(tables, paths, kept=output / HASHES, on_broken=broken.append)
+    matched = match_runs(with_bases(tables, folder), paths, kept=output / HASHES, on_broken=broken.append)
     out.mkdir(parents=True, exist_ok=True)
     for table in tables:
         lines = lines_of(table, matched)

@@ -9,12 +9,13 @@ from markupsafe import Markup
 from tencrop.printable import printable
 from tencrop.report.templating import render
 from tencrop.tables.lines import NONE, Key, Line, Ours, lines_of
-from tencrop.tables.render import about_table, notes_of_table
+from tencrop.tables.render import about_table, has_from_base, notes_of_table, own_protocols
 from tencrop.tables.schema import COLUMNS, ErrorTable
 
 # Head of each column, and the field of a cell that it shows.
 FIELDS = {"Printed": "printed", "Ours": "ours", "Difference": "difference", "95% interval": "interval",
-          "Verdict": "verdict"}  # fmt: skip
+          "From base": "from_base", "Exceeds seeds": "exceeds_seeds", "Verdict": "verdict"}  # fmt: skip
+OF_OWN = {"ours", "interval", "from_base", "exceeds_seeds"}  # fields of a table of our own measurements
 
 
 def table_html(table: ErrorTable, lines: Sequence[Line]) -> Markup:
@@ -23,9 +24,12 @@ def table_html(table: ErrorTable, lines: Sequence[Line]) -> Markup:
     Everything about the whole row heads the group: narrow columns of numbers fit a telephone, where the interval moves
     below our error.
     """
-    groups = [(line, _about_row(line), _cells(line)) for line in lines]
+    protocols = [NONE if protocol == "" else protocol for protocol in own_protocols(lines)]
+    groups = [(line, protocol, _about_row(line), _cells(line)) for line, protocol in zip(lines, protocols, strict=True)]
     about, notes = about_table(table, lines), notes_of_table(table, lines)
-    columns = FIELDS if table.has_printed else {head: FIELDS[head] for head in ("Ours", "95% interval")}
+    hidden = set() if has_from_base(lines) else {"from_base", "exceeds_seeds"}
+    hidden |= set() if table.has_printed else set(FIELDS.values()) - OF_OWN
+    columns = {head: field for head, field in FIELDS.items() if field not in hidden}
     return render(
         "paper_table.html", title=table.title, about=about, notes=notes, columns=columns, groups=groups, empty=NONE
     )

@@ -36,7 +36,7 @@ PROTOCOL = {
 _DELTA = {f"{key}?": shape for key, shape in PROTOCOL.items()}
 _NUM_RUNS = Between(1, 1000)
 _CONFIDENCE = (set(CONFIDENCES), {str: set(CONFIDENCES)})
-# Keys with "?" are optional; num_runs, confidence, cannot and protocol of a table are defaults for its rows.
+# Keys with "?" are optional; num_runs, num_seeds, confidence, cannot and protocol of a table are defaults for its rows.
 _TABLE = {
     "title": str,
     "source": str,
@@ -48,6 +48,7 @@ _TABLE = {
     "num_images?": (Between(1, 10**9), None),
     "data_fingerprint?": ({"train": str, "val": str}, None),
     "num_runs?": _NUM_RUNS,
+    "num_seeds?": _NUM_RUNS,
     "note?": (str, None),
     "cannot?": (str, None),
     "protocol": object,
@@ -65,6 +66,7 @@ _ROW = {
     "members?": NotEmpty({"row": str, "seeds?": Between(1, 100), "protocol?": object}),
     "delta_of?": str,
     "num_runs?": _NUM_RUNS,
+    "num_seeds?": _NUM_RUNS,
 }
 _MEMBER_KEYS = {"row", "seeds", "protocol"}
 

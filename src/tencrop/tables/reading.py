@@ -8,7 +8,8 @@ network of a row for figures, unless its overrides do. Does not import torch, so
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ def read_rows(references: Iterable[str], folder: Path = ERRORS) -> list[tuple[Er
     return found
 
 
+def with_bases(tables: Sequence[ErrorTable], folder: Path = ERRORS) -> list[ErrorTable]:
+    """The tables, and of every other table the rows that differences in `tables` refer to."""
+    names = {table.name for table in tables}
+    bases = dict.fromkeys(row.delta_of for table in tables for row in table.rows if row.delta_of is not None)
+    others: dict[str, ErrorTable] = {}
+    for table, row in read_rows((base for base in bases if base.partition(".")[0] not in names), folder):
+        rows = others[table.name].rows if table.name in others else ()
+        others[table.name] = replace(table, rows=(*rows, row))
+    return [*tables, *others.values()]
+
+
 class _Reader:
     """Reads the files of a folder, each once: ensemble members and differences refer to rows of other tables."""
 
@@ -93,6 +105,9 @@ class _Reader:
         # None matches any value, so without a name the result of any test protocol would be compared with this row.
         if words is not None and (protocol is None or protocol.name is None):
             raise UserError(f"{where}needs a protocol with a name; write null for what else the paper does not state")
+        if row.get("delta_of") in (row["id"], f"{table}.{row['id']}"):
+            raise UserError(f"{where}delta_of: is the row itself; name its base row")
+        num_runs = row.get("num_runs", content.get("num_runs", 1))
         return ErrorRow(
             id=row["id"],
             label=row["row"],
@@ -104,7 +119,8 @@ class _Reader:
             protocol=protocol,
             members=tuple(self.member(where, table, member) for member in row.get("members", [])),
             delta_of=".".join(self.found(where, table, row["delta_of"])[:2]) if "delta_of" in row else None,
-            num_runs=row.get("num_runs", content.get("num_runs", 1)),
+            num_runs=num_runs,
+            num_seeds=row.get("num_seeds", content.get("num_seeds", num_runs)),
         )
 
     def member(self, where: str, table: str, entry: dict[str, Any]) -> Member:

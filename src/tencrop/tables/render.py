@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
 
 from tencrop.printable import markdown_text
-from tencrop.tables.lines import GUESSED, NONE, Line
+from tencrop.tables.lines import GUESSED, NONE, UNPAIRED, Line
 from tencrop.tables.schema import COLUMNS, ErrorTable, RowProtocol
 from tencrop.text_tables import aligned
 from tencrop.text_tables import csv_table as rows_as_csv
@@ -15,19 +16,36 @@ from tencrop.text_tables import markdown_table as rows_as_markdown
 
 _PROTOCOL_KEYS = tuple(field.name for field in fields(RowProtocol))
 CSV_COLUMNS = ("table", "row", "id", "unit", "column", "printed", "ours", "difference", "low", "high", "images",
-               "seeds", "verdict", "guessed", "confidence", "protocol", "run")  # fmt: skip
-HEADS = ("row", "protocol", "printed", "ours", "difference", "95% interval", "seeds", "verdict", "guessed",
-         "confidence", "run")  # fmt: skip
-JOINED = ("printed", "ours", "difference", "interval", "verdict", "confidence")  # fields of a line's cells
+               "seeds", "verdict", "guessed", "confidence", "protocol", "run", "from_base",
+               "exceeds_seeds")  # fmt: skip
+HEADS = ("row", "protocol", "printed", "ours", "difference", "95% interval", "from base", "exceeds seeds", "seeds",
+         "verdict", "guessed", "confidence", "run")  # fmt: skip
+# Fields of a line's cells, with their heads.
+JOINED = {"printed": "printed", "ours": "ours", "difference": "difference", "interval": "95% interval",
+          "from_base": "from base", "exceeds_seeds": "exceeds seeds", "verdict": "verdict",
+          "confidence": "confidence"}  # fmt: skip
 ABOUT_PRINTED = {"printed", "difference", "verdict", "guessed", "confidence"}
-NUMBERS = {"printed", "ours", "difference", "95% interval", "seeds"}  # right-aligned columns
+FROM_BASE = {"from base", "exceeds seeds"}
+NUMBERS = {"printed", "ours", "difference", "95% interval", "from base", "seeds"}  # right-aligned columns
+FROM_BASE_NOTE = (
+    "From base: mean difference from the base row, seed by seed over the seeds that both have, ± half of its 95%"
+    " interval (Student's t of the paired differences). It exceeds the seeds' spread if this interval excludes 0."
+)
+UNPAIRED_NOTE = (
+    f"{UNPAIRED} The rows' seeds differ: difference of the means, with Student's t of as many degrees of freedom as the"
+    " row with fewer runs has."
+)
+DIFFERENCE_NOTE = (
+    "Ours is the mean difference from the base row over seeds ± its standard deviation, seed by seed where both rows"
+    " have the same seeds, otherwise of the means; the interval is Student's t."
+)
 WIDTH = 110  # characters per line of notes on the terminal; the table itself is not wrapped
 GUESS_NOTE = f"{GUESSED} The band of fewer than three seeds is a guess."
 LATEX = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$",
     "|": "$|$", "[": "{[}", "*": "{*}",  # at the start of a row, \\ would take the last two as its arguments
-    "–": "--", "−": "$-$", "±": r"$\pm$", "×": r"$\times$",
+    "–": "--", "−": "$-$", "±": r"$\pm$", "†": r"$\dagger$", "×": r"$\times$",
 }  # fmt: skip
 
 
@@ -57,11 +75,15 @@ def csv_table(table: ErrorTable, lines: Sequence[Line]) -> str:
     rows = []
     for line in lines:
         for cell in line.cells:
-            low, _, high = cell.interval.partition(" – ")  # numbers for programs: two columns, ASCII minus, no commas
-            row = (table.name, line.row.label, line.row.id, table.unit, cell.column, cell.printed, cell.ours,
-                   cell.difference.replace("−", "-"), low, high, line.num_images.replace(",", ""), line.seeds,
-                   cell.verdict, line.guessed, line.row.confidence.get(cell.column, NONE), line.protocol,
-                   line.run)  # fmt: skip
+            # Numbers for programs: two columns, ASCII minus, no commas.
+            ours, difference, interval, from_base = (
+                text.replace("−", "-") for text in (cell.ours, cell.difference, cell.interval, cell.from_base)
+            )
+            low, _, high = interval.partition(" – ")
+            row = (table.name, line.row.label, line.row.id, table.unit, cell.column, cell.printed, ours, difference,
+                   low, high, line.num_images.replace(",", ""), line.seeds, cell.verdict, line.guessed,
+                   line.row.confidence.get(cell.column, NONE), line.protocol, line.run, from_base,
+                   cell.exceeds_seeds)  # fmt: skip
             rows.append(["" if value == NONE else value for value in row])
     return rows_as_csv(CSV_COLUMNS, rows)
 
@@ -103,16 +125,18 @@ def latex_text(text: str) -> str:
 def _grid(table: ErrorTable, lines: Sequence[Line]) -> list[list[str]]:
     """Column heads and rows.
 
-    The protocol has a column only if the rows differ in it, and guesses only if there are any; a table of our own
-    measurements has no columns about printed numbers.
+    The protocol has a column only if the rows differ in it, and guesses and differences from a base only if there are
+    any; a table of our own measurements has no columns about printed numbers.
     """
-    hidden = {"protocol"} if _shared_protocol(lines) else set()
+    protocols = own_protocols(lines)
+    hidden = set() if any(text not in ("", NONE) for text in protocols) else {"protocol"}
     hidden |= set() if table.has_printed else ABOUT_PRINTED
+    hidden |= set() if has_from_base(lines) else FROM_BASE
     hidden |= set() if any(line.guesses for line in lines) else {"guessed"}
     rows = []
-    for line in lines:
-        cells = {"row": line.row.label, "protocol": line.protocol}
-        cells |= {"95% interval" if field == "interval" else field: line.joined(field) for field in JOINED}
+    for line, protocol in zip(lines, protocols, strict=True):
+        cells = {"row": line.row.label, "protocol": protocol}
+        cells |= {head: line.joined(field) for field, head in JOINED.items()}
         cells |= {"seeds": line.seeds, "guessed": line.guessed, "run": line.run}
         rows.append([cells[head] for head in HEADS if head not in hidden])
     return [[head for head in HEADS if head not in hidden], *rows]
@@ -123,10 +147,22 @@ def _text_columns(heads: Sequence[str]) -> list[int]:
     return [number for number, head in enumerate(heads) if head not in NUMBERS]
 
 
+def has_from_base(lines: Sequence[Line]) -> bool:
+    """Whether a table of our own has differences from a base row."""
+    return any(cell.from_base != NONE for line in lines for cell in line.cells)
+
+
+def own_protocols(lines: Sequence[Line]) -> list[str]:
+    """The protocol to print in each row: empty where it is the shared one, which stands above the table."""
+    shared = _shared_protocol(lines)
+    return ["" if line.protocol == shared else line.protocol for line in lines]
+
+
 def _shared_protocol(lines: Sequence[Line]) -> str | None:
-    """The common protocol of all rows that have one; None if they differ, empty if no row has one."""
-    found = {line.protocol for line in lines} - {NONE}
-    return found.pop() if len(found) == 1 else "" if not found else None
+    """The protocol of all rows that have one, or of most of them; None if there is none."""
+    found = Counter(line.protocol for line in lines if line.protocol != NONE)
+    protocol, count = next(iter(found.most_common(1)), (None, 0))
+    return protocol if 2 * count > found.total() else None
 
 
 def about_table(table: ErrorTable, lines: Sequence[Line]) -> list[str]:
@@ -138,7 +174,8 @@ def about_table(table: ErrorTable, lines: Sequence[Line]) -> list[str]:
         data += "".join(f", {split} {digest[:12]}" for split, digest in table.data_fingerprint.items())
     about = [f"Source: {table.source}", f"{columns} {table.unit}, percent; {data}"]
     if protocol := _shared_protocol(lines):
-        about.append(f"Protocol: {protocol}")
+        others = any(own not in ("", NONE) for own in own_protocols(lines))
+        about.append(f"Protocol: {protocol}{', where a row names no other' if others else ''}")
     if guesses := _not_stated(lines):
         about.append(f"Not stated about the protocol: {guesses}")
     return about
@@ -158,5 +195,12 @@ def _not_stated(lines: Sequence[Line]) -> str:
 
 def notes_of_table(table: ErrorTable, lines: Sequence[Line]) -> list[str]:
     """Lines below the table."""
-    is_guessed = any(cell.verdict.endswith(GUESSED) for line in lines for cell in line.cells)
-    return [*([table.note] if table.note else []), *([GUESS_NOTE] if is_guessed else [])]
+    cells = [cell for line in lines for cell in line.cells]
+    notes = {
+        table.note: table.note is not None,
+        DIFFERENCE_NOTE: table.has_printed and any(line.row.delta_of and line.joined("ours") != NONE for line in lines),
+        FROM_BASE_NOTE: has_from_base(lines),
+        UNPAIRED_NOTE: any(cell.from_base.endswith(UNPAIRED) for cell in cells),
+        GUESS_NOTE: any(cell.verdict.endswith(GUESSED) for cell in cells),
+    }
+    return [note for note, applies in notes.items() if note is not None and applies]

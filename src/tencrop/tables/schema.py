@@ -94,8 +94,11 @@ class ErrorRow:
     cannot: str | None  # the reason why it cannot be trained
     protocol: RowProtocol | None
     members: tuple[Member, ...]  # empty unless the row is an ensemble
-    delta_of: str | None  # TABLE.ID of the baseline, if the printed numbers are differences
+    # TABLE.ID of the base row. The printed numbers of the row are differences from it; a table of our own measurements
+    # prints errors, and the difference beside them.
+    delta_of: str | None
     num_runs: int  # number of runs whose mean is printed
+    num_seeds: int  # number of runs of ours (ensembles, if it has members) that the row asks for
 
     @property
     def reason(self) -> str | None:

@@ -8,6 +8,8 @@ digit; u is half a unit of that digit. Ours reproduces the paper's if
 where t is the two-sided 95% quantile of Student's t distribution with k - 1 degrees of freedom. The binomial interval
 of the number of images is not used: both errors are measured on the same images, so they differ by training noise only.
 
+A printed difference between two networks is judged likewise, with the mean and the standard deviation of ours.
+
 With fewer than three seeds, s cannot be estimated. Then s = 0.15 points and t = 2 are used and marked as a guess. With
 s above 0.4 points, the band would accept almost any number, so there is no verdict.
 """
@@ -42,17 +44,28 @@ def judge(errors: Sequence[float], printed: float, *, last_digit: float, num_run
 
     last_digit: one unit of the last printed digit, such as 0.1; num_runs: number of runs whose mean is printed.
     """
-    assert errors and num_runs >= 1 and last_digit > 0, (errors, num_runs, last_digit)
-    k = len(errors)
-    is_guess = k < 3  # with k = 2, t is 12.7 and the band would accept almost any number
-    std, quantile = GUESSED_STD, GUESSED_QUANTILE
-    if not is_guess:
-        std, quantile = max(statistics.stdev(errors), LEAST_STD), student_quantile(k - 1)
+    assert errors, "no seed"
+    std = statistics.stdev(errors) if len(errors) > 1 else None
+    return judge_mean(
+        statistics.fmean(errors), std, len(errors), printed=printed, last_digit=last_digit, num_runs=num_runs
+    )
+
+
+def judge_mean(
+    mean: float, std: float | None, num_seeds: int, *, printed: float, last_digit: float, num_runs: int
+) -> Verdict:
+    """Compare the mean over our seeds, or a mean difference between two networks, with a printed number."""
+    assert min(num_seeds, num_runs) >= 1 and last_digit > 0, (num_seeds, num_runs, last_digit)
+    is_guess = std is None or num_seeds < 3  # with two seeds, t is 12.7 and the band would accept almost any number
+    if std is None or num_seeds < 3:
+        std, quantile = GUESSED_STD, GUESSED_QUANTILE
+    else:
+        std, quantile = max(std, LEAST_STD), student_quantile(num_seeds - 1)
         if std > MOST_STD:
             return Verdict(SEEDS_DISAGREE, None, False)
     # The paper gives no standard deviation of its own, so that of our seeds stands for both.
-    band = last_digit / 2 + quantile * std * math.sqrt(1 / k + 1 / num_runs)
-    difference = statistics.fmean(errors) - printed
+    band = last_digit / 2 + quantile * std * math.sqrt(1 / num_seeds + 1 / num_runs)
+    difference = mean - printed
     word = REPRODUCED if abs(difference) <= band + ROUNDING else WORSE if difference > 0 else BETTER
     return Verdict(word, band, is_guess)
 

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from tencrop.config import Augmentation, Config, Jitter, Normalization, Pca, UserError
 from tencrop.data.augmentation.mean_image import mean_crops, mean_image_of
+from tencrop.data.augmentation.pixel_statistics import IMAGENET
 from tencrop.data.augmentation.transform import Params, Samples, Transform
 from tencrop.data.sampling.rng import Float64, Index, Stream, integers_below, normals, random_uint64, uniforms
 
-# torchvision's 0.485, 0.456, 0.406 and 0.229, 0.224, 0.225 times 255
-IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
 # fb.resnet.torch, datasets/imagenet.lua: rows R, G, B; columns are the eigenvectors
 TORCH_VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 TORCH_VALUES = (0.2175, 0.0188, 0.0045)  # variances of pixels on [0, 1]
