@@ -1,3 +1,3 @@
 """tencrop: ImageNet papers reproduced from configuration files, exactly and fast."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

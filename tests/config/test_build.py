@@ -129,7 +129,7 @@ def test_a_value_is_refused_in_one_sentence(values, message):
         (["schedule.warmup_epochs=-5"], "must be 0 or above"),
         (["seed=-1"], "seed=-1: must be in"),
         (["seed=9223372036854775808"], "must be in"),
-        (["normalization.mean=imagnet"], "normalization.mean=imagnet: must be imagenet, dataset or a list"),
+        (["normalization.mean=imagnet"], "normalization.mean=imagnet: must be imagenet, dataset"),
         (["normalization.mean=[a,b,c]"], r"a list \[A,B,C\] of numbers in \[0, 255\]; one per channel"),
         (["normalization.mean=[1,2]"], r"a list \[A,B,C\] of numbers in \[0, 255\]; one per channel"),
         (["normalization.std=[0,1,1]"], "numbers above 0"),

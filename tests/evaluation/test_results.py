@@ -11,8 +11,20 @@ import torch
 from rich.console import Console
 
 from tencrop.config import UserError
+from tencrop.data.sources.imagenet_test_sets import classes_within
 from tencrop.evaluation.predictions import from_averages, save_scores
-from tencrop.evaluation.results import load_result, print_results, protocol_label, result_of, save_result
+from tencrop.evaluation.results import (
+    differences_from_training,
+    load_result,
+    print_results,
+    protocol_label,
+    result_of,
+    save_result,
+)
+from tencrop.report.collect import collect_evaluations
+from tencrop.report.score_report import error_block, score_report
+from tencrop.report.score_sources import read_saved
+from tencrop.report.tables import error_rows
 
 IDENTITY = {"protocol": "{}", "weights": "ema", "weights_sha256": "ab", "source_fingerprint": "cd", "normalization": ""}
 
@@ -150,3 +162,59 @@ def test_a_named_pipe_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Path, "read_text", lambda _: pytest.fail("it would be waited for"))
     with pytest.raises(UserError, match="is no result of evaluate"):
         load_result(tmp_path / "center.result.json")
+
+
+@pytest.fixture
+def imagenet_a(composed, tmp_path: Path) -> Path:
+    """A result on three images of ImageNet-A: right among all classes, right among its own only, and wrong."""
+    own = torch.from_numpy(classes_within("imagenet_a"))
+    other = next(label for label in range(1000) if label not in own)
+    labels, logits = own[[0, 3, 7]], torch.zeros(3, 1000)
+    logits[range(3), labels] = torch.tensor([3.0, 2.0, 1.0])
+    logits[1, other], logits[2, own[8]] = 5.0, 5.0
+    identity = IDENTITY | {"data": "imagenet_a", "protocol": "{}"}
+    scores = from_averages(torch.arange(3), labels, logits.softmax(1), logits, identity)
+    save_scores(tmp_path / "center.safetensors", scores)
+    config = composed("model=resnet50", "data=imagenet_a", "protocol=center")
+    facts = {"label": "a.pth", "selection": None, "model": "resnet50"}
+    save_result(tmp_path / "center.result.json", result_of(scores, config, scores="center.safetensors", **facts))
+    return tmp_path / "center.result.json"
+
+
+def test_both_errors_of_imagenet_a(imagenet_a: Path) -> None:
+    """Published numbers are of its 200 classes; the error over 1,000 classes is another, higher one."""
+    result = load_result(imagenet_a)
+    assert result["within_classes"]["num_classes"] == 200 and result["num_classes"] == 1000
+    assert (result["within_classes"]["top1_error"], result["top1_error"]) == (1 / 3, 2 / 3)
+    assert result["within_classes"]["num_images"] == result["num_images"] == 3
+    console = Console(file=io.StringIO(), width=140)
+    print_results([result], console)
+    _, within, over_all = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert "a.pth (EMA) on imagenet_a" in within and "among its 200 classes" in within and " 33.33 " in within
+    assert "a.pth (EMA) on imagenet_a" in over_all and "among all 1,000 classes" in over_all and " 66.67 " in over_all
+
+
+def test_errors_within_classes_are_counted_again(imagenet_a: Path) -> None:
+    facts = load_result(imagenet_a)
+    for within in ({**facts["within_classes"], "top1_error": 0.0}, None):
+        save_result(imagenet_a, facts | {"within_classes": within})  # with a digest for the changed content
+        with pytest.raises(UserError, match=r"its errors are not those of center\.safetensors beside it"):
+            load_result(imagenet_a)
+
+
+def test_the_report_names_data_and_classes(imagenet_a: Path) -> None:
+    rows = error_rows([], collect_evaluations([imagenet_a.parent]))
+    assert [(row.k, row.measured.mean) for row in rows if row.measured] == [
+        (1, pytest.approx(100 / 3)), (5, 0.0), (1, pytest.approx(200 / 3)), (5, 0.0)
+    ]  # fmt: skip
+    assert all(row.experiment == "a.pth (resnet50 on imagenet_a)" for row in rows)
+    assert "among its 200 classes" in rows[0].protocol and "among all 1,000 classes" in rows[2].protocol
+    report = score_report(read_saved(imagenet_a.with_name("center.safetensors"), "logits"), [1])
+    cells = [(row[0], row[1]) for row in error_block(report).rows]
+    assert cells == [("top-1 among its own classes", "33.33"), ("top-1 among all 1,000 classes", "66.67")]
+
+
+def test_a_test_set_in_the_folder_of_a_run_is_named() -> None:
+    config = {"data": {"name": "imagenet"}, "augmentation": {}, "training": {}}
+    assert differences_from_training({"data": "imagenet"}, config) == []
+    assert differences_from_training({"data": "imagenet_v2"}, config) == ["data imagenet_v2"]

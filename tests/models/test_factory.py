@@ -1,13 +1,17 @@
 """Networks by name: timm's, torchvision's and ours; names and options that do not fit are refused."""
 
+import dataclasses
+
 import pytest
 import timm
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tencrop.config import Model, UserError
 from tencrop.config.rules import MODEL_NAMES
 from tencrop.models.factory import build_model, check_image_size
 from tencrop.models.names import installed_names
+from typed import present
 
 TIMM_OF_THE_LIST = "1.0.31"
 
@@ -39,6 +43,19 @@ def test_names_and_options_that_do_not_fit_are_refused(named, words):
 
 def test_a_network_that_is_only_evaluated_needs_no_group_of_batch_norm():
     assert build_model(model("resnet18"), num_classes=10).eval()(torch.randn(1, 3, 32, 32)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_050"])  # BatchNorm2d, and timm's BatchNormAct2d
+def test_momentum_and_epsilon_of_batch_norm(name):
+    config = dataclasses.replace(model(name, 32), bn_momentum=0.0003, bn_eps=0.001)
+    layers = [layer for layer in build_model(config, num_classes=10).modules() if isinstance(layer, _BatchNorm)]
+    assert {(layer.momentum, layer.eps) for layer in layers} == {(0.0003, 0.001)}
+    first, images = layers[0].train(), torch.randn(8, layers[0].num_features, 5, 5)
+    running = present(first.running_mean).clone()
+    first(images)
+    torch.testing.assert_close(first.running_mean, 0.9997 * running + 0.0003 * images.mean((0, 2, 3)))
+    own = [layer for layer in build_model(model(name, 32), num_classes=10).modules() if isinstance(layer, _BatchNorm)]
+    assert {(layer.momentum, layer.eps) for layer in own} == {(0.1, 1e-5)}
 
 
 @pytest.mark.skipif(timm.__version__ != TIMM_OF_THE_LIST, reason=f"the committed names are timm {TIMM_OF_THE_LIST}'s")

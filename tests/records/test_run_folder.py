@@ -152,6 +152,17 @@ def test_other_data_are_refused(make_config, data_manifest, split, key, status):
         run_folder(make_config(), data_manifest)
 
 
+@pytest.mark.parametrize("status", ["interrupted", "complete"])
+def test_other_initial_weights_are_refused_and_missing_ones_are_no_matter(make_config, data_manifest, status):
+    init = {"checkpoint": "a.ckpt", "weights": "ema", "weights_sha256": "0" * 64}
+    folder = run_folder(make_config(), data_manifest, init=init)
+    finish(folder, status=status, weights_sha256=None)
+    assert read_run_manifest(folder)["init"] == init
+    assert run_folder(make_config(), data_manifest, init=init) == run_folder(make_config(), data_manifest)
+    with pytest.raises(UserError, match=r"a\.ckpt holds other weights \(1{8}\) than .* was begun with \(0{8}\); give"):
+        run_folder(make_config(), data_manifest, init=init | {"weights_sha256": "1" * 64})
+
+
 def test_two_processes_do_not_write_to_one_run(make_config, data_manifest):
     folder = run_folder(make_config(), data_manifest)
     code = f"from pathlib import Path; from tencrop.records.run_folder import _lock; _lock(Path({str(folder)!r}))"

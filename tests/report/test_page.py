@@ -94,6 +94,18 @@ def test_a_run_that_has_just_started(digits_config, run_maker, tmp_path):
     assert "not run" in text and "Not trained" in text and "Not evaluated" in text
 
 
+@pytest.mark.parametrize(
+    ("budget", "state"),
+    [
+        (["training.epochs=9"], "interrupted, epoch 6 of 9"),
+        (["training.epochs=null", "training.steps=1000"], "interrupted, step 240 of 1000"),
+    ],
+)
+def test_an_interrupted_run_tells_how_far_it_is(digits_config, run_maker, tmp_path, budget, state):
+    html, _ = write_report(collect([run_maker(digits_config(*budget), is_complete=False)]), tmp_path / "report")
+    assert state in html.read_text()
+
+
 def test_results_outside_run_folders(evaluated_run, loose_result, tmp_path):
     loose = loose_result(evaluated_run(), label="<ensemble> of 2", weights_sha256="ab" * 32 + " + " + "cd" * 32)
     for path in write_report([], tmp_path / "report", collect_evaluations([loose])):

@@ -19,6 +19,7 @@ from tencrop.config import Config, derive_batches, validate
 from tencrop.data.store.manifest import read_manifest
 from tencrop.training.divergence import record_nonfinite_loss
 from tencrop.training.fit import build, completed_fit, fit
+from tencrop.training.initial_weights import read_initial_weights
 
 # 18 images to train on and 6 to select by, 3 steps an epoch of 3 micro-batches each; every part that has a state
 RECIPE = [
@@ -110,7 +111,8 @@ def train(
     run_dir.mkdir(parents=True, exist_ok=True)
     result = completed_fit(run_dir)
     if result is None:
-        built = build(config, batches=derive_batches(config), manifest=read_manifest(root))
+        initial = read_initial_weights(config.training.init, run_dir)
+        built = build(config, batches=derive_batches(config), manifest=read_manifest(root), initial=initial)
         result = fit(*built, run_dir=run_dir, callbacks=callbacks)
     rank = os.environ.get("LOCAL_RANK", "0")
     (run_dir / f"result{rank}.json").write_text(json.dumps(vars(result) | {"checkpoint": str(result.checkpoint)}))

@@ -9,6 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -78,6 +79,30 @@ def test_the_same_command_twice_gives_the_same_weights_and_then_nothing_to_do(tr
     run = train("run")
     assert run.result()["message"] == "already complete" and same_weights(run, uninterrupted)
     assert run.exit_code == 0 and run.last.stat().st_mtime_ns == written
+
+
+TENSORFLOW = ["augmentation.randaugment.source=tf", "augmentation.randaugment.num_ops=2", "training.epochs=2"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["augmentation=random_crop", "short_side=256", "normalization.mean=image"],
+        ["augmentation=random_sized_tf", "augmentation.randaugment.magnitude=10"],
+    ],
+)
+def test_a_run_with_the_augmentations_of_other_code_resumes(train, overrides, prepared_photos):
+    """The mean image, which the checkpoint holds, and TensorFlow's crop and RandAugment."""
+    whole = train("whole", *overrides, *TENSORFLOW)
+    assert whole.exit_code == 0
+    assert train("run", *overrides, *TENSORFLOW, fault={"signal_number": TERM, "at_step": 4}).exit_code == 75
+    resumed = train("run", *overrides, *TENSORFLOW)
+    assert same_weights(resumed, whole) and resumed.rows() == whole.rows()
+    facts = read_checkpoint(whole.last)["tencrop"]
+    assert ("mean_image" in facts) == ("normalization.mean=image" in overrides)
+    if "mean_image" in facts:
+        assert torch.equal(facts["mean_image"], torch.from_numpy(np.load(prepared_photos / "mean_image.npy")))
+        assert not same_weights(whole, train("other", *overrides, *TENSORFLOW, "normalization.mean=dataset"))
 
 
 def test_another_seed_gives_other_weights(train, uninterrupted):

@@ -3,8 +3,16 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.data.mixup import mixup_target
+from timm.loss import BinaryCrossEntropy
 
-from tencrop.training.losses import dominant_labels, mixed_cross_entropy, topk_errors, with_auxiliary
+from tencrop.training.losses import (
+    binary_cross_entropy,
+    dominant_labels,
+    mixed_cross_entropy,
+    topk_errors,
+    with_auxiliary,
+)
 from typed import present
 
 
@@ -71,6 +79,33 @@ def test_mixed_cross_entropy_against_a_dense_target(label_smoothing):
     expected = -(target * logits.log_softmax(1)).sum(1).mean()
     loss = mixed_cross_entropy(logits, labels, others, weights, label_smoothing=label_smoothing)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.2])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("share", [1.0, 0.7, 0.15])
+def test_binary_cross_entropy_agrees_with_timm(share, smoothing, threshold):
+    """timm mixes a batch with its own reverse, the order that its Mixup uses."""
+    logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 3, 1, 4])  # samples 1 and 4 are mixed within their class
+    loss = BinaryCrossEntropy(smoothing=smoothing, target_threshold=threshold)
+    targets = mixup_target(labels, 5, lam=share, smoothing=smoothing).double()
+    options = {"label_smoothing": smoothing, "threshold": threshold}
+    mixed = binary_cross_entropy(logits, labels, labels.flip(0), torch.full((6,), share), **options)
+    assert mixed.item() == pytest.approx(loss(logits, targets).item(), rel=1e-6)  # timm's targets are float32
+    alone = binary_cross_entropy(logits, labels, **options)
+    assert alone.item() == pytest.approx(loss(logits, labels).item(), rel=1e-12)
+
+
+def test_the_threshold_is_compared_with_the_sum_of_the_shares():
+    """Two images of one class, half each: with a threshold of 0.6 for each half, no class would be left."""
+    logits, label, half = torch.zeros(1, 3), torch.tensor([1]), torch.tensor([0.5])
+    logits[0, 1] = 2.0
+    loss = binary_cross_entropy(logits, label, label, half, threshold=0.6)
+    expected = (math.log1p(math.exp(-2.0)) + 2 * math.log(2)) / 3
+    assert loss.item() == pytest.approx(expected)
+    loss = binary_cross_entropy(logits, label, torch.tensor([0]), half, threshold=0.6)
+    assert loss.item() == pytest.approx((math.log1p(math.exp(2.0)) + 2 * math.log(2)) / 3)
 
 
 def test_dominant_labels():

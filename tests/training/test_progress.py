@@ -10,8 +10,7 @@ from typed import present, stand_in
 
 
 def watched(**facts):
-    config = SimpleNamespace(training=SimpleNamespace(epochs=2))
-    defaults = {"config": config, "global_step": 5, "total_steps": 10, "current_epoch": 0, "is_at_step_boundary": True}
+    defaults = {"num_epochs": 2, "global_step": 5, "total_steps": 10, "current_epoch": 0, "is_at_step_boundary": True}
     return SimpleNamespace(**(defaults | {"selection_split": "val"} | facts))
 
 

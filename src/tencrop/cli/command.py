@@ -166,8 +166,8 @@ def _check_sweep(config: object) -> None:
 
     The ranks that training would start repeat the whole command line, so each of them would run the sweep.
     """
-    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
-    if sweeping and launched() is None and isinstance(config, Config) and config.hardware.devices > 1:
+    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN and launched() is None
+    if sweeping and isinstance(config, Config) and config.hardware.devices > 1 and not config.plan:
         raise UserError(
             f"hardware.devices={config.hardware.devices} in a sweep (-m): start it under srun or torchrun,"
             " or give each run its own command"

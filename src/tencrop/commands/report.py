@@ -13,7 +13,7 @@ from tencrop.signals import close_at_ctrl_c
 @command("report", ReportConfig)
 def main(config: ReportConfig) -> int:
     _check(config)
-    if config.compare or config.diff or config.scores:
+    if config.compare or config.diff or config.scores or config.labels:
         return _report_scores(config)
     if config.table is not None:
         from tencrop.report.paper_tables import report_tables
@@ -65,13 +65,26 @@ def _report_scores(config: ReportConfig) -> int:
         from tencrop.report.run_diff import report_difference
 
         return report_difference(config.diff, output=output)
+    if config.labels:
+        from tencrop.report.label_sets import report_label_sets
+
+        return report_label_sets(
+            config.labels,
+            config.scores,
+            average=config.average,
+            ks=config.k,
+            output=output,
+            data_root=config.data_root,
+        )
     from tencrop.report.score_output import report_scores
 
     return report_scores(config.scores, average=config.average, ks=config.k, output=output, data_root=config.data_root)
 
 
 def _check(config: ReportConfig) -> None:
-    tasks = {"table": config.table, "compare": config.compare, "diff": config.diff, "scores": config.scores}
+    tasks = {"table": config.table, "compare": config.compare, "diff": config.diff}
+    # labels= counts the errors of scores=
+    tasks["labels" if config.labels else "scores"] = config.labels or config.scores
     typed = [f"{name}=" for name, value in tasks.items() if value]
     if len(typed) > 1:
         raise UserError(f"{' and '.join(typed)}: one at a time; run report.py once for each")

@@ -1,4 +1,4 @@
-"""The command train: trains a run, resumes it, or shows its result if it is complete."""
+"""The command train: trains a run, resumes it, or shows its result if it is complete; with plan=true, estimates it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import sys
 from tencrop.cli.command import command, overrides
 from tencrop.cli.command_line import keys_typed
 from tencrop.config import Config, check_data, check_preparation, check_store, derive_batches, run_path
-from tencrop.config.launcher import check_launch, is_first_process
+from tencrop.config.initialization import source_file
+from tencrop.config.launcher import check_launch, check_one_process, is_first_process
 from tencrop.config.loader import check_loader
 from tencrop.config.recipes import print_recipes
 from tencrop.config.tracker import check_tracker
+from tencrop.data.sources.imagenet_test_sets import check_has_training_split
 from tencrop.data.store.manifest import read_manifest
 from tencrop.evaluation.targets import check_one_protocol
 from tencrop.records.run_folder import finish, run_folder
@@ -20,18 +22,27 @@ from tencrop.signals import exit_at_once, exit_when_asked
 
 @command("train", Config)
 def main(config: Config) -> int:
+    check_has_training_split(config.data.name)
     exit_at_once()  # again: in a sweep, the run before ended with signals ignored (exit_when_asked)
     print_recipes([config])
     # These checks need neither torch nor timm, so a mistake is reported in under a second.
     check_one_protocol(overrides())
-    check_launch(config.hardware)
-    check_tracker(config.tracker)
+    if config.plan:
+        check_one_process()
+    else:
+        check_launch(config.hardware)
+        check_tracker(config.tracker)
     batches = derive_batches(config)
     check_loader(config.data)
     manifest = read_manifest(config.data.root, config.data.name)
     check_data(config, manifest)
     check_store(config, manifest)
     check_preparation(config, manifest, keys_typed(overrides()))
+    source_file(config.training.init, run_path(config))
+    if config.plan:
+        from tencrop.commands.plan import plan
+
+        return plan(config, batches, manifest)
 
     # From here on torch is imported, which takes seconds.
 
@@ -44,13 +55,16 @@ def main(config: Config) -> int:
     from tencrop.report.page import write_report
     from tencrop.report.tables import COLUMNS, error_rows, print_table
     from tencrop.training.fit import build, completed_fit, fit
+    from tencrop.training.initial_weights import read_initial_weights
 
     fit_result = completed_fit(run_path(config))
     was_complete = fit_result is not None
+    initial = read_initial_weights(config.training.init, run_path(config))
     if fit_result is None:  # not complete: build everything, so that errors occur before anything is written
-        data, classifier = build(config, batches=batches, manifest=manifest)
+        data, classifier = build(config, batches=batches, manifest=manifest, initial=initial)
         check_scorable(classifier.model, config)
-    run_dir = run_folder(config, manifest, total_steps=classifier.total_steps if fit_result is None else None)
+    total_steps = classifier.total_steps if fit_result is None else None
+    run_dir = run_folder(config, manifest, total_steps=total_steps, init=initial and initial.facts)
     is_first = is_first_process()
     # A complete run needs no further ranks: rank 0 only evaluates, or reads the result.
     with exit_when_asked(is_first=is_first), launch_ranks(batches.num_devices if fit_result is None else 1):

@@ -35,6 +35,8 @@ LEARNING = (
     "training/ema.py",
     "training/error_counts.py",
     "training/fit.py",
+    "training/freezing.py",
+    "training/initial_weights.py",
     "training/losses.py",
     "training/optimizers.py",
     "training/schedules.py",
@@ -51,6 +53,7 @@ NOT_LEARNING = (
     "config/disk_errors.py",
     "config/documents.py",
     "config/fields.py",
+    "config/initialization.py",
     "config/launcher.py",
     "config/loader.py",
     "config/protocol_rules.py",
@@ -77,6 +80,8 @@ NOT_LEARNING = (
     "training/divergence.py",
     "training/metric_rows.py",
     "training/monitors.py",
+    "training/out_of_memory.py",
+    "training/probe.py",
     "training/progress.py",
 )
 SCORING = (*_IMAGES, "evaluation", "training/losses.py")  # what decides a score; other saved scores are computed again

@@ -30,6 +30,9 @@ class ReportConfig:
     compare: list[str] = field(default_factory=list)  # two run folders or score files: McNemar's test, flips, classes
     diff: list[str] = field(default_factory=list)  # two run folders: what differs between them
     scores: list[str] = field(default_factory=list)  # score files, or folders that hold some: their statistics
+    labels: str | None = (
+        None  # ImageNet-ReaL's real.json: the errors of saved val scores by its label sets, and no page
+    )
     k: list[Count] = field(default_factory=lambda: [1, 5])  # top-k errors of compare, scores and the page
     average: Average = "softmax"  # the average over views that compare and scores use
     data_root: str | None = None  # prepared data that names images and classes of score files outside run folders

@@ -62,6 +62,16 @@ def launched() -> Launched | None:
     return None
 
 
+def check_one_process() -> None:
+    """Raise UserError if a launcher started several processes for plan=true, which measures in one."""
+    found = launched()
+    if found is not None and found.num_processes > 1:
+        raise UserError(
+            f"plan=true: one process measures one device, but {found.launcher} started {found.num_processes}; type it"
+            " without the launcher, with the same hardware"
+        )
+
+
 def check_launch(hardware: Hardware) -> None:
     """Raise UserError if the processes started do not match `hardware`, or a launcher's variables are incomplete.
 

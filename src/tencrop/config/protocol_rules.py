@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tencrop.config.schema import Protocol, UserError
+from tencrop.config.schema import MEAN_IMAGE_SIDE, Normalization, Protocol, UserError
 
 # Protocols that crop an image at several positions, which must differ.
 MULTI_CROP = ("five_crop", "ten_crop", "grid_crop")
@@ -22,6 +22,27 @@ def check_protocol(protocol: Protocol) -> None:
         )
     if protocol.name == "crops_144" and protocol.filter not in ("bilinear", "bicubic"):
         raise UserError(f"protocol.filter={protocol.filter}: crops_144 resizes on the device; use bilinear or bicubic")
+
+
+def check_mean_image(protocol: Protocol, normalization: Normalization) -> None:
+    """Raise UserError if the mean image is subtracted but has no place for a view of the protocol.
+
+    Caffe, too, subtracts a mean image from images of its own size only (data_transformer.cpp).
+    """
+    side = MEAN_IMAGE_SIDE
+    if normalization.mean != "image":
+        return
+    # The center of an image with this shorter side is that of its central square.
+    is_square = protocol.resize == "shorter_side" and (
+        protocol.region == "square" or protocol.name in ("center", "flip_pair")
+    )
+    if protocol.sides != [side] or not (is_square or protocol.resize == "warp") or protocol.name == "crops_144":
+        remedies = {"dense": f"set protocol.side={side} and protocol.resize=warp", "crops_144": "use protocol=ten_crop"}
+        remedy = f"set protocol.side={side} and protocol.region=square, or protocol.resize=warp"
+        raise UserError(
+            f"normalization.mean=image: the mean image is a square of {side} pixels, and protocol={protocol.name} must"
+            f" take its views from such a square; {remedies.get(protocol.name, remedy)}"
+        )
 
 
 def _check_sides(protocol: Protocol) -> None:

@@ -5,7 +5,7 @@ These are the rules between keys; what a single key may hold is declared beside 
 
 from __future__ import annotations
 
-from tencrop.config.schema import Augmentation, Config, Optimizer, Schedule, Training, UserError
+from tencrop.config.schema import MEAN_IMAGE_SIDE, Augmentation, Config, Init, Optimizer, Schedule, Training, UserError
 
 MAX_MAGNITUDE = {"torchvision": 30, "timm": 10, "tf": 10}  # end of the scale of RandAugment's magnitude
 
@@ -13,11 +13,13 @@ MAX_MAGNITUDE = {"torchvision": 30, "timm": 10, "tf": 10}  # end of the scale of
 def check_recipe(config: Config) -> None:
     """Raise UserError for the first rule that the recipe breaks."""
     _check_augmentation(config.augmentation)
+    _check_mean_image(config)
     _check_optimizer(config.optimizer, config.training)
     _check_budget(config.training)
     _check_schedule(config.schedule, config.training)
     _check_warmup(config.schedule, config.optimizer)
     _check_precision(config)
+    _check_unused(config)
 
 
 def _check_augmentation(augmentation: Augmentation) -> None:
@@ -58,6 +60,20 @@ def _check_augmentation(augmentation: Augmentation) -> None:
         )
     if is_mixed and mixing.mix_group == 1:
         raise UserError("augmentation.mixing.mix_group=1: a single sample has no partner; set it to 2 or more")
+
+
+def _check_mean_image(config: Config) -> None:
+    """The mean image has a place for a crop only if the crop is taken from a square of the mean image's size."""
+    augmentation, side = config.augmentation, MEAN_IMAGE_SIDE
+    # Weights from a file are evaluated only, whatever the training crops are.
+    if config.normalization.mean != "image" or config.weights is not None:
+        return
+    is_square = augmentation.region == "square" and augmentation.side == [side, side]
+    if augmentation.crop != "random" or not is_square or config.short_side != side:
+        raise UserError(
+            f"normalization.mean=image: the mean image is a square of {side} pixels, and training crops must be taken"
+            f" from such a square; set augmentation=random_crop short_side={side}, or normalization.mean=dataset"
+        )
 
 
 def _check_optimizer(optimizer: Optimizer, training: Training) -> None:
@@ -151,4 +167,52 @@ def _check_precision(config: Config) -> None:
         raise UserError(
             "training.precision=tf32: TF32 rounding depends on the GPU model, so deterministic=true cannot hold;"
             " set training.precision=fp32 or deterministic=false"
+        )
+
+
+def _check_unused(config: Config) -> None:
+    """Raise UserError for a value that nothing uses: it would be recorded, and enter the learning hash."""
+    model, training = config.model, config.training
+    if training.bce_threshold is not None and training.loss != "bce":
+        raise UserError(
+            f"training.bce_threshold={training.bce_threshold}: training.loss={training.loss} does not use it;"
+            " set training.loss=bce, or training.bce_threshold=null"
+        )
+    if training.ema_warmup != "none" and training.ema_decay is None:
+        raise UserError(
+            f"training.ema_warmup={training.ema_warmup}: no moving average is kept; set training.ema_decay=0.9999, or"
+            " training.ema_warmup=none"
+        )
+    _check_init(training.init)
+    if training.precise_bn is not None:
+        _check_precise_bn(config, training.precise_bn)
+    for key, value in (("bn_momentum", model.bn_momentum), ("bn_eps", model.bn_eps)):
+        if value is not None and model.bn_group is None:
+            raise UserError(
+                f"model.{key}={value}: model.bn_group=null says that {model.name} has no BatchNorm;"
+                f" set model.{key}=null, or model.bn_group"
+            )
+
+
+def _check_init(init: Init) -> None:
+    is_set = {"only": bool(init.only), "head": init.head != "keep", "resize": init.resize}
+    unused = [key for key in is_set if is_set[key]]
+    if init.checkpoint is None and unused:
+        raise UserError(
+            f"training.init.{unused[0]}: without training.init.checkpoint nothing is loaded; give it a run folder or a"
+            f" file, or leave training.init.{unused[0]} out"
+        )
+
+
+def _check_precise_bn(config: Config, num_images: int) -> None:
+    if config.model.bn_group is None:
+        raise UserError(
+            f"training.precise_bn={num_images}: model.bn_group=null says that {config.model.name} has no BatchNorm;"
+            " set training.precise_bn=null"
+        )
+    batch = config.training.global_batch
+    if num_images % batch:
+        raise UserError(
+            f"training.precise_bn={num_images}: must be a multiple of training.global_batch={batch}, such as"
+            f" {max(1, round(num_images / batch)) * batch}"
         )

@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError, OmegaConfBaseException
 
 from tencrop.config.build import build
-from tencrop.config.command_schemas import ComplexityConfig
+from tencrop.config.command_schemas import ComplexityConfig, EvaluateConfig
 from tencrop.config.fields import dotted_keys
-from tencrop.config.protocol_rules import check_protocol
+from tencrop.config.protocol_rules import check_mean_image, check_protocol
 from tencrop.config.recipe_rules import check_recipe
 from tencrop.config.recipes import check_guesses
 from tencrop.config.schema import Config, UserError
@@ -80,6 +80,7 @@ def _check_run(config: Config) -> None:
     # With a checkpoint, the sizes come from its own run: evaluation_targets checks the protocol after reading that.
     if config.checkpoint is None and config.weights is None:
         check_protocol(config.protocol)
+        check_mean_image(config.protocol, config.normalization)
     if config.short_side is not None and config.short_side < config.image_size:
         raise UserError(
             f"short_side={config.short_side}: a crop of image_size={config.image_size} pixels does not fit; raise it"
@@ -89,6 +90,8 @@ def _check_run(config: Config) -> None:
             f"name={config.name}: cannot name a folder in runs={config.runs}; use at least one letter or digit and at"
             f" most {MAX_NAME} characters"
         )
+    if config.plan and isinstance(config, EvaluateConfig):
+        raise UserError("plan=true: only train.py plans a training; leave it out")
     if not config.runs:
         raise UserError("runs=: is empty; leave it out, or give runs=DIR")
     if config.checkpoint is not None and config.weights is not None:

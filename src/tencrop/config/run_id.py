@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from tencrop.config.documents import Document
-from tencrop.config.schema import Augmentation, Config, Optimizer, Schedule, Training, UserError
+from tencrop.config.schema import Augmentation, Config, Model, Optimizer, Schedule, Training, UserError
 
 # Keys that do not change what is trained; hardware may still change the last bits of the weights. The seed does change
 # it, but is a part of the folder's name of its own.
 NOT_LEARNED = {
     "seed", "hardware", "tracker", "name", "runs", "deterministic", "log_every_steps", "protocol",
     "checkpoint_every_steps", "allow_other_code", "checkpoint", "weights", "weights_by", "ema", "save_views", "output",
-    "recipe",
+    "recipe", "plan",
 }  # fmt: skip
 # Keys of data. The loader counts only if it is ffcv: beton and torch give the same pixels (`learning_keys`).
 NOT_LEARNED_DATA = {
@@ -51,17 +51,19 @@ def learning_keys(config: Config) -> Document:
     values["optimizer"] = _drop_newer(config.optimizer)
     values["schedule"] = _drop_newer(config.schedule)
     values["training"] = _drop_newer(config.training)
+    values["model"] = _drop_newer(config.model)
     return {key: value for key, value in values.items() if key not in NOT_LEARNED}
 
 
-def _drop_newer(section: Optimizer | Schedule | Training) -> dict[str, Any]:
+def _drop_newer(section: Model | Optimizer | Schedule | Training) -> dict[str, Any]:
     """The keys of a section without those that are newer than the first runs and at their default."""
-    newer = {
-        field.name: field.default
-        for field in dataclasses.fields(section)
-        if field.default is not dataclasses.MISSING and field.name not in NULL_IN_FIRST_RUNS
-    }
-    return {key: value for key, value in dataclasses.asdict(section).items() if key not in newer or value != newer[key]}
+    values = dataclasses.asdict(section)
+    for field in dataclasses.fields(section):
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        if field.name not in NULL_IN_FIRST_RUNS and vars(section)[field.name] == default:
+            del values[field.name]
+    return values
 
 
 def _drop_disabled(config: Augmentation) -> dict[str, Any]:

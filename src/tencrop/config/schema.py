@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 
 from tencrop.config.constraints import Increasing, Interval, Length, LowHigh, UsedIf
 
+BN_MOMENTUM_HINT = "it is the share of the newest step, so TensorFlow's decay of 0.9997 is 0.0003"
+MEAN_IMAGE_SIDE = 256  # pixels: height and width of the mean image of prepared data
 MAX_SIDE = 65_500  # pixels: libjpeg's limit, which also keeps sizes and aspect ratios far from the limits of int32
 
 Count = Annotated[int, Interval(gt=0)]
@@ -35,7 +37,11 @@ Divisor = Annotated[float, Interval(ge=1)]
 PixelMean = Annotated[list[Annotated[int | float, Interval(ge=0, le=255)]], Length(3, hint="one per channel")]
 PixelStd = Annotated[list[Annotated[int | float, Interval(gt=0)]], Length(3, hint="one per channel, on [0, 255]")]
 
-DataName = Literal["imagenet", "imagefolder", "tiny_imagenet", "cifar10", "digits", "beton"]
+DataName = Literal[
+    "imagenet", "imagefolder", "tiny_imagenet", "cifar10", "digits", "beton",
+    # test sets for networks trained on ImageNet, without training images
+    "imagenet_v2", "imagenet_v2_threshold", "imagenet_v2_top_images", "imagenet_a", "imagenet_r", "imagenet_sketch",
+]  # fmt: skip
 Filter = Literal["bilinear", "bicubic", "box", "nearest"]  # of resizing, as in Pillow
 ProtocolName = Literal["center", "five_crop", "ten_crop", "flip_pair", "grid_crop", "crops_144", "dense"]
 Average = Literal["softmax", "logits"]
@@ -92,6 +98,9 @@ class Model:
     kwargs: dict[str, Any]  # passed to the model's constructor, which takes values of any type
     channels_last: bool
     bn_group: Count | None  # samples that share BatchNorm statistics; null only for a model without BatchNorm
+    # BatchNorm's momentum and epsilon in place of the network's own; null keeps those
+    bn_momentum: Annotated[float, Interval(gt=0, le=0.5, hint=BN_MOMENTUM_HINT)] | None = None
+    bn_eps: Positive | None = None  # added to the variance; TF-slim: 0.001
 
 
 @dataclass
@@ -174,9 +183,10 @@ class Augmentation:
 
 @dataclass
 class Normalization:
-    """Per channel, on pixels of [0, 255]: (pixel - mean) / std."""
+    """On pixels of [0, 255]: (pixel - mean) / std. Per channel, except for the mean image."""
 
-    mean: Literal["imagenet", "dataset"] | PixelMean
+    # dataset: the mean color of the training images | image: their mean at every pixel (AlexNet, ZFNet)
+    mean: Literal["imagenet", "dataset", "image"] | PixelMean
     std: Literal["imagenet", "dataset"] | PixelStd
 
 
@@ -261,6 +271,17 @@ class Tracker:
 
 
 @dataclass
+class Init:
+    """Weights to start from, instead of those that the seed draws."""
+
+    checkpoint: str | None = None  # a run folder, a checkpoint or a file of weights; null: the seed draws all weights
+    only: list[str] = field(default_factory=list)  # patterns of the names to load, features.*; empty: all
+    # last layer: the source's | the seed's | the seed's times 0.001 (ConvNeXt)
+    head: Literal["keep", "new", "scaled"] = "keep"
+    resize: bool = False  # resample position embeddings and Swin's bias tables to the network's size
+
+
+@dataclass
 class Training:
     epochs: Annotated[int, Interval(gt=0, le=1_000_000)] | None  # null: `steps` is the budget
     max_steps: Count | None  # stop after this number of optimizer steps, to try out a recipe
@@ -273,6 +294,17 @@ class Training:
     # fraction of the training split held out for model selection
     minival_fraction: Annotated[float, Interval(ge=0, lt=1, hint="1 leaves nothing to train on; 0.02 is usual")]
     evaluate_every_epochs: Count
+    # bce: a binary cross-entropy per class, averaged over samples and classes (timm; Wightman et al. 2021)
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    # bce: targets above it become 1 and the others 0, after smoothing and mixing; null keeps them
+    bce_threshold: Annotated[float, Interval(ge=0, lt=1, hint="no target is above 1; 0.2 is usual")] | None = None
+    # tf: the decay of step n is at most (1 + n) / (10 + n), as in TensorFlow
+    ema_warmup: Literal["none", "tf"] = "none"
+    init: Init = field(default_factory=Init)
+    # patterns of names, features.*: weights that do not learn; their BatchNorm layers stay in eval mode
+    freeze: list[str] = field(default_factory=list)
+    # training images over which the final BatchNorm statistics are exact means; null: moving averages, as torch's
+    precise_bn: Count | None = None
     # optimizer steps, in place of `epochs`: decides the schedule and the end
     steps: Annotated[int, Interval(gt=0, le=1_000_000_000)] | None = None
 
@@ -313,6 +345,7 @@ class Config:
     checkpoint_every_steps: Count | None  # null: at the end of every epoch only
     allow_other_code: bool  # continue a run that was begun by another version of the code
     recipe: Recipe | None = None
+    plan: bool = False  # train.py only: measure for half a minute, print what the training would take, train nothing
     # evaluate.py only
     checkpoint: str | list[str] | None = None  # path, or list of paths (an ensemble)
     weights: str | None = None  # a plain state dict, .safetensors or .pth

@@ -21,6 +21,7 @@ from tencrop.config.code import PACKAGE, SCORING, code_sha256
 from tencrop.config.launcher import is_first_process
 from tencrop.config.writable import check_writable
 from tencrop.data.augmentation.color import mean_and_std
+from tencrop.data.augmentation.mean_image import array_sha256, mean_image_of
 from tencrop.evaluation.checks import check_scorable
 from tencrop.evaluation.ensembles import ensemble, ensemble_facts, is_ensemble
 from tencrop.evaluation.inference import ScoringTask, open_val_split
@@ -83,13 +84,17 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
     name, by = f"{config.model.name} ({target.num_classes} classes)", config.weights_by
     pairs = apply_weights(network, weights.state, source=str(path), name=name, by=by)
     # normalization=dataset means the data that the network was trained on, not the data it is evaluated on.
-    mean, std = mean_and_std(config.normalization, weights.metadata or target.manifest["statistics"])
+    split = open_val_split(config)  # on all processes, so that broken data stops all of them
+    statistics = weights.metadata or split.statistics
+    mean, std = mean_and_std(config.normalization, statistics)
+    mean_image = mean_image_of(config.normalization, statistics)
     if _is_first_rank() and (target.typed is not None or config.weights is not None):
         print(*pair_lines(pairs, path.name, config.model.name), sep="\n", end="\n" if pairs else "")
         print(preprocessing_line(path.name, config, mean, std, source), flush=True)
-    split = open_val_split(config)  # on all processes, so that broken data stops all of them
     index = evaluated_index(config, split)
     is_subset = len(index) < split.num_samples
+    # The file of the result names the mean image by its digest; the image itself is in the checkpoint.
+    mean_facts = {} if mean_image is None else {"mean_image_sha256": array_sha256(mean_image)}
     # What the scores depend on. Saved scores are reused only if all of it is equal.
     identity = {
         "protocol": protocol_text(config.protocol),
@@ -99,7 +104,7 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
         "weights_sha256": weights_sha256(network.state_dict()),
         "data": config.data.name,
         "source_fingerprint": evaluated_fingerprint(split, index),
-        "normalization": json.dumps({"mean": mean, "std": std}),
+        "normalization": json.dumps({"mean": mean, "std": std, **mean_facts}),
         "precision": config.training.precision,
         "code_sha256": code_sha256(PACKAGE, SCORING),
         "allow_tf32": json.dumps(set_precision(config.training.precision)),
@@ -128,11 +133,11 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
     is_saved = _broadcast_decision(scores is not None)
     if not is_saved:
         check_scorable(network, config)
-        task = ScoringTask(config, path, weights.kind, target.num_classes, mean, std, identity)
+        task = ScoringTask(config, path, weights.kind, target.num_classes, mean, std, identity, mean_image)
         scores = score_split(task, network)
     if scores is None:
         return None
-    origin = {"mean": mean, "std": std, "preprocessing": source, **_origin(target, weights.metadata)}
+    origin = {"mean": mean, "std": std, **mean_facts, "preprocessing": source, **_origin(target, weights.metadata)}
     return _save(scores, config, out, stem, is_saved=is_saved, **origin)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ class ScoringTask:
     mean: list[float]  # on [0, 255], like `std`
     std: list[float]
     identity: dict[str, str]  # hashes of weights, data, protocol and code: the metadata of the scores
+    mean_image: Tensor | None = None  # float32 [256, 256, 3], subtracted in place of the mean
 
 
 def build_network(task: ScoringTask) -> nn.Module:
@@ -92,6 +94,7 @@ def score_part(
     no_views = torch.empty(0, num_views(config.protocol), num_classes, device=device) if config.save_views else None
     parts = [from_averages(nothing, nothing.to(device), no_scores, no_scores, task.identity, no_views)]
     mean, std = torch.tensor(task.mean, device=device), torch.tensor(task.std, device=device)
+    mean = mean if task.mean_image is None else task.mean_image.to(device)
     protocols = [replace(config.protocol, side=side) for side in config.protocol.sides]
     # ExitStack: the threads of all loaders end, also if a damaged image raises in the middle.
     with torch.inference_mode(), ExitStack() as stack:
@@ -124,17 +127,31 @@ def micro_batch_of(config: Config) -> int:
 
 
 def view_logits(network: nn.Module, batch: Batch, mean: Tensor, std: Tensor, config: Config) -> Tensor:
-    """Logits float32 [V, B, K] of all V views of a batch, on the device of `mean`."""
+    """Logits float32 [V, B, K] of all V views of a batch, on the device of `mean`.
+
+    mean: [3], or the mean image [256, 256, 3]; of that, each view's own part is subtracted.
+    """
     images = batch.images.to(mean.device, non_blocking=True)
     groups, slots_of_groups = [], []
     for slots, group in view_groups(images, batch.sizes, config.protocol):
-        inputs = (normalize(view, mean, std, channels_last=config.model.channels_last) for view in group)
+        means = repeat(mean) if mean.ndim == 1 else _mean_views(mean, config.protocol)
+        pairs = zip(group, means, strict=False)  # a single mean is repeated without end
+        inputs = (normalize(view, mean, std, channels_last=config.model.channels_last) for view, mean in pairs)
         # A generator: one view is cut, normalized and scored at a time. All views at once would be ten batches.
         groups.append(torch.stack([forward(network, view, config) for view in inputs]))
         slots_of_groups.append(slots)
     # Dense evaluation groups images by size, so the groups come in another order than the batch.
     order = torch.from_numpy(np.concatenate(slots_of_groups).argsort()).to(mean.device, non_blocking=True)
     return torch.cat(groups, dim=1)[:, order]
+
+
+def _mean_views(mean_image: Tensor, protocol: Protocol) -> Iterator[Tensor]:
+    """The views of the mean image, each [1, 3, H, W], in the order of an image's: cut and mirrored by the same code.
+
+    check_mean_image lets no protocol pass whose images are not the mean image's square, or centered on it.
+    """
+    ((_, group),) = view_groups(mean_image[None], np.array([mean_image.shape[:2]]), protocol)
+    return (view.permute(0, 3, 1, 2) for view in group)
 
 
 def forward(network: nn.Module, inputs: Tensor, config: Config) -> Tensor:

@@ -15,7 +15,7 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from tencrop.config import Config
-from tencrop.config.protocol_rules import check_protocol
+from tencrop.config.protocol_rules import check_mean_image, check_protocol
 from tencrop.evaluation.preprocessing import Preprocessing, apply_preprocessing, typed_fields
 from tencrop.evaluation.targets import EvaluationTarget
 from tencrop.models.weights import Weights
@@ -40,6 +40,7 @@ def with_preprocessing(target: EvaluationTarget, network: nn.Module, weights: We
         return config, f"the configuration; no published weights of {config.model.name} are known"
     config = apply_preprocessing(config, wanted, typed)
     check_protocol(config.protocol)
+    check_mean_image(config.protocol, config.normalization)
     kept = sorted(typed_fields(typed))
     return config, wanted.source + (f"; typed: {', '.join(kept)}" if kept else "")
 
@@ -59,7 +60,8 @@ def _of_export(written: Mapping[str, Any]) -> Preprocessing | None:
 
 def _of_checkpoint(config: Config, metadata: Mapping[str, Any]) -> Preprocessing | None:
     source, filter = "the checkpoint's mean and std, else the configuration", config.augmentation.filter
-    return Preprocessing(source, metadata["mean"], metadata["std"], filter, size=None, side=lambda _: None)
+    mean: Any = "image" if "mean_image" in metadata else metadata["mean"]
+    return Preprocessing(source, mean, metadata["std"], filter, size=None, side=lambda _: None)
 
 
 def published(name: str, network: nn.Module, img_size: int | None = None) -> Preprocessing | None:

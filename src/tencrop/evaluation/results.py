@@ -20,9 +20,10 @@ from rich.text import Text
 from tencrop.config import Config, UserError
 from tencrop.console import plain_console
 from tencrop.data.augmentation.pixel_statistics import IMAGENET
+from tencrop.data.sources.imagenet_test_sets import TEST_SETS, classes_within
 from tencrop.evaluation.errors import error_rate
 from tencrop.evaluation.preprocessing import sizes_text
-from tencrop.evaluation.score_files import read_ranks
+from tencrop.evaluation.score_files import ranks_within, read_average, read_ranks
 from tencrop.files import atomic_write
 from tencrop.text_tables import aligned
 
@@ -47,6 +48,8 @@ def result_of(scores: Scores, config: Config, /, **origin: Any) -> dict[str, Any
     average = config.protocol.average
     result: dict[str, Any] = {"format": FORMAT}
     result |= _errors(scores.ranks(average))
+    averaged = {"softmax": scores.softmax, "logits": scores.logits}[average]
+    result |= _errors_within(scores.metadata.get("data", ""), averaged.numpy(), scores.labels.numpy())
     protocol = dataclasses.asdict(config.protocol)
     return result | {
         "num_classes": scores.softmax.shape[1],
@@ -75,6 +78,26 @@ def _errors(ranks: Tensor | np.ndarray) -> dict[str, Any]:
         errors |= {f"top{k}_error": rate.fraction, f"top{k}_interval": list(rate.interval)}
     # With the number of images anyone can compute the interval again.
     return errors | {"num_images": len(ranks)}
+
+
+def _errors_within(data: str, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """For ImageNet-A and -R, the errors within their 200 classes, as `within_classes`; empty for other data."""
+    if (classes := classes_within(data)) is None:
+        return {}
+    return {"within_classes": {"num_classes": len(classes), **_errors(ranks_within(scores, labels, classes))}}
+
+
+def by_classes(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A result once for each set of classes among which the network chooses, with the key `classes` in words.
+
+    ImageNet-A and -R: first their 200 classes, as their authors count, then all 1,000. Other data: the result alone.
+    """
+    if (within := result.get("within_classes")) is None:
+        return [dict(result)]
+    return [
+        {**result, **within, "classes": f"among its {within['num_classes']} classes"},
+        {**result, "classes": f"among all {result['num_classes']:,} classes"},
+    ]
 
 
 def save_result(path: Path, result: dict[str, Any]) -> None:
@@ -122,7 +145,12 @@ def _recounted_errors(path: Path, result: dict[str, Any]) -> dict[str, Any] | No
         ranks, metadata = read_ranks(scores, result["averaging"])
         # The file's name contains only the protocol: evaluating other weights in the same folder overwrites it.
         same = ("weights_sha256", "source_fingerprint", *(["code_sha256"] if "code_sha256" in result else []))
-        return _errors(ranks) if all(metadata.get(key) == result[key] for key in same) else None
+        if any(metadata.get(key) != result[key] for key in same):
+            return None
+        errors, data = _errors(ranks), metadata.get("data", "")
+        if classes_within(data) is not None:
+            errors |= _errors_within(data, *read_average(scores, result["averaging"]))
+        return errors
     except UserError:
         raise
     except (KeyError, TypeError, ValueError) as error:
@@ -136,12 +164,14 @@ def _digest(result: dict[str, Any]) -> str:
 def print_results(results: Sequence[dict[str, Any]], console: Console | None = None) -> None:
     """Print the error table of some results, in percent with 95% intervals."""
     rows = [("weights", "protocol", "top-1 %", "95%", "top-5 %", "95%", "n")]
-    for result in results:
+    for result in (part for whole in results for part in by_classes(whole)):
         cells = []
         for k in TOP:
             low, high = result[f"top{k}_interval"]
             cells += [f"{100 * result[f'top{k}_error']:.2f}", f"{100 * low:.2f}–{100 * high:.2f}"]
         name = result["label"] + (" (EMA)" if result["weights"] == "ema" else "")
+        # The same weights are usually evaluated on val too, and the two figures must not be mistaken for each other.
+        name += f" on {result['data']}" if result.get("data") in TEST_SETS else ""
         rows.append((name, protocol_label(result), *cells, f"{result['num_images']:,}"))
     console = console or plain_console()
     for number, line in enumerate(aligned(rows, left=[0, 1])):
@@ -152,14 +182,15 @@ def print_results(results: Sequence[dict[str, Any]], console: Console | None = N
 def protocol_label(result: dict[str, Any]) -> str:
     """The protocol of a result in words, such as "ten_crop 224 of 256 px, softmax"."""
     members = [protocol_label(member | {"averaging": result["averaging"]}) for member in result.get("members", ())]
+    classes = f", {result['classes']}" if "classes" in result else ""
     if len(set(members)) > 1:  # an ensemble of several protocols
-        return " + ".join(dict.fromkeys(members))
+        return " + ".join(dict.fromkeys(members)) + classes
     # Results of earlier code have no "resize".
     sizes = sizes_text(result["size"], result["side"], result.get("resize", "shorter_side"))
     label = f"{result['protocol']} {sizes}"
     label += ", central square" if result["region"] == "square" else ""
     label += f", {result['averaging']}" if result["views"] > 1 else ""
-    return label + (f", {result['subset']}" if "subset" in result else "")
+    return label + (f", {result['subset']}" if "subset" in result else "") + classes
 
 
 def differences_from_training(result: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
@@ -171,6 +202,8 @@ def differences_from_training(result: Mapping[str, Any], config: Mapping[str, An
     trained = {"filter": config["augmentation"].get("filter"), "precision": config["training"].get("precision")}
     for key, given in (config.get("normalization") or {}).items():
         trained[key] = list(IMAGENET[key]) if given == "imagenet" else given
+    if result.get("data") in TEST_SETS:  # only if the user put it into the folder of the run
+        trained["data"] = config["data"]["name"]
     known = {key: value for key, value in trained.items() if value not in (None, "dataset") and key in result}
     differences = [f"{key} {result[key]}" for key, value in known.items() if result[key] != value]
     loader = result.get("loader", "beton")  # recorded only for ffcv, whose decoder gives other pixels

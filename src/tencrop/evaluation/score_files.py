@@ -58,6 +58,12 @@ def read_ranks(path: Path, average: str) -> tuple[np.ndarray, dict[str, str]]:
     return ranks, metadata
 
 
+def read_average(path: Path, average: str) -> tuple[np.ndarray, np.ndarray]:
+    """(scores float32 [N, K], labels int64 [N]) of an average (softmax or logits), without verifying the digest."""
+    with _open_scores(path, (FORMAT,)) as (file, _):
+        return file.get_tensor(average), file.get_tensor("labels")
+
+
 def scores_digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
     """SHA-256 (hexadecimal) over all arrays and the metadata of a score file."""
     # Equal to checkpoint_files.weights_sha256 of the same tensors, as files written before have it: hence "torch."
@@ -75,6 +81,16 @@ def count_ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     own = np.take_along_axis(scores, labels[:, None], axis=1)
     ranks = (scores >= own).sum(1, dtype=np.int32) - np.int32(1)
     return np.where(np.isfinite(scores).all(1), ranks, np.int32(NOT_FINITE))
+
+
+def ranks_within(scores: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """The labels' ranks among some classes only, int32 [N].
+
+    scores: float [N, K]; labels: int64 [N], all in `classes`; classes: int64 [C], ascending.
+    """
+    positions = np.searchsorted(classes, labels)
+    assert np.array_equal(classes[positions], labels), "a label is none of the classes"
+    return count_ranks(scores[:, classes], positions)
 
 
 @contextmanager

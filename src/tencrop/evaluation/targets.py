@@ -23,7 +23,8 @@ from tencrop.config import (
 )
 from tencrop.config.documents import read_json
 from tencrop.config.loader import check_loader
-from tencrop.config.protocol_rules import check_protocol
+from tencrop.config.protocol_rules import check_mean_image, check_protocol
+from tencrop.data.sources.imagenet_test_sets import check_has_training_split
 from tencrop.data.store.manifest import RUN_DATA_SHAPE, open_split, read_manifest
 from tencrop.evaluation.preprocessing import Preprocessing, apply_preprocessing
 from tencrop.evaluation.subsets import evaluated_index
@@ -69,6 +70,7 @@ def _evaluation_targets(config: Config, typed: list[str]) -> list[EvaluationTarg
         _check_file("weights", Path(weights))
         return [_target_of_plain_weights(config, Path(weights), typed, _given_output(config))]
     if config.checkpoint is None:
+        check_has_training_split(config.data.name)
         path = run_path(config) / "checkpoints" / "last.ckpt"
         if not path.exists():
             keys = (override.key_or_group.split(".")[0] for override in parse(typed))
@@ -237,6 +239,8 @@ def _target_of_run(config: Config, path: Path, run_dir: Path, *, alone: bool) ->
 def _make_target(config: Config, path: Path, out: Path | None, typed: frozenset[str] | None = None) -> EvaluationTarget:
     # A publisher's sizes are not known yet: check with a crop of one pixel, which fits all. publishers.py checks again.
     check_protocol(config.protocol if typed is None else dataclasses.replace(config.protocol, size=1))
+    if typed is None:
+        check_mean_image(config.protocol, config.normalization)
     # The cheap checks of train.py, all before torch is imported.
     manifest = read_manifest(config.data.root, config.data.name)
     check_loader(config.data)

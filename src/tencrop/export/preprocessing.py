@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from tencrop.config import Config
+from tencrop.config import Config, UserError
 from tencrop.data.augmentation.color import mean_and_std
 
 
@@ -19,6 +19,11 @@ def preprocessing_of_run(config: Config, metadata: dict[str, Any], source: str) 
     Sizes and filter are those of the run's test protocol; of several sides, the recipe's. metadata: the checkpoint's.
     """
     protocol = config.protocol
+    if config.normalization.mean == "image":
+        raise UserError(
+            f"{source}: it subtracts the mean image (normalization.mean=image), and the formats of an export hold one"
+            " mean per channel; evaluate the checkpoint itself with checkpoint=PATH"
+        )
     mean, std = mean_and_std(config.normalization, metadata)
     return {
         "source": source,

@@ -56,6 +56,13 @@ def build_model(model: Model, *, num_classes: int, image_size: int | None = None
     return network
 
 
+def _set_batch_norm(network: nn.Module, model: Model) -> None:
+    for layer in network.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.momentum = layer.momentum if model.bn_momentum is None else model.bn_momentum
+            layer.eps = layer.eps if model.bn_eps is None else model.bn_eps
+
+
 def _check_bn_group(network: nn.Module, model: Model) -> None:
     # _BatchNorm is the base class of BatchNorm1d to 3d, SyncBatchNorm and timm's BatchNormAct2d
     has_batch_norm = any(isinstance(module, _BatchNorm) for module in network.modules())
@@ -76,11 +83,14 @@ def create_network(model: Model, *, num_classes: int) -> nn.Module:
     try:
         if model.name.startswith("torchvision/"):
             name = model.name.removeprefix("torchvision/")
-            return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **model.kwargs)
-        # never pretrained: a run must not need the internet, nor continue somebody else's training
-        return timm.create_model(model.name, pretrained=False, num_classes=num_classes, **model.kwargs)
+            network = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **model.kwargs)
+        else:
+            # never pretrained: a run must not need the internet, nor continue somebody else's training
+            network = timm.create_model(model.name, pretrained=False, num_classes=num_classes, **model.kwargs)
     except Exception as error:  # the two libraries raise KeyError, ValueError, RuntimeError, TypeError and more
         raise UserError(f"model.name={model.name} with model.kwargs={model.kwargs}: {error}") from error
+    _set_batch_norm(network, model)
+    return network
 
 
 @torch.no_grad()

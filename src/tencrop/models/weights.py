@@ -38,6 +38,7 @@ PREPROCESSING_SHAPE = {
     "size": int,  # pixels: height and width of the crop
     "side": (int, None),  # pixels: shorter side that images are rescaled to; null: not rescaled
 }
+REMEDY = "choose the model, and data with the number of classes, that they were trained with"
 NUM_NAMED = 3  # an error message lists at most this many names, then "and N more"
 
 
@@ -123,14 +124,21 @@ def apply_weights(
         pairs = pair_by_order(state, expected, source=source, name=name)
         state = {key: state[theirs] for key, theirs in pairs.items()}
     else:
-        state = to_own_names(_without_prefixes(state, expected), expected, name=name)
+        state = under_own_names(state, expected, name=name)
         check_weights(state, expected, source=source, name=name)
     # strict=False only because num_batches_tracked may be missing; every other difference has been rejected
     network.load_state_dict(state, strict=False)
     return pairs
 
 
-def check_weights(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str, name: str) -> None:
+def under_own_names(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, name: str) -> Mapping[str, Tensor]:
+    """`state` without prefixes of wrappers and under the names of network `name`, if it is a known file of it."""
+    return to_own_names(_without_prefixes(state, expected), expected, name=name)
+
+
+def check_weights(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str, name: str, remedy: str = REMEDY
+) -> None:
     """Raise UserError listing the first names and shapes of `state` (file) that differ from `expected` (network)."""
     # Files older than torch 0.4.1 lack BatchNorm's num_batches_tracked, which the default momentum does not use.
     missing = [key for key in expected if key not in state and not key.endswith(COUNTER)]
@@ -147,10 +155,7 @@ def check_weights(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *
         if keys
     ]
     if differences:
-        raise UserError(
-            f"{source}: its weights do not fit {name}: {'; '.join(differences)};"
-            " choose the model, and data with the number of classes, that they were trained with"
-        )
+        raise UserError(f"{source}: its weights do not fit {name}: {'; '.join(differences)}; {remedy}")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

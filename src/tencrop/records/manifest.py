@@ -86,6 +86,8 @@ class Origin(TypedDict):
     model: str
     seeds: dict[str, int]
     data: RunData
+    # what training.init loaded: `checkpoint`, its path; `weights`, raw or ema; and their `weights_sha256`
+    init: NotRequired[dict[str, str]]
 
 
 class Provenance(Origin):

@@ -30,7 +30,7 @@ from tencrop.data.store.manifest import RUN_DATA_SHAPE
 from tencrop.files import atomic_write
 from tencrop.records.manifest import Hashes, Outcome, Provenance, RunData, RunManifest, Session
 from tencrop.records.provenance import changed_split, code_diff, data_facts, differences, provenance, sessions_of
-from tencrop.records.redaction import redact_values
+from tencrop.records.redaction import redact_text, redact_values
 from tencrop.training.metric_rows import last_digest
 
 # The manifest's shape: only the fields that some reader uses. Others may be added without breaking old readers.
@@ -57,6 +57,7 @@ SHAPE = {
     "data": RUN_DATA_SHAPE,
     "packages?": {str: str},  # of the first session, written by earlier code (provenance.sessions_of)
     "sessions": NotEmpty(_SESSION),
+    "init?": {"checkpoint": str, "weights": str, "weights_sha256": str},  # what training.init loaded
     # ended_with: hashes with which a complete run ended before it had to be trained again
     "result": {"status": str, **_HASHES, "metrics_digest?": _TEXT, "ended_with?": _HASHES},
 }
@@ -64,16 +65,24 @@ ROOM = "make room, or name another folder with runs=DIR"
 REMEDY = "restore it from a copy, or delete the folder and train again"
 
 
-def run_folder(config: Config, data_manifest: Document, *, total_steps: int | None = None) -> Path:
+def run_folder(
+    config: Config,
+    data_manifest: Document,
+    *,
+    total_steps: int | None = None,
+    init: dict[str, str] | None = None,
+) -> Path:
     """Create or reopen the run's folder and write its configuration and manifest; only rank 0 writes.
 
     total_steps: number of optimizer steps of the training that follows, or None if the run is complete and nothing is
     trained. If the manifest also says complete, nothing is written: a result can be shown from a read-only folder.
+    init: which weights the run starts from (training/initial_weights.py); None if the seed draws them, or if their file
+    is gone and the run does not need it any more.
     A complete run is trained again if its last checkpoint is damaged or missing, and must then end with the same
     weights; `finish` compares them.
 
-    Raises UserError if the folder was begun by another version of the code (unless `allow_other_code`) or with other
-    data, if another process is writing to it, or if it cannot be written.
+    Raises UserError if the folder was begun by another version of the code (unless `allow_other_code`), with other data
+    or from other initial weights, if another process is writing to it, or if it cannot be written.
     """
     folder = run_path(config)
     # Other ranks need the path only. They wait in launch_ranks until rank 0 has passed this function.
@@ -82,6 +91,7 @@ def run_folder(config: Config, data_manifest: Document, *, total_steps: int | No
     is_begun = (folder / "manifest.json").exists()
     if is_begun:
         _refuse_other_data(folder, config, read_run_manifest(folder)["data"], data_facts(config, data_manifest))
+        _refuse_other_init(folder, read_run_manifest(folder).get("init"), init)
         read_config(folder)  # the final evaluation reads it: a damaged file is refused now, not after training
     elif any((folder / "checkpoints").glob("*.ckpt")):  # the manifest is written before any checkpoint
         raise UserError(f"{folder}: has checkpoints, but no manifest.json that tells which run wrote them; {REMEDY}")
@@ -93,7 +103,10 @@ def run_folder(config: Config, data_manifest: Document, *, total_steps: int | No
         _lock(folder)
         # A subfolder may be a link to another disk, with permissions and quotas of its own.
         check_writable(folder / "checkpoints" / "last.ckpt", folder / "predictions" / "scores.safetensors", remedy=ROOM)
-        _write_records(folder, config, provenance(config, data_manifest), total_steps)
+        origin = provenance(config, data_manifest)
+        if init is not None:
+            origin["init"] = init | {"checkpoint": redact_text(init["checkpoint"])}
+        _write_records(folder, config, origin, total_steps)
     except OSError as error:
         raise UserError(
             f"runs={config.runs}: cannot write {error.filename or folder} ({os.strerror(error.errno or 0)}); {ROOM}"
@@ -170,6 +183,8 @@ def _write_records(folder: Path, config: Config, origin: Provenance, total_steps
             "sessions": [session],
             "result": _running(None),
         }
+        if "init" in origin:
+            manifest["init"] = origin["init"]
     else:
         manifest = read_run_manifest(folder)
         if manifest["result"]["status"] == "complete":
@@ -216,6 +231,16 @@ def _refuse_other_data(folder: Path, config: Config, before: RunData, now: RunDa
         raise UserError(
             f"data.root={config.data.root}: its {split} images are not those that {folder} was begun with;"
             " name the former data.root, or delete the run folder"
+        )
+
+
+def _refuse_other_init(folder: Path, before: dict[str, str] | None, now: dict[str, str] | None) -> None:
+    """Raise UserError if the file of training.init has changed since the run began; a missing file is no matter."""
+    if before is not None and now is not None and before["weights_sha256"] != now["weights_sha256"]:
+        raise UserError(
+            f"training.init.checkpoint: {now['checkpoint']} holds other weights ({now['weights_sha256'][:8]}) than"
+            f" {folder} was begun with ({before['weights_sha256'][:8]}); give the new weights another path, or delete"
+            " the run folder"
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tencrop.config import UserError
 from tencrop.config.run_config import is_run_folder, read_config
-from tencrop.evaluation.results import differences_from_training, load_result, protocol_label, result_name
+from tencrop.evaluation.results import by_classes, differences_from_training, load_result, protocol_label, result_name
 from tencrop.evaluation.targets import EVALUATIONS
 from tencrop.records.manifest import RunManifest
 from tencrop.records.run_folder import read_run_manifest
@@ -199,6 +199,11 @@ def collect_evaluations(paths: Iterable[Path], on_broken: Callable[[Broken], Non
     return found
 
 
+def results_by_classes(result: Result) -> list[Result]:
+    """The result once for each set of classes that its errors are counted among, as evaluation.results.by_classes."""
+    return [_result(facts, result.scores) for facts in by_classes(result.facts)]
+
+
 def _loose_results(path: Path) -> list[Path]:
     # [!.]: macOS writes ._NAME beside NAME on volumes without extended attributes
     return [
@@ -262,18 +267,22 @@ def _is_part_of_a_run(folder: Path) -> bool:
 def _read_result(path: Path) -> Result:
     facts = load_result(path)
     try:
-        return Result(
-            protocol=facts["protocol"],
-            label=protocol_label(facts),
-            average=facts["averaging"],
-            is_ema=facts["weights"] == "ema",
-            is_best=facts["selection"] == "best",
-            errors={k: float(facts[f"top{k}_error"]) for k in TOP},
-            num_images=int(facts["num_images"]),
-            weights_sha256=facts["weights_sha256"],
-            source_fingerprint=facts["source_fingerprint"],
-            scores=path.with_name(facts["scores"]),
-            facts=facts,
-        )
+        return _result(facts, path.with_name(facts["scores"]))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a result of this version ({error!r}); evaluate again") from error
+
+
+def _result(facts: dict[str, Any], scores: Path) -> Result:
+    return Result(
+        protocol=facts["protocol"],
+        label=protocol_label(facts),
+        average=facts["averaging"],
+        is_ema=facts["weights"] == "ema",
+        is_best=facts["selection"] == "best",
+        errors={k: float(facts[f"top{k}_error"]) for k in TOP},
+        num_images=int(facts["num_images"]),
+        weights_sha256=facts["weights_sha256"],
+        source_fingerprint=facts["source_fingerprint"],
+        scores=scores,
+        facts=facts,
+    )

@@ -180,12 +180,16 @@ def _run_facts(run: Run) -> tuple[str, str, str, str]:
     result = run.manifest["result"]
     state = result["status"]
     if not run.is_complete and run.metrics:
-        row, training = run.metrics[-1], run.config["training"]
-        is_by_epoch = training["epochs"] is not None
-        state += f", epoch {row['epoch']:.4g} of {training['epochs']}" if is_by_epoch else ""
-        state += "" if is_by_epoch else f", step {row['step']:,} of {training['steps']:,}"
+        state += f", {_progress(run)}"
     folder = f"{run.folder.parent.name}/{run.folder.name}"
     return state, (result["weights_sha256"] or "–")[:12], str(len(run.manifest["sessions"])), folder
+
+
+def _progress(run: Run) -> str:
+    row, training = run.metrics[-1], run.config["training"]
+    if training["epochs"] is None:  # a budget in steps
+        return f"step {row['step']} of {training.get('steps')}"
+    return f"epoch {row['epoch']:.4g} of {training['epochs']}"
 
 
 def _code(code: Code) -> str:

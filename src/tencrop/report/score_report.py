@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tencrop.data.sources.imagenet_test_sets import classes_within
 from tencrop.evaluation.errors import ErrorRate, error_rate
+from tencrop.evaluation.score_files import ranks_within
 from tencrop.report.blocks import Block
 from tencrop.report.score_sources import SavedScores
 from tencrop.report.score_statistics import (
@@ -40,6 +42,7 @@ class ScoreReport:
     metadata: dict[str, str]
     names: list[str]  # of the classes
     errors: dict[int, ErrorRate]  # by k
+    errors_within: dict[int, ErrorRate]  # among the 200 classes of ImageNet-A and -R; empty for other data
     classes: list[ClassErrors]  # worst first
     confused: list[Confusion]  # most frequent first
     calibration: Calibration
@@ -72,6 +75,7 @@ def score_report(saved: SavedScores, ks: Sequence[int]) -> ScoreReport:
         metadata=saved.metadata,
         names=saved.classes,
         errors=errors,
+        errors_within=_errors_within(saved, ks),
         classes=worst_first(class_errors(saved.labels, answered, saved.scores.shape[1])),
         confused=confusions(saved.labels, answered),
         calibration=calibration(top1_confidences(saved.scores, saved.average), saved.ranks == 0),
@@ -80,8 +84,15 @@ def score_report(saved: SavedScores, ks: Sequence[int]) -> ScoreReport:
 
 def error_block(report: ScoreReport) -> Block:
     """The error rates at every k."""
-    rows = [(f"top-{k}", *_percent(rate), f"{rate.num_errors:,}") for k, rate in report.errors.items()]
-    return Block("", ("error", "percent", "95% interval", "errors"), rows, left=(0,))
+    parts, note = [("", report.errors)], ""
+    if report.errors_within:
+        num_all = len(report.names)
+        parts = [(" among its own classes", report.errors_within), (f" among all {num_all:,} classes", report.errors)]
+        note = f"What follows is counted among all {num_all:,} classes."
+    rows = [
+        (f"top-{k}{among}", *percent(rate), f"{rate.num_errors:,}") for among, part in parts for k, rate in part.items()
+    ]
+    return Block("", ("error", "percent", "95% interval", "errors"), rows, left=(0,), note=note)
 
 
 def class_block(report: ScoreReport, *, more_in: str = "") -> Block:
@@ -91,7 +102,7 @@ def class_block(report: ScoreReport, *, more_in: str = "") -> Block:
         (
             names[one.label],
             f"{one.errors.num_images:,}",
-            *_percent(one.errors),
+            *percent(one.errors),
             "" if one.answer is None else f"{names[one.answer]} ({one.num_answers:,})",
         )
         for one in report.classes
@@ -119,6 +130,14 @@ def calibration_block(report: ScoreReport) -> Block:
     return Block("Calibration", head, rows, note=report.calibration_sentence, all_rows=True)
 
 
-def _percent(rate: ErrorRate) -> tuple[str, str]:
+def _errors_within(saved: SavedScores, ks: Sequence[int]) -> dict[int, ErrorRate]:
+    if (classes := classes_within(saved.metadata.get("data", ""))) is None:
+        return {}
+    ranks = ranks_within(saved.scores, saved.labels, classes)
+    return {k: error_rate(ranks, k) for k in ks}
+
+
+def percent(rate: ErrorRate) -> tuple[str, str]:
+    """The rate and its 95% interval in percent, as text."""
     low, high = rate.interval
     return f"{100 * rate.fraction:.2f}", f"{100 * low:.2f} – {100 * high:.2f}"

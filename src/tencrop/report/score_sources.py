@@ -5,6 +5,7 @@ Imports no torch: whoever compares two finished runs should not wait for it.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -69,6 +70,16 @@ class SavedScores:
     def image_name(self, index: int) -> str:
         """Class folder and file name; "image 17" where the prepared data is not at hand."""
         return f"image {index}" if self._split is None else printable(self._split.names(index))
+
+    @property
+    def image_names(self) -> list[str] | None:
+        """Class folder and file name of each image; None where the prepared data is not at hand."""
+        return None if self._split is None else [os.fsdecode(name) for name in self._split.files["name"]]
+
+    @property
+    def class_folders(self) -> list[str] | None:
+        """The folder of each class by label, such as its WNID; None where the prepared data is not at hand."""
+        return None if self._split is None else self._split.manifest["classes"]
 
     @cached_property
     def _split(self) -> Split | None:

@@ -17,7 +17,7 @@ from tencrop.console import plain_console
 from tencrop.evaluation.errors import OverSeeds, over_seeds, wilson_interval
 from tencrop.printable import printable
 from tencrop.report.claims import Claim
-from tencrop.report.collect import TOP, Broken, Evaluation, Experiment, Result, Run
+from tencrop.report.collect import TOP, Broken, Evaluation, Experiment, Result, Run, results_by_classes
 from tencrop.report.templating import render
 from tencrop.text_tables import aligned
 from tencrop.text_tables import markdown_table as rows_as_markdown
@@ -76,7 +76,8 @@ def error_rows(experiments: Sequence[Experiment], evaluations: Sequence[Evaluati
     for one in evaluations:
         # without a run's configuration nothing tells how these weights were trained, so no claim is theirs
         note = f"of no run folder: {one.folder.parent.name}/{one.folder.name}"
-        rows += [_row(one.name, k, [one.result], published=None, note=note, protocol=one.result.title) for k in TOP]
+        for result in results_by_classes(one.result):
+            rows += [_row(one.name, k, [result], published=None, note=note, protocol=result.title) for k in TOP]
     return rows
 
 
@@ -146,8 +147,9 @@ def _groups(experiment: Experiment) -> list[list[tuple[Run, Result]]]:
     for run in experiment.runs:
         # later steps overwrite earlier ones; results of earlier versions have no step and come first
         for result in sorted(run.valid_results, key=lambda result: result.facts.get("step") or 0):
-            key = run.title_of(result), result.source_fingerprint
-            groups.setdefault(key, {})[run.folder] = run, result
+            for part in results_by_classes(result):
+                key = run.title_of(part), part.source_fingerprint
+                groups.setdefault(key, {})[run.folder] = run, part
     return [list(group.values()) for group in groups.values()]
 
 

@@ -90,9 +90,14 @@ def words_of(row: dict[str, Any]) -> tuple[str, ...] | None:
 
 
 def model_of(row: dict[str, Any]) -> str | None:
-    """The file of conf/model with a row's network: its `model`, or that of its overrides; None if neither tells."""
+    """The file of conf/model with a row's network; None if neither its keys nor its overrides tell.
+
+    Like the overrides, an experiment may name it: experiment=vgg_d is the recipe of vgg_d.
+    """
     named = [word.removeprefix("model=") for word in row.get("overrides", []) if word.startswith("model=")]
-    return named[-1] if named else row.get("model")
+    if named or row.get("experiment") not in options_of("model"):
+        return named[-1] if named else row.get("model")
+    return row["experiment"]
 
 
 def cannot_of(row: dict[str, Any], table: dict[str, Any]) -> str | None:

@@ -7,6 +7,8 @@ optimizer step.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tencrop.config import Batches, UserError
+from tencrop.data.augmentation.batch import Batch
 
 # Exactly these types: a subclass may compute something else, which the replacement in set_groups would drop silently.
 GROUPABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
@@ -111,7 +114,8 @@ def update_running_statistics(model: nn.Module) -> None:
     nothing has to be averaged for a checkpoint or an evaluation, and their rounding does not depend on when one
     happens.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, GhostBatchNorm)]
+    # a frozen layer is in eval mode (training/freezing.py), and has run no groups
+    layers = [layer for layer in model.modules() if isinstance(layer, GhostBatchNorm) and layer.training]
     if not layers:
         return
     step_means: list[Tensor] = []  # for each layer its mean, then its variance, averaged over the groups
@@ -130,6 +134,36 @@ def update_running_statistics(model: nn.Module) -> None:
         # One fused kernel for all layers with this momentum, instead of two for each layer.
         torch._foreach_lerp_(statistics, moves_to, momentum)
     torch._foreach_add_([layer.num_batches_tracked for layer in layers], 1)  # type: ignore[misc]
+
+
+@torch.no_grad()
+def set_exact_statistics(
+    networks: Sequence[nn.Module],
+    micro_batches: Iterable[Batch],
+    forward: Callable[[nn.Module, Batch, int], object],
+    *,
+    accumulate_grad_batches: int,
+) -> None:
+    """Make the running statistics plain means over the groups of `micro_batches`, instead of moving averages.
+
+    Precise BatchNorm (pycls; He et al. 2015, section 3.4, unverified): of the mean and the unbiased variance of each
+    group. forward(network, batch, number) runs a network, in train mode, on micro-batch `number`. All ranks must call
+    this, with the same number of micro-batches.
+    """
+    layers = [layer for network in networks for layer in network.modules() if isinstance(layer, _BatchNorm)]
+    momenta = {layer: layer.momentum for layer in layers if layer.training}
+    for number, batch in enumerate(micro_batches):
+        step, part = divmod(number, accumulate_grad_batches)
+        for layer in momenta:
+            # Momenta of 1, 1/2, 1/3, ... make a mean of the moving average. Ghost layers move once for each global
+            # batch, synchronized ones in every forward pass.
+            layer.momentum = 1 / (1 + (step if isinstance(layer, GhostBatchNorm) else number))
+        for network in networks:
+            forward(network, batch, number)
+            if part == accumulate_grad_batches - 1:
+                update_running_statistics(network)
+    for layer, momentum in momenta.items():
+        layer.momentum = momentum
 
 
 def all_reduce_batchnorm_statistics(tensors: list[Tensor]) -> list[Tensor]:

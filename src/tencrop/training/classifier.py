@@ -14,6 +14,7 @@ import hashlib
 import math
 import struct
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -25,16 +26,18 @@ from tencrop.config import Batches, Config, UserError
 from tencrop.data.augmentation.batch import Batch
 from tencrop.data.augmentation.color import mean_and_std, normalize
 from tencrop.data.augmentation.crops import central_crops
+from tencrop.data.augmentation.mean_image import central_mean, mean_image_of
 from tencrop.data.augmentation.mixing import MixupCutmix, partner_labels
 from tencrop.data.augmentation.pipeline import build_transforms
 from tencrop.distributed.collectives import all_reduce
 from tencrop.models.checkpoint_files import FORMAT, weights_sha256
 from tencrop.models.weights import check_weights
-from tencrop.training.batchnorm import set_groups, update_running_statistics
+from tencrop.training.batchnorm import set_exact_statistics, set_groups, update_running_statistics
 from tencrop.training.divergence import NO_STEP, check_losses, check_weights_finite, record_nonfinite_loss
-from tencrop.training.ema import update_ema
+from tencrop.training.ema import ema_decay, update_ema
 from tencrop.training.error_counts import add_errors, no_errors, read_errors
-from tencrop.training.losses import dominant_labels, mixed_cross_entropy, with_auxiliary
+from tencrop.training.freezing import freeze
+from tencrop.training.losses import binary_cross_entropy, dominant_labels, mixed_cross_entropy, with_auxiliary
 from tencrop.training.monitors import all_reduce_digest
 from tencrop.training.optimizers import build_optimizer
 from tencrop.training.schedules import Plateau, after_evaluation, learning_rate, schedule_length
@@ -45,6 +48,7 @@ class Classifier(pl.LightningModule):
 
     mean: Tensor
     std: Tensor
+    mean_image: Tensor | None
     train_counts: Tensor
     val_counts: Tensor
     first_nonfinite_step: Tensor
@@ -52,7 +56,7 @@ class Classifier(pl.LightningModule):
     def __init__(
         self, config: Config, model: nn.Module, *, statistics: dict[str, Any], batches: Batches, steps_per_epoch: int
     ):
-        """statistics: mean, std and color covariance from the data's manifest; steps_per_epoch: optimizer steps."""
+        """statistics: mean, std, color covariance and mean image of the data; steps_per_epoch: optimizer steps."""
         super().__init__()
         # Lightning's automatic loop would step the optimizer by its own count of batches, and its gradient clipping,
         # accumulation and schedulers would act outside of training_step, where nobody reads them.
@@ -67,8 +71,11 @@ class Classifier(pl.LightningModule):
         # Set before BatchNorm groups and the EMA copy are made, so that both have the same memory layout.
         layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
         self.model = set_groups(model.to(memory_format=layout), batches)
+        self.frozen_batch_norms = freeze(self.model, config.training.freeze, name=config.model.name)
         self.auxiliary_weight: float = getattr(model, "auxiliary_weight", 0.0)  # factor for each auxiliary head's loss
         self.ema = copy.deepcopy(self.model).requires_grad_(False) if config.training.ema_decay is not None else None
+        if self.ema is not None:
+            self.frozen_batch_norms += freeze(self.ema, config.training.freeze, name=config.model.name)
         self.run_id: str | None = None  # set by fit; stored in checkpoints so that one of another run is refused
         self.selection_split = "minival" if config.training.minival_fraction > 0 else "val"
 
@@ -78,6 +85,7 @@ class Classifier(pl.LightningModule):
             # Not persistent: they follow from the configuration and the data, and the state dict stays loadable as
             # plain weights. on_save_checkpoint records them as numbers.
             self.register_buffer(name, torch.tensor(values), persistent=False)
+        self.register_buffer("mean_image", mean_image_of(config.normalization, statistics), persistent=False)
         # train_counts is persistent because a checkpoint may fall between two rows of metrics.jsonl.
         self.register_buffer("train_counts", no_errors())
         self.register_buffer("val_counts", no_errors(), persistent=False)
@@ -88,6 +96,12 @@ class Classifier(pl.LightningModule):
         self.validation: dict[str, float] | None = None  # of the latest validation
         self.latest_lr = math.nan
         self.is_at_step_boundary = False
+
+    def train(self, mode: bool = True) -> Classifier:
+        super().train(mode)
+        for layer in self.frozen_batch_norms:
+            layer.eval()
+        return self
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Assert that this is the micro-batch of the next step, and add it to the data digest."""
@@ -102,14 +116,18 @@ class Classifier(pl.LightningModule):
         step, part = self.global_step, batch_idx % self.batches.accumulate_grad_batches
         self.is_at_step_boundary = part == self.batches.accumulate_grad_batches - 1
         self.seed_network(step, part)
-        labels, smoothing = batch.labels, self.config.training.label_smoothing
+        labels, training, smoothing = batch.labels, self.config.training, self.config.training.label_smoothing
         heads = self.predict(self.model, self.training_inputs(batch))
-        if self.is_mixed:
-            pair = (batch.labels, partner_labels(batch), batch.params["mix_weights"])
-            losses = [mixed_cross_entropy(logits, *pair, label_smoothing=smoothing) for logits in heads]
-            labels = dominant_labels(*pair)  # training errors are counted against these
+        pair = (partner_labels(batch), batch.params["mix_weights"]) if self.is_mixed else None
+        if training.loss == "bce":
+            bce = partial(binary_cross_entropy, label_smoothing=smoothing, threshold=training.bce_threshold)
+            losses = [bce(logits, labels, *(pair or ())) for logits in heads]
+        elif pair is not None:
+            losses = [mixed_cross_entropy(logits, labels, *pair, label_smoothing=smoothing) for logits in heads]
         else:
             losses = [F.cross_entropy(logits, labels, label_smoothing=smoothing) for logits in heads]
+        if pair is not None:
+            labels = dominant_labels(labels, *pair)  # training errors are counted against these
         loss = losses[0] if len(losses) == 1 else with_auxiliary(*losses, weight=self.auxiliary_weight)
         with nullcontext() if self.is_at_step_boundary else self.without_gradient_sync():
             # All micro-batches of a step have the same size, so the mean of their means is the global batch's mean.
@@ -119,6 +137,8 @@ class Classifier(pl.LightningModule):
         # What follows counts and does not learn.
         add_errors(self.train_counts, loss, heads[0], labels)
         record_nonfinite_loss(self.first_nonfinite_step, loss, step=step)
+        if self.global_step == self.total_steps and self.config.training.precise_bn is not None:
+            self.set_exact_statistics()  # before the last validation, which is to see them
         # Not Trainer(max_steps=...): Lightning would end the fit without the last validation.
         self.trainer.should_stop = self.global_step == self.total_steps
 
@@ -139,7 +159,24 @@ class Classifier(pl.LightningModule):
         update_running_statistics(self.model)
         if self.ema is not None:
             assert self.config.training.ema_decay is not None
-            update_ema(self.ema, self.model, decay=self.config.training.ema_decay)
+            warmup = self.config.training.ema_warmup
+            decay = ema_decay(self.config.training.ema_decay, num_updates=step + 1, warmup=warmup)
+            update_ema(self.ema, self.model, decay=decay)
+
+    def set_exact_statistics(self) -> None:
+        """Replace the running statistics (of the EMA, too) by exact means over `training.precise_bn` training images.
+
+        The images are the first of the next epoch, with its augmentation.
+        """
+
+        def forward(network: nn.Module, batch: Batch, number: int) -> None:
+            self.seed_network(self.total_steps, number)  # of dropout, which stays on as in training
+            self.predict(network, self.training_inputs(batch))
+
+        epoch = -(-self.total_steps // self.steps_per_epoch)
+        images = self.trainer.datamodule.precise_bn_batches(epoch, self.device)  # type: ignore[attr-defined]
+        networks = [self.model] if self.ema is None else [self.model, self.ema]
+        set_exact_statistics(networks, images, forward, accumulate_grad_batches=self.batches.accumulate_grad_batches)
 
     def training_inputs(self, batch: Batch) -> Tensor:
         """Augmented and normalized images, float [B, 3, H, W], from uint8 pixels and the parameters in the batch."""
@@ -150,9 +187,10 @@ class Classifier(pl.LightningModule):
         return inputs.contiguous(memory_format=layout)
 
     def logits(self, network: nn.Module, images: Tensor) -> Tensor:
-        """Logits [B, K] of uint8 images [B, H, W, 3], normalized but not augmented."""
-        channels_last = self.config.model.channels_last
-        return self.predict(network, normalize(images, self.mean, self.std, channels_last=channels_last))[0]
+        """Logits [B, K] of uint8 images [B, H, W, 3], central crops, normalized but not augmented."""
+        channels_last, image = self.config.model.channels_last, self.mean_image
+        mean = self.mean if image is None else central_mean(image, size=images.shape[1])
+        return self.predict(network, normalize(images, mean, self.std, channels_last=channels_last))[0]
 
     def predict(self, network: nn.Module, inputs: Tensor) -> list[Tensor]:
         """Logits [B, K] in the weights' dtype, in a list; in train mode the logits of auxiliary heads follow.
@@ -274,6 +312,7 @@ class Classifier(pl.LightningModule):
             # With mean and std a checkpoint can be evaluated without the data it was trained on.
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),
+            **({} if self.mean_image is None else {"mean_image": self.mean_image.float().cpu()}),
             "plateau": dataclasses.asdict(self.plateau),
             "best": {"top1_error": self.best_error, "step": self.best_step},
             "weights_sha256": weights_sha256(self.model.state_dict()),

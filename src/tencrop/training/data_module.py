@@ -50,6 +50,12 @@ class DataModule(pl.LightningDataModule):
                 f"training.global_batch={config.training.global_batch}: there are only {len(self.train_index)} images"
                 f" to train on; choose a batch of at most {len(self.train_index)}"
             )
+        num_images = self.steps_per_epoch * config.training.global_batch
+        if config.training.precise_bn is not None and config.training.precise_bn > num_images:
+            raise UserError(
+                f"training.precise_bn={config.training.precise_bn}: an epoch has only {num_images} images; set it to at"
+                " most that"
+            )
         if len(self.val_index) < batches.num_devices:
             remedy = "raise training.minival_fraction" if fraction > 0 else "prepare more of them"
             raise UserError(
@@ -68,25 +74,43 @@ class DataModule(pl.LightningDataModule):
         return len(self.val_index)
 
     def train_dataloader(self) -> Any:
+        return ResumableLoader(self._train_loader(self.positions()), self._position)
+
+    def precise_bn_batches(self, epoch: int, device: torch.device) -> Iterator[Batch]:
+        """The first micro-batches of an epoch, on the device: this rank's part of training.precise_bn images."""
+        num_images = self.config.training.precise_bn
+        assert num_images is not None
+        num_steps = num_images // self.config.training.global_batch
+        loader = self._train_loader(self.positions()[: num_steps * self.batches.accumulate_grad_batches])
+        for batch in loader.batches(epoch, 0):
+            yield self.transfer_batch_to_device(batch, device, 0)
+        loader.close()
+
+    def _train_loader(self, positions: Any) -> BaseLoader:
         config = self.config
         sizes, augmentation = self.train_split.stored_sizes, config.augmentation
 
         def plan(positions: Index, epoch: int) -> Any:
             index, view = self.samples(positions, epoch)
             return training_plan(
-                index, sizes, augmentation=augmentation, seed=config.seed, epoch=epoch, view=view, positions=positions
+                index,
+                sizes,
+                augmentation=augmentation,
+                seed=config.seed,
+                epoch=epoch,
+                view=view,
+                positions=positions,
+                with_mean_places=config.normalization.mean == "image",
             )
 
         # Positions are the same in every epoch; `samples` maps them to sample indices.
-        positions = self.positions()
-        loader = self._loader(
+        return self._loader(
             self.train_split,
             lambda epoch: positions,
             plan,
             filter=augmentation.filter,
             hash_pixels=is_deterministic(config),
         )
-        return ResumableLoader(loader, self._position)
 
     def val_dataloader(self) -> Any:
         protocol = validation_protocol(self.config)

@@ -6,12 +6,21 @@ import torch
 from torch import nn
 
 
+def ema_decay(decay: float, *, num_updates: int, warmup: str) -> float:
+    """The decay of update `num_updates`, counted from 1. warmup: none | tf.
+
+    tf is min(decay, (1 + n) / (10 + n)) with n optimizer steps, from tf.train.ExponentialMovingAverage: 0.18 at the
+    first step, so that the initial weights have no share left after a few hundred.
+    """
+    return decay if warmup == "none" else min(decay, (1 + num_updates) / (10 + num_updates))
+
+
 @torch.no_grad()
 def update_ema(ema: nn.Module, model: nn.Module, *, decay: float) -> None:
     """ema <- decay * ema + (1 - decay) * model, for weights and running statistics; integer counters are copied.
 
-    The decay is constant, without a warm-up: with 0.9999, the average still contains 37% of the initial weights after
-    10,000 steps (0.9999 ** 10000).
+    With a constant decay of 0.9999, the average still contains 37% of the initial weights after 10,000 steps
+    (0.9999 ** 10000); hence the warm-up of `ema_decay`.
     """
     # state_dict, not parameters: averaged weights need averaged BatchNorm statistics, or the two do not match.
     pairs = list(zip(ema.state_dict().values(), model.state_dict().values(), strict=True))

@@ -47,7 +47,9 @@ from tencrop.training.classifier import Classifier
 from tencrop.training.data_module import DataModule, validation_protocol
 from tencrop.training.determinism import check_deterministic
 from tencrop.training.divergence import Diverged
+from tencrop.training.initial_weights import InitialWeights, apply_initial_weights
 from tencrop.training.monitors import Interrupted, Interruption, Metrics, Pace
+from tencrop.training.out_of_memory import explaining_out_of_memory
 from tencrop.training.precision import set_precision
 from tencrop.training.progress import ProgressBar
 
@@ -81,14 +83,15 @@ def fit(
     """Train `classifier` on `data` (both from `build`), from the start or from run_dir/checkpoints/last.ckpt.
 
     If last.ckpt is damaged or belongs to another run, prints the reason, renames the file to refused.ckpt and resumes
-    from previous.ckpt. Raises UserError for a checkpoint that does not fit the configuration. If the run is interrupted
-    or diverges, and this command started the ranks itself (distributed/launch.py), only rank 0 returns the outcome; the
-    other ranks exit here with code 0.
+    from previous.ckpt. Raises UserError for a checkpoint that does not fit the configuration, and if the first step
+    needs more memory than the GPU has. If the run is interrupted or diverges, and this command started the ranks itself
+    (distributed/launch.py), only rank 0 returns the outcome; the other ranks exit here with code 0.
     """
     config, last = classifier.config, run_dir / "checkpoints" / LAST
     classifier.run_id = run_manifest(run_dir).get("run_id")
     checkpoint = latest_valid_checkpoint(run_dir)
     start = None if checkpoint is None else str(checkpoint.path)
+    first_step = 0 if checkpoint is None else checkpoint.content["tencrop"]["step"]
     if checkpoint is not None:
         _set_aside_refused(last, checkpoint)
     interruption = Interruption(agree_every_steps=config.log_every_steps)
@@ -97,7 +100,7 @@ def fit(
     # Order matters: Metrics reads the counters before ProgressBar shows them, and before Checkpoints saves num_rows.
     watchers = [metrics, Pace(metrics), ProgressBar(metrics), *callbacks, checkpoints]
     status, message = "complete", "complete"
-    with interruption, _quiet_lightning():
+    with interruption, quiet_lightning():
         trainer = build_trainer(
             config,
             num_epochs=classifier.num_epochs,
@@ -108,7 +111,8 @@ def fit(
         )
         del checkpoint  # Lightning holds it now; a second reference would keep the whole state in memory
         try:
-            trainer.fit(classifier, data, ckpt_path=start)
+            with explaining_out_of_memory(config, classifier, trainer, first_step=first_step):
+                trainer.fit(classifier, data, ckpt_path=start)
         except Interrupted as reason:
             status, message = "interrupted", str(reason)
         except Diverged as reason:
@@ -128,10 +132,13 @@ def fit(
     return _result(last, classifier, trainer.global_step, status, message)
 
 
-def build(config: Config, *, batches: Batches, manifest: dict[str, Any]) -> tuple[DataModule, Classifier]:
+def build(
+    config: Config, *, batches: Batches, manifest: dict[str, Any], initial: InitialWeights | None = None
+) -> tuple[DataModule, Classifier]:
     """Build the data module and the Lightning module, with weights initialized from the seed; write no files.
 
-    Raises UserError if the hardware, the data or the model do not fit the configuration.
+    initial: weights that replace those of the seed, as training.init says; None if there are none, or the run resumes.
+    Raises UserError if the hardware, the data, the model or these weights do not fit the configuration.
     """
     # These checks come before the run folder is created, so that a typo leaves no folder behind.
     check_num_gpus(config.hardware, config.hardware.devices)
@@ -140,14 +147,17 @@ def build(config: Config, *, batches: Batches, manifest: dict[str, Any]) -> tupl
     _refuse_unfit_images(config, data)
     # Seeds the initial weights. All ranks draw the same weights, and DDP broadcasts those of rank 0 anyway.
     torch.manual_seed(config.seed)
-    model = build_model(config.model, num_classes=len(manifest["classes"]), image_size=config.image_size)
+    num_classes = len(manifest["classes"])
+    model = build_model(config.model, num_classes=num_classes, image_size=config.image_size)
+    if initial is not None:
+        apply_initial_weights(model, initial, config.training.init, name=config.model.name, num_classes=num_classes)
     check_deterministic(model, config)
     if config.training.steps is not None:
         num_epochs = config.training.steps / data.steps_per_epoch
         budget = f"training.steps={config.training.steps}, which are {num_epochs:.3g} epochs"
         check_length(config.schedule, num_epochs=num_epochs, budget=budget)
     classifier = Classifier(
-        config, model, statistics=manifest["statistics"], batches=batches, steps_per_epoch=data.steps_per_epoch
+        config, model, statistics=data.train_split.statistics, batches=batches, steps_per_epoch=data.steps_per_epoch
     )
     return data, classifier
 
@@ -204,7 +214,7 @@ def _result(last: Path, classifier: Classifier, step: int, status: str, message:
 
 
 @contextmanager
-def _quiet_lightning() -> Iterator[None]:
+def quiet_lightning() -> Iterator[None]:
     """Silence Lightning's tips and its warnings about its own internals."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning")]
     levels = [logger.level for logger in loggers]

@@ -29,6 +29,37 @@ def mixed_cross_entropy(
     return torch.lerp(other, own, weights.to(logits.dtype)).mean()
 
 
+def binary_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    partner_labels: Tensor | None = None,
+    weights: Tensor | None = None,
+    *,
+    label_smoothing: float = 0.0,
+    threshold: float | None = None,
+) -> Tensor:
+    """Mean over samples and classes of one binary cross-entropy per class (nats), as in timm's BinaryCrossEntropy.
+
+    Arguments as in `mixed_cross_entropy`; without partner_labels and weights, images are not mixed. threshold: targets
+    above it become 1 and the others 0, so that an image mixed of two classes shows both in full (Wightman et al. 2021,
+    section 2.2, unverified).
+    """
+    targets = _smoothed(labels, logits, label_smoothing)
+    if partner_labels is not None and weights is not None:
+        others = _smoothed(partner_labels, logits, label_smoothing)
+        targets = torch.lerp(others, targets, weights.to(logits.dtype)[:, None])
+    if threshold is not None:
+        # After mixing: the shares of two images of one class add up before they are compared.
+        targets = (targets > threshold).to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, targets)
+
+
+def _smoothed(labels: Tensor, logits: Tensor, smoothing: float) -> Tensor:
+    """Targets [B, K] of labels int64 [B]: a share `smoothing` is spread evenly over all K classes."""
+    off = smoothing / logits.shape[1]
+    return torch.full_like(logits, off).scatter_(1, labels[:, None], 1 - smoothing + off)
+
+
 def dominant_labels(labels: Tensor, partner_labels: Tensor, weights: Tensor) -> Tensor:
     """For each mixed image, the label with the larger weight, int64 [B]; the image's own label if both are equal."""
     return torch.where(weights >= 0.5, labels, partner_labels)

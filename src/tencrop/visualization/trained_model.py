@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tencrop.config import Config, UserError, num_workers
 from tencrop.data.augmentation.color import mean_and_std, normalize
+from tencrop.data.augmentation.mean_image import central_mean, mean_image_of
 from tencrop.data.augmentation.plan import evaluation_plan
 from tencrop.data.loading.loader import Loader
 from tencrop.data.sampling.sampler import split_to_fit_memory
@@ -48,10 +49,13 @@ class TrainedModel:
     mean: list[float]  # on the scale [0, 255], as `std`
     std: list[float]
     weights_sha256: str
+    mean_image: Tensor | None = None  # [256, 256, 3], subtracted in place of the mean
 
     def inputs(self, pixels: Tensor) -> Tensor:
-        """Normalize pixels for the network: uint8 [B, H, W, 3] -> float32 [B, 3, H, W]."""
-        return normalize(pixels, torch.tensor(self.mean), torch.tensor(self.std))
+        """Normalize central crops for the network: uint8 [B, H, W, 3] -> float32 [B, 3, H, W]."""
+        image = self.mean_image
+        mean = torch.tensor(self.mean) if image is None else central_mean(image, size=pixels.shape[1])
+        return normalize(pixels, mean, torch.tensor(self.std))
 
     def split(self, name: str) -> Split:
         """Open the split "train" or "val"."""
@@ -90,10 +94,13 @@ def load_trained_model(target: EvaluationTarget) -> TrainedModel:
     config, _ = with_preprocessing(target, network, weights)
     apply_weights(network, weights.state, source=str(target.path), name=config.model.name)
     # a checkpoint of ours carries the statistics that it was trained with; foreign weights use those of the data
-    mean, std = mean_and_std(config.normalization, weights.metadata or target.manifest["statistics"])
+    data = open_split(config.data.root, "val", source=config.data.source, data=config.data.name)
+    statistics = weights.metadata or data.statistics
+    mean, std = mean_and_std(config.normalization, statistics)
+    mean_image = mean_image_of(config.normalization, statistics)
     classes = target.manifest["classes"]
     return TrainedModel(
-        config, network.eval(), initial.eval(), classes, mean, std, weights_sha256(network.state_dict())
+        config, network.eval(), initial.eval(), classes, mean, std, weights_sha256(network.state_dict()), mean_image
     )
 
 

@@ -77,13 +77,13 @@ def test_boxes_are_those_of_tensorflows_kernel(pairs, seed, epoch, options):
     found = boxes(pairs, area=area, aspect=aspect, covered=covered, seed=seed, epoch=epoch)
     index = np.arange(len(pairs))
     draw = random_uint64(seed=seed, index=index, epoch=epoch, stream=Stream.CROP, count=40).tolist()
-    assert found.tolist() == [scalar_box(*pairs[i], draw[i], *options) for i in index]
+    assert found.tolist() == [scalar_box(h, w, draw[i], area, aspect, covered) for i, (h, w) in enumerate(pairs)]
 
 
 def model_shares(num_images: int, side: int) -> np.ndarray:
     """Shares of the area of a square image, by the law in words: the aspect is uniform, then the height is uniform."""
     generator = np.random.default_rng(0)
-    ratio = generator.uniform(*ASPECT, num_images)
+    ratio = generator.uniform(ASPECT[0], ASPECT[1], num_images)
     low, high = side * np.sqrt(AREA[0] / ratio), np.minimum(side, side / ratio)
     height = generator.uniform(low, high)
     return ratio * height**2 / side**2

@@ -42,7 +42,7 @@ def batch_for(augmentation: Augmentation, num_samples: int = 8) -> Batch:
     params: dict[str, torch.Tensor | np.ndarray] = {
         name: a.astype(np.float32) if a.dtype.kind == "f" else a for name, a in plan.params.items()
     }
-    params |= {name: torch.from_numpy(np.asarray(params[name])) for name in DEVICE_PARAMS}
+    params |= {name: torch.from_numpy(np.asarray(params[name])) for name in params.keys() & DEVICE_PARAMS}
     labels, hashes = torch.arange(num_samples) * 10, np.zeros((num_samples, 2), np.int64)
     return Batch(images, labels, plan.index, plan.boxes, plan.flips, plan.sizes, params, hashes)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -262,7 +263,9 @@ def test_certain_flips(flip, share):
 def test_a_samples_plan_does_not_depend_on_its_batch(crop):
     rng = np.random.default_rng(0)
     stored, index = rng.integers(1, 700, (67, 2)).astype(np.int32), np.arange(67)
-    kwargs = {"side": [224, 512], "region": "whole"} if crop == "random" else {"area": AREA, "aspect": ASPECT}
+    kwargs: dict[str, Any] = (
+        {"side": [224, 512], "region": "whole"} if crop == "random" else {"area": AREA, "aspect": ASPECT}
+    )
     kwargs |= {"min_object_covered": 0.1} if crop == "random_sized_tf" else {}
     options = dataclasses.replace(augmentation(crop, pca=0.1, **kwargs), **on_each_sample())
     view = np.arange(67) % 3

@@ -70,6 +70,7 @@ def test_stream_numbers_are_fixed():
     """Renumbering would change the augmentation of every run that was ever recorded."""
     names = {"ORDER": 0, "MINIVAL": 1, "CROP": 2, "FLIP": 3, "PCA": 4, "JITTER": 5, "MIX": 6}
     names |= {"RANDAUGMENT": 7, "RANDAUGMENT_LEVEL": 8, "ERASE": 9, "ERASE_NOISE": 10, "NOISE_TABLE": 11, "STORE": 12}
+    names |= {"CUTOUT": 13}
     assert {stream.name: stream.value for stream in Stream} == names
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tencrop.config import Augmentation, Config, Jitter, Normalization, Pca
+from tencrop.config import Augmentation, Config, Jitter, Normalization, Pca, UserError
+from tencrop.data.augmentation.mean_image import mean_crops, mean_image_of
 from tencrop.data.augmentation.pixel_statistics import IMAGENET
 from tencrop.data.augmentation.transform import Params, Samples, Transform
 from tencrop.data.sampling.rng import Float64, Index, Stream, integers_below, normals, random_uint64, uniforms
@@ -70,10 +71,11 @@ class ColorJitter(Transform):
 class Normalize(Transform):
     """Normalization, with PCA noise. The noise is a constant per image and channel, so it costs no pass of its own."""
 
-    device_params = frozenset({"pca_alphas"})
+    device_params = frozenset({"pca_alphas", "mean_places"})
     mean: Tensor
     std: Tensor
     axes: Tensor
+    mean_image: Tensor | None
 
     @staticmethod
     def is_on(augmentation: Augmentation) -> bool:
@@ -97,10 +99,13 @@ class Normalize(Transform):
         self.scale, self.channels_last = noise.scale, config.model.channels_last
         for name, constant in (("mean", torch.tensor(mean)), ("std", torch.tensor(std)), ("axes", noise.axes)):
             self.register_buffer(name, constant, persistent=False)
+        self.register_buffer("mean_image", mean_image_of(config.normalization, statistics), persistent=False)
 
     def forward(self, images: Tensor, params: dict[str, Any]) -> Tensor:
-        shift = pca_shift(params["pca_alphas"], self.axes)
-        return normalize(images, self.mean, self.std, shift=shift, scale=self.scale, channels_last=self.channels_last)
+        shift, mean = pca_shift(params["pca_alphas"], self.axes), self.mean
+        if self.mean_image is not None:
+            mean = mean_crops(self.mean_image, params["mean_places"], size=images.shape[1])
+        return normalize(images, mean, self.std, shift=shift, scale=self.scale, channels_last=self.channels_last)
 
 
 class ColorNoise(NamedTuple):
@@ -121,12 +126,15 @@ def normalize(
 ) -> Tensor:
     """(pixel - mean + shift) * scale / std: uint8 [B, H, W, 3] -> [B, 3, H, W] in the dtype of `mean`.
 
-    mean, std: [3] on [0, 255]. shift: [B, 3], gray levels. channels_last keeps the memory order of the images and
-    costs no copy.
+    mean, std: [3] on [0, 255]; mean may be crops of the mean image, [B or 1, 3, H, W]. shift: [B, 3], gray levels.
+    channels_last keeps the memory order of the images and costs no copy.
     """
     # Written as pixel * factor + offset, so that it is one fused pass over the batch instead of three.
     factor = (scale / std)[:, None, None]
-    offset = ((-mean if shift is None else shift - mean) * scale / std)[..., None, None]
+    if mean.ndim == 1:
+        offset = ((-mean if shift is None else shift - mean) * scale / std)[..., None, None]
+    else:
+        offset = (-mean if shift is None else shift[..., None, None] - mean) * factor
     pixels = images.permute(0, 3, 1, 2).to(mean.dtype)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return torch.addcmul(offset, pixels, factor).contiguous(memory_format=layout)
@@ -135,9 +143,17 @@ def normalize(
 def mean_and_std(choice: Normalization, statistics: Mapping[str, Any]) -> tuple[list[float], list[float]]:
     """(mean, std) per channel on [0, 255]: ImageNet's, the prepared data's, or the configuration's own numbers.
 
-    statistics: `statistics` of the data's manifest, on [0, 255].
+    For mean=image, the mean is the data's mean color, which fills pixels that RandAugment leaves uncovered.
+
+    statistics: `statistics` of the data's manifest, on [0, 255]; empty for a test set. Raises UserError if they are
+    needed and empty.
     """
-    published = {"imagenet": IMAGENET, "dataset": statistics}
+    if not statistics and (choice.mean == "image" or "dataset" in (choice.mean, choice.std)):
+        raise UserError(
+            "normalization=dataset: a test set has no training images to take mean and std of; name those that the"
+            " weights were trained with, such as normalization.mean=imagenet normalization.std=imagenet"
+        )
+    published = {"imagenet": IMAGENET, "dataset": statistics, "image": statistics}
     mean, std = (
         [float(value) for value in (published[given][key] if isinstance(given, str) else given)]
         for key, given in (("mean", choice.mean), ("std", choice.std))

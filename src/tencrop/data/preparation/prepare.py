@@ -32,6 +32,7 @@ from tencrop.data.sources.cifar10 import Cifar10Source
 from tencrop.data.sources.digits import DigitsSource, permutation
 from tencrop.data.sources.folder import FolderSource, check_num_classes, source_folder
 from tencrop.data.sources.ilsvrc import IlsvrcSource
+from tencrop.data.sources.imagenet_test_sets import TEST_SETS, ImagenetTestSource
 from tencrop.data.sources.source import TREE, Source
 from tencrop.data.sources.tiny_imagenet import TinyImagenetSource
 from tencrop.data.store.encode import PLAIN_KINDS
@@ -70,15 +71,15 @@ def prepare(data: Data, *, workers: int | str = "auto", progress: bool = True) -
 
 def _write(root: Path, source: Source, data: Data, *, num_threads: int, console: Console) -> dict[str, Any]:
     """Write all files of the prepared folder, the manifest last; returns the manifest's `splits`."""
-    options = {split: store_options(data, split) for split in SPLITS}
+    options = {split: store_options(data, split) for split in source.files}
     if isinstance(source, BetonSource):
         console.print(adoption_notice(root, source))
     else:
         announce(source, options, name=data.name, root=root, num_threads=num_threads, console=console)
     if data.check_md5:
         _check_archives(source, console)
-    splits, sums, every = {}, {}, sampled_every(len(source.files["train"]))
-    for split in SPLITS:
+    splits, sums, every = {}, {}, sampled_every(len(source.files.get("train", ())))
+    for split in source.files:
         with counting_images(console, split, len(source.files[split])) as advance:
             settings: dict[str, Any] = {
                 "num_threads": num_threads,
@@ -93,9 +94,11 @@ def _write(root: Path, source: Source, data: Data, *, num_threads: int, console:
                     root, split, source, options[split], undecodable=undecodable, **settings
                 )
     # All files are complete and on disk: only now write the manifest, which declares the folder prepared.
-    sums["train"].every = every
-    write_npy(root / "mean_image.npy", sums["train"].mean_image())
-    write_manifest(root, _manifest(data, source, splits, sums["train"]))
+    training = sums.get("train")  # a test set has no statistics: its own would be those of the wrong images
+    if training is not None:
+        training.every = every
+        write_npy(root / "mean_image.npy", training.mean_image())
+    write_manifest(root, _manifest(data, source, splits, training))
     remove_parts(root)
     return splits
 
@@ -110,6 +113,8 @@ def open_source(data: Data) -> Source:
         return IlsvrcSource(data)
     if data.name == "beton":
         return BetonSource(data)
+    if data.name in TEST_SETS:
+        return ImagenetTestSource(data)
     # The remaining two always need data.source and have a fixed layout.
     path = source_folder(data)
     source = (Cifar10Source if data.name == "cifar10" else TinyImagenetSource)(path, subset=data.subset)
@@ -126,16 +131,14 @@ def store_options(data: Data, split: str) -> StoreOptions:
     return StoreOptions(mode="jpeg", short_side=None, max_side=None, quality=data.store.quality)
 
 
-def _manifest(data: Data, source: Source, splits: dict[str, Any], sums: ColorSums) -> dict[str, Any]:
+def _manifest(data: Data, source: Source, splits: dict[str, Any], sums: ColorSums | None) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "name": data.name,
         "options": _options(data),
         "classes": source.classes,
         "splits": splits,
-        "statistics": sums.statistics(),
-        "mean_image": "mean_image.npy",
-        "mean_image_sha256": file_sha256(Path(data.root) / "mean_image.npy"),
+        **({} if sums is None else _statistics(data, sums)),
         "source": dataclasses.asdict(source.location),
         # Sorted, so that the manifest does not depend on the order in which a file system lists its entries.
         "left_out": {split: dict(sorted(sorts.items())) for split, sorts in source.left_out.items()},
@@ -147,6 +150,14 @@ def _manifest(data: Data, source: Source, splits: dict[str, Any], sums: ColorSum
             "pillow": PIL.__version__,
             "libjpeg_turbo": PIL.features.version("libjpeg_turbo"),
         },
+    }
+
+
+def _statistics(data: Data, sums: ColorSums) -> dict[str, Any]:
+    return {
+        "statistics": sums.statistics(),
+        "mean_image": "mean_image.npy",
+        "mean_image_sha256": file_sha256(Path(data.root) / "mean_image.npy"),
     }
 
 
@@ -177,7 +188,7 @@ def _check_prepared(root: Path, data: Data) -> None:
     for key, value in _options(data).items():
         if (found := manifest["options"].get(key)) != value and not _is_same_folder(key, data, manifest["source"]):
             raise UserError(f"data.{key}={value}: {root} was prepared with data.{key}={found}; {remedy}")
-    splits = {split: open_split(root, split, data=data.name) for split in SPLITS}
+    splits = {split: open_split(root, split, data=data.name) for split in manifest["splits"]}
     # Without the source there is nothing to compare with: a prepared folder is used without it.
     if data.name == "digits" or data.source is None or not Path(data.source).is_dir():
         return
@@ -202,7 +213,7 @@ def _check_prepared(root: Path, data: Data) -> None:
 def _is_same_folder(key: str, data: Data, read: dict[str, Any]) -> bool:
     """Whether another `data.source` with another `data.splits.SPLIT` leads to the folder that was prepared."""
     split = key.removeprefix("splits.")
-    if split not in SPLITS or data.source is None or read["path"] is None:
+    if split not in read["splits"] or data.source is None or read["path"] is None:
         return False
     folder = dataclasses.asdict(data.splits)[split]
     return (Path(data.source) / folder).resolve() == (Path(read["path"]) / read["splits"][split]).resolve()

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tencrop.config.schema import MEAN_IMAGE_SIDE
 from tencrop.data.native.decoder import decode_batch
 from tencrop.data.native.reduce import MIN_SIDE, color_sums
 from tencrop.data.sampling.geometry import central_square
 from tencrop.data.store.beton import RAW
 
-SIDE = 256  # pixels, of the mean image
+SIDE = MEAN_IMAGE_SIDE
 # Splits of more than 100,000 images use every fourth image only. Preparation is then 2.2 times as fast as stock ffcv's
 # writer instead of 1.6 times (`python bench/writing.py`).
 SAMPLED_ABOVE, SAMPLED_EVERY = 100_000, 4

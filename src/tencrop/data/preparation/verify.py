@@ -17,7 +17,6 @@ import numpy as np
 from tencrop.config import UserError
 from tencrop.console import plain_console
 from tencrop.data.store.manifest import (
-    SPLITS,
     Split,
     check_file,
     open_split,
@@ -40,7 +39,7 @@ def verify(root: str | Path, data: str = "imagefolder", *, num_threads: int = 1,
     console = plain_console(quiet=not progress, soft_wrap=True)
     manifest = read_manifest(root, data)  # compares it with its own digest
     remedy = f"delete {root} and prepare the data again (prepare.py)"
-    for name in SPLITS:
+    for name in manifest["splits"]:
         split = open_split(root, name, data=data)
         facts = manifest["splits"][name]
         # First the file table against the manifest, then the .beton file against the table.

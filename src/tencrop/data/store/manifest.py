@@ -4,7 +4,7 @@ prepare.py writes the folder; training, evaluation and reports open it. Small fa
 the number of images is in a memory-mapped table, which costs a process nothing until it is read.
 
     manifest.json     options, classes, counts, statistics, fingerprints, and a digest of these; written last, so a
-                      folder with a manifest is complete
+                      folder with a manifest is complete; a test set has no training split and no statistics
     mean_image.npy    float32 [256, 256, 3], the training split's mean at every pixel
     train.beton       images and labels of the training split (val.beton: of the evaluation split)
     train.files.npy   one row for each sample: name, label, sizes, SHA-256 of the original file and of the payload
@@ -27,6 +27,7 @@ from tencrop.cli.command_line import command_prefix, typed_word
 from tencrop.config import UserError
 from tencrop.config.documents import FILE_NAME, Between, NotEmpty, check_shape, read_json
 from tencrop.data.native.mapped import watch
+from tencrop.data.sources.imagenet_test_sets import TEST_SETS
 from tencrop.data.sources.source import (
     BETON,
     FLAT,
@@ -86,6 +87,11 @@ SHAPE = {
     },
     "sha256?": str,
 }
+_OF_TRAINING = ("statistics", "mean_image", "mean_image_sha256")
+TEST_SET_SHAPE = {key: shape for key, shape in SHAPE.items() if key not in _OF_TRAINING} | {
+    "splits": {"val": _SPLIT},
+    "source": {"path": FILE_NAME, "splits": {"val": FILE_NAME}, "routes": {"val": _ROUTE}, "archives": {str: _COUNT}},
+}
 # The part of the data's manifest that a run folder keeps.
 _RUN_SPLIT = {key: _SPLIT[key] for key in ("num_samples", "source_fingerprint", "store_fingerprint")}
 RUN_DATA_SHAPE = {"name": str, "classes": SHAPE["classes"], "splits": {"train": _RUN_SPLIT, "val": _RUN_SPLIT}}
@@ -107,7 +113,7 @@ def read_manifest(root: str | Path, data: str = "imagefolder") -> dict[str, Any]
     if (found := manifest["format"]) != FORMAT:
         raise UserError(f"{path}: format {found}, but this code reads {FORMAT}; prepare again elsewhere: {prepare}")
     try:
-        check_shape(manifest, SHAPE)
+        check_shape(manifest, TEST_SET_SHAPE if manifest.get("name") in TEST_SETS else SHAPE)
     except ValueError as error:
         raise UserError(f"{path}: not {what} ({error}); {remedy}") from error
     if "sha256" in manifest and manifest["sha256"] != manifest_sha256(manifest):
@@ -185,7 +191,8 @@ def open_split(root: str | Path, name: str, *, source: str | None = None, data: 
     manifest = read_manifest(root, data)
     if name not in manifest["splits"]:
         raise UserError(f"{root}: prepared without a split {name}; it has {', '.join(manifest['splits'])}")
-    check_file(Path(root) / manifest["mean_image"], manifest["mean_image_sha256"])
+    if "mean_image" in manifest:
+        check_file(Path(root) / manifest["mean_image"], manifest["mean_image_sha256"])
     return Split(Path(root), name, manifest, source)
 
 
@@ -210,6 +217,12 @@ class Split:
 
     def __init__(self, root: Path, name: str, manifest: dict[str, Any], source: str | None = None) -> None:
         self.root, self.name, self.manifest = root, name, manifest
+        # Of the training split, whichever split this is: those of the manifest, and mean_image, float32 [256, 256, 3].
+        # Empty for a test set.
+        self.statistics: dict[str, Any] = {}
+        if "statistics" in manifest:
+            mean_image = np.load(root / manifest["mean_image"], allow_pickle=False)
+            self.statistics = {**manifest["statistics"], "mean_image": mean_image}
         facts = manifest["splits"][name]
         self.num_samples = facts["num_samples"]
         self.source_fingerprint: str = facts["source_fingerprint"]

@@ -1,0 +1,67 @@
+"""The mean image, which AlexNet and ZFNet subtract: its crops at the places of the images' own crops.
+
+The mean image is that of the central squares of the training images, each resized to 256 x 256. It has a place for a
+crop only where the crop is taken from such a square: config/protocol_rules.py and recipe_rules.py refuse all others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tencrop.config import Normalization, UserError
+from tencrop.config.schema import MEAN_IMAGE_SIDE
+from tencrop.data.augmentation.crops import square_crops
+from tencrop.data.sampling.geometry import offset
+from tencrop.data.sampling.rng import Index, Stream, integers_below, random_uint64
+
+
+def mean_image_of(choice: Normalization, statistics: Mapping[str, Any]) -> Tensor | None:
+    """The mean image [256, 256, 3] on [0, 255] if `normalization.mean` is "image", else None.
+
+    statistics: those of prepared data (`Split.statistics`), or the metadata of a checkpoint.
+    """
+    if choice.mean != "image":
+        return None
+    if "mean_image" not in statistics:
+        raise UserError(
+            "normalization.mean=image: the checkpoint holds no mean image, because it was trained with another mean;"
+            " leave normalization.mean out"
+        )
+    return torch.as_tensor(statistics["mean_image"], dtype=torch.get_default_dtype())
+
+
+def array_sha256(values: Tensor) -> str:
+    """SHA-256 (hexadecimal) of the float32 bytes of a tensor on the CPU."""
+    return hashlib.sha256(values.float().contiguous().numpy().tobytes()).hexdigest()
+
+
+def mean_places(key: dict[str, Any], *, size: int, flips: Any) -> Index:
+    """Top and left of each training crop in the mean image, and whether it is mirrored (1 or 0): int64 [B, 3].
+
+    These are the draws of `random_boxes`: a crop at a fixed scale is drawn in the rescaled square, not in the stored
+    image, so its place there needs no size. key: arguments of the draws.
+    """
+    draw = random_uint64(**key, stream=Stream.CROP, count=3)
+    places = integers_below(draw, MEAN_IMAGE_SIDE - size + 1)
+    places[:, :2], places[:, 2] = places[:, 1:], flips
+    return places
+
+
+def mean_crops(mean_image: Tensor, places: Tensor, *, size: int) -> Tensor:
+    """Crops [B, 3, size, size] of the mean image [256, 256, 3] at `places` [B, 3].
+
+    A mirrored image has a mirrored mean, as in Caffe (data_transformer.cpp), which subtracts before it mirrors.
+    """
+    crops = square_crops(mean_image.expand(len(places), -1, -1, -1), places[:, :2], size=size)
+    return torch.where((places[:, 2] == 1)[:, None, None, None], crops.flip(2), crops).permute(0, 3, 1, 2)
+
+
+def central_mean(mean_image: Tensor, *, size: int) -> Tensor:
+    """The central crop [1, 3, size, size] of the mean image [256, 256, 3]."""
+    start = offset(MEAN_IMAGE_SIDE, size)
+    return mean_image[start : start + size, start : start + size].permute(2, 0, 1)[None]

@@ -1,0 +1,135 @@
+"""Subtraction of the mean image, pixel by pixel in a slow loop: training crops, mirrored ones, and all test views."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tencrop.config import Augmentation, Config, Normalization, Pca, Protocol, UserError
+from tencrop.config.schema import Region
+from tencrop.data.augmentation.batch import Batch
+from tencrop.data.augmentation.color import Normalize
+from tencrop.data.augmentation.mean_image import central_mean, mean_image_of
+from tencrop.data.augmentation.plan import training_plan
+from tencrop.evaluation.inference import view_logits
+from typed import stand_in
+
+SIZE, STD = 224, [50.0, 60.0, 70.0]
+MEAN_IMAGE = np.random.default_rng(0).uniform(80, 140, (256, 256, 3)).astype(np.float32)
+STATISTICS = {"mean": [110.0, 111.0, 112.0], "std": STD, "mean_image": MEAN_IMAGE}
+ALEXNET = Augmentation("random", SIZE, "bilinear", 0.5, Pca(0.0, "torch"), side=[256, 256], region="square")
+# Top and left corner of every view in the square, as the papers and the README number them.
+TEN = [(0, 0), (0, 32), (32, 0), (32, 32), (16, 16)]
+GRID = [(row * 8, column * 8) for row in range(5) for column in range(5)]
+VIEWS = {
+    "center": TEN[4:],
+    "flip_pair": TEN[4:],
+    "five_crop": TEN,
+    "ten_crop": TEN,
+    "grid_crop": GRID,
+    "dense": [(0, 0)],
+}
+ONE_SIDED = ("center", "five_crop")
+
+
+def subtracted(image: np.ndarray, top: int, left: int, *, is_mirrored: bool) -> np.ndarray:
+    """(pixel - mean) / std of a view uint8 [H, W, 3] as the network sees it, [3, H, W], one pixel at a time."""
+    height, width, _ = image.shape
+    result = np.empty((3, height, width))
+    for y in range(height):
+        for x in range(width):
+            column = width - 1 - x if is_mirrored else x
+            mean = MEAN_IMAGE[top + y, left + column].astype(np.float64)
+            result[:, y, x] = (image[y, x].astype(np.float64) - mean) / STD
+    return result
+
+
+def normalization() -> Normalization:
+    return Normalization("image", STD)
+
+
+def test_training_crops_and_mirrored_ones():
+    """The images of the store have the scale of the crops, so that boxes in it are places in the square."""
+    stored = np.array([(256, 300), (310, 256), (256, 256), (256, 259), (256, 300), (256, 256)], np.int32)
+    plan = training_plan(np.arange(6), stored, augmentation=ALEXNET, seed=0, epoch=0, with_mean_places=True)
+    assert set(plan.flips) == {True, False}
+    model = SimpleNamespace(channels_last=False)
+    config = stand_in(Config, augmentation=ALEXNET, normalization=normalization(), model=model)
+    module = Normalize(config, STATISTICS)
+    images = np.random.default_rng(1).integers(256, size=(6, SIZE, SIZE, 3)).astype(np.uint8)
+    params = {name: torch.from_numpy(plan.params[name]) for name in ("pca_alphas", "mean_places")}
+    params["pca_alphas"] = params["pca_alphas"].float()
+    found = module(torch.from_numpy(images), params)
+    for number in range(6):
+        top, left = plan.boxes[number, :2] - np.rint((stored[number] - 256) / 2).astype(int)
+        expected = subtracted(images[number], top, left, is_mirrored=plan.flips[number])
+        np.testing.assert_allclose(found[number], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("stored", [(512, 600), (375, 500), (2000, 1500)])
+def test_places_do_not_depend_on_the_scale_of_the_store(stored):
+    """Boxes in stored pixels, brought to the scale of the square, are the places, to within their rounding."""
+    sizes = np.full((200, 2), stored, np.int32)
+    plan = training_plan(np.arange(200), sizes, augmentation=ALEXNET, seed=3, epoch=1, with_mean_places=True)
+    scale = 256 / min(stored)
+    corners = plan.boxes[:, :2] * scale - (np.array(stored) * scale - 256) / 2
+    assert np.abs(corners - plan.params["mean_places"][:, :2]).max() <= 1.5
+    assert plan.params["mean_places"][:, 2].tolist() == plan.flips.tolist()
+    assert set(plan.params["mean_places"][:, 0]) <= set(range(33))
+
+
+def test_other_runs_have_no_places_and_keep_their_digest():
+    assert (
+        "mean_places"
+        not in training_plan(np.arange(2), np.full((2, 2), 256, np.int32), augmentation=ALEXNET, seed=0, epoch=0).params
+    )
+
+
+class Pixels(nn.Module):
+    """A network whose logits are its inputs."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "resize"), [*((name, "shorter_side") for name in VIEWS if name != "dense"), ("dense", "warp")]
+)
+def test_every_view_of_every_protocol(name, resize):
+    region: Region = "square" if resize == "shorter_side" else "whole"
+    protocol = Protocol(name, 256, SIZE, region, "bilinear", "softmax", resize)
+    images = np.random.default_rng(2).integers(256, size=(1, 256, 256, 3)).astype(np.uint8)
+    sizes = np.array([[256, 256]], np.int32)
+    index, flips, nothing = np.zeros(1, np.int64), np.zeros(1, bool), np.zeros(1, np.int32)
+    batch = Batch(torch.from_numpy(images), torch.zeros(1).long(), index, nothing, flips, sizes, {}, index)
+    config = stand_in(
+        Config,
+        protocol=protocol,
+        model=SimpleNamespace(channels_last=False),
+        training=SimpleNamespace(precision="fp32"),
+    )
+    found = view_logits(Pixels(), batch, torch.from_numpy(MEAN_IMAGE), torch.tensor(STD), config)
+    side = 256 if name == "dense" else SIZE
+    reflections = (False,) if name in ONE_SIDED else (False, True)
+    places = [(*corner, is_mirrored) for is_mirrored in reflections for corner in VIEWS[name]]
+    assert len(found) == len(places)
+    # The slow loop takes 0.3 s a view: all ten of ten_crop, the first and the last of the others.
+    for number in range(len(places)) if name == "ten_crop" else (0, len(places) - 1):
+        top, left, is_mirrored = places[number]
+        view = images[0, top : top + side, left : left + side]
+        view = view[:, ::-1] if is_mirrored else view
+        expected = subtracted(view, top, left, is_mirrored=is_mirrored)
+        np.testing.assert_allclose(found[number, 0].view(3, side, side), expected, atol=2e-5)
+
+
+def test_validation_subtracts_the_center():
+    center = central_mean(torch.from_numpy(MEAN_IMAGE), size=SIZE)
+    assert np.array_equal(center[0].permute(1, 2, 0), MEAN_IMAGE[16:240, 16:240])
+
+
+def test_weights_without_a_mean_image_are_refused():
+    with pytest.raises(UserError, match="the checkpoint holds no mean image"):
+        mean_image_of(normalization(), {"mean": [1.0, 2.0, 3.0], "std": STD})
+    assert mean_image_of(Normalization("dataset", STD), STATISTICS) is None
