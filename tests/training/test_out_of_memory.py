@@ -47,12 +47,11 @@ def test_the_largest_micro_batch_that_fits_is_named_and_trains(prepared_photos, 
 
 
 def test_a_layout_that_takes_almost_all_memory_is_not_named(prepared_photos, tmp_path, monkeypatch):
-    needed = {6: 10, 2: 5}  # GB by micro-batch; 12 images run out
+    needed = {6: 10.0, 4: 9.5, 2: 5.0}  # bytes by micro-batch; 12 images run out
     monkeypatch.setattr(out_of_memory, "_free_memory", lambda device: 10)
     monkeypatch.setattr(out_of_memory, "_peak_memory", lambda classifier, layout, device: needed[layout.micro_batch])
     overrides = ("training.global_batch=12", "model.bn_group=2", "augmentation.mixing.mix_group=null")
     built = build_with_limit(prepared_photos, *overrides, limit=6)
-    needed[4] = 9.5
     with pytest.raises(UserError, match=r"set hardware.max_micro_batch=2, which needed 5 bytes"):
         fit(*built, run_dir=tmp_path)
 

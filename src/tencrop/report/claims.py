@@ -104,7 +104,8 @@ def _tables(errors: Path, data: str) -> list[ErrorTable]:
 @cache
 def _network(model: str) -> str:
     """The name of the network in a file of conf/model, which may differ from the file's."""
-    return str(read_yaml_file(CONF / "model" / f"{model}.yaml")["model"]["name"])
+    content = read_yaml_file(CONF / "model" / f"{model}.yaml")
+    return str(content.get("model", content)["name"])  # below `model:` where the file sets other groups too
 
 
 @cache

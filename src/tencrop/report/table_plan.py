@@ -53,17 +53,16 @@ def plan_table(
     pending: dict[tuple[tuple[Path, tuple[str, ...]], ...], Pending] = {}  # rows that share an evaluation need it once
     remaining = []
     for row in table.rows:
-        found: list[Pending] = []
         missing: Remaining | None
         try:
             if row.reason is not None:
-                missing = Remaining(row.label, row.reason)
+                found, missing = list[Pending](), Remaining(row.label, row.reason)
             elif row.members:
                 found, missing = _ensembles(table, row, runs_of, evaluations)
             else:
                 found, missing = _single(table, row, runs_of, code_sha256)
         except UserError as error:
-            missing = Remaining(row.label, str(error))
+            found, missing = [], Remaining(row.label, str(error))
         remaining += [] if missing is None else [missing]
         pending |= {one.members: one for one in found if one.members not in pending}
     return list(pending.values()), remaining

@@ -1,0 +1,85 @@
+"""The learning rate of the recipes in conf/experiment over a whole run on ImageNet, at ten positions.
+
+The golden values were computed by the formulas of the authors' code, which the comments state, without any of ours.
+"""
+
+import math
+
+import pytest
+
+from tencrop.training.schedules import learning_rate, schedule_length
+
+NUM_IMAGES = 1_281_167
+
+DROPS = {0: 0.1, 10: 0.1, 29: 0.1, 30: 0.01, 45: 0.01, 59: 0.01, 60: 1e-3, 75: 1e-3, 80: 1e-3, 89: 1e-3}
+DROPS_120 = {0: 0.1, 29: 0.1, 30: 0.01, 59: 0.01, 60: 1e-3, 75: 1e-3, 89: 1e-3, 90: 1e-4, 100: 1e-4, 119: 1e-4}
+
+# By recipe: learning rates by epoch, at its first step.
+GOLDEN = {
+    # fb.resnet.torch: 0.1 * 0.1 ** floor((epoch - 1) / 30), with epochs from 1
+    "wide_resnet50_2": DROPS,
+    "densenet121": DROPS,
+    "resnext50_32x4d": {epoch: lr for epoch, lr in DROPS_120.items() if epoch < 100} | {95: 1e-4, 99: 1e-4},
+    # the same, with 1e-4 in the 30 epochs that are added
+    "resnet152_stochastic_depth": DROPS_120,
+    # He et al. 2016 divide by 10; the places of the drops are guesses
+    "resnet34_b": DROPS_120,
+    # timm's CosineLRScheduler with warmup_prefix=False, once an epoch: 1e-6 + (1e-3 - 1e-6) e / 5 before epoch 5, then
+    # 1e-5 + (1e-3 - 1e-5) (1 + cos(pi e / 300)) / 2
+    "deit_small_patch16_224": {
+        0: 1e-6, 1: 0.0002008, 4: 0.0008002, 5: 0.0009993216197, 20: 0.0009891830624, 100: 0.0007525, 150: 0.000505,
+        225: 0.0001549821433, 290: 1.271166179e-05, 299: 1.002714116e-05,
+    },
+    # the same with warmup_prefix=True: 1e-6 + (1e-3 - 1e-6) e / 20, then 1e-5 + (1e-3 - 1e-5) (1 + cos(pi (e - 20) /
+    # 280)) / 2
+    "swin_tiny_patch4_window7_224": {
+        0: 1e-6, 1: 5.095e-05, 10: 0.0005005, 19: 0.00095005, 20: 0.001, 90: 0.0008550178567, 160: 0.000505,
+        230: 0.0001549821433, 290: 1.31124561e-05, 299: 1.003115691e-05,
+    },
+    # ConvNeXt's utils.cosine_scheduler: numpy.linspace(0, 4e-3, 6240)[312 e], then 1e-6 + (4e-3 - 1e-6) (1 + cos(pi
+    # (e - 20) / 280)) / 2
+    "convnext_tiny": {
+        0: 0.0, 1: 0.0002000320564, 10: 0.002000320564, 19: 0.003800609072, 20: 0.004, 90: 0.003414360009,
+        160: 0.0020005, 230: 0.000586639991, 290: 1.357243632e-05, 299: 1.125855019e-06,
+    },
+    # numpy.interp(e, [0, 2 E / 5, 4 E / 5, E], [0, 0.01, 0.01 / 20, 0])
+    "convmixer_1536_20": {
+        0: 0.0, 1: 0.0001666666667, 30: 0.005, 60: 0.01, 75: 0.007625, 90: 0.00525, 120: 0.0005, 130: 0.0003333333333,
+        140: 0.0001666666667, 149: 1.666666667e-05,
+    },
+    "convmixer_768_32": {
+        0: 0.0, 2: 0.0001666666667, 60: 0.005, 120: 0.01, 150: 0.007625, 180: 0.00525, 240: 0.0005,
+        260: 0.0003333333333, 280: 0.0001666666667, 299: 8.333333333e-06,
+    },
+}  # fmt: skip
+# ConvNeXt's warm-up has 6,239 steps to lr, ours 6,240; its recipe says so.
+TOLERANCE = {"convnext_tiny": 1.7e-4}
+
+
+@pytest.mark.parametrize("model", GOLDEN)
+def test_learning_rate_at_ten_positions(model, composed):
+    config, golden = composed(f"experiment={model}"), GOLDEN[model]
+    steps_per_epoch = NUM_IMAGES // config.training.global_batch
+    total_steps = schedule_length(config.training, steps_per_epoch)
+    ours = {
+        epoch: learning_rate(
+            config.schedule,
+            base_lr=config.optimizer.lr,
+            step=epoch * steps_per_epoch,
+            steps_per_epoch=steps_per_epoch,
+            total_steps=total_steps,
+        )
+        for epoch in golden
+    }
+    assert len(golden) == 10 and math.ceil(total_steps / steps_per_epoch) == max(golden) + 1
+    assert ours == pytest.approx(golden, rel=TOLERANCE.get(model, 1e-9))
+
+
+def test_zfnet_lowers_its_rate_by_tens_when_the_error_stops_improving(composed):
+    config = composed("experiment=zfnet")
+    assert config.schedule.max_drops == 3
+    path = [
+        learning_rate(config.schedule, base_lr=config.optimizer.lr, step=0, steps_per_epoch=1, total_steps=70, drops=n)
+        for n in range(4)
+    ]
+    assert path == pytest.approx([0.01, 0.001, 1e-4, 1e-5])
