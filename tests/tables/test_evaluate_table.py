@@ -137,7 +137,7 @@ def test_a_row_asks_for_seeds(
         write_table(rows=[row])
         evaluated(config, write=False)
         printed = capsys.readouterr().out
-        assert ("2 of" in printed) == bool(missing)
+        assert ("seeds; train the others" in printed) == bool(missing)
         commands = [line.split()[-1] for line in printed.splitlines() if "train.py" in line]
         assert commands == [f"seed={seed}" for seed in missing]
 
@@ -151,16 +151,17 @@ def test_an_ensemble_of_one_network_is_made_for_every_seed(
 ) -> None:
     trained(0)
     config = trained(1)
+    five = {**ROWS[1], "protocol": {"name": "five_crop", "average": "softmax"}}
     both = {"id": "both", "row": "both", "top1": "1.7", "top5": "0", "members": [{"row": "one"}, {"row": "five"}]}
-    write_table(rows=[*ROWS[:2], {**both, "num_seeds": 2}])
+    write_table(rows=[ROWS[0], five, {**both, "num_seeds": 2}])
     made = evaluated(config, write=False)[1]
     assert made[-2:] == [["0 center", "0 five_crop"], ["1 center", "1 five_crop"]]
     assert evaluated(config, write=False) == (0, [])
 
     # Another protocol of a member: the networks are the row's, and the evaluated ensembles are not.
-    write_table(rows=[*ROWS[:2], {**both, "members": [{"row": "one", "protocol": {"side": 40}}, {"row": "five"}]}])
+    write_table(rows=[ROWS[0], five, {**both, "members": [{"row": "one", "protocol": {"side": 40}}, {"row": "five"}]}])
     assert evaluated(config, write=False)[1] == [["0 center", "0 five_crop"]]
-    write_table(rows=[*ROWS[:2], {**both, "num_seeds": 2}])
+    write_table(rows=[ROWS[0], five, {**both, "num_seeds": 2}])
     for path in (tmp_path / "runs").rglob("last.ckpt"):
         path.unlink()
     shutil.rmtree(tmp_path / "evaluations")

@@ -69,7 +69,7 @@ def test_seeds_are_matched_by_recipe_and_not_by_name(
     finished_run("seed=3", num_wrong=None)
     ours = matched()
     assert ours is not None
-    assert ours == Ours({1: pytest.approx((2.0, 2.2)), 5: (0.0, 0.0)}, 500, (second, first))  # type: ignore[dict-item]
+    assert ours == Ours({1: pytest.approx((2.0, 2.2)), 5: (0.0, 0.0)}, 500, (second, first), seeds=(0, 1))  # type: ignore[dict-item]
 
     def verdicts(printed: str) -> str:
         table = read_table("digits", write_row(top1=printed))
@@ -171,6 +171,7 @@ def test_one_network_under_two_protocols_is_matched_member_by_member(
     center, ten = (0, "center", 36), (0, "ten_crop", 40)
     ours = found(center, ten)
     assert ours is not None and ours.errors == {1: (2.0,), 5: (0.0,)}, "in any order, and without checkpoints"
+    assert ours.seeds == (0,), "of one network, whose seed it has"
     assert found(ten, center) == ours
     assert found(center, (1, "ten_crop", 40)) is None, "two networks"
     assert found(center) is None and found(center, ten, (1, "ten_crop", 40)) is None

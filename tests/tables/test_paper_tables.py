@@ -71,6 +71,16 @@ def test_runs_are_printed_next_to_the_papers_numbers(
         assert "2.00" in (tmp_path / "report" / "tables" / f"digits.{suffix}").read_text()
 
 
+def test_runs_are_read_without_torch(finished_run: Callable[..., Path], tmp_path: Path) -> None:
+    finished_run(num_wrong=10)
+    code = (
+        "import sys; from pathlib import Path; from tencrop.report.collect import read_run;"
+        f" run = read_run(next(Path({str(tmp_path)!r}).glob('runs/*/seed0-*')));"
+        " assert run.results and run.title_of(run.results[0]); sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=900)
+
+
 def test_a_broken_run_is_left_out_and_reported(
     finished_run: Callable[..., Path],
     write_row: Callable[..., Path],

@@ -120,6 +120,21 @@ def test_the_terminal_omits_empty_columns(table: ErrorTable, lines: list[Line]) 
     assert head.split() == ["row", "protocol", "printed", "verdict", "confidence", "run"]
 
 
+def test_a_protocol_of_most_rows_stands_above_the_table(write_table: Callable[..., Path]) -> None:
+    rows = [ROWS[0] | {"id": name} for name in "abc"] + [ROWS[0] | {"id": "d", "protocol": {"side": 48}}]
+    table = read_table("digits", write_table(rows=rows, columns=["top1", "top5", "test_top5"]))
+    text = terminal_table(table, lines_of(table, OURS))
+    assert "Protocol: center 32 of 36 px, bilinear, where a row names no other\n" in text
+    assert text.count("32 of 36 px") == 1 and text.count("32 of 48 px") == 1
+    rows_printed = [line for line in text.splitlines() if line.startswith("A  ")]
+    assert ["center 32 of" in line for line in rows_printed] == [False, False, False, True]
+    assert latex_table(table, lines_of(table, OURS)).count("of 36 px") == 1
+    same = read_table("digits", write_table(rows=rows[:3], columns=["top1", "top5", "test_top5"]))
+    text = terminal_table(same, lines_of(same, OURS))
+    head = next(line for line in text.splitlines() if line.startswith("row "))
+    assert "Protocol: center 32 of 36 px, bilinear\n" in text and "protocol" not in head
+
+
 def test_a_guessed_band_is_explained(table: ErrorTable) -> None:
     one = {("digits", "a"): Ours({1: (24.1,), 5: (7.1,)}, 50_000, (Path("runs/a/seed0-0123abcd"),))}
     text = terminal_table(table, lines_of(table, one))

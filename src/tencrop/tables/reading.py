@@ -3,7 +3,8 @@
 A mistake in a file is a UserError with file and row. In a row, `protocol` gives only the settings that differ from the
 table's. `experiment`, `overrides` or both tell how to train it, `members` lists the rows of an ensemble, and `cannot`
 gives the reason why neither is possible; a row with none of these inherits `cannot` from its table. `model` names the
-network of a row for figures, unless its overrides do. Does not import torch, so that mistakes are reported at once.
+network of a row for figures, unless its overrides do. `num_seeds` is the number of our runs that a row asks for, by
+default the paper's `num_runs`. Does not import torch, so that mistakes are reported at once.
 """
 
 from __future__ import annotations
