@@ -154,7 +154,7 @@ def test_a_value_is_refused_in_one_sentence(values, message):
         (["augmentation.randaugment.filter=box"], "must be one of nearest, bilinear, bicubic"),
         (["augmentation.erasing.prob=-0.1"], r"must be in \[0, 1\]"),
         (["augmentation.erasing.area=[0.02,1]"], "0 < low <= high < 1"),
-        (["augmentation.erasing.aspect=[3,0.3]"], "0 < low <= high"),
+        (["augmentation.erasing.aspect=[3,0.3]"], "0.001 <= low <= high <= 1,000"),
         (["augmentation.erasing.aspect=[0.3,{a:1}]"], r"must be \[low, high\]"),
         (["augmentation.erasing.fill=pixel"], "must be one of normal, mean"),
         (["augmentation.repeats=0"], "must be above 0"),

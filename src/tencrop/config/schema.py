@@ -28,7 +28,8 @@ Epsilon = Annotated[float, Interval(gt=0, hint="with 0, weights without gradient
 Decay = Annotated[float, Interval(gt=0, le=1)]
 Percent = Annotated[float, Interval(ge=0, le=100)]
 AreaRange = Annotated[list[float], LowHigh(gt=0, le=1)]  # fractions of the image's area
-AspectRange = Annotated[list[float], LowHigh(gt=0, le=MAX_SIDE)]  # width / height, or its inverse
+# width / height, or its inverse; the bounds keep a box of any image within int64
+AspectRange = Annotated[list[float], LowHigh(ge=0.001, le=1000)]
 SideRange = Annotated[list[int], LowHigh(gt=0, le=MAX_SIDE)]  # pixels
 Betas = Annotated[list[Annotated[float, Interval(ge=0, lt=1)]], Length(2, hint="[0.9,0.999] is usual")]
 Milestones = Annotated[list[Positive], Increasing()]  # epochs
