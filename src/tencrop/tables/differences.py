@@ -10,8 +10,11 @@ import math
 import statistics
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tencrop.tables.verdicts import student_quantile
+
+Key = TypeVar("Key", bound=Hashable)  # seed of a run, or name of an ensemble
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Difference:
         return None if half is None else abs(self.mean) > half
 
 
-def difference(own: Mapping[Hashable, float], base: Mapping[Hashable, float]) -> Difference:
+def difference(own: Mapping[Key, float], base: Mapping[Key, float]) -> Difference:
     """`own` minus `base`, both in percent, by seed (or by ensemble).
 
     Runs are paired if all seeds of one row are seeds of the other; further runs of the larger row are then left out.
