@@ -24,7 +24,7 @@ def test_group_question_mark_describes_every_option():
     assert (result.returncode, result.stderr) == (0, "")
     lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
     assert set(lines) == {path.stem for path in (CONF / "model").glob("*.yaml")}
-    assert lines["plain34"] == "34-layer plain network of He et al. 2016"
+    assert lines["plain34"] == "34-layer plain network of He et al. 2016 (experiment=resnet_2015)"
 
 
 def test_every_option_has_a_description():
@@ -48,7 +48,7 @@ def test_other_arguments_get_no_answer():
 
 
 def test_a_key_is_answered_with_the_values_that_it_accepts():
-    assert list_options(["optimizer.name=?"], Config) == "optimizer.name: sgd, sgd_alexnet or adamw"
+    assert list_options(["optimizer.name=?"], Config) == "optimizer.name: sgd, sgd_alexnet, adamw, rmsprop_tf or lamb"
     assert list_options(["workers=?"], PrepareConfig) == "workers: auto or a whole number above 0"
     assert list_options(["workers=?"], Config) is None, "a key of another command"
 
