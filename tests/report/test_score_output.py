@@ -134,8 +134,9 @@ def test_what_is_no_score_file_is_refused(evaluated_run, tmp_path, word, sentenc
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["k=[0]"], "error: k=[0]: takes numbers from 1, such as k=[1,5]"),
-        (["average=mean"], "error: average=mean: is softmax or logits"),
+        (["k=[0]"], "error: k=[0]: must be a list [A,B,...] of whole numbers above 0"),
+        (["k=[]"], "error: k=[]: names no number; give k=[1,5]"),
+        (["average=mean"], "error: average=mean: must be one of softmax, logits"),
         (["table=vgg_table3"], "error: table= and scores=: one at a time; run report.py once for each"),
     ],
 )
