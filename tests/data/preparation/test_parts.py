@@ -131,8 +131,8 @@ def test_a_full_disk_is_left_empty(photo_folder, data_config, tmp_path, monkeypa
 def test_mixed_store_is_the_same_at_every_preparation(photo_folder, data_config, tmp_path):
     roots = []
     for workers in (1, 2):
-        data = data_config(photo_folder, tmp_path / str(workers), mode="proportion", max_side=60)
-        data.store.jpeg_fraction = 0.5
+        data = data_config(photo_folder, tmp_path / str(workers), max_side=60)
+        data.store.mode, data.store.jpeg_fraction = "proportion", 0.5
         roots.append(prepare(data, workers=workers, progress=False))
     assert contents(roots[0]) == contents(roots[1])
 
