@@ -344,7 +344,7 @@ def test_one_preparation_at_a_time(photo_folder, data_config, tmp_path, monkeypa
     [
         (["data=imagefolder", "data.source=/nowhere"], "data.source=/nowhere: there is no such folder"),
         (["data=imagefolder"], "data.source: where are the images? Run: python prepare.py data=imagefolder"),
-        (["data=digits", "workers=0"], "workers=0: must be auto or a number above 0"),
+        (["data=digits", "workers=0"], "workers=0: must be auto or a whole number above 0"),
         (["data=digits", "data.rot=x"], "data.rot: there is no such key"),
     ],
 )
