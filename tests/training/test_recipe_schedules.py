@@ -51,6 +51,22 @@ GOLDEN = {
         0: 0.0, 2: 0.0001666666667, 60: 0.005, 120: 0.01, 150: 0.007625, 180: 0.00525, 240: 0.0005,
         260: 0.0003333333333, 280: 0.0001666666667, 299: 8.333333333e-06,
     },
+    # pycls' lr_policy.py, once an epoch: 0.4 (1 + cos(pi e / 100)) / 2, times 0.1 (1 - e / 5) + e / 5 before epoch 5
+    "regnety_040": {
+        0: 0.04, 1: 0.1119723674, 4: 0.326706811, 5: 0.3975376681, 20: 0.3618033989, 50: 0.2, 70: 0.08244294954,
+        85: 0.02179869516, 95: 0.002462331881, 99: 9.868792685e-05,
+    },
+    # vision_transformer's create_learning_rate_schedule, at step s = 312 e: 3e-3 (1 + cos(pi max(0, s - 10000) /
+    # 83600)) / 2, times min(1, s / 10000)
+    "vit_base_patch16_224": {
+        0: 0.0, 1: 9.36e-05, 16: 0.0014976, 32: 0.0029952, 33: 0.002999907204, 100: 0.002548635503,
+        150: 0.001780186003, 225: 0.0005435165985, 290: 1.029817049e-05, 299: 1.03098576e-07,
+    },
+    # Simonyan and Zisserman 2015 divide by 10 three times; the places of the drops are guesses. 370,000 steps end in
+    # epoch 73.
+    "vgg_d": {
+        0: 0.01, 10: 0.01, 29: 0.01, 30: 1e-3, 49: 1e-3, 50: 1e-4, 64: 1e-4, 65: 1e-5, 70: 1e-5, 73: 1e-5,
+    },
 }  # fmt: skip
 # ConvNeXt's warm-up has 6,239 steps to lr, ours 6,240; its recipe says so.
 TOLERANCE = {"convnext_tiny": 1.7e-4}
@@ -75,11 +91,12 @@ def test_learning_rate_at_ten_positions(model, composed):
     assert ours == pytest.approx(golden, rel=TOLERANCE.get(model, 1e-9))
 
 
-def test_zfnet_lowers_its_rate_by_tens_when_the_error_stops_improving(composed):
-    config = composed("experiment=zfnet")
-    assert config.schedule.max_drops == 3
+@pytest.mark.parametrize(("model", "num_epochs"), [("alexnet_2012", 90), ("zfnet", 70)])
+def test_lowered_by_tens_when_the_error_stops_improving(model, num_epochs, composed):
+    config = composed(f"experiment={model}")
+    assert (config.schedule.max_drops, config.training.epochs) == (3, num_epochs)
     path = [
-        learning_rate(config.schedule, base_lr=config.optimizer.lr, step=0, steps_per_epoch=1, total_steps=70, drops=n)
+        learning_rate(config.schedule, base_lr=config.optimizer.lr, step=0, steps_per_epoch=1, total_steps=9, drops=n)
         for n in range(4)
     ]
     assert path == pytest.approx([0.01, 0.001, 1e-4, 1e-5])
