@@ -120,6 +120,20 @@ def test_learning_rate_at_ten_positions(model, composed):
     assert ours == pytest.approx(golden, rel=TOLERANCE.get(model, 1e-9))
 
 
+@pytest.mark.parametrize(
+    ("model", "is_constant"),
+    [("regnety_040", True), ("deit_small_patch16_224", True), ("swin_tiny_patch4_window7_224", False)],
+)
+def test_learning_rate_within_an_epoch(model, is_constant, composed):
+    """pycls and DeiT set it once an epoch, Swin at every step."""
+    config = composed(f"experiment={model}")
+    first, last = (
+        learning_rate(config.schedule, base_lr=1.0, step=step, steps_per_epoch=100, total_steps=10_000)
+        for step in (3_000, 3_099)
+    )
+    assert (first == last) is is_constant
+
+
 @pytest.mark.parametrize(("model", "num_epochs"), [("alexnet_2012", 90), ("zfnet", 70)])
 def test_lowered_by_tens_when_the_error_stops_improving(model, num_epochs, composed):
     config = composed(f"experiment={model}")
