@@ -18,6 +18,7 @@ def test_takes_a_step(recipe, composed, request, tmp_path):
     small = ["training.global_batch=4", "training.max_steps=1", "hardware=cpu", "tracker=none", "data.num_classes=null"]
     groups = [] if composed(recipe).model.bn_group is None else ["model.bn_group=4"]
     groups += [] if composed(recipe).augmentation.mixing.mix_group is None else ["augmentation.mixing.mix_group=4"]
+    groups += [] if composed(recipe).training.precise_bn is None else ["training.precise_bn=4"]
     config = composed(recipe, *small, *groups, f"data.root={root}")
     result = fit(*build(config, batches=derive_batches(config), manifest=read_manifest(root)), run_dir=tmp_path)
     assert (result.status, result.step) == ("complete", 1) and result.checkpoint.exists()

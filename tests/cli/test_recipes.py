@@ -21,26 +21,26 @@ VGG = "recipe: experiment=vgg_d, Simonyan and Zisserman 2015, 7 guesses, 3 diffe
 PLAIN = "recipe: experiment=null, the 90-epoch recipe of fb.resnet.torch, 0 guesses, 1 difference"
 OTHER = PLAIN + "; not the network's own recipe, which conf/experiment does not have"
 WAYS = {
-    "model=vgg_d": (VGG, "9f610292"),
-    "experiment=vgg_d": (VGG, "9f610292"),
-    "experiment=vgg": (VGG, "9f610292"),
-    "experiment=vgg_d model=vgg_d": (VGG, "9f610292"),
-    "model=vgg_d experiment=auto": (VGG, "9f610292"),
-    "model=vgg_d optimizer=sgd_alexnet": (VGG, "9f610292"),  # the recipe's own choice, so nothing is replaced
-    "experiment=vgg_e model=vgg_d": (VGG, "9f610292"),
+    "model=vgg_d": (VGG, "b99e427b"),
+    "experiment=vgg_d": (VGG, "b99e427b"),
+    "experiment=vgg": (VGG, "b99e427b"),
+    "experiment=vgg_d model=vgg_d": (VGG, "b99e427b"),
+    "model=vgg_d experiment=auto": (VGG, "b99e427b"),
+    "model=vgg_d optimizer=sgd_alexnet": (VGG, "b99e427b"),  # the recipe's own choice, so nothing is replaced
+    "experiment=vgg_e model=vgg_d": (VGG, "b99e427b"),
     "model=vgg_d experiment=null": (PLAIN, "04031a77"),
     "model=vgg_d optimizer=adamw": (
         "recipe: experiment=vgg_d, Simonyan and Zisserman 2015, 5 guesses, 3 differences; optimizer=adamw replaces its"
         " optimizer",
-        "56142236",
+        "11c08648",
     ),
     "experiment=vgg model=resnet50": (
         VGG.replace("vgg_d", "vgg") + "; model=resnet50 replaces its model",
-        "078550c8",
+        "8bed8699",
     ),
     "model=regnety_040": (
-        "recipe: experiment=regnety_040, Radosavovic et al. 2020 (pycls), 5 guesses, 3 differences",
-        "82f2b356",
+        "recipe: experiment=regnety_040, Radosavovic et al. 2020 (pycls), 5 guesses",
+        "5485bfe3",
     ),
     "model=googlenet_2014": (OTHER, "a168dbb1"),
     "model=timm model.name=vgg_d": (OTHER, "04031a77"),

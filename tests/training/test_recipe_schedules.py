@@ -51,6 +51,51 @@ GOLDEN = {
         0: 0.0, 2: 0.0001666666667, 60: 0.005, 120: 0.01, 150: 0.007625, 180: 0.00525, 240: 0.0005,
         260: 0.0003333333333, 280: 0.0001666666667, 299: 8.333333333e-06,
     },
+    # pycls' lr_policy.py, once an epoch: 0.4 (1 + cos(pi e / 100)) / 2, times 0.1 (1 - e / 5) + e / 5 before epoch 5
+    "regnety_040": {
+        0: 0.04, 1: 0.1119723674, 4: 0.326706811, 5: 0.3975376681, 20: 0.3618033989, 50: 0.2, 70: 0.08244294954,
+        85: 0.02179869516, 95: 0.002462331881, 99: 9.868792685e-05,
+    },
+    # vision_transformer's create_learning_rate_schedule, at step s = 312 e: 3e-3 (1 + cos(pi max(0, s - 10000) /
+    # 83600)) / 2, times min(1, s / 10000)
+    "vit_base_patch16_224": {
+        0: 0.0, 1: 9.36e-05, 16: 0.0014976, 32: 0.0029952, 33: 0.002999907204, 100: 0.002548635503,
+        150: 0.001780186003, 225: 0.0005435165985, 290: 1.029817049e-05, 299: 1.03098576e-07,
+    },
+    # Simonyan and Zisserman 2015 divide by 10 three times; the places of the drops are guesses. 370,000 steps end in
+    # epoch 73.
+    "vgg_d": {
+        0: 0.01, 10: 0.01, 29: 0.01, 30: 1e-3, 49: 1e-3, 50: 1e-4, 64: 1e-4, 65: 1e-5, 70: 1e-5, 73: 1e-5,
+    },
+    # TensorFlow's exponential_decay with staircase, 0.256 * 0.97 ** floor(e / 2.4); before epoch 5, 0.256 e / 5
+    "tf_efficientnet_b0": {
+        0: 0.0, 1: 0.0512, 4: 0.2048, 5: 0.2408704, 8: 0.233644288, 12: 0.2198359106, 100: 0.07343127521,
+        200: 0.02043120161, 300: 0.005684689503, 349: 0.003091301993,
+    },
+    # the same: 0.045 * 0.94 ** floor(e / 2.5)
+    "mobilenet_v1_100": {
+        0: 0.045, 2: 0.045, 3: 0.0423, 5: 0.039762, 7: 0.039762, 10: 0.0351337032, 30: 0.02141641417,
+        60: 0.01019250657, 80: 0.006213035412, 99: 0.004029014257,
+    },
+    # the same: 0.045 * 0.94 ** floor(e / 2)
+    "inception_v3_aux": {
+        0: 0.045, 1: 0.045, 2: 0.0423, 3: 0.0423, 4: 0.039762, 10: 0.03302568101, 30: 0.01778813094,
+        60: 0.007031502277, 80: 0.003787273401, 99: 0.002170087974,
+    },
+    # Caffe's poly, at step s = 2502 e: 0.04 (1 - s / 170000)
+    "squeezenet_1_0": {
+        0: 0.04, 1: 0.03941129412, 10: 0.03411294118, 20: 0.02822588235, 30: 0.02233882353, 40: 0.01645176471,
+        50: 0.01056470588, 60: 0.004677647059, 65: 0.001734117647, 67: 0.0005567058824,
+    },
+    # 0.01 * 0.1 ** floor(s / 200000), at step s = 20018 e
+    "allcnn": {
+        0: 0.01, 5: 0.01, 8: 0.01, 9: 0.01, 10: 1e-3, 15: 1e-3, 19: 1e-3, 20: 1e-4, 21: 1e-4, 22: 1e-4,
+    },
+    # big_vision's create_learning_rate_schedule, as that of ViT, at step s = 1251 e of 112,603
+    "vit_small_patch16_plain": {
+        0: 0.0, 1: 0.0001251, 4: 0.0005004, 7: 0.0008757, 8: 0.000999999985, 20: 0.0009480493049,
+        45: 0.0005763469681, 70: 0.0001398228476, 85: 9.180031458e-06, 90: 3.961013606e-11,
+    },
 }  # fmt: skip
 # ConvNeXt's warm-up has 6,239 steps to lr, ours 6,240; its recipe says so.
 TOLERANCE = {"convnext_tiny": 1.7e-4}
@@ -75,11 +120,26 @@ def test_learning_rate_at_ten_positions(model, composed):
     assert ours == pytest.approx(golden, rel=TOLERANCE.get(model, 1e-9))
 
 
-def test_zfnet_lowers_its_rate_by_tens_when_the_error_stops_improving(composed):
-    config = composed("experiment=zfnet")
-    assert config.schedule.max_drops == 3
+@pytest.mark.parametrize(
+    ("model", "is_constant"),
+    [("regnety_040", True), ("deit_small_patch16_224", True), ("swin_tiny_patch4_window7_224", False)],
+)
+def test_learning_rate_within_an_epoch(model, is_constant, composed):
+    """pycls and DeiT set it once an epoch, Swin at every step."""
+    config = composed(f"experiment={model}")
+    first, last = (
+        learning_rate(config.schedule, base_lr=1.0, step=step, steps_per_epoch=100, total_steps=10_000)
+        for step in (3_000, 3_099)
+    )
+    assert (first == last) is is_constant
+
+
+@pytest.mark.parametrize(("model", "num_epochs"), [("alexnet_2012", 90), ("zfnet", 70)])
+def test_lowered_by_tens_when_the_error_stops_improving(model, num_epochs, composed):
+    config = composed(f"experiment={model}")
+    assert (config.schedule.max_drops, config.training.epochs) == (3, num_epochs)
     path = [
-        learning_rate(config.schedule, base_lr=config.optimizer.lr, step=0, steps_per_epoch=1, total_steps=70, drops=n)
+        learning_rate(config.schedule, base_lr=config.optimizer.lr, step=0, steps_per_epoch=1, total_steps=9, drops=n)
         for n in range(4)
     ]
     assert path == pytest.approx([0.01, 0.001, 1e-4, 1e-5])
