@@ -55,7 +55,7 @@ class Probe:
 
 
 def probe(config: Config, *, batches: Batches, manifest: dict[str, Any]) -> Probe:
-    """Measure for half a minute to a minute; longer if a step takes several seconds.
+    """Measure for at most about a minute; longer if a single step takes several seconds.
 
     Raises UserError if the recipe does not fit the data, the network or the device's memory.
     """
