@@ -90,7 +90,7 @@ def _rows(errors: Path, data: str, network: str) -> Iterator[tuple[ErrorTable, E
             is_printed = any(row.printed.get(column) is not None for column in MEASURED)
             if row.words is None or row.delta_of is not None or table.split != "val" or not is_printed:
                 continue
-            # Composing a row takes 0.05 s, so rows of other networks are left out by name.
+            # Composing a row takes about 0.1 s, so rows of other networks are left out by name.
             if row.model is None or _network(row.model) == network:
                 yield table, row
 
