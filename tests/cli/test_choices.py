@@ -27,6 +27,13 @@ def test_group_question_mark_describes_every_option():
     assert lines["plain34"] == "34-layer plain network of He et al. 2016 (experiment=resnet_2015)"
 
 
+@pytest.mark.parametrize("script", ["report.py", "evaluate.py"])
+def test_table_question_mark_lists_the_error_tables(script):
+    result = run(f"{script} 'table=?'")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert {line.split()[0] for line in result.stdout.splitlines()} == set(options_of("errors"))
+
+
 def test_every_option_has_a_description():
     for group in (path.name for path in CONF.iterdir() if path.is_dir()):
         for name in files_of(group):

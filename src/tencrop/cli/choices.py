@@ -22,6 +22,8 @@ CONF = PACKAGE / "conf" if IS_INSTALLED else PACKAGE.parents[1] / "conf"  # a wh
 # The end of a header's first sentence. "et al." does not end one; " Published " begins the results of a model file.
 SENTENCE_END = re.compile(r"(?<! al)[.;:](?= |$)| Published ")
 
+LISTED_BY_COMMAND = {"table"}  # table=? lists the error tables: report.py and evaluate.py answer it, not this module
+
 
 def check_conf() -> None:
     """Raise UserError if conf/ is missing: the package is neither in a checkout nor installed from a wheel."""
@@ -41,7 +43,7 @@ def list_options(arguments: list[str], schema: type) -> str | None:
             return describe(key)
         if (key, value) == ("model.name", "?"):
             return MODEL_NAMES.read_text().rstrip()
-        if value == "?" and key in key_types(schema):
+        if value == "?" and key in key_types(schema) and key not in LISTED_BY_COMMAND:
             return describe_key(schema, key)
     return None
 

@@ -1,12 +1,12 @@
 """Composes configurations as Hydra does, and gives the chosen model its own recipe (`experiment: auto`).
 
-Three things differ from Hydra's loader, all of them in files of conf/experiment:
+It differs from Hydra's loader in three ways, all for files of conf/experiment:
 
-- `auto` stands for the experiment that lists the model in recipe.models. Hydra allows no overrides below a choice that
-  is interpolated, so `experiment: ${model}` could not do it.
-- `experiment=MODEL` stands for that file with this model.
-- Where the user chooses another option of a group than the experiment, the experiment's values for it are dropped:
-  they belong to its own choice, as the learning rate of SGD does not suit AdamW.
+- `experiment=auto` loads the experiment that lists the chosen model in recipe.models. `experiment: ${model}` cannot
+  replace it, because Hydra allows no overrides in a file that is chosen by interpolation.
+- `experiment=MODEL` loads the same file and chooses this model.
+- If the user chooses another option of a group than the experiment does, the experiment's values for that group are
+  dropped: the learning rate of SGD, for example, does not suit AdamW.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from tencrop.config.documents import check_shape
 from tencrop.config.schema import Recipe, UserError
 
 GROUP, AUTO = "experiment", "auto"
-PROVIDER = "recipe"  # of a file that exists only here
-# The section `recipe` of an experiment file: the fields of Recipe that it states, and the models whose own recipe it
-# is, either their names, or by name the KEY: VALUE that only this model has.
+PROVIDER = "recipe"  # marks an experiment that is generated here and is not a file
+# Keys of the section `recipe` in an experiment file: fields of Recipe, and the models whose own recipe the file is.
+# `models` is a list of names, or a table with the values that differ by model: {NAME: {KEY: VALUE}}.
 SHAPE = {
     "source?": str,
     "models?": ([str], {str: {str: object}}),
@@ -46,14 +46,14 @@ SHAPE = {
 
 
 class RecipeLoader(ConfigLoaderImpl):
-    """Hydra's loader with the repository below."""
+    """Hydra's loader, with `_Experiments` as its repository of files."""
 
     def _parse_overrides_and_create_caching_repo(
         self, config_name: str | None, overrides: list[str]
     ) -> tuple[list[Override], CachingConfigRepository]:
         parsed, files = super()._parse_overrides_and_create_caching_repo(config_name, overrides)
-        words = [_without_experiment() if _is_null(word) else word for word in parsed]
-        return words, _Experiments(files, config_name, words)
+        accepted = [_without_experiment() if _is_null(override) else override for override in parsed]
+        return accepted, _Experiments(files, config_name, accepted)
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
         assert isinstance(repo, _Experiments)
@@ -71,19 +71,19 @@ class RecipeLoader(ConfigLoaderImpl):
 
 
 def register_recipe_loader() -> None:
-    """Make hydra.main compose with the class above."""
+    """Make hydra.main compose with RecipeLoader."""
     hydra._internal.hydra.ConfigLoaderImpl = RecipeLoader  # type: ignore[misc]
 
 
 class _Experiments(CachingConfigRepository):
-    """The files of one composition, and the user's words, which decide what `experiment/auto` is."""
+    """The files of one composition, and the overrides, which decide what `experiment/auto` is."""
 
-    def __init__(self, files: CachingConfigRepository, config_name: str | None, words: Sequence[Override]) -> None:
-        # without super().__init__, which copies the sources: `files` has done that
+    def __init__(self, files: CachingConfigRepository, config_name: str | None, overrides: Sequence[Override]) -> None:
+        # no super().__init__(), which would copy the sources a second time: `files` has copied them
         self.delegate, self.cache = files, {}
-        self.config_name, self.words = config_name, words
+        self.config_name, self.overrides = config_name, overrides
         self.chosen_model: str | None = None  # known once the defaults list is complete
-        self.replaced: dict[str, str] = {}  # by group: the word with which the user replaced an experiment's choice
+        self.replaced: dict[str, str] = {}  # group -> the override that replaced an experiment's choice
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         group, name = config_path.rpartition("/")[::2]
@@ -91,7 +91,7 @@ class _Experiments(CachingConfigRepository):
             return self.delegate.load_config(config_path)
         if config_path not in self.cache:
             loaded = self.delegate.load_config(config_path)
-            # A file has precedence over a model of its name.
+            # If a file and a model have the same name, experiment=NAME means the file.
             model = self._named_model if name == AUTO else name if loaded is None else None
             if model is not None and (own := own_experiment(model, self._folders())) is not None:
                 loaded = _recipe_of(model, own)
@@ -109,7 +109,7 @@ class _Experiments(CachingConfigRepository):
         for key, value in values.items():
             OmegaConf.update(config, key, value, force_add=True)
         parents, chosen = _defaults(loaded)
-        # so that model=X and experiment=X are one run folder, on the data that the user chooses
+        # A fixed name or data set would give model=X and experiment=X different run folders.
         if models and (fixed := {"data", "name"} & {*config, *chosen}):
             raise UserError(
                 f"experiment={name}: sets {min(fixed)}, which is left to the user where recipe.models lists models;"
@@ -120,7 +120,7 @@ class _Experiments(CachingConfigRepository):
             if group in (*config, *chosen) and not is_own_model and option != self._own_options.get(group):
                 self.replaced[group] = f"{group}={option}"
                 config.pop(group, None)
-        # A file that starts from another one and says nothing about itself keeps what that one says.
+        # A file without a section `recipe` that starts from another file keeps that file's section.
         if section is not None or not parents:
             recipe = dataclasses.asdict(Recipe()) | recipe
             recipe["guesses"] = [key for key in recipe["guesses"] if key.partition(".")[0] not in self.replaced]
@@ -132,56 +132,66 @@ class _Experiments(CachingConfigRepository):
 
     @cached_property
     def _named_model(self) -> str | None:
-        """The option of model/ whose recipe `auto` takes; None if it takes none.
+        """The file of conf/model whose recipe `auto` loads; None if it loads none.
 
-        That is the case if model.name makes it another network, and for weights=FILE of evaluate.py: their
-        preprocessing comes from their publisher, not from a recipe that has not trained them.
+        It loads none if model.name chooses another network, or with weights=FILE of evaluate.py: the preprocessing of
+        such weights comes from their publisher, because the recipe has not trained them.
         """
-        values = {word.key_or_group: word.value() for word in self.words if not word.is_delete()}
+        values = {override.key_or_group: override.value() for override in self.overrides if not override.is_delete()}
         if "model.name" in values or values.get("weights") is not None:
             return None
         model: Any = values.get("model")
-        if isinstance(model, ChoiceSweep):  # Hydra composes a sweep once without its values: any of the models will do
+        if isinstance(model, ChoiceSweep):  # Hydra composes a sweep once before its jobs, and the first model will do
             model = model.list[0]
         if model is None:
-            # from the files themselves, where `auto` chooses nothing: this repository would ask itself for `auto`
-            words = [word for word in self.words if word.key_or_group != GROUP]
-            model = self._choices(words, self.delegate).get("model")
+            # Not with `self`, which would need this property to load `auto`. In `delegate`, `auto` chooses no model.
+            overrides = [override for override in self.overrides if override.key_or_group != GROUP]
+            model = self._choices(overrides, self.delegate).get("model")
         return model if isinstance(model, str) else None
 
     @cached_property
     def _typed_options(self) -> dict[str, Any]:
-        """The option of each group for which the user typed one."""
-        words = [word for word in self.words if word.key_or_group != GROUP and not word.is_sweep_override()]
-        return {word.key_or_group: word.value() for word in words if self.group_exists(word.key_or_group)}
+        """The options that the user typed, by group."""
+        overrides = [
+            override
+            for override in self.overrides
+            if override.key_or_group != GROUP and not override.is_sweep_override()
+        ]
+        return {
+            override.key_or_group: override.value()
+            for override in overrides
+            if self.group_exists(override.key_or_group)
+        }
 
     @cached_property
     def _own_options(self) -> dict[str, str | None]:
-        """The option of each group if the user had typed none: the experiment's, or that of train.yaml."""
-        return self._choices([word for word in self.words if word.key_or_group not in self._typed_options], self)
+        """The option of each group without the typed options: that of the experiment, or of train.yaml."""
+        return self._choices(
+            [override for override in self.overrides if override.key_or_group not in self._typed_options], self
+        )
 
-    def _choices(self, words: list[Override], files: IConfigRepository) -> dict[str, str | None]:
-        """The option of every group, if the user had typed these words."""
-        found = create_defaults_list(files, self.config_name, words, prepend_hydra=True, skip_missing=True)
+    def _choices(self, overrides: list[Override], files: IConfigRepository) -> dict[str, str | None]:
+        """The option of every group under these overrides."""
+        found = create_defaults_list(files, self.config_name, overrides, prepend_hydra=True, skip_missing=True)
         return found.overrides.known_choices
 
     def _folders(self) -> list[Path]:
         return [Path(source.path) / GROUP for source in self.get_sources() if source.scheme() == "file"]
 
 
-def _is_null(word: Override) -> bool:
-    return word.key_or_group == GROUP and not word.is_delete() and word.value() is None
+def _is_null(override: Override) -> bool:
+    return override.key_or_group == GROUP and not override.is_delete() and override.value() is None
 
 
 def _without_experiment() -> Override:
-    """The word that Hydra has for no option of a group; it refuses experiment=null."""
-    word = OverridesParser.create().parse_override(f"~{GROUP}")
-    word.input_line = f"{GROUP}=null"  # as the user typed it, for the messages and the record
-    return word
+    """The override `~experiment`, which removes the group. Hydra does not accept experiment=null."""
+    override = OverridesParser.create().parse_override(f"~{GROUP}")
+    override.input_line = f"{GROUP}=null"  # as the user typed it, for messages and the run's records
+    return override
 
 
 def _recipe_of(model: str, experiment: str) -> ConfigResult:
-    """A file that would consist of a defaults list: this experiment, with this model."""
+    """A generated experiment that consists of a defaults list: the file `experiment`, with this model."""
     defaults: list[InputDefault] = [
         ConfigDefault(path=experiment),
         GroupDefault(group="/model", value=model, override=True),
@@ -200,7 +210,7 @@ def _checked(name: str, section: Any) -> dict[str, Any]:
 
 
 def _defaults(loaded: ConfigResult) -> tuple[list[str], list[str]]:
-    """The files that a file starts from, and the groups in which it chooses an option."""
+    """From a file's defaults list: the files that it starts from, and the groups in which it chooses an option."""
     defaults = loaded.defaults_list or []
     parents = [
         default.path or "" for default in defaults if isinstance(default, ConfigDefault) and not default.is_self()

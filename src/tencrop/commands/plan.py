@@ -1,4 +1,4 @@
-"""train.py plan=true: measures a recipe for half a minute and prints what the whole training would take."""
+"""train.py plan=true: measures a recipe for about a minute and prints what the whole training would take."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMPETING = 1.2  # together this much slower than the slower one alone: loader a
 
 def plan(config: Config, batches: Batches, manifest: dict[str, Any]) -> int:
     """Measure and print. Nothing is written: no run folder, no tracker."""
-    print("plan: measuring for about half a minute; nothing is kept", flush=True)
+    print("plan: measuring for about a minute; nothing is kept", flush=True)
     measured = probe(config, batches=batches, manifest=manifest)
     blocks = (
         _measurements(config, batches, measured),

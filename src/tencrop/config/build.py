@@ -1,7 +1,7 @@
 """Builds the dataclasses of the schema from plain values, and checks the type, choices and constraints of each field.
 
-OmegaConf's structured configs would reject `Literal` and ignore constraints, and have no union that includes a list.
-Building from plain values also takes less time.
+Called by config/rules.py. OmegaConf's structured configs are no alternative: they reject `Literal`, ignore constraints
+and have no union that includes a list.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 Schema = TypeVar("Schema", bound="DataclassInstance")
 
-MISSING = "???"  # OmegaConf's mark, in YAML, of a value that the user must give
-# As OmegaConf does, text is accepted for numbers and booleans: PyYAML's own loader reads 1e-3 as text, for example.
+MISSING = "???"  # in YAML, OmegaConf's placeholder for a value that the user must give
+# Text is accepted for numbers and booleans, as in OmegaConf: PyYAML, for example, reads 1e-3 as text.
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -63,7 +63,7 @@ def _section(schema: type[Schema], values: Mapping[Any, object], *, prefix: str,
             close = difflib.get_close_matches(f"{prefix}{name}", dotted_keys(root), n=2, cutoff=0.5)
             near = f"; did you mean {' or '.join(close)}?" if close else ""
             raise UserError(f"{prefix}{name}: there is no such key{near}")
-    built: dict[str, Any] = {}  # each value has the type of its field, which mypy cannot know
+    built: dict[str, Any] = {}  # Any: mypy cannot infer that each value has the type of its field
     for field in dataclasses.fields(schema):
         kind = kinds[field.name]
         absent = {} if dataclasses.is_dataclass(kind) else MISSING
@@ -105,8 +105,8 @@ def _field(kind: Type, value: object, key: str, root: type) -> object:
         raise UserError(f"{key}={as_typed(value)}: {error}") from error
 
 
-def _converted(kind: Type, value: object) -> Any:  # of the type `kind`, which mypy cannot know
-    """The value as the declared type, with all constraints checked. Raises _WrongType or _NotAllowed."""
+def _converted(kind: Type, value: object) -> Any:  # mypy cannot infer the type `kind`
+    """The value, converted to the declared type, with all constraints checked. Raises _WrongType or _NotAllowed."""
     bare = bare_type(kind)
     if len(members_of(kind)) > 1:
         converted: Any = _member(kind, value)
@@ -125,7 +125,7 @@ def _converted(kind: Type, value: object) -> Any:  # of the type `kind`, which m
 
 
 def _member(kind: Type, value: object) -> object:
-    """The value as the first member of a union that accepts it."""
+    """The value, converted to the first member of a union that accepts it."""
     if value is None and NoneType in members_of(kind):
         return None
     members = [member for member in members_of(kind) if member is not NoneType]
@@ -147,7 +147,7 @@ def _list(kind: Type, value: object) -> list[object]:
     (element,) = get_args(bare_type(kind))
     try:
         return [_converted(element, part) for part in value]
-    except _NotAllowed as error:  # the message describes the whole list
+    except _NotAllowed as error:  # the message then says what the whole list must be
         raise _NotAllowed(_expected(kind)) from error
 
 
@@ -169,11 +169,11 @@ def _scalar(kind: type, value: object) -> object:
         return BOOLEANS[str(value).lower()]
     if kind not in (int, float, str) or isinstance(value, bool) or not isinstance(value, int | float | str):
         raise _WrongType
-    if kind is int and isinstance(value, float):  # 1.0 too, as in OmegaConf
+    if kind is int and isinstance(value, float):  # even 1.0, as in OmegaConf
         raise _WrongType
     try:
         converted = kind(value)
-    except (ValueError, OverflowError) as error:  # text that is not a number; an integer that exceeds float64
+    except (ValueError, OverflowError) as error:  # text that is no number, or an integer too large for float64
         raise _WrongType from error
     if isinstance(converted, float) and not math.isfinite(converted):
         raise _NotAllowed("must be a finite number")
@@ -183,7 +183,8 @@ def _scalar(kind: type, value: object) -> object:
 def _refusal(kind: Type, constraint: Constraint) -> str:
     if not isinstance(constraint, Interval):
         return _expected(kind)
-    return f"must be {constraint}" + (f"; {constraint.hint}" if constraint.hint else "")  # the type is right
+    # The type is right, so the message does not repeat it.
+    return f"must be {constraint}" + (f"; {constraint.hint}" if constraint.hint else "")
 
 
 def _expected(kind: Type) -> str:

@@ -317,7 +317,7 @@ class Recipe:
     experiment: str | None = None  # null: no experiment, the plain recipe of conf/train.yaml
     source: str | None = None  # the paper, or the authors' code
     guesses: list[str] = field(default_factory=list)  # keys whose value the source does not state
-    differs: list[str] = field(default_factory=list)  # what the source does and our keys cannot say
+    differs: list[str] = field(default_factory=list)  # where the experiment departs from its source
     replaced: list[str] = field(default_factory=list)  # GROUP=NAME of the user in place of the experiment's choice
     note: str | None = None  # for the line that a run prints first
 
@@ -346,7 +346,7 @@ class Config:
     checkpoint_every_steps: Count | None  # null: at the end of every epoch only
     allow_other_code: bool  # continue a run that was begun by another version of the code
     recipe: Recipe | None = None
-    plan: bool = False  # train.py only: measure for half a minute, print what the training would take, train nothing
+    plan: bool = False  # train.py only: measure for about a minute, print what the training would take, train nothing
     # evaluate.py only
     checkpoint: str | list[str] | None = None  # path, or list of paths (an ensemble)
     weights: str | None = None  # a plain state dict, .safetensors or .pth

@@ -1,6 +1,6 @@
 """The subset of the evaluation split that `data.subset_of_val` lists, such as the 48,238 images of Inception v3.
 
-Training does not use it: it validates on the whole split. Imports no torch, so that a wrong list is refused at once.
+Validation during training uses the whole split. Imports no torch, so that an invalid list is refused at once.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from tencrop.data.store.manifest import Split, source_fingerprint
 
 
 def evaluated_index(config: Config, split: Split) -> Index:
-    """The samples that are evaluated, int64 [N], ascending: all of the split, or those in `data.subset_of_val`.
+    """Indices of the samples to evaluate, int64 [N], ascending: the whole split, or those in `data.subset_of_val`.
 
-    The list has one file name a line, with or without its class folder. Raises UserError if it cannot be read, or if a
-    name is listed twice, is not in the split, or is that of several images.
+    The list has one file name per line, with or without its class folder. Raises UserError if the list is missing or
+    empty, or if a name occurs twice, is not in the split, or belongs to several images.
     """
     path = config.data.subset_of_val
     if path is None:
@@ -46,12 +46,12 @@ def evaluated_index(config: Config, split: Split) -> Index:
 
 
 def evaluated_fingerprint(split: Split, index: Index) -> str:
-    """The hash of the evaluated images and labels: that of the manifest if they are the whole split."""
+    """Hash of the evaluated images and labels; for the whole split, the one in the manifest."""
     return split.source_fingerprint if len(index) == split.num_samples else source_fingerprint(split.files[index])
 
 
 def subset_hash(config: Config) -> str | None:
-    """8 hexadecimal digits that tell lists apart in file names; None without a list."""
+    """First 8 hexadecimal digits of the SHA-256 of the listed names, for file names; None without a list."""
     if config.data.subset_of_val is None:
         return None
     names = sorted(_names(Path(config.data.subset_of_val)))

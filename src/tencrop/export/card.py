@@ -1,4 +1,7 @@
-"""The model card: README.md with a YAML front matter that the Hugging Face Hub reads. Nothing is uploaded."""
+"""Writes the text of the model card: README.md with the YAML front matter that the Hugging Face Hub reads.
+
+export/export.py calls this. Nothing is uploaded.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from tencrop.records.provenance import sessions_of
 from tencrop.report.claims import claims_of_run
 from tencrop.text_tables import markdown_table
 
-HUB_DATA = {"imagenet": "imagenet-1k", "cifar10": "cifar10"}  # data.name -> the Hub's name of these data
+HUB_DATA = {"imagenet": "imagenet-1k", "cifar10": "cifar10"}  # data.name -> name of the data set on the Hub
 LOADING = {
     "safetensors": (
         "import timm\n"
@@ -60,7 +63,7 @@ def model_card(
 
 
 def _front_matter(source: ExportSource, results: Sequence[Mapping[str, Any]], is_timms: bool) -> str:
-    # without a protocol in the metric's name, ten crops would pass for one
+    # metric_name includes the protocol: otherwise a ten-crop accuracy would look like a single-crop one.
     data = source.manifest["data"]["name"]
     measured = [
         EvalResult(
@@ -89,7 +92,7 @@ def _front_matter(source: ExportSource, results: Sequence[Mapping[str, Any]], is
 def _summary(source: ExportSource, weights: Weights) -> str:
     config, trained = source.config, weights.metadata
     recipe = f"the recipe `{config.name}`" if config.name else "a recipe without a name"
-    kind = "their exponential moving average (EMA)" if weights.kind == "ema" else "the weights themselves, no average"
+    kind = "their exponential moving average (EMA)" if weights.kind == "ema" else "the trained weights, not an average"
     return (
         f"`{config.model.name}` with {len(source.classes):,} classes, trained by tencrop {source.manifest['tencrop']}"
         f" with {recipe}, seed {trained['seed']}: step {trained['step']:,} of {trained['total_steps']:,}."
@@ -110,7 +113,7 @@ def _errors(source: ExportSource, results: Sequence[Mapping[str, Any]]) -> str:
             cells += [f"{100 * result[f'top{k}_error']:.2f}", f"{100 * low:.2f} – {100 * high:.2f}"]
         rows.append([protocol, *cells])
     head = ["protocol", "images", "top-1 error %", "95% interval", "top-5 error %", "95% interval"]
-    about = "Wilson's interval for the number of images; it says nothing of other seeds."
+    about = "Wilson's interval for the number of images; it does not cover the variation between seeds."
     return f"{markdown_table(head, rows, left=[0])}\n{about}"
 
 
@@ -160,19 +163,23 @@ def _data(source: ExportSource) -> str:
 def _recipe(source: ExportSource) -> str:
     config, code = source.config, sessions_of(source.manifest)[-1]["code"]
     values = dataclasses.asdict(config)
-    told = "\n".join(f"- `{key}: {_value(values, key)}`" for key in guesses_of(config))
+    guesses = "\n".join(f"- `{key}: {_value(values, key)}`" for key in guesses_of(config))
     claims = claims_of_run(values, source.manifest["data"])
     claim = (
         f"Published results with this recipe: {'; '.join(claim.source for claim in claims)}."
         if claims
-        else "It claims no published result."
+        else "No published result in tencrop's tables uses this recipe on these data."
     )
     revision = code["revision"] or f"not known ({code.get('installed') or code.get('not_known') or 'outside git'})"
-    none = "No value is marked as a guess." if config.recipe else "The run is of a version that recorded no guesses."
+    none = (
+        "No value is marked as a guess."
+        if config.recipe
+        else "The version of tencrop that trained it did not record guesses."
+    )
     parts = [
         claim,
         *([recipe_line(config) or ""] if config.recipe else []),
-        f"Values that its source does not state (guesses):\n\n{told}" if told else none,
+        f"Values that its source does not state (guesses):\n\n{guesses}" if guesses else none,
         f"Learning hash {learning_hash(config)}; code {revision}, {code['learning_sha256'][:12]}.",
         f"```yaml\n{yaml.safe_dump(learning_keys(config), sort_keys=False, default_flow_style=None, width=110)}```",
     ]

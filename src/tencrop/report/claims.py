@@ -1,6 +1,7 @@
 """Finds the rows of conf/errors that a run may be compared with: those whose recipe it follows, on all of their data.
 
-The run's name and its own opinion do not count: the words of a row are composed and their learning keys compared.
+A run's name decides nothing: each row's configuration is composed, and its learning keys are compared with the run's.
+Called by report/collect.py, report/tables.py and export/card.py.
 """
 
 from __future__ import annotations
@@ -43,27 +44,27 @@ class Claim:
 
     def error_text(self, k: int) -> str | None:
         """The printed top-k error in percent, with the printed number of decimals; None if none is printed."""
-        column = next(column for column, of in MEASURED.items() if of == k)
+        column = next(column for column, measured_k in MEASURED.items() if measured_k == k)
         printed = self.row.printed.get(column)
         return None if printed is None else self.table.error_text(self.row, column)
 
     def is_supported_by(self, run: Run, result: Result) -> bool:
-        """Whether a result of a run has the row's protocol, images and weights."""
+        """Whether the run is complete, and the result has the row's protocol, images, weights and precision."""
         data = run.manifest["data"]
         return run.is_complete and not refusals(result.facts, data, self.row, self.table, self.recipe)
 
 
 def claims_of_run(config: Mapping[str, Any], data: Mapping[str, Any], errors: Path = ERRORS) -> list[Claim]:
-    """The rows with the recipe and the data of a run; the most reliable ones first.
+    """The rows with the recipe and the data of a run, most reliable printed numbers first.
 
-    config: the content of its config.yaml; data: the "data" part of its manifest. Empty for a configuration that
-    another version of the code wrote.
+    config: the content of its config.yaml; data: the "data" section of its manifest. Empty for a configuration that is
+    not valid in this version of the code.
     """
     try:
         candidates = _rows(errors, config["data"]["name"], config["model"]["name"])
         rows = [(table, row) for table, row in candidates if not trained_on_other_data(data, table)]
         if not rows:
-            return []  # most runs stop here
+            return []  # most runs: no table has their network and data
         own = learning_keys(validate(OmegaConf.create(literal(dict(config))), Config))
     except (UserError, KeyError, TypeError):
         return []
@@ -77,33 +78,33 @@ def claims_of_run(config: Mapping[str, Any], data: Mapping[str, Any], errors: Pa
 
 
 def claims_of_runs(runs: Sequence[Run]) -> list[Claim]:
-    """The claims that all these runs share: seeds of one experiment."""
+    """The claims that all of these runs share, such as runs of one experiment with several seeds."""
     first, *others = [claims_of_run(run.config, run.manifest["data"], ERRORS) for run in runs]
     return [claim for claim in first if all(claim in claims for claims in others)]
 
 
 def _rows(errors: Path, data: str, network: str) -> Iterator[tuple[ErrorTable, ErrorRow]]:
-    """The rows of single networks that print a number and that a run of this network on these data may support."""
+    """The rows with a printed val error of a single network that a run of this network on these data may support."""
     for table in _tables(errors, data):
         for row in table.rows:
             is_printed = any(row.printed.get(column) is not None for column in MEASURED)
             if row.words is None or row.delta_of is not None or table.split != "val" or not is_printed:
                 continue
-            # Composing a row takes 0.05 s, so rows of other networks are left out by name.
+            # Composing a row takes about 0.1 s, so rows of other networks are left out by name.
             if row.model is None or _network(row.model) == network:
                 yield table, row
 
 
 @cache
 def _tables(errors: Path, data: str) -> list[ErrorTable]:
-    # Searching the text first: parsing all files takes 0.3 s, and digits or a folder of images have few tables.
+    # Search the text before parsing: parsing all files takes 0.3 s, and most data sets have few tables.
     line = re.compile(rf"^data: {re.escape(data)}\b", re.MULTILINE)
     return [read_table(name, errors) for name in table_names(errors) if line.search(yaml_text(errors / f"{name}.yaml"))]
 
 
 @cache
 def _network(model: str) -> str:
-    """The name of the network in a file of conf/model, which may differ from the file's."""
+    """The name of the network in a file of conf/model; it may differ from the name of the file."""
     content = read_yaml_file(CONF / "model" / f"{model}.yaml")
     return str(content.get("model", content)["name"])  # below `model:` where the file sets other groups too
 

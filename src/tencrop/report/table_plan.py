@@ -1,6 +1,6 @@
-"""What is missing in a paper's table: evaluations of finished runs, and rows that nobody can evaluate yet, and why.
+"""Lists what a paper's table still lacks: evaluations of finished runs, and rows that need training or have no recipe.
 
-evaluate.py table=NAME makes these evaluations and lists these rows.
+evaluate.py table=NAME runs these evaluations and prints the remaining rows with the reasons.
 """
 
 from __future__ import annotations
@@ -26,31 +26,33 @@ RunsOf = Mapping[Words, tuple[Config, Sequence["Run"]]]  # recipe and finished r
 
 @dataclass(frozen=True)
 class Pending:
-    """An evaluation that is missing: of one run, or of several as an ensemble."""
+    """A missing evaluation, of one run or of an ensemble of runs."""
 
     label: str  # of the row
-    members: tuple[tuple[Path, tuple[str, ...]], ...]  # checkpoint, and the protocol as words of evaluate.py
+    members: tuple[tuple[Path, tuple[str, ...]], ...]  # checkpoint, and the protocol as arguments of evaluate.py
     scores: tuple[Path, ...] = ()  # saved scores of all members, where a checkpoint has been deleted
     average: Average = "softmax"  # of these scores
 
 
 @dataclass(frozen=True)
 class Remaining:
-    """A row without a number of ours that no evaluation of a finished run can fill."""
+    """A row that evaluating finished runs cannot complete."""
 
     label: str
-    reason: str | None  # None: the runs of `trainings` are missing
+    reason: str | None  # None: only the runs of `trainings` are missing
     trainings: tuple[Words, ...] = ()  # arguments of train.py
 
 
 def plan_table(
     table: ErrorTable, runs_of: RunsOf, evaluations: Sequence[Evaluation], *, code_sha256: str
 ) -> tuple[list[Pending], list[Remaining]]:
-    """The evaluations that a table's rows still need, and the rows that cannot be evaluated.
+    """The evaluations that a table's rows still need, and the rows that these do not complete.
 
     code_sha256: hash of the code that computes scores; results of other code are evaluated again.
     """
-    pending: dict[tuple[tuple[Path, tuple[str, ...]], ...], Pending] = {}  # rows that share an evaluation need it once
+    pending: dict[
+        tuple[tuple[Path, tuple[str, ...]], ...], Pending
+    ] = {}  # by members: an evaluation that several rows share runs once
     remaining = []
     for row in table.rows:
         missing: Remaining | None
@@ -64,12 +66,12 @@ def plan_table(
         except UserError as error:
             found, missing = [], Remaining(row.label, str(error))
         remaining += [] if missing is None else [missing]
-        pending |= {one.members: one for one in found if one.members not in pending}
+        pending |= {evaluation.members: evaluation for evaluation in found if evaluation.members not in pending}
     return list(pending.values()), remaining
 
 
 def protocol_words(protocol: RowProtocol | None) -> tuple[str, ...]:
-    """The words of evaluate.py for a row's protocol; what the paper does not state is left to the run's own settings.
+    """Arguments of evaluate.py for a row's protocol; keys that the paper does not state keep the run's own settings.
 
     Raises UserError, with the reason for the row, if evaluate.py does not have this protocol.
     """
@@ -79,7 +81,7 @@ def protocol_words(protocol: RowProtocol | None) -> tuple[str, ...]:
         raise UserError(f"evaluate.py has no protocol={protocol.name}")
     words = [f"protocol={protocol.name}"]
     for key, value in dataclasses.asdict(protocol).items():
-        is_null = key == "side" and protocol.resize == "central_fraction"  # which has no side
+        is_null = key == "side" and protocol.resize == "central_fraction"  # this resize has no side
         if key == "name" or (value is None and not is_null):
             continue
         text = "null" if value is None else list(value) if isinstance(value, tuple) else value
@@ -101,7 +103,7 @@ def _single(
             reasons.append(f"{run.folder.parent.name}/{run.folder.name}: {reason}")
         elif not is_measured:
             pending.append(Pending(row.label, ((_last(run), protocol_words(row.protocol)),)))
-    if len(reasons) == len(runs):  # otherwise the other seeds support the row
+    if len(reasons) == len(runs):  # no seed can support the row
         return [], Remaining(row.label, "; ".join(reasons), (row.words,))
     num_seeds = len(runs) - len(reasons)
     if trainings := _trainings(row.words, runs, row.num_seeds - num_seeds):
@@ -111,7 +113,7 @@ def _single(
 
 
 def _trainings(words: Words, runs: Sequence[Run], num_missing: int) -> tuple[Words, ...]:
-    """The words of so many more trainings of a recipe, with seeds that no run has yet."""
+    """Arguments of train.py for `num_missing` more runs of a recipe, with seeds that no run has yet."""
     trained = [run.seed for run in runs]
     if not trained and num_missing == 1:
         return (words,)  # with the recipe's own seed
@@ -120,11 +122,14 @@ def _trainings(words: Words, runs: Sequence[Run], num_missing: int) -> tuple[Wor
 
 
 def _state(table: ErrorTable, row: ErrorRow, recipe: Config, run: Run, code_sha256: str) -> tuple[bool, str | None]:
-    """Whether a run has been evaluated as the row requires, and why evaluating it again would support no claim."""
+    """Whether a run has been evaluated as the row requires, and the reason if no evaluation of it can support the row.
+
+    (False, None): evaluate the run.
+    """
     data = run.manifest["data"]
     own = [result.facts for result in run.valid_results if not other_settings(result.facts, row, recipe)]
     if any(not refusals(facts, data, row, table, recipe) for facts in own):
-        # A saved result must do where its checkpoint has been deleted.
+        # Results of other code are computed again, unless the checkpoint has been deleted.
         return any(facts.get("code_sha256") == code_sha256 for facts in own) or not _last(run).exists(), None
     reasons = trained_on_other_data(data, table)
     if own and not reasons:  # evaluated, but on other images
@@ -137,7 +142,7 @@ def _state(table: ErrorTable, row: ErrorRow, recipe: Config, run: Run, code_sha2
 def _ensembles(
     table: ErrorTable, row: ErrorRow, runs_of: RunsOf, evaluations: Sequence[Evaluation]
 ) -> tuple[list[Pending], Remaining | None]:
-    """The ensembles that a row still needs, each of other seeds, up to the row's num_seeds."""
+    """The ensembles that a row still needs, up to its num_seeds. No run is in two of the planned ensembles."""
     usable: dict[Words, list[Run]] = {}
     trainings: dict[Words, None] = {}
     reasons = []
@@ -152,29 +157,33 @@ def _ensembles(
                 usable[words].append(run)
         trainings |= dict.fromkeys(_trainings(words, runs, size * row.num_seeds - len(usable[words])))
     supporting = supporting_ensembles(table, row, runs_of, evaluations)[0]
-    made = [{member.run.folder for member in members} for _, members in supporting]
+    finished = [{member.run.folder for member in members} for _, members in supporting]
     pending = []
     for n in range(min(len(usable[words]) // size for words, size in sizes.items())):
-        runs_here = {words: usable[words][n * size : (n + 1) * size] for words, size in sizes.items()}
-        if {run.folder for runs in runs_here.values() for run in runs} not in made:
-            pending.append(_ensemble(row, runs_here, runs_of))
-    pending = pending[: max(0, row.num_seeds - len(made))]
-    if len(made) + len(pending) >= row.num_seeds:
+        runs_by_words = {words: usable[words][n * size : (n + 1) * size] for words, size in sizes.items()}
+        if {run.folder for runs in runs_by_words.values() for run in runs} not in finished:
+            pending.append(_ensemble(row, runs_by_words, runs_of))
+    pending = pending[: max(0, row.num_seeds - len(finished))]
+    if len(finished) + len(pending) >= row.num_seeds:
         return pending, None
-    have = [f"{len(made) + len(pending)} of {row.num_seeds} ensembles; train the others"] if made or pending else []
+    have = (
+        [f"{len(finished) + len(pending)} of {row.num_seeds} ensembles; train the others"]
+        if finished or pending
+        else []
+    )
     return pending, Remaining(row.label, "; ".join([*have, *reasons]) or None, tuple(trainings))
 
 
-def _ensemble(row: ErrorRow, runs_here: Mapping[Words, Sequence[Run]], runs_of: RunsOf) -> Pending:
-    """One ensemble of these runs: of its checkpoints, or of saved scores if a checkpoint has been deleted."""
+def _ensemble(row: ErrorRow, runs_by_words: Mapping[Words, Sequence[Run]], runs_of: RunsOf) -> Pending:
+    """One ensemble of these runs, from their checkpoints, or from saved scores if a checkpoint has been deleted."""
     members, scores = [], list[Path]()
-    for one, seeds in _seeds(row.members):
-        assert one.words is not None
-        for run in runs_here[one.words][:seeds]:
-            members.append((_last(run), protocol_words(one.protocol)))
-            scores += _scores(row, one.protocol, runs_of[one.words][0], run)[:1]
+    for member, num_seeds in _seeds(row.members):
+        assert member.words is not None
+        for run in runs_by_words[member.words][:num_seeds]:
+            members.append((_last(run), protocol_words(member.protocol)))
+            scores += _scores(row, member.protocol, runs_of[member.words][0], run)[:1]
     is_complete = all(path.exists() for path, _ in members)
-    logits = any(one.protocol is not None and one.protocol.average == "logits" for one in row.members)
+    logits = any(member.protocol is not None and member.protocol.average == "logits" for member in row.members)
     average: Average = "logits" if logits else "softmax"
     return Pending(row.label, tuple(members), () if is_complete else tuple(scores), average)
 
@@ -183,7 +192,7 @@ def _unusable(table: ErrorTable, row: ErrorRow, words: Words, recipe: Config, ru
     """Why a run cannot be a member of a row's ensemble; None if it can."""
     if reasons := trained_on_other_data(run.manifest["data"], table):
         return "; ".join(reasons)
-    protocols = [one.protocol for one in row.members if one.words == words]
+    protocols = [member.protocol for member in row.members if member.words == words]
     if _last(run).exists() or all(_scores(row, protocol, recipe, run) for protocol in protocols):
         return None
     return "checkpoints/last.ckpt was deleted"
@@ -193,29 +202,29 @@ def _scores(row: ErrorRow, protocol: RowProtocol | None, recipe: Config, run: Ru
     """The saved scores of a run under a member's protocol."""
     if protocol is None:
         return []
-    one = replace(row, protocol=protocol)
+    row_of_member = replace(row, protocol=protocol)
     return [
         result.scores
         for result in run.valid_results
-        if result.scores.exists() and not other_settings(result.facts, one, recipe)
+        if result.scores.exists() and not other_settings(result.facts, row_of_member, recipe)
     ]
 
 
 def _sizes(members: Sequence[Member]) -> dict[Words, int]:
-    """The number of networks of each recipe in an ensemble; a network under two protocols is one."""
+    """The number of networks of each recipe in an ensemble; a network evaluated under two protocols counts once."""
     sizes: dict[Words, int] = {}
-    for one, seeds in _seeds(members):
-        assert one.words is not None
-        sizes[one.words] = max(seeds, sizes.get(one.words, 0))
+    for member, num_seeds in _seeds(members):
+        assert member.words is not None
+        sizes[member.words] = max(num_seeds, sizes.get(member.words, 0))
     return sizes
 
 
 def _seeds(members: Sequence[Member]) -> list[tuple[Member, int]]:
-    """Every network of an ensemble once, with the number of its seeds."""
+    """The distinct members of an ensemble (a recipe under a protocol), each with its total number of seeds."""
     seeds: dict[Member, int] = {}
-    for one in members:
-        key = replace(one, seeds=1)
-        seeds[key] = seeds.get(key, 0) + one.seeds
+    for member in members:
+        key = replace(member, seeds=1)
+        seeds[key] = seeds.get(key, 0) + member.seeds
     return list(seeds.items())
 
 

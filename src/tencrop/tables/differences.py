@@ -1,7 +1,8 @@
 """The difference of a row's errors from those of its base row, over seeds. Pure functions, called by lines.py.
 
-Where both rows have runs of the same seeds, the difference is taken seed by seed: two networks that start from the same
-numbers and see the same images vary together, and their difference varies less. Otherwise the means are compared.
+Where both rows have runs of the same seeds, the difference is paired by seed: two networks that start from the same
+random numbers and see the same images vary together, so their difference varies less. Otherwise the means are
+compared.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Key = TypeVar("Key", bound=Hashable)  # seed of a run, or name of an ensemble
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference in points."""
+    """Mean difference between two rows, in percentage points."""
 
     mean: float
     std: float | None  # standard deviation of the difference of two runs; None with a single run of either row
@@ -28,9 +29,9 @@ class Difference:
 
     @property
     def half_width(self) -> float | None:
-        """Half of the 95% interval of Student's t distribution with num_seeds - 1 degrees of freedom.
+        """Half the width of the 95% interval, from Student's t distribution with num_seeds - 1 degrees of freedom.
 
-        Without pairs, these degrees of freedom are the conservative choice for two samples: Welch's are never fewer.
+        Without pairs, this is a conservative choice: Welch's formula never gives fewer degrees of freedom.
         """
         if self.std is None:
             return None
@@ -38,7 +39,7 @@ class Difference:
 
     @property
     def exceeds_seeds(self) -> bool | None:
-        """Whether the interval excludes 0; None if there is none."""
+        """Whether the 95% interval excludes 0; None if there is no interval."""
         half = self.half_width
         return None if half is None else abs(self.mean) > half
 
@@ -46,7 +47,8 @@ class Difference:
 def difference(own: Mapping[Key, float], base: Mapping[Key, float]) -> Difference:
     """`own` minus `base`, both in percent, by seed (or by ensemble).
 
-    Runs are paired if all seeds of one row are seeds of the other; further runs of the larger row are then left out.
+    Runs are paired if all seeds of one row are also seeds of the other. The other row's further runs are then left out,
+    so the mean can differ from the difference of the two rows' means.
     """
     assert own and base
     shared = [seed for seed in own if seed in base]

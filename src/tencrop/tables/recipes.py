@@ -1,7 +1,7 @@
 """Computes the learning hash of each row's configuration, by which report/matching.py finds the runs of the row.
 
-Composing a configuration takes 0.3 s, so the hashes are cached in a file in the report's folder until a file of conf/
-or the code that reads it changes. Does not import torch.
+Composing a configuration takes about 0.1 s, so the hashes are cached in a file in the report's folder until a file of
+conf/ or the code that reads it changes. Does not import torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Explains an out-of-memory error of the GPU in the first step: how large a micro-batch would fit.
+"""Turns an out-of-memory error in the first step on a GPU into a message that says which micro-batch fits.
 
 `fit` and the probe of plan=true call this. Accumulation over smaller micro-batches changes speed, not what is learned.
 """
@@ -21,7 +21,7 @@ from tencrop.progress import format_bytes
 from tencrop.training.batchnorm import GhostBatchNorm
 from tencrop.training.classifier import Classifier
 
-USABLE = 0.9  # of the free memory: the trial does not augment its images, and an allocator fragments in a long run
+USABLE = 0.9  # fraction of the free memory: the trial augments no images, and memory fragments in a long run
 
 
 @contextmanager
@@ -30,19 +30,19 @@ def explaining_out_of_memory(
 ) -> Iterator[None]:
     """Around trainer.fit: turn torch.OutOfMemoryError before the end of step `first_step` into a UserError.
 
-    To find a layout that fits, steps are tried on the same device, which changes the classifier's weights. A later
-    error passes: the layout did fit, and something else has taken the memory.
+    To find a micro-batch that fits, trial steps run on the same device, which changes the classifier's weights. A later
+    error is raised unchanged: the micro-batch did fit, so something else has taken the memory.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
         if trainer.global_step > first_step:
             raise
-        traceback.clear_frames(error.__traceback__)  # their local variables hold the activations
-        raise UserError(_sentence(config, classifier, trainer.strategy.root_device)) from None
+        traceback.clear_frames(error.__traceback__)  # the local variables of its frames hold the activations
+        raise UserError(_message(config, classifier, trainer.strategy.root_device)) from None
 
 
-def _sentence(config: Config, classifier: Classifier, device: torch.device) -> str:
+def _message(config: Config, classifier: Classifier, device: torch.device) -> str:
     limit, num_images = config.hardware.max_micro_batch, classifier.batches.micro_batch
     problem = (
         f"hardware.max_micro_batch={'null' if limit is None else limit}: the first step ran out of memory, since a"
@@ -79,7 +79,7 @@ def _smaller_layouts(config: Config, batches: Batches) -> Iterator[Batches]:
 
 
 def _needed_memory(classifier: Classifier, layout: Batches, device: torch.device) -> int | None:
-    """Peak memory in bytes of training with this layout; None if it does not fit."""
+    """Peak memory in bytes of training steps with this layout; None if it exceeds USABLE of the free memory."""
     _free_unused()
     try:
         free = _free_memory(device)
@@ -94,7 +94,7 @@ def _needed_memory(classifier: Classifier, layout: Batches, device: torch.device
 
 
 def _peak_memory(classifier: Classifier, layout: Batches, device: torch.device) -> int:
-    """Peak memory in bytes of two optimizer steps: the optimizer allocates its state in the first one."""
+    """Peak memory in bytes of two optimizer steps; 0 on a CPU. The optimizer allocates its state in the first one."""
     size, optimizer = classifier.config.image_size, classifier.configure_optimizers()
     weights = [weight for weight in classifier.model.parameters() if weight.requires_grad]
     images = torch.zeros(layout.micro_batch, size, size, 3, dtype=torch.uint8, device=device)
@@ -103,13 +103,13 @@ def _peak_memory(classifier: Classifier, layout: Batches, device: torch.device) 
         torch.cuda.reset_peak_memory_stats(device)
     for _ in range(2):
         _reset_groups(classifier, layout)
-        for _ in range(min(2, layout.accumulate_grad_batches)):  # a second micro-batch finds the gradients of the first
+        for _ in range(min(2, layout.accumulate_grad_batches)):  # the second one adds to stored gradients
             inputs = normalize(
                 images, classifier.mean, classifier.std, channels_last=classifier.config.model.channels_last
             )
             heads = classifier.predict(classifier.model, inputs)
             loss = torch.stack([F.cross_entropy(logits, labels) for logits in heads]).sum()
-            # Not backward(): DDP's hooks on the weights would wait for the other ranks.
+            # Not backward(), which would run DDP's hooks on the weights, and these wait for the other ranks.
             gradients = torch.autograd.grad(loss, weights, allow_unused=True)
             for weight, gradient in zip(weights, gradients, strict=True):
                 weight.grad = gradient if weight.grad is None or gradient is None else weight.grad + gradient
@@ -119,7 +119,7 @@ def _peak_memory(classifier: Classifier, layout: Batches, device: torch.device) 
 
 
 def _reset_groups(classifier: Classifier, layout: Batches) -> None:
-    """Make room for the statistics of a step with this layout; the failed step has left the groups half filled."""
+    """Prepare BatchNorm's groups for a step with this layout; the failed step has left them half filled."""
     for layer in classifier.model.modules():
         if isinstance(layer, GhostBatchNorm):
             layer.prepare(layout.micro_batch // layout.bn_groups, layout.bn_groups * layout.accumulate_grad_batches)
@@ -132,7 +132,7 @@ def _free_unused() -> None:
 
 
 def _free_memory(device: torch.device) -> int:
-    """Bytes that this process can use on the device, including what it holds already."""
+    """Bytes that this process can use on the device, including those that torch has reserved; 0 on a CPU."""
     if device.type != "cuda":
         return 0
     return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)

@@ -1,7 +1,7 @@
 """Short measurement of a recipe on this machine: the loader alone, training steps alone, and both together.
 
-The command train calls this with plan=true. One process measures one device, with its share of the global batch and of
-the loader's threads; nothing is written.
+commands/plan.py calls this for train.py plan=true. One process measures one device, with the device's share of the
+global batch and of the loader's threads. Nothing is written.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from tencrop.training.data_module import DataModule
 from tencrop.training.fit import build, build_trainer, quiet_lightning
 from tencrop.training.out_of_memory import explaining_out_of_memory
 
-# More steps than a loader keeps batches ready (BaseLoader.prefetch + 2), so that none of those is timed. cuDNN's search
-# for algorithms falls into them, too.
+# More than the batches that a loader holds ready (prefetch + 2 = 5): a batch loaded before the timing is not timed.
+# cuDNN also searches for algorithms during these steps.
 WARM_UP_STEPS = 6
 MAX_WARM_UP_S = 10.0  # a slow network on a CPU must not warm up for minutes
 MAX_STEPS, MAX_SECONDS = 100, 10.0  # whichever comes first, but at least one step
@@ -36,18 +36,18 @@ MAX_STEPS, MAX_SECONDS = 100, 10.0  # whichever comes first, but at least one st
 
 @dataclass(frozen=True)
 class Timing:
-    """Time per optimizer step of one device."""
+    """Mean time of an optimizer step on one device."""
 
-    seconds: float
-    num_steps: int  # timed, after the warm-up
+    seconds: float  # per step
+    num_steps: int  # timed steps; the warm-up is not counted
 
 
 @dataclass(frozen=True)
 class Probe:
     """What one device needs for an optimizer step, and how many steps the recipe has."""
 
-    loader: Timing  # reading, cropping and planning alone
-    step: Timing  # copying to the device, augmentation, forward and backward pass and update, of the same images
+    loader: Timing  # drawing crops, reading and decoding alone
+    step: Timing  # copy to the device, augmentation, forward, backward and update, always on the same batch
     both: Timing  # as in training
     peak_memory: int  # bytes: of the process on a CPU, reserved by torch on a GPU
     steps_per_epoch: int
@@ -55,7 +55,7 @@ class Probe:
 
 
 def probe(config: Config, *, batches: Batches, manifest: dict[str, Any]) -> Probe:
-    """Measure for about half a minute; longer only if a single step takes longer than 10 seconds.
+    """Measure for at most about a minute; longer if a single step takes several seconds.
 
     Raises UserError if the recipe does not fit the data, the network or the device's memory.
     """
@@ -71,12 +71,12 @@ def probe(config: Config, *, batches: Batches, manifest: dict[str, Any]) -> Prob
 
 
 def one_device(config: Config) -> Any:
-    """The hardware of the configuration, cut to one device that keeps its share of the loader's threads."""
+    """The hardware settings for one device, with its share of the loader's threads."""
     return dataclasses.replace(config.hardware, devices=1, nodes=1, workers=num_workers(config.hardware))
 
 
 class Stopwatch:
-    """Times the steps of a loop: first a warm-up, then MAX_STEPS steps or MAX_SECONDS."""
+    """Times the steps of a loop, for MAX_STEPS or MAX_SECONDS after a warm-up."""
 
     def __init__(self) -> None:
         self.created, self.num_steps = time.perf_counter(), 0
@@ -84,7 +84,7 @@ class Stopwatch:
         self.timing: Timing | None = None
 
     def lap(self) -> bool:
-        """Call after each step. Returns whether `timing` is known now, so that the loop can end."""
+        """Call after each step. Returns True once `timing` is set; the loop can then end."""
         self.num_steps += 1
         now = time.perf_counter()
         if self.start is None:
@@ -92,7 +92,7 @@ class Stopwatch:
                 _wait_for_device()
                 self.num_steps, self.start = 0, time.perf_counter()
             return False
-        # Only the last step waits for the device. Waiting in each would keep the host from running ahead.
+        # Synchronize after the last step only: after every step, the host could not run ahead as it does in training.
         if self.num_steps < MAX_STEPS and now - self.start < MAX_SECONDS:
             return False
         _wait_for_device()
@@ -101,14 +101,14 @@ class Stopwatch:
 
 
 class _Measured(Exception):
-    """Ends a training that has been timed."""
+    """Raised to end trainer.fit once the timing is known."""
 
 
 class _Timer(Callback):
     stopwatch: Stopwatch
 
     def on_train_start(self, trainer: Any, classifier: Any) -> None:
-        self.stopwatch = Stopwatch()  # here, since the set-up before it takes seconds that the warm-up needs
+        self.stopwatch = Stopwatch()  # not in __init__: fit's set-up takes seconds, which would count as warm-up
 
     def on_train_batch_end(self, trainer: Any, classifier: Any, *_: Any) -> None:
         if classifier.is_at_step_boundary and self.stopwatch.lap():
@@ -116,7 +116,7 @@ class _Timer(Callback):
 
 
 class _OneRank(DataModule):
-    """The batches of rank 0, whatever the number of devices, in a single process."""
+    """Loads the batches of rank 0 in a single process, as if all devices of the configuration took part."""
 
     def _positions(self) -> Any:
         batches = self.batches
@@ -130,23 +130,23 @@ class _OneRank(DataModule):
 
 
 class _SameBatch(_OneRank):
-    """The first micro-batch of the epoch, again and again: training does not wait for a loader."""
+    """Repeats the first micro-batch of the epoch, so that training never waits for the loader."""
 
     def train_dataloader(self) -> Any:
         loader = super().train_dataloader()
         batch = next(iter(loader))
-        images = batch.images.clone()  # the loader would reuse the memory
+        images = batch.images.clone()  # the loader reuses this memory
         if batch.images.is_pinned():
             images = images.pin_memory()
         self.close()
         return _Repeated(batch._replace(images=images), len(loader))
 
     def check(self, batch: Batch, epoch: int, batch_idx: int) -> None:
-        pass  # it is not the batch of this step, on purpose
+        pass  # the repeated batch is not the one that the sampler gives this step
 
 
 class _Repeated:
-    """`batch`, `num_batches` times in each pass."""
+    """Yields `batch` `num_batches` times per epoch."""
 
     def __init__(self, batch: Batch, num_batches: int):
         self.batch, self.num_batches = batch, num_batches
@@ -167,7 +167,7 @@ def _time_loader(config: Config, batches: Batches) -> Timing:
     data.trainer = trainer
     loader = data.train_dataloader()
     try:
-        while True:  # over epochs, which may be shorter than the measurement
+        while True:  # over epochs: one may be shorter than the measurement
             for number, _ in enumerate(loader, 1):
                 if number % batches.accumulate_grad_batches == 0:
                     trainer.global_step += 1

@@ -1,7 +1,8 @@
-"""The mean image, which AlexNet and ZFNet subtract: its crops at the places of the images' own crops.
+"""Crops of the mean image that AlexNet and ZFNet subtract, at the positions of the images' own crops.
 
-The mean image is that of the central squares of the training images, each resized to 256 x 256. It has a place for a
-crop only where the crop is taken from such a square: config/protocol_rules.py and recipe_rules.py refuse all others.
+The mean image is the mean over the training images' central squares, each resized to 256 x 256. So a crop has a
+position in the mean image only if it is taken from such a square; config/protocol_rules.py and recipe_rules.py refuse
+all other crops. Called by plan.py, color.py, training/classifier.py and visualization/trained_model.py.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tencrop.data.sampling.rng import Index, Stream, integers_below, random_uint
 def mean_image_of(choice: Normalization, statistics: Mapping[str, Any]) -> Tensor | None:
     """The mean image [256, 256, 3] on [0, 255] if `normalization.mean` is "image", else None.
 
-    statistics: those of prepared data (`Split.statistics`), or the metadata of a checkpoint.
+    statistics: `Split.statistics` of prepared data, or the metadata of a checkpoint. UserError if they have none.
     """
     if choice.mean != "image":
         return None
@@ -43,11 +44,12 @@ def array_sha256(values: Tensor) -> str:
 def mean_places(key: dict[str, Any], *, size: int, flips: Any) -> Index:
     """Top and left of each training crop in the mean image, and whether it is mirrored (1 or 0): int64 [B, 3].
 
-    These are the draws of `random_boxes`: a crop at a fixed scale is drawn in the rescaled square, not in the stored
-    image, so its place there needs no size. key: arguments of the draws.
+    These are the positions that `random_boxes` draws in the rescaled square, so they do not depend on the size of the
+    stored image. key: seed, epoch and samples, as `random_uint64` takes them. flips: [B].
     """
     draw = random_uint64(**key, stream=Stream.CROP, count=3)
     places = integers_below(draw, MEAN_IMAGE_SIDE - size + 1)
+    # Draw 0 is the shorter side, which is fixed here; draws 1 and 2 are top and left.
     places[:, :2], places[:, 2] = places[:, 1:], flips
     return places
 
@@ -55,7 +57,7 @@ def mean_places(key: dict[str, Any], *, size: int, flips: Any) -> Index:
 def mean_crops(mean_image: Tensor, places: Tensor, *, size: int) -> Tensor:
     """Crops [B, 3, size, size] of the mean image [256, 256, 3] at `places` [B, 3].
 
-    A mirrored image has a mirrored mean, as in Caffe (data_transformer.cpp), which subtracts before it mirrors.
+    The crop of a mirrored image is mirrored too: Caffe subtracts the mean before it mirrors (data_transformer.cpp).
     """
     crops = square_crops(mean_image.expand(len(places), -1, -1, -1), places[:, :2], size=size)
     return torch.where((places[:, 2] == 1)[:, None, None, None], crops.flip(2), crops).permute(0, 3, 1, 2)

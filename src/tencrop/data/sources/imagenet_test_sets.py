@@ -1,7 +1,7 @@
 """Test sets for networks trained on ImageNet: ImageNet-V2 (three variants), ImageNet-A, -R and -Sketch.
 
-They have an evaluation split and no training split. Labels are ImageNet's, of its 1,000 classes, so a network trained
-on ImageNet is evaluated as it is. ImageNet-A and -R have images of 200 classes only (`classes_within`).
+They have no training split. Labels are ImageNet's 0 to 999, so a network trained on ImageNet needs no other last
+layer. ImageNet-A and -R have images of 200 of the 1,000 classes (`classes_within`).
 
 imagenetv2-*-format-val/LABEL/*.jpeg   LABEL is 0 to 999, without leading zeros (Recht et al. 2019)
 imagenet-a/WNID/*.jpg                  natural adversarial examples (Hendrycks et al. 2021); also as imagenet-a.tar
@@ -37,20 +37,20 @@ SUBSET = "set data.subset=true if this is intended"
 
 @dataclass(frozen=True)
 class ImagenetTestSet:
-    """What its authors published under a name of conf/data."""
+    """A test set as its authors published it."""
 
     title: str
     archive: str
     folder: str  # what the archive extracts to
     num_images: int
-    num_images_of_a_class: int | None = None  # None: classes differ
-    classes: str = "imagenet"  # whose classes it has, as in imagenet_wnids
-    is_numbered: bool = False  # class folders are named by label and not by WNID
+    num_images_of_a_class: int | None = None  # None: the number differs by class
+    classes: str = "imagenet"  # argument of imagenet_wnids
+    is_numbered: bool = False  # class folders are named by label instead of WNID
 
     @property
     def labels(self) -> dict[str, int]:
         """Label by class folder."""
-        # By name: sorted as text, the folder 10 would come second and give all but ten classes a wrong label.
+        # Not by position: sorted as text, folder 10 follows folder 1, and all but 12 classes would get a wrong label.
         label_of = {wnid: label for label, wnid in enumerate(imagenet_wnids())}
         wnids = imagenet_wnids(self.classes)
         return {str(label_of[wnid]) if self.is_numbered else wnid: label_of[wnid] for wnid in wnids}
@@ -72,9 +72,9 @@ TEST_SETS = {
 
 
 def classes_within(name: str) -> np.ndarray | None:
-    """The labels int64 [200] to which errors on ImageNet-A and -R are restricted; None for all other data.
+    """The labels int64 [200] among which ImageNet-A and -R are classified; None for all other data.
 
-    Their authors let a network choose among these classes alone; errors over all 1,000 classes are higher.
+    Their authors use only the logits of these classes. Errors among all 1,000 classes are higher.
     """
     found = TEST_SETS.get(name)
     if found is None or found.classes == "imagenet":
@@ -83,7 +83,7 @@ def classes_within(name: str) -> np.ndarray | None:
 
 
 def check_has_training_split(name: str) -> None:
-    """Raise UserError for a test set, which nothing can be trained on."""
+    """Raise UserError if the data set is a test set, on which nothing can be trained."""
     if name in TEST_SETS:
         raise UserError(
             f"data={name}: {TEST_SETS[name].title} is a test set without training images; evaluate a network trained on"
@@ -92,10 +92,10 @@ def check_has_training_split(name: str) -> None:
 
 
 class ImagenetTestSource:
-    """The images of a test set, from its published archive or the folder that this extracts to.
+    """The images of a test set, from its published archive or from the extracted folder.
 
-    Raises UserError for class folders that are not the set's, and unless `data.subset` for missing classes and another
-    number of images.
+    Raises UserError for class folders that do not belong to the set. Unless `data.subset` is true, also for missing
+    classes and a number of images other than the published one.
     """
 
     def __init__(self, data: Data) -> None:
@@ -116,7 +116,7 @@ class ImagenetTestSource:
             self.location = SourceLocation(str(path), {"val": folder}, {"val": TREE})
             by_class = self._extracted(path, folder)
         labels = self.published.labels
-        # In the order of all sources, bytewise by folder and name, although labels then do not ascend in ImageNet-V2.
+        # Sorted bytewise by folder and name, as in every source, so ImageNet-V2's labels do not ascend.
         ordered = sorted(by_class.items(), key=lambda entry: os.fsencode(entry[0]))
         self.files = {
             "val": [
@@ -135,7 +135,7 @@ class ImagenetTestSource:
         return {}
 
     def _folder_within(self, path: Path, folder: str) -> str:
-        """The folder of the class folders: the one named, or `path` itself if that holds them."""
+        """The folder that holds the class folders: `folder`, or "." if they lie in `path` itself."""
         if not (path / folder).is_dir():
             if (path / self.published.archive).is_file():
                 raise UserError(
@@ -163,7 +163,7 @@ class ImagenetTestSource:
             name = member.name.removeprefix(f"{self.published.folder}/")
             image = name.rpartition("/")[2]
             if image.startswith(".") or not image.lower().endswith(EXTENSIONS) or "/" not in name:
-                self.left_out["val"][kind_of(image)] += 1  # a README, and what macOS adds
+                self.left_out["val"][kind_of(image)] += 1  # such as a README, or the ._ files of macOS
                 continue
             file = SourceFile(name, 0, member.num_bytes, member.offset)
             by_class.setdefault(name.partition("/")[0], []).append(file)
@@ -193,7 +193,7 @@ class ImagenetTestSource:
                 f"{place}: {found:,} images, but {title} has {self.published.num_images:,}; add or remove images, or"
                 f" {SUBSET}"
             )
-        # Also by class: a missing image and an extra one leave the total unchanged.
+        # The total alone is not enough: a missing image and an extra one of another class leave it unchanged.
         expected, counts = self.published.num_images_of_a_class, Counter(file.label for file in self.files["val"])
         if expected and (wrong := [label for label, number in sorted(counts.items()) if number != expected]):
             raise UserError(
