@@ -218,3 +218,10 @@ def test_a_test_set_in_the_folder_of_a_run_is_named() -> None:
     config = {"data": {"name": "imagenet"}, "augmentation": {}, "training": {}}
     assert differences_from_training({"data": "imagenet"}, config) == []
     assert differences_from_training({"data": "imagenet_v2"}, config) == ["data imagenet_v2"]
+
+
+def test_the_mean_image_is_no_difference_from_a_training_with_it():
+    config = {"augmentation": {}, "training": {}, "normalization": {"mean": "image"}, "data": {"name": "imagenet"}}
+    result = {"data": "imagenet", "mean": [124.0, 114.0, 101.0]}
+    assert differences_from_training(result | {"mean_image_sha256": "ab"}, config) == []
+    assert differences_from_training(result, config) == ["mean [124.0, 114.0, 101.0]"]

@@ -202,6 +202,8 @@ def differences_from_training(result: Mapping[str, Any], config: Mapping[str, An
     trained = {"filter": config["augmentation"].get("filter"), "precision": config["training"].get("precision")}
     for key, given in (config.get("normalization") or {}).items():
         trained[key] = list(IMAGENET[key]) if given == "imagenet" else given
+    if trained.get("mean") == "image" and "mean_image_sha256" in result:
+        del trained["mean"]  # the result's own "mean" is the mean color of that image
     if result.get("data") in TEST_SETS:  # only if the user put it into the folder of the run
         trained["data"] = config["data"]["name"]
     known = {key: value for key, value in trained.items() if value not in (None, "dataset") and key in result}
