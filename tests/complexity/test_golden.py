@@ -22,5 +22,5 @@ def test_the_committed_files_name_every_network_and_nothing_else():
 
 @pytest.mark.parametrize("name", ["lenet5", "tf_efficientnet_b3", "resnet50", "squeezenet_1_0", "vgg_d"])
 def test_a_model_file_is_read_as_train_composes_it(name, composed):
-    config = composed(f"model={name}")
+    config = composed(f"model={name}", "experiment=null")
     assert model_file(name) == (config.model, config.image_size)
