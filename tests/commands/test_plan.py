@@ -24,7 +24,7 @@ NETWORK = [
 
 def lines_of(config, monkeypatch, capsys, *, loader_s, step_s, both_s):
     loader, step, both = (Timing(seconds, 10) for seconds in (loader_s, step_s, both_s))
-    measured = Probe(loader, step, both, peak_memory=2_000_000_000, steps_per_epoch=5_000, total_steps=450_000)
+    measured = Probe(loader, step, both, peak_memory_bytes=2_000_000_000, steps_per_epoch=5_000, total_steps=450_000)
     monkeypatch.setattr(planning, "probe", lambda *_, **__: measured)
     monkeypatch.setattr(planning, "num_granted_cores", lambda: 16)
     splits = {

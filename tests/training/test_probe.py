@@ -67,7 +67,7 @@ def test_the_recipe_is_measured_and_nothing_is_written(short, prepared_photos, t
     alone, both = seen
     assert len(alone) == len(both) == 21
     assert set(alone) == {both[0]} and all(one != other for one, other in pairwise(both))
-    assert measured.peak_memory > 1e8
+    assert measured.peak_memory_bytes > 1e8
     assert not list(tmp_path.iterdir())
 
 

@@ -65,7 +65,7 @@ def _conclusions(config: Config, batches: Batches, measured: Probe, manifest: di
         f" {_time(total_s)} for all {measured.total_steps:,} steps ({num_epochs:.3g} epochs{stop});"
         f" {num_devices * total_s / 3600:.3g} device-hours on {_counted(num_devices, 'device')}",
         f"bound by   {_bound(measured)}",
-        f"memory     {format_bytes(measured.peak_memory)} at the peak, {what}",
+        f"memory     {format_bytes(measured.peak_memory_bytes)} at the peak, {what}",
         f"store      {config.data.root}: {', '.join(f'{name} {format_bytes(sizes[name])}' for name in sizes)};"
         f" a device reads {format_bytes(read_per_s)}/s of it",
     ]

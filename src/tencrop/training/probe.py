@@ -49,7 +49,7 @@ class Probe:
     loader: Timing  # drawing crops, reading and decoding alone
     step: Timing  # copy to the device, augmentation, forward, backward and update, always on the same batch
     both: Timing  # as in training
-    peak_memory: int  # bytes: of the process on a CPU, reserved by torch on a GPU
+    peak_memory_bytes: int  # of the process on a CPU, reserved by torch on a GPU
     steps_per_epoch: int
     total_steps: int
 

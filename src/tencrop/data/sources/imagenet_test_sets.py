@@ -43,7 +43,7 @@ class ImagenetTestSet:
     archive: str
     folder: str  # what the archive extracts to
     num_images: int
-    num_images_of_a_class: int | None = None  # None: the number differs by class
+    num_images_per_class: int | None = None  # None: the number differs by class
     classes: str = "imagenet"  # argument of imagenet_wnids
     is_numbered: bool = False  # class folders are named by label instead of WNID
 
@@ -194,7 +194,7 @@ class ImagenetTestSource:
                 f" {SUBSET}"
             )
         # The total alone is not enough: a missing image and an extra one of another class leave it unchanged.
-        expected, counts = self.published.num_images_of_a_class, Counter(file.label for file in self.files["val"])
+        expected, counts = self.published.num_images_per_class, Counter(file.label for file in self.files["val"])
         if expected and (wrong := [label for label, number in sorted(counts.items()) if number != expected]):
             raise UserError(
                 f"{place}: class {wrong[0]} has {counts[wrong[0]]} images, but {title} has {expected}; {SUBSET}"
