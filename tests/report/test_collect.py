@@ -15,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from tencrop.cli.choices import CONF
 from tencrop.config import UserError
 from tencrop.evaluation.results import load_result, save_result
-from tencrop.report.claims import _composed
+from tencrop.report.claims import _composed, claims_of_run
 from tencrop.report.collect import Broken, Experiment, Run, collect, collect_evaluations, input_folders
 from tencrop.training.metric_rows import NO_ROWS, append_row
 from typed import stand_in
@@ -272,6 +272,12 @@ def test_configurations_that_cannot_be_read_claim_nothing(composed):
         assert Experiment("resnet50", (run,)).claims == []
     run = stand_in(Run, config={}, manifest={"data": IMAGENET})
     assert Experiment("resnet50", (run,)).claims == []
+
+
+def test_a_mistake_in_an_error_table_is_named(composed, tmp_path):
+    (tmp_path / "broken.yaml").write_text("data: imagenet\nrows: []\n")
+    with pytest.raises(UserError, match=r"broken\.yaml"):
+        claims_of_run(dataclasses.asdict(composed("model=resnet50")), IMAGENET, tmp_path)
 
 
 def test_one_broken_result_leaves_the_others(evaluated_run, loose_result):

@@ -75,12 +75,6 @@ def plain_types(kind: Type) -> set[Type]:
     return {str} if get_origin(bare) is Literal else {get_origin(bare) or bare}
 
 
-def choices_of(schema: type, key: str) -> tuple[str, ...]:
-    """The choices of a key; none if it is not declared with `Literal`."""
-    literals = [bare_type(member) for member in members_of(key_types(schema)[key])]
-    return tuple(choice for kind in literals if get_origin(kind) is Literal for choice in get_args(kind))
-
-
 def describe_key(schema: type, key: str) -> str:
     """What a key accepts, as one line for KEY=?."""
     kind = key_types(schema)[key]

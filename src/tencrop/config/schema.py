@@ -26,7 +26,6 @@ Fraction = Annotated[float, Interval(ge=0, le=1)]
 Momentum = Annotated[float, Interval(ge=0, lt=1, hint="with 1, steps grow without end; 0.9 is usual")]
 Epsilon = Annotated[float, Interval(gt=0, hint="with 0, weights without gradient become NaN; 1e-8 is usual")]
 Decay = Annotated[float, Interval(gt=0, le=1)]
-Percent = Annotated[float, Interval(ge=0, le=100)]
 AreaRange = Annotated[list[float], LowHigh(gt=0, le=1)]  # fractions of the image's area
 # width / height, or its inverse; the bounds keep a box of any image within int64
 AspectRange = Annotated[list[float], LowHigh(ge=0.001, le=1000)]

@@ -58,13 +58,16 @@ def claims_of_run(config: Mapping[str, Any], data: Mapping[str, Any], errors: Pa
     """The rows with the recipe and the data of a run, most reliable printed numbers first.
 
     config: the content of its config.yaml; data: the "data" section of its manifest. Empty for a configuration that is
-    not valid in this version of the code.
+    not valid in this version of the code. Raises UserError for a mistake in a file of `errors`.
     """
     try:
         candidates = _rows(errors, config["data"]["name"], config["model"]["name"])
         rows = [(table, row) for table, row in candidates if not trained_on_other_data(data, table)]
-        if not rows:
-            return []  # most runs: no table has their network and data
+    except (KeyError, TypeError):
+        return []
+    if not rows:
+        return []  # most runs: no table has their network and data
+    try:
         own = learning_keys(validate(OmegaConf.create(literal(dict(config))), Config))
     except (UserError, KeyError, TypeError):
         return []
