@@ -25,6 +25,7 @@ from tencrop.data.loading.loaders import loader_class
 from tencrop.data.sampling.sampler import evaluation_batches, split_to_fit_memory
 from tencrop.data.store.manifest import Split, open_split
 from tencrop.distributed.gpus import check_num_gpus
+from tencrop.evaluation.allocator import keep_freed_memory
 from tencrop.evaluation.predictions import Scores, from_averages
 from tencrop.evaluation.protocols import merge, num_views, view_groups
 from tencrop.evaluation.subsets import evaluated_index
@@ -79,6 +80,8 @@ def score_part(
         network = MeanScores(fully_convolutional(network, image_size=size, name=name))
     set_precision(config.training.precision)
     device = _device(config.hardware, local_rank)
+    if device.type == "cpu":
+        keep_freed_memory()
     layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
     network = network.to(device, memory_format=layout).eval()  # type: ignore[call-overload]
     index = evaluated_index(config, split)
