@@ -48,13 +48,13 @@ class Calibrated(NamedTuple):
         return {f"top{k}": 100 * self.result[f"top{k}_error"] for k in (1, 5)}
 
 
-def calibrate(config: EvaluateConfig, words: Sequence[str]) -> int:
+def calibrate(config: EvaluateConfig, overrides: Sequence[str]) -> int:
     """Evaluate the recognized files, and print them beside their publishers' measurement; returns the exit code.
 
-    words: the command line as KEY=VALUE. Raises UserError if the folder has no file that is recognized, or for a word
-    that a row fixes. Without the full val split there are figures, but no verdict.
+    overrides: the command line as KEY=VALUE. Raises UserError if the folder has no file that is recognized, or for an
+    override that a row fixes. Without the full val split there are figures, but no verdict.
     """
-    typed = _checked(config, words)
+    typed = _checked(config, overrides)
     table = read_table(TABLE)
     folder = Path(config.weights_dir or "")
     matched, others = recognized(folder, released_weights(table))
@@ -81,13 +81,13 @@ def calibrate(config: EvaluateConfig, words: Sequence[str]) -> int:
     return 0
 
 
-def _checked(config: EvaluateConfig, words: Sequence[str]) -> list[str]:
-    """The words without this command's own keys."""
+def _checked(config: EvaluateConfig, overrides: Sequence[str]) -> list[str]:
+    """The overrides without this command's own keys."""
     if config.table != TABLE:
         raise UserError(f"weights_dir={config.weights_dir}: is for table={TABLE}; give both, or leave it out")
     if not Path(config.weights_dir or "").is_dir():
         raise UserError(f"weights_dir={config.weights_dir}: there is no such folder")
-    typed = [word for word in words if not keys_typed([word]) & own_keys(EvaluateConfig)]
+    typed = [word for word in overrides if not keys_typed([word]) & own_keys(EvaluateConfig)]
     for word in typed:
         if not all(key.partition(".")[0] in ALLOWED for key in keys_typed([word])):
             raise UserError(f"{word}: the table's rows give network and protocol; leave it out, or leave out table")
@@ -95,8 +95,8 @@ def _checked(config: EvaluateConfig, words: Sequence[str]) -> list[str]:
 
 
 def _target(file: Path, weights: Released, typed: Sequence[str]) -> EvaluationTarget:
-    words = [*typed, *weights.words()]
-    (target,) = evaluation_targets(replace(compose_training(words, CONF), weights=str(file)), words)
+    overrides = [*typed, *weights.overrides()]
+    (target,) = evaluation_targets(replace(compose_training(overrides, CONF), weights=str(file)), overrides)
     return target
 
 

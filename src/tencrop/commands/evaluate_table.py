@@ -23,24 +23,24 @@ from tencrop.report.table_plan import Pending, Remaining, plan_table
 from tencrop.signals import close_at_ctrl_c
 from tencrop.tables.lines import folders_text
 from tencrop.tables.reading import ERRORS, read_table, read_tables, with_bases
-from tencrop.tables.recipes import Words
+from tencrop.tables.schema import Overrides
 
 # What a user may type beside table=NAME: it changes neither the recipe nor the protocol, which the table's rows give.
 ALLOWED = {"runs", "data", "hardware", "tracker", "deterministic"}
 
 
-def evaluate_table(config: EvaluateConfig, words: Sequence[str], folder: Path = ERRORS) -> int:
+def evaluate_table(config: EvaluateConfig, overrides: Sequence[str], folder: Path = ERRORS) -> int:
     """Evaluate what can be evaluated of the table `config.table`; returns the exit code.
 
-    words: the command line as KEY=VALUE. Raises UserError for a word that a row fixes. A run that cannot be evaluated
-    is reported, and the others are evaluated all the same.
+    overrides: the command line as KEY=VALUE. Raises UserError for an override that a row fixes. A run that cannot be
+    evaluated is reported, and the others are evaluated all the same.
     """
     assert config.table is not None
     if config.table == TITLES:
         return report_tables(TITLES, [], OUTPUT, folder)
-    typed = _checked(config, words)
+    typed = _checked(config, overrides)
     tables = read_tables(folder) if config.table == ALL else [read_table(config.table, folder)]
-    tables, paths = with_bases(tables, folder), _places(config)
+    tables, paths = with_bases(tables, folder), _search_paths(config)
     broken: list[UserError] = []  # report_tables prints them
     close_at_ctrl_c()
     runs_of = runs_of_tables(tables, paths, kept=OUTPUT / HASHES, on_broken=broken.append)
@@ -56,18 +56,18 @@ def evaluate_table(config: EvaluateConfig, words: Sequence[str], folder: Path = 
         remaining += others
     failed = _evaluate(pending, plain_config(config), [word for word in typed if not keys_typed([word]) & {"runs"}])
     _print_remaining(remaining + failed, typed, config.hardware if _chose_hardware(typed) else None)
-    code = report_tables(config.table, [str(path) for path in _places(config)], OUTPUT, folder)
+    code = report_tables(config.table, [str(path) for path in _search_paths(config)], OUTPUT, folder)
     return 2 if failed else code
 
 
-def _places(config: Config) -> list[Path]:
+def _search_paths(config: Config) -> list[Path]:
     """Where runs and evaluations lie; the latter may come into being with the first ensemble."""
     return [path for path in (Path(config.runs), EVALUATIONS) if path.is_dir()]
 
 
-def _checked(config: EvaluateConfig, words: Sequence[str]) -> list[str]:
-    """The words without this command's own keys."""
-    typed = [word for word in words if not keys_typed([word]) & own_keys(EvaluateConfig)]
+def _checked(config: EvaluateConfig, overrides: Sequence[str]) -> list[str]:
+    """The overrides without this command's own keys."""
+    typed = [word for word in overrides if not keys_typed([word]) & own_keys(EvaluateConfig)]
     for word in typed:
         if not all(key.partition(".")[0] in ALLOWED for key in keys_typed([word])):
             raise UserError(
@@ -123,28 +123,28 @@ def _errors_text(result: dict[str, Any]) -> str:
 
 def _print_remaining(remaining: Sequence[Remaining], typed: Sequence[str], hardware: Hardware | None) -> None:
     """List the rows without a number, one entry for the rows that share a reason or the same trainings."""
-    groups: dict[tuple[str | None, tuple[Words, ...]], list[str]] = {}
+    groups: dict[tuple[str | None, tuple[Overrides, ...]], list[str]] = {}
     for one in remaining:
         groups.setdefault((one.reason, one.trainings), []).append(one.label)
     for (reason, trainings), labels in groups.items():
         print(f"not evaluated: {'; '.join(labels)}: {reason or 'train first'}")
-        for words in trainings:
-            print(f"    {' '.join([command_prefix('train'), *map(for_shell, (*words, *typed))])}")
-            print(f"    {sbatch_line((*words, *typed), hardware)}")
+        for overrides in trainings:
+            print(f"    {' '.join([command_prefix('train'), *map(for_shell, (*overrides, *typed))])}")
+            print(f"    {sbatch_line((*overrides, *typed), hardware)}")
     if remaining:
         print()
 
 
-def sbatch_line(words: Words, hardware: Hardware | None) -> str:
+def sbatch_line(overrides: Overrides, hardware: Hardware | None) -> str:
     """The command that submits a training; slurm/train.sbatch needs as many tasks as hardware.devices and nodes.
 
-    hardware: what the user has chosen in `words`; None: one GPU.
+    hardware: what the user has chosen in `overrides`; None: one GPU.
     """
     devices, nodes = (hardware.devices, hardware.nodes) if hardware is not None else (1, 1)
     options = [f"--nodes={nodes}"] if nodes > 1 else []
     options += [f"--gpus-per-node={devices}", *([f"--ntasks-per-node={devices}"] if devices > 1 else [])]
     own = () if hardware is not None else ("hardware=gpu1",)
-    return " ".join(["sbatch", *options, "slurm/train.sbatch", *map(for_shell, (*words, *own))])
+    return " ".join(["sbatch", *options, "slurm/train.sbatch", *map(for_shell, (*overrides, *own))])
 
 
 def _chose_hardware(typed: Sequence[str]) -> bool:

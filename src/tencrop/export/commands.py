@@ -18,25 +18,31 @@ PROTOCOL_KEYS = ("side", "size", "region", "resize", "filter", "average")
 
 def evaluate_command(config: Config, result: Mapping[str, Any] | None, preprocessing: Mapping[str, Any]) -> str:
     """`python evaluate.py weights=...` for a result of the run, or for the run's own protocol if `result` is None."""
-    words = [typed_word("weights", FILES["safetensors"]), *model_words(config.model), f"data={config.data.name}"]
-    words.append("data.root=PREPARED")
+    overrides = [
+        typed_word("weights", FILES["safetensors"]),
+        *model_overrides(config.model),
+        f"data={config.data.name}",
+    ]
+    overrides.append("data.root=PREPARED")
     if config.data.num_classes != read_yaml_file(CONF / "data" / f"{config.data.name}.yaml")["num_classes"]:
-        words.append(f"data.num_classes={config.data.num_classes}")
-    words += _protocol_words(config, result, preprocessing)
+        overrides.append(f"data.num_classes={config.data.num_classes}")
+    overrides += _protocol_overrides(config, result, preprocessing)
     precision = result["precision"] if result else config.training.precision
-    words += [f"training.precision={precision}"] if precision != "fp32" else []
-    words += ["data.loader=ffcv"] if result and result.get("loader") == "ffcv" else []
-    return " ".join([command_prefix("evaluate"), *words])
+    overrides += [f"training.precision={precision}"] if precision != "fp32" else []
+    overrides += ["data.loader=ffcv"] if result and result.get("loader") == "ffcv" else []
+    return " ".join([command_prefix("evaluate"), *overrides])
 
 
-def model_words(model: Model) -> list[str]:
-    """The words that choose the network: its name and arguments, whatever conf/model says of it."""
+def model_overrides(model: Model) -> list[str]:
+    """The overrides that choose the network: its name and arguments, whatever conf/model says of it."""
     arguments = [for_shell(f"+model.kwargs.{key}={json.dumps(value)}") for key, value in model.kwargs.items()]
     layout = ["model.channels_last=true"] if model.channels_last else []
     return ["model=timm", f"model.name={model.name}", *arguments, *layout]
 
 
-def _protocol_words(config: Config, result: Mapping[str, Any] | None, preprocessing: Mapping[str, Any]) -> list[str]:
+def _protocol_overrides(
+    config: Config, result: Mapping[str, Any] | None, preprocessing: Mapping[str, Any]
+) -> list[str]:
     """protocol=NAME, and its keys that differ from conf/protocol/NAME.yaml with the file's own preprocessing."""
     own = dataclasses.asdict(config.protocol)
     used = own if result is None else {**own, **result, "name": result["protocol"], "average": result["averaging"]}
@@ -46,12 +52,12 @@ def _protocol_words(config: Config, result: Mapping[str, Any] | None, preprocess
         "${augmentation.filter}": preprocessing["filter"],
     }
     stated = read_yaml_file(CONF / "protocol" / f"{used['name']}.yaml")
-    words = [f"protocol={used['name']}"]
+    overrides = [f"protocol={used['name']}"]
     for key in PROTOCOL_KEYS:
         default = filled.get(str(stated[key]), stated[key])
         if used[key] != default:
-            words.append(for_shell(f"protocol.{key}={_word(used[key])}"))
-    return words
+            overrides.append(for_shell(f"protocol.{key}={_word(used[key])}"))
+    return overrides
 
 
 def _word(value: Any) -> str:

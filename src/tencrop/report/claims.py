@@ -22,8 +22,7 @@ from tencrop.config.documents import literal
 from tencrop.config.yaml_files import read_yaml_file, yaml_text
 from tencrop.report.matching import refusals, trained_on_other_data
 from tencrop.tables.reading import ERRORS, read_table, table_names
-from tencrop.tables.recipes import Words
-from tencrop.tables.schema import CONFIDENCES, MEASURED, ErrorRow, ErrorTable
+from tencrop.tables.schema import CONFIDENCES, MEASURED, ErrorRow, ErrorTable, Overrides
 
 if TYPE_CHECKING:
     from tencrop.report.collect import Result, Run
@@ -73,8 +72,8 @@ def claims_of_run(config: Mapping[str, Any], data: Mapping[str, Any], errors: Pa
         return []
     found = []
     for table, row in rows:
-        assert row.words is not None
-        recipe = _composed(row.words)
+        assert row.overrides is not None
+        recipe = _composed(row.overrides)
         if learning_keys(recipe) == own:
             found.append(Claim(table, row, recipe))
     return sorted(found, key=lambda claim: min(map(CONFIDENCES.index, claim.row.confidence.values())))
@@ -91,7 +90,7 @@ def _rows(errors: Path, data: str, network: str) -> Iterator[tuple[ErrorTable, E
     for table in _tables(errors, data):
         for row in table.rows:
             is_printed = any(row.printed.get(column) is not None for column in MEASURED)
-            if row.words is None or row.delta_of is not None or table.split != "val" or not is_printed:
+            if row.overrides is None or row.delta_of is not None or table.split != "val" or not is_printed:
                 continue
             # Composing a row takes about 0.1 s, so rows of other networks are left out by name.
             if row.model is None or _network(row.model) == network:
@@ -113,5 +112,5 @@ def _network(model: str) -> str:
 
 
 @cache
-def _composed(words: Words) -> Config:
-    return compose_training(words, CONF)
+def _composed(overrides: Overrides) -> Config:
+    return compose_training(overrides, CONF)

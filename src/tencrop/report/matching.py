@@ -16,8 +16,8 @@ from tencrop.cli.choices import CONF
 from tencrop.config import Config, UserError
 from tencrop.config.recipes import guesses_of
 from tencrop.tables.lines import Key, Ours
-from tencrop.tables.recipes import Words, learning_hashes
-from tencrop.tables.schema import ErrorRow, ErrorTable, RowProtocol
+from tencrop.tables.recipes import learning_hashes
+from tencrop.tables.schema import ErrorRow, ErrorTable, Overrides, RowProtocol
 
 if TYPE_CHECKING:
     from tencrop.report.collect import Evaluation, Result, Run
@@ -40,7 +40,7 @@ def match_runs(
     rows = trainable_rows(tables)
     matched = {}
     for table, row in rows:
-        recipe, runs = runs_of.get(row.words or (), (None, []))
+        recipe, runs = runs_of.get(row.overrides or (), (None, []))
         if recipe is not None and (ours := _ours(table, row, recipe, runs)) is not None:
             matched[table.name, row.id] = ours
     ensembles = [(table, row) for table, row in rows if row.members]
@@ -54,11 +54,16 @@ def trainable_rows(tables: Sequence[ErrorTable]) -> list[tuple[ErrorTable, Error
 
 def runs_of_tables(
     tables: Sequence[ErrorTable], paths: Sequence[Path], *, kept: Path, on_broken: OnBroken
-) -> dict[Words, tuple[Config, list[Run]]]:
-    """The recipe and the finished runs for the words of every row and member that has runs in or below `paths`."""
+) -> dict[Overrides, tuple[Config, list[Run]]]:
+    """The recipe and the finished runs for the overrides of every row and member that has runs in or below `paths`."""
     rows = [row for _, row in trainable_rows(tables)]
     folders = [folder for path in paths for folder in _run_folders(path)]
-    wanted = [words for row in rows for words in (row.words, *(member.words for member in row.members)) if words]
+    wanted = [
+        overrides
+        for row in rows
+        for overrides in (row.overrides, *(member.overrides for member in row.members))
+        if overrides
+    ]
     if not wanted or not folders:
         return {}
     # Select by the hash in the folder's name first: reading a run imports a second's worth of packages, and most
@@ -68,9 +73,9 @@ def runs_of_tables(
     for folder in folders:
         by_hash.setdefault(folder.name.rpartition("-")[2], []).append(folder)
     found = {}
-    for words, learned in hashes.items():
+    for overrides, learned in hashes.items():
         if learned in by_hash:
-            found[words] = _runs(words, by_hash[learned], on_broken)
+            found[overrides] = _runs(overrides, by_hash[learned], on_broken)
     return found
 
 
@@ -173,7 +178,7 @@ def _ours(table: ErrorTable, row: ErrorRow, recipe: Config, runs: Sequence[Run])
 
 def _match_ensembles(
     rows: Sequence[tuple[ErrorTable, ErrorRow]],
-    runs_of: Mapping[Words, tuple[Config, Sequence[Run]]],
+    runs_of: Mapping[Overrides, tuple[Config, Sequence[Run]]],
     paths: Sequence[Path],
     on_broken: OnBroken,
 ) -> dict[Key, Ours]:
@@ -185,7 +190,7 @@ def _match_ensembles(
     for table, row in rows:
         supporting, refused = supporting_ensembles(table, row, runs_of, evaluations)
         if supporting:
-            recipes = [runs_of[member.words][0] for member in row.members if member.words is not None]
+            recipes = [runs_of[member.overrides][0] for member in row.members if member.overrides is not None]
             guesses = dict.fromkeys(guess for recipe in recipes for guess in guesses_of(recipe))
             ours = ours_of_ensembles([evaluation for evaluation, _ in supporting])
             # An ensemble of networks of one seed, such as one network under two protocols, has this seed.
@@ -202,7 +207,7 @@ def _match_ensembles(
 def supporting_ensembles(
     table: ErrorTable,
     row: ErrorRow,
-    runs_of: Mapping[Words, tuple[Config, Sequence[Run]]],
+    runs_of: Mapping[Overrides, tuple[Config, Sequence[Run]]],
     evaluations: Sequence[Evaluation],
 ) -> tuple[list[tuple[Evaluation, list[Matched]]], list[tuple[Evaluation, list[str]]]]:
     """The evaluated ensembles that support a row, with their members; and those of its networks that do not, and why.
@@ -212,15 +217,15 @@ def supporting_ensembles(
     from tencrop.report.ensemble_matching import matched_ensembles
 
     supporting, refused = [], []
-    found = matched_ensembles(row, {words: runs for words, (_, runs) in runs_of.items()}, evaluations)
+    found = matched_ensembles(row, {overrides: runs for overrides, (_, runs) in runs_of.items()}, evaluations)
     for evaluation, members in found:
         reasons = []
-        for words, run, protocol, own in members:
+        for overrides, run, protocol, own in members:
             # An ensemble's result does not record these, and `matched_ensembles` has checked that its members have the
             # last weights of complete runs.
             facts = own | {"selection": "last", "step": None, "total_steps": None}
             one = replace(row, protocol=protocol)
-            reasons += refusals(facts, run.manifest["data"], one, table, runs_of[words][0])
+            reasons += refusals(facts, run.manifest["data"], one, table, runs_of[overrides][0])
         if reasons:
             refused.append((evaluation, list(dict.fromkeys(reasons))))
         else:
@@ -228,7 +233,7 @@ def supporting_ensembles(
     return supporting, refused
 
 
-def _runs(words: Words, folders: Sequence[Path], on_broken: OnBroken) -> tuple[Config, list[Run]]:
+def _runs(overrides: Overrides, folders: Sequence[Path], on_broken: OnBroken) -> tuple[Config, list[Run]]:
     """The recipe, and the finished runs that follow it: one per seed, sorted by seed."""
     from omegaconf import OmegaConf
 
@@ -237,7 +242,7 @@ def _runs(words: Words, folders: Sequence[Path], on_broken: OnBroken) -> tuple[C
     from tencrop.config.documents import literal
     from tencrop.report.collect import read_run
 
-    recipe = compose_training(words, CONF)
+    recipe = compose_training(overrides, CONF)
     own = learning_keys(recipe)
     by_seed: dict[int, Run] = {}
     for folder in sorted(folders, key=str):

@@ -84,7 +84,7 @@ def read_checked(path: Path) -> dict[str, Any]:
     return content
 
 
-def words_of(row: dict[str, Any]) -> tuple[str, ...] | None:
+def overrides_of(row: dict[str, Any]) -> tuple[str, ...] | None:
     experiment = [f"experiment={row['experiment']}"] if row.get("experiment") else []
     return (*experiment, *row.get("overrides", [])) or None
 
@@ -101,7 +101,7 @@ def model_of(row: dict[str, Any]) -> str | None:
 
 
 def cannot_of(row: dict[str, Any], table: dict[str, Any]) -> str | None:
-    if "cannot" in row or words_of(row) or "members" in row:
+    if "cannot" in row or overrides_of(row) or "members" in row:
         return row.get("cannot")
     return table.get("cannot")
 
@@ -175,12 +175,12 @@ def _check_protocol(where: str, protocol: Any, shape: dict[str, Any]) -> None:
 
 def _check_origin(where: str, row: dict[str, Any], table: dict[str, Any]) -> None:
     """Raise UserError unless a row has exactly one way to obtain its number, or the reason why there is none."""
-    words, cannot, has_members = words_of(row), cannot_of(row, table), "members" in row
-    if sum((words is not None, row.get("cannot") is not None, has_members)) > 1:
+    overrides, cannot, has_members = overrides_of(row), cannot_of(row, table), "members" in row
+    if sum((overrides is not None, row.get("cannot") is not None, has_members)) > 1:
         raise UserError(f"{where}has two of experiment (or overrides), members and cannot; keep one")
-    if words is None and cannot is None and not has_members:
+    if overrides is None and cannot is None and not has_members:
         raise UserError(f"{where}names no experiment; give experiment, overrides or members, or the reason in cannot")
-    if (words or has_members) and table["data"] in FOREIGN_DATA:
+    if (overrides or has_members) and table["data"] in FOREIGN_DATA:
         raise UserError(f"{where}no data= reads {table['data']}; give this reason in cannot")
     if (experiment := row.get("experiment")) and experiment not in (names := options_of("experiment")):
         near = nearest(experiment, names)

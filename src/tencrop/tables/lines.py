@@ -227,8 +227,8 @@ def _run(table: ErrorTable, row: ErrorRow, ours: Ours | None, base: Ours | None)
     if ours is None:
         if row.reason is not None:
             return row.reason
-        if row.words is not None:
-            return f"python train.py {' '.join(row.words)}"
+        if row.overrides is not None:
+            return f"python train.py {' '.join(row.overrides)}"
         return "ensemble of " + ", ".join(f"{member.seeds} x {member.row}" for member in row.members)
     folders = printable(folders_text(ours.runs))
     reasons = [] if ours.refused is None else [ours.refused]

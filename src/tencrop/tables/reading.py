@@ -18,7 +18,7 @@ from tencrop.cli.choices import CONF, options_of
 from tencrop.cli.errors import nearest
 from tencrop.config import UserError
 from tencrop.config.yaml_files import yaml_files
-from tencrop.tables.checks import PROTOCOL, cannot_of, model_of, read_checked, words_of
+from tencrop.tables.checks import PROTOCOL, cannot_of, model_of, overrides_of, read_checked
 from tencrop.tables.schema import ErrorRow, ErrorTable, Member, RowProtocol
 
 ERRORS = CONF / "errors"
@@ -98,13 +98,13 @@ class _Reader:
 
     def row(self, table: str, row: dict[str, Any]) -> ErrorRow:
         content, where = self.file(table), f"{self.folder / table}.yaml: row {row['id']}: "
-        words, cannot = words_of(row), cannot_of(row, content)
+        overrides, cannot = overrides_of(row), cannot_of(row, content)
         confidence: Any = row.get("confidence", content.get("confidence"))
         if not isinstance(confidence, dict):
             confidence = dict.fromkeys(content["columns"], confidence)
         protocol = None if "members" in row else _protocol(where, content["protocol"], row.get("protocol", {}))
         # None matches any value, so without a name the result of any test protocol would be compared with this row.
-        if words is not None and (protocol is None or protocol.name is None):
+        if overrides is not None and (protocol is None or protocol.name is None):
             raise UserError(f"{where}needs a protocol with a name; write null for what else the paper does not state")
         if row.get("delta_of") in (row["id"], f"{table}.{row['id']}"):
             raise UserError(f"{where}delta_of: is the row itself; name its base row")
@@ -115,7 +115,7 @@ class _Reader:
             printed={column: row[column] for column in content["columns"]},
             confidence={column: confidence[column] for column in content["columns"] if row[column] is not None},
             model=model_of(row),
-            words=words,
+            overrides=overrides,
             cannot=cannot,
             protocol=protocol,
             members=tuple(self.member(where, table, member) for member in row.get("members", [])),
@@ -131,7 +131,7 @@ class _Reader:
         its_table = self.file(name)
         # The ensemble's entry overrides the protocol of the single network, for example with its own scales.
         protocol = _protocol(where, its_table["protocol"], row.get("protocol", {}), entry.get("protocol", {}))
-        return Member(name, row_id, entry.get("seeds", 1), protocol, words_of(row), cannot_of(row, its_table))
+        return Member(name, row_id, entry.get("seeds", 1), protocol, overrides_of(row), cannot_of(row, its_table))
 
     def found(self, where: str, table: str, reference: str) -> tuple[str, str, dict[str, Any]]:
         """Table, id and content of the row named by `reference`: ID, or TABLE.ID for another table."""

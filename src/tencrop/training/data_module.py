@@ -100,7 +100,7 @@ class DataModule(pl.LightningDataModule):
                 epoch=epoch,
                 view=view,
                 positions=positions,
-                with_mean_places=config.normalization.mean == "image",
+                with_mean_crops=config.normalization.mean == "image",
             )
 
         # Positions are the same in every epoch; `samples` maps them to sample indices.

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from tencrop.config import Augmentation, Protocol
 from tencrop.data.augmentation.distorted_boxes import random_sized_tf_boxes
-from tencrop.data.augmentation.mean_image import mean_places
+from tencrop.data.augmentation.mean_image import mean_crop_params
 from tencrop.data.augmentation.pipeline import draw_params, neutral_params
 from tencrop.data.augmentation.transform import Params, Samples
 from tencrop.data.sampling.geometry import center_box, central_fraction, central_square, rescaled_size
@@ -52,14 +52,14 @@ def training_plan(
     epoch: int,
     view: View = 0,
     positions: Index | None = None,
-    with_mean_places: bool = False,
+    with_mean_crops: bool = False,
 ) -> Plan:
     """The plan of training samples `index`; `stored_sizes` int32 [N_all, 2] are those of the whole split.
 
     `view` is the copy number under repeated augmentation: one for all samples, or one each.
     A sample's row depends only on (seed, epoch, index, view) and its own size; its mix depends on (seed, epoch) and on
-    its position in the epoch, `positions` int64 [B], which only mixing needs. with_mean_places: also say where each
-    crop lies in the mean image, in params["mean_places"], for normalization.mean=image.
+    its position in the epoch, `positions` int64 [B], which only mixing needs. with_mean_crops: also say where each
+    crop lies in the mean image, in params["mean_crop_params"], for normalization.mean=image.
     """
     index = np.asarray(index, np.int64)
     height, width = stored_sizes[index].astype(np.int64).T  # in int32 a product of two lengths could overflow
@@ -68,8 +68,8 @@ def training_plan(
     sizes = np.full((len(index), 2), augmentation.size, np.int32)
     flips = uniforms(**samples.key, stream=Stream.FLIP, count=1)[:, 0] < augmentation.flip
     params = draw_params(samples, augmentation)
-    if with_mean_places:
-        params["mean_places"] = mean_places(samples.key, size=augmentation.size, flips=flips)
+    if with_mean_crops:
+        params["mean_crop_params"] = mean_crop_params(samples.key, size=augmentation.size, flips=flips)
     return Plan(index, boxes, sizes, flips, params)
 
 
