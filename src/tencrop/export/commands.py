@@ -23,11 +23,14 @@ def evaluate_command(config: Config, result: Mapping[str, Any] | None, preproces
         *model_overrides(config.model),
         f"data={config.data.name}",
     ]
+    # A placeholder: the path on this machine would be of no use to a reader of the card, and tell its user's name.
     overrides.append("data.root=PREPARED")
+    # conf/data/imagenet.yaml has 1000, with which evaluate.py would refuse a subset of 100 classes.
     if config.data.num_classes != read_yaml_file(CONF / "data" / f"{config.data.name}.yaml")["num_classes"]:
         overrides.append(f"data.num_classes={config.data.num_classes}")
     overrides += _protocol_overrides(config, result, preprocessing)
     precision = result["precision"] if result else config.training.precision
+    # float32 is what evaluate.py takes for plain weights, whatever the recipe's precision is.
     overrides += [f"training.precision={precision}"] if precision != "fp32" else []
     overrides += ["data.loader=ffcv"] if result and result.get("loader") == "ffcv" else []
     return " ".join([command_prefix("evaluate"), *overrides])
@@ -37,6 +40,7 @@ def model_overrides(model: Model) -> list[str]:
     """The overrides that choose the network: its name and arguments, whatever conf/model says of it."""
     arguments = [for_shell(f"+model.kwargs.{key}={json.dumps(value)}") for key, value in model.kwargs.items()]
     layout = ["model.channels_last=true"] if model.channels_last else []
+    # Not model=NAME: conf/model/NAME.yaml may have other arguments in the version of tencrop that reads this card.
     return ["model=timm", f"model.name={model.name}", *arguments, *layout]
 
 
@@ -45,7 +49,10 @@ def _protocol_overrides(
 ) -> list[str]:
     """protocol=NAME, and its keys that differ from conf/protocol/NAME.yaml with the file's own preprocessing."""
     own = dataclasses.asdict(config.protocol)
+    # result.json names two of these keys differently; size, side and filter of a result win over those of the run.
     used = own if result is None else {**own, **result, "name": result["protocol"], "average": result["averaging"]}
+    # The file in conf/protocol refers to the recipe's sizes. For a file of weights, evaluate.py fills them from the
+    # preprocessing in its metadata.
     filled = {
         "${short_side}": preprocessing["side"],
         "${image_size}": preprocessing["size"],
@@ -55,6 +62,7 @@ def _protocol_overrides(
     overrides = [f"protocol={used['name']}"]
     for key in PROTOCOL_KEYS:
         default = filled.get(str(stated[key]), stated[key])
+        # Only what differs: a command with all six keys would hide that this is, in most cases, the plain protocol.
         if used[key] != default:
             overrides.append(for_shell(f"protocol.{key}={_word(used[key])}"))
     return overrides

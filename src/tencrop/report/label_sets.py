@@ -145,7 +145,7 @@ def _image_numbers(saved: SavedScores) -> list[int]:
 
 
 def _all_score_files() -> list[Path]:
-    from tencrop.report.collect import input_folders  # imports torch
+    from tencrop.report.collect import input_folders  # 0.2 s, and only without scores=
 
     folders = [folder for folder in input_folders([]) if folder.is_dir()]
     paths = sorted(path for folder in folders for path in folder.rglob(f"[!.]*{SUFFIX}"))
