@@ -92,8 +92,7 @@ def _devices_table(config: Config, batches: Batches, measured: Probe) -> list[st
     numbers = sorted({*MANY_DEVICES, batches.num_devices})
     allowed = [number for number in numbers if _can_share(config, number)]
     refused = [str(number) for number in numbers if number not in allowed]
-    # With step and loader measured alone: a device that never waits is as fast as the step, and the last column says
-    # how many cores keep it so.
+    # From step and loader alone: a device that never waits is as fast as the step, and `loader cores` keep it so.
     step_per_s = batches.per_device / measured.step.seconds
     thread_per_s = batches.per_device / measured.loader.seconds / _num_cores(config)
     rows = [("devices", "images/s", "loader cores", "time", "device-hours")]

@@ -90,6 +90,7 @@ def _evaluation_targets(config: Config, typed: list[str]) -> list[EvaluationTarg
     for path, words in zip(paths, words_of, strict=True):
         run_dir, alone = path.absolute().parent.parent, len(paths) == 1
         if (run_dir / "config.yaml").exists():
+            # With the configuration that the run recorded: conf/ may have changed since.
             targets.append(_target_of_run(config_of_run(run_dir, words, conf=CONF), path, run_dir, alone=alone))
         elif words != typed:  # `config` has one protocol for all
             raise UserError(
@@ -106,6 +107,7 @@ def check_ensemble(members: Sequence[EvaluationTarget]) -> None:
 
     The same checkpoint under two protocols is two members, as in VGG's "multi-crop & dense".
     """
+    # resolve: a link to a checkpoint would otherwise count the same network twice.
     pairs = [(target.path.resolve(), target.config.protocol) for target in members]
     for number, (path, protocol) in enumerate(pairs):
         if (path, protocol) in pairs[:number]:
@@ -113,6 +115,7 @@ def check_ensemble(members: Sequence[EvaluationTarget]) -> None:
                 f"checkpoint: {path} is listed twice with the protocol {protocol.name}; name each member of an ensemble"
                 " once, or give the members different protocols: protocol=[dense,grid_crop]"
             )
+    # A mean of some members' softmax and others' logits has no meaning.
     averages = {target.config.protocol.average for target in members}
     if len(averages) > 1:
         raise UserError(f"protocol.average: the members differ ({', '.join(sorted(averages))}); choose one of them")
@@ -230,6 +233,7 @@ def _target_of_run(config: Config, path: Path, run_dir: Path, *, alone: bool) ->
             f"data.root={config.data.root}: its classes are not those that {path} was trained on; name other data,"
             f" or evaluate the plain weights with {typed_word('weights', path)}"
         )
+    # None: a manifest that records no fingerprint, or no manifest at all.
     trained_beside = data.get("splits", {}).get("val", {}).get("source_fingerprint")
     if target.out is None and trained_beside in (None, source_fingerprint(target.manifest)):
         target = dataclasses.replace(target, out=run_dir / "predictions")

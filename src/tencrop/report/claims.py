@@ -60,8 +60,10 @@ def claims_of_run(config: Mapping[str, Any], data: Mapping[str, Any], errors: Pa
     not valid in this version of the code. Raises UserError for a mistake in a file of `errors`.
     """
     try:
+        # By names first, so that most runs cost no composition of a recipe at all.
         candidates = _rows(errors, config["data"]["name"], config["model"]["name"])
         rows = [(table, row) for table, row in candidates if not trained_on_other_data(data, table)]
+    # The configuration of an earlier version, or of a stranger, may lack a section.
     except (KeyError, TypeError):
         return []
     if not rows:
@@ -74,6 +76,7 @@ def claims_of_run(config: Mapping[str, Any], data: Mapping[str, Any], errors: Pa
     for table, row in rows:
         assert row.overrides is not None
         recipe = _composed(row.overrides)
+        # The whole of it: a single other value, such as the weight decay, is another recipe than the paper's.
         if learning_keys(recipe) == own:
             found.append(Claim(table, row, recipe))
     return sorted(found, key=lambda claim: min(map(CONFIDENCES.index, claim.row.confidence.values())))
@@ -90,6 +93,7 @@ def _rows(errors: Path, data: str, network: str) -> Iterator[tuple[ErrorTable, E
     for table in _tables(errors, data):
         for row in table.rows:
             is_printed = any(row.printed.get(column) is not None for column in MEASURED)
+            # A printed difference needs two runs. report.py table=NAME compares those.
             if row.overrides is None or row.delta_of is not None or table.split != "val" or not is_printed:
                 continue
             # Composing a row takes about 0.1 s, so rows of other networks are left out by name.

@@ -39,6 +39,7 @@ def kernel_figure(run: Run) -> Markup:
     if not path.exists():
         return _no("kernels", f"{path.name} is not in the run folder")
     try:
+        # The moving average where the checkpoint has one, as in evaluation.
         kernels = first_kernels(load_weights(path).state)
     except UserError as error:  # a damaged checkpoint costs the figure alone: errors are computed from saved scores
         return _no("kernels", str(error))

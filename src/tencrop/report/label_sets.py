@@ -52,6 +52,7 @@ def report_label_sets(
     words: score files, run folders, or folders of evaluate.py; empty: all scores of data=imagenet in runs/ and
     evaluations/. Returns the exit code. Raises UserError if the labels or all score files cannot be used.
     """
+    # The digest tells which version of the labels a table was counted with.
     sets, source = read_label_sets(Path(labels)), f"{Path(labels).name} ({file_sha256(Path(labels))[:12]})"
     paths = [path for word in words for path in score_files(word, key="scores")] or _all_score_files()
     check_writable(output / MARKDOWN, remedy="make room, or name another folder with output=DIR")
@@ -94,11 +95,14 @@ def read_label_sets(path: Path) -> list[list[int]]:
 
 def relabeled(saved: SavedScores, sets: Sequence[Sequence[int]], ks: Sequence[int]) -> Relabeled:
     """The errors of a score file by label sets. Raises UserError if its images are not ILSVRC2012's val images."""
+    # Image names count from 1, the list from 0.
     own = [sets[number - 1] for number in _image_numbers(saved)]
     has_labels = np.array([len(labels) > 0 for labels in own])
+    # A subset of the split may have images without labels only, and the rates would be 0 / 0.
     if not has_labels.any():
         raise UserError(f"{saved.path}: none of its images has a label in the file of labels")
     ranks = ranks_of_sets(saved.scores[has_labels], [labels for labels in own if labels])
+    # On the same images, so that the difference is due to the labels alone.
     single = saved.ranks[has_labels]
     model, data, weights = (saved.metadata.get(key, "?") for key in ("model", "data", "weights_sha256"))
     return Relabeled(

@@ -69,6 +69,7 @@ def runs_of_tables(
     # Select by the hash in the folder's name first: reading a run imports a second's worth of packages, and most
     # tables have no run.
     hashes = learning_hashes(wanted, kept)
+    # The last part of runs/NAME/seedK-HASH; NAME may differ, since it is not learned.
     by_hash: dict[str, list[Path]] = {}
     for folder in folders:
         by_hash.setdefault(folder.name.rpartition("-")[2], []).append(folder)
@@ -122,6 +123,7 @@ def other_data(facts: Mapping[str, Any], data: Mapping[str, Any], table: ErrorTa
     if table.data_fingerprint is not None:
         # The result has the fingerprint of the images that it counts; those of the run's own val split may be others.
         found = {"train": data["splits"]["train"]["source_fingerprint"], "val": facts["source_fingerprint"]}
+        # A table with fingerprints may be of any folder of images, so its counts prove nothing.
         reasons = [] if facts["data"] == table.data else [f"data={facts['data']}, not {table.data}"]
         reasons += [f"other {split} images" for split in found if found[split] != table.data_fingerprint[split]]
         expected = table.num_images or facts["num_images"]
@@ -142,6 +144,7 @@ def other_protocol(facts: dict[str, Any], protocol: RowProtocol) -> list[str]:
     reasons = []
     for key, stated in dataclasses.asdict(protocol).items():
         found = facts.get(names.get(key, key), "shorter_side" if key == "resize" else None)
+        # JSON has lists where RowProtocol has tuples.
         found = tuple(found) if isinstance(found, list) else found
         # softmax and logits of a single view have the same ranks, so nothing is averaged
         if stated is None or found == stated or (key == "average" and facts["views"] == 1):
@@ -195,6 +198,7 @@ def _match_ensembles(
             ours = ours_of_ensembles([evaluation for evaluation, _ in supporting])
             # An ensemble of networks of one seed, such as one network under two protocols, has this seed.
             seeds = [{member.run.seed for member in members} for _, members in supporting]
+            # And no seed twice: in Ours.by_seed, one would replace the other.
             is_of_one = all(len(of) == 1 for of in seeds) and len(set().union(*seeds)) == len(seeds)
             own = tuple(of.pop() for of in seeds) if is_of_one else ()
             matched[table.name, row.id] = replace(ours, guesses=tuple(guesses), seeds=own)

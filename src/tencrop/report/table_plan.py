@@ -56,12 +56,14 @@ def plan_table(
     for row in table.rows:
         missing: Remaining | None
         try:
+            # The row cannot be trained, whatever runs there are.
             if row.reason is not None:
                 found, missing = list[Pending](), Remaining(row.label, row.reason)
             elif row.members:
                 found, missing = _ensembles(table, row, runs_of, evaluations)
             else:
                 found, missing = _single(table, row, runs_of, code_sha256)
+        # The row's protocol is one that evaluate.py lacks. The other rows of the table are evaluated all the same.
         except UserError as error:
             found, missing = [], Remaining(row.label, str(error))
         remaining += [] if missing is None else [missing]
@@ -76,10 +78,12 @@ def protocol_overrides(protocol: RowProtocol | None) -> tuple[str, ...]:
     """
     if protocol is None or protocol.name is None:
         raise UserError("the paper does not state its test protocol")
+    # Papers also print results of test procedures that nobody has written here.
     if protocol.name not in options_of("protocol"):
         raise UserError(f"evaluate.py has no protocol={protocol.name}")
     overrides = [f"protocol={protocol.name}"]
     for key, value in dataclasses.asdict(protocol).items():
+        # None otherwise means "not stated", and then the run's own setting is kept.
         is_null = key == "side" and protocol.resize == "central_fraction"  # this resize has no side
         if key == "name" or (value is None and not is_null):
             continue
@@ -102,6 +106,7 @@ def _single(
             reasons.append(f"{run.folder.parent.name}/{run.folder.name}: {reason}")
         elif not is_measured:
             pending.append(Pending(row.label, ((_last(run), protocol_overrides(row.protocol)),)))
+    # One training and not num_seeds of them: what refuses every run of the recipe may refuse new ones, too.
     if len(reasons) == len(runs):  # no seed can support the row
         return [], Remaining(row.label, "; ".join(reasons), (row.overrides,))
     num_seeds = len(runs) - len(reasons)
@@ -116,6 +121,7 @@ def _trainings(overrides: Overrides, runs: Sequence[Run], num_missing: int) -> t
     trained = [run.seed for run in runs]
     if not trained and num_missing == 1:
         return (overrides,)  # with the recipe's own seed
+    # num_missing + len(trained) candidates, of which at most len(trained) are taken: enough remain.
     others = [seed for seed in range(max(0, num_missing) + len(trained)) if seed not in trained]
     return tuple((*overrides, f"seed={seed}") for seed in others[: max(0, num_missing)])
 
@@ -131,6 +137,7 @@ def _state(table: ErrorTable, row: ErrorRow, recipe: Config, run: Run, code_sha2
         # Results of other code are computed again, unless the checkpoint has been deleted.
         return any(facts.get("code_sha256") == code_sha256 for facts in own) or not _last(run).exists(), None
     reasons = trained_on_other_data(data, table)
+    # An evaluation of the right protocol and weights exists, so its images must be the reason.
     if own and not reasons:  # evaluated, but on other images
         reasons = refusals(own[0], data, row, table, recipe)
     if not reasons and not _last(run).exists():
@@ -158,6 +165,7 @@ def _ensembles(
     supporting = supporting_ensembles(table, row, runs_of, evaluations)[0]
     finished = [{member.run.folder for member in members} for _, members in supporting]
     pending = []
+    # Consecutive runs, each in one ensemble only: ensembles that share a network would not be independent measurements.
     for n in range(min(len(usable[overrides]) // size for overrides, size in sizes.items())):
         runs_by_overrides = {
             overrides: usable[overrides][n * size : (n + 1) * size] for overrides, size in sizes.items()
@@ -183,6 +191,8 @@ def _ensemble(row: ErrorRow, runs_by_overrides: Mapping[Overrides, Sequence[Run]
         for run in runs_by_overrides[member.overrides][:num_seeds]:
             members.append((_last(run), protocol_overrides(member.protocol)))
             scores += _scores(row, member.protocol, runs_of[member.overrides][0], run)[:1]
+    # Scores of all members or of none: evaluate.py averages score files, or evaluates checkpoints, but does not mix
+    # them.
     is_complete = all(path.exists() for path, _ in members)
     logits = any(member.protocol is not None and member.protocol.average == "logits" for member in row.members)
     average: Average = "logits" if logits else "softmax"
@@ -222,6 +232,7 @@ def _sizes(members: Sequence[Member]) -> dict[Overrides, int]:
 
 def _seeds(members: Sequence[Member]) -> list[tuple[Member, int]]:
     """The distinct members of an ensemble (a recipe under a protocol), each with its total number of seeds."""
+    # A row may list one member twice instead of giving seeds: 2.
     seeds: dict[Member, int] = {}
     for member in members:
         key = replace(member, seeds=1)

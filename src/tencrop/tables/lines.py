@@ -8,6 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tencrop.cli.command_line import for_shell
 from tencrop.printable import printable
 from tencrop.tables.differences import Difference, difference
 from tencrop.tables.schema import MEASURED, ErrorRow, ErrorTable, RowProtocol, parse_printed
@@ -77,8 +78,11 @@ class Line:
             values = list(self.row.confidence.values()) or [NONE]
         else:
             values = [getattr(cell, field) for cell in self.cells]
+        # test labels are withheld, so top-5 test never has a verdict, and "reproduced / –" would look like half a
+        # success.
         if field == "verdict":  # ignore columns that cannot be measured
             values = [value for value in values if value != NONE] or values
+        # Equal texts are printed once: "one transcription / one transcription" says no more.
         return values[0] if len(set(values)) == 1 else " / ".join(values)
 
 
@@ -137,6 +141,7 @@ def _cell(table: ErrorTable, row: ErrorRow, column: str, ours: Ours | None, base
         return Cell(column, printed or NONE, verdict=NONE if printed is None else NO_CLAIM)
     found = None
     if base is not None and base.refused is None:
+        # Paired by seed where possible: seeds share the order of the images, so part of their noise cancels.
         found = difference(ours.by_seed(column), base.by_seed(column))
     if is_difference:
         assert found is not None
@@ -170,6 +175,7 @@ def _error_cell(table: ErrorTable, row: ErrorRow, column: str, ours: Ours, found
 def _difference_cell(table: ErrorTable, row: ErrorRow, column: str, found: Difference) -> Cell:
     """A printed difference between two networks, next to ours."""
     printed, sign = row.printed[column], _sign(table)
+    # In accuracies, a better network has the larger number: the sign of a difference turns, its half width does not.
     mean, half = sign * found.mean, found.half_width
     against, verdict = NONE, None
     if printed is not None and not (number := parse_printed(printed)).is_bound:
@@ -228,7 +234,8 @@ def _run(table: ErrorTable, row: ErrorRow, ours: Ours | None, base: Ours | None)
         if row.reason is not None:
             return row.reason
         if row.overrides is not None:
-            return f"python train.py {' '.join(row.overrides)}"
+            # Quoted: a shell may expand the brackets of augmentation.side=[256,512].
+            return " ".join(["python train.py", *map(for_shell, row.overrides)])
         return "ensemble of " + ", ".join(f"{member.seeds} x {member.row}" for member in row.members)
     folders = printable(folders_text(ours.runs))
     reasons = [] if ours.refused is None else [ours.refused]
@@ -251,6 +258,7 @@ def _seeds_text(seeds: Sequence[int | None]) -> str:
     numbers = sorted({seed for seed in seeds if seed is not None})
     if len(numbers) < 2:
         return "".join(map(str, numbers))
+    # {0..1} would be longer than {0,1} and no clearer.
     if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
         return f"{{{numbers[0]}..{numbers[-1]}}}"
     return f"{{{','.join(map(str, numbers))}}}"

@@ -33,6 +33,7 @@ def mean_image_of(choice: Normalization, statistics: Mapping[str, Any]) -> Tenso
             "normalization.mean=image: the checkpoint holds no mean image, because it was trained with another mean;"
             " leave normalization.mean out"
         )
+    # The default dtype is that of the weights: float32, and float64 in some tests.
     return torch.as_tensor(statistics["mean_image"], dtype=torch.get_default_dtype())
 
 
@@ -65,5 +66,6 @@ def mean_crops(mean_image: Tensor, params: Tensor, *, size: int) -> Tensor:
 
 def central_mean(mean_image: Tensor, *, size: int) -> Tensor:
     """The central crop [1, 3, size, size] of the mean image [256, 256, 3]."""
+    # By the same function as the views of an image: rounded in another way, the two would be a pixel apart.
     start = offset(MEAN_IMAGE_SIDE, size)
     return mean_image[start : start + size, start : start + size].permute(2, 0, 1)[None]

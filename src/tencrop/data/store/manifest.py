@@ -110,6 +110,7 @@ def read_manifest(root: str | Path, data: str = "imagefolder") -> dict[str, Any]
         raise UserError(f"data.root={root}: holds no prepared data (no manifest.json); prepare it with: {prepare}")
     what, remedy = "a manifest of prepared data", f"delete {root} and run: {prepare}"
     manifest = read_json(path, {"format": str}, what=what, remedy=remedy)
+    # Before the shape: a manifest of another format would fail it with a message that does not tell how to go on.
     if (found := manifest["format"]) != FORMAT:
         raise UserError(f"{path}: format {found}, but this code reads {FORMAT}; prepare again elsewhere: {prepare}")
     try:
@@ -140,6 +141,7 @@ def file_table(num_files: int, name_bytes: int) -> np.ndarray:
     """An empty file table, one row for each sample; a name is class/file, at most `name_bytes` bytes (os.fsencode)."""
     row = [
         ("name", f"S{name_bytes}"),
+        # Little-endian on every machine, since files_sha256 covers these bytes.
         ("label", "<i4"),
         ("kind", "u1"),  # index into encode.KINDS
         ("mode", "u1"),  # of the payload: beton.JPEG | RAW
