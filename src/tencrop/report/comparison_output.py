@@ -33,19 +33,19 @@ Cells = tuple[Any, ...]
 
 
 def report_comparison(
-    words: Sequence[str], *, average: str, ks: Sequence[int], output: Path, data_root: str | None = None
+    inputs: Sequence[str], *, average: str, ks: Sequence[int], output: Path, data_root: str | None = None
 ) -> int:
     """Compare the score files that have the same name in both runs, or two files. Returns the exit code.
 
     data_root: prepared data that names images and classes, for score files outside run folders. Raises UserError unless
     there are two inputs, with scores of the same images and labels.
     """
-    if len(words) != 2:
-        raise UserError(f"compare=[{','.join(words)}]: takes two run folders or score files, as compare=[A,B]")
+    if len(inputs) != 2:
+        raise UserError(f"compare=[{','.join(inputs)}]: takes two run folders or score files, as compare=[A,B]")
     check_writable(output / MARKDOWN, remedy="make room, or name another folder with output=DIR")
     # Printed and written only after every pair has been compared: an error in the last one leaves no half a report.
     paragraphs, texts, flips, classes = list[str](), list[str](), list[Cells](), list[Cells]()
-    for a, b in _file_pairs(*words):  # one pair at a time: ImageNet's scores take 400 MB a file
+    for a, b in _file_pairs(*inputs):  # one pair at a time: ImageNet's scores take 400 MB a file
         one = compare(*(read_saved(path, average, data_root=data_root) for path in (a, b)), ks=ks)
         tables = blocks(one, output)
         paragraphs += [printable(_head(one)), *(table.terminal() for table in tables)]
@@ -149,13 +149,13 @@ def _file_pairs(a: str, b: str) -> list[tuple[Path, Path]]:
 
     Raises UserError if no name is common: comparing different protocols must be asked for by naming the files.
     """
-    files_a, files_b = ({path.name: path for path in score_files(word, key="compare")} for word in (a, b))
+    files_a, files_b = ({path.name: path for path in score_files(one, key="compare")} for one in (a, b))
     # Two named files may be of different protocols: whoever names them asks for this comparison.
     if Path(a).is_file() and Path(b).is_file():
         return [(Path(a), Path(b))]
     common = [(files_a[name], files_b[name]) for name in files_a if name in files_b]
     if not common:
-        has = [f"{word} has {', '.join(files)}" for word, files in ((a, files_a), (b, files_b))]
+        has = [f"{one} has {', '.join(files)}" for one, files in ((a, files_a), (b, files_b))]
         raise UserError(
             f"compare=[{a},{b}]: no score file has the same name in both ({'; '.join(has)}); evaluate one again, or"
             " name two files"

@@ -36,17 +36,17 @@ class RunRecord:
     parts: dict[str, Facts]  # code, packages, data, hardware
 
 
-def report_difference(words: Sequence[str], *, output: Path) -> int:
+def report_difference(inputs: Sequence[str], *, output: Path) -> int:
     """Print the differences of two run folders and write them to difference.md in `output`. Returns the exit code.
 
     Raises UserError unless there are two run folders that this version reads.
     """
-    if len(words) != 2:
-        raise UserError(f"diff=[{','.join(words)}]: takes two run folders, as diff=[RUN_A,RUN_B]")
+    if len(inputs) != 2:
+        raise UserError(f"diff=[{','.join(inputs)}]: takes two run folders, as diff=[RUN_A,RUN_B]")
     check_writable(output / MARKDOWN, remedy="make room, or name another folder with output=DIR")
     # Both are read before anything is printed, so that a broken second folder gives an error and no half output.
-    blocks = difference(*(read_record(Path(word)) for word in words))
-    head = [f"A  {words[0]}", f"B  {words[1]}"]
+    blocks = difference(*(read_record(Path(one)) for one in inputs))
+    head = [f"A  {inputs[0]}", f"B  {inputs[1]}"]
     output.mkdir(parents=True, exist_ok=True)
     title = "# What differs\n\n" + "".join(f"- {markdown_text(line)}\n" for line in head)
     text = "\n".join([title, *(block.markdown() for block in blocks)])

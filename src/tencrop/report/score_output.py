@@ -29,16 +29,16 @@ MARKDOWN_ROWS = 50
 
 
 def report_scores(
-    words: Sequence[str], *, average: str, ks: Sequence[int], output: Path, data_root: str | None = None
+    inputs: Sequence[str], *, average: str, ks: Sequence[int], output: Path, data_root: str | None = None
 ) -> int:
-    """Print the statistics of every score file in `words`, and write all of them to the folder `output`.
+    """Print the statistics of every score file in `inputs`, and write all of them to the folder `output`.
 
-    words: score files, run folders, or folders of evaluate.py. data_root: prepared data that names the classes of score
-    files outside run folders. A file that cannot be read is left out and named at the
-    end. Returns the exit code. Raises UserError if no file can be read.
+    inputs: score files, run folders, or folders of evaluate.py. data_root: prepared data that names the classes of
+    score files outside run folders. A file that cannot be read is left out and named at the end. Returns the exit code.
+    Raises UserError if no file can be read.
     """
     # Found and checked for every input before the first file is read, which takes 1.2 s of processor time each.
-    paths = [path for word in words for path in score_files(word, key="scores")]
+    paths = [path for one in inputs for path in score_files(one, key="scores")]
     check_writable(output / MARKDOWN, remedy="make room, or name another folder with output=DIR")
     reports, broken = list[ScoreReport](), list[UserError]()
     for path in paths:

@@ -78,7 +78,6 @@ def protocol_overrides(protocol: RowProtocol | None) -> tuple[str, ...]:
     """
     if protocol is None or protocol.name is None:
         raise UserError("the paper does not state its test protocol")
-    # Papers also print results of test procedures that nobody has written here.
     if protocol.name not in options_of("protocol"):
         raise UserError(f"evaluate.py has no protocol={protocol.name}")
     overrides = [f"protocol={protocol.name}"]

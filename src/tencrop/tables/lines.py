@@ -23,7 +23,7 @@ Key = tuple[str, str]  # (table name, row id)
 
 
 @dataclass(frozen=True)
-class Ours:
+class Measurement:
     """Our measurement for a row of a table."""
 
     errors: dict[int, tuple[float, ...]]  # k -> top-k errors in percent, one per seed; empty if refused
@@ -86,7 +86,7 @@ class Line:
         return values[0] if len(set(values)) == 1 else " / ".join(values)
 
 
-def lines_of(table: ErrorTable, matched: Mapping[Key, Ours]) -> list[Line]:
+def lines_of(table: ErrorTable, matched: Mapping[Key, Measurement]) -> list[Line]:
     """One line per row, in the paper's order. `matched` also has the base rows of differences, of whatever table."""
     return [
         _line(table, row, matched.get((table.name, row.id)), matched.get(base_key(row)) if row.delta_of else None)
@@ -116,7 +116,7 @@ def protocol_text(protocol: RowProtocol | None) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _line(table: ErrorTable, row: ErrorRow, ours: Ours | None, base: Ours | None) -> Line:
+def _line(table: ErrorTable, row: ErrorRow, ours: Measurement | None, base: Measurement | None) -> Line:
     cells = tuple(_cell(table, row, column, ours, base) for column in table.columns)
     protocols = [member.protocol for member in row.members] or [row.protocol]
     protocol = "; ".join(dict.fromkeys(map(protocol_text, protocols)))
@@ -130,7 +130,7 @@ def _line(table: ErrorTable, row: ErrorRow, ours: Ours | None, base: Ours | None
     return Line(row, protocol, tuple(not_stated), cells, guesses, seeds, num_images, _run(table, row, ours, base))
 
 
-def _cell(table: ErrorTable, row: ErrorRow, column: str, ours: Ours | None, base: Ours | None) -> Cell:
+def _cell(table: ErrorTable, row: ErrorRow, column: str, ours: Measurement | None, base: Measurement | None) -> Cell:
     printed = row.printed[column]
     is_difference = row.delta_of is not None and table.has_printed  # a table of our own shows errors all the same
     if ours is None or (is_difference and base is None):
@@ -149,7 +149,7 @@ def _cell(table: ErrorTable, row: ErrorRow, column: str, ours: Ours | None, base
     return _error_cell(table, row, column, ours, found)
 
 
-def _error_cell(table: ErrorTable, row: ErrorRow, column: str, ours: Ours, found: Difference | None) -> Cell:
+def _error_cell(table: ErrorTable, row: ErrorRow, column: str, ours: Measurement, found: Difference | None) -> Cell:
     from tencrop.evaluation.errors import wilson_interval  # imports numpy, which reading our results has done already
 
     printed, errors = row.printed[column], ours.errors[MEASURED[column]]
@@ -229,7 +229,7 @@ def _sign(table: ErrorTable) -> int:
     return 1 if table.unit == "error" else -1
 
 
-def _run(table: ErrorTable, row: ErrorRow, ours: Ours | None, base: Ours | None) -> str:
+def _run(table: ErrorTable, row: ErrorRow, ours: Measurement | None, base: Measurement | None) -> str:
     if ours is None:
         if row.reason is not None:
             return row.reason

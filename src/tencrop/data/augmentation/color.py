@@ -222,6 +222,7 @@ def apply_jitter(images: Tensor, factors: Tensor, orders: Index, jitter: Jitter,
     strengths = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
     # At each of the four places of the order, group the images by the step that is due and process each group at once.
     for order in orders.T:
+        # A factor of strength 0 is 1 for every image; its step would only cost a pass.
         for kind in [kind for kind in range(4) if strengths[kind] > 0]:
             rows = torch.from_numpy(np.flatnonzero(order == kind)).to(pixels.device, non_blocking=True)
             pixels.index_copy_(0, rows, _torchvision_step(pixels[rows], factors[rows, kind, None, None, None], kind))

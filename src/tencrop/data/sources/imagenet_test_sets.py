@@ -178,30 +178,30 @@ class ImagenetTestSource:
             raise UserError(f"{archive}: holds no image; download it again")
         return by_class
 
-    def _check_names(self, place: Path, names: list[str]) -> None:
+    def _check_names(self, location: Path, names: list[str]) -> None:
         labels = self.published.labels
         if unknown := [name for name in names if name not in labels]:
             wanted = (
                 "0 to 999" if self.published.is_numbered else f"{len(labels):,} WNIDs, such as {next(iter(labels))}"
             )
             raise UserError(
-                f"{place}: the class folder {unknown[0]} is none of {self.published.title}, whose folders are named"
+                f"{location}: the class folder {unknown[0]} is none of {self.published.title}, whose folders are named"
                 f" {wanted}; remove it, or name the data set that it belongs to with data=NAME"
             )
 
-    def _check_complete(self, place: Path, names: set[str]) -> None:
+    def _check_complete(self, location: Path, names: set[str]) -> None:
         title = self.published.title
         if missing := [name for name in self.published.labels if name not in names]:
             more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
-            raise UserError(f"{place}: the class folder {missing[0]}{more} of {title} is missing; {SUBSET}")
+            raise UserError(f"{location}: the class folder {missing[0]}{more} of {title} is missing; {SUBSET}")
         if (found := len(self.files["val"])) != self.published.num_images:
             raise UserError(
-                f"{place}: {found:,} images, but {title} has {self.published.num_images:,}; add or remove images, or"
+                f"{location}: {found:,} images, but {title} has {self.published.num_images:,}; add or remove images, or"
                 f" {SUBSET}"
             )
         # The total alone is not enough: a missing image and an extra one of another class leave it unchanged.
         expected, counts = self.published.num_images_per_class, Counter(file.label for file in self.files["val"])
         if expected and (wrong := [label for label, number in sorted(counts.items()) if number != expected]):
             raise UserError(
-                f"{place}: class {wrong[0]} has {counts[wrong[0]]} images, but {title} has {expected}; {SUBSET}"
+                f"{location}: class {wrong[0]} has {counts[wrong[0]]} images, but {title} has {expected}; {SUBSET}"
             )

@@ -248,6 +248,7 @@ class Split:
                 f"{root / facts['files']}: not the table of the {self.num_samples} files of {facts['beton']};"
                 f" {_REMEDY.format(root=root)}"
             )
+        # From the .beton file, which is what the loader reads; verify.py compares the file table with it.
         self.labels = self.beton.labels  # a view of the mapped file, like all tables; stored_sizes is a copy of 10 MB
         self.stored_sizes = np.stack([self.beton.heights, self.beton.widths], axis=1).astype(np.int32)
         location = SourceLocation(
