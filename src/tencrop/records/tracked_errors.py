@@ -46,6 +46,7 @@ def track_result(
     close_logger(logger)
     if logger is None or (isinstance(logger, FaultTolerantWandbLogger) and logger.has_failed):
         return  # nothing was logged: the next evaluation tries again
+    # Read again just before writing: another evaluation of the run may have logged its own result meanwhile.
     noted = _logged(folder) | {name: _fingerprint(result)}
     atomic_write(folder / "errors.json", (json.dumps(noted, indent=1) + "\n").encode())
 

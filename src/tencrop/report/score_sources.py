@@ -61,6 +61,7 @@ class SavedScores:
         num_classes = self.scores.shape[1]
         data = None if self.manifest is None else self.manifest["data"]
         # other data may have been evaluated into the run's folder
+        # From the run's manifest, which has the names even where the prepared data is on another machine.
         if data is not None and data["splits"]["val"]["source_fingerprint"] == self.metadata.get("source_fingerprint"):
             names = data["classes"]
         else:

@@ -63,7 +63,8 @@ def plan_table(
                 found, missing = _ensembles(table, row, runs_of, evaluations)
             else:
                 found, missing = _single(table, row, runs_of, code_sha256)
-        # The row's protocol is one that evaluate.py lacks. The other rows of the table are evaluated all the same.
+        # From protocol_overrides: the paper does not state the row's protocol. The other rows are evaluated all the
+        # same.
         except UserError as error:
             found, missing = [], Remaining(row.label, str(error))
         remaining += [] if missing is None else [missing]

@@ -254,7 +254,6 @@ def _by_ground_truth(
 ) -> dict[str, list[SourceFile]]:
     """Validation images by class; the number in a file's name is looked up in the ground truth."""
     # The archive is flat; we add the class folder, so that names have the form CLASS/NAME in every source.
-    # Every class of the ground truth, so that one without any image is noticed as missing.
     by_class: dict[str, list[SourceFile]] = {wnid: [] for wnid in truth.wnids.values()}
     for member in _not_hidden(members, left_out):
         name = os.path.basename(member.name)
