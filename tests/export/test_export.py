@@ -26,7 +26,7 @@ from tencrop.evaluation.predictions import load_scores
 from tencrop.evaluation.results import load_result
 from tencrop.evaluation.targets import evaluation_targets
 from tencrop.export import formats, source
-from tencrop.export.commands import model_words
+from tencrop.export.commands import model_overrides
 from tencrop.export.export import export
 from tencrop.export.preprocessing import crop_fraction
 from tencrop.export.source import export_source
@@ -234,8 +234,8 @@ def test_timms_crop_fraction_gives_our_side() -> None:
 
 
 def test_the_words_of_a_network() -> None:
-    assert model_words(Model("vgg_d", {}, False, None)) == ["model=timm", "model.name=vgg_d"]
-    words = model_words(Model("resnet18", {"zero_init_last": True, "act": "a b"}, True, 64))
+    assert model_overrides(Model("vgg_d", {}, False, None)) == ["model=timm", "model.name=vgg_d"]
+    words = model_overrides(Model("resnet18", {"zero_init_last": True, "act": "a b"}, True, 64))
     assert shlex.split(" ".join(words)) == [
         "model=timm",
         "model.name=resnet18",

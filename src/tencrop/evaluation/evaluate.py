@@ -77,6 +77,7 @@ def evaluate_targets(targets: Sequence[EvaluationTarget]) -> list[Evaluated]:
 
 
 def _evaluate(target: EvaluationTarget) -> Evaluated | None:
+    # Weights come first: every other step depends on the preprocessing that they bring.
     path = target.path
     weights = load_weights(path, ema=target.config.ema)
     network = build_model(target.config.model, num_classes=target.num_classes)
@@ -114,6 +115,7 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
     digest = _short_hash(identity["weights_sha256"], identity["source_fingerprint"])
     # The hash of weights and data in the folder's name keeps other weights of the same model from overwriting these.
     out = target.out or EVALUATIONS / f"{config.model.name.replace('/', '-')}-{digest}"
+    # Only our own checkpoints are "last" or "best"; the name of a downloaded file says nothing of that kind.
     stem = file_stem(config, weights.kind, path.stem if weights.metadata else "last")
     # Only rank 0 reads saved scores (400 MB for ImageNet) and decides; the others get its decision.
     scores = refusal = None
@@ -130,6 +132,7 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
             print(f"{file}: computed by another version of the code; its folder is read-only", file=sys.stderr)
         refusal = None if scores is not None else _unwritable([file, out / f"{stem}.result.json"])
     _raise_on_all_ranks(refusal)
+    # All or none: a rank that scored alone would wait in `gather` for ranks that read a file.
     is_saved = _broadcast_decision(scores is not None)
     if not is_saved:
         check_scorable(network, config)
@@ -211,6 +214,7 @@ def _save_ensemble(
     joint = ensemble(members, names=names)
     facts = ensemble_facts(members, results, config.protocol.average)
     # Named by content: the same weights under other paths are the same ensemble.
+    # The protocol too, since the same networks under other protocols are another ensemble.
     hashes = [member.metadata[key] for member in members for key in ("weights_sha256", "protocol")]
     name = f"ensemble-{_short_hash(*hashes, joint.metadata['source_fingerprint'])}"
     out = Path(config.output) if config.output is not None else EVALUATIONS / name
@@ -219,6 +223,7 @@ def _save_ensemble(
 
 def _result_beside(path: Path, scores: Scores) -> dict[str, Any]:
     """The result of a score file in the same folder; empty if there is none, or only one of other weights."""
+    # One score file has two results, one for each average. Either knows the checkpoint and the seed.
     for file in (path.with_name(f"{path.stem}{ending}.result.json") for ending in ("", "-logits")):
         if file.exists() and (result := load_result(file))["weights_sha256"] == scores.metadata["weights_sha256"]:
             return result

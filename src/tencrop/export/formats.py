@@ -31,6 +31,8 @@ def write_network(network: nn.Module, path: Path, *, format: str, preprocessing:
         _write_safetensors(network, path, preprocessing)
         return
     size, generator = preprocessing["size"], torch.Generator().manual_seed(0)
+    # The comparison takes another batch size than the example: a program that has baked in N = 2 fails here, not at the
+    # user's.
     example, others = (torch.randn(num, 3, size, size, generator=generator) for num in (2, 3))
     write = _write_torch_export if format == "torch_export" else _write_onnx
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # the exporters' own, about torch's internals
@@ -57,6 +59,7 @@ def _write_safetensors(network: nn.Module, path: Path, preprocessing: dict[str, 
 
 
 def _write_torch_export(network: nn.Module, path: Path, example: Tensor) -> Program:
+    # The example must have two images or more: torch.export takes a batch of one for a constant, and refuses `batch`.
     batch = torch.export.Dim("batch", min=1)
     torch.export.save(torch.export.export(network, (example,), dynamic_shapes=({0: batch},)), path)
     return torch.export.load(path).module()

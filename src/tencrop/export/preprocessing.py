@@ -31,6 +31,7 @@ def preprocessing_of_run(config: Config, metadata: dict[str, Any], source: str) 
         "std": [float(value) for value in std],
         "filter": protocol.filter,
         "size": protocol.size,
+        # Of several sides, as in VGG's multi-scale test, no single one is the right one for timm's single crop.
         "side": config.short_side if isinstance(protocol.side, list) else protocol.side,
     }
 
@@ -56,7 +57,9 @@ def timm_config(network: nn.Module, config: Config, classes: Sequence[str], writ
             "fixed_input_size": own.get("fixed_input_size", False),
             "interpolation": written["filter"],
             "crop_pct": crop_fraction(size, side),
+            # timm's names: squash stretches both sides to the size, center rescales the shorter side and crops.
             "crop_mode": "squash" if config.protocol.resize == "warp" else "center",
+            # timm normalizes pixels on [0, 1], tencrop on [0, 255].
             "mean": [value / 255 for value in written["mean"]],
             "std": [value / 255 for value in written["std"]],
             "num_classes": len(classes),

@@ -33,7 +33,7 @@ REMEDY = "give real.json of github.com/google-research/reassessed-imagenet"
 
 
 @dataclass(frozen=True)
-class Relabeled:
+class LabelSetErrors:
     """The errors of one score file by label sets, beside those by val's single labels."""
 
     path: Path  # of the score file
@@ -45,20 +45,21 @@ class Relabeled:
 
 
 def report_label_sets(
-    labels: str, words: Sequence[str], *, average: str, ks: Sequence[int], output: Path, data_root: str | None = None
+    labels: str, inputs: Sequence[str], *, average: str, ks: Sequence[int], output: Path, data_root: str | None = None
 ) -> int:
-    """Print the errors of every score file in `words` by the label sets in the file `labels`, and write them.
+    """Print the errors of every score file in `inputs` by the label sets in the file `labels`, and write them.
 
-    words: score files, run folders, or folders of evaluate.py; empty: all scores of data=imagenet in runs/ and
+    inputs: score files, run folders, or folders of evaluate.py; empty: all scores of data=imagenet in runs/ and
     evaluations/. Returns the exit code. Raises UserError if the labels or all score files cannot be used.
     """
+    # The digest tells which version of the labels a table was counted with.
     sets, source = read_label_sets(Path(labels)), f"{Path(labels).name} ({file_sha256(Path(labels))[:12]})"
-    paths = [path for word in words for path in score_files(word, key="scores")] or _all_score_files()
+    paths = [path for one in inputs for path in score_files(one, key="scores")] or _all_score_files()
     check_writable(output / MARKDOWN, remedy="make room, or name another folder with output=DIR")
-    found, broken = list[Relabeled](), list[UserError]()
+    found, broken = list[LabelSetErrors](), list[UserError]()
     for path in paths:
         try:
-            found.append(relabeled(read_saved(path, average, data_root=data_root), sets, ks))
+            found.append(label_set_errors(read_saved(path, average, data_root=data_root), sets, ks))
         except UserError as error:
             broken.append(error)
     if not found:
@@ -92,16 +93,19 @@ def read_label_sets(path: Path) -> list[list[int]]:
     return sets
 
 
-def relabeled(saved: SavedScores, sets: Sequence[Sequence[int]], ks: Sequence[int]) -> Relabeled:
+def label_set_errors(saved: SavedScores, sets: Sequence[Sequence[int]], ks: Sequence[int]) -> LabelSetErrors:
     """The errors of a score file by label sets. Raises UserError if its images are not ILSVRC2012's val images."""
+    # Image names count from 1, the list from 0.
     own = [sets[number - 1] for number in _image_numbers(saved)]
     has_labels = np.array([len(labels) > 0 for labels in own])
+    # A subset of the split may have images without labels only, and the rates would be 0 / 0.
     if not has_labels.any():
         raise UserError(f"{saved.path}: none of its images has a label in the file of labels")
     ranks = ranks_of_sets(saved.scores[has_labels], [labels for labels in own if labels])
+    # On the same images, so that the difference is due to the labels alone.
     single = saved.ranks[has_labels]
     model, data, weights = (saved.metadata.get(key, "?") for key in ("model", "data", "weights_sha256"))
-    return Relabeled(
+    return LabelSetErrors(
         saved.path,
         f"{model} on {data}, {saved.name}, averaged {saved.average}; weights {weights[:12]}",
         len(own),
@@ -145,7 +149,7 @@ def _image_numbers(saved: SavedScores) -> list[int]:
 
 
 def _all_score_files() -> list[Path]:
-    from tencrop.report.collect import input_folders  # imports torch
+    from tencrop.report.collect import input_folders  # 0.2 s, and only without scores=
 
     folders = [folder for folder in input_folders([]) if folder.is_dir()]
     paths = sorted(path for folder in folders for path in folder.rglob(f"[!.]*{SUFFIX}"))
@@ -157,7 +161,7 @@ def _all_score_files() -> list[Path]:
     return found
 
 
-def _block(one: Relabeled, source: str) -> Block:
+def _block(one: LabelSetErrors, source: str) -> Block:
     parts = {source: one.by_sets, "val's label, same images": one.by_single_label, "val's label": one.of_all_images}
     rows = [
         (name, f"top-{k}", *percent(rate), f"{rate.num_errors:,}", f"{rate.num_images:,}")

@@ -16,22 +16,21 @@ from tencrop.cli.compose import compose_training
 from tencrop.config import UserError, learning_hash
 from tencrop.config.code import PACKAGE, code_sha256
 from tencrop.config.documents import read_json
+from tencrop.tables.schema import Overrides
 
-Words = tuple[str, ...]  # arguments of train.py
 
-
-def learning_hashes(recipes: Iterable[Words], cache: Path) -> dict[Words, str]:
+def learning_hashes(recipes: Iterable[Overrides], cache: Path) -> dict[Overrides, str]:
     """The learning hash of each recipe; `cache` is the file with the hashes computed before.
 
-    Raises UserError if the words of a recipe do not compose.
+    Raises UserError if the overrides of a recipe do not compose.
     """
     digest = _digest()  # reads all of conf/, which is far cheaper than composing one recipe
     known = _read_cache(cache, digest)
     found = {
-        words: known.get(" ".join(words)) or learning_hash(compose_training(words, CONF))
-        for words in dict.fromkeys(recipes)
+        overrides: known.get(" ".join(overrides)) or learning_hash(compose_training(overrides, CONF))
+        for overrides in dict.fromkeys(recipes)
     }
-    if new := {" ".join(words): hash for words, hash in found.items() if " ".join(words) not in known}:
+    if new := {" ".join(overrides): hash for overrides, hash in found.items() if " ".join(overrides) not in known}:
         _write_cache(cache, {"digest": digest, "hashes": known | new})
     return found
 

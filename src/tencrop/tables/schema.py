@@ -29,6 +29,7 @@ CONFIDENCES = (
     "third party",  # a copy or quotation by others
     "memory, unverified",
 )
+Overrides = tuple[str, ...]  # arguments of train.py, each KEY=VALUE
 PRINTED = re.compile(r"[<>~]?[+-]?\d{1,3}(\.(?P<decimals>\d{1,4}))?(±\d+(\.\d+)?)?")
 
 
@@ -77,7 +78,7 @@ class Member:
     row: str
     seeds: int  # number of networks in the ensemble that differ only in the seed
     protocol: RowProtocol | None
-    words: tuple[str, ...] | None
+    overrides: Overrides | None
     cannot: str | None
 
 
@@ -90,7 +91,7 @@ class ErrorRow:
     printed: dict[str, str | None]  # by column, as printed; None if nothing is printed
     confidence: dict[str, str]  # by column with a printed number, one of CONFIDENCES
     model: str | None  # file of conf/model with its network; None if there is none, or only its experiment tells
-    words: tuple[str, ...] | None  # arguments of train.py; None if it cannot be trained
+    overrides: Overrides | None  # arguments of train.py; None if it cannot be trained
     cannot: str | None  # the reason why it cannot be trained
     protocol: RowProtocol | None
     members: tuple[Member, ...]  # empty unless the row is an ensemble

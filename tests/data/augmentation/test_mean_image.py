@@ -51,15 +51,15 @@ def normalization() -> Normalization:
 
 
 def test_training_crops_and_mirrored_ones():
-    """The images of the store have the scale of the crops, so that boxes in it are places in the square."""
+    """The images of the store have the scale of the crops, so that boxes in it are boxes in the square."""
     stored = np.array([(256, 300), (310, 256), (256, 256), (256, 259), (256, 300), (256, 256)], np.int32)
-    plan = training_plan(np.arange(6), stored, augmentation=ALEXNET, seed=0, epoch=0, with_mean_places=True)
+    plan = training_plan(np.arange(6), stored, augmentation=ALEXNET, seed=0, epoch=0, with_mean_crops=True)
     assert set(plan.flips) == {True, False}
     model = SimpleNamespace(channels_last=False)
     config = stand_in(Config, augmentation=ALEXNET, normalization=normalization(), model=model)
     module = Normalize(config, STATISTICS)
     images = np.random.default_rng(1).integers(256, size=(6, SIZE, SIZE, 3)).astype(np.uint8)
-    params = {name: torch.from_numpy(plan.params[name]) for name in ("pca_alphas", "mean_places")}
+    params = {name: torch.from_numpy(plan.params[name]) for name in ("pca_alphas", "mean_crop_params")}
     params["pca_alphas"] = params["pca_alphas"].float()
     found = module(torch.from_numpy(images), params)
     for number in range(6):
@@ -69,20 +69,20 @@ def test_training_crops_and_mirrored_ones():
 
 
 @pytest.mark.parametrize("stored", [(512, 600), (375, 500), (2000, 1500)])
-def test_places_do_not_depend_on_the_scale_of_the_store(stored):
-    """Boxes in stored pixels, brought to the scale of the square, are the places, to within their rounding."""
+def test_mean_crops_do_not_depend_on_the_scale_of_the_store(stored):
+    """Boxes in stored pixels, brought to the scale of the square, are the crops of the mean image, up to rounding."""
     sizes = np.full((200, 2), stored, np.int32)
-    plan = training_plan(np.arange(200), sizes, augmentation=ALEXNET, seed=3, epoch=1, with_mean_places=True)
+    plan = training_plan(np.arange(200), sizes, augmentation=ALEXNET, seed=3, epoch=1, with_mean_crops=True)
     scale = 256 / min(stored)
     corners = plan.boxes[:, :2] * scale - (np.array(stored) * scale - 256) / 2
-    assert np.abs(corners - plan.params["mean_places"][:, :2]).max() <= 1.5
-    assert plan.params["mean_places"][:, 2].tolist() == plan.flips.tolist()
-    assert set(plan.params["mean_places"][:, 0]) <= set(range(33))
+    assert np.abs(corners - plan.params["mean_crop_params"][:, :2]).max() <= 1.5
+    assert plan.params["mean_crop_params"][:, 2].tolist() == plan.flips.tolist()
+    assert set(plan.params["mean_crop_params"][:, 0]) <= set(range(33))
 
 
-def test_other_runs_have_no_places_and_keep_their_digest():
+def test_other_runs_have_no_mean_crops_and_keep_their_digest():
     assert (
-        "mean_places"
+        "mean_crop_params"
         not in training_plan(np.arange(2), np.full((2, 2), 256, np.int32), augmentation=ALEXNET, seed=0, epoch=0).params
     )
 

@@ -71,7 +71,7 @@ class ColorJitter(Transform):
 class Normalize(Transform):
     """Normalization, with PCA noise. The noise is a constant per image and channel, so it costs no pass of its own."""
 
-    device_params = frozenset({"pca_alphas", "mean_places"})
+    device_params = frozenset({"pca_alphas", "mean_crop_params"})
     mean: Tensor
     std: Tensor
     axes: Tensor
@@ -104,7 +104,7 @@ class Normalize(Transform):
     def forward(self, images: Tensor, params: dict[str, Any]) -> Tensor:
         shift, mean = pca_shift(params["pca_alphas"], self.axes), self.mean
         if self.mean_image is not None:
-            mean = mean_crops(self.mean_image, params["mean_places"], size=images.shape[1])
+            mean = mean_crops(self.mean_image, params["mean_crop_params"], size=images.shape[1])
         return normalize(images, mean, self.std, shift=shift, scale=self.scale, channels_last=self.channels_last)
 
 
@@ -222,6 +222,7 @@ def apply_jitter(images: Tensor, factors: Tensor, orders: Index, jitter: Jitter,
     strengths = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
     # At each of the four places of the order, group the images by the step that is due and process each group at once.
     for order in orders.T:
+        # A factor of strength 0 is 1 for every image; its step would only cost a pass.
         for kind in [kind for kind in range(4) if strengths[kind] > 0]:
             rows = torch.from_numpy(np.flatnonzero(order == kind)).to(pixels.device, non_blocking=True)
             pixels.index_copy_(0, rows, _torchvision_step(pixels[rows], factors[rows, kind, None, None, None], kind))

@@ -33,6 +33,7 @@ def mean_image_of(choice: Normalization, statistics: Mapping[str, Any]) -> Tenso
             "normalization.mean=image: the checkpoint holds no mean image, because it was trained with another mean;"
             " leave normalization.mean out"
         )
+    # The default dtype is that of the weights: float32, and float64 in some tests.
     return torch.as_tensor(statistics["mean_image"], dtype=torch.get_default_dtype())
 
 
@@ -41,29 +42,30 @@ def array_sha256(values: Tensor) -> str:
     return hashlib.sha256(values.float().contiguous().numpy().tobytes()).hexdigest()
 
 
-def mean_places(key: dict[str, Any], *, size: int, flips: Any) -> Index:
+def mean_crop_params(key: dict[str, Any], *, size: int, flips: Any) -> Index:
     """Top and left of each training crop in the mean image, and whether it is mirrored (1 or 0): int64 [B, 3].
 
     These are the positions that `random_boxes` draws in the rescaled square, so they do not depend on the size of the
     stored image. key: seed, epoch and samples, as `random_uint64` takes them. flips: [B].
     """
     draw = random_uint64(**key, stream=Stream.CROP, count=3)
-    places = integers_below(draw, MEAN_IMAGE_SIDE - size + 1)
+    params = integers_below(draw, MEAN_IMAGE_SIDE - size + 1)
     # Draw 0 is the shorter side, which is fixed here; draws 1 and 2 are top and left.
-    places[:, :2], places[:, 2] = places[:, 1:], flips
-    return places
+    params[:, :2], params[:, 2] = params[:, 1:], flips
+    return params
 
 
-def mean_crops(mean_image: Tensor, places: Tensor, *, size: int) -> Tensor:
-    """Crops [B, 3, size, size] of the mean image [256, 256, 3] at `places` [B, 3].
+def mean_crops(mean_image: Tensor, params: Tensor, *, size: int) -> Tensor:
+    """Crops [B, 3, size, size] of the mean image [256, 256, 3] for `params` [B, 3] of `mean_crop_params`.
 
     The crop of a mirrored image is mirrored too: Caffe subtracts the mean before it mirrors (data_transformer.cpp).
     """
-    crops = square_crops(mean_image.expand(len(places), -1, -1, -1), places[:, :2], size=size)
-    return torch.where((places[:, 2] == 1)[:, None, None, None], crops.flip(2), crops).permute(0, 3, 1, 2)
+    crops = square_crops(mean_image.expand(len(params), -1, -1, -1), params[:, :2], size=size)
+    return torch.where((params[:, 2] == 1)[:, None, None, None], crops.flip(2), crops).permute(0, 3, 1, 2)
 
 
 def central_mean(mean_image: Tensor, *, size: int) -> Tensor:
     """The central crop [1, 3, size, size] of the mean image [256, 256, 3]."""
+    # By the same function as the views of an image: rounded in another way, the two would be a pixel apart.
     start = offset(MEAN_IMAGE_SIDE, size)
     return mean_image[start : start + size, start : start + size].permute(2, 0, 1)[None]
