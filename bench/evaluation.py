@@ -1,14 +1,15 @@
 """Benchmark of the evaluation: images per second of ours and of torchvision's way, on the same network and images.
 
-    python bench/evaluation.py ROOT [--model alexnet_2012] [--protocol ten_crop] [--images 200] [--rounds 3] [--threads 2]
+    python bench/evaluation.py ROOT [--model alexnet_2012] [--protocol ten_crop] [--images 200] [--rounds 3]
 
-ROOT is a folder prepared by prepare.py whose store keeps the original files. Every measurement is a fresh process that
-builds the network from seed 0, scores 32 images to warm up, and then the first --images images of val; rounds alternate.
+ROOT is a folder prepared by prepare.py whose store keeps the original files. Every measurement is a fresh process. It
+builds the network from seed 0, scores 32 images to warm up, and then the first --images images of val. Rounds
+alternate.
 
 ours         evaluate.py's scoring
 ours, libc   the same without evaluation/allocator.py, so that glibc gives freed activations back to the kernel
-torchvision  Resize(256), TenCrop(224) or CenterCrop(224), ToTensor and Normalize in a DataLoader with a worker for each
-             thread; views of a batch in one forward pass, softmax averaged, as in torchvision's documentation of TenCrop
+torchvision  Resize(256), TenCrop(224) or CenterCrop(224), ToTensor and Normalize in a DataLoader with a worker for
+             each thread; views of a batch in one forward pass and averaged, as in the documentation of TenCrop
 
 The classes of all images must be the same in all three. Exit code 1: they are not.
 """

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from tencrop.cli.choices import CONF
-from tencrop.cli.compose import compose_training
 from tencrop.config import Config, UserError, learning_keys, validate
 from tencrop.config.documents import literal
 from tencrop.config.yaml_files import read_yaml_file, yaml_text
 from tencrop.report.matching import refusals, trained_on_other_data
 from tencrop.tables.reading import ERRORS, read_table, table_names
-from tencrop.tables.schema import CONFIDENCES, MEASURED, ErrorRow, ErrorTable, Overrides
+from tencrop.tables.recipes import composed
+from tencrop.tables.schema import CONFIDENCES, MEASURED, ErrorRow, ErrorTable
 
 if TYPE_CHECKING:
     from tencrop.report.collect import Result, Run
@@ -74,9 +74,8 @@ def claims_of_run(config: Mapping[str, Any], data: Mapping[str, Any], errors: Pa
         return []
     found = []
     for table, row in rows:
-        assert row.overrides is not None
-        recipe = _composed(row.overrides)
-        # The whole of it: a single other value, such as the weight decay, is another recipe than the paper's.
+        assert row.training is not None
+        recipe = _composed(row.training)
         if learning_keys(recipe) == own:
             found.append(Claim(table, row, recipe))
     return sorted(found, key=lambda claim: min(map(CONFIDENCES.index, claim.row.confidence.values())))
@@ -93,8 +92,10 @@ def _rows(errors: Path, data: str, network: str) -> Iterator[tuple[ErrorTable, E
     for table in _tables(errors, data):
         for row in table.rows:
             is_printed = any(row.printed.get(column) is not None for column in MEASURED)
-            # A printed difference needs two runs. report.py table=NAME compares those.
-            if row.overrides is None or row.delta_of is not None or table.split != "val" or not is_printed:
+            if row.training is None or row.delta_of is not None or table.split != "val" or not is_printed:
+                continue
+            # One run does not tell whether its initial weights are those of the row's source; matching.py finds out.
+            if row.training.init is not None:
                 continue
             # Composing a row takes about 0.1 s, so rows of other networks are left out by name.
             if row.model is None or _network(row.model) == network:
@@ -115,6 +116,4 @@ def _network(model: str) -> str:
     return str(content.get("model", content)["name"])  # below `model:` where the file sets other groups too
 
 
-@cache
-def _composed(overrides: Overrides) -> Config:
-    return compose_training(overrides, CONF)
+_composed = cache(composed)  # a page asks for the same rows once per run

@@ -9,20 +9,20 @@ from typing import Any, NamedTuple
 from tencrop.report.collect import Evaluation, Run
 from tencrop.report.matching import other_protocol
 from tencrop.tables.lines import Measurement
-from tencrop.tables.schema import ErrorRow, Member, Overrides, RowProtocol
+from tencrop.tables.schema import ErrorRow, Member, RowProtocol, RowTraining
 
 
 class Matched(NamedTuple):
     """A member of an evaluated ensemble, with the run and the row's protocol that it stands for."""
 
-    overrides: Overrides  # of the run's recipe
+    training: RowTraining  # of the row that the run follows
     run: Run
     protocol: RowProtocol | None
     facts: dict[str, Any]  # of result.json, as if the member had been evaluated alone
 
 
 def matched_ensembles(
-    row: ErrorRow, runs_of: Mapping[Overrides, Sequence[Run]], evaluations: Sequence[Evaluation]
+    row: ErrorRow, runs_of: Mapping[RowTraining, Sequence[Run]], evaluations: Sequence[Evaluation]
 ) -> list[tuple[Evaluation, list[Matched]]]:
     """The evaluations whose members are networks of the row's recipes, as many as the row has.
 
@@ -40,7 +40,7 @@ def ours_of_ensembles(evaluations: Sequence[Evaluation]) -> Measurement:
 
 
 def _matched(
-    evaluation: Evaluation, members: Sequence[Member], runs_of: Mapping[Overrides, Sequence[Run]]
+    evaluation: Evaluation, members: Sequence[Member], runs_of: Mapping[RowTraining, Sequence[Run]]
 ) -> list[Matched]:
     """Every member of an ensemble with its run; empty unless recipes and numbers of networks are the row's."""
     # A single checkpoint is a path, an ensemble a list of them.
@@ -49,11 +49,10 @@ def _matched(
         return []
     own = [facts | one for one in _members_of(facts)]
     matched: list[Matched] = []
-    for overrides in dict.fromkeys(member.overrides for member in members):
-        assert overrides is not None
-        wanted = [member for member in members if member.overrides == overrides]
-        # By weights and not by path: run folders are moved and renamed.
-        found = [(one, run) for one in own if (run := _run_of(one, runs_of.get(overrides, ()))) is not None]
+    for training in dict.fromkeys(member.training for member in members):
+        assert training is not None
+        wanted = [member for member in members if member.training == training]
+        found = [(one, run) for one in own if (run := _run_of(one, runs_of.get(training, ()))) is not None]
         seeds_of: Counter[RowProtocol | None] = Counter()
         for member in wanted:
             seeds_of[member.protocol] += member.seeds
@@ -61,7 +60,7 @@ def _matched(
         num_networks = len({run.folder for _, run in found})
         if len(found) != seeds_of.total() or num_networks != max(seeds_of.values()):
             return []
-        matched += _with_protocols(overrides, found, list(seeds_of.elements()))
+        matched += _with_protocols(training, found, list(seeds_of.elements()))
     return matched if len(matched) == len(own) else []
 
 
@@ -77,7 +76,7 @@ def _run_of(facts: dict[str, Any], runs: Sequence[Run]) -> Run | None:
 
 
 def _with_protocols(
-    overrides: Overrides, found: Sequence[tuple[dict[str, Any], Run]], protocols: list[RowProtocol | None]
+    training: RowTraining, found: Sequence[tuple[dict[str, Any], Run]], protocols: list[RowProtocol | None]
 ) -> list[Matched]:
     """Assign each of the row's protocols to a member that was evaluated under it, the rest in order."""
     left, matched, unmet = list(found), [], []
@@ -89,7 +88,6 @@ def _with_protocols(
             unmet.append(protocol)
         else:
             facts, run = left.pop(number)
-            matched.append(Matched(overrides, run, protocol, facts))
-    # Members of other protocols stay in the result: `refusals` then tells how their protocols differ.
+            matched.append(Matched(training, run, protocol, facts))
     others = zip(left, unmet, strict=True)
-    return matched + [Matched(overrides, run, protocol, facts) for (facts, run), protocol in others]
+    return matched + [Matched(training, run, protocol, facts) for (facts, run), protocol in others]

@@ -15,12 +15,11 @@ from tencrop.cli.choices import options_of
 from tencrop.config import Config, UserError
 from tencrop.config.schema import Average
 from tencrop.report.matching import other_settings, refusals, supporting_ensembles, trained_on_other_data
-from tencrop.tables.schema import ErrorRow, ErrorTable, Member, Overrides, RowProtocol
+from tencrop.report.row_runs import RunsOf
+from tencrop.tables.schema import ErrorRow, ErrorTable, Member, RowProtocol, RowTraining
 
 if TYPE_CHECKING:
     from tencrop.report.collect import Evaluation, Run
-
-RunsOf = Mapping[Overrides, tuple[Config, Sequence["Run"]]]  # recipe and finished runs for the overrides of a row
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Remaining:
 
     label: str
     reason: str | None  # None: only the runs of `trainings` are missing
-    trainings: tuple[Overrides, ...] = ()  # arguments of train.py
+    trainings: tuple[RowTraining, ...] = ()
 
 
 def plan_table(
@@ -95,10 +94,10 @@ def protocol_overrides(protocol: RowProtocol | None) -> tuple[str, ...]:
 def _single(
     table: ErrorTable, row: ErrorRow, runs_of: RunsOf, code_sha256: str
 ) -> tuple[list[Pending], Remaining | None]:
-    assert row.overrides is not None
-    recipe, runs = runs_of.get(row.overrides, (None, ()))
+    assert row.training is not None
+    recipe, runs = runs_of.get(row.training, (None, ()))
     if recipe is None or not runs:
-        return [], Remaining(row.label, None, _trainings(row.overrides, runs, row.num_seeds))
+        return [], Remaining(row.label, None, _trainings(row.training, runs, row.num_seeds))
     pending, reasons = [], []
     for run in runs:
         is_measured, reason = _state(table, row, recipe, run, code_sha256)
@@ -108,22 +107,23 @@ def _single(
             pending.append(Pending(row.label, ((_last(run), protocol_overrides(row.protocol)),)))
     # One training and not num_seeds of them: what refuses every run of the recipe may refuse new ones, too.
     if len(reasons) == len(runs):  # no seed can support the row
-        return [], Remaining(row.label, "; ".join(reasons), (row.overrides,))
+        return [], Remaining(row.label, "; ".join(reasons), (row.training,))
     num_seeds = len(runs) - len(reasons)
-    if trainings := _trainings(row.overrides, runs, row.num_seeds - num_seeds):
+    if trainings := _trainings(row.training, runs, row.num_seeds - num_seeds):
         text = "; ".join([f"{num_seeds} of {row.num_seeds} seeds; train the others", *reasons])
         return pending, Remaining(row.label, text, trainings)
     return pending, None
 
 
-def _trainings(overrides: Overrides, runs: Sequence[Run], num_missing: int) -> tuple[Overrides, ...]:
-    """Arguments of train.py for `num_missing` more runs of a recipe, with seeds that no run has yet."""
+def _trainings(training: RowTraining, runs: Sequence[Run], num_missing: int) -> tuple[RowTraining, ...]:
+    """`num_missing` more trainings of a recipe, with seeds that no run has yet."""
     trained = [run.seed for run in runs]
     if not trained and num_missing == 1:
-        return (overrides,)  # with the recipe's own seed
-    # num_missing + len(trained) candidates, of which at most len(trained) are taken: enough remain.
+        return (training,)  # with the recipe's own seed
     others = [seed for seed in range(max(0, num_missing) + len(trained)) if seed not in trained]
-    return tuple((*overrides, f"seed={seed}") for seed in others[: max(0, num_missing)])
+    return tuple(
+        replace(training, overrides=(*training.overrides, f"seed={seed}")) for seed in others[: max(0, num_missing)]
+    )
 
 
 def _state(table: ErrorTable, row: ErrorRow, recipe: Config, run: Run, code_sha256: str) -> tuple[bool, str | None]:
@@ -149,29 +149,26 @@ def _ensembles(
     table: ErrorTable, row: ErrorRow, runs_of: RunsOf, evaluations: Sequence[Evaluation]
 ) -> tuple[list[Pending], Remaining | None]:
     """The ensembles that a row still needs, up to its num_seeds. No run is in two of the planned ensembles."""
-    usable: dict[Overrides, list[Run]] = {}
-    trainings: dict[Overrides, None] = {}
+    usable: dict[RowTraining, list[Run]] = {}
+    trainings: dict[RowTraining, None] = {}
     reasons = []
     sizes = _sizes(row.members)
-    for overrides, size in sizes.items():
-        runs = runs_of[overrides][1] if overrides in runs_of else ()
-        usable[overrides] = []
+    for training, size in sizes.items():
+        runs = runs_of[training][1] if training in runs_of else ()
+        usable[training] = []
         for run in runs:
-            if reason := _unusable(table, row, overrides, runs_of[overrides][0], run):
+            if reason := _unusable(table, row, training, runs_of[training][0], run):
                 reasons.append(f"{run.folder.parent.name}/{run.folder.name}: {reason}")
             else:
-                usable[overrides].append(run)
-        trainings |= dict.fromkeys(_trainings(overrides, runs, size * row.num_seeds - len(usable[overrides])))
+                usable[training].append(run)
+        trainings |= dict.fromkeys(_trainings(training, runs, size * row.num_seeds - len(usable[training])))
     supporting = supporting_ensembles(table, row, runs_of, evaluations)[0]
     finished = [{member.run.folder for member in members} for _, members in supporting]
     pending = []
-    # Consecutive runs, each in one ensemble only: ensembles that share a network would not be independent measurements.
-    for n in range(min(len(usable[overrides]) // size for overrides, size in sizes.items())):
-        runs_by_overrides = {
-            overrides: usable[overrides][n * size : (n + 1) * size] for overrides, size in sizes.items()
-        }
-        if {run.folder for runs in runs_by_overrides.values() for run in runs} not in finished:
-            pending.append(_ensemble(row, runs_by_overrides, runs_of))
+    for n in range(min(len(usable[training]) // size for training, size in sizes.items())):
+        chosen = {training: usable[training][n * size : (n + 1) * size] for training, size in sizes.items()}
+        if {run.folder for runs in chosen.values() for run in runs} not in finished:
+            pending.append(_ensemble(row, chosen, runs_of))
     pending = pending[: max(0, row.num_seeds - len(finished))]
     if len(finished) + len(pending) >= row.num_seeds:
         return pending, None
@@ -183,27 +180,25 @@ def _ensembles(
     return pending, Remaining(row.label, "; ".join([*have, *reasons]) or None, tuple(trainings))
 
 
-def _ensemble(row: ErrorRow, runs_by_overrides: Mapping[Overrides, Sequence[Run]], runs_of: RunsOf) -> Pending:
+def _ensemble(row: ErrorRow, chosen: Mapping[RowTraining, Sequence[Run]], runs_of: RunsOf) -> Pending:
     """One ensemble of these runs, from their checkpoints, or from saved scores if a checkpoint has been deleted."""
     members, scores = [], list[Path]()
     for member, num_seeds in _seeds(row.members):
-        assert member.overrides is not None
-        for run in runs_by_overrides[member.overrides][:num_seeds]:
+        assert member.training is not None
+        for run in chosen[member.training][:num_seeds]:
             members.append((_last(run), protocol_overrides(member.protocol)))
-            scores += _scores(row, member.protocol, runs_of[member.overrides][0], run)[:1]
-    # Scores of all members or of none: evaluate.py averages score files, or evaluates checkpoints, but does not mix
-    # them.
+            scores += _scores(row, member.protocol, runs_of[member.training][0], run)[:1]
     is_complete = all(path.exists() for path, _ in members)
     logits = any(member.protocol is not None and member.protocol.average == "logits" for member in row.members)
     average: Average = "logits" if logits else "softmax"
     return Pending(row.label, tuple(members), () if is_complete else tuple(scores), average)
 
 
-def _unusable(table: ErrorTable, row: ErrorRow, overrides: Overrides, recipe: Config, run: Run) -> str | None:
+def _unusable(table: ErrorTable, row: ErrorRow, training: RowTraining, recipe: Config, run: Run) -> str | None:
     """Why a run cannot be a member of a row's ensemble; None if it can."""
     if reasons := trained_on_other_data(run.manifest["data"], table):
         return "; ".join(reasons)
-    protocols = [member.protocol for member in row.members if member.overrides == overrides]
+    protocols = [member.protocol for member in row.members if member.training == training]
     if _last(run).exists() or all(_scores(row, protocol, recipe, run) for protocol in protocols):
         return None
     return "checkpoints/last.ckpt was deleted"
@@ -221,12 +216,12 @@ def _scores(row: ErrorRow, protocol: RowProtocol | None, recipe: Config, run: Ru
     ]
 
 
-def _sizes(members: Sequence[Member]) -> dict[Overrides, int]:
+def _sizes(members: Sequence[Member]) -> dict[RowTraining, int]:
     """The number of networks of each recipe in an ensemble; a network evaluated under two protocols counts once."""
-    sizes: dict[Overrides, int] = {}
+    sizes: dict[RowTraining, int] = {}
     for member, num_seeds in _seeds(members):
-        assert member.overrides is not None
-        sizes[member.overrides] = max(num_seeds, sizes.get(member.overrides, 0))
+        assert member.training is not None
+        sizes[member.training] = max(num_seeds, sizes.get(member.training, 0))
     return sizes
 
 
