@@ -49,7 +49,7 @@ class TrainedModel:
     mean: list[float]  # on the scale [0, 255], as `std`
     std: list[float]
     weights_sha256: str
-    mean_image: Tensor | None = None  # [256, 256, 3], subtracted in place of the mean
+    mean_image: Tensor | None = None  # [S, S, 3] of mean_image_of, subtracted in place of the mean
 
     def inputs(self, pixels: Tensor) -> Tensor:
         """Normalize central crops for the network: uint8 [B, H, W, 3] -> float32 [B, 3, H, W]."""
@@ -97,7 +97,7 @@ def load_trained_model(target: EvaluationTarget) -> TrainedModel:
     data = open_split(config.data.root, "val", source=config.data.source, data=config.data.name)
     statistics = weights.metadata or data.statistics
     mean, std = mean_and_std(config.normalization, statistics)
-    mean_image = mean_image_of(config.normalization, statistics)
+    mean_image = mean_image_of(config.normalization, statistics, size=config.image_size)
     classes = target.manifest["classes"]
     return TrainedModel(
         config, network.eval(), initial.eval(), classes, mean, std, weights_sha256(network.state_dict()), mean_image
