@@ -51,7 +51,7 @@ def _of_export(written: Mapping[str, Any]) -> Preprocessing | None:
     # at another size on the command line, the same ratio of crop to side
     return Preprocessing(
         written["source"],
-        written["mean"],
+        written["mean_image"]["use"] if "mean_image" in written else written["mean"],
         written["std"],
         written["filter"],
         size,
