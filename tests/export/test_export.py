@@ -271,7 +271,7 @@ def test_a_mean_image_is_exported_in_a_file_of_its_own(use: str, prepared_photos
         "model.safetensors",
     ]
     card = (folder / "README.md").read_text()
-    assert "subtract the tensor `mean_image` of `mean_image.safetensors`" in card and "create_model" not in card
+    assert "`mean_image` [height, width, RGB] of `mean_image.safetensors`" in card and "create_model" not in card
     for number, protocol in enumerate(("center", "ten_crop")):
         softmax, result = evaluated_by_its_card(folder, prepared_photos, number)
         (run,) = (path.parents[1] / "predictions").glob(f"{protocol}*.result.json")

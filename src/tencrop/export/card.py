@@ -141,10 +141,10 @@ def _preprocessing(source: ExportSource, written: Mapping[str, Any]) -> str:
 def _subtraction(written: Mapping[str, Any]) -> str:
     if "mean_image" not in written:
         return f"on [0, 255]: subtract {_numbers(written['mean'])} per channel"
-    tensor = f"on [0, 255]: subtract the tensor `{MEAN_IMAGE_TENSOR}` of `{MEAN_IMAGE_FILE}` [height, width, RGB],"
+    tensor = f"`{MEAN_IMAGE_TENSOR}` [height, width, RGB] of `{MEAN_IMAGE_FILE}`"
     if written["mean_image"]["use"] == "image_center":
-        return f"{tensor} the same from every crop (mirrored from a mirrored crop, resized for a crop of another size)"
-    return f"{tensor} its own part from each crop of a square of its size (the center from a central crop)"
+        return f"on [0, 255]: subtract {tensor} from every crop; mirror it for a mirrored crop"
+    return f"on [0, 255]: subtract the part of {tensor} at the place of the crop: its center from a central crop"
 
 
 def _use(
