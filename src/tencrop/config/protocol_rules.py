@@ -26,7 +26,7 @@ def check_protocol(protocol: Protocol) -> None:
 
 
 def check_mean_image(protocol: Protocol, normalization: Normalization) -> None:
-    """Raise UserError if the mean image is subtracted but has no place for a view of the protocol.
+    """Raise UserError if a view of the protocol has no place in the mean image that normalization.mean=image subtracts.
 
     Caffe, too, subtracts a mean image from images of its own size only (data_transformer.cpp).
     """

@@ -36,7 +36,7 @@ from tencrop.evaluation.targets import EVALUATIONS, EvaluationTarget
 from tencrop.models.checkpoint_files import weights_sha256
 from tencrop.models.factory import build_model
 from tencrop.models.mappings import pair_lines
-from tencrop.models.weights import apply_weights, load_weights
+from tencrop.models.weights import apply_weights, load_weights, statistics_of
 from tencrop.training.precision import set_precision
 
 MAX_STEM = 200  # characters; file systems allow 255 bytes, and the suffixes take some
@@ -86,9 +86,9 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
     pairs = apply_weights(network, weights.state, source=str(path), name=name, by=by)
     # normalization=dataset means the data that the network was trained on, not the data it is evaluated on.
     split = open_val_split(config)  # on all processes, so that broken data stops all of them
-    statistics = weights.metadata or split.statistics
+    statistics = statistics_of(weights, path) or split.statistics
     mean, std = mean_and_std(config.normalization, statistics)
-    mean_image = mean_image_of(config.normalization, statistics)
+    mean_image = mean_image_of(config.normalization, statistics, size=config.protocol.size)
     if _is_first_rank() and (target.typed is not None or config.weights is not None):
         print(*pair_lines(pairs, path.name, config.model.name), sep="\n", end="\n" if pairs else "")
         print(preprocessing_line(path.name, config, mean, std, source), flush=True)

@@ -17,7 +17,7 @@ from tencrop.config.recipes import guesses_of, recipe_line
 from tencrop.evaluation.results import differences_from_training, protocol_label
 from tencrop.export.commands import evaluate_command
 from tencrop.export.source import FILES, ExportSource
-from tencrop.models.weights import Weights
+from tencrop.models.weights import MEAN_IMAGE_FILE, MEAN_IMAGE_TENSOR, Weights
 from tencrop.printable import printable
 from tencrop.records.provenance import sessions_of
 from tencrop.report.claims import claims_of_run
@@ -52,12 +52,14 @@ def model_card(
     is_timms: bool,
 ) -> str:
     """The text of README.md. results: those of exactly these weights; preprocessing: `preprocessing_of_run`."""
+    # timm has no place for a mean image, so there is no config.json from which it builds the network
+    timm_builds = is_timms and source.format == "safetensors" and "mean_image" not in preprocessing
     sections = [
-        f"---\n{_front_matter(source, results, is_timms)}\n---",
+        f"---\n{_front_matter(source, results, is_timms=is_timms, timm_builds=timm_builds)}\n---",
         f"# {source.label}\n\n{_summary(source, weights)}",
         f"## Error\n\n{_errors(source, results)}",
         f"## Preprocessing\n\n{_preprocessing(source, preprocessing)}",
-        f"## Use\n\n{_use(source, results, preprocessing, is_timms)}",
+        f"## Use\n\n{_use(source, results, preprocessing, is_timms=is_timms, timm_builds=timm_builds)}",
         f"## Data\n\n{_data(source)}",
         f"## Recipe\n\n{_recipe(source)}",
         "## License\n\nNot stated here. Choose one before you publish these weights.",
@@ -65,7 +67,9 @@ def model_card(
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(source: ExportSource, results: Sequence[Mapping[str, Any]], is_timms: bool) -> str:
+def _front_matter(
+    source: ExportSource, results: Sequence[Mapping[str, Any]], *, is_timms: bool, timm_builds: bool
+) -> str:
     # metric_name includes the protocol: otherwise a ten-crop accuracy would look like a single-crop one.
     data = source.manifest["data"]["name"]
     measured = [
@@ -83,8 +87,7 @@ def _front_matter(source: ExportSource, results: Sequence[Mapping[str, Any]], is
         for k in (1, 5)
     ]
     card = ModelCardData(
-        # The Hub shows the loading code of this library, and timm's loads safetensors only.
-        library_name="timm" if is_timms and source.format == "safetensors" else None,
+        library_name="timm" if timm_builds else None,
         pipeline_tag="image-classification",
         tags=["image-classification", "tencrop", *(["timm"] if is_timms else [])],
         datasets=[HUB_DATA[data]] if data in HUB_DATA else None,
@@ -135,7 +138,7 @@ def _preprocessing(source: ExportSource, written: Mapping[str, Any]) -> str:
     }[resize]
     lines = [
         f"RGB; {rescaled} ({written['filter']}, as Pillow); crop the central {size} x {size} pixels",
-        f"per channel, on [0, 255]: subtract {_numbers(written['mean'])}, divide by {_numbers(written['std'])}",
+        f"{_subtraction(written)}; divide by {_numbers(written['std'])} per channel",
         f"float32 [N, 3, {size}, {size}] in, logits [N, {len(source.classes)}] out",
     ]
     # timm crops after it has rescaled; here the crop comes first.
@@ -144,12 +147,25 @@ def _preprocessing(source: ExportSource, written: Mapping[str, Any]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+def _subtraction(written: Mapping[str, Any]) -> str:
+    if "mean_image" not in written:
+        return f"on [0, 255]: subtract {_numbers(written['mean'])} per channel"
+    tensor = f"`{MEAN_IMAGE_TENSOR}` [height, width, RGB] of `{MEAN_IMAGE_FILE}`"
+    if written["mean_image"]["use"] == "image_center":
+        return f"on [0, 255]: subtract {tensor} from every crop; mirror it for a mirrored crop"
+    return f"on [0, 255]: subtract the part of {tensor} at the place of the crop: its center from a central crop"
+
+
 def _use(
-    source: ExportSource, results: Sequence[Mapping[str, Any]], preprocessing: Mapping[str, Any], is_timms: bool
+    source: ExportSource,
+    results: Sequence[Mapping[str, Any]],
+    preprocessing: Mapping[str, Any],
+    *,
+    is_timms: bool,
+    timm_builds: bool,
 ) -> str:
     parts = []
-    # A network of ours has weights that only tencrop can load; the programs of the other formats contain the network.
-    if source.format != "safetensors" or is_timms:
+    if source.format != "safetensors" or timm_builds:
         parts.append(f"```python\n{LOADING[source.format]}\n```")
     if source.format == "safetensors":
         names = "timm's" if is_timms else "those of tencrop's network"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tencrop.config import UserError
 from tencrop.models.checkpoint_files import weights_sha256
-from tencrop.models.weights import PREPROCESSING_KEY, load_weights
+from tencrop.models.weights import MEAN_IMAGE_TENSOR, PREPROCESSING_KEY, load_weights
 
 TOLERANCE = 1e-4  # of the logits, absolute and relative
 Program = Callable[[Tensor], Tensor]
@@ -46,6 +46,15 @@ def write_network(network: nn.Module, path: Path, *, format: str, preprocessing:
         raise UserError(
             f"format={format}: the exported {name} differs by {difference:.1e} in its logits; nothing is kept"
         )
+
+
+def write_mean_image(mean_image: Tensor, path: Path) -> None:
+    """Write the image that is subtracted from the pixels, float32 [S, S, 3], as a .safetensors file of its own.
+
+    In model.safetensors, timm would refuse it as an unexpected weight. It cannot become the bias of the first
+    convolution either: that is one number for a channel, and the mean image gives another one at every position.
+    """
+    path.write_bytes(save({MEAN_IMAGE_TENSOR: mean_image.contiguous()}))
 
 
 def _write_safetensors(network: nn.Module, path: Path, preprocessing: dict[str, Any]) -> None:

@@ -26,9 +26,10 @@ from tencrop.printable import markdown_text, printable
 from tencrop.report.blocks import Block, print_paragraphs
 from tencrop.report.score_report import percent
 from tencrop.report.score_sources import SUFFIX, SavedScores, read_saved, score_files
+from tencrop.report.templating import render
 from tencrop.text_tables import csv_table
 
-MARKDOWN, CSV = "labels.md", "labels.csv"
+MARKDOWN, CSV, HTML = "labels.md", "labels.csv", "labels.html"
 REMEDY = "give real.json of github.com/google-research/reassessed-imagenet"
 
 
@@ -47,7 +48,7 @@ class LabelSetErrors:
 def report_label_sets(
     labels: str, inputs: Sequence[str], *, average: str, ks: Sequence[int], output: Path, data_root: str | None = None
 ) -> int:
-    """Print the errors of every score file in `inputs` by the label sets in the file `labels`, and write them.
+    """Print the errors of every score file in `inputs` by the label sets in the file `labels`; write them to `output`.
 
     inputs: score files, run folders, or folders of evaluate.py; empty: all scores of data=imagenet in runs/ and
     evaluations/. Returns the exit code. Raises UserError if the labels or all score files cannot be used.
@@ -64,17 +65,13 @@ def report_label_sets(
             broken.append(error)
     if not found:
         raise broken[0]
-    blocks = [_block(one, source) for one in found]
-    pairs = list(zip(found, blocks, strict=True))
+    pairs = [(one, _block(one, source)) for one in found]
     print_paragraphs([f"{printable(str(one.path))}\n{one.about}\n{block.terminal()}" for one, block in pairs])
-    texts = [
-        f"# {markdown_text(str(one.path))}\n\n{markdown_text(one.about)}\n\n{block.markdown()}" for one, block in pairs
-    ]
-    rows = [(str(one.path), *row) for one, block in pairs for row in block.rows]
+    contents = {MARKDOWN: _markdown(pairs), CSV: _csv(pairs), HTML: _html(pairs, source)}
     output.mkdir(parents=True, exist_ok=True)
-    atomic_write(output / MARKDOWN, printable("\n".join(texts)).encode())
-    atomic_write(output / CSV, printable(csv_table(("scores", *blocks[0].head), rows)).encode())
-    print_paragraphs([f"{output / MARKDOWN}\n{output / CSV}"])
+    for name, content in contents.items():
+        atomic_write(output / name, printable(content).encode())
+    print_paragraphs(["\n".join(str(output / name) for name in contents)])
     for refusal in broken:
         print(printable(f"error: left out: {refusal}"), file=sys.stderr)
     return 2 if broken else 0
@@ -161,6 +158,23 @@ def _all_score_files() -> list[Path]:
     return found
 
 
+def _markdown(pairs: Sequence[tuple[LabelSetErrors, Block]]) -> str:
+    return "\n".join(
+        f"# {markdown_text(str(one.path))}\n\n{markdown_text(one.about)}\n\n{block.markdown()}" for one, block in pairs
+    )
+
+
+def _csv(pairs: Sequence[tuple[LabelSetErrors, Block]]) -> str:
+    rows = [(str(one.path), *row) for one, block in pairs for row in block.rows]
+    return csv_table(("scores", *pairs[0][1].head), rows)
+
+
+def _html(pairs: Sequence[tuple[LabelSetErrors, Block]], source: str) -> str:
+    """A page with all tables, which loads nothing, as the report's does."""
+    sections = [(str(one.path), one.about, block.html()) for one, block in pairs]
+    return f"{render('labels_page.html', title='Errors by label sets', about=source, sections=sections)}\n"
+
+
 def _block(one: LabelSetErrors, source: str) -> Block:
     parts = {source: one.by_sets, "val's label, same images": one.by_single_label, "val's label": one.of_all_images}
     rows = [
@@ -169,6 +183,9 @@ def _block(one: LabelSetErrors, source: str) -> Block:
         for k, rate in rates.items()
     ]
     counted = next(iter(one.by_sets.values())).num_images
-    note = f"{one.num_images - counted:,} of {one.num_images:,} images have no label in it and are not counted."
+    note = (
+        f"Images counted: {counted:,} of {one.num_images:,}. Images without a label in {source}:"
+        f" {one.num_images - counted:,}; they count only in the rows of val's label."
+    )
     head = ("labels", "error", "percent", "95% interval", "errors", "images")
     return Block("", head, rows, left=(0, 1), note=note, all_rows=True)

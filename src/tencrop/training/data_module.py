@@ -12,6 +12,7 @@ import torch
 
 from tencrop.config import Batches, Config, Protocol, UserError, is_deterministic, num_workers
 from tencrop.data.augmentation.batch import Batch
+from tencrop.data.augmentation.mean_image import mean_side
 from tencrop.data.augmentation.plan import evaluation_plan, training_plan
 from tencrop.data.loading.loader import BaseLoader
 from tencrop.data.loading.loaders import loader_class
@@ -101,7 +102,7 @@ class DataModule(pl.LightningDataModule):
                 epoch=epoch,
                 view=view,
                 positions=positions,
-                with_mean_crops=config.normalization.mean == "image",
+                mean_side=mean_side(config.normalization, size=augmentation.size),
             )
 
         # Positions are the same in every epoch; `samples` maps them to sample indices.

@@ -52,14 +52,14 @@ def training_plan(
     epoch: int,
     view: View = 0,
     positions: Index | None = None,
-    with_mean_crops: bool = False,
+    mean_side: int | None = None,
 ) -> Plan:
     """The plan of training samples `index`; `stored_sizes` int32 [N_all, 2] are those of the whole split.
 
     `view` is the copy number under repeated augmentation: one for all samples, or one each.
     A sample's row depends only on (seed, epoch, index, view) and its own size; its mix depends on (seed, epoch) and on
-    its position in the epoch, `positions` int64 [B], which only mixing needs. with_mean_crops: also say where each
-    crop lies in the mean image, in params["mean_crop_params"], for normalization.mean=image.
+    its position in the epoch, `positions` int64 [B], which only mixing needs. mean_side: side of the mean image that is
+    subtracted; then params["mean_crop_params"] says where each crop lies in it.
     """
     index = np.asarray(index, np.int64)
     height, width = stored_sizes[index].astype(np.int64).T  # in int32 a product of two lengths could overflow
@@ -69,8 +69,8 @@ def training_plan(
     # A stream of its own, drawn even if flip is 0: another probability changes no crop and no color.
     flips = uniforms(**samples.key, stream=Stream.FLIP, count=1)[:, 0] < augmentation.flip
     params = draw_params(samples, augmentation)
-    if with_mean_crops:
-        params["mean_crop_params"] = mean_crop_params(samples.key, size=augmentation.size, flips=flips)
+    if mean_side is not None:
+        params["mean_crop_params"] = mean_crop_params(samples.key, side=mean_side, size=augmentation.size, flips=flips)
     return Plan(index, boxes, sizes, flips, params)
 
 
