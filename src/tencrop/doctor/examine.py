@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 
-from tencrop.config import Config, UserError, accelerator_of, check_data, check_store, derive_batches
+from tencrop.config import Config, Data, UserError, accelerator_of, check_data, check_store, derive_batches
 from tencrop.config.cores import num_granted_cores
 from tencrop.config.launcher import is_first_process, launched
+from tencrop.config.writable import check_writable
+from tencrop.data.preparation.stage import check_room, stage_folder
 from tencrop.data.sources.imagenet_test_sets import check_has_training_split
 from tencrop.data.store.manifest import open_split, read_manifest
 from tencrop.distributed.cluster import cluster_environment
 from tencrop.distributed.launch import launch_ranks
-from tencrop.doctor.finding import Finding, attempt, error, merged
+from tencrop.doctor.finding import Finding, attempt, error, merged, ok
 from tencrop.doctor.limits import judge_limits, read_limits
 from tencrop.doctor.loading import device_images_per_s, judge_loader, loader_images_per_s
 from tencrop.doctor.ranks import (
@@ -30,6 +32,7 @@ from tencrop.doctor.ranks import (
 from tencrop.doctor.slurm import judge_launch, judge_slurm, slurm_variables
 from tencrop.doctor.software import judge_gpus, judge_software, read_gpus
 from tencrop.doctor.storage import available_memory, examine_runs, judge_reads, measure_reads
+from tencrop.progress import format_bytes
 
 REMEDY = "see the lines above and the messages of the other ranks; ping and nc -l between the nodes show a closed port"
 
@@ -121,8 +124,17 @@ def _rates(config: Config, device: torch.device) -> tuple[float, float]:
     return loader, of_device
 
 
+def _examine_stage(data: Data, manifest: dict[str, Any]) -> list[Finding]:
+    """Raises UserError if the data cannot be copied to data.stage."""
+    folder = stage_folder(data.stage or "", manifest)
+    check_writable(folder / "manifest.json", remedy="name another folder with data.stage=DIR")
+    num_bytes = check_room(Path(data.root), folder, manifest, list(manifest["splits"]))
+    return [ok("stage folder", f"{folder.parent} has room for the {format_bytes(num_bytes)} of the data")]
+
+
 def _examine_reads(config: Config, loader_per_s: float | None) -> list[Finding]:
     manifest: dict[str, Any] = read_manifest(config.data.root, config.data.name)
     split = open_split(config.data.root, next(iter(manifest["splits"])), data=config.data.name)
     memory = int(os.environ.get("SLURM_MEM_PER_NODE") or 0) * 2**20 or available_memory()
-    return judge_reads(measure_reads(split), loader_images_per_s=loader_per_s, memory_bytes=memory)
+    stage = attempt("stage folder", lambda: _examine_stage(config.data, manifest)) if config.data.stage else []
+    return stage + judge_reads(measure_reads(split), loader_images_per_s=loader_per_s, memory_bytes=memory)

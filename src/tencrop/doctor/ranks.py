@@ -18,7 +18,7 @@ from tencrop.doctor.finding import Finding, error, ok, warning
 
 # The float32 gradients of ResNet-50, which DDP all-reduces in every step.
 GRADIENT_BYTES = 4 * 25_557_032
-WARM_UP, ROUNDS = 3, 10
+WARM_UP, ROUNDS = 2, 5
 # The all-reduce overlaps with the backward pass, which takes a fast GPU about 50 ms for 256 images: the 102 MB then
 # need 2 GB/s. A GPU has 32 to 64 images in an 8-GPU recipe, hence 8 GB/s, which PCIe 3.0 x16 exceeds (12 GB/s) and
 # which 10 Gb/s Ethernet (1.2 GB/s) or NCCL over sockets does not reach.
