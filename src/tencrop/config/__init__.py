@@ -14,6 +14,7 @@ from tencrop.config.batches import (
 )
 from tencrop.config.command_schemas import (
     ComplexityConfig,
+    DoctorConfig,
     EvaluateConfig,
     ExportConfig,
     PrepareConfig,
@@ -62,6 +63,7 @@ __all__ = [
     "ComplexityConfig",
     "Config",
     "Data",
+    "DoctorConfig",
     "Erasing",
     "EvaluateConfig",
     "ExportConfig",

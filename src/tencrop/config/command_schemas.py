@@ -62,6 +62,13 @@ class EvaluateConfig(Config):
 
 
 @dataclass
+class DoctorConfig(Config):
+    """Configuration of doctor.py: that of the training to come, and the form of the output."""
+
+    json: bool = False
+
+
+@dataclass
 class VisualizationConfig(EvaluateConfig):
     """Configuration of python -m tencrop.visualization: that of evaluate.py, and the figure to draw."""
 

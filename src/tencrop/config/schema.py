@@ -90,6 +90,10 @@ class Data:
     undecodable: Literal["stop", "skip"]  # skipped files are listed in the manifest
     check_md5: bool = False  # compare the archives with the published checksums first
     subset: bool = False  # accept fewer images or classes than the data set has
+    # A folder on the node's own disk: the prepared data are copied there once and read from the copy. May contain
+    # variables, '$TMPDIR'.
+    stage: str | None = None
+    keep_stage: bool = True  # keep the copy for later jobs on the node; false: the last process to use it deletes it
     subset_of_val: str | None = None  # a list of file names, one a line: evaluate these images of the val split only
 
 

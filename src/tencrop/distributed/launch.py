@@ -36,12 +36,14 @@ END_S = 60  # time for the other ranks to exit by themselves after rank 0 is don
 
 
 @contextmanager
-def launch_ranks(num_ranks: int) -> Iterator[None]:
+def launch_ranks(num_ranks: int, *, answer_minutes: float | None = None) -> Iterator[None]:
     """Run the block in `num_ranks` processes, the ranks of one training.
 
     Starts ranks 1, 2, ... unless srun or torchrun did. Each repeats this command and enters the block here as well. The
     block begins when all have arrived. The first UserError, OSError or exit code of any rank becomes that of the
     command, and its message is printed once.
+
+    answer_minutes: how far apart processes of srun or torchrun may arrive; None: ANSWER_MINUTES of rendezvous.py.
     """
     store = None  # keep a reference during the block: rank 0's store is the server of the others
     if PIPE in os.environ:
@@ -60,7 +62,7 @@ def launch_ranks(num_ranks: int) -> Iterator[None]:
             raise
         others.end(within_s=END_S)
     else:
-        store = meet_launched() if num_ranks > 1 else None
+        store = meet_launched(answer_minutes) if num_ranks > 1 else None
         yield
     del store
 

@@ -63,7 +63,7 @@ def probe(config: Config, *, batches: Batches, manifest: dict[str, Any]) -> Prob
     data, classifier = build(one, batches=batches, manifest=manifest)
     steps_per_epoch, total_steps = classifier.steps_per_epoch, classifier.total_steps
     classifier.total_steps = classifier.schedule_steps = sys.maxsize  # a short recipe must not end the measurement
-    loader = _time_loader(one, batches)
+    loader = time_loader(one, batches)
     step = _time_training(config, classifier, _SameBatch(one, batches))
     both = _time_training(config, classifier, _OneRank(one, batches))
     data.close()
@@ -158,7 +158,7 @@ class _Repeated:
         return (self.batch for _ in range(self.num_batches))
 
 
-def _time_loader(config: Config, batches: Batches) -> Timing:
+def time_loader(config: Config, batches: Batches) -> Timing:
     data, stopwatch = _OneRank(config, batches), Stopwatch()
     device = torch.device("cuda" if accelerator_of(config.hardware) == "gpu" else "cpu")
     trainer: Any = SimpleNamespace(
