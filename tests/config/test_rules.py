@@ -99,6 +99,23 @@ def test_every_option_composes(composed, group, option):
         (["training.init.head=new"], "without training.init.checkpoint nothing is loaded"),
         (["training.init.resize=true"], "training.init.resize: without training.init.checkpoint"),
         (["training.init.only=[a]"], "training.init.only: without training.init.checkpoint"),
+        (
+            ["training.distill.alpha=0.3"],
+            "training.distill.alpha: without training.distill.teacher nothing is distilled",
+        ),
+        (["training.distill.model=resnet18"], "training.distill.model: without training.distill.teacher"),
+        (
+            ["training.distill.teacher=a.pth", "training.distill.model=resnet81"],
+            "training.distill.model=resnet81: there is no such model; did you mean resnet18",
+        ),
+        (["training.distill.kind=soft"], "training.distill.kind=soft: must be one of hard"),
+        (
+            ["model=zfnet", "training.distill.teacher=a"],
+            "normalization.mean=image subtracts a mean at every pixel; set",
+        ),
+        (["training.max_rms=0"], "training.max_rms=0: must be above 0"),
+        (["optimizer.layer_decay=1"], "optimizer.layer_decay=1: must be above 0 and below 1; 0.7 is ConvNeXt's"),
+        (["optimizer.layers=convnext"], "optimizer.layers=convnext: all layers have the same learning rate; set"),
         (["training.precise_bn=8000"], "must be a multiple of training.global_batch=256, such as 7936"),
         (["model=vgg_a", "training.precise_bn=256"], "vgg_a has no BatchNorm; set training.precise_bn=null"),
         (["model.bn_momentum=0.9997"], "TensorFlow's decay of 0.9997 is 0.0003"),

@@ -10,6 +10,7 @@ from tencrop.config.schema import (
     MEAN_IMAGES,
     Augmentation,
     Config,
+    Distill,
     Init,
     Optimizer,
     Schedule,
@@ -100,6 +101,11 @@ def _check_mean_image(config: Config) -> None:
 def _check_optimizer(optimizer: Optimizer, training: Training) -> None:
     if optimizer.nesterov and not optimizer.momentum:
         raise UserError("optimizer.nesterov=true: needs optimizer.momentum above 0; 0.9 is usual")
+    if optimizer.layers != "timm" and optimizer.layer_decay is None:
+        raise UserError(
+            f"optimizer.layers={optimizer.layers}: all layers have the same learning rate; set"
+            " optimizer.layer_decay=0.7, for example, or optimizer.layers=timm"
+        )
     # A limit of 1 or more never acts, because LAMB has the same limit; below 1 it does.
     if optimizer.name == "lamb" and training.clip_grad_norm is not None and training.clip_grad_norm >= 1:
         raise UserError(
@@ -211,6 +217,7 @@ def _check_unused(config: Config) -> None:
             " training.ema_warmup=none"
         )
     _check_init(training.init)
+    _check_distill(training.distill, config)
     if training.precise_bn is not None:
         _check_precise_bn(config, training.precise_bn)
     for key, value in (("bn_momentum", model.bn_momentum), ("bn_eps", model.bn_eps)):
@@ -228,6 +235,21 @@ def _check_init(init: Init) -> None:
         raise UserError(
             f"training.init.{unused[0]}: without training.init.checkpoint nothing is loaded; give it a run folder or a"
             f" file, or leave training.init.{unused[0]} out"
+        )
+
+
+def _check_distill(distill: Distill, config: Config) -> None:
+    if distill.teacher is None:
+        unused = [key for key, value in vars(Distill()).items() if vars(distill)[key] != value]
+        if unused:
+            raise UserError(
+                f"training.distill.{unused[0]}: without training.distill.teacher nothing is distilled; give it a run"
+                f" folder or a file, or leave training.distill.{unused[0]} out"
+            )
+    elif config.normalization.mean == "image":
+        raise UserError(
+            f"training.distill.teacher={distill.teacher}: its inputs are made from the student's, from which"
+            " normalization.mean=image subtracts a mean at every pixel; set normalization.mean=dataset"
         )
 
 

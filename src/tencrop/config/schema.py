@@ -210,6 +210,10 @@ class Optimizer:
     betas: Annotated[Betas | None, UsedIf("name", "adamw", "lamb")] = None
     eps: Annotated[Epsilon | None, UsedIf("name", "adamw", "rmsprop_tf", "lamb")] = None
     alpha: Annotated[Momentum | None, UsedIf("name", "rmsprop_tf")] = None  # decay of the mean square of the gradient
+    # factor of lr from one layer to the layer before it; null: all layers have the same lr
+    layer_decay: Annotated[float, Interval(gt=0, lt=1, hint="0.7 is ConvNeXt's in fine-tuning")] | None = None
+    # What counts as a layer. timm: its group_matcher, mostly one block. convnext: up to three blocks (ConvNeXt's code).
+    layers: Literal["timm", "convnext"] = "timm"
 
 
 @dataclass
@@ -288,6 +292,17 @@ class Init:
 
 
 @dataclass
+class Distill:
+    """Distillation of a trained network, the teacher, by a network with a distillation token (Touvron et al. 2021)."""
+
+    teacher: str | None = None  # a run folder, a checkpoint or a file of weights; null: no distillation
+    model: str | None = None  # the teacher's network, where `teacher` is not in a run folder
+    # hard: the second head learns the class to which the teacher gives the highest score
+    kind: Literal["hard"] = "hard"
+    alpha: Fraction = 0.5  # weight of the loss against the teacher; 1 - alpha is that of the labels
+
+
+@dataclass
 class Training:
     epochs: Annotated[int, Interval(gt=0, le=1_000_000)] | None  # null: `steps` is the budget
     max_steps: Count | None  # stop after this number of optimizer steps, to try out a recipe
@@ -311,6 +326,9 @@ class Training:
     freeze: list[str] = field(default_factory=list)
     # training images over which the final BatchNorm statistics are exact means; null: moving averages, as torch's
     precise_bn: Count | None = None
+    # A convolution kernel whose root mean square is above it is scaled down to it after each step (ZFNet: 0.1).
+    max_rms: Positive | None = None
+    distill: Distill = field(default_factory=Distill)
     # optimizer steps, in place of `epochs`: decides the schedule and the end
     steps: Annotated[int, Interval(gt=0, le=1_000_000_000)] | None = None
 

@@ -46,8 +46,10 @@ from tencrop.training.checkpoints import (
 from tencrop.training.classifier import Classifier
 from tencrop.training.data_module import DataModule, validation_protocol
 from tencrop.training.determinism import check_deterministic
+from tencrop.training.distillation import read_teacher, set_distilled_training
 from tencrop.training.divergence import Diverged
 from tencrop.training.initial_weights import InitialWeights, apply_initial_weights
+from tencrop.training.layer_decay import check_layer_decay
 from tencrop.training.monitors import Interrupted, Interruption, Metrics, Pace
 from tencrop.training.out_of_memory import explaining_out_of_memory
 from tencrop.training.precision import set_precision
@@ -151,13 +153,23 @@ def build(
     model = build_model(config.model, num_classes=num_classes, image_size=config.image_size)
     if initial is not None:
         apply_initial_weights(model, initial, config.training.init, name=config.model.name, num_classes=num_classes)
+    check_layer_decay(config.optimizer, model, name=config.model.name)
+    teacher = None
+    if config.training.distill.teacher is not None:
+        teacher = read_teacher(config, manifest["classes"])
+        set_distilled_training(model, name=config.model.name)
     check_deterministic(model, config)
     if config.training.steps is not None:
         num_epochs = config.training.steps / data.steps_per_epoch
         budget = f"training.steps={config.training.steps}, which are {num_epochs:.3g} epochs"
         check_length(config.schedule, num_epochs=num_epochs, budget=budget)
     classifier = Classifier(
-        config, model, statistics=data.train_split.statistics, batches=batches, steps_per_epoch=data.steps_per_epoch
+        config,
+        model,
+        statistics=data.train_split.statistics,
+        batches=batches,
+        steps_per_epoch=data.steps_per_epoch,
+        teacher=teacher,
     )
     return data, classifier
 
