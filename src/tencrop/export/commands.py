@@ -32,8 +32,8 @@ def evaluate_command(config: Config, result: Mapping[str, Any] | None, preproces
 def model_words(model: Model) -> list[str]:
     """The words that choose the network: its name and arguments, whatever conf/model says of it."""
     arguments = [for_shell(f"+model.kwargs.{key}={json.dumps(value)}") for key, value in model.kwargs.items()]
-    layout = ["model.channels_last=true"] if model.channels_last else []
-    return ["model=timm", f"model.name={model.name}", *arguments, *layout]
+    switches = [f"model.{key}=true" for key in ("channels_last", "blur_pool") if vars(model)[key]]
+    return ["model=timm", f"model.name={model.name}", *arguments, *switches]
 
 
 def _protocol_words(config: Config, result: Mapping[str, Any] | None, preprocessing: Mapping[str, Any]) -> list[str]:
