@@ -12,6 +12,7 @@ from tencrop.config import Augmentation, Erasing, Mixing, Pca, RandAugment
 from tencrop.config.schema import Progressive
 from tencrop.data.augmentation.plan import training_plan
 from tencrop.data.augmentation.progressive import size_at, training_sizes
+from tencrop.tables.reading import read_table
 
 # ffcv-imagenet, rn50_configs and rn18_configs: epochs -> start_ramp, end_ramp; all from 160 to 192 pixels
 RAMPS = {16: (11, 13), 24: (17, 20), 32: (23, 27), 40: (29, 34), 56: (41, 48), 88: (65, 76)}
@@ -43,6 +44,17 @@ def test_sizes_of_ffcv_imagenet(num_epochs):
     theirs = {"min_res": 160, "max_res": 192, "start_ramp": start, "end_ramp": end}
     assert sizes == [authors_size(epoch, **theirs) for epoch in range(num_epochs)]
     assert [size for size, _ in groupby(sizes)] == [160, 192] == training_sizes(ours)
+
+
+@pytest.mark.parametrize("network", ["resnet50", "resnet18"])
+def test_the_rows_of_the_table_have_the_authors_epochs(network, composed):
+    words = {row.id: row.words for row in read_table("ffcv_imagenet").rows if row.id.startswith(network)}
+    assert len(words) == len(RAMPS)
+    for num_epochs, (start, end) in RAMPS.items():
+        config = composed(*words[f"{network}_{num_epochs}"])
+        assert config.augmentation.progressive == Progressive(160, start, end)
+        assert (config.training.epochs, config.augmentation.size, config.model.name) == (num_epochs, 192, network)
+        assert config.schedule.knots == [0, 2, num_epochs]
 
 
 def test_sizes_between_are_multiples_of_32():
