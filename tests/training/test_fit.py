@@ -184,6 +184,26 @@ def test_optimizers_of_timm_and_a_budget_in_steps_resume_like_an_uninterrupted_r
     assert run.exit_code == 0 and same_weights(run, whole) and run.rows() == whole.rows()
 
 
+GROWING = [
+    "augmentation.progressive.start_size=16", "augmentation.progressive.start_ramp=0",
+    "augmentation.progressive.end_ramp=2", "augmentation.progressive.multiple=8", "model.blur_pool=true",
+]  # fmt: skip
+
+
+def test_progressive_resizing_and_blur_pooling_resume_like_an_uninterrupted_run(train, uninterrupted):
+    """Crops of 16, 24, 32 and 32 pixels; stopped within the second epoch, and at the end of it. The EMA blurs too."""
+    whole = train("whole", *GROWING)
+    assert whole.exit_code == 0 and whole.rows() != uninterrupted.rows()
+    for at_step in (4, 6):
+        assert train("run", *GROWING, fault={"signal_number": TERM, "at_step": at_step}).exit_code == 75
+    run = train("run", *GROWING)
+    assert run.exit_code == 0 and same_weights(run, whole) and run.rows() == whole.rows()
+    state = read_checkpoint(run.last)["state_dict"]
+    kernels = {key: state[key] for key in state if key.endswith("blur.kernel")}
+    assert {key.partition(".")[0] for key in kernels} == {"model", "ema"}
+    assert all(kernel.sum((2, 3)).eq(1).all() for kernel in kernels.values())
+
+
 def test_a_budget_in_steps_sets_the_schedule_and_max_steps_does_not(train):
     """schedule=poly falls to 0 over the budget: after 2 of 4 steps lr is half, however early the run is stopped."""
     words = ("schedule.name=poly", "schedule.gamma=null", "+schedule.power=1", *NO_PLATEAU, "log_every_steps=1")
@@ -378,6 +398,16 @@ UNFIT = {
     ),
     "protocol's kind": (["protocol=dense"], "lenet5_dense cannot be made fully convolutional"),
     "batch": (["training.global_batch=25"], "training.global_batch=25: there are only 24 images"),
+    "training size": (["augmentation.size=28"], "augmentation.size=28: lenet5_dense does not take images of 28 x 28"),
+    "growing size": (
+        ["training.epochs=3", *GROWING[:4]],
+        "augmentation.progressive=16: lenet5_dense does not take images of 16 x 16",
+    ),
+    "growth": (
+        ["training.epochs=null", "training.steps=6", *GROWING[:4], "model=resnet18", "model.bn_group=8"],
+        "end_ramp=2: the training ends before an epoch has augmentation.size=32 pixels (training.steps=6, which are 2",
+    ),
+    "blurring": (["model.blur_pool=true"], "model.blur_pool=true: lenet5_dense has no convolution with a stride"),
     "store": (["data.store.mode=raw"], "data.store.mode=raw: "),
 }
 

@@ -133,6 +133,8 @@ def _assumptions(config: Config, batches: Batches, measured: Probe) -> list[str]
         f" images/s, measured on {_counted(_num_cores(config), 'core')}; twice the cores are twice as fast",
         "N devices: a device is as fast per image with a smaller part of the batch, and sending gradients is free",
     ]
+    if config.augmentation.progressive.start_size is not None:
+        lines.append(f"all epochs have crops of {config.augmentation.size} pixels; the smaller ones are faster")
     if batches.num_devices > 1:
         lines.append(f"one device was measured with its part of {batches.num_devices}; the others were idle meanwhile")
     # One process has nobody to communicate with, so this cost cannot be measured here.

@@ -5,14 +5,17 @@ These are the rules between keys; what a single key may hold is declared beside 
 
 from __future__ import annotations
 
+from tencrop.config.fields import as_typed
 from tencrop.config.schema import (
     MEAN_IMAGE_SIDE,
     MEAN_IMAGES,
+    RANDOM_SIZED,
     Augmentation,
     Config,
     Distill,
     Init,
     Optimizer,
+    Progressive,
     Schedule,
     Training,
     UserError,
@@ -24,6 +27,7 @@ MAX_MAGNITUDE = {"torchvision": 30, "timm": 10, "tf": 10}  # end of the scale of
 def check_recipe(config: Config) -> None:
     """Raise UserError for the first rule that the recipe breaks."""
     _check_augmentation(config.augmentation)
+    _check_progressive(config.augmentation, config.training)
     _check_mean_image(config)
     _check_optimizer(config.optimizer, config.training)
     _check_budget(config.training)
@@ -74,6 +78,45 @@ def _check_augmentation(augmentation: Augmentation) -> None:
     # It would train without mixing, under a name and a hash that say the opposite.
     if is_mixed and mixing.mix_group == 1:
         raise UserError("augmentation.mixing.mix_group=1: a single sample has no partner; set it to 2 or more")
+
+
+def _check_progressive(augmentation: Augmentation, training: Training) -> None:
+    key, ramp, size = "augmentation.progressive", augmentation.progressive, augmentation.size
+    if ramp.start_size is None:
+        if ramp != Progressive():
+            raise UserError(
+                f"{key}.start_size=null: the other keys of {key} need the size of the first epochs; give"
+                f" {key}.start_size=PIXELS, or leave them out"
+            )
+        return
+    if augmentation.crop not in (*RANDOM_SIZED, "none"):
+        raise UserError(
+            f"{key}.start_size={ramp.start_size}: augmentation.crop={augmentation.crop} cuts a window of this many"
+            " pixels, so a smaller one would show less of the image; set augmentation.crop=random_resized, or"
+            f" {key}.start_size=null"
+        )
+    if ramp.start_ramp is None or ramp.end_ramp is None or ramp.start_ramp > ramp.end_ramp:
+        raise UserError(
+            f"{key}.start_ramp={as_typed(ramp.start_ramp)}, {key}.end_ramp={as_typed(ramp.end_ramp)}: give the last"
+            f" epoch of {ramp.start_size} pixels and, not before it, the first of augmentation.size={size}"
+        )
+    if not ramp.start_size < size or ramp.start_size % ramp.multiple or size % ramp.multiple:
+        raise UserError(
+            f"{key}.start_size={ramp.start_size}: must be below augmentation.size={size}, and both multiples of"
+            f" {key}.multiple={ramp.multiple}"
+        )
+    if training.epochs is not None:
+        check_ramp(augmentation, num_epochs=training.epochs, budget=f"training.epochs={training.epochs}")
+
+
+def check_ramp(augmentation: Augmentation, *, num_epochs: float, budget: str) -> None:
+    """Raise UserError if no epoch has the full size of progressive resizing; budget: the key that sets the end."""
+    end = augmentation.progressive.end_ramp
+    if end is not None and end >= num_epochs:
+        raise UserError(
+            f"augmentation.progressive.end_ramp={end}: the training ends before an epoch has"
+            f" augmentation.size={augmentation.size} pixels ({budget}); lower it"
+        )
 
 
 def _check_mean_image(config: Config) -> None:

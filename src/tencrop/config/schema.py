@@ -106,6 +106,7 @@ class Model:
     # BatchNorm's momentum and epsilon in place of the network's own; null keeps those
     bn_momentum: Annotated[float, Interval(gt=0, le=0.5, hint=BN_MOMENTUM_HINT)] | None = None
     bn_eps: Positive | None = None  # added to the variance; TF-slim: 0.001
+    blur_pool: bool = False  # a fixed 3 x 3 blur before each strided convolution of 16 or more inputs (ffcv-imagenet)
 
 
 @dataclass
@@ -165,10 +166,20 @@ class Mixing:
 
 
 @dataclass
+class Progressive:
+    """Progressive resizing: training crops grow from `start_size` to augmentation.size. ffcv-imagenet's names."""
+
+    start_size: Pixels | None = None  # of the first epochs; null: all crops have augmentation.size
+    start_ramp: NonNegativeInt | None = None  # last epoch of start_size, counted from 0
+    end_ramp: Count | None = None  # first epoch of augmentation.size
+    multiple: Pixels = 32  # every size is a multiple of it; between, the nearest one
+
+
+@dataclass
 class Augmentation:
     # torchvision's | fb.resnet.torch's | TensorFlow's | fixed size | whole image
     crop: Literal["random_resized", "random_sized", "random_sized_tf", "random", "none"]
-    size: Pixels  # output height and width
+    size: Pixels  # output height and width; with progressive resizing, in the last epochs
     filter: Filter
     flip: Fraction  # probability of a horizontal flip
     pca: Pca
@@ -182,6 +193,7 @@ class Augmentation:
     randaugment: RandAugment = field(default_factory=RandAugment)
     erasing: Erasing = field(default_factory=Erasing)
     mixing: Mixing = field(default_factory=Mixing)
+    progressive: Progressive = field(default_factory=Progressive)
     # repeated augmentation: consecutive copies of each sample, each with its own draws
     repeats: Annotated[int, Interval(gt=0, le=1000)] = 1
 
