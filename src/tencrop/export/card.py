@@ -23,7 +23,11 @@ from tencrop.records.provenance import sessions_of
 from tencrop.report.claims import claims_of_run
 from tencrop.text_tables import markdown_table
 
-HUB_DATA = {"imagenet": "imagenet-1k", "cifar10": "cifar10"}  # data.name -> name of the data set on the Hub
+HUB_DATA = {
+    "imagenet": "imagenet-1k",
+    "cifar10": "cifar10",
+    "mnist": "mnist",
+}  # data.name -> name of the data set on the Hub
 LOADING = {
     "safetensors": (
         "import timm\n"
