@@ -86,8 +86,13 @@ def command_prefix(name: str) -> str:
 
 def typed_word(key: str, value: str | Path | list[str]) -> str:
     """KEY=VALUE quoted for the shell and for Hydra, which then reads exactly this text or list of texts."""
+    return for_shell(hydra_word(key, value))
+
+
+def hydra_word(key: str, value: str | Path | list[str]) -> str:
+    """Likewise without the shell's quotes, as sys.argv has it."""
     text = f"[{','.join(map(_element, value))}]" if isinstance(value, list) else _text(key, str(value))
-    return for_shell(f"{key}={text}")
+    return f"{key}={text}"
 
 
 def for_shell(text: str) -> str:

@@ -17,13 +17,15 @@ from tencrop.config import Config, EvaluateConfig, Hardware, UserError, own_keys
 from tencrop.config.code import PACKAGE, SCORING, code_sha256
 from tencrop.config.launcher import launched
 from tencrop.evaluation.targets import EVALUATIONS, evaluation_targets
-from tencrop.report.matching import runs_of_tables
 from tencrop.report.paper_tables import ALL, HASHES, OUTPUT, TITLES, report_tables
+from tencrop.report.row_commands import training_commands
+from tencrop.report.row_runs import RunsOf, runs_of_tables
 from tencrop.report.table_plan import Pending, Remaining, plan_table
 from tencrop.signals import close_at_ctrl_c
 from tencrop.tables.lines import folders_text
 from tencrop.tables.reading import ERRORS, read_table, read_tables, with_bases
 from tencrop.tables.recipes import Words
+from tencrop.tables.schema import RowTraining
 
 # What a user may type beside table=NAME: it changes neither the recipe nor the protocol, which the table's rows give.
 ALLOWED = {"runs", "data", "hardware", "tracker", "deterministic"}
@@ -55,7 +57,7 @@ def evaluate_table(config: EvaluateConfig, words: Sequence[str], folder: Path = 
         pending += [one for one in missing if one.members not in [other.members for other in pending]]
         remaining += others
     failed = _evaluate(pending, plain_config(config), [word for word in typed if not keys_typed([word]) & {"runs"}])
-    _print_remaining(remaining + failed, typed, config.hardware if _chose_hardware(typed) else None)
+    _print_remaining(remaining + failed, runs_of, typed, config.hardware if _chose_hardware(typed) else None)
     code = report_tables(config.table, [str(path) for path in _places(config)], OUTPUT, folder)
     return 2 if failed else code
 
@@ -121,14 +123,18 @@ def _errors_text(result: dict[str, Any]) -> str:
     return f"{protocol_label(result)}: {errors}"
 
 
-def _print_remaining(remaining: Sequence[Remaining], typed: Sequence[str], hardware: Hardware | None) -> None:
+def _print_remaining(
+    remaining: Sequence[Remaining], runs_of: RunsOf, typed: Sequence[str], hardware: Hardware | None
+) -> None:
     """List the rows without a number, one entry for the rows that share a reason or the same trainings."""
-    groups: dict[tuple[str | None, tuple[Words, ...]], list[str]] = {}
+    groups: dict[tuple[str | None, tuple[RowTraining, ...]], list[str]] = {}
     for one in remaining:
         groups.setdefault((one.reason, one.trainings), []).append(one.label)
     for (reason, trainings), labels in groups.items():
-        print(f"not evaluated: {'; '.join(labels)}: {reason or 'train first'}")
-        for words in trainings:
+        chains = [training_commands(training, runs_of, typed) for training in trainings]
+        order = ", each after the one before it has ended" if any(len(chain) > 1 for chain in chains) else ""
+        print(f"not evaluated: {'; '.join(labels)}: {reason or 'train first'}{order}")
+        for words in dict.fromkeys(words for chain in chains for words in chain):
             print(f"    {' '.join([command_prefix('train'), *map(for_shell, (*words, *typed))])}")
             print(f"    {sbatch_line((*words, *typed), hardware)}")
     if remaining:

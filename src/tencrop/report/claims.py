@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from tencrop.cli.choices import CONF
-from tencrop.cli.compose import compose_training
 from tencrop.config import Config, UserError, learning_keys, validate
 from tencrop.config.documents import literal
 from tencrop.config.yaml_files import read_yaml_file, yaml_text
 from tencrop.report.matching import refusals, trained_on_other_data
 from tencrop.tables.reading import ERRORS, read_table, table_names
-from tencrop.tables.recipes import Words
+from tencrop.tables.recipes import composed
 from tencrop.tables.schema import CONFIDENCES, MEASURED, ErrorRow, ErrorTable
 
 if TYPE_CHECKING:
@@ -73,8 +72,8 @@ def claims_of_run(config: Mapping[str, Any], data: Mapping[str, Any], errors: Pa
         return []
     found = []
     for table, row in rows:
-        assert row.words is not None
-        recipe = _composed(row.words)
+        assert row.training is not None
+        recipe = _composed(row.training)
         if learning_keys(recipe) == own:
             found.append(Claim(table, row, recipe))
     return sorted(found, key=lambda claim: min(map(CONFIDENCES.index, claim.row.confidence.values())))
@@ -91,7 +90,10 @@ def _rows(errors: Path, data: str, network: str) -> Iterator[tuple[ErrorTable, E
     for table in _tables(errors, data):
         for row in table.rows:
             is_printed = any(row.printed.get(column) is not None for column in MEASURED)
-            if row.words is None or row.delta_of is not None or table.split != "val" or not is_printed:
+            if row.training is None or row.delta_of is not None or table.split != "val" or not is_printed:
+                continue
+            # One run does not tell whether its initial weights are those of the row's source; matching.py finds out.
+            if row.training.init is not None:
                 continue
             # Composing a row takes about 0.1 s, so rows of other networks are left out by name.
             if row.model is None or _network(row.model) == network:
@@ -112,6 +114,4 @@ def _network(model: str) -> str:
     return str(content.get("model", content)["name"])  # below `model:` where the file sets other groups too
 
 
-@cache
-def _composed(words: Words) -> Config:
-    return compose_training(words, CONF)
+_composed = cache(composed)  # a page asks for the same rows once per run

@@ -1,29 +1,26 @@
 """Finds the finished runs that support each row of a paper's table, and tells why other runs do not.
 
-A run belongs to a row if its training settings equal those that the row's overrides compose. A result of the run
-supports the row if it counts the table's images under the row's protocol.
+A run belongs to a row if it follows the row's recipe (row_runs.py). A result of the run supports the row if it counts
+the table's images under the row's protocol.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tencrop.cli.choices import CONF
-from tencrop.config import Config, UserError
+from tencrop.config import Config
 from tencrop.config.recipes import guesses_of
+from tencrop.report.row_runs import OnBroken, RunsOf, runs_of_tables, trainable_rows
 from tencrop.tables.lines import Key, Ours
-from tencrop.tables.recipes import Words, learning_hashes
 from tencrop.tables.schema import ErrorRow, ErrorTable, RowProtocol
 
 if TYPE_CHECKING:
     from tencrop.report.collect import Evaluation, Result, Run
     from tencrop.report.ensemble_matching import Matched
-
-OnBroken = Callable[[UserError], None]
 
 
 def match_runs(
@@ -40,38 +37,13 @@ def match_runs(
     rows = trainable_rows(tables)
     matched = {}
     for table, row in rows:
-        recipe, runs = runs_of.get(row.words or (), (None, []))
-        if recipe is not None and (ours := _ours(table, row, recipe, runs)) is not None:
+        if row.training is None or row.training not in runs_of:
+            continue
+        recipe, runs = runs_of[row.training]
+        if (ours := _ours(table, row, recipe, runs)) is not None:
             matched[table.name, row.id] = ours
     ensembles = [(table, row) for table, row in rows if row.members]
     return matched | (_match_ensembles(ensembles, runs_of, paths, on_broken) if ensembles else {})
-
-
-def trainable_rows(tables: Sequence[ErrorTable]) -> list[tuple[ErrorTable, ErrorRow]]:
-    """The rows that runs can support, with their tables: single networks, and ensembles of them."""
-    return [(table, row) for table in tables for row in table.rows if row.reason is None]  # else it tells why not
-
-
-def runs_of_tables(
-    tables: Sequence[ErrorTable], paths: Sequence[Path], *, kept: Path, on_broken: OnBroken
-) -> dict[Words, tuple[Config, list[Run]]]:
-    """The recipe and the finished runs for the words of every row and member that has runs in or below `paths`."""
-    rows = [row for _, row in trainable_rows(tables)]
-    folders = [folder for path in paths for folder in _run_folders(path)]
-    wanted = [words for row in rows for words in (row.words, *(member.words for member in row.members)) if words]
-    if not wanted or not folders:
-        return {}
-    # Select by the hash in the folder's name first: reading a run imports a second's worth of packages, and most
-    # tables have no run.
-    hashes = learning_hashes(wanted, kept)
-    by_hash: dict[str, list[Path]] = {}
-    for folder in folders:
-        by_hash.setdefault(folder.name.rpartition("-")[2], []).append(folder)
-    found = {}
-    for words, learned in hashes.items():
-        if learned in by_hash:
-            found[words] = _runs(words, by_hash[learned], on_broken)
-    return found
 
 
 def refusals(
@@ -173,7 +145,7 @@ def _ours(table: ErrorTable, row: ErrorRow, recipe: Config, runs: Sequence[Run])
 
 def _match_ensembles(
     rows: Sequence[tuple[ErrorTable, ErrorRow]],
-    runs_of: Mapping[Words, tuple[Config, Sequence[Run]]],
+    runs_of: RunsOf,
     paths: Sequence[Path],
     on_broken: OnBroken,
 ) -> dict[Key, Ours]:
@@ -185,7 +157,7 @@ def _match_ensembles(
     for table, row in rows:
         supporting, refused = supporting_ensembles(table, row, runs_of, evaluations)
         if supporting:
-            recipes = [runs_of[member.words][0] for member in row.members if member.words is not None]
+            recipes = [runs_of[member.training][0] for member in row.members if member.training is not None]
             guesses = dict.fromkeys(guess for recipe in recipes for guess in guesses_of(recipe))
             ours = ours_of_ensembles([evaluation for evaluation, _ in supporting])
             # An ensemble of networks of one seed, such as one network under two protocols, has this seed.
@@ -202,7 +174,7 @@ def _match_ensembles(
 def supporting_ensembles(
     table: ErrorTable,
     row: ErrorRow,
-    runs_of: Mapping[Words, tuple[Config, Sequence[Run]]],
+    runs_of: RunsOf,
     evaluations: Sequence[Evaluation],
 ) -> tuple[list[tuple[Evaluation, list[Matched]]], list[tuple[Evaluation, list[str]]]]:
     """The evaluated ensembles that support a row, with their members; and those of its networks that do not, and why.
@@ -212,55 +184,17 @@ def supporting_ensembles(
     from tencrop.report.ensemble_matching import matched_ensembles
 
     supporting, refused = [], []
-    found = matched_ensembles(row, {words: runs for words, (_, runs) in runs_of.items()}, evaluations)
+    found = matched_ensembles(row, {training: runs for training, (_, runs) in runs_of.items()}, evaluations)
     for evaluation, members in found:
         reasons = []
-        for words, run, protocol, own in members:
+        for training, run, protocol, own in members:
             # An ensemble's result does not record these, and `matched_ensembles` has checked that its members have the
             # last weights of complete runs.
             facts = own | {"selection": "last", "step": None, "total_steps": None}
             one = replace(row, protocol=protocol)
-            reasons += refusals(facts, run.manifest["data"], one, table, runs_of[words][0])
+            reasons += refusals(facts, run.manifest["data"], one, table, runs_of[training][0])
         if reasons:
             refused.append((evaluation, list(dict.fromkeys(reasons))))
         else:
             supporting.append((evaluation, members))
     return supporting, refused
-
-
-def _runs(words: Words, folders: Sequence[Path], on_broken: OnBroken) -> tuple[Config, list[Run]]:
-    """The recipe, and the finished runs that follow it: one per seed, sorted by seed."""
-    from omegaconf import OmegaConf
-
-    from tencrop.cli.compose import compose_training
-    from tencrop.config import learning_keys, validate
-    from tencrop.config.documents import literal
-    from tencrop.report.collect import read_run
-
-    recipe = compose_training(words, CONF)
-    own = learning_keys(recipe)
-    by_seed: dict[int, Run] = {}
-    for folder in sorted(folders, key=str):
-        try:
-            run = read_run(folder)
-            config = validate(OmegaConf.create(literal(run.config)), Config)
-        except UserError as error:
-            on_broken(error)
-            continue
-        # the 8 hex digits of a folder's name may be another version's or collide, so the settings themselves decide
-        if run.is_complete and learning_keys(config) == own:
-            by_seed.setdefault(run.seed, run)  # a reproduction is no further measurement of its seed
-    return recipe, [by_seed[seed] for seed in sorted(by_seed)]
-
-
-def _run_folders(path: Path) -> list[Path]:
-    """Run folders in or below `path`, without those within a run folder, which are its own reproductions."""
-    # not collect's function of the same name: importing that module takes a second
-    if not path.is_dir():
-        raise UserError(f"runs={path}: there is no such folder; train.py makes one below runs/")
-    found: list[Path] = []  # sorted, so a run folder is found before those within it
-    for manifest in sorted(path.resolve().rglob("manifest.json")):
-        folder = manifest.parent
-        if (folder / "config.yaml").exists() and not any(parent in found for parent in folder.parents):
-            found.append(folder)
-    return found

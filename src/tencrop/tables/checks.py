@@ -61,6 +61,7 @@ _ROW = {
     "confidence?": _CONFIDENCE,
     "experiment?": (str, None),
     "overrides?": [str],
+    "init_from?": str,
     "cannot?": (str, None),
     "protocol?": object,
     "members?": NotEmpty({"row": str, "seeds?": Between(1, 100), "protocol?": object}),
@@ -187,6 +188,8 @@ def _check_origin(where: str, row: dict[str, Any], table: dict[str, Any]) -> Non
         raise UserError(f"{where}experiment={experiment}: there is no conf/experiment/{experiment}.yaml{near}")
     for override in row.get("overrides", []):
         _check_override(where, override)
+    if "init_from" in row and words is None:
+        raise UserError(f"{where}init_from: the row has no training that could start from a run; leave it out")
     if (model := row.get("model")) is not None:
         if any(override.startswith("model=") for override in row.get("overrides", [])):
             raise UserError(f"{where}model: overrides name it already; leave one of them out")
@@ -199,6 +202,8 @@ def _check_override(where: str, override: str) -> None:
     key, sign, value = override.lstrip("+").partition("=")
     if not sign:
         raise UserError(f"{where}overrides: {override}: cannot be read as KEY=VALUE")
+    if key == "training.init.checkpoint":  # the same path may hold other weights on another machine
+        raise UserError(f"{where}overrides: {override}: name the row whose run it starts from in init_from instead")
     if key in groups():
         if value not in (names := options_of(key)):
             raise UserError(f"{where}overrides: {override}: there is no conf/{key}/{value}.yaml{nearest(value, names)}")

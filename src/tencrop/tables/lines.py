@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tencrop.printable import printable
 from tencrop.tables.differences import Difference, difference
-from tencrop.tables.schema import MEASURED, ErrorRow, ErrorTable, RowProtocol, parse_printed
+from tencrop.tables.schema import MEASURED, ErrorRow, ErrorTable, RowProtocol, RowTraining, parse_printed
 from tencrop.tables.verdicts import NO_CLAIM, NOT_RUN, Verdict, judge, judge_mean
 
 NONE = "–"  # an empty cell
@@ -227,14 +227,22 @@ def _run(table: ErrorTable, row: ErrorRow, ours: Ours | None, base: Ours | None)
     if ours is None:
         if row.reason is not None:
             return row.reason
-        if row.words is not None:
-            return f"python train.py {' '.join(row.words)}"
+        if row.training is not None:
+            return _command(row.training)
         return "ensemble of " + ", ".join(f"{member.seeds} x {member.row}" for member in row.members)
     folders = printable(folders_text(ours.runs))
     reasons = [] if ours.refused is None else [ours.refused]
     if row.delta_of is not None and (base is None or base.refused is not None):
         reasons.append(f"{row.delta_of}: {'not run' if base is None else base.refused}")
     return ": ".join([folders, *(["; ".join(reasons)] if reasons else [])])
+
+
+def _command(training: RowTraining) -> str:
+    """The command that trains a row; RUN stands for the run folder that it starts from."""
+    command = f"python train.py {' '.join(training.words)}"
+    if training.init is None:
+        return command
+    return f"{command} training.init.checkpoint=RUN, where RUN is a run of {training.init_row}"
 
 
 def folders_text(folders: Sequence[Path]) -> str:

@@ -2,9 +2,11 @@
 
 A mistake in a file is a UserError with file and row. In a row, `protocol` gives only the settings that differ from the
 table's. `experiment`, `overrides` or both tell how to train it, `members` lists the rows of an ensemble, and `cannot`
-gives the reason why neither is possible; a row with none of these inherits `cannot` from its table. `model` names the
-network of a row for figures, unless its overrides do. `num_seeds` is the number of our runs that a row asks for, by
-default the paper's `num_runs`. Does not import torch, so that mistakes are reported at once.
+gives the reason why neither is possible; a row with none of these inherits `cannot` from its table. `init_from` names
+the row (ID or TABLE.ID) from whose run the training starts, whatever the path of that run; training.init.only, head and
+resize stand in the overrides. `model` names the network of a row for figures, unless its overrides do. `num_seeds` is
+the number of our runs that a row asks for, by default the paper's `num_runs`. Does not import torch, so that mistakes
+are reported at once.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from tencrop.cli.errors import nearest
 from tencrop.config import UserError
 from tencrop.config.yaml_files import yaml_files
 from tencrop.tables.checks import PROTOCOL, cannot_of, model_of, read_checked, words_of
-from tencrop.tables.schema import ErrorRow, ErrorTable, Member, RowProtocol
+from tencrop.tables.schema import ErrorRow, ErrorTable, Member, RowProtocol, RowTraining
 
 ERRORS = CONF / "errors"
 
@@ -98,13 +100,13 @@ class _Reader:
 
     def row(self, table: str, row: dict[str, Any]) -> ErrorRow:
         content, where = self.file(table), f"{self.folder / table}.yaml: row {row['id']}: "
-        words, cannot = words_of(row), cannot_of(row, content)
+        training = self.training(where, table, row)
         confidence: Any = row.get("confidence", content.get("confidence"))
         if not isinstance(confidence, dict):
             confidence = dict.fromkeys(content["columns"], confidence)
         protocol = None if "members" in row else _protocol(where, content["protocol"], row.get("protocol", {}))
         # None matches any value, so without a name the result of any test protocol would be compared with this row.
-        if words is not None and (protocol is None or protocol.name is None):
+        if training is not None and (protocol is None or protocol.name is None):
             raise UserError(f"{where}needs a protocol with a name; write null for what else the paper does not state")
         if row.get("delta_of") in (row["id"], f"{table}.{row['id']}"):
             raise UserError(f"{where}delta_of: is the row itself; name its base row")
@@ -115,8 +117,8 @@ class _Reader:
             printed={column: row[column] for column in content["columns"]},
             confidence={column: confidence[column] for column in content["columns"] if row[column] is not None},
             model=model_of(row),
-            words=words,
-            cannot=cannot,
+            training=training,
+            cannot=cannot_of(row, content),
             protocol=protocol,
             members=tuple(self.member(where, table, member) for member in row.get("members", [])),
             delta_of=".".join(self.found(where, table, row["delta_of"])[:2]) if "delta_of" in row else None,
@@ -131,7 +133,22 @@ class _Reader:
         its_table = self.file(name)
         # The ensemble's entry overrides the protocol of the single network, for example with its own scales.
         protocol = _protocol(where, its_table["protocol"], row.get("protocol", {}), entry.get("protocol", {}))
-        return Member(name, row_id, entry.get("seeds", 1), protocol, words_of(row), cannot_of(row, its_table))
+        training = self.training(where, name, row)
+        return Member(name, row_id, entry.get("seeds", 1), protocol, training, cannot_of(row, its_table))
+
+    def training(self, where: str, table: str, row: dict[str, Any], after: Sequence[str] = ()) -> RowTraining | None:
+        """The training of a row, and of the rows that it starts from; `after`: the rows that start from this one."""
+        words = words_of(row)
+        if words is None or "init_from" not in row:
+            return None if words is None else RowTraining(words)
+        name, row_id, source = self.found(f"{where}init_from: ", table, row["init_from"])
+        rows = (*after, f"{table}.{row['id']}")
+        if f"{name}.{row_id}" in rows:
+            raise UserError(f"{where}init_from: leads back to {name}.{row_id}; the first run must start from the seed")
+        init = self.training(where, name, source, rows)
+        if init is None:
+            raise UserError(f"{where}init_from: {row['init_from']} has no training of its own; name a row that has")
+        return RowTraining(words, init, f"{name}.{row_id}")
 
     def found(self, where: str, table: str, reference: str) -> tuple[str, str, dict[str, Any]]:
         """Table, id and content of the row named by `reference`: ID, or TABLE.ID for another table."""

@@ -9,15 +9,37 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from tencrop.cli.choices import CONF
 from tencrop.cli.compose import compose_training
-from tencrop.config import UserError, learning_hash
+from tencrop.config import Config, UserError, learning_hash, learning_keys
 from tencrop.config.code import PACKAGE, code_sha256
-from tencrop.config.documents import read_json
+from tencrop.config.documents import Document, read_json
+from tencrop.tables.schema import RowTraining
 
 Words = tuple[str, ...]  # arguments of train.py
+INIT = "training.init.checkpoint"
+ANY_PATH = "any"  # stands for the path of initial weights, which differs between machines
+
+
+def composed(training: RowTraining) -> Config:
+    """The configuration of a row's training. If it starts from a run, the path of that run is ANY_PATH.
+
+    Raises UserError if the words do not compose.
+    """
+    source = () if training.init is None else (f"{INIT}={ANY_PATH}",)
+    return compose_training((*training.words, *source), CONF)
+
+
+def row_learning_keys(config: Config) -> Document:
+    """The learning keys of a run or a row, without the path of the initial weights: their digest decides instead."""
+    init = config.training.init
+    if init.checkpoint is None:
+        return learning_keys(config)
+    init = replace(init, checkpoint=ANY_PATH)
+    return learning_keys(replace(config, training=replace(config.training, init=init)))
 
 
 def learning_hashes(recipes: Iterable[Words], cache: Path) -> dict[Words, str]:

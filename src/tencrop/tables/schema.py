@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 # Columns of printed tables, with their titles. evaluate.py measures only top1 and top5 on the validation split: test
@@ -50,6 +50,15 @@ def parse_printed(text: str) -> Printed:
 
 
 @dataclass(frozen=True)
+class RowTraining:
+    """How train.py trains the network of a row."""
+
+    words: tuple[str, ...]  # arguments of train.py, without training.init.checkpoint
+    init: RowTraining | None = None  # the training whose finished run it starts from; None: the seed draws all weights
+    init_row: str | None = field(default=None, compare=False)  # TABLE.ID of the row that names `init`
+
+
+@dataclass(frozen=True)
 class RowProtocol:
     """A paper's test protocol; None for settings that the paper does not state."""
 
@@ -77,7 +86,7 @@ class Member:
     row: str
     seeds: int  # number of networks in the ensemble that differ only in the seed
     protocol: RowProtocol | None
-    words: tuple[str, ...] | None
+    training: RowTraining | None
     cannot: str | None
 
 
@@ -90,7 +99,7 @@ class ErrorRow:
     printed: dict[str, str | None]  # by column, as printed; None if nothing is printed
     confidence: dict[str, str]  # by column with a printed number, one of CONFIDENCES
     model: str | None  # file of conf/model with its network; None if there is none, or only its experiment tells
-    words: tuple[str, ...] | None  # arguments of train.py; None if it cannot be trained
+    training: RowTraining | None  # None if it cannot be trained
     cannot: str | None  # the reason why it cannot be trained
     protocol: RowProtocol | None
     members: tuple[Member, ...]  # empty unless the row is an ensemble
