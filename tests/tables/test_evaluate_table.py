@@ -19,7 +19,7 @@ from tencrop.data.store.manifest import read_manifest
 from tencrop.models.checkpoint_files import run_manifest, weights_sha256
 from tencrop.models.factory import build_model
 from tencrop.records.run_folder import finish, run_folder
-from tencrop.report.table_plan import protocol_words
+from tencrop.report.table_plan import protocol_overrides
 from tencrop.tables.schema import RowProtocol
 from tencrop.training.checkpoints import AtomicCheckpointIO
 from tencrop.training.initial_weights import read_initial_weights
@@ -271,15 +271,15 @@ def test_a_row_fixes_the_protocol(evaluated: Callable[..., Any], composed: Calla
 
 def test_a_protocol_in_words_leaves_open_what_the_paper_leaves_open() -> None:
     words = ("protocol=dense", "protocol.side=[36,48]", "protocol.size=32", "protocol.region=whole")
-    assert protocol_words(PROTOCOL)[:4] == words and protocol_words(PROTOCOL)[-1] == "protocol.average=softmax"
-    assert not any("filter" in word for word in protocol_words(PROTOCOL))
-    kept = protocol_words(dataclasses.replace(PROTOCOL, side=None))
+    assert protocol_overrides(PROTOCOL)[:4] == words and protocol_overrides(PROTOCOL)[-1] == "protocol.average=softmax"
+    assert not any("filter" in word for word in protocol_overrides(PROTOCOL))
+    kept = protocol_overrides(dataclasses.replace(PROTOCOL, side=None))
     assert not any("side=" in word for word in kept)
-    central = protocol_words(dataclasses.replace(PROTOCOL, name="center", side=None, resize="central_fraction"))
+    central = protocol_overrides(dataclasses.replace(PROTOCOL, name="center", side=None, resize="central_fraction"))
     assert {"protocol.side=null", "protocol.resize=central_fraction"} < set(central)  # it has no side, and says so
     for name in (None, "no_such_crop"):
         with pytest.raises(UserError, match=r"no_such_crop|does not state"):
-            protocol_words(dataclasses.replace(PROTOCOL, name=name))
+            protocol_overrides(dataclasses.replace(PROTOCOL, name=name))
 
 
 def test_a_batch_job_has_a_task_for_every_device() -> None:

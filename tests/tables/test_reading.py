@@ -174,8 +174,8 @@ def test_a_row_starts_from_the_run_of_another(write_table: Write) -> None:
     third = {**row, "id": "c", "row": "C", "init_from": "digits.b"}
     a, b, c = read_table("digits", write_table(rows=[first, second, third])).rows
     own = RowTraining(("experiment=lenet5_digits",))
-    head = RowTraining((*own.words, "training.init.head=new"), own)
-    assert (a.training, b.training, c.training) == (own, head, RowTraining(own.words, head))
+    head = RowTraining((*own.overrides, "training.init.head=new"), own)
+    assert (a.training, b.training, c.training) == (own, head, RowTraining(own.overrides, head))
     assert c.training is not None and c.training.init_row == "digits.b"
     folder = write_table(rows=[{**first, "init_from": "c"}, second, third])
     with pytest.raises(UserError, match=r"row a: init_from: leads back to digits\.a"):

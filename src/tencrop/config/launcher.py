@@ -58,6 +58,7 @@ def launched() -> Launched | None:
         return Launched("torchrun", num_processes, _number("LOCAL_WORLD_SIZE") or num_processes)
     if _is_srun():
         num_processes = int(os.environ["SLURM_NTASKS"])
+        # 0 for several processes without --ntasks-per-node: check_launch asks for it.
         return Launched("srun", num_processes, _number("SLURM_NTASKS_PER_NODE") or int(num_processes == 1))
     return None
 

@@ -5,7 +5,17 @@ These are the rules between keys; what a single key may hold is declared beside 
 
 from __future__ import annotations
 
-from tencrop.config.schema import MEAN_IMAGE_SIDE, Augmentation, Config, Init, Optimizer, Schedule, Training, UserError
+from tencrop.config.schema import (
+    MEAN_IMAGE_SIDE,
+    MEAN_IMAGES,
+    Augmentation,
+    Config,
+    Init,
+    Optimizer,
+    Schedule,
+    Training,
+    UserError,
+)
 
 MAX_MAGNITUDE = {"torchvision": 30, "timm": 10, "tf": 10}  # end of the scale of RandAugment's magnitude
 
@@ -23,6 +33,7 @@ def check_recipe(config: Config) -> None:
 
 
 def _check_augmentation(augmentation: Augmentation) -> None:
+    # The lower end of the range: a window of `size` must fit at the smallest side that is drawn.
     if augmentation.side is not None and augmentation.side[0] < augmentation.size:
         raise UserError(
             f"augmentation.side={augmentation.side}: a crop of {augmentation.size} pixels does not fit"
@@ -35,6 +46,7 @@ def _check_augmentation(augmentation: Augmentation) -> None:
             f"augmentation.randaugment.magnitude={randaugment.magnitude}: must be at most {most}, the scale of"
             f" {randaugment.source}"
         )
+    # TensorFlow's ops round coordinates to the nearest pixel; another filter would silently be another augmentation.
     if randaugment.source == "tf" and randaugment.filter != "nearest":
         raise UserError(
             f"augmentation.randaugment.filter={randaugment.filter}: TensorFlow's operations take the nearest pixel;"
@@ -58,27 +70,37 @@ def _check_augmentation(augmentation: Augmentation) -> None:
             f"augmentation.mixing.mix_group={mixing.mix_group}: nothing is mixed;"
             " raise mixup_alpha or cutmix_alpha above 0, or set augmentation.mixing.mix_group=null"
         )
+    # It would train without mixing, under a name and a hash that say the opposite.
     if is_mixed and mixing.mix_group == 1:
         raise UserError("augmentation.mixing.mix_group=1: a single sample has no partner; set it to 2 or more")
 
 
 def _check_mean_image(config: Config) -> None:
-    """The mean image has a place for a crop only if the crop is taken from a square of the mean image's size."""
-    augmentation, side = config.augmentation, MEAN_IMAGE_SIDE
+    """For image_center a crop must fit into the mean image; for image it must be taken from a square of its size."""
+    augmentation, side, mean = config.augmentation, MEAN_IMAGE_SIDE, config.normalization.mean
     # Weights from a file are evaluated only, whatever the training crops are.
-    if config.normalization.mean != "image" or config.weights is not None:
+    if mean not in MEAN_IMAGES or config.weights is not None:
+        return
+    if mean == "image_center":
+        if augmentation.size > side:
+            raise UserError(
+                f"normalization.mean=image_center: the mean image is a square of {side} pixels, less than a crop of"
+                f" {augmentation.size}; lower image_size to {side}, or set normalization.mean=dataset"
+            )
         return
     is_square = augmentation.region == "square" and augmentation.side == [side, side]
     if augmentation.crop != "random" or not is_square or config.short_side != side:
         raise UserError(
             f"normalization.mean=image: the mean image is a square of {side} pixels, and training crops must be taken"
-            f" from such a square; set augmentation=random_crop short_side={side}, or normalization.mean=dataset"
+            f" from such a square; set augmentation=random_crop short_side={side}, or normalization.mean=image_center,"
+            " which subtracts its center from every crop"
         )
 
 
 def _check_optimizer(optimizer: Optimizer, training: Training) -> None:
     if optimizer.nesterov and not optimizer.momentum:
         raise UserError("optimizer.nesterov=true: needs optimizer.momentum above 0; 0.9 is usual")
+    # A limit of 1 or more never acts, because LAMB has the same limit; below 1 it does.
     if optimizer.name == "lamb" and training.clip_grad_norm is not None and training.clip_grad_norm >= 1:
         raise UserError(
             f"training.clip_grad_norm={training.clip_grad_norm:g}: optimizer=lamb clips the gradient's norm to 1"
@@ -89,6 +111,7 @@ def _check_optimizer(optimizer: Optimizer, training: Training) -> None:
 def _check_budget(training: Training) -> None:
     if training.epochs is None and training.steps is None:
         raise UserError("training.epochs=null: the training has no end; give training.epochs or training.steps")
+    # Neither is preferred: with either choice, the other key would state a budget that was not used.
     if training.epochs is not None and training.steps is not None:
         raise UserError(
             f"training.steps={training.steps}: training.epochs={training.epochs} is a second budget; add"
@@ -104,6 +127,7 @@ def _check_schedule(schedule: Schedule, training: Training) -> None:
             "schedule=plateau: the learning rate follows the error on a minival, so that the test images stay unseen;"
             " set training.minival_fraction=0.02, for example"
         )
+    # np.interp would raise on lists of different lengths, but only at the first step of the training.
     if schedule.knots is not None and schedule.factors is not None:
         num_knots, num_factors = len(schedule.knots), len(schedule.factors)
         if num_knots != num_factors or num_knots < 2:
@@ -111,6 +135,7 @@ def _check_schedule(schedule: Schedule, training: Training) -> None:
                 f"schedule.knots={_listed(schedule.knots)}: {num_knots} epochs, and {num_factors} schedule.factors;"
                 " give two or more epochs, and a factor for each"
             )
+    # The value changes nothing here and yet enters the learning hash: two folders would hold the same run.
     if schedule.unit == "epoch" and schedule.name in ("constant", "plateau") and schedule.warmup_epochs == 0:
         raise UserError(
             f"schedule.unit=epoch: schedule={schedule.name} without warm-up does not change lr within an epoch;"
@@ -146,6 +171,7 @@ def _check_warmup(schedule: Schedule, optimizer: Optimizer) -> None:
             f"schedule.warmup_epochs={schedule.warmup_epochs:g}: schedule={schedule.name} has its own warm-up;"
             " set schedule.warmup_epochs=0"
         )
+    # cosine_from tells where the cosine begins relative to the warm-up, so it needs both.
     if schedule.cosine_from == "start" and (schedule.name != "cosine" or schedule.warmup_epochs == 0):
         raise UserError(
             "schedule.cosine_from=start: is for schedule=cosine with a warm-up; set schedule.cosine_from=warmup_end"
@@ -173,6 +199,7 @@ def _check_precision(config: Config) -> None:
 def _check_unused(config: Config) -> None:
     """Raise UserError for a value that nothing uses: it would be recorded, and enter the learning hash."""
     model, training = config.model, config.training
+    # The other losses would ignore it, and the record of the run would state a threshold.
     if training.bce_threshold is not None and training.loss != "bce":
         raise UserError(
             f"training.bce_threshold={training.bce_threshold}: training.loss={training.loss} does not use it;"
@@ -211,6 +238,7 @@ def _check_precise_bn(config: Config, num_images: int) -> None:
             " set training.precise_bn=null"
         )
     batch = config.training.global_batch
+    # The loader yields whole global batches, so the rest of the images would not be used.
     if num_images % batch:
         raise UserError(
             f"training.precise_bn={num_images}: must be a multiple of training.global_batch={batch}, such as"

@@ -15,6 +15,7 @@ from tencrop.config.constraints import Increasing, Interval, Length, LowHigh, Us
 
 BN_MOMENTUM_HINT = "it is the share of the newest step, so TensorFlow's decay of 0.9997 is 0.0003"
 MEAN_IMAGE_SIDE = 256  # pixels: height and width of the mean image of prepared data
+MEAN_IMAGES = ("image", "image_center")  # values of normalization.mean that subtract it, or its center
 MAX_SIDE = 65_500  # pixels: libjpeg's limit, which also keeps sizes and aspect ratios far from the limits of int32
 
 Count = Annotated[int, Interval(gt=0)]
@@ -185,8 +186,9 @@ class Augmentation:
 class Normalization:
     """On pixels of [0, 255]: (pixel - mean) / std. Per channel, except for the mean image."""
 
-    # dataset: the mean color of the training images | image: their mean at every pixel (AlexNet, ZFNet)
-    mean: Literal["imagenet", "dataset", "image"] | PixelMean
+    # dataset: the mean color of the training images | image: their mean at every pixel, at the place of the crop
+    # (AlexNet, ZFNet) | image_center: the center of that mean image, whatever the place of the crop (ResNet)
+    mean: Literal["imagenet", "dataset", "image", "image_center"] | PixelMean
     std: Literal["imagenet", "dataset"] | PixelStd
 
 

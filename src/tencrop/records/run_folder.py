@@ -218,8 +218,8 @@ def _refuse_other_code(folder: Path, config: Config, before: Session, now: Sessi
     # Half a run with one version and half with another has weights that no version of the code can reproduce.
     if before["code"]["learning_sha256"] != now["code"]["learning_sha256"] and not config.allow_other_code:
         code = before["code"]
-        place = f"installed, {code['installed']}" if "installed" in code else "outside git"
-        revision = (code["revision"] or "")[:12] or ("unknown" if "not_known" in code else place)
+        source = f"installed, {code['installed']}" if "installed" in code else "outside git"
+        revision = (code["revision"] or "")[:12] or ("unknown" if "not_known" in code else source)
         raise UserError(
             f"{folder}: begun by another version of the code ({revision}, {before['started']});"
             " check that version out, or continue with allow_other_code=true, or delete the folder"

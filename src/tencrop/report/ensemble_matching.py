@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from tencrop.report.collect import Evaluation, Run
 from tencrop.report.matching import other_protocol
-from tencrop.tables.lines import Ours
+from tencrop.tables.lines import Measurement
 from tencrop.tables.schema import ErrorRow, Member, RowProtocol, RowTraining
 
 
@@ -32,17 +32,18 @@ def matched_ensembles(
     return [(one, members) for one in evaluations if (members := _matched(one, row.members, runs_of))]
 
 
-def ours_of_ensembles(evaluations: Sequence[Evaluation]) -> Ours:
+def ours_of_ensembles(evaluations: Sequence[Evaluation]) -> Measurement:
     """The errors of several ensembles of one row; each ensemble is one measurement, like a seed of a single network."""
     results = [one.result for one in evaluations]
     errors = {k: tuple(100 * result.errors[k] for result in results) for k in (1, 5)}
-    return Ours(errors, results[0].num_images, tuple(one.folder for one in evaluations))
+    return Measurement(errors, results[0].num_images, tuple(one.folder for one in evaluations))
 
 
 def _matched(
     evaluation: Evaluation, members: Sequence[Member], runs_of: Mapping[RowTraining, Sequence[Run]]
 ) -> list[Matched]:
     """Every member of an ensemble with its run; empty unless recipes and numbers of networks are the row's."""
+    # A single checkpoint is a path, an ensemble a list of them.
     facts = evaluation.result.facts
     if not isinstance(facts["checkpoint"], list):
         return []
@@ -80,13 +81,13 @@ def _with_protocols(
     """Assign each of the row's protocols to a member that was evaluated under it, the rest in order."""
     left, matched, unmet = list(found), [], []
     for protocol in protocols:
-        place = next(
+        number = next(
             (n for n, (facts, _) in enumerate(left) if not (protocol and other_protocol(facts, protocol))), None
         )
-        if place is None:
+        if number is None:
             unmet.append(protocol)
         else:
-            facts, run = left.pop(place)
+            facts, run = left.pop(number)
             matched.append(Matched(training, run, protocol, facts))
     others = zip(left, unmet, strict=True)
     return matched + [Matched(training, run, protocol, facts) for (facts, run), protocol in others]

@@ -37,13 +37,14 @@ def kernel_figure(run: Run) -> Markup:
     """The first layer's kernels as an HTML figure, or a sentence that tells why there are none."""
     path = run.folder / "checkpoints" / "last.ckpt"
     if not path.exists():
-        return _no("kernels", f"{path.name} is not in the run folder")
+        return _unavailable("kernels", f"{path.name} is not in the run folder")
     try:
+        # The moving average where the checkpoint has one, as in evaluation.
         kernels = first_kernels(load_weights(path).state)
     except UserError as error:  # a damaged checkpoint costs the figure alone: errors are computed from saved scores
-        return _no("kernels", str(error))
+        return _unavailable("kernels", str(error))
     if kernels is None:
-        return _no("kernels", "no layer takes the image’s channels")
+        return _unavailable("kernels", "no layer takes the image’s channels")
     num, channels, height, width = kernels.shape
     picture = kernel_picture(kernels[:MAX_KERNELS])
     shown = f"The first {MAX_KERNELS} of " if num > MAX_KERNELS else ""
@@ -106,17 +107,17 @@ def panel_figure(run: Run, result: Result) -> Markup:
             raise UserError(f"{run.folder}: its manifest names {len(names)} classes, not those of {result.scores.name}")
         positions = choose_images(scores)
         files = [split.read_original(int(scores.index[position])) for position in positions]
-        guesses = [_guesses(scores, position) for position in positions]
-        cards = [_card(file, guess, names) for file, guess in zip(files, guesses, strict=True)]
+        top_labels = [_top_labels(scores, position) for position in positions]
+        cards = [_card(file, top, names) for file, top in zip(files, top_labels, strict=True)]
     except (UserError, Undecodable) as error:
-        return _no("test images", str(error))
+        return _unavailable("test images", str(error))
     num_wrong = sum(int(scores.softmax_ranks[position] != 0) for position in positions)
     num_right = len(positions) - num_wrong
     return render("panel.html", cards=cards, title=result.title, num_wrong=num_wrong, num_right=num_right)
 
 
 @dataclass(frozen=True)
-class Guesses:
+class TopLabels:
     """The most probable labels of an image, in order of decreasing probability."""
 
     label: int
@@ -154,16 +155,16 @@ def data_url(picture: Image.Image, *, photographic: bool = False) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _guesses(scores: Scores, position: int) -> Guesses:
+def _top_labels(scores: Scores, position: int) -> TopLabels:
     """The top labels of the image at `position`; on a tie the correct label comes last, as where errors are counted."""
     probabilities, label = scores.softmax[position].tolist(), int(scores.labels[position])
     # the class number breaks further ties, so that the same scores always give the same page
     order = sorted(range(len(probabilities)), key=lambda k: (-probabilities[k], k == label, k))
     top = tuple(order[:NUM_BARS])
-    return Guesses(label, top, tuple(probabilities[k] for k in top))
+    return TopLabels(label, top, tuple(probabilities[k] for k in top))
 
 
-def _card(file: bytes, guesses: Guesses, names: list[str]) -> dict[str, Any]:
+def _card(file: bytes, top_labels: TopLabels, names: list[str]) -> dict[str, Any]:
     """The values of one image in panel.html."""
     picture = decode_rgb(file)
     # digits and CIFAR: enlarged pixel by pixel by the browser, and PNG, since JPEG smears 32 × 32 pixels
@@ -175,11 +176,11 @@ def _card(file: bytes, guesses: Guesses, names: list[str]) -> dict[str, Any]:
         )
     bars = [
         (label, names[label], f"{100 * probability:.1f}")
-        for label, probability in zip(guesses.top, guesses.probabilities, strict=True)
+        for label, probability in zip(top_labels.top, top_labels.probabilities, strict=True)
     ]
     url = data_url(picture, photographic=not is_small)
-    return {"url": url, "is_small": is_small, "label": guesses.label, "name": names[guesses.label], "bars": bars}
+    return {"url": url, "is_small": is_small, "label": top_labels.label, "name": names[top_labels.label], "bars": bars}
 
 
-def _no(what: str, reason: str) -> Markup:
+def _unavailable(what: str, reason: str) -> Markup:
     return render("sentence.html", text=f"No {what} to show: {reason}.")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tencrop.config import Config
 from tencrop.config.recipes import guesses_of
 from tencrop.report.row_runs import OnBroken, RunsOf, runs_of_tables, trainable_rows
-from tencrop.tables.lines import Key, Ours
+from tencrop.tables.lines import Key, Measurement
 from tencrop.tables.schema import ErrorRow, ErrorTable, RowProtocol
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def match_runs(
     tables: Sequence[ErrorTable], paths: Sequence[Path], *, kept: Path, on_broken: OnBroken
-) -> dict[Key, Ours]:
+) -> dict[Key, Measurement]:
     """Our errors for every row with finished and evaluated runs, or ensembles of them, in or below `paths`.
 
     kept: file that caches learning hashes. Raises UserError for a path that does not exist; a broken run is passed to
@@ -89,6 +89,7 @@ def other_data(facts: Mapping[str, Any], data: Mapping[str, Any], table: ErrorTa
     if table.data_fingerprint is not None:
         # The result has the fingerprint of the images that it counts; those of the run's own val split may be others.
         found = {"train": data["splits"]["train"]["source_fingerprint"], "val": facts["source_fingerprint"]}
+        # A table with fingerprints may be of any folder of images, so its counts prove nothing.
         reasons = [] if facts["data"] == table.data else [f"data={facts['data']}, not {table.data}"]
         reasons += [f"other {split} images" for split in found if found[split] != table.data_fingerprint[split]]
         expected = table.num_images or facts["num_images"]
@@ -109,6 +110,7 @@ def other_protocol(facts: dict[str, Any], protocol: RowProtocol) -> list[str]:
     reasons = []
     for key, stated in dataclasses.asdict(protocol).items():
         found = facts.get(names.get(key, key), "shorter_side" if key == "resize" else None)
+        # JSON has lists where RowProtocol has tuples.
         found = tuple(found) if isinstance(found, list) else found
         # softmax and logits of a single view have the same ranks, so nothing is averaged
         if stated is None or found == stated or (key == "average" and facts["views"] == 1):
@@ -121,7 +123,7 @@ def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _ours(table: ErrorTable, row: ErrorRow, recipe: Config, runs: Sequence[Run]) -> Ours | None:
+def _ours(table: ErrorTable, row: ErrorRow, recipe: Config, runs: Sequence[Run]) -> Measurement | None:
     """The errors that the runs of a row's recipe measured; None if none of them was evaluated."""
     supporting: dict[tuple[str, str], list[tuple[Run, Result]]] = {}
     others: list[tuple[list[str], Path]] = []
@@ -136,11 +138,11 @@ def _ours(table: ErrorTable, row: ErrorRow, recipe: Config, runs: Sequence[Run])
         errors = {k: tuple(100 * result.errors[k] for _, result in members) for k in (1, 5)}
         folders = tuple(run.folder for run, _ in members)
         seeds = tuple(run.seed for run, _ in members)
-        return Ours(errors, members[0][1].num_images, folders, guesses=tuple(guesses_of(recipe)), seeds=seeds)
+        return Measurement(errors, members[0][1].num_images, folders, guesses=tuple(guesses_of(recipe)), seeds=seeds)
     if not others:
         return None
     reasons, folder = min(others, key=lambda other: len(other[0]))  # the result that is closest to the row
-    return Ours({}, 0, (folder,), refused="; ".join(reasons))
+    return Measurement({}, 0, (folder,), refused="; ".join(reasons))
 
 
 def _match_ensembles(
@@ -148,7 +150,7 @@ def _match_ensembles(
     runs_of: RunsOf,
     paths: Sequence[Path],
     on_broken: OnBroken,
-) -> dict[Key, Ours]:
+) -> dict[Key, Measurement]:
     from tencrop.report.collect import collect_evaluations
     from tencrop.report.ensemble_matching import ours_of_ensembles
 
@@ -162,12 +164,13 @@ def _match_ensembles(
             ours = ours_of_ensembles([evaluation for evaluation, _ in supporting])
             # An ensemble of networks of one seed, such as one network under two protocols, has this seed.
             seeds = [{member.run.seed for member in members} for _, members in supporting]
+            # And no seed twice: in Measurement.by_seed, one would replace the other.
             is_of_one = all(len(of) == 1 for of in seeds) and len(set().union(*seeds)) == len(seeds)
             own = tuple(of.pop() for of in seeds) if is_of_one else ()
             matched[table.name, row.id] = replace(ours, guesses=tuple(guesses), seeds=own)
         elif refused:
             evaluation, reasons = min(refused, key=lambda one: len(one[1]))
-            matched[table.name, row.id] = Ours({}, 0, (evaluation.folder,), refused="; ".join(reasons))
+            matched[table.name, row.id] = Measurement({}, 0, (evaluation.folder,), refused="; ".join(reasons))
     return matched
 
 

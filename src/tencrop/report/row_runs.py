@@ -36,14 +36,14 @@ def runs_of_tables(
         return {}
     # Select by the hash in the folder's name first: reading a run imports a second's worth of packages, and most
     # tables have no run.
-    hashes = learning_hashes([training.words for training in wanted if training.init is None], kept)
+    hashes = learning_hashes([training.overrides for training in wanted if training.init is None], kept)
     by_hash: dict[str, list[Path]] = {}
     for folder in folders:
         by_hash.setdefault(folder.name.rpartition("-")[2], []).append(folder)
     found: dict[RowTraining, tuple[Config, list[Run]]] = {}
     for training in wanted:
         if training.init is None:
-            candidates = by_hash.get(hashes[training.words], [])
+            candidates = by_hash.get(hashes[training.overrides], [])
         else:  # the name's hash covers the path of the initial weights, which a row does not know
             candidates = _started_from(found.get(training.init, (None, []))[1], folders)
         if candidates:

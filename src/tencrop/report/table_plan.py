@@ -55,12 +55,15 @@ def plan_table(
     for row in table.rows:
         missing: Remaining | None
         try:
+            # The row cannot be trained, whatever runs there are.
             if row.reason is not None:
                 found, missing = list[Pending](), Remaining(row.label, row.reason)
             elif row.members:
                 found, missing = _ensembles(table, row, runs_of, evaluations)
             else:
                 found, missing = _single(table, row, runs_of, code_sha256)
+        # From protocol_overrides: the paper does not state the row's protocol. The other rows are evaluated all the
+        # same.
         except UserError as error:
             found, missing = [], Remaining(row.label, str(error))
         remaining += [] if missing is None else [missing]
@@ -68,7 +71,7 @@ def plan_table(
     return list(pending.values()), remaining
 
 
-def protocol_words(protocol: RowProtocol | None) -> tuple[str, ...]:
+def protocol_overrides(protocol: RowProtocol | None) -> tuple[str, ...]:
     """Arguments of evaluate.py for a row's protocol; keys that the paper does not state keep the run's own settings.
 
     Raises UserError, with the reason for the row, if evaluate.py does not have this protocol.
@@ -77,14 +80,15 @@ def protocol_words(protocol: RowProtocol | None) -> tuple[str, ...]:
         raise UserError("the paper does not state its test protocol")
     if protocol.name not in options_of("protocol"):
         raise UserError(f"evaluate.py has no protocol={protocol.name}")
-    words = [f"protocol={protocol.name}"]
+    overrides = [f"protocol={protocol.name}"]
     for key, value in dataclasses.asdict(protocol).items():
+        # None otherwise means "not stated", and then the run's own setting is kept.
         is_null = key == "side" and protocol.resize == "central_fraction"  # this resize has no side
         if key == "name" or (value is None and not is_null):
             continue
         text = "null" if value is None else list(value) if isinstance(value, tuple) else value
-        words.append(f"protocol.{key}={text}".replace(" ", ""))
-    return tuple(words)
+        overrides.append(f"protocol.{key}={text}".replace(" ", ""))
+    return tuple(overrides)
 
 
 def _single(
@@ -100,7 +104,8 @@ def _single(
         if reason is not None:
             reasons.append(f"{run.folder.parent.name}/{run.folder.name}: {reason}")
         elif not is_measured:
-            pending.append(Pending(row.label, ((_last(run), protocol_words(row.protocol)),)))
+            pending.append(Pending(row.label, ((_last(run), protocol_overrides(row.protocol)),)))
+    # One training and not num_seeds of them: what refuses every run of the recipe may refuse new ones, too.
     if len(reasons) == len(runs):  # no seed can support the row
         return [], Remaining(row.label, "; ".join(reasons), (row.training,))
     num_seeds = len(runs) - len(reasons)
@@ -116,7 +121,9 @@ def _trainings(training: RowTraining, runs: Sequence[Run], num_missing: int) -> 
     if not trained and num_missing == 1:
         return (training,)  # with the recipe's own seed
     others = [seed for seed in range(max(0, num_missing) + len(trained)) if seed not in trained]
-    return tuple(replace(training, words=(*training.words, f"seed={seed}")) for seed in others[: max(0, num_missing)])
+    return tuple(
+        replace(training, overrides=(*training.overrides, f"seed={seed}")) for seed in others[: max(0, num_missing)]
+    )
 
 
 def _state(table: ErrorTable, row: ErrorRow, recipe: Config, run: Run, code_sha256: str) -> tuple[bool, str | None]:
@@ -130,6 +137,7 @@ def _state(table: ErrorTable, row: ErrorRow, recipe: Config, run: Run, code_sha2
         # Results of other code are computed again, unless the checkpoint has been deleted.
         return any(facts.get("code_sha256") == code_sha256 for facts in own) or not _last(run).exists(), None
     reasons = trained_on_other_data(data, table)
+    # An evaluation of the right protocol and weights exists, so its images must be the reason.
     if own and not reasons:  # evaluated, but on other images
         reasons = refusals(own[0], data, row, table, recipe)
     if not reasons and not _last(run).exists():
@@ -178,7 +186,7 @@ def _ensemble(row: ErrorRow, chosen: Mapping[RowTraining, Sequence[Run]], runs_o
     for member, num_seeds in _seeds(row.members):
         assert member.training is not None
         for run in chosen[member.training][:num_seeds]:
-            members.append((_last(run), protocol_words(member.protocol)))
+            members.append((_last(run), protocol_overrides(member.protocol)))
             scores += _scores(row, member.protocol, runs_of[member.training][0], run)[:1]
     is_complete = all(path.exists() for path, _ in members)
     logits = any(member.protocol is not None and member.protocol.average == "logits" for member in row.members)
@@ -219,6 +227,7 @@ def _sizes(members: Sequence[Member]) -> dict[RowTraining, int]:
 
 def _seeds(members: Sequence[Member]) -> list[tuple[Member, int]]:
     """The distinct members of an ensemble (a recipe under a protocol), each with its total number of seeds."""
+    # A row may list one member twice instead of giving seeds: 2.
     seeds: dict[Member, int] = {}
     for member in members:
         key = replace(member, seeds=1)

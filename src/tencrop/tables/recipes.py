@@ -17,9 +17,8 @@ from tencrop.cli.compose import compose_training
 from tencrop.config import Config, UserError, learning_hash, learning_keys
 from tencrop.config.code import PACKAGE, code_sha256
 from tencrop.config.documents import Document, read_json
-from tencrop.tables.schema import RowTraining
+from tencrop.tables.schema import Overrides, RowTraining
 
-Words = tuple[str, ...]  # arguments of train.py
 INIT = "training.init.checkpoint"
 ANY_PATH = "any"  # stands for the path of initial weights, which differs between machines
 
@@ -30,7 +29,7 @@ def composed(training: RowTraining) -> Config:
     Raises UserError if the words do not compose.
     """
     source = () if training.init is None else (f"{INIT}={ANY_PATH}",)
-    return compose_training((*training.words, *source), CONF)
+    return compose_training((*training.overrides, *source), CONF)
 
 
 def row_learning_keys(config: Config) -> Document:
@@ -42,18 +41,18 @@ def row_learning_keys(config: Config) -> Document:
     return learning_keys(replace(config, training=replace(config.training, init=init)))
 
 
-def learning_hashes(recipes: Iterable[Words], cache: Path) -> dict[Words, str]:
+def learning_hashes(recipes: Iterable[Overrides], cache: Path) -> dict[Overrides, str]:
     """The learning hash of each recipe; `cache` is the file with the hashes computed before.
 
-    Raises UserError if the words of a recipe do not compose.
+    Raises UserError if the overrides of a recipe do not compose.
     """
     digest = _digest()  # reads all of conf/, which is far cheaper than composing one recipe
     known = _read_cache(cache, digest)
     found = {
-        words: known.get(" ".join(words)) or learning_hash(compose_training(words, CONF))
-        for words in dict.fromkeys(recipes)
+        overrides: known.get(" ".join(overrides)) or learning_hash(compose_training(overrides, CONF))
+        for overrides in dict.fromkeys(recipes)
     }
-    if new := {" ".join(words): hash for words, hash in found.items() if " ".join(words) not in known}:
+    if new := {" ".join(overrides): hash for overrides, hash in found.items() if " ".join(overrides) not in known}:
         _write_cache(cache, {"digest": digest, "hashes": known | new})
     return found
 

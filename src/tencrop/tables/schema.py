@@ -29,6 +29,7 @@ CONFIDENCES = (
     "third party",  # a copy or quotation by others
     "memory, unverified",
 )
+Overrides = tuple[str, ...]  # arguments of train.py, each KEY=VALUE
 PRINTED = re.compile(r"[<>~]?[+-]?\d{1,3}(\.(?P<decimals>\d{1,4}))?(±\d+(\.\d+)?)?")
 
 
@@ -53,7 +54,7 @@ def parse_printed(text: str) -> Printed:
 class RowTraining:
     """How train.py trains the network of a row."""
 
-    words: tuple[str, ...]  # arguments of train.py, without training.init.checkpoint
+    overrides: Overrides  # arguments of train.py, without training.init.checkpoint
     init: RowTraining | None = None  # the training whose finished run it starts from; None: the seed draws all weights
     init_row: str | None = field(default=None, compare=False)  # TABLE.ID of the row that names `init`
 

@@ -85,7 +85,8 @@ class Classifier(pl.LightningModule):
             # Not persistent: they follow from the configuration and the data, and the state dict stays loadable as
             # plain weights. on_save_checkpoint records them as numbers.
             self.register_buffer(name, torch.tensor(values), persistent=False)
-        self.register_buffer("mean_image", mean_image_of(config.normalization, statistics), persistent=False)
+        image = mean_image_of(config.normalization, statistics, size=config.augmentation.size)
+        self.register_buffer("mean_image", image, persistent=False)
         # train_counts is persistent because a checkpoint may fall between two rows of metrics.jsonl.
         self.register_buffer("train_counts", no_errors())
         self.register_buffer("val_counts", no_errors(), persistent=False)

@@ -72,6 +72,7 @@ def _smaller_layouts(config: Config, batches: Batches) -> Iterator[Batches]:
 
     Raises UserError after the last one if a smaller micro-batch would split a group of the recipe.
     """
+    # derive_batches takes the largest size below the limit that keeps the recipe's groups together.
     while batches.micro_batch > 1:
         hardware = dataclasses.replace(config.hardware, max_micro_batch=batches.micro_batch - 1)
         batches = derive_batches(dataclasses.replace(config, hardware=hardware))
@@ -88,6 +89,7 @@ def _needed_memory(classifier: Classifier, layout: Batches, device: torch.device
         traceback.clear_frames(error.__traceback__)
         return None
     finally:
+        # Gradients and weights of the failed trial would take the memory that the next one is to find.
         classifier.zero_grad(set_to_none=True)
         classifier.cpu()
     return needed if needed <= USABLE * free else None
@@ -97,6 +99,7 @@ def _peak_memory(classifier: Classifier, layout: Batches, device: torch.device) 
     """Peak memory in bytes of two optimizer steps; 0 on a CPU. The optimizer allocates its state in the first one."""
     size, optimizer = classifier.config.image_size, classifier.configure_optimizers()
     weights = [weight for weight in classifier.model.parameters() if weight.requires_grad]
+    # The content does not matter: kernels take as much memory for black images.
     images = torch.zeros(layout.micro_batch, size, size, 3, dtype=torch.uint8, device=device)
     labels = torch.zeros(layout.micro_batch, dtype=torch.int64, device=device)
     if device.type == "cuda":
