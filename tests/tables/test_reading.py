@@ -150,8 +150,8 @@ def test_a_duplicate_row_is_refused(write_table: Write) -> None:
 
 
 def test_tables_on_unsupported_data_need_a_reason(write_table: Write) -> None:
-    with pytest.raises(UserError, match="row lenet5: no data= reads mnist; give this reason in cannot"):
-        read_table("digits", write_table(data="mnist"))
+    with pytest.raises(UserError, match="row lenet5: no data= reads zip_codes; give this reason in cannot"):
+        read_table("digits", write_table(data="zip_codes"))
 
 
 def test_a_row_overrides_its_table(write_table: Write) -> None:

@@ -330,7 +330,7 @@ def test_auxiliary_losses_have_their_weight_in_training(composed, prepared_photo
     size = ["image_size=80", "short_side=80", "+model.kwargs.img_size=80", "+model.kwargs.width=0.0625"]
     steps = ["training.global_batch=8", "training.max_steps=1", "log_every_steps=1", "optimizer.weight_decay=0"]
     quick = ["training.precision=fp32", "hardware=cpu", "tracker=none", f"data.root={prepared_photos}"]
-    config = composed("data=imagefolder", "model=googlenet_2014", *size, *steps, *quick)
+    config = composed("experiment=null", "data=imagefolder", "model=googlenet_2014", *size, *steps, *quick)
     manifest = read_manifest(prepared_photos)
     result = fit(*build(config, batches=derive_batches(config), manifest=manifest), run_dir=tmp_path)
     assert (result.status, result.step) == ("complete", 1)

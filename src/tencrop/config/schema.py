@@ -39,7 +39,7 @@ PixelMean = Annotated[list[Annotated[int | float, Interval(ge=0, le=255)]], Leng
 PixelStd = Annotated[list[Annotated[int | float, Interval(gt=0)]], Length(3, hint="one per channel, on [0, 255]")]
 
 DataName = Literal[
-    "imagenet", "imagefolder", "tiny_imagenet", "cifar10", "digits", "beton",
+    "imagenet", "imagefolder", "tiny_imagenet", "cifar10", "mnist", "digits", "beton",
     # test sets for networks trained on ImageNet, without training images
     "imagenet_v2", "imagenet_v2_threshold", "imagenet_v2_top_images", "imagenet_a", "imagenet_r", "imagenet_sketch",
 ]  # fmt: skip

@@ -23,7 +23,8 @@ from tencrop.records.provenance import sessions_of
 from tencrop.report.claims import claims_of_run
 from tencrop.text_tables import markdown_table
 
-HUB_DATA = {"imagenet": "imagenet-1k", "cifar10": "cifar10"}  # data.name -> name of the data set on the Hub
+# data.name -> name of the data set on the Hub
+HUB_DATA = {"imagenet": "imagenet-1k", "cifar10": "cifar10", "mnist": "mnist"}
 # Code that a reader of the card copies. FOLDER_OF_THIS_FILE stays a placeholder, because the folder will be moved or
 # uploaded.
 LOADING = {

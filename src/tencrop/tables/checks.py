@@ -18,7 +18,7 @@ from tencrop.config.schema import MAX_SIDE, Filter, ProtocolName
 from tencrop.tables.schema import COLUMNS, CONFIDENCES, parse_printed
 
 # Data sets of printed tables that no data= can read.
-FOREIGN_DATA = ("ilsvrc2010", "imagenet_fall2009", "mnist", "zip_codes")
+FOREIGN_DATA = ("ilsvrc2010", "imagenet_fall2009", "zip_codes")
 ID = re.compile(r"[a-z0-9_]+")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 

@@ -11,7 +11,7 @@ import dataclasses
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from tencrop.data.sources.digits import DigitsSource, permutation
 from tencrop.data.sources.folder import FolderSource, check_num_classes, source_folder
 from tencrop.data.sources.ilsvrc import IlsvrcSource
 from tencrop.data.sources.imagenet_test_sets import TEST_SETS, ImagenetTestSource
+from tencrop.data.sources.mnist import MnistSource
 from tencrop.data.sources.source import TREE, Source
 from tencrop.data.sources.tiny_imagenet import TinyImagenetSource
 from tencrop.data.store.encode import PLAIN_KINDS
@@ -117,9 +118,14 @@ def open_source(data: Data) -> Source:
         return BetonSource(data)
     if data.name in TEST_SETS:
         return ImagenetTestSource(data)
-    # The remaining two always need data.source and have a fixed layout.
+    # The remaining three always need data.source and have a fixed layout.
     path = source_folder(data)
-    source = (Cifar10Source if data.name == "cifar10" else TinyImagenetSource)(path, subset=data.subset)
+    published: dict[str, Callable[..., Source]] = {
+        "cifar10": Cifar10Source,
+        "mnist": MnistSource,
+        "tiny_imagenet": TinyImagenetSource,
+    }
+    source = published[data.name](path, subset=data.subset)
     check_num_classes(data, source.classes)
     return source
 

@@ -296,8 +296,10 @@ class Split:
 
             return DigitsSource()
         from tencrop.data.sources.cifar10 import Cifar10Source
+        from tencrop.data.sources.mnist import MnistSource
 
-        return Cifar10Source(Path(self._location.path), subset=True)  # no count: prepare.py has checked it
+        source = MnistSource if self.manifest["name"] == "mnist" else Cifar10Source
+        return source(Path(self._location.path), subset=True)  # no count: prepare.py has checked it
 
     def _check_size(self, path: Path, num_bytes: int) -> None:
         found = path.stat().st_size if path.is_file() else None
