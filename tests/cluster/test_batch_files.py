@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cluster.loopback import ROOT, Cluster, Job
 from tencrop.evaluation.predictions import load_scores
