@@ -108,7 +108,7 @@ DAMAGED = {
 def test_damaged_files_are_refused(arrays, tmp_path, case):
     contents, message = DAMAGED[case]
     with pytest.raises(UserError, match=message):
-        MnistSource(write(tmp_path, arrays, **contents), subset=True)
+        MnistSource(write(tmp_path, arrays, compressed=True, **contents), subset=True)
 
 
 @pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"x" * 10_000)[:-9]])
