@@ -198,7 +198,7 @@ def _check_origin(where: str, row: dict[str, Any], table: dict[str, Any]) -> Non
 
 
 def _check_override(where: str, override: str) -> None:
-    # Names only. Composing every row to check its values would take 0.3 s each.
+    # Names only. Composing every row to check its values would take 0.04 s each.
     key, sign, value = override.lstrip("+").partition("=")
     if not sign:
         raise UserError(f"{where}overrides: {override}: cannot be read as KEY=VALUE")
