@@ -5,17 +5,7 @@ These are the rules between keys; what a single key may hold is declared beside 
 
 from __future__ import annotations
 
-from tencrop.config.schema import (
-    MEAN_IMAGE_SIDE,
-    MEAN_IMAGES,
-    Augmentation,
-    Config,
-    Init,
-    Optimizer,
-    Schedule,
-    Training,
-    UserError,
-)
+from tencrop.config.schema import MEAN_IMAGE_SIDE, Augmentation, Config, Init, Optimizer, Schedule, Training, UserError
 
 MAX_MAGNITUDE = {"torchvision": 30, "timm": 10, "tf": 10}  # end of the scale of RandAugment's magnitude
 
@@ -73,17 +63,10 @@ def _check_augmentation(augmentation: Augmentation) -> None:
 
 
 def _check_mean_image(config: Config) -> None:
-    """For image_center a crop must fit into the mean image; for image it must be taken from a square of its size."""
-    augmentation, side, mean = config.augmentation, MEAN_IMAGE_SIDE, config.normalization.mean
+    """For mean=image, a crop has a place in the mean image only if it is taken from a square of that image's size."""
+    augmentation, side = config.augmentation, MEAN_IMAGE_SIDE
     # Weights from a file are evaluated only, whatever the training crops are.
-    if mean not in MEAN_IMAGES or config.weights is not None:
-        return
-    if mean == "image_center":
-        if augmentation.size > side:
-            raise UserError(
-                f"normalization.mean=image_center: the mean image is a square of {side} pixels, less than a crop of"
-                f" {augmentation.size}; lower image_size to {side}, or set normalization.mean=dataset"
-            )
+    if config.normalization.mean != "image" or config.weights is not None:
         return
     is_square = augmentation.region == "square" and augmentation.side == [side, side]
     if augmentation.crop != "random" or not is_square or config.short_side != side:
