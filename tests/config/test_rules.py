@@ -123,10 +123,6 @@ def test_every_option_composes(composed, group, option):
         (["augmentation.jitter.hue=0.1"], "fb.resnet.torch has no hue"),
         (["normalization.mean=image"], "training crops must be taken from such a square; set augmentation=random_crop"),
         (
-            ["normalization.mean=image_center", "image_size=299", "short_side=342"],
-            "normalization.mean=image_center: the mean image is a square of 256 pixels, less than a crop of 299; lower",
-        ),
-        (
             ["normalization.mean=image", "augmentation=random_crop", "protocol=ten_crop", "protocol.region=whole"],
             "protocol=ten_crop must take its views from such a square; set protocol.side=256 and protocol.region=sq",
         ),

@@ -8,7 +8,6 @@ from __future__ import annotations
 from tencrop.config.fields import as_typed
 from tencrop.config.schema import (
     MEAN_IMAGE_SIDE,
-    MEAN_IMAGES,
     RANDOM_SIZED,
     Augmentation,
     Config,
@@ -120,17 +119,10 @@ def check_ramp(augmentation: Augmentation, *, num_epochs: float, budget: str) ->
 
 
 def _check_mean_image(config: Config) -> None:
-    """For image_center a crop must fit into the mean image; for image it must be taken from a square of its size."""
-    augmentation, side, mean = config.augmentation, MEAN_IMAGE_SIDE, config.normalization.mean
+    """For mean=image, a crop has a place in the mean image only if it is taken from a square of that image's size."""
+    augmentation, side = config.augmentation, MEAN_IMAGE_SIDE
     # Weights from a file are evaluated only, whatever the training crops are.
-    if mean not in MEAN_IMAGES or config.weights is not None:
-        return
-    if mean == "image_center":
-        if augmentation.size > side:
-            raise UserError(
-                f"normalization.mean=image_center: the mean image is a square of {side} pixels, less than a crop of"
-                f" {augmentation.size}; lower image_size to {side}, or set normalization.mean=dataset"
-            )
+    if config.normalization.mean != "image" or config.weights is not None:
         return
     is_square = augmentation.region == "square" and augmentation.side == [side, side]
     if augmentation.crop != "random" or not is_square or config.short_side != side:

@@ -203,7 +203,7 @@ class Normalization:
     """On pixels of [0, 255]: (pixel - mean) / std. Per channel, except for the mean image."""
 
     # dataset: the mean color of the training images | image: their mean at every pixel, at the place of the crop
-    # (AlexNet, ZFNet) | image_center: the center of that mean image, whatever the place of the crop (ResNet)
+    # (AlexNet, ZFNet) | image_center: the center of that mean image, wherever the crop lies (ResNet)
     mean: Literal["imagenet", "dataset", "image", "image_center"] | PixelMean
     std: Literal["imagenet", "dataset"] | PixelStd
 
