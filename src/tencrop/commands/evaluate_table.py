@@ -38,7 +38,17 @@ def evaluate_table(config: EvaluateConfig, words: Sequence[str], folder: Path = 
     assert config.table is not None
     if config.table == TITLES:
         return report_tables(TITLES, [], OUTPUT, folder)
-    typed = _checked(config, words)
+    typed = check_words(config, words)
+    pending, remaining = plan_tables(config, folder)
+    failed = _evaluate(pending, plain_config(config), [word for word in typed if not keys_typed([word]) & {"runs"}])
+    _print_remaining(remaining + failed, typed, config.hardware if _chose_hardware(typed) else None)
+    code = report_tables(config.table, [str(path) for path in _places(config)], OUTPUT, folder)
+    return 2 if failed else code
+
+
+def plan_tables(config: EvaluateConfig, folder: Path = ERRORS) -> tuple[list[Pending], list[Remaining]]:
+    """The evaluations that the table `config.table` lacks, or all tables, and the rows that need more than these."""
+    assert config.table is not None
     tables = read_tables(folder) if config.table == ALL else [read_table(config.table, folder)]
     tables, paths = with_bases(tables, folder), _places(config)
     broken: list[UserError] = []  # report_tables prints them
@@ -54,10 +64,7 @@ def evaluate_table(config: EvaluateConfig, words: Sequence[str], folder: Path = 
         missing, others = plan_table(table, runs_of, evaluations, code_sha256=code_sha256(PACKAGE, SCORING))
         pending += [one for one in missing if one.members not in [other.members for other in pending]]
         remaining += others
-    failed = _evaluate(pending, plain_config(config), [word for word in typed if not keys_typed([word]) & {"runs"}])
-    _print_remaining(remaining + failed, typed, config.hardware if _chose_hardware(typed) else None)
-    code = report_tables(config.table, [str(path) for path in _places(config)], OUTPUT, folder)
-    return 2 if failed else code
+    return pending, remaining
 
 
 def _places(config: Config) -> list[Path]:
@@ -65,8 +72,8 @@ def _places(config: Config) -> list[Path]:
     return [path for path in (Path(config.runs), EVALUATIONS) if path.is_dir()]
 
 
-def _checked(config: EvaluateConfig, words: Sequence[str]) -> list[str]:
-    """The words without this command's own keys."""
+def check_words(config: EvaluateConfig, words: Sequence[str]) -> list[str]:
+    """The words without this command's own keys. Raises UserError for a word that a row fixes."""
     typed = [word for word in words if not keys_typed([word]) & own_keys(EvaluateConfig)]
     for word in typed:
         if not all(key.partition(".")[0] in ALLOWED for key in keys_typed([word])):
