@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tencrop.commands.submit import main
 from tencrop.config.run_config import read_written_config
 
 
@@ -44,8 +45,9 @@ def test_a_queued_job_runs_the_code_that_was_submitted(checkout, words, slurm, t
     revision = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
     assert manifest["result"]["status"] == "complete"
     assert manifest["sessions"][0]["code"]["revision"] == revision.strip()
-    again = submit(checkout, *words[:4], *words[4:])
-    assert again.returncode != 0 or "complete, not submitted" in again.stdout  # the edited fit.py is imported last
+    subprocess.run(["git", "-C", checkout, "checkout", "-q", "."], check=True)
+    again = submit(checkout, *words)
+    assert (again.returncode, again.stdout.splitlines()[-1]) == (0, f"{run_dir}: complete, not submitted")
 
 
 def test_several_seeds_are_an_array_in_which_each_is_a_run(checkout, words, slurm, tmp_path):
@@ -61,10 +63,10 @@ def test_several_seeds_are_an_array_in_which_each_is_a_run(checkout, words, slur
 
 
 def test_words_arrive_as_typed(checkout, words, slurm):
-    odd = ["name=a b", "training.freeze=[conv1.*, 'x y']", "'data.source=/with, comma'"]
-    done = submit(checkout, *words, *odd[:2], "data.source='/with, comma'")
+    odd = ["name=a b", "training.freeze=[conv1.*, 'x y']", "data.source='/with, comma'"]
+    done = submit(checkout, *words, *odd)
     assert done.returncode == 0, done.stderr
-    assert slurm.calls()[0][-3:] == ["name=a b", "training.freeze=[conv1.*, 'x y']", "data.source='/with, comma'"]
+    assert slurm.calls()[0][-3:] == odd
 
 
 def test_a_dry_run_shows_the_batch_file_and_writes_nothing(checkout, words, slurm, tmp_path):
@@ -95,11 +97,20 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_bad_input_is_refused_at_once(case, checkout, words, slurm, tmp_path):
+def test_bad_input_is_refused_at_once(case, words, slurm, tmp_path, capsys):
     more, message = REFUSED[case]
-    done = submit(checkout, *words, *more)
-    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    with pytest.raises(SystemExit) as stop:
+        main([*words, *more])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and message in said and said.count("\n") == 1, said
     assert slurm.calls() == [] and not (tmp_path / "the runs").exists()
+
+
+def test_a_machine_without_sbatch_is_told(words, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2 and "sbatch: not found; submit on a login node" in capsys.readouterr().err
 
 
 def test_a_run_that_has_a_job_is_not_submitted_twice(checkout, words, slurm):
@@ -111,16 +122,34 @@ def test_a_run_that_has_a_job_is_not_submitted_twice(checkout, words, slurm):
     assert submit(checkout, *words).returncode == 0 and len(slurm.calls()) == 2
 
 
+TABLE = """
+title: "LeNet-5 on the digits"
+source: "a test"
+data: digits
+split: val
+unit: error
+columns: [top1]
+protocol: {name: center, side: 36, size: 32, region: square, resize: shorter_side, filter: bilinear, average: softmax}
+num_seeds: 2
+rows:
+  - {id: base, row: "base", top1: null, experiment: lenet5_digits}
+  - {id: slow, row: "slow", top1: null, num_seeds: 1, experiment: lenet5_digits, overrides: ["optimizer.lr=0.01"]}
+"""
+
+
 def test_a_table_is_its_missing_runs_and_then_its_evaluation(checkout, words, slurm, prepared_digits, tmp_path):
-    common = ["hardware=cpu", "tracker=none", f"data.root={prepared_digits}", f"runs={tmp_path}/runs"]
-    listed = subprocess.run(
-        [sys.executable, "evaluate.py", "table=TABLE", *common], cwd=checkout, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": f"{checkout}/src"},
-    )  # fmt: skip
-    print(listed.stdout)
-    done = submit(checkout, "table=TABLE", *common)
+    (checkout / "conf" / "errors" / "digits_of_a_test.yaml").write_text(TABLE)
+    common = ["hardware=cpu", "tracker=none", f"data.root={prepared_digits}", f"runs={tmp_path}/the runs"]
+    table = ["table=digits_of_a_test", *common]
+    done = submit(checkout, *table)
     assert done.returncode == 0, done.stderr
-    *trainings, evaluation = slurm.calls()
-    numbers = ":".join(str(101 + place) for place in range(len(trainings)))
-    assert f"--dependency=afterany:{numbers}" in evaluation
-    assert evaluation[-5:] == ["table=TABLE", *common] and evaluation[-6].endswith("/slurm/evaluate.sbatch")
+    array, single, evaluation = slurm.calls()
+    assert "--array=0,1" in array and array[-5:] == ["experiment=lenet5_digits", *common]
+    assert single[-7:] == ["experiment=lenet5_digits", "optimizer.lr=0.01", "seed=0", *common]
+    assert "--dependency=afterany:101:102" in evaluation and "--job-name=table-digits_of_a_test" in evaluation
+    assert evaluation[-6].endswith("/slurm/evaluate.sbatch") and evaluation[-5:] == table
+    # while they are queued, only the evaluation is submitted again
+    (slurm.folder / "pending").write_text("101_0\n101_1\n102\n")
+    done = submit(checkout, *table)
+    assert done.returncode == 0 and done.stdout.count("not submitted again") == 3, done.stdout + done.stderr
+    assert len(slurm.calls()) == 4 and "--dependency=afterany:101_0:101_1:102" in slurm.calls()[3]
