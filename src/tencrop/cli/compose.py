@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import create_config_search_path
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import open_dict
@@ -31,3 +33,9 @@ def compose_training(words: Sequence[str], conf: Path) -> Config:
     with open_dict(node):  # Hydra returns a read-only structure
         del node["hydra"]
     return validate(node, Config)
+
+
+def sweep_jobs(words: Sequence[str]) -> list[list[str]]:
+    """The words of each run of `python train.py -m WORDS`; without a sweep in them, these words."""
+    batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(list(words)), None)
+    return [list(job) for batch in batches for job in batch]

@@ -72,6 +72,7 @@ NOT_LEARNING = (
     "distributed/cluster.py",
     "distributed/gpus.py",
     "distributed/launch.py",
+    "distributed/liveness.py",
     "distributed/rendezvous.py",
     "files.py",
     "printable.py",
