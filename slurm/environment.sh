@@ -1,5 +1,8 @@
-# Sourced by the batch files, with `root`, the repository's folder. Sets `python`, and what srun and Python need.
+# Sourced by the batch files, with `root`, the folder of the code. Sets `python`, and what srun and Python need.
 
+# The code of this folder, also where the environment has another checkout installed. submit.py writes cluster.sh.
+export PYTHONPATH=$root/src${PYTHONPATH:+:$PYTHONPATH}
+[[ ! -e $root/slurm/cluster.sh ]] || source "$root/slurm/cluster.sh"
 python=$root/.venv/bin/python
 # Without `make install`: the environment that was active at submission (conda), which sbatch passes on.
 [[ -x $python ]] || python=$(command -v python3)

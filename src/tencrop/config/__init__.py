@@ -13,6 +13,7 @@ from tencrop.config.batches import (
     num_workers,
 )
 from tencrop.config.command_schemas import (
+    Cluster,
     ComplexityConfig,
     DoctorConfig,
     EvaluateConfig,
@@ -21,6 +22,7 @@ from tencrop.config.command_schemas import (
     Printed,
     PrintedTable,
     ReportConfig,
+    SubmitConfig,
     VisualizationConfig,
     own_keys,
     plain_config,
@@ -60,6 +62,7 @@ from tencrop.config.schema import (
 __all__ = [
     "Augmentation",
     "Batches",
+    "Cluster",
     "ComplexityConfig",
     "Config",
     "Data",
@@ -84,6 +87,7 @@ __all__ = [
     "Schedule",
     "Splits",
     "StoreOptions",
+    "SubmitConfig",
     "Tracker",
     "Training",
     "UserError",
