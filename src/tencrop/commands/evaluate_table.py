@@ -17,13 +17,13 @@ from tencrop.config import Config, EvaluateConfig, Hardware, UserError, own_keys
 from tencrop.config.code import PACKAGE, SCORING, code_sha256
 from tencrop.config.launcher import launched
 from tencrop.evaluation.targets import EVALUATIONS, evaluation_targets
-from tencrop.report.paper_tables import ALL, HASHES, OUTPUT, TITLES, report_tables
+from tencrop.report.paper_tables import HASHES, OUTPUT, TITLES, report_tables
 from tencrop.report.row_commands import training_commands
 from tencrop.report.row_runs import RunsOf, runs_of_tables
 from tencrop.report.table_plan import Pending, Remaining, plan_table
 from tencrop.signals import close_at_ctrl_c
 from tencrop.tables.lines import folders_text
-from tencrop.tables.reading import ERRORS, read_table, read_tables, with_bases
+from tencrop.tables.reading import ERRORS, chosen_tables, with_bases
 from tencrop.tables.recipes import Words
 from tencrop.tables.schema import RowTraining
 
@@ -41,8 +41,7 @@ def evaluate_table(config: EvaluateConfig, words: Sequence[str], folder: Path = 
     if config.table == TITLES:
         return report_tables(TITLES, [], OUTPUT, folder)
     typed = _checked(config, words)
-    tables = read_tables(folder) if config.table == ALL else [read_table(config.table, folder)]
-    tables, paths = with_bases(tables, folder), _places(config)
+    tables, paths = with_bases(chosen_tables(config.table, folder), folder), _places(config)
     broken: list[UserError] = []  # report_tables prints them
     close_at_ctrl_c()
     runs_of = runs_of_tables(tables, paths, kept=OUTPUT / HASHES, on_broken=broken.append)
