@@ -86,11 +86,11 @@ def hours_text(name: str, needed: Sequence[Needed], probes: Probes, *, num_untra
     if len(devices) > 1:
         lines.append("Hours on different devices are not added: each sum is of the trainings measured on that device.")
     unknown = dict.fromkeys(words for training in trainings if not probes[words := measured_words(training)])
-    lines += (
-        ["", f"not measured: {len(unknown)} of the recipes; measure each, with your data.root and hardware added:"]
-        if unknown
-        else []
-    )
+    if unknown:
+        lines += [
+            "",
+            f"not measured: {len(unknown)} of the recipes; measure each, with your data.root and hardware added:",
+        ]
     lines += [f"    {' '.join([command_prefix('train'), *map(for_shell, words), 'plan=true'])}" for words in unknown]
     return "\n".join(lines)
 
