@@ -3,14 +3,17 @@
 import dataclasses
 
 import pytest
+from torch import nn
 
 from tencrop.cli.choices import CONF
 from tencrop.cli.recipes import recipe_models
 from tencrop.config import derive_batches, run_path
 from tencrop.config.schema import Distill
 from tencrop.data.store.manifest import read_manifest
+from tencrop.models.factory import build_model
 from tencrop.tables.reading import read_table
 from tencrop.training.fit import build, fit
+from typed import layer_at
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if path.stem != "auto")
 # A step at 384 pixels takes half a minute with all blocks.
@@ -83,3 +86,11 @@ def test_header_tells_the_command(name):
         assert any(f"python train.py experiment={model} " in path.read_text() for model in models)
     else:
         assert f"python train.py experiment={name}" in path.read_text() and f"name: {name}" in path.read_text()
+
+
+def test_the_new_last_layer_of_a_fine_tuned_vit_starts_at_0(composed):
+    """As in the authors' code, whose head has kernel_init zeros."""
+    config = composed("experiment=vit_384", "+model.kwargs.depth=1")
+    assert config.training.init.head == "new"
+    head = layer_at(build_model(config.model, num_classes=10), "head", nn.Linear)
+    assert all(not parameter.any() for parameter in head.parameters())
