@@ -94,6 +94,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "training.init.checkpoint=runs/a: name the row whose run it starts from in init_from instead",
     ),
     "unknown source": ({"init_from": "lenet"}, "init_from: lenet: there is no row lenet in digits; did you mean"),
+    "source's key": ({"init_from": ["experiment=lenet5_digits", "training.epoch=2"]}, "init_from: overrides: "),
     "own source": ({"init_from": "lenet5"}, "init_from: leads back to digits.lenet5"),
     "source without training": (
         {"experiment": None, "cannot": "too slow", "init_from": "lenet5"},
@@ -177,6 +178,9 @@ def test_a_row_starts_from_the_run_of_another(write_table: Write) -> None:
     head = RowTraining((*own.overrides, "training.init.head=new"), own)
     assert (a.training, b.training, c.training) == (own, head, RowTraining(own.overrides, head))
     assert c.training is not None and c.training.init_row == "digits.b"
+    fourth = {**row, "id": "d", "row": "D", "init_from": ["experiment=lenet5_digits", "training.epochs=2"]}
+    of_no_row = read_table("digits", write_table(rows=[fourth])).rows[0].training
+    assert of_no_row == RowTraining(own.overrides, RowTraining(("experiment=lenet5_digits", "training.epochs=2")))
     folder = write_table(rows=[{**first, "init_from": "c"}, second, third])
     with pytest.raises(UserError, match=r"row a: init_from: leads back to digits\.a"):
         read_table("digits", folder)

@@ -26,7 +26,11 @@ def probe(device: tuple[str, int], hours: float) -> SavedProbe:
 
 def test_each_kind_of_device_has_a_sum_of_its_own() -> None:
     needed = [Needed("A", (A,)), Needed("A again", (A,)), Needed("B", (A, B)), Needed("C", (C,))]
-    probes = {A.overrides: {H100: probe(H100, 10), H200: probe(H200, 1)}, B.overrides: {H100: probe(H100, 20)}, C.overrides: {}}
+    probes = {
+        A.overrides: {H100: probe(H100, 10), H200: probe(H200, 1)},
+        B.overrides: {H100: probe(H100, 20)},
+        C.overrides: {},
+    }
     lines = hours_text("t", needed, probes, num_untrainable=2).splitlines()
     assert lines[0] == "t: device-hours of the missing trainings; 2 rows cannot be trained"
     assert [line.split() for line in lines[2:8]] == [

@@ -155,6 +155,8 @@ class _Reader:
         overrides = overrides_of(row)
         if overrides is None or "init_from" not in row:
             return None if overrides is None else RowTraining(overrides)
+        if isinstance(row["init_from"], list):  # a training whose error the paper does not print, so it has no row
+            return RowTraining(overrides, RowTraining(tuple(row["init_from"])), " ".join(row["init_from"]))
         name, row_id, source = self.found(f"{where}init_from: ", table, row["init_from"])
         rows = (*after, f"{table}.{row['id']}")
         if f"{name}.{row_id}" in rows:
