@@ -48,7 +48,7 @@ def test_sizes_of_ffcv_imagenet(num_epochs):
 
 @pytest.mark.parametrize("network", ["resnet50", "resnet18"])
 def test_the_rows_of_the_table_have_the_authors_epochs(network, composed):
-    words = {row.id: row.words for row in read_table("ffcv_imagenet").rows if row.id.startswith(network)}
+    words = {row.id: row.words or () for row in read_table("ffcv_imagenet").rows if row.id.startswith(network)}
     assert len(words) == len(RAMPS)
     for num_epochs, (start, end) in RAMPS.items():
         config = composed(*words[f"{network}_{num_epochs}"])
