@@ -70,7 +70,11 @@ class Cluster:
     def __init__(self, folder: Path, slurmd_timeout_s: int):
         """folder: empty, with a path of less than 80 characters, because Unix sockets are created in it."""
         self.folder = folder
-        self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
+        # Without the variables of a job of another cluster that the tests may run in.
+        outside = {
+            name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SRUN", "SBATCH"))
+        }
+        self.environment = outside | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
         ports = _free_ports(3)
         values = {"folder": folder, "user": getpass.getuser(), "ports": ports}
         values |= {"slurmd_timeout_s": slurmd_timeout_s, "first_job": ports[0] % 9000 + 1}
