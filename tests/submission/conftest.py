@@ -45,12 +45,10 @@ class StandIn:
         path = self.folder / "calls.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def start(self, call: list[str], number: int = 101, *, index: int | None = None) -> subprocess.CompletedProcess:
+    def start(self, call: list[str]) -> subprocess.CompletedProcess[str]:
         """Run the batch file of a call of sbatch as SLURM would, in the same folder."""
         (position,) = [place for place, word in enumerate(call) if word.endswith(".sbatch")]
-        variables = {"SLURM_JOB_ID": str(number), "SLURM_JOB_NODELIST": "here", "SLURM_CPUS_PER_TASK": "1"}
-        if index is not None:
-            variables["SLURM_ARRAY_TASK_ID"] = str(index)
+        variables = {"SLURM_JOB_ID": "101", "SLURM_JOB_NODELIST": "here", "SLURM_CPUS_PER_TASK": "1"}
         return subprocess.run(["bash", *call[position:]], env=os.environ | variables, capture_output=True, text=True)
 
 

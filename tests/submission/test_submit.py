@@ -52,10 +52,6 @@ def test_several_seeds_are_an_array_in_which_each_is_a_run(checkout, words, slur
     (call,) = slurm.calls()
     assert "--array=3,1" in call and not any(word.startswith("seed=") for word in call)
     assert {path.name.partition("-")[0] for path in tmp_path.glob("the runs/*/seed*")} == {"seed1", "seed3"}
-    ran = slurm.start(call, index=3)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    (run_dir,) = tmp_path.glob("the runs/*/seed3-*")
-    assert json.loads((run_dir / "manifest.json").read_text())["result"]["status"] == "complete"
 
 
 def test_words_arrive_as_typed(checkout, words, slurm):

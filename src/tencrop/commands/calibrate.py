@@ -66,7 +66,7 @@ def calibrate(config: EvaluateConfig, words: Sequence[str]) -> int:
         )
     targets = [_target(file, weights, typed) for file, weights in matched]
 
-    from tencrop.commands.evaluate import check_targets
+    from tencrop.commands.evaluate import check_targets, staged_targets
     from tencrop.evaluation.evaluate import evaluate_targets
 
     for target in targets:
@@ -74,8 +74,9 @@ def calibrate(config: EvaluateConfig, words: Sequence[str]) -> int:
     close_at_ctrl_c()
     found = []
     for (file, weights), target in zip(matched, targets, strict=True):
-        for evaluated in evaluate_targets([target]):  # none on other ranks
-            found.append(Calibrated(file, weights, evaluated.result))
+        with staged_targets([target]) as local_targets:
+            for evaluated in evaluate_targets(local_targets):  # none on other ranks
+                found.append(Calibrated(file, weights, evaluated.result))
     if found:
         print("\n".join([*aligned(_rows(table, found), left=[0, 1]), *_not_recognized(others), verdict(table, found)]))
     return 0
