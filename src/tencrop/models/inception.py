@@ -150,8 +150,8 @@ class InceptionV3Aux(InceptionV3):
 
     timm's network with timm's names of weights: 23,834,568 parameters, and 3,326,696 in the auxiliary head, which is
     used in training only and requires images of 299. The loss weights the head by `auxiliary_weight`. The default is
-    0.4, as in the authors' code (tensorflow/models, inception_model.py, read in a third party's copy); the paper
-    (Szegedy et al. 2016) prints none. The stem follows the same code, not the paper's table 1.
+    0.4, as in the authors' code (tensorflow/models, inception/inception_model.py); the paper (Szegedy et al. 2016)
+    prints none. The stem follows the same code, not the paper's table 1.
     """
 
     def __init__(self, num_classes: int = 1000, *, auxiliary_weight: float = 0.4, **options):
