@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.loopback import ACTIVE, POLL_S, ROOT, Cluster
+from cluster.loopback import ENDED, POLL_S, ROOT, Cluster
 from submission.checkout import copy_checkout
 
 # on one node, so that both tasks copy to the same disk
@@ -49,7 +49,7 @@ def test_a_queued_array_runs_the_code_that_was_submitted_and_copies_its_data_onc
         asked = ("squeue", "--noheader", "--states=all", "--array", f"--jobs={number}", "--format=%T")
         return cluster.run(*asked).split()
 
-    while set(states()) & ACTIVE:
+    while not set(states()) <= ENDED:
         time.sleep(POLL_S)
     logs = [path.read_text() for path in sorted(tmp_path.glob("the runs/lenet5_digits/slurm-*_*.log"))]
     assert states() == ["COMPLETED", "COMPLETED"], logs

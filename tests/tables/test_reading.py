@@ -56,6 +56,14 @@ def test_numbers_from_memory_are_marked(tables: dict[str, ErrorTable]) -> None:
     assert rows["resnet34_c"].confidence["top1"] == "two transcriptions"
 
 
+def test_every_protocol_of_several_views_says_what_is_averaged(tables: dict[str, ErrorTable]) -> None:
+    protocols = {(table.name, row.id): row.protocol for table in tables.values() for row in table.rows}
+    several = {name: found.average for name, found in protocols.items() if found is not None and found.name != "center"}
+    assert len(several) > 100 and set(several.values()) == {"softmax", "logits"}
+    assert several["resnet_readme", "resnet50_ten_crop"] == "softmax"  # "averaging softmax scores"
+    assert several["fb_resnet", "resnet50_ten_crop"] == "logits"  # the exp() of train.lua is commented out
+
+
 def test_members_are_rows_of_this_table_or_another(tables: dict[str, ErrorTable]) -> None:
     rows = {row.id: row for row in tables["vgg_table6"].rows}
     members = rows["d_e_both"].members
