@@ -14,6 +14,10 @@ FAST := $(addprefix tests/,config tables data/sampling data/augmentation data/st
     evaluation/test_errors.py evaluation/test_protocols.py evaluation/test_ensembles.py \
     test_import_order.py test_experiments.py test_console.py)
 BIN := $(VENV)/bin
+# Tests run in one process per core, at most 4 (about 2 GB each). One torch thread per process: two processes that each
+# start a thread for every core wait for each other most of the time.
+PARALLEL := OMP_NUM_THREADS=1
+WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3 python,$(shell command -v $(name))))
 
 .PHONY: help quickstart test test-fast test-long gpu-check lint format lock install clean
@@ -31,13 +35,13 @@ quickstart: install ## LeNet-5 on handwritten digits: prepare, train, evaluate, 
 	$(BIN)/python evaluate.py experiment=lenet5_digits protocol=five_crop
 	$(BIN)/python report.py 'runs=[runs/lenet5_digits]' output=report
 
-test: lint ## ruff, mypy and all tests
-	$(BIN)/python -m pytest -q
+test: lint $(VENV)/cluster ## ruff, mypy and all tests
+	$(PARALLEL) $(BIN)/python -m pytest -q $(WORKERS)
 
 test-fast: lint ## the tests of every day: without training, images from disk and other processes
 	$(BIN)/python -m pytest -q $(FAST)
 
-test-long: install ## tests that take minutes rather than seconds
+test-long: install $(VENV)/cluster ## tests that take minutes rather than seconds
 	$(BIN)/python -m pytest -q -s -m long
 
 gpu-check: install ## checks that need a GPU: marked tests, DDP, exact resume, protocols; prints a table
@@ -53,7 +57,7 @@ format: install ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 
 lock: install ## renew requirements.lock from pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --all-extras \
+	$(BIN)/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --extra dev \
 	    --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
 	    --custom-compile-command 'make lock' --output-file requirements.lock
 
@@ -89,6 +93,19 @@ $(notdir $(PYTHON))-dev  test -e "$$($(PYTHON) -c 'import sysconfig; print(sysco
 $(notdir $(PYTHON))-venv $(PYTHON) -c 'import ensurepip, venv'
 endef
 export NEEDS
+
+# What tests/cluster needs. Elsewhere those tests are skipped, but not where CI is set.
+$(VENV)/cluster: | $(VENV)/locked
+	@export PATH="$$PATH:/usr/sbin"; \
+	if ! { command -v slurmctld && command -v munged; } >/dev/null && command -v apt-get >/dev/null; then \
+	    sudo=; [[ $$(id -u) == 0 ]] || sudo="sudo -n"; \
+	    if $$sudo true 2>/dev/null; then \
+	        echo "Installing slurm-wlm munge ..."; \
+	        $$sudo apt-get update -qq; \
+	        $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null; \
+	    fi; \
+	fi
+	@touch $@
 
 $(VENV)/system:
 	@[[ "$$(uname -sm)" == "Linux x86_64" ]] || { echo "error: $$(uname -sm): requirements.lock is for Linux x86_64;" \

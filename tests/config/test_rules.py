@@ -154,3 +154,34 @@ def test_the_default_is_the_90_epoch_recipe(composed):
     config = composed("model=resnet50")
     assert (config.training.epochs, config.training.global_batch, config.schedule.milestones) == (90, 256, [30, 60])
     assert (config.optimizer.lr, config.optimizer.weight_decay, config.optimizer.nesterov) == (0.1, 1e-4, True)
+
+
+RAMP = ["augmentation.progressive.start_size=128", "augmentation.progressive.start_ramp=2"]
+RAMP += ["augmentation.progressive.end_ramp=5"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["augmentation.progressive.end_ramp=5"], "start_size=null: the other keys of augmentation.progressive need"),
+        (["augmentation.progressive.multiple=16"], "give augmentation.progressive.start_size=PIXELS, or leave them"),
+        ([RAMP[0]], "start_ramp=null, augmentation.progressive.end_ramp=null: give the last epoch of 128 pixels"),
+        (RAMP[:2], "end_ramp=null: give the last"),
+        ([*RAMP, "augmentation.progressive.start_ramp=6"], "not before it, the first of augmentation.size=224"),
+        ([*RAMP, "augmentation.progressive.start_size=224"], "must be below augmentation.size=224, and both"),
+        ([*RAMP, "augmentation.progressive.start_size=100"], r"=100: must be .* multiples of .*multiple=32"),
+        ([*RAMP, "augmentation.size=200"], "must be below augmentation.size=200, and both multiples of"),
+        ([*RAMP, "augmentation=random_crop"], "augmentation.crop=random cuts a window of this many pixels"),
+        ([*RAMP, "augmentation.progressive.end_ramp=90"], r"before an epoch has augmentation.size=224 .*epochs=90\)"),
+        ([*RAMP, "augmentation.progressive.end_ramp=0"], "end_ramp=0: must be above 0"),
+        (["model.blur_pool=3"], "model.blur_pool=3: must be true or false"),
+    ],
+)
+def test_progressive_resizing_and_blurring_are_refused_where_they_cannot_be(composed, overrides, words):
+    with pytest.raises(UserError, match=words):
+        composed(*overrides)
+
+
+def test_progressive_resizing_of_a_whole_image(composed):
+    ramp = composed(*RAMP, "augmentation=none").augmentation.progressive
+    assert (ramp.start_size, ramp.start_ramp, ramp.end_ramp, ramp.multiple) == (128, 2, 5, 32)

@@ -33,6 +33,7 @@ def plan(config: Config, batches: Batches, manifest: dict[str, Any]) -> int:
 
 def _measurements(config: Config, batches: Batches, measured: Probe) -> list[str]:
     def row(name: str, timing: Timing) -> tuple[str, str, str, str]:
+        # per_device and not micro_batch: a timing is of an optimizer step, with all its micro-batches.
         per_s = batches.per_device / timing.seconds
         return name, _count(per_s), f"{timing.seconds * 1000:,.1f}", str(timing.num_steps)
 
@@ -53,12 +54,15 @@ def _measurements(config: Config, batches: Batches, measured: Probe) -> list[str
 
 def _conclusions(config: Config, batches: Batches, measured: Probe, manifest: dict[str, Any]) -> list[str]:
     epoch_s, total_s = (steps * measured.both.seconds for steps in (measured.steps_per_epoch, measured.total_steps))
+    # Not training.epochs, which is null for a budget in steps and ignores max_steps.
     num_epochs = measured.total_steps / measured.steps_per_epoch
     stop = "" if config.training.max_steps is None else f", cut by training.max_steps={config.training.max_steps}"
     sizes = {name: split["beton_bytes"] for name, split in manifest["splits"].items()}
     train = manifest["splits"]["train"]
+    # The loader asks for whole images, whatever part of them a crop takes (loader.read_ahead).
     read_per_s = sizes["train"] / train["num_samples"] * batches.per_device / measured.both.seconds
     num_devices = batches.num_devices
+    # The CUDA context, about 0.5 GB, is not in torch's count.
     what = "reserved by torch on the GPU" if accelerator_of(config.hardware) == "gpu" else "of the process"
     return [
         f"time       {_time(epoch_s)} an epoch of {measured.steps_per_epoch:,} steps;"
@@ -73,6 +77,7 @@ def _conclusions(config: Config, batches: Batches, measured: Probe, manifest: di
 
 def _bound(measured: Probe) -> str:
     loader, step, both = measured.loader.seconds, measured.step.seconds, measured.both.seconds
+    # Ratios of the two alone: while they run together, each also waits for the other.
     slower, faster = ("the loader", "the step") if loader > step else ("the step", "the loader")
     sentence = f"{slower}: {faster} alone is {max(loader, step) / min(loader, step):.1f} times as fast"
     if both > COMPETING * max(loader, step):
@@ -83,9 +88,11 @@ def _bound(measured: Probe) -> str:
 def _devices_table(config: Config, batches: Batches, measured: Probe) -> list[str]:
     """What the loaders of N devices must deliver for no device to wait, and how long the recipe then takes."""
     batch = config.training.global_batch
+    # Also the numbers that the recipe refuses, so that the table says which ones and why nothing is printed for them.
     numbers = sorted({*MANY_DEVICES, batches.num_devices})
     allowed = [number for number in numbers if _can_share(config, number)]
     refused = [str(number) for number in numbers if number not in allowed]
+    # From step and loader alone: a device that never waits is as fast as the step, and `loader cores` keep it so.
     step_per_s = batches.per_device / measured.step.seconds
     thread_per_s = batches.per_device / measured.loader.seconds / _num_cores(config)
     rows = [("devices", "images/s", "loader cores", "time", "device-hours")]
@@ -108,6 +115,7 @@ def _devices_table(config: Config, batches: Batches, measured: Probe) -> list[st
 
 
 def _can_share(config: Config, num_devices: int) -> bool:
+    # derive_batches is the only judge: divisibility of the global batch, of BatchNorm groups and of mixing groups.
     hardware = dataclasses.replace(config.hardware, devices=num_devices, nodes=1)
     try:
         derive_batches(dataclasses.replace(config, hardware=hardware))
@@ -125,8 +133,11 @@ def _assumptions(config: Config, batches: Batches, measured: Probe) -> list[str]
         f" images/s, measured on {_counted(_num_cores(config), 'core')}; twice the cores are twice as fast",
         "N devices: a device is as fast per image with a smaller part of the batch, and sending gradients is free",
     ]
+    if config.augmentation.progressive.start_size is not None:
+        lines.append(f"all epochs have crops of {config.augmentation.size} pixels; the smaller ones are faster")
     if batches.num_devices > 1:
         lines.append(f"one device was measured with its part of {batches.num_devices}; the others were idle meanwhile")
+    # One process has nobody to communicate with, so this cost cannot be measured here.
     if batches.bn == "sync":
         lines.append("synchronized BatchNorm was measured without its communication")
     if accelerator_of(config.hardware) == "cpu":

@@ -75,6 +75,7 @@ NOT_LEARNING = (
     "distributed/cluster.py",
     "distributed/gpus.py",
     "distributed/launch.py",
+    "distributed/liveness.py",
     "distributed/rendezvous.py",
     "files.py",
     "printable.py",
@@ -103,6 +104,7 @@ def code_sha256(package: Path, paths: Iterable[str]) -> str:
 
 def source_files(package: Path, paths: Iterable[str]) -> list[Path]:
     """The Python and C files at or below some paths, relative to `package` and sorted."""
+    # A path is a file or a folder: the file itself, and everything below the folder.
     found = [file for path in paths for file in (package / path, *(package / path).rglob("*"))]
     relative = {file.relative_to(package) for file in found if file.suffix in (".py", ".c", ".h") and file.is_file()}
     # editors and macOS leave hidden files; Python imports none of them

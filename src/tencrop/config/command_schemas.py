@@ -62,6 +62,38 @@ class EvaluateConfig(Config):
 
 
 @dataclass
+class DoctorConfig(Config):
+    """Configuration of doctor.py: that of the training to come, and the form of the output."""
+
+    json: bool = False
+
+
+@dataclass
+class Cluster:
+    """A cluster's settings for jobs: a file of conf/cluster. null: the cluster's default, or slurm/train.sbatch's."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time: str | None = None
+    cpus_per_task: Count | None = None
+    options: list[str] = field(default_factory=list)  # further options of sbatch
+    modules: list[str] = field(default_factory=list)  # module load NAME, before Python starts
+    environment: dict[str, str] = field(default_factory=dict)
+    network: bool = True  # whether compute nodes reach the tracker's server
+
+
+@dataclass
+class SubmitConfig(Config):
+    """Configuration of submit.py: that of the training, and where it runs."""
+
+    cluster: Cluster = field(default_factory=Cluster)
+    table: str | None = None  # a file of conf/errors: submit the runs that it lacks, and then its evaluation
+    dry_run: bool = False
+
+
+@dataclass
 class VisualizationConfig(EvaluateConfig):
     """Configuration of python -m tencrop.visualization: that of evaluate.py, and the figure to draw."""
 

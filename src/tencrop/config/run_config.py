@@ -17,7 +17,7 @@ CONFIG = "the configuration of a run of this version"
 REMEDY = "restore it from a copy, or train it again"
 # Keys that depend on the machine. A person who receives a run folder may edit them, so config_sha256 leaves them out.
 LOCATION_KEYS = {"hardware", "tracker", "runs"}
-LOCATION_DATA_KEYS = {"root", "source"}
+LOCATION_DATA_KEYS = {"root", "source", "stage", "keep_stage"}
 # The keys that are read from a run's configuration without validating it as a Config; runs of earlier code have fewer.
 CONFIG_SHAPE = {
     "config_format?": Between(1, CONFIG_FORMAT),
@@ -59,6 +59,7 @@ def read_written_config(path: Path) -> Document:
 
 def config_sha256(config: Document) -> str:
     """SHA-256, hexadecimal, of the content of a config.yaml without its location-dependent keys."""
+    # From parsed content, so that a changed comment or indentation is no change.
     kept = {key: value for key, value in config.items() if key not in LOCATION_KEYS}
     kept["data"] = {key: value for key, value in config["data"].items() if key not in LOCATION_DATA_KEYS}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +20,15 @@ from tencrop.config import Config, Hardware, Protocol, accelerator_of, num_worke
 from tencrop.console import plain_console
 from tencrop.data.augmentation.batch import Batch
 from tencrop.data.augmentation.color import normalize
+from tencrop.data.augmentation.mean_image import resized_mean
 from tencrop.data.augmentation.plan import evaluation_plan
 from tencrop.data.loading.loaders import loader_class
 from tencrop.data.sampling.sampler import evaluation_batches, split_to_fit_memory
 from tencrop.data.store.manifest import Split, open_split
 from tencrop.distributed.gpus import check_num_gpus
+from tencrop.evaluation.allocator import keep_freed_memory
 from tencrop.evaluation.predictions import Scores, from_averages
-from tencrop.evaluation.protocols import merge, num_views, view_groups
+from tencrop.evaluation.protocols import REFLECTED, Sizes, merge, num_views, view_groups
 from tencrop.evaluation.subsets import evaluated_index
 from tencrop.models.convolutional import MeanScores, fully_convolutional
 from tencrop.models.factory import build_model
@@ -48,7 +50,7 @@ class ScoringTask:
     mean: list[float]  # on [0, 255], like `std`
     std: list[float]
     identity: dict[str, str]  # hashes of weights, data, protocol and code: the metadata of the scores
-    mean_image: Tensor | None = None  # float32 [256, 256, 3], subtracted in place of the mean
+    mean_image: Tensor | None = None  # float32 [S, S, 3] of mean_image_of, subtracted in place of the mean
 
 
 def build_network(task: ScoringTask) -> nn.Module:
@@ -79,6 +81,8 @@ def score_part(
         network = MeanScores(fully_convolutional(network, image_size=size, name=name))
     set_precision(config.training.precision)
     device = _device(config.hardware, local_rank)
+    if device.type == "cpu":
+        keep_freed_memory()
     layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
     network = network.to(device, memory_format=layout).eval()  # type: ignore[call-overload]
     index = evaluated_index(config, split)
@@ -129,12 +133,12 @@ def micro_batch_of(config: Config) -> int:
 def view_logits(network: nn.Module, batch: Batch, mean: Tensor, std: Tensor, config: Config) -> Tensor:
     """Logits float32 [V, B, K] of all V views of a batch, on the device of `mean`.
 
-    mean: [3], or the mean image [256, 256, 3]; of that, each view's own part is subtracted.
+    mean: [3], or the mean image [S, S, 3] that normalization.mean names; of that, each view's own part is subtracted.
     """
     images = batch.images.to(mean.device, non_blocking=True)
     groups, slots_of_groups = [], []
     for slots, group in view_groups(images, batch.sizes, config.protocol):
-        means = repeat(mean) if mean.ndim == 1 else _mean_views(mean, config.protocol)
+        means = repeat(mean) if mean.ndim == 1 else _mean_views(mean, config, batch.sizes[slots[0]])
         pairs = zip(group, means, strict=False)  # a single mean is repeated without end
         inputs = (normalize(view, mean, std, channels_last=config.model.channels_last) for view, mean in pairs)
         # A generator: one view is cut, normalized and scored at a time. All views at once would be ten batches.
@@ -145,13 +149,20 @@ def view_logits(network: nn.Module, batch: Batch, mean: Tensor, std: Tensor, con
     return torch.cat(groups, dim=1)[:, order]
 
 
-def _mean_views(mean_image: Tensor, protocol: Protocol) -> Iterator[Tensor]:
-    """The views of the mean image, each [1, 3, H, W], in the order of an image's: cut and mirrored by the same code.
+def _mean_views(mean_image: Tensor, config: Config, whole: Sizes) -> Iterator[Tensor]:
+    """The mean image's part for each view, [1, 3, H, W], in the order of the views. whole: [2], size of whole images.
 
-    check_mean_image lets no protocol pass whose images are not the mean image's square, or centered on it.
+    For mean=image, the same code cuts and mirrors it: check_mean_image lets no protocol pass whose images are not its
+    square, or centered on it. The center (image_center) is the same for all views, but mirrored for mirrored ones.
     """
-    ((_, group),) = view_groups(mean_image[None], np.array([mean_image.shape[:2]]), protocol)
-    return (view.permute(0, 3, 1, 2) for view in group)
+    protocol = config.protocol
+    if config.normalization.mean == "image":
+        ((_, group),) = view_groups(mean_image[None], np.array([mean_image.shape[:2]]), protocol)
+        return (view.permute(0, 3, 1, 2) for view in group)
+    height, width = whole.tolist() if protocol.name == "dense" else (protocol.size, protocol.size)
+    image = resized_mean(mean_image, height, width)
+    num_reflected = num_views(protocol) // 2 if protocol.name in REFLECTED else 0
+    return chain(repeat(image, num_views(protocol) - num_reflected), repeat(image.flip(3), num_reflected))
 
 
 def forward(network: nn.Module, inputs: Tensor, config: Config) -> Tensor:

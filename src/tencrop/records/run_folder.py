@@ -121,6 +121,13 @@ def run_folder(
     return folder
 
 
+def resolved_config(config: Config) -> bytes:
+    """The content of config.yaml for a validated configuration, without credentials."""
+    # asdict: every default is written out, so later changes of conf/ do not matter
+    content = {"config_format": CONFIG_FORMAT, **redact_values(dataclasses.asdict(config))}
+    return OmegaConf.to_yaml(OmegaConf.create(content)).encode()
+
+
 def finish(folder: Path, *, status: str, weights_sha256: str | None, ema_sha256: str | None = None) -> str | None:
     """Record how training ended: status (complete | interrupted | diverged), and the hashes of its weights.
 
@@ -171,10 +178,7 @@ def _write_records(folder: Path, config: Config, origin: Provenance, total_steps
             print(f"{folder}: recorded as not known: {facts['not_known']}", file=sys.stderr)
     # The manifest is written last, so its presence means that config.yaml and code.diff are complete.
     if not (folder / "manifest.json").exists():
-        # asdict of the validated configuration: every default is written out, so later changes of conf/ do not matter.
-        content = {"config_format": CONFIG_FORMAT, **redact_values(dataclasses.asdict(config))}
-        values = OmegaConf.to_yaml(OmegaConf.create(content))
-        atomic_write(folder / "config.yaml", values.encode())
+        atomic_write(folder / "config.yaml", resolved_config(config))
         atomic_write(folder / "code.diff", code_diff().encode())
         manifest: RunManifest = {
             # Checkpoints contain both, which ties them to this run.
@@ -227,8 +231,8 @@ def _refuse_other_code(folder: Path, config: Config, before: Session, now: Sessi
     # Half a run with one version and half with another has weights that no version of the code can reproduce.
     if before["code"]["learning_sha256"] != now["code"]["learning_sha256"] and not config.allow_other_code:
         code = before["code"]
-        place = f"installed, {code['installed']}" if "installed" in code else "outside git"
-        revision = (code["revision"] or "")[:12] or ("unknown" if "not_known" in code else place)
+        source = f"installed, {code['installed']}" if "installed" in code else "outside git"
+        revision = (code["revision"] or "")[:12] or ("unknown" if "not_known" in code else source)
         raise UserError(
             f"{folder}: begun by another version of the code ({revision}, {before['started']});"
             " check that version out, or continue with allow_other_code=true, or delete the folder"

@@ -221,14 +221,14 @@ class Checkpoints(Callback):
         trainer.save_checkpoint(self.folder / name)
 
 
-def _assert_plain(value: Any, place: str = "checkpoint") -> None:
+def _assert_plain(value: Any, where: str = "checkpoint") -> None:
     # Fail when a checkpoint is written, not months later when someone reads it.
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            assert isinstance(key, str | int), f"{place} has a key {key!r}"
-            _assert_plain(inner, f"{place}[{key!r}]")
+            assert isinstance(key, str | int), f"{where} has a key {key!r}"
+            _assert_plain(inner, f"{where}[{key!r}]")
     elif isinstance(value, list | tuple):
         for number, inner in enumerate(value):
-            _assert_plain(inner, f"{place}[{number}]")
+            _assert_plain(inner, f"{where}[{number}]")
     else:
-        assert isinstance(value, PLAIN), f"{place} is a {type(value).__name__}, which weights_only does not read"
+        assert isinstance(value, PLAIN), f"{where} is a {type(value).__name__}, which weights_only does not read"

@@ -26,7 +26,7 @@ from tencrop.config import Batches, Config, UserError
 from tencrop.data.augmentation.batch import Batch
 from tencrop.data.augmentation.color import mean_and_std, normalize
 from tencrop.data.augmentation.crops import central_crops
-from tencrop.data.augmentation.mean_image import central_mean, mean_image_of
+from tencrop.data.augmentation.mean_image import USE, central_mean, mean_image_of
 from tencrop.data.augmentation.mixing import MixupCutmix, partner_labels
 from tencrop.data.augmentation.pipeline import build_transforms
 from tencrop.distributed.collectives import all_reduce
@@ -106,7 +106,8 @@ class Classifier(pl.LightningModule):
             # Not persistent: they follow from the configuration and the data, and the state dict stays loadable as
             # plain weights. on_save_checkpoint records them as numbers.
             self.register_buffer(name, torch.tensor(values), persistent=False)
-        self.register_buffer("mean_image", mean_image_of(config.normalization, statistics), persistent=False)
+        image = mean_image_of(config, statistics, size=config.augmentation.size)
+        self.register_buffer("mean_image", image, persistent=False)
         # train_counts is persistent because a checkpoint may fall between two rows of metrics.jsonl.
         self.register_buffer("train_counts", no_errors())
         self.register_buffer("val_counts", no_errors(), persistent=False)
@@ -217,7 +218,8 @@ class Classifier(pl.LightningModule):
     def logits(self, network: nn.Module, images: Tensor) -> Tensor:
         """Logits [B, K] of uint8 images [B, H, W, 3], central crops, normalized but not augmented."""
         channels_last, image = self.config.model.channels_last, self.mean_image
-        mean = self.mean if image is None else central_mean(image, size=images.shape[1])
+        choice = self.config.normalization
+        mean = self.mean if image is None else central_mean(image, choice, size=images.shape[1])
         return self.predict(network, normalize(images, mean, self.std, channels_last=channels_last))[0]
 
     def predict(self, network: nn.Module, inputs: Tensor) -> list[Tensor]:
@@ -333,6 +335,7 @@ class Classifier(pl.LightningModule):
             self.train_counts.zero_()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        image = self.mean_image
         checkpoint["tencrop"] = {
             "format": FORMAT,
             "run_id": self.run_id,
@@ -344,7 +347,7 @@ class Classifier(pl.LightningModule):
             # With mean and std a checkpoint can be evaluated without the data it was trained on.
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),
-            **({} if self.mean_image is None else {"mean_image": self.mean_image.float().cpu()}),
+            **({} if image is None else {"mean_image": image.float().cpu(), USE: self.config.normalization.mean}),
             "plateau": dataclasses.asdict(self.plateau),
             "best": {"top1_error": self.best_error, "step": self.best_step},
             "weights_sha256": weights_sha256(self.model.state_dict()),

@@ -26,13 +26,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tencrop.config import Batches, Config, UserError, accelerator_of, is_deterministic
 from tencrop.config.launcher import is_first_process, launched
-from tencrop.config.recipe_rules import check_length
+from tencrop.config.recipe_rules import check_length, check_ramp
 from tencrop.data.augmentation.plan import evaluation_plan
+from tencrop.data.augmentation.progressive import training_sizes
 from tencrop.data.sampling.sampler import check_rescaled
 from tencrop.distributed.cluster import cluster_environment
 from tencrop.distributed.gpus import check_num_gpus
 from tencrop.models.checkpoint_files import run_manifest, weights_sha256
-from tencrop.models.factory import build_model
+from tencrop.models.factory import build_model, check_image_size
 from tencrop.signals import INTERRUPTED
 from tencrop.training.checkpoints import (
     LAST,
@@ -163,6 +164,8 @@ def build(
         num_epochs = config.training.steps / data.steps_per_epoch
         budget = f"training.steps={config.training.steps}, which are {num_epochs:.3g} epochs"
         check_length(config.schedule, num_epochs=num_epochs, budget=budget)
+        check_ramp(config.augmentation, num_epochs=num_epochs, budget=budget)
+    _check_training_sizes(model, config)
     classifier = Classifier(
         config,
         model,
@@ -172,6 +175,14 @@ def build(
         teacher=teacher,
     )
     return data, classifier
+
+
+def _check_training_sizes(model: nn.Module, config: Config) -> None:
+    """Raise UserError for a size of training crops that the network does not take; build_model checks image_size."""
+    for size in training_sizes(config.augmentation):
+        key = "augmentation.size" if size == config.augmentation.size else "augmentation.progressive"
+        if size != config.image_size:
+            check_image_size(model, config.model.name, size, key=key, for_training=True)
 
 
 def _refuse_unfit_images(config: Config, data: DataModule) -> None:

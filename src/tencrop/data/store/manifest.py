@@ -110,6 +110,7 @@ def read_manifest(root: str | Path, data: str = "imagefolder") -> dict[str, Any]
         raise UserError(f"data.root={root}: holds no prepared data (no manifest.json); prepare it with: {prepare}")
     what, remedy = "a manifest of prepared data", f"delete {root} and run: {prepare}"
     manifest = read_json(path, {"format": str}, what=what, remedy=remedy)
+    # Before the shape: a manifest of another format would fail it with a message that does not tell how to go on.
     if (found := manifest["format"]) != FORMAT:
         raise UserError(f"{path}: format {found}, but this code reads {FORMAT}; prepare again elsewhere: {prepare}")
     try:
@@ -140,6 +141,7 @@ def file_table(num_files: int, name_bytes: int) -> np.ndarray:
     """An empty file table, one row for each sample; a name is class/file, at most `name_bytes` bytes (os.fsencode)."""
     row = [
         ("name", f"S{name_bytes}"),
+        # Little-endian on every machine, since files_sha256 covers these bytes.
         ("label", "<i4"),
         ("kind", "u1"),  # index into encode.KINDS
         ("mode", "u1"),  # of the payload: beton.JPEG | RAW
@@ -246,6 +248,7 @@ class Split:
                 f"{root / facts['files']}: not the table of the {self.num_samples} files of {facts['beton']};"
                 f" {_REMEDY.format(root=root)}"
             )
+        # From the .beton file, which is what the loader reads; verify.py compares the file table with it.
         self.labels = self.beton.labels  # a view of the mapped file, like all tables; stored_sizes is a copy of 10 MB
         self.stored_sizes = np.stack([self.beton.heights, self.beton.widths], axis=1).astype(np.int32)
         location = SourceLocation(
@@ -293,8 +296,10 @@ class Split:
 
             return DigitsSource()
         from tencrop.data.sources.cifar10 import Cifar10Source
+        from tencrop.data.sources.mnist import MnistSource
 
-        return Cifar10Source(Path(self._location.path), subset=True)  # no count: prepare.py has checked it
+        source = MnistSource if self.manifest["name"] == "mnist" else Cifar10Source
+        return source(Path(self._location.path), subset=True)  # no count: prepare.py has checked it
 
     def _check_size(self, path: Path, num_bytes: int) -> None:
         found = path.stat().st_size if path.is_file() else None
