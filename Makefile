@@ -35,13 +35,13 @@ quickstart: install ## LeNet-5 on handwritten digits: prepare, train, evaluate, 
 	$(BIN)/python evaluate.py experiment=lenet5_digits protocol=five_crop
 	$(BIN)/python report.py 'runs=[runs/lenet5_digits]' output=report
 
-test: lint ## ruff, mypy and all tests
+test: lint $(VENV)/cluster ## ruff, mypy and all tests
 	$(PARALLEL) $(BIN)/python -m pytest -q $(WORKERS)
 
 test-fast: lint ## the tests of every day: without training, images from disk and other processes
 	$(BIN)/python -m pytest -q $(FAST)
 
-test-long: install ## tests that take minutes rather than seconds
+test-long: install $(VENV)/cluster ## tests that take minutes rather than seconds
 	$(BIN)/python -m pytest -q -s -m long
 
 gpu-check: install ## checks that need a GPU: marked tests, DDP, exact resume, protocols; prints a table
@@ -93,6 +93,19 @@ $(notdir $(PYTHON))-dev  test -e "$$($(PYTHON) -c 'import sysconfig; print(sysco
 $(notdir $(PYTHON))-venv $(PYTHON) -c 'import ensurepip, venv'
 endef
 export NEEDS
+
+# What tests/cluster needs. Elsewhere those tests are skipped, but not where CI is set.
+$(VENV)/cluster: | $(VENV)/locked
+	@export PATH="$$PATH:/usr/sbin"; \
+	if ! { command -v slurmctld && command -v munged; } >/dev/null && command -v apt-get >/dev/null; then \
+	    sudo=; [[ $$(id -u) == 0 ]] || sudo="sudo -n"; \
+	    if $$sudo true 2>/dev/null; then \
+	        echo "Installing slurm-wlm munge ..."; \
+	        $$sudo apt-get update -qq; \
+	        $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null; \
+	    fi; \
+	fi
+	@touch $@
 
 $(VENV)/system:
 	@[[ "$$(uname -sm)" == "Linux x86_64" ]] || { echo "error: $$(uname -sm): requirements.lock is for Linux x86_64;" \

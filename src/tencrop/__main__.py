@@ -21,6 +21,8 @@ COMMANDS = {
     "evaluate": ("tencrop.commands.evaluate", "evaluate trained weights under a test protocol"),
     "export": ("tencrop.commands.export", "write a trained network for use elsewhere, with a model card"),
     "report": ("tencrop.commands.report", "write one page about one run or many, with the papers' numbers"),
+    "doctor": ("tencrop.commands.doctor", "examine the machine or the nodes of a job before the first training"),
+    "submit": ("tencrop.commands.submit", "submit a training, or the missing runs of a table, to SLURM"),
     "complexity": ("tencrop.complexity.__main__", "count parameters and multiply-adds, layer by layer"),
     "visualization": ("tencrop.visualization.__main__", "draw a network and what its units respond to"),
     "reproduce": ("tencrop.records.reproduce", "repeat a finished run and compare the weights bit for bit"),

@@ -102,7 +102,9 @@ def test_a_mistake_is_reported_before_torch_is_imported():
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("script", ["prepare.py", "train.py", "evaluate.py", "export.py", "report.py"])
+@pytest.mark.parametrize(
+    "script", ["prepare.py", "train.py", "evaluate.py", "export.py", "report.py", "doctor.py", "submit.py"]
+)
 def test_help_shows_examples_and_keys(script):
     result = run("--help", script=script)
     assert result.returncode == 0, result.stderr

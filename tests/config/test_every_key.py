@@ -92,7 +92,8 @@ def learns(config: Config) -> None:
         )
         assert math.isfinite(rate) and rate >= 0
     weight = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
-    optimizer = build_optimizer(config.optimizer, torch.nn.ParameterList([weight]))
+    alike = dataclasses.replace(config.optimizer, layer_decay=None)  # a single weight has no layers
+    optimizer = build_optimizer(alike, torch.nn.ParameterList([weight]))
     weight.grad = torch.tensor([[0.5, 0.0], [0.0, -0.5]], dtype=torch.float64)
     optimizer.step()
     assert weight.isfinite().all()

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 
 from tencrop.config import UserError
 from tencrop.config.launcher import check_launch, is_first_process, launched
@@ -13,15 +14,20 @@ TORCHRUN = FIVE | {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "8"}
 BATCH = {"SLURM_NTASKS": "16", "SLURM_NTASKS_PER_NODE": "8", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "tencrop"}
 BATCH |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
 SRUN = BATCH | {"SLURM_STEP_ID": "0", "SLURM_PROCID": "9"}
+STEP = "SLURM_STEP_TASKS_PER_NODE"
+PTY = SRUN | {"SLURM_PTY_PORT": "40000", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
 SHELL = BATCH | {"SLURM_STEP_ID": "4294967290"}  # salloc's interactive step
 ALL = {
     *TORCHRUN,
     *SRUN,
+    *PTY,
+    STEP,
     "NODE_RANK",
     "GROUP_RANK",
     "JSM_NAMESPACE_RANK",
     "TORCHELASTIC_USE_AGENT_STORE",
     "TENCROP_PIPE",
+    "SLURM_NNODES",
 }
 REFUSED = {
     "nobody": ({}, "hardware=nodes2x8", "nodes=2: start it under srun or torchrun, 8 processes on each"),
@@ -34,7 +40,13 @@ REFUSED = {
     ),
     "too few": (TORCHRUN | {"WORLD_SIZE": "8"}, "hardware=nodes2x8", "nodes = 16: 8 processes were started by torch"),
     "other nodes": (TORCHRUN | {"LOCAL_WORLD_SIZE": "4"}, "hardware=nodes2x8", "torchrun started 4 processes on each"),
-    "unsaid": ({name: SRUN[name] for name in SRUN if "PER_NODE" not in name}, "hardware=nodes2x8", "ntasks-per-node=8"),
+    "one node": (SRUN | {STEP: "16"}, "hardware=nodes2x8", "devices=8: srun started 16 processes on each node"),
+    "uneven nodes": (SRUN | {STEP: "12,4"}, "hardware=nodes2x8", "devices=8: srun started 12,4 tasks on"),
+    "a part of the allocation": (
+        SRUN | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", STEP: "1"},
+        "hardware=nodes2x8",
+        "nodes = 16: 1 processes were started",
+    ),
 }
 # each with hardware=cpu: what one process alone is told to unset
 LEFT_OVER = {
@@ -94,6 +106,8 @@ def test_processes_that_match_the_hardware_are_accepted(started, composed):
         (FIVE | {"LOCAL_WORLD_SIZE": "8"}, "torchrun"),
         (SRUN, "srun"),
         (SRUN | others, "srun"),
+        (SRUN | {STEP: "8(x2)"}, "srun"),
+        ({name: SRUN[name] for name in SRUN if "PER_NODE" not in name} | {STEP: "8(x2)"}, "srun"),
         (SRUN | FIVE, "srun"),
     ):
         started(variables)
@@ -101,11 +115,20 @@ def test_processes_that_match_the_hardware_are_accepted(started, composed):
         assert launched() == (launcher, 16, 8) and not is_first_process()
         assert ("RANK" in os.environ) == (launcher == "torchrun")  # Lightning would read it first
     bash = SRUN | {"SLURM_JOB_NAME": "bash", "SLURM_PROCID": "0"}
-    for variables in ({}, BATCH, bash, SHELL, {"LOCAL_RANK": "0"}, {"RANK": "0", "WORLD_SIZE": "1", "NODE_RANK": "0"}):
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "NODE_RANK": "0"}
+    for variables in ({}, BATCH, bash, SHELL, PTY, {"LOCAL_RANK": "0"}, alone):
         for hardware in ("hardware=gpu8", "hardware=cpu"):
             started(variables)
             check_launch(composed(hardware).hardware)
             assert launched() is None and is_first_process() and not {"RANK", "LOCAL_RANK"} & os.environ.keys()
+
+
+def test_a_step_of_one_task_in_a_larger_allocation_is_one_process(started, composed):
+    step = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", STEP: "1", "SLURM_NNODES": "2"}
+    started(BATCH | step)
+    check_launch(composed("hardware=cpu").hardware)
+    assert launched() == ("srun", 1, 1)
+    SLURMEnvironment(auto_requeue=False).validate_settings(num_devices=1, num_nodes=1)
 
 
 @pytest.mark.parametrize("case", LEFT_OVER)

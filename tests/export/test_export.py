@@ -263,7 +263,7 @@ def test_a_mean_image_is_exported_in_a_file_of_its_own(use: str, prepared_photos
     words, short_side, side = MEAN_IMAGES[use]
     image = torch.rand(side, side, 3, generator=torch.Generator().manual_seed(1)) * 255
     words = [*TIMMS, *words, "normalization.std=[60,59,61.25]", f"short_side={short_side}"]
-    path = trained(prepared_photos, tmp_path / "runs", *words, statistics={"mean_image": image})
+    path = trained(prepared_photos, tmp_path / "runs", *words, statistics={"mean_image": image, "mean_image_use": use})
     folder = exported(path)
     assert sorted(file.name for file in folder.iterdir()) == [
         "README.md",

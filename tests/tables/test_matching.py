@@ -283,7 +283,7 @@ def test_hashes_are_cached_until_conf_changes(
     for name in ("config.yaml", "manifest.json"):
         (folder / name).touch()
     composed: list[Sequence[str]] = []
-    monkeypatch.setattr("tencrop.tables.recipes.compose_training", lambda words, conf: composed.append(words))
+    monkeypatch.setattr("tencrop.tables.recipes.Composer.compose", lambda self, words: composed.append(words))
     monkeypatch.setattr("tencrop.tables.recipes.learning_hash", lambda config: "00000000")
     assert matched() is None and composed == [("experiment=lenet5_digits",)]
     assert matched() is None and len(composed) == 1

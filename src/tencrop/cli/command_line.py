@@ -24,12 +24,13 @@ from tencrop.config.schema import UserError
 
 # The shell expands ~ only at the beginning of a word, so data.root=~/prepared reaches us unexpanded.
 PATHS = (  # keys in which ~ is the home folder
-    "data.root", "data.source", "data.subset_of_val", "runs", "checkpoint", "weights", "weights_dir", "output",
-    "compare", "diff", "scores", "data_root", "labels", "training.init.checkpoint",
+    "data.root", "data.source", "data.stage", "data.subset_of_val", "runs", "checkpoint", "weights", "weights_dir",
+    "output", "compare", "diff", "scores", "data_root", "labels", "training.init.checkpoint",
+    "training.distill.teacher",
 )  # fmt: skip
 TEXTS = (  # keys that take no list
-    "data.root", "data.source", "data.subset_of_val", "weights", "weights_dir", "output", "name", "data_root", "labels",
-    "training.init.checkpoint",
+    "data.root", "data.source", "data.stage", "data.subset_of_val", "weights", "weights_dir", "output", "name",
+    "data_root", "labels", "training.init.checkpoint", "training.distill.teacher",
 )  # fmt: skip
 # KEY=VALUE with Hydra's signs: +KEY adds a key, ~KEY deletes one, ++KEY adds or changes it.
 WORD = re.compile(r"(?P<sign>[+~]{0,2})(?P<key>[A-Za-z_][\w./@-]*)=(?P<text>.*)", re.ASCII | re.DOTALL)

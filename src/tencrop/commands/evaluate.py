@@ -1,6 +1,8 @@
 """The command `evaluate`: measures the error rates of trained weights under a test protocol."""
 
+import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tencrop.cli.command import command, overrides
@@ -67,13 +69,22 @@ def evaluate_and_track(targets: Sequence[EvaluationTarget]) -> "list[Evaluated]"
     from tencrop.report.tables import COLUMNS, error_rows
 
     close_at_ctrl_c()  # only now: an exception during the imports would abort some C++ modules
-    found = evaluate_targets(targets)
+    with contextlib.ExitStack() as copies:
+        found = evaluate_targets([_staged(target, copies) for target in targets])
     # strict=False: with several targets, the last item of `found` is the ensemble, which belongs to no run.
     for target, evaluated in zip(targets, found, strict=False):
         if is_run_folder(run_dir := evaluated.out.parent):
             rows = error_rows(collect([run_dir]))
             track_result(target.config, run_dir, evaluated.result, COLUMNS, [row.cells for row in rows])
     return found
+
+
+def _staged(target: EvaluationTarget, copies: contextlib.ExitStack) -> EvaluationTarget:
+    """The target with the copy of its data in data.stage, if there is one, which lasts as long as `copies`."""
+    from tencrop.data.preparation.stage import staged
+
+    data = copies.enter_context(staged(target.config.data, ["val"]))
+    return replace(target, config=replace(target.config, data=data))
 
 
 def _average_scores(config: EvaluateConfig, files: Sequence[str]) -> int:

@@ -17,13 +17,13 @@ from tencrop.config import Config, EvaluateConfig, Hardware, UserError, own_keys
 from tencrop.config.code import PACKAGE, SCORING, code_sha256
 from tencrop.config.launcher import launched
 from tencrop.evaluation.targets import EVALUATIONS, evaluation_targets
-from tencrop.report.paper_tables import ALL, HASHES, OUTPUT, TITLES, report_tables
+from tencrop.report.paper_tables import HASHES, OUTPUT, TITLES, report_tables
 from tencrop.report.row_commands import training_commands
 from tencrop.report.row_runs import RunsOf, runs_of_tables
 from tencrop.report.table_plan import Pending, Remaining, plan_table
 from tencrop.signals import close_at_ctrl_c
 from tencrop.tables.lines import folders_text
-from tencrop.tables.reading import ERRORS, read_table, read_tables, with_bases
+from tencrop.tables.reading import ERRORS, chosen_tables, with_bases
 from tencrop.tables.schema import Overrides, RowTraining
 
 # What a user may type beside table=NAME: it changes neither the recipe nor the protocol, which the table's rows give.
@@ -39,10 +39,19 @@ def evaluate_table(config: EvaluateConfig, overrides: Sequence[str], folder: Pat
     assert config.table is not None
     if config.table == TITLES:
         return report_tables(TITLES, [], OUTPUT, folder)
-    typed = _checked(config, overrides)
-    tables = read_tables(folder) if config.table == ALL else [read_table(config.table, folder)]
+    typed = check_words(config, overrides)
+    pending, remaining, runs_of = plan_tables(config, folder)
+    failed = _evaluate(pending, plain_config(config), [word for word in typed if not keys_typed([word]) & {"runs"}])
+    _print_remaining(remaining + failed, runs_of, typed, config.hardware if _chose_hardware(typed) else None)
+    code = report_tables(config.table, [str(path) for path in _search_paths(config)], OUTPUT, folder)
+    return 2 if failed else code
+
+
+def plan_tables(config: EvaluateConfig, folder: Path = ERRORS) -> tuple[list[Pending], list[Remaining], RunsOf]:
+    """The evaluations that the table `config.table` lacks, or all tables; the rows that need more; the runs found."""
+    assert config.table is not None
     # Bases are rows of other tables: their runs must be evaluated too, or a difference could not be printed.
-    tables, paths = with_bases(tables, folder), _search_paths(config)
+    tables, paths = with_bases(chosen_tables(config.table, folder), folder), _search_paths(config)
     broken: list[UserError] = []  # report_tables prints them
     close_at_ctrl_c()
     runs_of = runs_of_tables(tables, paths, kept=OUTPUT / HASHES, on_broken=broken.append)
@@ -57,10 +66,7 @@ def evaluate_table(config: EvaluateConfig, overrides: Sequence[str], folder: Pat
         # Two tables may print the same network: a recipe under a protocol is evaluated once.
         pending += [one for one in missing if one.members not in [other.members for other in pending]]
         remaining += others
-    failed = _evaluate(pending, plain_config(config), [word for word in typed if not keys_typed([word]) & {"runs"}])
-    _print_remaining(remaining + failed, runs_of, typed, config.hardware if _chose_hardware(typed) else None)
-    code = report_tables(config.table, [str(path) for path in _search_paths(config)], OUTPUT, folder)
-    return 2 if failed else code
+    return pending, remaining, runs_of
 
 
 def _search_paths(config: Config) -> list[Path]:
@@ -68,8 +74,8 @@ def _search_paths(config: Config) -> list[Path]:
     return [path for path in (Path(config.runs), EVALUATIONS) if path.is_dir()]
 
 
-def _checked(config: EvaluateConfig, overrides: Sequence[str]) -> list[str]:
-    """The overrides without this command's own keys."""
+def check_words(config: EvaluateConfig, overrides: Sequence[str]) -> list[str]:
+    """The overrides without this command's own keys. Raises UserError for one that a row fixes."""
     typed = [word for word in overrides if not keys_typed([word]) & own_keys(EvaluateConfig)]
     for word in typed:
         if not all(key.partition(".")[0] in ALLOWED for key in keys_typed([word])):

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
+from typing import TYPE_CHECKING, Any
 
 from tencrop.cli.command import command, overrides
 from tencrop.cli.command_line import keys_typed
-from tencrop.config import Config, check_data, check_preparation, check_store, derive_batches, run_path
-from tencrop.config.initialization import source_file
+from tencrop.config import (
+    Batches,
+    Config,
+    Data,
+    UserError,
+    check_data,
+    check_preparation,
+    check_store,
+    derive_batches,
+    run_path,
+)
+from tencrop.config.initialization import source_file, teacher_file
 from tencrop.config.launcher import check_launch, check_one_process, is_first_process
 from tencrop.config.loader import check_loader
 from tencrop.config.recipes import print_recipes
@@ -16,8 +28,13 @@ from tencrop.config.tracker import check_tracker
 from tencrop.data.sources.imagenet_test_sets import check_has_training_split
 from tencrop.data.store.manifest import read_manifest
 from tencrop.evaluation.targets import check_one_protocol
-from tencrop.records.run_folder import finish, run_folder
+from tencrop.records.run_folder import finish, is_complete, run_folder
 from tencrop.signals import exit_at_once, exit_when_asked
+
+if TYPE_CHECKING:
+    from tencrop.training.fit import FitResult
+
+STAGE_MINUTES = 120  # how far apart the nodes of a job may finish their copies (data.stage)
 
 
 @command("train", Config)
@@ -39,13 +56,34 @@ def main(config: Config) -> int:
     check_store(config, manifest)
     check_preparation(config, manifest, keys_typed(overrides()))
     source_file(config.training.init, run_path(config))
+    if config.training.distill.teacher is not None and not is_complete(run_path(config)):
+        teacher_file(config.training.distill)
     if config.plan:
+        if config.data.stage is not None:
+            raise UserError("data.stage: plan=true measures data.root and copies nothing; leave it out")
         from tencrop.commands.plan import plan
 
         return plan(config, batches, manifest)
 
     # From here on torch is imported, which takes seconds.
 
+    from tencrop.data.preparation.stage import staged
+    from tencrop.training.fit import completed_fit
+
+    fit_result = completed_fit(run_path(config))
+    # A complete run is not trained, so it needs no copy of the data.
+    data = config.data if fit_result is None else dataclasses.replace(config.data, stage=None)
+    with staged(data, list(manifest["splits"])) as local_data:
+        return _train(config, local_data, batches, manifest, fit_result)
+
+
+def _train(
+    config: Config, local_data: Data, batches: Batches, manifest: dict[str, Any], fit_result: FitResult | None
+) -> int:
+    """Train, or show the result of a complete run (fit_result); returns the exit code.
+
+    local_data: config.data, or its copy on a disk of this node.
+    """
     from tencrop.distributed.launch import launch_ranks
     from tencrop.evaluation.checks import check_scorable
     from tencrop.evaluation.evaluate import evaluate_run
@@ -54,20 +92,24 @@ def main(config: Config) -> int:
     from tencrop.report.collect import collect
     from tencrop.report.page import write_report
     from tencrop.report.tables import COLUMNS, error_rows, print_table
-    from tencrop.training.fit import build, completed_fit, fit
+    from tencrop.training.fit import build, fit
     from tencrop.training.initial_weights import read_initial_weights
 
-    fit_result = completed_fit(run_path(config))
+    local = dataclasses.replace(config, data=local_data)  # for reading; the records name the original folder
     was_complete = fit_result is not None
     initial = read_initial_weights(config.training.init, run_path(config))
     if fit_result is None:  # not complete: build everything, so that errors occur before anything is written
-        data, classifier = build(config, batches=batches, manifest=manifest, initial=initial)
+        data, classifier = build(local, batches=batches, manifest=manifest, initial=initial)
         check_scorable(classifier.model, config)
-    total_steps = classifier.total_steps if fit_result is None else None
-    run_dir = run_folder(config, manifest, total_steps=total_steps, init=initial and initial.facts)
+    total_steps, teacher = (classifier.total_steps, classifier.teacher) if fit_result is None else (None, None)
+    init_facts, teacher_facts = initial and initial.facts, None if teacher is None else teacher.facts
+    run_dir = run_folder(config, manifest, total_steps=total_steps, init=init_facts, teacher=teacher_facts)
     is_first = is_first_process()
+    # Nodes may need very different times to copy the data.
+    answer_minutes = None if config.data.stage is None else STAGE_MINUTES
     # A complete run needs no further ranks: rank 0 only evaluates, or reads the result.
-    with exit_when_asked(is_first=is_first), launch_ranks(batches.num_devices if fit_result is None else 1):
+    num_ranks = batches.num_devices if fit_result is None else 1
+    with exit_when_asked(is_first=is_first), launch_ranks(num_ranks, answer_minutes=answer_minutes):
         logger = None
         if fit_result is None:
             logger = build_logger(config, run_dir)
@@ -78,7 +120,7 @@ def main(config: Config) -> int:
         result = None
         if fit_result.status == "complete":
             result = evaluate_run(
-                config, manifest=manifest, checkpoint=fit_result.checkpoint, out=run_dir / "predictions"
+                local, manifest=manifest, checkpoint=fit_result.checkpoint, out=run_dir / "predictions"
             )
         if result is None:  # not complete, or not the first process
             close_logger(logger)

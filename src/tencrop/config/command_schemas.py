@@ -26,7 +26,8 @@ class ReportConfig:
     runs: list[str]  # run folders, or folders with results of evaluate.py; empty: runs/ and evaluations/
     output: str  # output folder for the page, the Markdown and the figures
     table: str | None = None  # a file of conf/errors, or all: compare that table with our runs, and write no page
-    # Each of these three replaces the page:
+    plan: bool = False  # with table: add up the device-hours of its missing trainings, as train.py plan=true measured
+    # Each of these replaces the page:
     compare: list[str] = field(default_factory=list)  # two run folders or score files: McNemar's test, flips, classes
     diff: list[str] = field(default_factory=list)  # two run folders: what differs between them
     scores: list[str] = field(default_factory=list)  # score files, or folders that hold some: their statistics
@@ -59,6 +60,38 @@ class EvaluateConfig(Config):
     table: str | None = None  # a file of conf/errors, or all: evaluate the finished runs of its rows, and print it
     weights_dir: str | None = None  # with table=calibration: the folder of released weights that are evaluated
     scores: list[str] | None = None  # score files to average, as an ensemble; no network runs
+
+
+@dataclass
+class DoctorConfig(Config):
+    """Configuration of doctor.py: that of the training to come, and the form of the output."""
+
+    json: bool = False
+
+
+@dataclass
+class Cluster:
+    """A cluster's settings for jobs: a file of conf/cluster. null: the cluster's default, or slurm/train.sbatch's."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time: str | None = None
+    cpus_per_task: Count | None = None
+    options: list[str] = field(default_factory=list)  # further options of sbatch
+    modules: list[str] = field(default_factory=list)  # module load NAME, before Python starts
+    environment: dict[str, str] = field(default_factory=dict)
+    network: bool = True  # whether compute nodes reach the tracker's server
+
+
+@dataclass
+class SubmitConfig(Config):
+    """Configuration of submit.py: that of the training, and where it runs."""
+
+    cluster: Cluster = field(default_factory=Cluster)
+    table: str | None = None  # a file of conf/errors: submit the runs that it lacks, and then its evaluation
+    dry_run: bool = False
 
 
 @dataclass

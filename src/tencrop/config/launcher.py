@@ -25,6 +25,9 @@ SRUN = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID")
 AGENT = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE")  # set by torchrun only
 # SLURM_MAX_NORMAL_STEP_ID of slurm.h. Larger ids denote batch scripts and salloc's interactive step.
 MAX_STEP_ID = 0xFFFFFFF0
+# Tasks on each node of the step, such as "8(x2)". SLURM_NTASKS_PER_NODE is what the job asked for, if it did.
+STEP_TASKS = "SLURM_STEP_TASKS_PER_NODE"
+PTY = "SLURM_PTY_PORT"  # set by srun --pty, which opens a shell (or a debugger, which starts no ranks either)
 INTERACTIVE = ("bash", "interactive")  # names of SLURM jobs that are a shell; Lightning uses the same list
 
 
@@ -33,7 +36,7 @@ class Launched(NamedTuple):
 
     launcher: str  # srun | torchrun
     num_processes: int
-    num_per_node: int
+    num_per_node: int  # 0 if the nodes have different numbers
 
 
 def is_first_process() -> bool:
@@ -57,9 +60,7 @@ def launched() -> Launched | None:
         num_processes = int(os.environ["WORLD_SIZE"])
         return Launched("torchrun", num_processes, _number("LOCAL_WORLD_SIZE") or num_processes)
     if _is_srun():
-        num_processes = int(os.environ["SLURM_NTASKS"])
-        # 0 for several processes without --ntasks-per-node: check_launch asks for it.
-        return Launched("srun", num_processes, _number("SLURM_NTASKS_PER_NODE") or int(num_processes == 1))
+        return Launched("srun", int(os.environ["SLURM_NTASKS"]), _tasks_per_node())
     return None
 
 
@@ -94,8 +95,11 @@ def check_launch(hardware: Hardware) -> None:
             f"hardware.devices x hardware.nodes = {num_devices}: {found.num_processes} processes were started by"
             f" {found.launcher}; start as many, or choose the hardware that fits{_or_unset(found)}"
         )
-    elif not found.num_per_node:  # Lightning requires SLURM_NTASKS_PER_NODE
-        raise UserError(f"srun: started without --ntasks-per-node; give it, --ntasks-per-node={hardware.devices}")
+    elif not found.num_per_node:
+        raise UserError(
+            f"hardware.devices={hardware.devices}: srun started {os.environ[STEP_TASKS]} tasks on the nodes; start as"
+            f" many on each, --nodes={hardware.nodes} --ntasks-per-node={hardware.devices}"
+        )
     elif found.num_per_node != hardware.devices:
         raise UserError(
             f"hardware.devices={hardware.devices}: {found.launcher} started {found.num_per_node} processes on each"
@@ -106,6 +110,10 @@ def check_launch(hardware: Hardware) -> None:
             f"{rank}={os.environ[rank]}: {num_devices} processes have ranks 0 to {num_devices - 1}; start them with"
             f" {found.launcher}{_or_unset(found)}"
         )
+    if found is not None and found.launcher == "srun":
+        # Lightning compares these with its own settings. They are those of the job, and not of the step: a step of one
+        # task in an allocation of eight has SLURM_NTASKS_PER_NODE=8, and without --ntasks-per-node it is missing.
+        os.environ |= {"SLURM_NTASKS_PER_NODE": str(hardware.devices), "SLURM_NNODES": str(hardware.nodes)}
     if found is None or found.launcher == "srun":
         for name in (*RANKS, *SIZES, *AGENT):
             if not name.startswith("SLURM_"):
@@ -155,7 +163,17 @@ def _is_step() -> bool:
     A shell opened by srun or salloc also has SLURM_PROCID=0 and SLURM_NTASKS=n, but nobody starts the other n - 1.
     """
     step = _number("SLURM_STEP_ID")
-    return step is not None and step < MAX_STEP_ID and os.environ.get("SLURM_JOB_NAME") not in INTERACTIVE
+    is_shell = os.environ.get("SLURM_JOB_NAME") in INTERACTIVE or (PTY in os.environ and _number("SLURM_NTASKS") == 1)
+    return step is not None and step < MAX_STEP_ID and not is_shell
+
+
+def _tasks_per_node() -> int:
+    """The number of tasks of this step on each node; 0 if the nodes have different numbers, as in "2(x3),1"."""
+    counts = os.environ.get(STEP_TASKS, "")
+    if same := re.fullmatch(r"([0-9]{1,9})(\(x[0-9]+\))?", counts):
+        return int(same[1])
+    # Without it, as in schedulers that imitate srun, the job's own number; without that, one node.
+    return 0 if counts else _number("SLURM_NTASKS_PER_NODE") or int(os.environ["SLURM_NTASKS"])
 
 
 def _missing(names: tuple[str, ...]) -> list[str]:

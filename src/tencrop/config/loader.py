@@ -28,6 +28,11 @@ def upgrade_config(values: Document) -> Document:
     # No format number marks this change: the tracker affects neither what is learned nor the digest of config.yaml.
     if "tracker" in values:
         values["tracker"] = without_removed_tracker(values["tracker"])
+    for key in (
+        "stage",
+        "keep_stage",
+    ):  # of the job that trained, not of one that reads the run; a stranger's paths too
+        data.pop(key, None)
     values.pop("claim", None)  # a printed error, which is now in conf/errors only
     return values | {"data": data}
 

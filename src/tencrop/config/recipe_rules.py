@@ -5,13 +5,16 @@ These are the rules between keys; what a single key may hold is declared beside 
 
 from __future__ import annotations
 
+from tencrop.config.fields import as_typed
 from tencrop.config.schema import (
     MEAN_IMAGE_SIDE,
-    MEAN_IMAGES,
+    RANDOM_SIZED,
     Augmentation,
     Config,
+    Distill,
     Init,
     Optimizer,
+    Progressive,
     Schedule,
     Training,
     UserError,
@@ -23,6 +26,7 @@ MAX_MAGNITUDE = {"torchvision": 30, "timm": 10, "tf": 10}  # end of the scale of
 def check_recipe(config: Config) -> None:
     """Raise UserError for the first rule that the recipe breaks."""
     _check_augmentation(config.augmentation)
+    _check_progressive(config.augmentation, config.training)
     _check_mean_image(config)
     _check_optimizer(config.optimizer, config.training)
     _check_budget(config.training)
@@ -75,18 +79,50 @@ def _check_augmentation(augmentation: Augmentation) -> None:
         raise UserError("augmentation.mixing.mix_group=1: a single sample has no partner; set it to 2 or more")
 
 
-def _check_mean_image(config: Config) -> None:
-    """For image_center a crop must fit into the mean image; for image it must be taken from a square of its size."""
-    augmentation, side, mean = config.augmentation, MEAN_IMAGE_SIDE, config.normalization.mean
-    # Weights from a file are evaluated only, whatever the training crops are.
-    if mean not in MEAN_IMAGES or config.weights is not None:
-        return
-    if mean == "image_center":
-        if augmentation.size > side:
+def _check_progressive(augmentation: Augmentation, training: Training) -> None:
+    key, ramp, size = "augmentation.progressive", augmentation.progressive, augmentation.size
+    if ramp.start_size is None:
+        if ramp != Progressive():
             raise UserError(
-                f"normalization.mean=image_center: the mean image is a square of {side} pixels, less than a crop of"
-                f" {augmentation.size}; lower image_size to {side}, or set normalization.mean=dataset"
+                f"{key}.start_size=null: the other keys of {key} need the size of the first epochs; give"
+                f" {key}.start_size=PIXELS, or leave them out"
             )
+        return
+    if augmentation.crop not in (*RANDOM_SIZED, "none"):
+        raise UserError(
+            f"{key}.start_size={ramp.start_size}: augmentation.crop={augmentation.crop} cuts a window of this many"
+            " pixels, so a smaller one would show less of the image; set augmentation.crop=random_resized, or"
+            f" {key}.start_size=null"
+        )
+    if ramp.start_ramp is None or ramp.end_ramp is None or ramp.start_ramp > ramp.end_ramp:
+        raise UserError(
+            f"{key}.start_ramp={as_typed(ramp.start_ramp)}, {key}.end_ramp={as_typed(ramp.end_ramp)}: give the last"
+            f" epoch of {ramp.start_size} pixels and, not before it, the first of augmentation.size={size}"
+        )
+    if not ramp.start_size < size or ramp.start_size % ramp.multiple or size % ramp.multiple:
+        raise UserError(
+            f"{key}.start_size={ramp.start_size}: must be below augmentation.size={size}, and both multiples of"
+            f" {key}.multiple={ramp.multiple}"
+        )
+    if training.epochs is not None:
+        check_ramp(augmentation, num_epochs=training.epochs, budget=f"training.epochs={training.epochs}")
+
+
+def check_ramp(augmentation: Augmentation, *, num_epochs: float, budget: str) -> None:
+    """Raise UserError if no epoch has the full size of progressive resizing; budget: the key that sets the end."""
+    end = augmentation.progressive.end_ramp
+    if end is not None and end >= num_epochs:
+        raise UserError(
+            f"augmentation.progressive.end_ramp={end}: the training ends before an epoch has"
+            f" augmentation.size={augmentation.size} pixels ({budget}); lower it"
+        )
+
+
+def _check_mean_image(config: Config) -> None:
+    """For mean=image, a crop has a place in the mean image only if it is taken from a square of that image's size."""
+    augmentation, side = config.augmentation, MEAN_IMAGE_SIDE
+    # Weights from a file are evaluated only, whatever the training crops are.
+    if config.normalization.mean != "image" or config.weights is not None:
         return
     is_square = augmentation.region == "square" and augmentation.side == [side, side]
     if augmentation.crop != "random" or not is_square or config.short_side != side:
@@ -100,6 +136,11 @@ def _check_mean_image(config: Config) -> None:
 def _check_optimizer(optimizer: Optimizer, training: Training) -> None:
     if optimizer.nesterov and not optimizer.momentum:
         raise UserError("optimizer.nesterov=true: needs optimizer.momentum above 0; 0.9 is usual")
+    if optimizer.layers != "timm" and optimizer.layer_decay is None:
+        raise UserError(
+            f"optimizer.layers={optimizer.layers}: all layers have the same learning rate; set"
+            " optimizer.layer_decay=0.7, for example, or optimizer.layers=timm"
+        )
     # A limit of 1 or more never acts, because LAMB has the same limit; below 1 it does.
     if optimizer.name == "lamb" and training.clip_grad_norm is not None and training.clip_grad_norm >= 1:
         raise UserError(
@@ -211,6 +252,7 @@ def _check_unused(config: Config) -> None:
             " training.ema_warmup=none"
         )
     _check_init(training.init)
+    _check_distill(training.distill, config)
     if training.precise_bn is not None:
         _check_precise_bn(config, training.precise_bn)
     for key, value in (("bn_momentum", model.bn_momentum), ("bn_eps", model.bn_eps)):
@@ -228,6 +270,21 @@ def _check_init(init: Init) -> None:
         raise UserError(
             f"training.init.{unused[0]}: without training.init.checkpoint nothing is loaded; give it a run folder or a"
             f" file, or leave training.init.{unused[0]} out"
+        )
+
+
+def _check_distill(distill: Distill, config: Config) -> None:
+    if distill.teacher is None:
+        unused = [key for key, value in vars(Distill()).items() if vars(distill)[key] != value]
+        if unused:
+            raise UserError(
+                f"training.distill.{unused[0]}: without training.distill.teacher nothing is distilled; give it a run"
+                f" folder or a file, or leave training.distill.{unused[0]} out"
+            )
+    elif config.normalization.mean == "image":
+        raise UserError(
+            f"training.distill.teacher={distill.teacher}: its inputs are made from the student's, from which"
+            " normalization.mean=image subtracts a mean at every pixel; set normalization.mean=dataset"
         )
 
 

@@ -55,6 +55,8 @@ def validate(node: DictConfig, schema: type[Schema]) -> Schema:
     if isinstance(config, Config):
         check_recipe(config)
         check_guesses(config, dotted_keys(Config))
+        if (teacher := config.training.distill.model) is not None:
+            _check_model(teacher, key="training.distill.model")
         _check_run(config)
     return config
 
@@ -69,13 +71,13 @@ def _interpolation_sentence(error: OmegaConfBaseException) -> str:
     return f"{key}: {text}"
 
 
-def _check_model(name: str) -> None:
+def _check_model(name: str, *, key: str = "model.name") -> None:
     names = MODEL_NAMES.read_text().split()
     if name not in names:
         # 5 ms for all 1,509 names, and only after a mistake.
         close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(close)}?" if close else "model.name=? lists the names"
-        raise UserError(f"model.name={name}: there is no such model; {hint}")
+        raise UserError(f"{key}={name}: there is no such model; {hint}")
 
 
 def _check_run(config: Config) -> None:

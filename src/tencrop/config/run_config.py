@@ -17,7 +17,7 @@ CONFIG = "the configuration of a run of this version"
 REMEDY = "restore it from a copy, or train it again"
 # Keys that depend on the machine. A person who receives a run folder may edit them, so config_sha256 leaves them out.
 LOCATION_KEYS = {"hardware", "tracker", "runs"}
-LOCATION_DATA_KEYS = {"root", "source"}
+LOCATION_DATA_KEYS = {"root", "source", "stage", "keep_stage"}
 # The keys that are read from a run's configuration without validating it as a Config; runs of earlier code have fewer.
 CONFIG_SHAPE = {
     "config_format?": Between(1, CONFIG_FORMAT),

@@ -34,6 +34,8 @@ NOT_LEARNED_DATA = {
     "check_md5",
     "subset",
     "subset_of_val",
+    "stage",
+    "keep_stage",
 }
 
 # Keys that were null in the first runs where unused, and so are part of their hashes. A key with a default that is not

@@ -90,6 +90,10 @@ class Data:
     undecodable: Literal["stop", "skip"]  # skipped files are listed in the manifest
     check_md5: bool = False  # compare the archives with the published checksums first
     subset: bool = False  # accept fewer images or classes than the data set has
+    # A folder on the node's own disk: the prepared data are copied there once and read from the copy. May contain
+    # variables, '$TMPDIR'.
+    stage: str | None = None
+    keep_stage: bool = True  # keep the copy for later jobs on the node; false: the last process to use it deletes it
     subset_of_val: str | None = None  # a list of file names, one a line: evaluate these images of the val split only
 
 
@@ -102,6 +106,7 @@ class Model:
     # BatchNorm's momentum and epsilon in place of the network's own; null keeps those
     bn_momentum: Annotated[float, Interval(gt=0, le=0.5, hint=BN_MOMENTUM_HINT)] | None = None
     bn_eps: Positive | None = None  # added to the variance; TF-slim: 0.001
+    blur_pool: bool = False  # a fixed 3 x 3 blur before each strided convolution of 16 or more inputs (ffcv-imagenet)
 
 
 @dataclass
@@ -161,10 +166,20 @@ class Mixing:
 
 
 @dataclass
+class Progressive:
+    """Progressive resizing: training crops grow from `start_size` to augmentation.size. ffcv-imagenet's names."""
+
+    start_size: Pixels | None = None  # of the first epochs; null: all crops have augmentation.size
+    start_ramp: NonNegativeInt | None = None  # last epoch of start_size, counted from 0
+    end_ramp: Count | None = None  # first epoch of augmentation.size
+    multiple: Pixels = 32  # every size is a multiple of it; between, the nearest one
+
+
+@dataclass
 class Augmentation:
     # torchvision's | fb.resnet.torch's | TensorFlow's | fixed size | whole image
     crop: Literal["random_resized", "random_sized", "random_sized_tf", "random", "none"]
-    size: Pixels  # output height and width
+    size: Pixels  # output height and width; with progressive resizing, in the last epochs
     filter: Filter
     flip: Fraction  # probability of a horizontal flip
     pca: Pca
@@ -178,6 +193,7 @@ class Augmentation:
     randaugment: RandAugment = field(default_factory=RandAugment)
     erasing: Erasing = field(default_factory=Erasing)
     mixing: Mixing = field(default_factory=Mixing)
+    progressive: Progressive = field(default_factory=Progressive)
     # repeated augmentation: consecutive copies of each sample, each with its own draws
     repeats: Annotated[int, Interval(gt=0, le=1000)] = 1
 
@@ -187,7 +203,7 @@ class Normalization:
     """On pixels of [0, 255]: (pixel - mean) / std. Per channel, except for the mean image."""
 
     # dataset: the mean color of the training images | image: their mean at every pixel, at the place of the crop
-    # (AlexNet, ZFNet) | image_center: the center of that mean image, whatever the place of the crop (ResNet)
+    # (AlexNet, ZFNet) | image_center: the center of that mean image, wherever the crop lies (ResNet)
     mean: Literal["imagenet", "dataset", "image", "image_center"] | PixelMean
     std: Literal["imagenet", "dataset"] | PixelStd
 
@@ -206,6 +222,10 @@ class Optimizer:
     betas: Annotated[Betas | None, UsedIf("name", "adamw", "lamb")] = None
     eps: Annotated[Epsilon | None, UsedIf("name", "adamw", "rmsprop_tf", "lamb")] = None
     alpha: Annotated[Momentum | None, UsedIf("name", "rmsprop_tf")] = None  # decay of the mean square of the gradient
+    # factor of lr from one layer to the layer before it; null: all layers have the same lr
+    layer_decay: Annotated[float, Interval(gt=0, lt=1, hint="0.7 is ConvNeXt's in fine-tuning")] | None = None
+    # What counts as a layer. timm: its group_matcher, mostly one block. convnext: up to three blocks (ConvNeXt's code).
+    layers: Literal["timm", "convnext"] = "timm"
 
 
 @dataclass
@@ -284,6 +304,17 @@ class Init:
 
 
 @dataclass
+class Distill:
+    """Distillation of a trained network, the teacher, by a network with a distillation token (Touvron et al. 2021)."""
+
+    teacher: str | None = None  # a run folder, a checkpoint or a file of weights; null: no distillation
+    model: str | None = None  # the teacher's network, where `teacher` is not in a run folder
+    # hard: the second head learns the class to which the teacher gives the highest score
+    kind: Literal["hard"] = "hard"
+    alpha: Fraction = 0.5  # weight of the loss against the teacher; 1 - alpha is that of the labels
+
+
+@dataclass
 class Training:
     epochs: Annotated[int, Interval(gt=0, le=1_000_000)] | None  # null: `steps` is the budget
     max_steps: Count | None  # stop after this number of optimizer steps, to try out a recipe
@@ -307,6 +338,9 @@ class Training:
     freeze: list[str] = field(default_factory=list)
     # training images over which the final BatchNorm statistics are exact means; null: moving averages, as torch's
     precise_bn: Count | None = None
+    # A convolution kernel whose root mean square is above it is scaled down to it after each step (ZFNet: 0.1).
+    max_rms: Positive | None = None
+    distill: Distill = field(default_factory=Distill)
     # optimizer steps, in place of `epochs`: decides the schedule and the end
     steps: Annotated[int, Interval(gt=0, le=1_000_000_000)] | None = None
 

@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NoReturn
 
 import torch
@@ -26,6 +26,7 @@ from torch.distributed import TCPStore
 from tencrop.config import UserError, num_threads
 from tencrop.config.disk_errors import disk_sentence
 from tencrop.config.launcher import AGENT, PIPE, RANKS, launched
+from tencrop.distributed.liveness import watch_ranks
 from tencrop.distributed.rendezvous import meet, meet_launched
 
 POLL_S = 0.2
@@ -36,12 +37,14 @@ END_S = 60  # time for the other ranks to exit by themselves after rank 0 is don
 
 
 @contextmanager
-def launch_ranks(num_ranks: int) -> Iterator[None]:
+def launch_ranks(num_ranks: int, *, answer_minutes: float | None = None) -> Iterator[None]:
     """Run the block in `num_ranks` processes, the ranks of one training.
 
     Starts ranks 1, 2, ... unless srun or torchrun did. Each repeats this command and enters the block here as well. The
     block begins when all have arrived. The first UserError, OSError or exit code of any rank becomes that of the
     command, and its message is printed once.
+
+    answer_minutes: how far apart processes of srun or torchrun may arrive; None: ANSWER_MINUTES of rendezvous.py.
     """
     store = None  # keep a reference during the block: rank 0's store is the server of the others
     if PIPE in os.environ:
@@ -60,9 +63,18 @@ def launch_ranks(num_ranks: int) -> Iterator[None]:
             raise
         others.end(within_s=END_S)
     else:
-        store = meet_launched() if num_ranks > 1 else None
-        yield
+        store = meet_launched(answer_minutes) if num_ranks > 1 else None
+        with _watching(store, num_ranks):
+            yield
     del store
+
+
+def _watching(store: TCPStore | None, num_ranks: int) -> AbstractContextManager[None]:
+    """The watcher of ranks that srun started; torchrun's agent watches its ranks itself."""
+    found = launched()
+    if store is None or found is None or found.launcher != "srun":
+        return nullcontext()
+    return watch_ranks(store, int(os.environ["SLURM_PROCID"]), num_ranks)
 
 
 def _meet(rank: int) -> TCPStore:

@@ -29,11 +29,11 @@ CONNECT_S = 5.0  # timeout of one attempt to connect
 Address = tuple[str, int]  # host and port
 
 
-def meet_launched() -> TCPStore | None:
+def meet_launched(answer_minutes: float | None = None) -> TCPStore | None:
     """Wait for all processes of srun or torchrun; returns their store, which must be kept until torch has joined them.
 
     None without a launcher, for a single process, and if torch has joined them already. Raises UserError if some do not
-    arrive, with the variables to unset.
+    arrive within answer_minutes (default: ANSWER_MINUTES), with the variables to unset.
     """
     found = launched()
     if found is None or found.num_processes == 1 or is_initialized():
@@ -43,15 +43,17 @@ def meet_launched() -> TCPStore | None:
     environment = cluster_environment()
     remedy = f"start all of them, or, if {found.launcher} did not start this one, {unset(found.launcher)}"
     address = environment.main_address, environment.main_port
-    return meet(environment.global_rank(), found.num_processes, address, remedy=remedy)
+    return meet(environment.global_rank(), found.num_processes, address, remedy=remedy, answer_minutes=answer_minutes)
 
 
-def meet(rank: int, num_processes: int, address: Address, *, remedy: str) -> TCPStore:
+def meet(
+    rank: int, num_processes: int, address: Address, *, remedy: str, answer_minutes: float | None = None
+) -> TCPStore:
     """Wait until all processes have arrived at the store at `address`, which rank 0 opens and must keep alive.
 
-    remedy: the end of the sentence (UserError) if some do not arrive within ANSWER_MINUTES.
+    remedy: the end of the sentence (UserError) if some do not arrive within answer_minutes.
     """
-    clock = _Clock(f"of {num_processes} processes", address, remedy)
+    clock = _Clock(f"of {num_processes} processes", address, remedy, answer_minutes or ANSWER_MINUTES)
     is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun itself serves the store
     store = _open_store(address, clock) if rank == 0 and not is_served else _connect_store(address, clock)
     # torchrun's store outlives a restart of the ranks and still contains the arrivals of the last attempt.
@@ -70,18 +72,19 @@ def meet(rank: int, num_processes: int, address: Address, *, remedy: str) -> TCP
 class _Clock:
     """Sleeps in small steps until the time limit is reached."""
 
-    def __init__(self, whose: str, address: Address, remedy: str) -> None:
+    def __init__(self, whose: str, address: Address, remedy: str, minutes: float) -> None:
         self.whose, self.endpoint, self.remedy = whose, f"{address[0]}:{address[1]}", remedy
+        self.minutes = minutes
         self.start, self.has_spoken = time.monotonic(), False
 
     def wait(self, reason: str) -> None:
         """Sleep for POLL_S. Raises UserError with `reason` after the time limit; prints it once after SAY_AFTER_S."""
         waited_s = time.monotonic() - self.start
-        if waited_s >= 60 * ANSWER_MINUTES:
-            raise UserError(f"{self.whose}, {reason} to {self.endpoint} within {ANSWER_MINUTES} minutes; {self.remedy}")
+        if waited_s >= 60 * self.minutes:
+            raise UserError(f"{self.whose}, {reason} to {self.endpoint} within {self.minutes} minutes; {self.remedy}")
         if waited_s >= SAY_AFTER_S and not self.has_spoken:
             self.has_spoken = True
-            until = f"waiting until {ANSWER_MINUTES} minutes are over"
+            until = f"waiting until {self.minutes} minutes are over"
             print(f"{self.whose}, {reason} to {self.endpoint} so far; {until}", file=sys.stderr, flush=True)
         time.sleep(POLL_S)
 

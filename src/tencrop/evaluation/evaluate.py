@@ -88,7 +88,7 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
     split = open_val_split(config)  # on all processes, so that broken data stops all of them
     statistics = statistics_of(weights, path) or split.statistics
     mean, std = mean_and_std(config.normalization, statistics)
-    mean_image = mean_image_of(config.normalization, statistics, size=config.protocol.size)
+    mean_image = mean_image_of(config, statistics, size=config.protocol.size)
     if _is_first_rank() and (target.typed is not None or config.weights is not None):
         print(*pair_lines(pairs, path.name, config.model.name), sep="\n", end="\n" if pairs else "")
         print(preprocessing_line(path.name, config, mean, std, source), flush=True)

@@ -16,7 +16,7 @@ from torch import nn
 
 from tencrop.config import Config
 from tencrop.config.protocol_rules import check_mean_image, check_protocol
-from tencrop.data.augmentation.mean_image import choice_of
+from tencrop.data.augmentation.mean_image import USE
 from tencrop.evaluation.preprocessing import Preprocessing, apply_preprocessing, typed_fields
 from tencrop.evaluation.targets import EvaluationTarget
 from tencrop.models.weights import Weights
@@ -61,7 +61,8 @@ def _of_export(written: Mapping[str, Any]) -> Preprocessing | None:
 
 def _of_checkpoint(config: Config, metadata: Mapping[str, Any]) -> Preprocessing | None:
     source, filter = "the checkpoint's mean and std, else the configuration", config.augmentation.filter
-    mean: Any = choice_of(metadata["mean_image"]) if "mean_image" in metadata else metadata["mean"]
+    # earlier checkpoints do not say how their mean image is used: there was one way
+    mean: Any = metadata.get(USE, "image") if "mean_image" in metadata else metadata["mean"]
     return Preprocessing(source, mean, metadata["std"], filter, size=None, side=lambda _: None)
 
 

@@ -39,9 +39,9 @@ def evaluate_command(config: Config, result: Mapping[str, Any] | None, preproces
 def model_overrides(model: Model) -> list[str]:
     """The overrides that choose the network: its name and arguments, whatever conf/model says of it."""
     arguments = [for_shell(f"+model.kwargs.{key}={json.dumps(value)}") for key, value in model.kwargs.items()]
-    layout = ["model.channels_last=true"] if model.channels_last else []
+    switches = [f"model.{key}=true" for key in ("channels_last", "blur_pool") if vars(model)[key]]
     # Not model=NAME: conf/model/NAME.yaml may have other arguments in the version of tencrop that reads this card.
-    return ["model=timm", f"model.name={model.name}", *arguments, *layout]
+    return ["model=timm", f"model.name={model.name}", *arguments, *switches]
 
 
 def _protocol_overrides(

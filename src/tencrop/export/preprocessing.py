@@ -13,6 +13,7 @@ from tencrop.config import Config
 from tencrop.config.schema import MEAN_IMAGES
 from tencrop.data.augmentation.color import mean_and_std
 from tencrop.data.augmentation.mean_image import array_sha256
+from tencrop.models.blur_pool import Blur
 
 
 def preprocessing_of_run(config: Config, metadata: dict[str, Any], source: str) -> dict[str, Any]:
@@ -36,8 +37,9 @@ def preprocessing_of_run(config: Config, metadata: dict[str, Any], source: str) 
 
 
 def is_timms(network: nn.Module) -> bool:
-    """Whether timm defines the network. Ours are registered with timm, too, but have no pretrained_cfg."""
-    return bool(getattr(network, "pretrained_cfg", None))
+    """Whether timm alone builds the network: ours have no pretrained_cfg, and timm does not blur (model.blur_pool)."""
+    is_blurred = any(isinstance(module, Blur) for module in network.modules())
+    return bool(getattr(network, "pretrained_cfg", None)) and not is_blurred
 
 
 def timm_config(network: nn.Module, config: Config, classes: Sequence[str], written: Mapping[str, Any]) -> str:

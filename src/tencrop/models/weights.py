@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tencrop.config import UserError
 from tencrop.config.documents import NotEmpty, parse_json
 from tencrop.config.schema import MEAN_IMAGES
-from tencrop.data.augmentation.mean_image import array_sha256
+from tencrop.data.augmentation.mean_image import USE, array_sha256
 from tencrop.models.checkpoint_files import load_checked, with_prefix
 from tencrop.models.mappings import COUNTER, pair_by_order, to_own_names
 
@@ -122,7 +122,7 @@ def statistics_of(weights: Weights, path: Path) -> dict[str, Any]:
     if "mean_image" not in weights.preprocessing:
         return weights.metadata
     image = _read_mean_image(path.with_name(MEAN_IMAGE_FILE), weights.preprocessing["mean_image"]["sha256"], of=path)
-    return {**weights.preprocessing, "mean_image": image}
+    return {**weights.preprocessing, "mean_image": image, USE: weights.preprocessing["mean_image"]["use"]}
 
 
 def apply_weights(

@@ -6,6 +6,7 @@ Never records environment variables, and redacts credentials everywhere else (re
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import shlex
@@ -34,6 +35,9 @@ DRIVER = Path("/dev/nvidiactl")  # exists if NVIDIA's driver is loaded
 OTHER_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
 # Pathspecs of what determines a run. Notes, data and runs in the checkout do not make it "changed".
 CODE_PATHS = ("src", "conf", ":(glob)*.py", "pyproject.toml")
+# In the root of a snapshot of the code (submission/snapshot.py), which has no .git: `code_version` and `code_diff` of
+# the checkout that it was made from.
+SNAPSHOT_FILE, DIFF_FILE = "snapshot.json", "code.diff"
 
 
 def provenance(config: Config, data_manifest: Document) -> Provenance:
@@ -113,6 +117,9 @@ def code_version() -> Code:
     `learning_sha256` covers config.code.LEARNING only and does not need git: a change to a report must not prevent a
     run from being resumed.
     """
+    if snapshot := _snapshot():
+        of_checkout: Code = json.loads((snapshot / SNAPSHOT_FILE).read_text())
+        return {**of_checkout, "learning_sha256": code_sha256(PACKAGE, LEARNING)}
     facts: Code = {
         "revision": None,
         "remote": None,
@@ -137,6 +144,8 @@ def code_diff() -> str:
 
     Outside a checkout, or if git failed, one comment line with the reason.
     """
+    if snapshot := _snapshot():
+        return (snapshot / DIFF_FILE).read_text()
     try:
         if repository := _repository():
             return _diff(repository)
@@ -144,6 +153,17 @@ def code_diff() -> str:
     except GitFailed as error:
         reason = str(error)
     return f"# not known whether the code was changed: {reason}\n"
+
+
+def code_files() -> list[str]:
+    """The files that a job needs, relative to the checkout: tracked ones, and new ones that git does not ignore.
+
+    Raises GitFailed outside a checkout.
+    """
+    if (repository := _repository()) is None:
+        raise GitFailed("this is not a git checkout")
+    options = ("ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    return _git(repository, *options, "--", *CODE_PATHS, "slurm", "requirements.lock").split("\0")[:-1]
 
 
 class GitFailed(Exception):
@@ -172,6 +192,12 @@ def _repository() -> Path | None:
     """Root of the checkout, if the package in use is its source and not a copy installed inside it (.venv)."""
     root = PACKAGE.parents[1]
     return root if _is_of_checkout() and (root / ".git").exists() else None
+
+
+def _snapshot() -> Path | None:
+    """Root of the snapshot that the package is in; None for a checkout."""
+    root = PACKAGE.parents[1]
+    return root if _is_of_checkout() and (root / SNAPSHOT_FILE).is_file() and not (root / ".git").exists() else None
 
 
 def _is_of_checkout() -> bool:
@@ -228,7 +254,7 @@ def _hardware() -> Hardware:
     hardware: Hardware = {
         "host": socket.gethostname(),
         "system": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "num_cores": len(os.sched_getaffinity(0)),  # of this process, which may be fewer than the machine's
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": [gpu.name for gpu in properties],
@@ -248,7 +274,8 @@ def _allow_tf32() -> dict[str, bool]:
     return allow_tf32()
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's model name, as the kernel gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -182,7 +182,7 @@ def _started_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -
     if settings.mode == "disabled":
         say("wandb: disabled (WANDB_MODE)")
         return None
-    reason = _why_offline(settings)
+    reason = why_offline(settings)
     run = None
     if reason is None:
         try:
@@ -250,7 +250,7 @@ def _tracked_id(run_dir: Path) -> str:
     return tracked_id
 
 
-def _why_offline(settings: wandb.Settings) -> str | None:
+def why_offline(settings: wandb.Settings) -> str | None:
     """None if the run can be online, otherwise the reason in a few words."""
     if settings.mode in ("offline", "dryrun"):
         return "set in WANDB_MODE or wandb's settings"

@@ -1,4 +1,4 @@
-"""report.py compare=[A,B]: compares two runs or score files, on the terminal, as Markdown and as CSV.
+"""report.py compare=[A,B]: compares two runs or score files, on the terminal, as Markdown, as CSV and as a page.
 
 Prints errors, McNemar's test, the images that flip and the classes that differ.
 """
@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from tencrop.config import UserError
 from tencrop.config.writable import check_writable
 from tencrop.files import atomic_write
 from tencrop.printable import markdown_text, printable
 from tencrop.report.blocks import Block, print_paragraphs
+from tencrop.report.comparison_html import comparison_page, comparison_section
 from tencrop.report.run_comparison import Comparison, compare, differing
 from tencrop.report.score_sources import read_saved, score_files
 from tencrop.text_tables import csv_table
 
-MARKDOWN, FLIPS, CLASSES = "comparison.md", "comparison-flips.csv", "comparison-classes.csv"
+MARKDOWN, PAGE = "comparison.md", "comparison.html"
+FLIPS, CLASSES = "comparison-flips.csv", "comparison-classes.csv"
 # Thousands of ImageNet's 50,000 images may flip; the CSV files have them all.
 MARKDOWN_ROWS = 50
 ABOUT_TEST = (
@@ -44,15 +47,18 @@ def report_comparison(
         raise UserError(f"compare=[{','.join(inputs)}]: takes two run folders or score files, as compare=[A,B]")
     check_writable(output / MARKDOWN, remedy="make room, or name another folder with output=DIR")
     # Printed and written only after every pair has been compared: an error in the last one leaves no half a report.
-    paragraphs, texts, flips, classes = list[str](), list[str](), list[Cells](), list[Cells]()
+    paragraphs, texts, sections = list[str](), list[str](), list[Markup]()
+    flips, classes = list[Cells](), list[Cells]()
     for a, b in _file_pairs(*inputs):  # one pair at a time: ImageNet's scores take 400 MB a file
         one = compare(*(read_saved(path, average, data_root=data_root) for path in (a, b)), ks=ks)
         tables = blocks(one, output)
         paragraphs += [printable(_head(one)), *(table.terminal() for table in tables)]
         texts.append(_markdown(one, tables))
+        sections.append(comparison_section(one, title=_name(one), head=_head(one), tables=tables))
         flips += _flip_rows(one)
         classes += _class_rows(one)
     files = {
+        PAGE: comparison_page(sections),
         MARKDOWN: "\n".join(texts),
         FLIPS: csv_table(FLIP_COLUMNS, flips),
         CLASSES: csv_table(CLASS_COLUMNS, classes),

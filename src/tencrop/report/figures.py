@@ -5,9 +5,6 @@ Both follow Krizhevsky et al. 2012: Figure 3, and Figure 4 (left).
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -18,17 +15,16 @@ from PIL import Image
 
 from tencrop.config import UserError
 from tencrop.data.sources.class_names import label_names
-from tencrop.data.store.encode import Undecodable, decode_rgb
+from tencrop.data.store.encode import Undecodable
 from tencrop.data.store.manifest import open_split
 from tencrop.evaluation.predictions import Scores, load_scores
 from tencrop.models.weights import load_weights
 from tencrop.report.collect import Result, Run
+from tencrop.report.pictures import data_url, fixed_order, image_picture
 from tencrop.report.templating import render
 
 MAX_KERNELS = 256
 TILE_PIXELS = 44  # minimum side of a kernel on the page; AlexNet's 11 × 11 kernels are enlarged four times
-PICTURE_PIXELS = 224  # maximum shorter side of a test image: scikit-learn's china.jpg then takes 21 kB rather than 83
-JPEG_QUALITY = 85
 NUM_IMAGES, NUM_WRONG = 8, 4  # Figure 4 shows eight images, half of them wrong
 NUM_BARS = 5
 
@@ -130,29 +126,12 @@ def choose_images(scores: Scores) -> list[int]:
 
     Both kinds are ordered by a fixed hash of the image's index.
     """
-    # A hash rather than a random draw or the first images: the choice cannot be tuned to look good, it is the same for
-    # every network, and validation images are sorted by class, so the first eight would show one class.
-
-    def order(position: int) -> bytes:
-        return hashlib.sha256(b"panel %d" % int(scores.index[position])).digest()
-
-    positions = sorted(range(len(scores.index)), key=order)
+    positions = sorted(range(len(scores.index)), key=lambda position: fixed_order(int(scores.index[position])))
     wrong = [position for position in positions if scores.softmax_ranks[position] != 0]
     right = [position for position in positions if scores.softmax_ranks[position] == 0]
     # few correct images, as of a barely trained network, leave more places to wrong ones, and the other way round
     num_wrong = min(NUM_WRONG, len(wrong)) if len(right) >= NUM_IMAGES - NUM_WRONG else NUM_IMAGES - len(right)
     return wrong[:num_wrong] + right[: NUM_IMAGES - num_wrong]
-
-
-def data_url(picture: Image.Image, *, photographic: bool = False) -> str:
-    """The picture as a data: URL, as JPEG where `photographic`, else as PNG."""
-    buffer = io.BytesIO()
-    if photographic:
-        picture.convert("RGB").save(buffer, "JPEG", quality=JPEG_QUALITY)
-    else:
-        picture.save(buffer, "PNG", optimize=True)
-    kind = "jpeg" if photographic else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _top_labels(scores: Scores, position: int) -> TopLabels:
@@ -166,20 +145,12 @@ def _top_labels(scores: Scores, position: int) -> TopLabels:
 
 def _card(file: bytes, top_labels: TopLabels, names: list[str]) -> dict[str, Any]:
     """The values of one image in panel.html."""
-    picture = decode_rgb(file)
-    # digits and CIFAR: enlarged pixel by pixel by the browser, and PNG, since JPEG smears 32 × 32 pixels
-    is_small = min(picture.size) < PICTURE_PIXELS / 2
-    if min(picture.size) > PICTURE_PIXELS:
-        scale = PICTURE_PIXELS / min(picture.size)
-        picture = picture.resize(
-            (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC
-        )
+    picture = image_picture(file)
     bars = [
         (label, names[label], f"{100 * probability:.1f}")
         for label, probability in zip(top_labels.top, top_labels.probabilities, strict=True)
     ]
-    url = data_url(picture, photographic=not is_small)
-    return {"url": url, "is_small": is_small, "label": top_labels.label, "name": names[top_labels.label], "bars": bars}
+    return {"picture": picture, "label": top_labels.label, "name": names[top_labels.label], "bars": bars}
 
 
 def _unavailable(what: str, reason: str) -> Markup:

@@ -72,6 +72,12 @@ class SavedScores:
         """Class folder and file name; "image 17" where the prepared data is not at hand."""
         return f"image {index}" if self._split is None else printable(self._split.names(index))
 
+    def image_file(self, index: int) -> bytes:
+        """The bytes of an image file. Raises UserError where the prepared data or the file is not at hand."""
+        if self._split is None:
+            raise UserError("their prepared data are not on this machine; data_root=DIR names them")
+        return self._split.read_original(index)
+
     @property
     def image_names(self) -> list[str] | None:
         """Class folder and file name of each image; None where the prepared data is not at hand."""

@@ -31,7 +31,8 @@ def explaining_out_of_memory(
     """Around trainer.fit: turn torch.OutOfMemoryError before the end of step `first_step` into a UserError.
 
     To find a micro-batch that fits, trial steps run on the same device, which changes the classifier's weights. A later
-    error is raised unchanged: the micro-batch did fit, so something else has taken the memory.
+    error is raised unchanged: the micro-batch did fit, so something else has taken the memory, or crops have grown
+    (augmentation.progressive). In that case the resumed run fails in its first step, and gets the message.
     """
     try:
         yield
@@ -97,7 +98,7 @@ def _needed_memory(classifier: Classifier, layout: Batches, device: torch.device
 
 def _peak_memory(classifier: Classifier, layout: Batches, device: torch.device) -> int:
     """Peak memory in bytes of two optimizer steps; 0 on a CPU. The optimizer allocates its state in the first one."""
-    size, optimizer = classifier.config.image_size, classifier.configure_optimizers()
+    size, optimizer = classifier.config.augmentation.size, classifier.configure_optimizers()
     weights = [weight for weight in classifier.model.parameters() if weight.requires_grad]
     # The content does not matter: kernels take as much memory for black images.
     images = torch.zeros(layout.micro_batch, size, size, 3, dtype=torch.uint8, device=device)

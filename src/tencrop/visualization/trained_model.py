@@ -54,7 +54,11 @@ class TrainedModel:
     def inputs(self, pixels: Tensor) -> Tensor:
         """Normalize central crops for the network: uint8 [B, H, W, 3] -> float32 [B, 3, H, W]."""
         image = self.mean_image
-        mean = torch.tensor(self.mean) if image is None else central_mean(image, size=pixels.shape[1])
+        mean = (
+            torch.tensor(self.mean)
+            if image is None
+            else central_mean(image, self.config.normalization, size=pixels.shape[1])
+        )
         return normalize(pixels, mean, torch.tensor(self.std))
 
     def split(self, name: str) -> Split:
@@ -97,7 +101,7 @@ def load_trained_model(target: EvaluationTarget) -> TrainedModel:
     data = open_split(config.data.root, "val", source=config.data.source, data=config.data.name)
     statistics = statistics_of(weights, target.path) or data.statistics
     mean, std = mean_and_std(config.normalization, statistics)
-    mean_image = mean_image_of(config.normalization, statistics, size=config.image_size)
+    mean_image = mean_image_of(config, statistics, size=config.image_size)
     classes = target.manifest["classes"]
     return TrainedModel(
         config, network.eval(), initial.eval(), classes, mean, std, weights_sha256(network.state_dict()), mean_image

@@ -3,10 +3,9 @@
 And of its center, which is the same for every crop.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,11 +16,12 @@ from tencrop.config import Augmentation, Config, Normalization, Pca, Protocol, U
 from tencrop.config.schema import Region
 from tencrop.data.augmentation.batch import Batch
 from tencrop.data.augmentation.color import Normalize
-from tencrop.data.augmentation.mean_image import central_mean, choice_of, mean_image_of, mean_side
+from tencrop.data.augmentation.mean_image import USE, central_mean, mean_image_of, mean_side
 from tencrop.data.augmentation.plan import training_plan
 from tencrop.evaluation.inference import view_logits
 from typed import present, stand_in
 
+Use = Literal["image", "image_center"]
 SIZE, STD = 224, [50.0, 60.0, 70.0]
 MEAN_IMAGE = np.random.default_rng(0).uniform(80, 140, (256, 256, 3)).astype(np.float32)
 CENTER = MEAN_IMAGE[16:240, 16:240]
@@ -55,7 +55,7 @@ def subtracted(
     return result
 
 
-def normalization(mean: Literal["image", "image_center"] = "image") -> Normalization:
+def normalization(mean: Use = "image") -> Normalization:
     return Normalization(mean, STD)
 
 
@@ -65,7 +65,7 @@ def test_training_crops_and_mirrored_ones():
     plan = training_plan(np.arange(6), stored, augmentation=ALEXNET, seed=0, epoch=0, mean_side=256)
     assert set(plan.flips) == {True, False}
     model = SimpleNamespace(channels_last=False)
-    config = stand_in(Config, augmentation=ALEXNET, normalization=normalization(), model=model)
+    config = configured(normalization(), augmentation=ALEXNET, model=model)
     module = Normalize(config, STATISTICS)
     images = np.random.default_rng(1).integers(256, size=(6, SIZE, SIZE, 3)).astype(np.uint8)
     params = {name: torch.from_numpy(plan.params[name]) for name in ("pca_alphas", "mean_crop_params")}
@@ -142,9 +142,10 @@ def pixels_of_views(
 
 
 def test_validation_subtracts_the_center():
-    center = central_mean(torch.from_numpy(MEAN_IMAGE), size=SIZE)
-    assert np.array_equal(center[0].permute(1, 2, 0), CENTER)
-    assert np.array_equal(central_mean(torch.from_numpy(CENTER), size=SIZE)[0].permute(1, 2, 0), CENTER)
+    images: dict[Use, np.ndarray] = {"image": MEAN_IMAGE, "image_center": CENTER}
+    for choice, image in images.items():
+        center = central_mean(torch.from_numpy(image), normalization(choice), size=SIZE)
+        assert np.array_equal(center[0].permute(1, 2, 0), CENTER)
 
 
 def test_the_center_is_subtracted_from_training_crops_of_any_place():
@@ -155,7 +156,7 @@ def test_the_center_is_subtracted_from_training_crops_of_any_place():
     side = mean_side(choice, size=SIZE)
     plan = training_plan(np.arange(4), stored, augmentation=resnet, seed=1, epoch=0, mean_side=side)
     assert set(plan.flips) == {True, False} and len(set(plan.boxes[:, 0])) > 1
-    config = stand_in(Config, augmentation=resnet, normalization=choice, model=SimpleNamespace(channels_last=False))
+    config = configured(choice, augmentation=resnet, model=SimpleNamespace(channels_last=False))
     images = np.random.default_rng(1).integers(256, size=(4, SIZE, SIZE, 3)).astype(np.uint8)
     params = {name: torch.from_numpy(plan.params[name]) for name in ("pca_alphas", "mean_crop_params")}
     params["pca_alphas"] = params["pca_alphas"].float()
@@ -203,23 +204,32 @@ def bilinear(image: np.ndarray, y: int, x: int, height: int, width: int) -> np.n
 
 
 def test_trained_weights_keep_the_image_that_they_were_trained_with():
-    choice, center = normalization("image_center"), torch.from_numpy(CENTER)
-    assert torch.equal(found_image(choice, STATISTICS, size=SIZE), center)
-    trained = STATISTICS | {"mean_image": center}
-    assert torch.equal(found_image(choice, trained, size=160), center)
-    assert choice_of(center) == "image_center" and choice_of(torch.from_numpy(MEAN_IMAGE)) == "image"
-    with pytest.raises(UserError, match="were trained with the center of a mean image, 224 pixels"):
-        mean_image_of(normalization(), trained, size=SIZE)
-    with pytest.raises(UserError, match="the mean image has 256 pixels, less than a crop of 299"):
-        mean_image_of(choice, STATISTICS, size=299)
+    config, center = configured(normalization("image_center")), torch.from_numpy(CENTER)
+    assert torch.equal(present(mean_image_of(config, STATISTICS, size=SIZE)), center)
+    trained = STATISTICS | {"mean_image": center, USE: "image_center"}
+    assert torch.equal(present(mean_image_of(config, trained, size=160)), center)
+    with pytest.raises(UserError, match="were trained with the center of a mean image alone; leave"):
+        mean_image_of(configured(normalization()), trained, size=SIZE)
 
 
-def found_image(choice: Normalization, statistics: Mapping[str, Any], *, size: int) -> torch.Tensor:
-    return present(mean_image_of(choice, statistics, size=size))
+def test_the_center_is_the_part_that_a_test_crop_has():
+    """28 of 32 pixels are the central 224 of 256, eight to a pixel; a gradient survives the resize, noise averages."""
+    ramp = np.tile(np.arange(256, dtype=np.float32)[:, None, None], (1, 256, 3))
+    config = configured(normalization("image_center"), image_size=28, short_side=32)
+    found = present(mean_image_of(config, STATISTICS | {"mean_image": ramp}, size=28))
+    assert found.shape == (28, 28, 3)
+    np.testing.assert_allclose(found[1:-1, 0, 0], 16 + 8 * (np.arange(28) + 0.5)[1:-1] - 0.5, atol=1e-4)
+    kept = configured(normalization("image_center"), image_size=64, short_side=None)  # images are not rescaled
+    found = present(mean_image_of(kept, STATISTICS | {"mean_image": ramp}, size=64))
+    np.testing.assert_allclose(found[1:-1, 0, 0], 4 * (np.arange(64) + 0.5)[1:-1] - 0.5, atol=1e-4)
+
+
+def configured(choice: Normalization, **attributes: object) -> Config:
+    return stand_in(Config, **{"normalization": choice, "image_size": SIZE, "short_side": 256, **attributes})
 
 
 @pytest.mark.parametrize("choice", ["image", "image_center"])
 def test_weights_without_a_mean_image_are_refused(choice):
     with pytest.raises(UserError, match=f"mean={choice}: the checkpoint holds no mean image"):
-        mean_image_of(normalization(choice), {"mean": [1.0, 2.0, 3.0], "std": STD}, size=SIZE)
-    assert mean_image_of(Normalization("dataset", STD), STATISTICS, size=SIZE) is None
+        mean_image_of(configured(normalization(choice)), {"mean": [1.0, 2.0, 3.0], "std": STD}, size=SIZE)
+    assert mean_image_of(configured(Normalization("dataset", STD)), STATISTICS, size=SIZE) is None

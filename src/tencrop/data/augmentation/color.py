@@ -100,7 +100,7 @@ class Normalize(Transform):
         self.scale, self.channels_last = noise.scale, config.model.channels_last
         for name, constant in (("mean", torch.tensor(mean)), ("std", torch.tensor(std)), ("axes", noise.axes)):
             self.register_buffer(name, constant, persistent=False)
-        image = mean_image_of(config.normalization, statistics, size=config.augmentation.size)
+        image = mean_image_of(config, statistics, size=config.augmentation.size)
         self.register_buffer("mean_image", image, persistent=False)
 
     def forward(self, images: Tensor, params: dict[str, Any]) -> Tensor:

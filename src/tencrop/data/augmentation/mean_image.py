@@ -5,9 +5,10 @@ The mean image is the mean over the training images' central squares, each resiz
 normalization.mean=image subtracts the part at the place of the crop. Only a crop of such a square has a place;
 config/protocol_rules.py and recipe_rules.py refuse all others.
 
-normalization.mean=image_center subtracts the center of the mean image, of the size of a training crop, from every crop.
-This suits any crop. The mean image that He et al. released with their ResNets has the size of their crops, 224 x 224
-(ResNet_mean.binaryproto; ry/tensorflow-resnet, convert.py, checks its shape). How they computed it is not published.
+normalization.mean=image_center subtracts the center of the mean image from every crop, wherever that lies. The center
+is the mean over the central crops of the test, such as 224 of 256 pixels, in the size of a training crop. The mean
+image that He et al. released with their ResNets has the size of their crops, 224 x 224 (ResNet_mean.binaryproto;
+convert.py of ry/tensorflow-resnet checks its shape). How they computed it is not published.
 
 Called by plan.py, color.py, training, evaluation and visualization.
 """
@@ -16,26 +17,31 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from tencrop.config import Normalization, UserError
+from tencrop.config import Config, Normalization, UserError
 from tencrop.config.schema import MEAN_IMAGE_SIDE, MEAN_IMAGES
 from tencrop.data.augmentation.crops import square_crops
 from tencrop.data.sampling.geometry import offset
 from tencrop.data.sampling.rng import Index, Stream, integers_below, random_uint64
 
+# Key of the statistics of trained weights: the normalization.mean that their mean_image is for. Prepared data has none:
+# its mean image is the whole one, from which both values take their part.
+USE = "mean_image_use"
 
-def mean_image_of(choice: Normalization, statistics: Mapping[str, Any], *, size: int) -> Tensor | None:
-    """The image that `choice` subtracts, [S, S, 3] on [0, 255]; None if it subtracts one mean per channel.
 
-    statistics: `Split.statistics` of prepared data, or those of trained weights. size: of the crops; of prepared data,
-    image_center takes the central size x size. Trained weights carry the image that they were trained with, whatever
-    the size that they are evaluated at. UserError if the statistics have no mean image, or it is smaller than a crop.
+def mean_image_of(config: Config, statistics: Mapping[str, Any], *, size: int) -> Tensor | None:
+    """The image that config.normalization subtracts, [S, S, 3] on [0, 255]; None if it subtracts one mean per channel.
+
+    statistics: `Split.statistics` of prepared data, or those of trained weights. size: S for image_center, if the
+    statistics are of prepared data; trained weights carry the image that they were trained with, whatever the size that
+    they are evaluated at. UserError if the statistics have no mean image, or not the one that is asked for.
     """
+    choice = config.normalization
     if choice.mean not in MEAN_IMAGES:
         return None
     if "mean_image" not in statistics:
@@ -45,19 +51,13 @@ def mean_image_of(choice: Normalization, statistics: Mapping[str, Any], *, size:
         )
     image = torch.as_tensor(statistics["mean_image"], dtype=torch.get_default_dtype())
     if choice.mean == "image_center":
-        return _center(image, size) if choice_of(image) == "image" else image
-    if choice_of(image) != "image":
+        return image if statistics.get(USE) == "image_center" else _center(image, config, size)
+    if statistics.get(USE) == "image_center":
         raise UserError(
-            f"normalization.mean=image: the weights were trained with the center of a mean image, {len(image)} pixels;"
-            " leave normalization.mean out"
+            "normalization.mean=image: the weights were trained with the center of a mean image alone; leave"
+            " normalization.mean out"
         )
     return image
-
-
-def choice_of(mean_image: Tensor) -> Literal["image", "image_center"]:
-    """The value of normalization.mean that trained weights with this mean image have."""
-    # A center as large as the mean image is the mean image: both values then subtract the same from crops of its size.
-    return "image" if len(mean_image) == MEAN_IMAGE_SIDE else "image_center"
 
 
 def mean_side(choice: Normalization, *, size: int) -> int | None:
@@ -93,14 +93,11 @@ def mean_crops(mean_image: Tensor, params: Tensor, *, size: int) -> Tensor:
     return torch.where((params[:, 2] == 1)[:, None, None, None], crops.flip(2), crops).permute(0, 3, 1, 2)
 
 
-def central_mean(mean_image: Tensor, *, size: int) -> Tensor:
-    """The part [1, 3, size, size] of the mean image [S, S, 3] that is subtracted from a central crop.
-
-    This is its center, or all of it, resized to the crop, if it is such a center itself (image_center).
-    """
-    if choice_of(mean_image) == "image_center":
+def central_mean(mean_image: Tensor, choice: Normalization, *, size: int) -> Tensor:
+    """The part [1, 3, size, size] of `mean_image_of`'s image [S, S, 3] that is subtracted from a central crop."""
+    if choice.mean == "image_center":
         return resized_mean(mean_image, size, size)
-    return _center(mean_image, size).permute(2, 0, 1)[None]
+    return _cut(mean_image, size).permute(2, 0, 1)[None]
 
 
 def resized_mean(mean_image: Tensor, height: int, width: int) -> Tensor:
@@ -113,11 +110,18 @@ def resized_mean(mean_image: Tensor, height: int, width: int) -> Tensor:
     return image if image.shape[2:] == (height, width) else interpolate(image, (height, width), mode="bilinear")
 
 
-def _center(mean_image: Tensor, size: int) -> Tensor:
-    if size > len(mean_image):
-        raise UserError(
-            f"normalization.mean=image_center: the mean image has {len(mean_image)} pixels, less than a crop of {size};"
-            " set normalization.mean=dataset"
-        )
+def _center(mean_image: Tensor, config: Config, size: int) -> Tensor:
+    """The part of the mean image that a central test crop has of an image, resized to [size, size, 3]."""
+    side = len(mean_image)
+    center = _cut(
+        mean_image, side if config.short_side is None else round(side * config.image_size / config.short_side)
+    )
+    if len(center) == size:
+        return center
+    pixels = center.permute(2, 0, 1)[None]
+    return interpolate(pixels, (size, size), mode="bilinear", antialias=True)[0].permute(1, 2, 0).contiguous()
+
+
+def _cut(mean_image: Tensor, size: int) -> Tensor:
     start = offset(len(mean_image), size)
     return mean_image[start : start + size, start : start + size]

@@ -16,6 +16,7 @@ from tencrop.config import Augmentation, Protocol
 from tencrop.data.augmentation.distorted_boxes import random_sized_tf_boxes
 from tencrop.data.augmentation.mean_image import mean_crop_params
 from tencrop.data.augmentation.pipeline import draw_params, neutral_params
+from tencrop.data.augmentation.progressive import at_epoch
 from tencrop.data.augmentation.transform import Params, Samples
 from tencrop.data.sampling.geometry import center_box, central_fraction, central_square, rescaled_size
 from tencrop.data.sampling.rng import (
@@ -61,6 +62,7 @@ def training_plan(
     its position in the epoch, `positions` int64 [B], which only mixing needs. mean_side: side of the mean image that is
     subtracted; then params["mean_crop_params"] says where each crop lies in it.
     """
+    augmentation = at_epoch(augmentation, epoch)
     index = np.asarray(index, np.int64)
     height, width = stored_sizes[index].astype(np.int64).T  # in int32 a product of two lengths could overflow
     samples = Samples(index, epoch, seed, view, positions)

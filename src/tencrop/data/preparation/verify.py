@@ -11,8 +11,10 @@ import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from tencrop.config import UserError
 from tencrop.console import plain_console
@@ -38,47 +40,52 @@ def verify(root: str | Path, data: str = "imagefolder", *, num_threads: int = 1,
     root = Path(root)
     console = plain_console(quiet=not progress, soft_wrap=True)
     manifest = read_manifest(root, data)  # compares it with its own digest
-    remedy = f"delete {root} and prepare the data again (prepare.py)"
     for name in manifest["splits"]:
-        split = open_split(root, name, data=data)
-        facts = manifest["splits"][name]
-        # First the file table against the manifest, then the .beton file against the table.
-        check_file(root / facts["files"], facts["files_sha256"])
-        table = np.asarray(split.files)  # without memmap's overhead in each access
-        # Runs are compared by these two hashes, so they are computed anew and not believed.
-        fingerprints = {
-            "source_fingerprint": source_fingerprint(table),
-            "store_fingerprint": store_fingerprint(table, facts["store"]),
-        }
-        for key, found in fingerprints.items():
-            if found != facts[key]:
-                raise UserError(f"{root / facts['files']}: its {key} is not the manifest's; {remedy}")
-        beton = root / facts["beton"]
-        # Training reads these columns from the .beton file, reports read names from the table: both must mean the same
-        # images.
-        for column, theirs in (
-            ("label", split.labels),
-            ("mode", split.beton.modes),
-            ("stored_height", split.beton.heights),
-            ("stored_width", split.beton.widths),
-        ):
-            if not np.array_equal(table[column], theirs):
-                raise UserError(f"{beton}: {column} of its samples is not that of {facts['files']}; {remedy}")
-        with counting_images(console, name, split.num_samples) as advance:
-            damaged = _damaged(split, table, num_threads, advance)
-        if damaged:
-            named = ", ".join(f"{split.names(index)} (sample {index})" for index in damaged[:MAX_NAMED])
-            more = f" and {len(damaged) - MAX_NAMED:,} more" if len(damaged) > MAX_NAMED else ""
-            raise UserError(
-                f"{beton}: {len(damaged):,} of {split.num_samples:,} images are not what was written:"
-                f" {named}{more}; {remedy}"
-            )
+        verify_split(root, name, manifest, num_threads=num_threads, console=console)
     if "sha256" not in manifest:
         console.print(
             f"{root / 'manifest.json'}: written by an earlier version, which recorded no digest: its statistics,"
             " class names and options could not be checked"
         )
     console.print(f"{root}: as it was prepared")
+
+
+def verify_split(root: Path, name: str, manifest: dict[str, Any], *, num_threads: int, console: Console) -> None:
+    """Raise UserError with the file or the images of a split that differ from what was prepared."""
+    remedy = f"delete {root} and prepare the data again (prepare.py)"
+    split = open_split(root, name, data=manifest["name"])
+    facts = manifest["splits"][name]
+    # First the file table against the manifest, then the .beton file against the table.
+    check_file(root / facts["files"], facts["files_sha256"])
+    table = np.asarray(split.files)  # without memmap's overhead in each access
+    # Runs are compared by these two hashes, so they are computed anew and not believed.
+    fingerprints = {
+        "source_fingerprint": source_fingerprint(table),
+        "store_fingerprint": store_fingerprint(table, facts["store"]),
+    }
+    for key, found in fingerprints.items():
+        if found != facts[key]:
+            raise UserError(f"{root / facts['files']}: its {key} is not the manifest's; {remedy}")
+    beton = root / facts["beton"]
+    # Training reads these columns from the .beton file, reports read names from the table: both must mean the same
+    # images.
+    for column, theirs in (
+        ("label", split.labels),
+        ("mode", split.beton.modes),
+        ("stored_height", split.beton.heights),
+        ("stored_width", split.beton.widths),
+    ):
+        if not np.array_equal(table[column], theirs):
+            raise UserError(f"{beton}: {column} of its samples is not that of {facts['files']}; {remedy}")
+    with counting_images(console, name, split.num_samples) as advance:
+        damaged = _damaged(split, table, num_threads, advance)
+    if damaged:
+        named = ", ".join(f"{split.names(index)} (sample {index})" for index in damaged[:MAX_NAMED])
+        more = f" and {len(damaged) - MAX_NAMED:,} more" if len(damaged) > MAX_NAMED else ""
+        raise UserError(
+            f"{beton}: {len(damaged):,} of {split.num_samples:,} images are not what was written:"
+            f" {named}{more}; {remedy}"
+        )
 
 
 def _damaged(split: Split, table: np.ndarray, num_threads: int, advance: Callable[[int], None]) -> list[int]:

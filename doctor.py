@@ -1,0 +1,13 @@
+"""Examine this machine, or the nodes of a job, before the first training: python doctor.py. See --help."""
+
+from signal import SIGINT
+
+from tencrop.signals import exit_at_once
+
+if __name__ == "__main__":
+    exit_at_once(SIGINT)  # before the import below, which takes seconds: Ctrl-C would print a traceback
+
+from tencrop.commands.doctor import main
+
+if __name__ == "__main__":
+    main()

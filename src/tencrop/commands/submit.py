@@ -1,0 +1,185 @@
+"""The command submit: submits a training, an array of seeds, or the missing runs of a paper's table to SLURM."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from tencrop.cli.choices import CONF
+from tencrop.cli.command import command, overrides
+from tencrop.cli.command_line import for_shell, keys_typed
+from tencrop.cli.compose import compose_training
+from tencrop.config import (
+    Config,
+    EvaluateConfig,
+    SubmitConfig,
+    UserError,
+    check_data,
+    check_preparation,
+    check_store,
+    derive_batches,
+    own_keys,
+    plain_config,
+    run_path,
+)
+from tencrop.config.recipes import print_recipes
+from tencrop.config.tracker import check_tracker
+from tencrop.data.sources.imagenet_test_sets import check_has_training_split
+from tencrop.data.store.manifest import read_manifest
+from tencrop.records.run_folder import is_complete
+from tencrop.submission.batch import EVALUATE, SEEDS, TRAIN, Job, check_hardware, cluster_script, shown
+from tencrop.submission.batch import command as sbatch_command
+from tencrop.submission.snapshot import snapshot_files, snapshot_folder
+from tencrop.submission.submit import active_job, check_sbatch, submit
+
+SEVERAL_SEEDS = re.compile(r"seed=([0-9]+(?:,[0-9]+)+)")
+
+
+def main(words: list[str] | None = None) -> None:
+    """Entry point; words: the arguments, sys.argv's by default. seed=0,1,2 is an array, where others need -m."""
+    typed = sys.argv[1:] if words is None else words
+    found = [match for word in typed if (match := SEVERAL_SEEDS.fullmatch(word))]
+    seeds = tuple(map(int, found[-1][1].split(","))) if found else ()
+    single = [f"seed={seeds[0]}" if SEVERAL_SEEDS.fullmatch(word) else word for word in typed]
+    command("submit", SubmitConfig)(partial(_submit, seeds=seeds))(single)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training to submit, with one or several seeds."""
+
+    words: tuple[str, ...]  # of train.py, without the seed if there are several
+    configs: tuple[Config, ...]  # one for each seed
+
+
+def _submit(config: SubmitConfig, seeds: Sequence[int]) -> int:
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"seed={','.join(map(str, seeds))}: names a seed twice; name each once")
+    if config.table == "?":
+        from tencrop.commands.evaluate_table import evaluate_table
+
+        return evaluate_table(EvaluateConfig(**vars(plain_config(config)), table="?"), [])
+    check_hardware(config.hardware)
+    if not config.dry_run:
+        check_sbatch()
+    typed = [word for word in overrides() if not _is_own(word)]
+    if config.table is not None:
+        return _submit_table(config, typed, seeds)
+    print_recipes([plain_config(config)])
+    words = tuple(word for word in typed if not seeds or keys_typed([word]) != {"seed"})
+    training = Training(words, tuple(replace(plain_config(config), seed=seed) for seed in seeds or [config.seed]))
+    _check(training.configs[0], typed)
+    _submit_jobs(config, [training], stop_at_active=True)
+    return 0
+
+
+def _is_own(word: str) -> bool:
+    return bool({key.partition(".")[0] for key in keys_typed([word])} & own_keys(SubmitConfig))
+
+
+def _submit_table(config: SubmitConfig, typed: Sequence[str], seeds: Sequence[int]) -> int:
+    """Submit the trainings that evaluate.py table=NAME lists as missing, and then its evaluation."""
+    from tencrop.commands.evaluate_table import check_words, plan_tables
+    from tencrop.report.row_commands import training_commands
+
+    assert config.table is not None
+    if seeds:
+        raise UserError("seed: each row of the table says how many seeds it needs; leave it out")
+    evaluate = EvaluateConfig(**vars(plain_config(config)), table=config.table)
+    check_words(evaluate, typed)
+    _, remaining, runs_of = plan_tables(evaluate)
+    by_recipe: dict[tuple[str, ...], list[Config]] = {}
+    # Where a training starts from another run, only the first that is missing: a job cannot name weights before they
+    # exist.
+    chains = [training_commands(training, runs_of, typed) for one in remaining for training in one.trainings]
+    for words in dict.fromkeys(chain[0] for chain in chains):
+        recipe = tuple(word for word in words if not word.startswith("seed="))
+        by_recipe.setdefault(recipe, []).append(compose_training([*words, *typed], CONF))
+    trainings = [
+        Training((*recipe, *(() if len(configs) > 1 else (f"seed={configs[0].seed}",)), *typed), tuple(configs))
+        for recipe, configs in by_recipe.items()
+    ]
+    for training in trainings:
+        _check(training.configs[0], typed)
+    numbers = _submit_jobs(config, trainings, stop_at_active=False)
+    if later := len({words for chain in chains for words in chain[1:]}):
+        print(f"{later} more start from these runs: submit the table again when they have ended")
+    one = [] if config.hardware.devices * config.hardware.nodes == 1 else ["hardware.devices=1", "hardware.nodes=1"]
+    job = Job(
+        name=f"table-{config.table}",
+        batch_file=EVALUATE,
+        folder=Path(config.runs) / "tables" / config.table,
+        words=(f"table={config.table}", *typed, *one),
+        hardware=replace(config.hardware, devices=1, nodes=1),
+        after=tuple(numbers),
+    )
+    _submit_one(config, job, snapshot_files(cluster_script(config.cluster)), [])
+    return 0
+
+
+def _check(config: Config, typed: Sequence[str]) -> None:
+    """Raise UserError for what train.py would refuse in the job, hours later."""
+    check_has_training_split(config.data.name)
+    check_tracker(config.tracker)
+    derive_batches(config)
+    manifest = read_manifest(config.data.root, config.data.name)
+    check_data(config, manifest)
+    check_store(config, manifest)
+    check_preparation(config, manifest, keys_typed(typed))
+
+
+def _submit_jobs(config: SubmitConfig, trainings: Sequence[Training], *, stop_at_active: bool) -> list[str]:
+    """Submit trainings, without the runs that are complete or have a job; returns the numbers of all their jobs.
+
+    stop_at_active: raise UserError for a run that has a job.
+    """
+    files, numbers = snapshot_files(cluster_script(config.cluster)), []
+    for training in trainings:
+        runs = []
+        for run in training.configs:
+            if is_complete(run_path(run)):
+                print(f"{run_path(run)}: complete, not submitted")
+            elif (number := active_job(run)) is None:
+                runs.append(run)
+            elif stop_at_active:
+                raise UserError(f"{run_path(run)}: job {number} trains it; scancel {number} ends that job")
+            else:
+                print(f"{run_path(run)}: job {number} trains it, not submitted again")
+                numbers.append(number)
+        if runs:
+            is_array = len(training.configs) > 1
+            folder = run_path(runs[0]).parent if is_array else run_path(runs[0])
+            job = Job(
+                name=folder.name if is_array else f"{folder.parent.name}-seed{runs[0].seed}",
+                batch_file=SEEDS if is_array else TRAIN,
+                folder=folder,
+                words=training.words,
+                hardware=config.hardware,
+                seeds=tuple(run.seed for run in runs) if is_array else (),
+            )
+            numbers += _submit_one(config, job, files, runs)
+    return numbers
+
+
+def _submit_one(config: SubmitConfig, job: Job, files: dict[str, bytes], runs: Sequence[Config]) -> list[str]:
+    """Submit a job and print where it is, or with dry_run print it; returns its number in a list."""
+    if config.dry_run:
+        snapshot = snapshot_folder(job.folder, files)
+        print(f"# {shown(sbatch_command(job, config.cluster, snapshot))}")
+        print(files[job.batch_file].decode())
+        print(f"# {snapshot}/slurm/cluster.sh\n{cluster_script(config.cluster)}")
+        return []
+    done = submit(job, config.cluster, files, runs)
+    print(f"job         {done.number}" + (f", an array of {len(job.seeds)} seeds" if job.seeds else ""))
+    for run in runs:
+        print(f"run folder  {run_path(run)}")
+    print(f"code        {done.snapshot}")
+    for log in done.logs:
+        print(f"log file    {log}")
+    print(f"follow      tail -F {' '.join(for_shell(str(log)) for log in done.logs)}")
+    print(f"state       squeue --jobs={done.number}; scancel {done.number} ends it")
+    return [done.number]

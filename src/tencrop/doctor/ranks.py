@@ -1,0 +1,126 @@
+"""What only several processes can measure together: the bandwidth of all-reduce, and the difference of their clocks."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tencrop.config.launcher import launched
+from tencrop.distributed.cluster import cluster_environment
+from tencrop.doctor.finding import Finding, error, ok, warning
+
+# The float32 gradients of ResNet-50, which DDP all-reduces in every step.
+GRADIENT_BYTES = 4 * 25_557_032
+WARM_UP, ROUNDS = 2, 5
+# The all-reduce overlaps with the backward pass, which takes a fast GPU about 50 ms for 256 images: the 102 MB then
+# need 2 GB/s. A GPU has 32 to 64 images in an 8-GPU recipe, hence 8 GB/s, which PCIe 3.0 x16 exceeds (12 GB/s) and
+# which 10 Gb/s Ethernet (1.2 GB/s) or NCCL over sockets does not reach.
+SLOW_GPU_BYTES_PER_S = 8e9
+# On CPUs a step takes seconds, so only a network below half of gigabit Ethernet is worth a word. Two ranks that share
+# two busy cores still reach 0.15 GB/s (python doctor.py hardware=ddp_cpu2).
+SLOW_CPU_BYTES_PER_S = 5e7
+TIMEOUT = datetime.timedelta(minutes=5)
+# Below a second, times in logs and trackers of two nodes can be compared. At 300 s, munge rejects SLURM's messages.
+CLOCKS_DIFFER_S, CLOCKS_TOO_FAR_S = 1.0, 300.0
+CLOCK_ROUNDS = 5
+
+
+@contextlib.contextmanager
+def process_group(num_ranks: int) -> Iterator[None]:
+    """A gloo group of the ranks that `launch_ranks` has brought together; nothing for one process."""
+    if num_ranks == 1:
+        yield
+        return
+    environment = cluster_environment()
+    # Ranks that this program started itself are all on one machine.
+    rank = int(os.environ["LOCAL_RANK"]) if launched() is None else environment.global_rank()
+    address = f"tcp://{environment.main_address}:{environment.main_port}"
+    dist.init_process_group("gloo", address, rank=rank, world_size=num_ranks, timeout=TIMEOUT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def gather(value: Any) -> list[Any]:
+    """The value of every rank, in rank order, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def measure_all_reduce(device: torch.device) -> tuple[float, float] | None:
+    """(seconds, relative error of the sum) of an all-reduce of GRADIENT_BYTES over all ranks; None for one process."""
+    if not dist.is_initialized():
+        return None
+    num_ranks = dist.get_world_size()
+    group: Any = dist.new_group(backend="nccl", timeout=TIMEOUT) if device.type == "cuda" else None
+    expected = num_ranks * (num_ranks + 1) / 2
+    for number in range(WARM_UP + ROUNDS):
+        if number == WARM_UP:
+            start = time.perf_counter()
+        values = torch.full((GRADIENT_BYTES // 4,), float(dist.get_rank() + 1), device=device)
+        dist.all_reduce(values, group=group)
+    worst = (values - expected).abs().max().item() / expected  # waits for the device
+    return (time.perf_counter() - start) / ROUNDS, worst
+
+
+def judge_all_reduce(measured: tuple[float, float] | None, *, num_ranks: int, is_gpu: bool) -> list[Finding]:
+    """measured: as `measure_all_reduce` returns it.
+
+    The bandwidth is nccl-tests' bus bandwidth, 2 (n - 1) / n bytes sent by each rank for a byte of the tensor, which
+    does not depend on the number of ranks n.
+    """
+    if measured is None:
+        return [ok("all-reduce", "one process, which needs none")]
+    seconds, worst = measured
+    if worst > 0:
+        text = f"the sum over {num_ranks} ranks is wrong by {worst:.1%}"
+        return [error("all-reduce", text, "run nccl-tests on these nodes, and leave out the one that fails")]
+    bytes_per_s = 2 * (num_ranks - 1) / num_ranks * GRADIENT_BYTES / seconds
+    backend = "NCCL" if is_gpu else "gloo"
+    text = (
+        f"{bytes_per_s / 1e9:.3g} GB/s between {num_ranks} ranks ({backend}):"
+        f" {1000 * seconds:,.0f} ms for ResNet-50's gradients ({GRADIENT_BYTES / 1e6:.0f} MB)"
+    )
+    if bytes_per_s >= (SLOW_GPU_BYTES_PER_S if is_gpu else SLOW_CPU_BYTES_PER_S):
+        return [ok("all-reduce", text)]
+    remedy = "NCCL_DEBUG=INFO shows the path that NCCL takes" if is_gpu else "name the fast network: GLOO_SOCKET_IFNAME"
+    return [warning("all-reduce", text, f"{remedy}; choose nodes close to each other, or fewer")]
+
+
+def measure_clocks(host: str) -> dict[str, float]:
+    """The clock of each host in seconds, relative to the first one; empty for one process.
+
+    All ranks read their clock when a barrier ends, at times that differ by its latency. Of several rounds, the one with
+    the smallest differences has the smallest latency.
+    """
+    rounds = []
+    for _ in range(CLOCK_ROUNDS if dist.is_initialized() else 0):
+        dist.barrier()
+        clocks = dict(gather((host, time.time())))
+        first = next(iter(clocks.values()))
+        rounds.append({name: clock - first for name, clock in clocks.items()})
+    return min(rounds, key=lambda clocks: max(clocks.values()) - min(clocks.values()), default={})
+
+
+def judge_clocks(clocks: Mapping[str, float]) -> list[Finding]:
+    """clocks: as `measure_clocks` returns them."""
+    if len(clocks) < 2:
+        return [ok("clocks", "one node")]
+    low, high = min(clocks, key=clocks.__getitem__), max(clocks, key=clocks.__getitem__)
+    seconds = clocks[high] - clocks[low]
+    text = f"{seconds:.3g} s between {low} and {high}"
+    remedy = "have chrony or ntpd started on the nodes (timedatectl shows the state)"
+    if seconds >= CLOCKS_TOO_FAR_S:
+        return [error("clocks", text, remedy)]
+    return [warning("clocks", text, remedy)] if seconds >= CLOCKS_DIFFER_S else [ok("clocks", text)]

@@ -1,0 +1,90 @@
+"""The snapshot of the code from which a job runs: all files of the checkout that determine a run.
+
+code-HASH/            HASH is of the names and contents below
+    src, conf, slurm, *.py, ...     tracked files, untracked files that git does not ignore, compiled modules
+    .venv                           a link to the environment that submitted, whose packages are not copied
+    slurm/cluster.sh                modules and variables of conf/cluster, sourced by slurm/environment.sh
+    snapshot.json, code.diff        revision and uncommitted changes, for the records of the run
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from tencrop.config import UserError
+from tencrop.config.code import PACKAGE
+from tencrop.files import sync_folder
+from tencrop.records.provenance import DIFF_FILE, SNAPSHOT_FILE, GitFailed, code_diff, code_files, code_version
+
+ROOT = PACKAGE.parents[1]
+CLUSTER_FILE = "slurm/cluster.sh"
+
+
+def snapshot_files(cluster_script: str, root: Path = ROOT) -> dict[str, bytes]:
+    """The content of a snapshot by path, 2 MB. Raises UserError if this is not a git checkout."""
+    if not (root / "slurm" / "train.sbatch").is_file():
+        raise UserError(f"{root}: has no slurm/train.sbatch; submit with a checkout of tencrop, and not with a wheel")
+    try:
+        names = code_files()
+    except GitFailed as error:
+        raise UserError(f"{root}: the files to submit are not known, because {error}") from error
+    compiled = [path.relative_to(root).as_posix() for path in (root / "src").rglob("*.so")]
+    # A tracked file may have been deleted.
+    files = {name: (root / name).read_bytes() for name in sorted({*names, *compiled}) if (root / name).is_file()}
+    return files | {
+        CLUSTER_FILE: cluster_script.encode(),
+        SNAPSHOT_FILE: (json.dumps(code_version(), indent=1) + "\n").encode(),
+        DIFF_FILE: code_diff().encode(),
+    }
+
+
+def snapshot_folder(parent: Path, files: Mapping[str, bytes]) -> Path:
+    """code-HASH in `parent`: the same code shares a snapshot, and other code never gets into an existing one."""
+    digest = hashlib.sha256()
+    for name, content in sorted(files.items()):
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return parent.absolute() / f"code-{digest.hexdigest()[:12]}"
+
+
+def write_snapshot(folder: Path, files: Mapping[str, bytes], root: Path = ROOT) -> None:
+    """Write the snapshot, as a whole or not at all. Raises UserError if an existing one was changed."""
+    if folder.exists():
+        changed = [name for name, content in files.items() if not _has(folder / name, content)]
+        if changed:
+            raise UserError(
+                f"{folder / changed[0]}: is not the file that was submitted; end the jobs that use this snapshot, and"
+                " delete it"
+            )
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        partial.chmod(0o777 & ~_umask())  # mkdtemp's is for the user alone, and another may reproduce the run
+        for name, content in files.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_bytes(content)
+            if (root / name).exists():
+                shutil.copymode(root / name, partial / name)  # train.sbatch is executed by seeds.sbatch
+        (partial / ".venv").symlink_to(sys.prefix)
+        os.rename(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    sync_folder(folder.parent)
+
+
+def _has(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value

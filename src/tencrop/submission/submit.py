@@ -1,0 +1,92 @@
+"""Writes what a job needs into its folder, submits it, and records its number."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tencrop.config import Cluster, Config, UserError, run_path
+from tencrop.config.writable import check_writable
+from tencrop.files import atomic_write
+from tencrop.records.run_folder import resolved_config
+from tencrop.submission.batch import Job, command
+from tencrop.submission.snapshot import snapshot_folder, write_snapshot
+
+RECORD = "submission.json"  # in each run folder: the job, its snapshot and its arguments
+ANSWER_S = 60  # sbatch and squeue retry for a while when the controller is busy
+
+
+class Submitted(NamedTuple):
+    """A submitted job: its number, the snapshot that it runs from, and its log file or files."""
+
+    number: str
+    snapshot: Path
+    logs: list[Path]
+
+
+def check_sbatch() -> None:
+    """Raise UserError if this machine cannot submit."""
+    if shutil.which("sbatch") is None:
+        raise UserError("sbatch: not found; submit on a login node of the cluster, or show the job with dry_run=true")
+
+
+def submit(job: Job, cluster: Cluster, files: Mapping[str, bytes], runs: Sequence[Config]) -> Submitted:
+    """Submit a job that trains `runs` (none for an evaluation) with the code in `files`.
+
+    Before, writes the snapshot, and into each run folder the resolved configuration. Raises UserError, and removes what
+    it has created, if SLURM refuses the job or a folder cannot be written.
+    """
+    snapshot = snapshot_folder(job.folder, files)
+    folders = [run_path(config) for config in runs]
+    check_writable(*(folder / RECORD for folder in [job.folder, *folders]), remedy="name another folder with runs=DIR")
+    new = [path for path in [snapshot, *folders] if not path.exists()]
+    try:
+        write_snapshot(snapshot, files)
+        for config, folder in zip(runs, folders, strict=True):
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / "manifest.json").exists():  # train.py compares it with the manifest from then on
+                atomic_write(folder / "config.yaml", resolved_config(config))
+        number = _sbatch(command(job, cluster, snapshot))
+    except BaseException:
+        for path in new:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+    for config, folder in zip(runs, folders, strict=True):
+        task = f"{number}_{config.seed}" if job.seeds else number
+        record = {"job": task, "snapshot": str(snapshot), "arguments": list(job.words)}
+        atomic_write(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
+    numbers = [(number, str(seed)) for seed in job.seeds] or [(number, "")]
+    logs = [Path(str(job.log).replace("%j", one).replace("%A", one).replace("%a", seed)) for one, seed in numbers]
+    return Submitted(number, snapshot, logs)
+
+
+def active_job(config: Config) -> str | None:
+    """The number of the job that was submitted for this run and has not ended; None if there is none."""
+    path = run_path(config) / RECORD
+    try:
+        number = json.loads(path.read_text())["job"]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or damaged: it prevents a mistake and decides nothing
+        return None
+    if not re.fullmatch(r"[0-9]+(_[0-9]+)?", str(number)) or shutil.which("squeue") is None:
+        return None
+    asked = ["squeue", "--noheader", f"--jobs={number}", "--format=%T"]
+    found = subprocess.run(asked, capture_output=True, text=True, timeout=ANSWER_S)  # fails for a job long gone
+    return number if found.stdout.strip() else None
+
+
+def _sbatch(words: Sequence[str]) -> str:
+    """The number of the job that `words` submit. Raises UserError, with SLURM's reason, if it is refused."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=ANSWER_S)
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"sbatch: no answer within {ANSWER_S} s; sinfo shows whether the controller is up") from error
+    found = re.fullmatch(r"([0-9]+)(;.*)?", done.stdout.strip())
+    if done.returncode or found is None:
+        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise UserError(f"sbatch refused the job ({said}); change conf/cluster or hardware, nothing was submitted")
+    return found[1]

@@ -1,0 +1,155 @@
+"""submit.py as a user runs it, with a stand-in for SLURM; tests/cluster has a real one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tencrop.commands.submit import main
+from tencrop.config.run_config import read_written_config
+
+
+def submit(checkout: Path, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(checkout / "submit.py"), *words]
+    environment = os.environ | {"PYTHONPATH": str(checkout / "src")}
+    return subprocess.run(command, cwd=cwd or checkout, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def words(prepared_digits, tmp_path) -> list[str]:
+    return [
+        "experiment=lenet5_digits", "hardware=cpu", "hardware.workers=1", "tracker=none", "training.max_steps=1",
+        f"data.root={prepared_digits}", f"runs={tmp_path}/the runs",
+    ]  # fmt: skip
+
+
+def test_a_queued_job_runs_the_code_that_was_submitted(checkout, words, slurm, tmp_path):
+    done = submit(checkout, *words)
+    assert done.returncode == 0, done.stderr
+    said = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if not line.startswith("log file"))
+    (run_dir,) = tmp_path.glob("the runs/lenet5_digits/seed0-*")
+    assert said["job"] == "101" and said["run"] == f"folder  {run_dir}"
+    assert said["follow"] == f'tail -F "{run_dir}/slurm-101.log"'
+    assert read_written_config(run_dir / "config.yaml")["training"]["max_steps"] == 1
+    # later edits of the checkout: code that would fail, and a recipe that would learn something else
+    (checkout / "src" / "tencrop" / "training" / "fit.py").write_text("raise RuntimeError('edited')\n")
+    recipe = checkout / "conf" / "experiment" / "lenet5_digits.yaml"
+    recipe.write_text(recipe.read_text() + "\nseed: 5\n")
+    (call,) = slurm.calls()
+    ran = slurm.start(call)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    revision = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+    assert manifest["result"]["status"] == "complete"
+    assert manifest["sessions"][0]["code"]["revision"] == revision.strip()
+    subprocess.run(["git", "-C", checkout, "checkout", "-q", "."], check=True)
+    again = submit(checkout, *words)
+    assert (again.returncode, again.stdout.splitlines()[-1]) == (0, f"{run_dir}: complete, not submitted")
+
+
+def test_several_seeds_are_an_array_in_which_each_is_a_run(checkout, words, slurm, tmp_path):
+    done = submit(checkout, *words, "seed=3,1")
+    assert done.returncode == 0 and "101, an array of 2 seeds" in done.stdout, done.stderr
+    (call,) = slurm.calls()
+    assert "--array=3,1" in call and not any(word.startswith("seed=") for word in call)
+    assert {path.name.partition("-")[0] for path in tmp_path.glob("the runs/*/seed*")} == {"seed1", "seed3"}
+    ran = slurm.start(call, index=3)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    (run_dir,) = tmp_path.glob("the runs/*/seed3-*")
+    assert json.loads((run_dir / "manifest.json").read_text())["result"]["status"] == "complete"
+
+
+def test_words_arrive_as_typed(checkout, words, slurm):
+    odd = ["name=a b", "training.freeze=[conv1.*, 'x y']", "data.source='/with, comma'"]
+    done = submit(checkout, *words, *odd)
+    assert done.returncode == 0, done.stderr
+    assert slurm.calls()[0][-3:] == odd
+
+
+def test_a_dry_run_shows_the_batch_file_and_writes_nothing(checkout, words, slurm, tmp_path):
+    done = submit(checkout, *words, "dry_run=true", "cluster.partition=gpu", "cluster.modules=[cuda]")
+    assert done.returncode == 0, done.stderr
+    assert "--partition=gpu" in done.stdout and (checkout / "slurm" / "train.sbatch").read_text() in done.stdout
+    assert "module load cuda || exit 2" in done.stdout
+    assert slurm.calls() == [] and not (tmp_path / "the runs").exists()
+
+
+def test_what_slurm_refuses_leaves_nothing(checkout, words, slurm, tmp_path, monkeypatch):
+    monkeypatch.setenv("REFUSE", "invalid partition specified: x")
+    done = submit(checkout, *words)
+    assert done.returncode == 2
+    assert "sbatch refused the job (sbatch: error: invalid partition specified: x); change" in done.stderr
+    assert list(tmp_path.glob("the runs/**/*.*")) == []
+
+
+REFUSED = {
+    "hardware": (["hardware=auto"], "hardware=auto: a job must state what it needs"),
+    "data": (["data.root=/nowhere"], "data.root=/nowhere: holds no prepared data"),
+    "batch": (["training.global_batch=7777"], "there are only 1297 images to train on"),
+    "seeds": (["seed=1,1"], "seed=1,1: names a seed twice"),
+    "cluster": (["cluster=none"], "there is no conf/cluster/none.yaml"),
+    "key of a cluster": (["cluster.nodes=3"], "cluster.nodes: there is no such key"),
+    "table and recipe": (["table=lenet5_mnist"], "each row gives the runs and the protocol"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_refused_at_once(case, words, slurm, tmp_path, capsys):
+    more, message = REFUSED[case]
+    with pytest.raises(SystemExit) as stop:
+        main([*words, *more])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and message in said and said.count("\n") == 1, said
+    assert slurm.calls() == [] and not (tmp_path / "the runs").exists()
+
+
+def test_a_machine_without_sbatch_is_told(words, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2 and "sbatch: not found; submit on a login node" in capsys.readouterr().err
+
+
+def test_a_run_that_has_a_job_is_not_submitted_twice(checkout, words, slurm):
+    assert submit(checkout, *words).returncode == 0
+    (slurm.folder / "pending").write_text("101\n")
+    done = submit(checkout, *words)
+    assert done.returncode == 2 and "job 101 trains it; scancel 101 ends that job" in done.stderr
+    (slurm.folder / "pending").unlink()  # it has ended
+    assert submit(checkout, *words).returncode == 0 and len(slurm.calls()) == 2
+
+
+TABLE = """
+title: "LeNet-5 on the digits"
+source: "a test"
+data: digits
+split: val
+unit: error
+columns: [top1]
+protocol: {name: center, side: 36, size: 32, region: square, resize: shorter_side, filter: bilinear, average: softmax}
+num_seeds: 2
+rows:
+  - {id: base, row: "base", top1: null, experiment: lenet5_digits}
+  - {id: slow, row: "slow", top1: null, num_seeds: 1, experiment: lenet5_digits, overrides: ["optimizer.lr=0.01"]}
+"""
+
+
+def test_a_table_is_its_missing_runs_and_then_its_evaluation(checkout, words, slurm, prepared_digits, tmp_path):
+    (checkout / "conf" / "errors" / "digits_of_a_test.yaml").write_text(TABLE)
+    common = ["hardware=cpu", "tracker=none", f"data.root={prepared_digits}", f"runs={tmp_path}/the runs"]
+    table = ["table=digits_of_a_test", *common]
+    done = submit(checkout, *table)
+    assert done.returncode == 0, done.stderr
+    array, single, evaluation = slurm.calls()
+    assert "--array=0,1" in array and array[-5:] == ["experiment=lenet5_digits", *common]
+    assert single[-7:] == ["experiment=lenet5_digits", "optimizer.lr=0.01", "seed=0", *common]
+    assert "--dependency=afterany:101:102" in evaluation and "--job-name=table-digits_of_a_test" in evaluation
+    assert evaluation[-6].endswith("/slurm/evaluate.sbatch") and evaluation[-5:] == table
+    # while they are queued, only the evaluation is submitted again
+    (slurm.folder / "pending").write_text("101_0\n101_1\n102\n")
+    done = submit(checkout, *table)
+    assert done.returncode == 0 and done.stdout.count("not submitted again") == 3, done.stdout + done.stderr
+    assert len(slurm.calls()) == 4 and "--dependency=afterany:101_0:101_1:102" in slurm.calls()[3]
