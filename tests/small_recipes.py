@@ -61,6 +61,10 @@ def small_recipe(composed: Callable[..., Config], recipe: str, *, batch: int) ->
     if config.protocol.side is not None:
         sides = [_scaled(side, scale) for side in config.protocol.sides if side is not None]
         words.append(f"protocol.side={_listed(sides) if isinstance(config.protocol.side, list) else sides[0]}")
+    if config.training.init.checkpoint is not None:  # the weights of a network of full size
+        words.append("training.init={checkpoint:null,only:[],head:keep,resize:false}")
+    if config.augmentation.progressive.start_size is not None:
+        words += [f"augmentation.progressive.start_size={size // 2}", f"augmentation.progressive.multiple={size // 4}"]
     groups = {
         "model.bn_group": config.model.bn_group,
         "augmentation.mixing.mix_group": config.augmentation.mixing.mix_group,
