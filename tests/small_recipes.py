@@ -48,7 +48,10 @@ def small_recipe(composed: Callable[..., Config], recipe: str, *, batch: int) ->
     """The words for train.py that reduce `recipe` ("experiment=NAME"): batches and groups of `batch` images."""
     config = composed(recipe)
     side, kwargs = next(found for pattern, found in SIZES.items() if re.match(pattern, config.model.name))
-    size = min(side, config.image_size)
+    # Crops that grow start at half the size, and at 16 pixels torch's bfloat16 convolutions of a ResNet give other
+    # gradients in each run on a CPU, some of them NaN.
+    is_progressive = config.augmentation.progressive.start_size is not None
+    size = min(2 * side if is_progressive else side, config.image_size)
     scale = size / config.image_size
     words = [recipe, f"image_size={size}", f"augmentation.size={_scaled(config.augmentation.size, scale)}"]
     words += [f"training.global_batch={batch}", "data.num_classes=null"]
@@ -61,6 +64,10 @@ def small_recipe(composed: Callable[..., Config], recipe: str, *, batch: int) ->
     if config.protocol.side is not None:
         sides = [_scaled(side, scale) for side in config.protocol.sides if side is not None]
         words.append(f"protocol.side={_listed(sides) if isinstance(config.protocol.side, list) else sides[0]}")
+    if config.training.init.checkpoint is not None:  # the weights of a network of full size
+        words.append("training.init={checkpoint:null,only:[],head:keep,resize:false}")
+    if is_progressive:
+        words += [f"augmentation.progressive.start_size={size // 2}", f"augmentation.progressive.multiple={size // 4}"]
     groups = {
         "model.bn_group": config.model.bn_group,
         "augmentation.mixing.mix_group": config.augmentation.mixing.mix_group,
