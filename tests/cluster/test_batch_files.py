@@ -36,27 +36,13 @@ if os.environ.get("SLURM_PROCID") == "1":
 """
 
 
-def local(place: Place) -> list[Path]:
-    """The reference, two processes of one machine without SLURM, and its evaluation on two nodes; returns score files.
-
-    The first is that of the training, the second that of a batch file, the third that of srun without
-    --ntasks-per-node.
-    """
+def local(place: Place) -> None:
+    """The reference: two processes of one machine, without SLURM."""
     place.run_here("train.py", *place.words("hardware=ddp_cpu2", "hardware.workers=1"))
-    (run_dir,) = place.run_dirs()
-    saved = run_dir / "predictions" / "center.safetensors"
-    files = [saved.rename(run_dir / "0.safetensors")]
-    words = [f"checkpoint={run_dir}/checkpoints/last.ckpt", "hardware=cpu", "hardware.nodes=2", "hardware.workers=1"]
-    place.submit("evaluate.sbatch", *words, options=[*TWO, "--wait"])
-    files.append(saved.rename(run_dir / "1.safetensors"))
-    command = ["srun", "--nodes=2", sys.executable, str(ROOT / "evaluate.py"), *words]
-    place.cluster.run(*command, cwd=place.folder, variables=place.variables)
-    files.append(saved.rename(run_dir / "2.safetensors"))
-    return files
 
 
-def two_nodes(place: Place) -> Job:
-    """Two nodes, one of which first dies and then falls silent."""
+def two_nodes(place: Place) -> tuple[Job, list[Path]]:
+    """Two nodes, one of which first dies and then falls silent; returns score files too, see evaluate_on_two_nodes."""
     job = place.train("hardware.nodes=2", options=TWO)
     job.wait_until(lambda: place.step() >= 20, "step 20")
     place.cluster.kill_node("n1")
@@ -69,7 +55,22 @@ def two_nodes(place: Place) -> Job:
     place.cluster.kill_node("n1")
     place.cluster.start_node("n1")
     job.wait()
-    return job
+    # Here, because no other scenario can use the node that this one kills.
+    return job, evaluate_on_two_nodes(place)
+
+
+def evaluate_on_two_nodes(place: Place) -> list[Path]:
+    """The scores by the training itself, by a batch file, and by srun without --ntasks-per-node."""
+    (run_dir,) = place.run_dirs()
+    saved = run_dir / "predictions" / "center.safetensors"
+    files = [saved.rename(run_dir / "0.safetensors")]
+    words = [f"checkpoint={run_dir}/checkpoints/last.ckpt", "hardware=cpu", "hardware.nodes=2", "hardware.workers=1"]
+    place.submit("evaluate.sbatch", *words, options=[*TWO, "--wait"])
+    files.append(saved.rename(run_dir / "1.safetensors"))
+    command = ["srun", "--nodes=2", sys.executable, str(ROOT / "evaluate.py"), *words]
+    place.cluster.run(*command, cwd=place.folder, variables=place.variables)
+    files.append(saved.rename(run_dir / "2.safetensors"))
+    return files
 
 
 def one_node(place: Place) -> tuple[Job, Job]:
@@ -165,7 +166,7 @@ def test_an_interrupted_job_ends_like_an_uninterrupted_one(outcome, places):
 @pytest.mark.scenario("two_nodes", "local")
 def test_a_node_that_dies_ends_in_a_requeue(outcome, places):
     """The first one by a reset connection, the second one by silence; the weights are those of the local run."""
-    job = outcome("two_nodes")
+    job, _ = outcome("two_nodes")
     assert "rank 0: a connection to another rank was lost, its process or node has died" in job.log
     assert "rank 0: rank 1 on n1 has not answered for" in job.log
     assert job.log.count(RESUMED) == 2 and int(job.detail("Restarts")) == 2
@@ -181,9 +182,9 @@ def test_a_rank_that_fails_ends_the_job(outcome):
     assert "ZeroDivisionError" in job.log and "rank 0: rank 1 ended with exit code 1; see its message" in job.log
 
 
-@pytest.mark.scenario("local")
+@pytest.mark.scenario("two_nodes")
 def test_two_nodes_evaluate_each_image_once(outcome):
-    own, *others = [load_scores(path) for path in outcome("local")]
+    own, *others = [load_scores(path) for path in outcome("two_nodes")[1]]
     assert own.index.tolist() == list(range(500))
     for scores in others:
         for name in ("index", "labels", "softmax", "logits"):

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.conftest import refuse_without_slurm
-from cluster.loopback import Cluster
+from cluster.loopback import Cluster, require_slurm
 from cluster.training_jobs import RESUMED, TWO, Place
 
 
@@ -31,7 +30,7 @@ def lose_node(folder: Path, data: Path, number: signal.Signals) -> str:
 
 @pytest.mark.long
 def test_the_surviving_rank_has_the_job_requeued(prepared_digits, tmp_path):
-    refuse_without_slurm()
+    require_slurm()
     numbers = {"killed": signal.SIGKILL, "silent": signal.SIGSTOP}
     with ThreadPoolExecutor() as executor:
         logs = {
