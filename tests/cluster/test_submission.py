@@ -1,78 +1,89 @@
-"""submit.py, data.stage and doctor.py on a real SLURM of two nodes on this machine."""
+"""Ways to start a job: from any folder, through `sbatch --wrap`, and interactively."""
 
-import json
+from __future__ import annotations
+
+import os
+import pty
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from cluster.loopback import ACTIVE, POLL_S, ROOT, Cluster
-from submission.checkout import copy_checkout
+from cluster.loopback import ROOT, Cluster
 
-# on one node, so that both tasks copy to the same disk
-SETTINGS = """
-defaults: [default, _self_]
-cpus_per_task: 1
-options: [--hold, --nodelist=n0]
-environment: {{DISK_OF_NODE: "{disk}"}}
-network: false
-"""
+# Hydra reads what is within the single quotes as one text.
+FOLDER = "prepared digits, [or] so"
+WORDS = ["data=digits", f"data.root='{FOLDER}'"]
+LAUNCHED = "from tencrop.config.launcher import launched; print(launched())"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def variables(cluster: Cluster) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
-    return {"PATH": path, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    return {"PATH": path, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
 
 
-@pytest.fixture
-def words(prepared_digits, tmp_path) -> list[str]:
-    return [
-        "experiment=lenet5_digits", "hardware=cpu", "hardware.workers=1", "tracker=none", "training.max_steps=2",
-        f"data.root={prepared_digits}", f"runs={tmp_path}/the runs",
-    ]  # fmt: skip
+def test_arguments_arrive_as_typed_in_every_form_of_submission(cluster, variables, tmp_path):
+    """Relative paths are those of the folder that the job is submitted from."""
+    file = f"{ROOT}/slurm/prepare.sbatch"
+    wrapped = f"data=digits \"data.root='{FOLDER}'\""
+    forms = {
+        "file": [file, *WORDS],
+        "wrapped": ["--output=%j.log", "--wrap", f"{file} {wrapped}"],
+        "bash": ["--output=%j.log", "--wrap", f"bash {file} {wrapped}"],
+    }
+    for name in forms:
+        (tmp_path / name).mkdir()
+    jobs = {name: cluster.submit(*words, cwd=tmp_path / name, variables=variables) for name, words in forms.items()}
+    for name, job in jobs.items():
+        job.wait()
+        assert (tmp_path / name / FOLDER / "manifest.json").exists(), job.log
 
 
-def test_a_queued_array_runs_the_code_that_was_submitted_and_copies_its_data_once(cluster, variables, words, tmp_path):
-    checkout = copy_checkout(tmp_path / "checkout")
-    (checkout / "conf" / "cluster" / "loopback.yaml").write_text(SETTINGS.format(disk=tmp_path / "a disk"))
-    own = ["seed=0,1", "cluster=loopback", "data.stage=$DISK_OF_NODE"]
-    command = [sys.executable, str(checkout / "submit.py"), *words, *own]
-    variables = variables | {"PYTHONPATH": str(checkout / "src")}
-    said = cluster.run(*command, cwd=tmp_path, variables=variables)
-    number = said.partition("job ")[2].split(",")[0].strip()
-    (checkout / "src" / "tencrop" / "training" / "fit.py").write_text("raise RuntimeError('edited')\n")
-    cluster.run("scontrol", "release", number)
-
-    def states() -> list[str]:
-        asked = ("squeue", "--noheader", "--states=all", "--array", f"--jobs={number}", "--format=%T")
-        return cluster.run(*asked).split()
-
-    while set(states()) & ACTIVE:
-        time.sleep(POLL_S)
-    logs = [path.read_text() for path in sorted(tmp_path.glob("the runs/lenet5_digits/slurm-*_*.log"))]
-    assert states() == ["COMPLETED", "COMPLETED"], logs
-    manifests = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("the runs/*/seed*/manifest.json"))]
-    assert [manifest["seeds"]["seed"] for manifest in manifests] == [0, 1]
-    assert {manifest["result"]["status"] for manifest in manifests} == {"complete"}
-    assert "".join(logs).count("data.stage: copying") == 1 and len(list((tmp_path / "a disk").iterdir())) == 1
-    assert all(path in said for path in (f"slurm-{number}_0.log", f"slurm-{number}_1.log"))
+def test_a_wrapped_training_is_not_requeued_after_a_mistake(cluster, variables, tmp_path):
+    """Without the file's #SBATCH lines: no number of cores, one task."""
+    file = f"{ROOT}/slurm/train.sbatch"
+    job = cluster.submit("--wrap", f"{file} hardware=nodes2x8 model=resnet18", cwd=tmp_path, variables=variables)
+    job.wait("FAILED")
+    output = (tmp_path / f"slurm-{job.number}.out").read_text()
+    assert job.detail("ExitCode") == "2:0" and "hardware.devices x hardware.nodes = 16: 1 processes were st" in output
 
 
-def test_a_partition_that_slurm_does_not_have_is_refused(cluster, variables, words, tmp_path):
-    command = [sys.executable, str(ROOT / "submit.py"), *words, "cluster.partition=none"]
-    said = cluster.run("bash", "-c", '"$@" 2>&1', "bash", *command, cwd=tmp_path, variables=variables, check=False)
-    assert "sbatch refused the job" in said and "invalid partition specified: none" in said
-    assert list(tmp_path.glob("the runs/*/*")) == []
+def test_a_copy_is_submitted_from_the_root_of_the_repository(cluster, variables, tmp_path):
+    copy = tmp_path / "mine.sbatch"
+    copy.write_text((ROOT / "slurm" / "train.sbatch").read_text())
+    output = f"--output={tmp_path}/%j.log"
+    for folder, words in ((ROOT, "error: model=x: there is no conf"), (tmp_path, "environment.sh: No such file")):
+        job = cluster.submit(output, str(copy), "model=x", cwd=folder, variables=variables)
+        job.wait("FAILED")
+        assert job.detail("ExitCode") == "2:0" and words in (tmp_path / f"{job.number}.log").read_text()
 
 
-def test_doctor_measures_between_the_nodes(cluster, variables, words, tmp_path):
-    srun = ["srun", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2"]
-    command = [*srun, sys.executable, str(ROOT / "doctor.py"), *words, "hardware.nodes=2", "json=true"]
-    said = json.loads(cluster.run(*command, cwd=tmp_path, variables=variables))
-    texts = {finding["check"]: finding["text"] for finding in said["findings"]}
-    assert said["is_ready"] and "between 2 ranks (gloo)" in texts["all-reduce"], said
-    assert "SLURM_JOB_NODELIST=n[0-1]" in texts["slurm"] and "between n" in texts["clocks"]
-    hosts = {finding["check"]: finding["hosts"] for finding in said["findings"]}
-    assert hosts["versions"] == ["n0", "n1"] and hosts["runs folder"] == ["n0"]
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["salloc", "--ntasks-per-node=8"], "None"),
+        (["salloc", "--ntasks-per-node=8", "srun", "--pty", "--ntasks=1"], "None"),
+        (["salloc", "--ntasks-per-node=8", "srun", "--pty", "--ntasks=1", "--job-name=mine"], "None"),
+        (["srun", "--ntasks=8", "--pty", "--job-name=bash"], "None"),
+        (
+            ["salloc", "--ntasks-per-node=8", "srun", "--ntasks=2"],
+            "Launched(launcher='srun', num_processes=2, num_per_",
+        ),
+        (["srun", "--ntasks=1", "bash", "-c", 'exec "$@"', "bash"], "None"),
+        (["srun", "--nodes=2"], "Launched(launcher='srun', num_processes=2, num_per_node=1)"),
+        (["srun", "--nodes=2", "--ntasks=3"], "Launched(launcher='srun', num_processes=3, num_per_node=0)"),
+    ],
+)
+def test_only_steps_of_several_tasks_are_several_processes(command, expected, cluster, variables, monkeypatch):
+    """In a terminal, where srun --pty opens a shell."""
+    for name, value in {**cluster.environment, **variables}.items():
+        monkeypatch.setenv(name, value)
+    lines: list[bytes] = []
+
+    def read(descriptor: int) -> bytes:
+        lines.append(os.read(descriptor, 4096))
+        return lines[-1]
+
+    pty.spawn([*command, sys.executable, "-c", LAUNCHED], read)
+    assert expected in b"".join(lines).decode()
