@@ -14,6 +14,10 @@ FAST := $(addprefix tests/,config tables data/sampling data/augmentation data/st
     evaluation/test_errors.py evaluation/test_protocols.py evaluation/test_ensembles.py \
     test_import_order.py test_experiments.py test_console.py)
 BIN := $(VENV)/bin
+# Tests run in one process per core, at most 4 (about 2 GB each). One torch thread per process: two processes that each
+# start a thread for every core wait for each other most of the time.
+PARALLEL := OMP_NUM_THREADS=1
+WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3 python,$(shell command -v $(name))))
 
 .PHONY: help quickstart test test-fast test-long gpu-check lint format lock install clean
@@ -32,7 +36,7 @@ quickstart: install ## LeNet-5 on handwritten digits: prepare, train, evaluate, 
 	$(BIN)/python report.py 'runs=[runs/lenet5_digits]' output=report
 
 test: lint $(VENV)/cluster ## ruff, mypy and all tests
-	$(BIN)/python -m pytest -q
+	$(PARALLEL) $(BIN)/python -m pytest -q $(WORKERS)
 
 test-fast: lint ## the tests of every day: without training, images from disk and other processes
 	$(BIN)/python -m pytest -q $(FAST)
@@ -53,7 +57,7 @@ format: install ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 
 lock: install ## renew requirements.lock from pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --all-extras \
+	$(BIN)/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --extra dev \
 	    --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
 	    --custom-compile-command 'make lock' --output-file requirements.lock
 

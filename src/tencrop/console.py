@@ -15,10 +15,10 @@ from rich.progress import TextColumn
 def plain_console(**options: Any) -> Console:
     """A rich console that prints strings, table cells and captions verbatim; `options` are those of rich's Console."""
     # highlight=False: rich would color the numbers inside names.
-    return LastingConsole(markup=False, emoji=False, highlight=False, **options)
+    return PipeTolerantConsole(markup=False, emoji=False, highlight=False, **options)
 
 
-class LastingConsole(Console):
+class PipeTolerantConsole(Console):
     """A console whose reader may stop early (`| head`): the rest is not shown, and the work continues.
 
     rich ends the process there, with exit code 1: report.py would print its table and then write no page.

@@ -17,8 +17,8 @@ from tencrop.cli.recipes import own_experiment, own_recipes
 from tencrop.config import Config, EvaluateConfig, UserError, learning_hash, plain_config, run_path
 from tencrop.config.recipes import guesses_of, recipe_line
 
-VGG = "recipe: experiment=vgg_d, Simonyan and Zisserman 2015, 7 guesses, 3 differences"
-PLAIN = "recipe: experiment=null, the 90-epoch recipe of fb.resnet.torch, 0 guesses, 1 difference"
+VGG = "recipe: experiment=vgg_d, Simonyan and Zisserman 2015, 7 guesses, 2 differences"
+PLAIN = "recipe: experiment=null, the 90-epoch recipe of fb.resnet.torch, 0 guesses, 2 differences"
 OTHER = PLAIN + "; not the network's own recipe, which conf/experiment does not have"
 WAYS = {
     "model=vgg_d": (VGG, "b99e427b"),
@@ -30,7 +30,7 @@ WAYS = {
     "experiment=vgg_e model=vgg_d": (VGG, "b99e427b"),
     "model=vgg_d experiment=null": (PLAIN, "04031a77"),
     "model=vgg_d optimizer=adamw": (
-        "recipe: experiment=vgg_d, Simonyan and Zisserman 2015, 5 guesses, 3 differences; optimizer=adamw replaces its"
+        "recipe: experiment=vgg_d, Simonyan and Zisserman 2015, 5 guesses, 2 differences; optimizer=adamw replaces its"
         " optimizer",
         "11c08648",
     ),
@@ -42,10 +42,10 @@ WAYS = {
         "recipe: experiment=regnety_040, Radosavovic et al. 2020 (pycls), 5 guesses",
         "5485bfe3",
     ),
-    "model=googlenet_2014": (OTHER, "a168dbb1"),
+    "model=vit_small_patch16_224": (OTHER, "3d321678"),
     "model=timm model.name=vgg_d": (OTHER, "04031a77"),
     "model=vgg_d model.name=vgg_e": (OTHER, "836a06ef"),
-    "": ("recipe: experiment=resnet50, fb.resnet.torch, 0 guesses, 1 difference", "28668f16"),
+    "": ("recipe: experiment=resnet50, fb.resnet.torch, 0 guesses, 2 differences", "28668f16"),
     "experiment=null": (PLAIN, "28668f16"),
 }
 
@@ -78,8 +78,8 @@ def test_the_commands_agree_with_compose_training(tmp_path):
     assert typed == compose_training(words, CONF) and said(typed) == WAYS["model=vgg_d"]
     (evaluated,) = run(words, "evaluate")
     assert plain_config(evaluated) == typed
-    swept = run(["-m", "model=vgg_d,googlenet_2014", f"hydra.sweep.dir={tmp_path}"])
-    assert [said(config) for config in swept] == [WAYS["model=vgg_d"], WAYS["model=googlenet_2014"]]
+    swept = run(["-m", "model=vgg_d,vit_small_patch16_224", f"hydra.sweep.dir={tmp_path}"])
+    assert [said(config) for config in swept] == [WAYS["model=vgg_d"], WAYS["model=vit_small_patch16_224"]]
     swept = run(["-m", "experiment=vgg_d,null", "model=vgg_d", f"hydra.sweep.dir={tmp_path}"])
     assert [said(config) for config in swept] == [WAYS["model=vgg_d"], WAYS["model=vgg_d experiment=null"]]
 
@@ -116,7 +116,9 @@ def test_the_line_is_the_first_one_printed(main, capsys, tmp_path):
 
 def test_one_line_a_run_in_a_sweep(capsys, tmp_path):
     with pytest.raises(SystemExit):
-        tencrop.commands.train.main(["-m", "model=vgg_d,googlenet_2014", f"hydra.sweep.dir={tmp_path}", "data.root=x"])
+        tencrop.commands.train.main(
+            ["-m", "model=vgg_d,vit_small_patch16_224", f"hydra.sweep.dir={tmp_path}", "data.root=x"]
+        )
     assert capsys.readouterr().out.splitlines() == [VGG, OTHER]
 
 
@@ -174,8 +176,10 @@ def own(tmp_path):
 
 
 def test_a_recipe_of_the_users_own_folder_is_found(own):
-    (config,) = run([*own("recipe: {models: [googlenet_2014]}\ntraining: {epochs: 3}\n"), "model=googlenet_2014"])
-    assert config.training.epochs == 3 and recipe_line(config) == "recipe: experiment=googlenet_2014"
+    (config,) = run(
+        [*own("recipe: {models: [vit_small_patch16_224]}\ntraining: {epochs: 3}\n"), "model=vit_small_patch16_224"]
+    )
+    assert config.training.epochs == 3 and recipe_line(config) == "recipe: experiment=vit_small_patch16_224"
 
 
 MISTAKES = {

@@ -68,11 +68,13 @@ def by_row(row_id: str) -> Released:
 
 
 def test_words_state_the_published_protocol() -> None:
-    assert by_row("tv_resnet50_v2").words() == [
+    assert by_row("tv_resnet50_v2").overrides() == [
         "model=timm", "model.name=torchvision/resnet50", "protocol=center", "protocol.side=232", "protocol.size=224",
         "protocol.region=whole", "protocol.resize=shorter_side", "protocol.filter=bilinear",
     ]  # fmt: skip
-    words = by_row("deit_base_384").words()  # how it was cropped is not stated: its publisher's preprocessing decides
+    words = by_row(
+        "deit_base_384"
+    ).overrides()  # how it was cropped is not stated: its publisher's preprocessing decides
     assert "+model.kwargs.pretrained_cfg=fb_in1k" in words and not any("side" in word for word in words)
 
 

@@ -99,6 +99,23 @@ def test_every_option_composes(composed, group, option):
         (["training.init.head=new"], "without training.init.checkpoint nothing is loaded"),
         (["training.init.resize=true"], "training.init.resize: without training.init.checkpoint"),
         (["training.init.only=[a]"], "training.init.only: without training.init.checkpoint"),
+        (
+            ["training.distill.alpha=0.3"],
+            "training.distill.alpha: without training.distill.teacher nothing is distilled",
+        ),
+        (["training.distill.model=resnet18"], "training.distill.model: without training.distill.teacher"),
+        (
+            ["training.distill.teacher=a.pth", "training.distill.model=resnet81"],
+            "training.distill.model=resnet81: there is no such model; did you mean resnet18",
+        ),
+        (["training.distill.kind=soft"], "training.distill.kind=soft: must be one of hard"),
+        (
+            ["model=zfnet", "training.distill.teacher=a"],
+            "normalization.mean=image subtracts a mean at every pixel; set",
+        ),
+        (["training.max_rms=0"], "training.max_rms=0: must be above 0"),
+        (["optimizer.layer_decay=1"], "optimizer.layer_decay=1: must be above 0 and below 1; 0.7 is ConvNeXt's"),
+        (["optimizer.layers=convnext"], "optimizer.layers=convnext: all layers have the same learning rate; set"),
         (["training.precise_bn=8000"], "must be a multiple of training.global_batch=256, such as 7936"),
         (["model=vgg_a", "training.precise_bn=256"], "vgg_a has no BatchNorm; set training.precise_bn=null"),
         (["model.bn_momentum=0.9997"], "TensorFlow's decay of 0.9997 is 0.0003"),
@@ -137,3 +154,34 @@ def test_the_default_is_the_90_epoch_recipe(composed):
     config = composed("model=resnet50")
     assert (config.training.epochs, config.training.global_batch, config.schedule.milestones) == (90, 256, [30, 60])
     assert (config.optimizer.lr, config.optimizer.weight_decay, config.optimizer.nesterov) == (0.1, 1e-4, True)
+
+
+RAMP = ["augmentation.progressive.start_size=128", "augmentation.progressive.start_ramp=2"]
+RAMP += ["augmentation.progressive.end_ramp=5"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["augmentation.progressive.end_ramp=5"], "start_size=null: the other keys of augmentation.progressive need"),
+        (["augmentation.progressive.multiple=16"], "give augmentation.progressive.start_size=PIXELS, or leave them"),
+        ([RAMP[0]], "start_ramp=null, augmentation.progressive.end_ramp=null: give the last epoch of 128 pixels"),
+        (RAMP[:2], "end_ramp=null: give the last"),
+        ([*RAMP, "augmentation.progressive.start_ramp=6"], "not before it, the first of augmentation.size=224"),
+        ([*RAMP, "augmentation.progressive.start_size=224"], "must be below augmentation.size=224, and both"),
+        ([*RAMP, "augmentation.progressive.start_size=100"], r"=100: must be .* multiples of .*multiple=32"),
+        ([*RAMP, "augmentation.size=200"], "must be below augmentation.size=200, and both multiples of"),
+        ([*RAMP, "augmentation=random_crop"], "augmentation.crop=random cuts a window of this many pixels"),
+        ([*RAMP, "augmentation.progressive.end_ramp=90"], r"before an epoch has augmentation.size=224 .*epochs=90\)"),
+        ([*RAMP, "augmentation.progressive.end_ramp=0"], "end_ramp=0: must be above 0"),
+        (["model.blur_pool=3"], "model.blur_pool=3: must be true or false"),
+    ],
+)
+def test_progressive_resizing_and_blurring_are_refused_where_they_cannot_be(composed, overrides, words):
+    with pytest.raises(UserError, match=words):
+        composed(*overrides)
+
+
+def test_progressive_resizing_of_a_whole_image(composed):
+    ramp = composed(*RAMP, "augmentation=none").augmentation.progressive
+    assert (ramp.start_size, ramp.start_ramp, ramp.end_ramp, ramp.multiple) == (128, 2, 5, 32)

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from huggingface_hub import ModelCard
 from hydra import compose, initialize_config_dir
 from PIL import Image
+from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
 from torch import nn
 
@@ -26,7 +28,7 @@ from tencrop.evaluation.predictions import load_scores
 from tencrop.evaluation.results import load_result
 from tencrop.evaluation.targets import evaluation_targets
 from tencrop.export import formats, source
-from tencrop.export.commands import model_words
+from tencrop.export.commands import model_overrides
 from tencrop.export.export import export
 from tencrop.export.preprocessing import crop_fraction
 from tencrop.export.source import export_source
@@ -47,10 +49,14 @@ def configured(*words: str) -> Config:
         return validate(compose("train", list(words)), Config)
 
 
-def trained(root: Path, runs: Path, *words: str, seed: int = 0) -> Path:
-    """A run folder with random raw and EMA weights, evaluated under two protocols; returns its checkpoint."""
-    words = ("data=imagefolder", f"data.root={root}", f"runs={runs}", "hardware=cpu", "tracker=none", *words)
-    config = configured(*words, "image_size=32", "short_side=36", "training.precision=fp32")
+def trained(root: Path, runs: Path, *words: str, seed: int = 0, statistics: Mapping[str, object] = {}) -> Path:
+    """A run folder with random raw and EMA weights, evaluated under two protocols; returns its checkpoint.
+
+    statistics: what the checkpoint has beside STATISTICS.
+    """
+    always = ("data=imagefolder", f"data.root={root}", f"runs={runs}", "hardware=cpu", "tracker=none")
+    words = (*always, "image_size=32", "short_side=36", "training.precision=fp32", *words)
+    config = configured(*words)
     manifest = read_manifest(root)
     folder = run_folder(config, manifest, total_steps=7)
     torch.manual_seed(seed)
@@ -60,11 +66,11 @@ def trained(root: Path, runs: Path, *words: str, seed: int = 0) -> Path:
         nn.init.normal_(list(network.parameters())[-2], std=1)  # the classifier's weights; timm's start near 0
         state |= {f"{kind}.{name}": value for name, value in network.state_dict().items()}
     ids = {key: json.loads((folder / "manifest.json").read_text())[key] for key in ("run_id", "model", "total_steps")}
-    metadata = {"seed": config.seed, "step": 7, "format": 2, **ids, **STATISTICS}
+    metadata = {"seed": config.seed, "step": 7, "format": 2, **ids, **STATISTICS, **statistics}
     path = folder / "checkpoints" / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"state_dict": state, "tencrop": metadata}, path)
     for protocol in ("center", "ten_crop"):
-        tested = configured(*words, "image_size=32", "short_side=36", "training.precision=fp32", f"protocol={protocol}")
+        tested = configured(*words, f"protocol={protocol}")
         evaluate_run(tested, manifest=manifest, checkpoint=path, out=folder / "predictions")
     return path
 
@@ -234,8 +240,8 @@ def test_timms_crop_fraction_gives_our_side() -> None:
 
 
 def test_the_words_of_a_network() -> None:
-    assert model_words(Model("vgg_d", {}, False, None)) == ["model=timm", "model.name=vgg_d"]
-    words = model_words(Model("resnet18", {"zero_init_last": True, "act": "a b"}, True, 64))
+    assert model_overrides(Model("vgg_d", {}, False, None)) == ["model=timm", "model.name=vgg_d"]
+    words = model_overrides(Model("resnet18", {"zero_init_last": True, "act": "a b"}, True, 64))
     assert shlex.split(" ".join(words)) == [
         "model=timm",
         "model.name=resnet18",
@@ -243,3 +249,39 @@ def test_the_words_of_a_network() -> None:
         '+model.kwargs.act="a b"',
         "model.channels_last=true",
     ]
+
+
+MEAN_IMAGES = {
+    "image": (["normalization.mean=image", "augmentation=random_crop", "protocol.region=square"], 256, 256),
+    "image_center": (["normalization.mean=image_center", "protocol.region=whole"], 36, 32),
+}
+
+
+@pytest.mark.parametrize("use", MEAN_IMAGES)
+def test_a_mean_image_is_exported_in_a_file_of_its_own(use: str, prepared_photos: Path, tmp_path: Path) -> None:
+    """Of a timm network, which timm must not build from a config.json with the mean color alone."""
+    words, short_side, side = MEAN_IMAGES[use]
+    image = torch.rand(side, side, 3, generator=torch.Generator().manual_seed(1)) * 255
+    words = [*TIMMS, *words, "normalization.std=[60,59,61.25]", f"short_side={short_side}"]
+    path = trained(prepared_photos, tmp_path / "runs", *words, statistics={"mean_image": image, "mean_image_use": use})
+    folder = exported(path)
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "README.md",
+        "mean_image.safetensors",
+        "model.safetensors",
+    ]
+    card = (folder / "README.md").read_text()
+    assert "`mean_image` [height, width, RGB] of `mean_image.safetensors`" in card and "create_model" not in card
+    for number, protocol in enumerate(("center", "ten_crop")):
+        softmax, result = evaluated_by_its_card(folder, prepared_photos, number)
+        (run,) = (path.parents[1] / "predictions").glob(f"{protocol}*.result.json")
+        of_run = load_result(run)
+        for key in ("top1_error", "weights_sha256", "mean", "std", "mean_image_sha256", "size", "side"):
+            assert result[key] == of_run[key], key
+        assert torch.equal(softmax, load_scores(run.with_name(of_run["scores"])).softmax)
+    save_file({"mean_image": image + 1}, folder / "mean_image.safetensors")
+    with pytest.raises(UserError, match=r"is not the mean image of model\.safetensors; copy it from the folder"):
+        evaluated_by_its_card(folder, prepared_photos, 0)
+    (folder / "mean_image.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no such file, but model\.safetensors needs its mean image; copy it from"):
+        evaluated_by_its_card(folder, prepared_photos, 0)

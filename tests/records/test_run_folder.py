@@ -163,6 +163,18 @@ def test_other_initial_weights_are_refused_and_missing_ones_are_no_matter(make_c
         run_folder(make_config(), data_manifest, init=init | {"weights_sha256": "1" * 64})
 
 
+def test_another_teacher_is_refused_while_the_run_needs_one(make_config, data_manifest):
+    teacher = {"checkpoint": "a.ckpt", "weights": "raw", "weights_sha256": "0" * 64}
+    folder = run_folder(make_config(), data_manifest, teacher=teacher)
+    assert read_run_manifest(folder)["teacher"] == teacher
+    with pytest.raises(
+        UserError, match=r"training\.distill\.teacher: b\.ckpt holds other weights \(1{8}\) than .* was"
+    ):
+        run_folder(make_config(), data_manifest, teacher=teacher | {"checkpoint": "b.ckpt", "weights_sha256": "1" * 64})
+    finish(folder, status="complete", weights_sha256=None)
+    run_folder(make_config(), data_manifest)  # nothing is left to train
+
+
 def test_two_processes_do_not_write_to_one_run(make_config, data_manifest):
     folder = run_folder(make_config(), data_manifest)
     code = f"from pathlib import Path; from tencrop.records.run_folder import _lock; _lock(Path({str(folder)!r}))"

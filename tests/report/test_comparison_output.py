@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,29 @@ def test_two_runs_are_compared_image_by_image(two_runs, tmp_path, prepared_digit
     assert int(row["images"]) == int((np.asarray(split.labels) == 0).sum())
     markdown = (tmp_path / "out" / "comparison.md").read_text()
     assert f"| top-1 | 1.60 | 1.00 | −0.60 | {low} to {high} | 0.25 |" in markdown
+
+
+def test_the_page_shows_the_images_that_flip(two_runs, tmp_path, prepared_digits):
+    compared(two_runs, tmp_path / "out")
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert "Only A is wrong at top-1: 3 of 3 images" in page and "Only B" not in page.partition("<h3>")[2]
+    assert page.count('<img class=pixels src="data:image/png;base64,') == 3
+    split = open_split(prepared_digits, "val")
+    assert all(f'alt="{split.names(index)}"' in page for index in (5, 6, 7))
+    assert page.count("<span>A: 1</span>") == page.count("<span>B: 0</span>") == 3  # B is right: the digit is a 0
+    cells = re.sub("</t[dh]><td[^>]*>", " ", page)
+    assert ">top-1 1.60 1.00 −0.60 " in cells and ">0 45 17.78 11.11 −6.67<" in cells  # 8 and 5 of the 45 zeros
+
+
+def test_the_page_of_files_without_data_has_no_pictures(two_runs, tmp_path, prepared_digits):
+    loose = [tmp_path / f"{letter}.safetensors" for letter in "ab"]
+    for file, folder in zip(loose, two_runs, strict=True):
+        file.write_bytes((folder / "predictions" / "center.safetensors").read_bytes())
+    compared(loose, tmp_path / "out")
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert "<img" not in page and "No images to show: their prepared data are not on this machine" in page
+    compared(loose, tmp_path / "out", data_root=str(prepared_digits))
+    assert (tmp_path / "out" / "comparison.html").read_text().count("<img") == 3
 
 
 def test_differing_protocols_and_training_data_are_named(two_runs, tmp_path, capsys):

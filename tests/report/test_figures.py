@@ -17,7 +17,7 @@ from tencrop.data.store.manifest import open_split
 from tencrop.evaluation.predictions import from_averages, load_scores, save_scores
 from tencrop.report.collect import collect
 from tencrop.report.figures import (
-    _guesses,
+    _top_labels,
     choose_images,
     first_kernels,
     kernel_figure,
@@ -108,7 +108,7 @@ def test_the_label_is_ranked_as_in_the_error_count(margin, first):
     logits = torch.tensor([[2.0 + margin, 2.0, 1.0]])
     scores = from_averages(torch.arange(1), torch.zeros(1, dtype=torch.int64), logits.softmax(1), logits, {})
     assert (scores.softmax_ranks[0] == 0) == (first == 0)
-    assert _guesses(scores, 0).top[0] == first
+    assert _top_labels(scores, 0).top[0] == first
 
 
 def test_panel_with_a_damaged_original(evaluated_run, prepared_photos, photo_folder, tmp_path):

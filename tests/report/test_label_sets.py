@@ -3,12 +3,14 @@
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from markupsafe import escape
 from PIL import Image
 
 from tencrop.config import UserError
@@ -71,8 +73,25 @@ def test_sets_by_name_and_their_own_denominator(prepared, saved, real, tmp_path,
     assert found == [("33.33", "1", "3"), ("66.67", "2", "3"), ("50.00", "2", "4")]
     assert rows[0]["labels"].startswith("real.json (") and rows[1]["labels"] == "val's label, same images"
     text = " ".join(capsys.readouterr().out.split())
-    assert "1 of 4 images have no label in it and are not counted." in text and "tiny on imagenet, center" in text
-    assert "33.33" in (out / "labels.md").read_text()
+    assert "Images counted: 3 of 4. Images without a label in real.json (" in text
+    assert "tiny on imagenet, center" in text and "33.33" in (out / "labels.md").read_text()
+
+
+def test_the_page_has_the_same_figures(prepared, saved, real, tmp_path):
+    """Each row of the CSV file stands on the page, with its counts, and so do the images without labels."""
+    renamed = saved.rename(saved.with_name("<b>.safetensors"))
+    out = tmp_path / "out"
+    given = {"average": "softmax", "ks": [1, 5], "output": out, "data_root": str(prepared)}
+    assert report_label_sets(str(real), [str(renamed)], **given) == 0
+    page = (out / "labels.html").read_text()
+    rows = list(csv.DictReader(io.StringIO((out / "labels.csv").read_text())))
+    assert len(rows) == 6
+    for row in rows:
+        cells = [row[key] for key in ("labels", "error", "percent", "95% interval", "errors", "images")]
+        pattern = "</td><td[^>]*>".join(re.escape(str(escape(cell))) for cell in cells)
+        assert re.search(f">{pattern}</td>", page), cells
+    assert re.search(r"Images counted: 3 of 4\. Images without a label in real\.json \(\w+\): 1;", page)
+    assert "&lt;b&gt;.safetensors" in page and "<b>" not in page and "http" not in page.replace("http-equiv", "")
 
 
 def test_all_scores_of_imagenet_are_found(prepared, saved, real, tmp_path, capsys, monkeypatch):

@@ -8,10 +8,10 @@ import pytest
 
 from tencrop.commands import report as command
 from tencrop.report.table_html import table_html, table_page, tables_with_runs
-from tencrop.tables.lines import Ours, lines_of
+from tencrop.tables.lines import Measurement, lines_of
 from tencrop.tables.reading import read_table
 
-OURS = Ours(
+OURS = Measurement(
     {1: (24.1, 24.2, 24.3), 5: (7.0, 7.1, 7.2)}, 50_000, (Path("runs/<a>/seed0-0123abcd"),), guesses=("optimizer.lr",)
 )
 

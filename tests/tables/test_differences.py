@@ -11,7 +11,7 @@ from scipy.stats import ttest_ind, ttest_rel
 
 from tencrop.config import UserError
 from tencrop.tables.differences import difference
-from tencrop.tables.lines import Line, Ours, folders_text, lines_of
+from tencrop.tables.lines import Line, Measurement, folders_text, lines_of
 from tencrop.tables.reading import read_table, with_bases
 from tencrop.tables.render import csv_table, latex_table, markdown_table, terminal_table
 from typed import present
@@ -46,17 +46,19 @@ def test_the_interval_decides_whether_a_difference_exceeds_the_seeds() -> None:
     assert difference({9: 60.0}, BASE).mean == pytest.approx(60 - 49.52)
 
 
-def _ours(errors: dict[int, float], hash: str = "0123abcd", refused: str | None = None) -> Ours:
+def _ours(errors: dict[int, float], hash: str = "0123abcd", refused: str | None = None) -> Measurement:
     values = tuple(errors.values())
     folders = tuple(Path(f"runs/net/seed{seed}-{hash}") for seed in errors)
-    return Ours({1: values, 5: values}, 500, folders, refused, seeds=tuple(errors))
+    return Measurement({1: values, 5: values}, 500, folders, refused, seeds=tuple(errors))
 
 
 @pytest.fixture
 def lines(write_table: Callable[..., Path]) -> Callable[..., list[Line]]:
     """lines(ours, base, top1="+1.4"): a base row and a row that is its difference."""
 
-    def build(matched: dict[str, Ours], *, unit: str = "error", base: str | None = "50", **changes: Any) -> list[Line]:
+    def build(
+        matched: dict[str, Measurement], *, unit: str = "error", base: str | None = "50", **changes: Any
+    ) -> list[Line]:
         rows = [
             {"id": "base", "row": "Base", "top1": base, "experiment": "lenet5_digits"},
             {"id": "less", "row": "Less", "delta_of": "base", "experiment": "lenet5_digits"} | changes,

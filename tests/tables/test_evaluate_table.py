@@ -14,14 +14,15 @@ import torch
 
 from tencrop.commands import evaluate_table as command
 from tencrop.commands.evaluate_table import evaluate_table, sbatch_line
-from tencrop.config import Config, EvaluateConfig, Hardware, UserError
+from tencrop.config import Config, EvaluateConfig, Hardware, UserError, run_path
 from tencrop.data.store.manifest import read_manifest
 from tencrop.models.checkpoint_files import run_manifest, weights_sha256
 from tencrop.models.factory import build_model
 from tencrop.records.run_folder import finish, run_folder
-from tencrop.report.table_plan import protocol_words
+from tencrop.report.table_plan import protocol_overrides
 from tencrop.tables.schema import RowProtocol
 from tencrop.training.checkpoints import AtomicCheckpointIO
+from tencrop.training.initial_weights import read_initial_weights
 
 FIVE = {"name": "five_crop", "average": "logits"}
 PROTOCOL = RowProtocol("dense", (36, 48), 32, "whole", "shorter_side", None, "softmax")
@@ -36,13 +37,14 @@ ROWS: list[dict[str, Any]] = [
 
 
 @pytest.fixture
-def trained(composed: Callable[..., Config], prepared_digits: Path, tmp_path: Path) -> Callable[[int], Config]:
+def trained(composed: Callable[..., Config], prepared_digits: Path, tmp_path: Path) -> Callable[..., Config]:
     """trained(seed): a complete run of lenet5_digits whose weights are random, not yet evaluated."""
 
-    def train(seed: int) -> Config:
+    def train(seed: int, *overrides: str) -> Config:
         place = [f"runs={tmp_path}/runs", f"data.root={prepared_digits}", "tracker=none", "hardware=cpu"]
-        config = composed("experiment=lenet5_digits", f"seed={seed}", *place)
-        folder = run_folder(config, read_manifest(config.data.root))
+        config = composed("experiment=lenet5_digits", f"seed={seed}", *place, *overrides)
+        initial = read_initial_weights(config.training.init, run_path(config))
+        folder = run_folder(config, read_manifest(config.data.root), init=initial and initial.facts)
         torch.manual_seed(seed)
         state = build_model(config.model, num_classes=10).state_dict()
         facts = {"seed": seed, "step": 7, "total_steps": 7, "mean": [20.0] * 3, "std": [200.0] * 3}
@@ -142,6 +144,76 @@ def test_a_row_asks_for_seeds(
         assert commands == [f"seed={seed}" for seed in missing]
 
 
+CHAIN: list[dict[str, Any]] = [
+    ROWS[0],
+    {**ROWS[0], "id": "slower", "row": "slower", "overrides": ["optimizer.lr=0.002"], "init_from": "one"},
+    {**ROWS[0], "id": "third", "row": "third", "overrides": ["optimizer.lr=0.003"], "init_from": "slower"},
+]
+
+
+def test_a_row_that_starts_from_a_run_is_printed_after_the_row_of_that_run(
+    trained: Callable[..., Config],
+    evaluated: Callable[..., tuple[int, list[list[str]]]],
+    write_table: Callable[..., Path],
+    composed: Callable[..., Config],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    def commands(*rows: dict[str, Any]) -> dict[str, list[str]]:
+        """By label of a row, the arguments of train.py that are printed for it."""
+        capsys.readouterr()
+        write_table(rows=rows)
+        evaluated(config, write=False)
+        found: dict[str, list[str]] = {}
+        for line in capsys.readouterr().out.splitlines():
+            if line.startswith("not evaluated: "):
+                label, _, about = line.removeprefix("not evaluated: ").partition(": ")
+                assert label == "LeNet-5" or about.startswith("train first"), about
+                found[label] = []
+            elif line.startswith("    python train.py "):
+                found[label].append(line.removeprefix("    python train.py "))
+        return found
+
+    config = composed("experiment=lenet5_digits", f"runs={tmp_path}/runs")
+    one = "experiment=lenet5_digits"
+    first = run_path(composed(one))
+    slower = f"{one} optimizer.lr=0.002 training.init.checkpoint={first}"
+    third = f"{one} optimizer.lr=0.003 training.init.checkpoint={run_path(composed(*slower.split()))}"
+    assert commands(*CHAIN) == {"LeNet-5": [one], "slower": [one, slower], "third": [one, slower, third]}
+    of_two_seeds = commands(CHAIN[0], {**CHAIN[1], "num_seeds": 2})["slower"]
+    assert of_two_seeds == [
+        f"{words} seed={seed}{source}"
+        for seed in (0, 1)
+        for words, source in (
+            (one, ""),
+            (f"{one} optimizer.lr=0.002", f" training.init.checkpoint={run_path(composed(one, f'seed={seed}'))}"),
+        )
+    ]
+
+    config = trained(0)
+    assert commands(*CHAIN) == {"slower": [slower], "third": [slower, third]}, "the finished run, by its path from here"
+
+
+def test_a_run_belongs_to_a_row_by_the_weights_that_it_started_from(
+    trained: Callable[..., Config],
+    evaluated: Callable[..., tuple[int, list[list[str]]]],
+    write_table: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    write_table(rows=[{**row, "num_seeds": 3} for row in CHAIN[:2]])
+    config = trained(0)
+    (source,) = (tmp_path / "runs" / "lenet5_digits").glob("seed0-*")
+    elsewhere = shutil.copytree(source, tmp_path / "elsewhere")
+    trained(1, "optimizer.lr=0.002", f"training.init.checkpoint={elsewhere}")  # the same weights at another path
+    assert evaluated(config, write=False)[1] == [["0 center"], ["1 center"]]
+    other = trained(7, "optimizer.lr=0.008")
+    (path,) = (tmp_path / "runs" / "lenet5_digits").glob("seed7-*")
+    trained(2, "optimizer.lr=0.002", f"training.init.checkpoint={path}")  # other weights
+    trained(3, "optimizer.lr=0.003", f"training.init.checkpoint={source}")  # another recipe
+    trained(4, "optimizer.lr=0.002")  # from the seed
+    assert evaluated(other, write=False) == (0, [])
+
+
 def test_an_ensemble_of_one_network_is_made_for_every_seed(
     trained: Callable[[int], Config],
     evaluated: Callable[..., tuple[int, list[list[str]]]],
@@ -199,15 +271,15 @@ def test_a_row_fixes_the_protocol(evaluated: Callable[..., Any], composed: Calla
 
 def test_a_protocol_in_words_leaves_open_what_the_paper_leaves_open() -> None:
     words = ("protocol=dense", "protocol.side=[36,48]", "protocol.size=32", "protocol.region=whole")
-    assert protocol_words(PROTOCOL)[:4] == words and protocol_words(PROTOCOL)[-1] == "protocol.average=softmax"
-    assert not any("filter" in word for word in protocol_words(PROTOCOL))
-    kept = protocol_words(dataclasses.replace(PROTOCOL, side=None))
+    assert protocol_overrides(PROTOCOL)[:4] == words and protocol_overrides(PROTOCOL)[-1] == "protocol.average=softmax"
+    assert not any("filter" in word for word in protocol_overrides(PROTOCOL))
+    kept = protocol_overrides(dataclasses.replace(PROTOCOL, side=None))
     assert not any("side=" in word for word in kept)
-    central = protocol_words(dataclasses.replace(PROTOCOL, name="center", side=None, resize="central_fraction"))
+    central = protocol_overrides(dataclasses.replace(PROTOCOL, name="center", side=None, resize="central_fraction"))
     assert {"protocol.side=null", "protocol.resize=central_fraction"} < set(central)  # it has no side, and says so
     for name in (None, "no_such_crop"):
         with pytest.raises(UserError, match=r"no_such_crop|does not state"):
-            protocol_words(dataclasses.replace(PROTOCOL, name=name))
+            protocol_overrides(dataclasses.replace(PROTOCOL, name=name))
 
 
 def test_a_batch_job_has_a_task_for_every_device() -> None:

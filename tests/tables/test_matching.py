@@ -13,7 +13,7 @@ from tencrop.cli.compose import compose_training
 from tencrop.config import Config, UserError
 from tencrop.evaluation.results import load_result, save_result
 from tencrop.report.matching import match_runs, refusals
-from tencrop.tables.lines import Ours, lines_of
+from tencrop.tables.lines import Measurement, lines_of
 from tencrop.tables.reading import read_table
 
 FinishedRun = Callable[..., Path]
@@ -43,10 +43,10 @@ def refused(write_row: Callable[..., Path], recipe: Config) -> Callable[..., lis
 
 
 @pytest.fixture
-def matched(write_row: Callable[..., Path], tmp_path: Path) -> Callable[..., Ours | None]:
+def matched(write_row: Callable[..., Path], tmp_path: Path) -> Callable[..., Measurement | None]:
     """matched(overrides=[...]): ours for the digits' row, so changed, of the runs in runs/."""
 
-    def match(**changes: Any) -> Ours | None:
+    def match(**changes: Any) -> Measurement | None:
         table = read_table("digits", write_row(**changes))
         found = match_runs([table], [tmp_path / "runs"], kept=tmp_path / "hashes.json", on_broken=_raise)
         return found.get(("digits", "lenet5"))
@@ -59,7 +59,7 @@ def _raise(error: UserError) -> None:
 
 
 def test_seeds_are_matched_by_recipe_and_not_by_name(
-    finished_run: FinishedRun, matched: Callable[..., Ours | None], write_row: Callable[..., Path]
+    finished_run: FinishedRun, matched: Callable[..., Measurement | None], write_row: Callable[..., Path]
 ) -> None:
     first, second = finished_run("seed=1", num_wrong=11), finished_run("name=my_network", "seed=0", num_wrong=10)
     other = finished_run("optimizer.lr=0.002", "seed=4", num_wrong=100)
@@ -69,7 +69,7 @@ def test_seeds_are_matched_by_recipe_and_not_by_name(
     finished_run("seed=3", num_wrong=None)
     ours = matched()
     assert ours is not None
-    assert ours == Ours({1: pytest.approx((2.0, 2.2)), 5: (0.0, 0.0)}, 500, (second, first), seeds=(0, 1))  # type: ignore[dict-item]
+    assert ours == Measurement({1: pytest.approx((2.0, 2.2)), 5: (0.0, 0.0)}, 500, (second, first), seeds=(0, 1))  # type: ignore[dict-item]
 
     def verdicts(printed: str) -> str:
         table = read_table("digits", write_row(top1=printed))
@@ -83,7 +83,7 @@ def test_seeds_are_matched_by_recipe_and_not_by_name(
 
 def test_the_guesses_of_a_recipe_come_along(
     finished_run: FinishedRun,
-    matched: Callable[..., Ours | None],
+    matched: Callable[..., Measurement | None],
     write_row: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -96,11 +96,11 @@ def test_the_guesses_of_a_recipe_come_along(
 
 
 def test_runs_with_another_protocol_support_no_claim(
-    finished_run: FinishedRun, matched: Callable[..., Ours | None], write_row: Callable[..., Path]
+    finished_run: FinishedRun, matched: Callable[..., Measurement | None], write_row: Callable[..., Path]
 ) -> None:
     folder = finished_run()
     ours = matched(protocol={"side": 40, "name": "ten_crop", "average": "softmax"})
-    assert ours == Ours({}, 0, (folder,), "protocol center, not ten_crop; side 36, not 40")
+    assert ours == Measurement({}, 0, (folder,), "protocol center, not ten_crop; side 36, not 40")
     line = lines_of(read_table("digits", write_row()), {("digits", "lenet5"): ours})[0]
     assert line.joined("verdict") == "no claim"
     assert line.joined("ours") == line.joined("difference") == "–"
@@ -123,7 +123,7 @@ def test_an_ensemble_is_matched_by_the_runs_of_its_members(
     other = finished_run("optimizer.lr=0.002", "seed=3")
     table = read_table("digits", write_table(rows=ENSEMBLE))
 
-    def found(*members: Path, wrong: str | None = None) -> dict[str, Ours]:
+    def found(*members: Path, wrong: str | None = None) -> dict[str, Measurement]:
         result = load_result(folders[0] / "predictions" / "center.result.json")
         hashes = [wrong or f"{int(folder.name[4]):064x}" for folder in members]
         facts: dict[str, object] = {"selection": None}
@@ -136,7 +136,7 @@ def test_an_ensemble_is_matched_by_the_runs_of_its_members(
         return {row: ours for (_, row), ours in matched.items() if row != "lenet5"}
 
     ours = found(*folders[:2])
-    assert ours["two"] == Ours({1: (2.0,), 5: (0.0,)}, 500, (tmp_path / "evaluations" / "ensemble-0123abcd",))
+    assert ours["two"] == Measurement({1: (2.0,), 5: (0.0,)}, 500, (tmp_path / "evaluations" / "ensemble-0123abcd",))
     assert ours["ten_views"].refused == "protocol center, not ten_crop" and set(ours) == {"two", "ten_views"}
     assert set(found(*folders)) == {"three"}
     assert found(folders[0], other) == {}  # one learned otherwise
@@ -154,8 +154,8 @@ def test_one_network_under_two_protocols_is_matched_member_by_member(
     )
     table = read_table("digits", write_table(rows=rows))
 
-    def found(*members: tuple[int, str, int], **changes: Any) -> Ours | None:
-        """Ours for an ensemble of (seed, protocol, side)."""
+    def found(*members: tuple[int, str, int], **changes: Any) -> Measurement | None:
+        """Our errors for an ensemble of (seed, protocol, side)."""
         result = load_result(folders[0] / "predictions" / "center.result.json")
         same = {"size": 32, "region": "whole", "resize": "shorter_side", "filter": "bilinear"}
         facts = [
@@ -276,14 +276,14 @@ def test_a_changed_score_file_is_refused(
 
 
 def test_hashes_are_cached_until_conf_changes(
-    matched: Callable[..., Ours | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    matched: Callable[..., Measurement | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "runs" / "a" / "seed0-ffffffff"
     folder.mkdir(parents=True)
     for name in ("config.yaml", "manifest.json"):
         (folder / name).touch()
     composed: list[Sequence[str]] = []
-    monkeypatch.setattr("tencrop.tables.recipes.compose_training", lambda words, conf: composed.append(words))
+    monkeypatch.setattr("tencrop.tables.recipes.Composer.compose", lambda self, words: composed.append(words))
     monkeypatch.setattr("tencrop.tables.recipes.learning_hash", lambda config: "00000000")
     assert matched() is None and composed == [("experiment=lenet5_digits",)]
     assert matched() is None and len(composed) == 1

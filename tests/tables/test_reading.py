@@ -13,7 +13,7 @@ import pytest
 from tencrop.cli.choices import CONF
 from tencrop.config import UserError
 from tencrop.tables.reading import read_table, read_tables, table_names
-from tencrop.tables.schema import ErrorTable, parse_printed
+from tencrop.tables.schema import ErrorTable, RowTraining, parse_printed
 
 Write = Callable[..., Path]
 NAMES = [
@@ -56,6 +56,14 @@ def test_numbers_from_memory_are_marked(tables: dict[str, ErrorTable]) -> None:
     assert rows["resnet34_c"].confidence["top1"] == "two transcriptions"
 
 
+def test_every_protocol_of_several_views_says_what_is_averaged(tables: dict[str, ErrorTable]) -> None:
+    protocols = {(table.name, row.id): row.protocol for table in tables.values() for row in table.rows}
+    several = {name: found.average for name, found in protocols.items() if found is not None and found.name != "center"}
+    assert len(several) > 100 and set(several.values()) == {"softmax", "logits"}
+    assert several["resnet_readme", "resnet50_ten_crop"] == "softmax"  # "averaging softmax scores"
+    assert several["fb_resnet", "resnet50_ten_crop"] == "logits"  # the exp() of train.lua is commented out
+
+
 def test_members_are_rows_of_this_table_or_another(tables: dict[str, ErrorTable]) -> None:
     rows = {row.id: row for row in tables["vgg_table6"].rows}
     members = rows["d_e_both"].members
@@ -89,6 +97,17 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "id": ({"id": "LeNet-5"}, "an id may contain a-z, 0-9 and _ only"),
     "confidence": ({"confidence": "sure"}, "confidence must be"),
     "confidence of a column": ({"confidence": {"top1": "third party"}}, "must name each of top1, top5"),
+    "path of initial weights": (
+        {"overrides": ["training.init.checkpoint=runs/a"]},
+        "training.init.checkpoint=runs/a: name the row whose run it starts from in init_from instead",
+    ),
+    "unknown source": ({"init_from": "lenet"}, "init_from: lenet: there is no row lenet in digits; did you mean"),
+    "source's key": ({"init_from": ["experiment=lenet5_digits", "training.epoch=2"]}, "init_from: overrides: "),
+    "own source": ({"init_from": "lenet5"}, "init_from: leads back to digits.lenet5"),
+    "source without training": (
+        {"experiment": None, "cannot": "too slow", "init_from": "lenet5"},
+        "init_from: the row has no training that could start from a run",
+    ),
     "reason beside an experiment": ({"cannot": "too slow"}, "has two of"),
     "member": ({"experiment": None, "members": [{"row": "lenet6"}]}, "there is no row lenet6 in digits; did you mean"),
     "member's table": ({"experiment": None, "members": [{"row": "mnist.lenet5"}]}, "there is no table mnist"),
@@ -140,8 +159,8 @@ def test_a_duplicate_row_is_refused(write_table: Write) -> None:
 
 
 def test_tables_on_unsupported_data_need_a_reason(write_table: Write) -> None:
-    with pytest.raises(UserError, match="row lenet5: no data= reads mnist; give this reason in cannot"):
-        read_table("digits", write_table(data="mnist"))
+    with pytest.raises(UserError, match="row lenet5: no data= reads zip_codes; give this reason in cannot"):
+        read_table("digits", write_table(data="zip_codes"))
 
 
 def test_a_row_overrides_its_table(write_table: Write) -> None:
@@ -155,6 +174,27 @@ def test_a_row_overrides_its_table(write_table: Write) -> None:
     assert b.protocol is None and c.protocol is not None
     assert (c.protocol.name, c.protocol.side, c.protocol.size) == ("ten_crop", (40, 48), 32)
     assert c.protocol.not_stated == ["average"]  # of one view it says nothing
+
+
+def test_a_row_starts_from_the_run_of_another(write_table: Write) -> None:
+    row = {"top1": None, "top5": None, "experiment": "lenet5_digits"}
+    first = {**row, "id": "a", "row": "A"}
+    second = {**row, "id": "b", "row": "B", "init_from": "a", "overrides": ["training.init.head=new"]}
+    third = {**row, "id": "c", "row": "C", "init_from": "digits.b"}
+    a, b, c = read_table("digits", write_table(rows=[first, second, third])).rows
+    own = RowTraining(("experiment=lenet5_digits",))
+    head = RowTraining((*own.overrides, "training.init.head=new"), own)
+    assert (a.training, b.training, c.training) == (own, head, RowTraining(own.overrides, head))
+    assert c.training is not None and c.training.init_row == "digits.b"
+    fourth = {**row, "id": "d", "row": "D", "init_from": ["experiment=lenet5_digits", "training.epochs=2"]}
+    of_no_row = read_table("digits", write_table(rows=[fourth])).rows[0].training
+    assert of_no_row == RowTraining(own.overrides, RowTraining(("experiment=lenet5_digits", "training.epochs=2")))
+    folder = write_table(rows=[{**first, "init_from": "c"}, second, third])
+    with pytest.raises(UserError, match=r"row a: init_from: leads back to digits\.a"):
+        read_table("digits", folder)
+    folder = write_table(rows=[{**first, "experiment": None, "cannot": "too slow"}, second])
+    with pytest.raises(UserError, match="row b: init_from: a has no training of its own; name a row that has"):
+        read_table("digits", folder)
 
 
 @pytest.mark.parametrize(

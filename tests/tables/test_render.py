@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tencrop.tables.lines import Line, Ours, lines_of, protocol_text
+from tencrop.tables.lines import Line, Measurement, lines_of, protocol_text
 from tencrop.tables.reading import read_table
 from tencrop.tables.render import csv_table, latex_table, latex_text, markdown_table, terminal_table
 from tencrop.tables.schema import ErrorTable, RowProtocol
@@ -25,8 +25,10 @@ ROWS: list[dict[str, Any]] = [
      "protocol": None, "confidence": "memory, unverified"},
 ]  # fmt: skip
 OURS = {
-    ("digits", "a"): Ours({1: (24.1, 24.2, 24.3), 5: (7.9, 8.0, 8.1)}, 50_000, (Path("runs/a/seed0-0123abcd"),) * 3),
-    ("digits", "b"): Ours({}, 0, (Path("runs/b/seed0-0123abcd"),), "protocol center, not dense"),
+    ("digits", "a"): Measurement(
+        {1: (24.1, 24.2, 24.3), 5: (7.9, 8.0, 8.1)}, 50_000, (Path("runs/a/seed0-0123abcd"),) * 3
+    ),
+    ("digits", "b"): Measurement({}, 0, (Path("runs/b/seed0-0123abcd"),), "protocol center, not dense"),
 }
 
 
@@ -136,7 +138,7 @@ def test_a_protocol_of_most_rows_stands_above_the_table(write_table: Callable[..
 
 
 def test_a_guessed_band_is_explained(table: ErrorTable) -> None:
-    one = {("digits", "a"): Ours({1: (24.1,), 5: (7.1,)}, 50_000, (Path("runs/a/seed0-0123abcd"),))}
+    one = {("digits", "a"): Measurement({1: (24.1,), 5: (7.1,)}, 50_000, (Path("runs/a/seed0-0123abcd"),))}
     text = terminal_table(table, lines_of(table, one))
     assert "reproduced*" in text and "* The band of fewer than three seeds is a guess." in text
     assert "guess" not in terminal_table(table, lines_of(table, OURS))
@@ -193,7 +195,7 @@ def test_a_table_of_our_own_measurements_has_no_columns_about_printed_numbers(
 
 def test_guesses_are_beside_the_verdict(table: ErrorTable) -> None:
     a = OURS["digits", "a"]
-    guessing = Ours(a.errors, a.num_images, a.runs, guesses=("optimizer.lr",))
+    guessing = Measurement(a.errors, a.num_images, a.runs, guesses=("optimizer.lr",))
     lines = lines_of(table, OURS | {("digits", "a"): guessing})
     assert [line.guessed for line in lines] == ["optimizer.lr", "–", "–", "–"]
     head, row = (

@@ -16,6 +16,7 @@ from tencrop.data.sampling.sampler import epoch_order
 from tencrop.training.data_module import DataModule, validation_protocol
 from typed import stand_in
 
+NEEDS_FFCV = pytest.mark.skipif(find_spec("ffcv") is None, reason="ffcv is not installed")
 OPTIONS = ("data=imagefolder", "model=lenet5", "image_size=32", "short_side=32", "training.global_batch=8", "seed=3",
            "hardware=cpu", "hardware.workers=1")  # fmt: skip
 
@@ -260,6 +261,46 @@ def test_the_digest_does_not_depend_on_ranks_accumulation_or_loader(module):
     assert torch.equal(digest("deterministic=false")[2:], torch.zeros(2, dtype=torch.int64))
     for other in ("seed=4", "augmentation.flip=0", "augmentation.pca.std=0.2", MIXED):
         assert not torch.equal(digest(*([other] if isinstance(other, str) else other))[:2], whole[:2])
+
+
+GROWING = ["augmentation.progressive.start_size=16", "augmentation.progressive.start_ramp=0"]
+GROWING += ["augmentation.progressive.end_ramp=2", "augmentation.progressive.multiple=8"]
+
+
+def test_progressive_resizing_gives_the_size_of_the_epoch(module):
+    """On one rank and on two, with micro-batches, and in a run that resumes within the epoch."""
+    two = ("hardware=ddp_cpu2", "hardware.workers=1")
+    for number, size in enumerate((16, 24, 32, 32)):
+        alone = epoch(module(*GROWING, step=3 * number).train_dataloader())
+        assert [batch.images.shape for batch in alone] == [(8, size, size, 3)] * 3
+        assert all((batch.sizes == size).all() for batch in alone)
+        ranks = [epoch(module(*GROWING, *two, rank=r, step=3 * number).train_dataloader()) for r in (0, 1)]
+        parts = epoch(module(*GROWING, "hardware.max_micro_batch=4", step=3 * number).train_dataloader())
+        resumed = epoch(module(*GROWING, step=3 * number + 2).train_dataloader())
+        for name, expected in fields(alone[2]).items():
+            assert np.array_equal(expected, joined(fields(part[2])[name] for part in ranks)), name
+            assert np.array_equal(expected, joined(fields(part)[name] for part in parts[4:])), name
+            assert np.array_equal(expected, fields(resumed[0])[name]), name
+
+
+def test_progressive_resizing_keeps_the_size_of_validation(module):
+    assert epoch(module(*GROWING, "short_side=40").val_dataloader())[0].sizes.min() == 40
+
+
+@pytest.mark.parametrize("loader", ["torch", pytest.param("ffcv", marks=NEEDS_FFCV)])
+def test_progressive_resizing_is_the_same_in_every_loader(module, loader):
+    def digests(name: str):
+        data = module(*GROWING, f"data.loader={name}")
+        batches = data.train_dataloader()
+        for number in range(3):
+            for position, batch in enumerate(batches):
+                data.check(batch, number, position)
+            data.trainer.global_step += 3
+            yield data.digest.sums.clone()
+
+    for ours, theirs in zip(digests("beton"), digests(loader), strict=True):
+        assert torch.equal(ours[:2], theirs[:2])  # what was planned
+        assert torch.equal(ours, theirs) == (loader == "torch")  # ffcv has pixels of its own
 
 
 def test_the_first_rank_restores_the_digest_of_all_ranks(module):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import interpolate
 
 from tencrop.config import UserError, derive_batches
 from tencrop.data.store.manifest import read_manifest
@@ -88,21 +89,24 @@ TENSORFLOW = ["augmentation.randaugment.source=tf", "augmentation.randaugment.nu
     "overrides",
     [
         ["augmentation=random_crop", "short_side=256", "normalization.mean=image"],
-        ["augmentation=random_sized_tf", "augmentation.randaugment.magnitude=10"],
+        ["augmentation=random_sized_tf", "augmentation.randaugment.magnitude=10", "normalization.mean=image_center"],
     ],
 )
 def test_a_run_with_the_augmentations_of_other_code_resumes(train, overrides, prepared_photos):
-    """The mean image, which the checkpoint holds, and TensorFlow's crop and RandAugment."""
+    """The mean image or its center, which the checkpoint holds, and TensorFlow's crop and RandAugment."""
     whole = train("whole", *overrides, *TENSORFLOW)
     assert whole.exit_code == 0
     assert train("run", *overrides, *TENSORFLOW, fault={"signal_number": TERM, "at_step": 4}).exit_code == 75
     resumed = train("run", *overrides, *TENSORFLOW)
     assert same_weights(resumed, whole) and resumed.rows() == whole.rows()
     facts = read_checkpoint(whole.last)["tencrop"]
-    assert ("mean_image" in facts) == ("normalization.mean=image" in overrides)
-    if "mean_image" in facts:
-        assert torch.equal(facts["mean_image"], torch.from_numpy(np.load(prepared_photos / "mean_image.npy")))
-        assert not same_weights(whole, train("other", *overrides, *TENSORFLOW, "normalization.mean=dataset"))
+    is_image = "normalization.mean=image" in overrides
+    mean_image = torch.from_numpy(np.load(prepared_photos / "mean_image.npy"))
+    center = interpolate(
+        mean_image.permute(2, 0, 1)[None], (32, 32), mode="bilinear", antialias=True
+    )  # 32 of 32 pixels
+    assert torch.equal(facts["mean_image"], mean_image if is_image else center[0].permute(1, 2, 0))
+    assert not same_weights(whole, train("other", *overrides, *TENSORFLOW, "normalization.mean=dataset"))
 
 
 def test_another_seed_gives_other_weights(train, uninterrupted):
@@ -182,6 +186,26 @@ def test_optimizers_of_timm_and_a_budget_in_steps_resume_like_an_uninterrupted_r
     assert train("run", *words, fault={"signal_number": TERM, "at_step": 4}).exit_code == 75
     run = train("run", *words)
     assert run.exit_code == 0 and same_weights(run, whole) and run.rows() == whole.rows()
+
+
+GROWING = [
+    "augmentation.progressive.start_size=16", "augmentation.progressive.start_ramp=0",
+    "augmentation.progressive.end_ramp=2", "augmentation.progressive.multiple=8", "model.blur_pool=true",
+]  # fmt: skip
+
+
+def test_progressive_resizing_and_blur_pooling_resume_like_an_uninterrupted_run(train, uninterrupted):
+    """Crops of 16, 24, 32 and 32 pixels; stopped within the second epoch, and at the end of it. The EMA blurs too."""
+    whole = train("whole", *GROWING)
+    assert whole.exit_code == 0 and whole.rows() != uninterrupted.rows()
+    for at_step in (4, 6):
+        assert train("run", *GROWING, fault={"signal_number": TERM, "at_step": at_step}).exit_code == 75
+    run = train("run", *GROWING)
+    assert run.exit_code == 0 and same_weights(run, whole) and run.rows() == whole.rows()
+    state = read_checkpoint(run.last)["state_dict"]
+    kernels = {key: state[key] for key in state if key.endswith("blur.kernel")}
+    assert {key.partition(".")[0] for key in kernels} == {"model", "ema"}
+    assert all(kernel.sum((2, 3)).eq(1).all() for kernel in kernels.values())
 
 
 def test_a_budget_in_steps_sets_the_schedule_and_max_steps_does_not(train):
@@ -310,7 +334,7 @@ def test_auxiliary_losses_have_their_weight_in_training(composed, prepared_photo
     size = ["image_size=80", "short_side=80", "+model.kwargs.img_size=80", "+model.kwargs.width=0.0625"]
     steps = ["training.global_batch=8", "training.max_steps=1", "log_every_steps=1", "optimizer.weight_decay=0"]
     quick = ["training.precision=fp32", "hardware=cpu", "tracker=none", f"data.root={prepared_photos}"]
-    config = composed("data=imagefolder", "model=googlenet_2014", *size, *steps, *quick)
+    config = composed("experiment=null", "data=imagefolder", "model=googlenet_2014", *size, *steps, *quick)
     manifest = read_manifest(prepared_photos)
     result = fit(*build(config, batches=derive_batches(config), manifest=manifest), run_dir=tmp_path)
     assert (result.status, result.step) == ("complete", 1)
@@ -378,6 +402,16 @@ UNFIT = {
     ),
     "protocol's kind": (["protocol=dense"], "lenet5_dense cannot be made fully convolutional"),
     "batch": (["training.global_batch=25"], "training.global_batch=25: there are only 24 images"),
+    "training size": (["augmentation.size=28"], "augmentation.size=28: lenet5_dense does not take images of 28 x 28"),
+    "growing size": (
+        ["training.epochs=3", *GROWING[:4]],
+        "augmentation.progressive=16: lenet5_dense does not take images of 16 x 16",
+    ),
+    "growth": (
+        ["training.epochs=null", "training.steps=6", *GROWING[:4], "model=resnet18", "model.bn_group=8"],
+        "end_ramp=2: the training ends before an epoch has augmentation.size=32 pixels (training.steps=6, which are 2",
+    ),
+    "blurring": (["model.blur_pool=true"], "model.blur_pool=true: lenet5_dense has no convolution with a stride"),
     "store": (["data.store.mode=raw"], "data.store.mode=raw: "),
 }
 

@@ -76,6 +76,19 @@ def test_a_recipe_shorter_than_the_measurement(short, prepared_photos):
     assert measured.total_steps == 1 and measured.both.num_steps == 5
 
 
+def test_progressive_resizing_is_measured_at_the_full_size(short, prepared_photos, monkeypatch):
+    sizes, original = set(), Classifier.training_step
+
+    def training_step(self, batch, batch_idx):
+        sizes.add(batch.images.shape[1])
+        original(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", training_step)
+    progressive = {"start_size": 16, "start_ramp": 2, "end_ramp": 3, "multiple": 16}
+    probed(prepared_photos, *(f"augmentation.progressive.{key}={value}" for key, value in progressive.items()))
+    assert sizes == {32}
+
+
 def test_one_of_several_devices_is_measured_with_its_share(short, prepared_photos, monkeypatch):
     sizes = []
     original = Classifier.training_step

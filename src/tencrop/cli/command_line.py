@@ -26,10 +26,11 @@ from tencrop.config.schema import UserError
 PATHS = (  # keys in which ~ is the home folder
     "data.root", "data.source", "data.stage", "data.subset_of_val", "runs", "checkpoint", "weights", "weights_dir",
     "output", "compare", "diff", "scores", "data_root", "labels", "training.init.checkpoint",
+    "training.distill.teacher",
 )  # fmt: skip
 TEXTS = (  # keys that take no list
     "data.root", "data.source", "data.stage", "data.subset_of_val", "weights", "weights_dir", "output", "name",
-    "data_root", "labels", "training.init.checkpoint",
+    "data_root", "labels", "training.init.checkpoint", "training.distill.teacher",
 )  # fmt: skip
 # KEY=VALUE with Hydra's signs: +KEY adds a key, ~KEY deletes one, ++KEY adds or changes it.
 WORD = re.compile(r"(?P<sign>[+~]{0,2})(?P<key>[A-Za-z_][\w./@-]*)=(?P<text>.*)", re.ASCII | re.DOTALL)
@@ -86,8 +87,13 @@ def command_prefix(name: str) -> str:
 
 def typed_word(key: str, value: str | Path | list[str]) -> str:
     """KEY=VALUE quoted for the shell and for Hydra, which then reads exactly this text or list of texts."""
+    return for_shell(hydra_word(key, value))
+
+
+def hydra_word(key: str, value: str | Path | list[str]) -> str:
+    """Likewise without the shell's quotes, as sys.argv has it."""
     text = f"[{','.join(map(_element, value))}]" if isinstance(value, list) else _text(key, str(value))
-    return for_shell(f"{key}={text}")
+    return f"{key}={text}"
 
 
 def for_shell(text: str) -> str:

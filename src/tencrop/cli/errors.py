@@ -62,14 +62,14 @@ def nearest(name: str, names: list[str]) -> str:
     return f"; there are {', '.join(names)}" if len(names) < 30 else ""
 
 
-def _no_option(place: str) -> str:
-    """The sentence for an unknown option; `place` is GROUP/OPTION, and the option may be a path."""
-    group, _, option = place.partition("/")
+def _no_option(option_path: str) -> str:
+    """The sentence for an unknown option; `option_path` is GROUP/OPTION, and the option may be a path."""
+    group, _, option = option_path.partition("/")
     if group == "hydra":
-        group, _, option = place.rpartition("/")
+        group, _, option = option_path.rpartition("/")
         return f"{group}={option}: Hydra has no option of this name; install the plugin that provides it"
     if group not in groups():
-        return f"{place}: there is no conf/{place}.yaml"
+        return f"{option_path}: there is no conf/{option_path}.yaml"
     names = options_of(group)
     if (group, option) == ("tracker", REMOVED):
         return f"{group}={option}: {USE_INSTEAD}"

@@ -36,6 +36,7 @@ GROUP, AUTO = "experiment", "auto"
 PROVIDER = "recipe"  # marks an experiment that is generated here and is not a file
 # Keys of the section `recipe` in an experiment file: fields of Recipe, and the models whose own recipe the file is.
 # `models` is a list of names, or a table with the values that differ by model: {NAME: {KEY: VALUE}}.
+# Checked here and not with the schema, because `models` is removed before the section is composed.
 SHAPE = {
     "source?": str,
     "models?": ([str], {str: {str: object}}),
@@ -65,6 +66,7 @@ class RecipeLoader(ConfigLoaderImpl):
         group, name = _group_and_option(default)
         if group == GROUP and loaded.provider != PROVIDER and name != AUTO:
             assert isinstance(repo, _Experiments)
+            # A copy: the repository caches the original, and may be asked for this file again.
             loaded = copy.copy(loaded)
             loaded.config = repo.adapted(name, loaded)
         return loaded
@@ -93,6 +95,7 @@ class _Experiments(CachingConfigRepository):
             loaded = self.delegate.load_config(config_path)
             # If a file and a model have the same name, experiment=NAME means the file.
             model = self._named_model if name == AUTO else name if loaded is None else None
+            # Otherwise experiment=auto is conf/experiment/auto.yaml.
             if model is not None and (own := own_experiment(model, self._folders())) is not None:
                 loaded = _recipe_of(model, own)
             self.cache[config_path] = loaded
@@ -102,6 +105,7 @@ class _Experiments(CachingConfigRepository):
         """The content of an experiment file for the chosen model, without the values of groups that were replaced."""
         config = copy.deepcopy(loaded.config)
         assert isinstance(config, DictConfig)
+        # Taken out, and put back without the keys that concern files only.
         section = config.pop("recipe", None)
         recipe: Any = {} if section is None else _checked(name, section)
         models = recipe.pop("models", [])
@@ -117,6 +121,7 @@ class _Experiments(CachingConfigRepository):
             )
         for group, option in self._typed_options.items():
             is_own_model = group == "model" and self.chosen_model in models
+            # Choosing the option that the experiment chooses itself changes nothing, so its values are kept.
             if group in (*config, *chosen) and not is_own_model and option != self._own_options.get(group):
                 self.replaced[group] = f"{group}={option}"
                 config.pop(group, None)

@@ -48,13 +48,13 @@ class Calibrated(NamedTuple):
         return {f"top{k}": 100 * self.result[f"top{k}_error"] for k in (1, 5)}
 
 
-def calibrate(config: EvaluateConfig, words: Sequence[str]) -> int:
+def calibrate(config: EvaluateConfig, overrides: Sequence[str]) -> int:
     """Evaluate the recognized files, and print them beside their publishers' measurement; returns the exit code.
 
-    words: the command line as KEY=VALUE. Raises UserError if the folder has no file that is recognized, or for a word
-    that a row fixes. Without the full val split there are figures, but no verdict.
+    overrides: the command line as KEY=VALUE. Raises UserError if the folder has no file that is recognized, or for an
+    override that a row fixes. Without the full val split there are figures, but no verdict.
     """
-    typed = _checked(config, words)
+    typed = _checked(config, overrides)
     table = read_table(TABLE)
     folder = Path(config.weights_dir or "")
     matched, others = recognized(folder, released_weights(table))
@@ -64,6 +64,7 @@ def calibrate(config: EvaluateConfig, words: Sequence[str]) -> int:
             f"weights_dir={folder}: no released weights are recognized by their name ({names}); keep the names under"
             " which torchvision and timm publish them, listed in conf/released_weights.yaml"
         )
+    # All of them before the first evaluation, which takes minutes: a file that cannot be evaluated is refused at once.
     targets = [_target(file, weights, typed) for file, weights in matched]
 
     from tencrop.commands.evaluate import check_targets, staged_targets
@@ -74,6 +75,7 @@ def calibrate(config: EvaluateConfig, words: Sequence[str]) -> int:
     close_at_ctrl_c()
     found = []
     for (file, weights), target in zip(matched, targets, strict=True):
+        # One at a time: several targets in one call would be an ensemble.
         with staged_targets([target]) as local_targets:
             for evaluated in evaluate_targets(local_targets):  # none on other ranks
                 found.append(Calibrated(file, weights, evaluated.result))
@@ -82,13 +84,13 @@ def calibrate(config: EvaluateConfig, words: Sequence[str]) -> int:
     return 0
 
 
-def _checked(config: EvaluateConfig, words: Sequence[str]) -> list[str]:
-    """The words without this command's own keys."""
+def _checked(config: EvaluateConfig, overrides: Sequence[str]) -> list[str]:
+    """The overrides without this command's own keys."""
     if config.table != TABLE:
         raise UserError(f"weights_dir={config.weights_dir}: is for table={TABLE}; give both, or leave it out")
     if not Path(config.weights_dir or "").is_dir():
         raise UserError(f"weights_dir={config.weights_dir}: there is no such folder")
-    typed = [word for word in words if not keys_typed([word]) & own_keys(EvaluateConfig)]
+    typed = [word for word in overrides if not keys_typed([word]) & own_keys(EvaluateConfig)]
     for word in typed:
         if not all(key.partition(".")[0] in ALLOWED for key in keys_typed([word])):
             raise UserError(f"{word}: the table's rows give network and protocol; leave it out, or leave out table")
@@ -96,8 +98,9 @@ def _checked(config: EvaluateConfig, words: Sequence[str]) -> list[str]:
 
 
 def _target(file: Path, weights: Released, typed: Sequence[str]) -> EvaluationTarget:
-    words = [*typed, *weights.words()]
-    (target,) = evaluation_targets(replace(compose_training(words, CONF), weights=str(file)), words)
+    # compose_training and not the command's own configuration: each file chooses another model and protocol.
+    overrides = [*typed, *weights.overrides()]
+    (target,) = evaluation_targets(replace(compose_training(overrides, CONF), weights=str(file)), overrides)
     return target
 
 
@@ -109,6 +112,7 @@ def _rows(table: ErrorTable, found: Sequence[Calibrated]) -> list[tuple[str, ...
     for one in found:
         row, cells = one.weights.row, list[str]()
         for column, error in one.errors.items():
+            # Three decimals, like torchvision's and timm's own tables: one image of 50,000 is 0.002 points.
             printed = row is not None and row.printed[column] is not None
             cells += [f"{error:.3f}", f"{table.error(row, column):.3f}" if row is not None and printed else "–"]
         rows.append(
@@ -127,12 +131,14 @@ def _remark(table: ErrorTable, one: Calibrated) -> str:
     row = one.weights.row
     if row is None:
         return "no published measurement is known here"
+    # No judgement with a guessed resize filter or size, which alone may move the error by more than 0.1 point.
     if unknown := not_stated(one.weights):
         return f"protocol not stated: {', '.join(unknown)}"
     if not is_whole(one):
         return ""
     if lies_within(table, row, one.errors):
         return "within 0.1 point"
+    # The larger of the two decides, as in lies_within.
     far = max(differences(table, row, one.errors).values(), key=abs)
     return f"{DIFFERS} by {far:+.3f}"
 
@@ -145,6 +151,8 @@ def not_stated(weights: Released) -> list[str]:
 
 def is_whole(one: Calibrated) -> bool:
     """Whether the evaluation is of ImageNet's whole val split."""
+    # By the counts, since the fingerprint of ImageNet's files is not published. The errors themselves tell other
+    # images.
     return one.result["num_images"] == NUM_IMAGES["val"] and one.result["num_classes"] == 1000
 
 
@@ -152,6 +160,7 @@ def verdict(table: ErrorTable, found: Sequence[Calibrated]) -> str:
     """One sentence: "data confirmed" if all judged files are within 0.1 point on the whole val split."""
     judged = [one for one in found if one.weights.row is not None and not not_stated(one.weights)]
     num_images = found[0].result["num_images"]
+    # Before the verdicts: errors of a subset differ by more than 0.1 point from those of the whole split by chance.
     if not all(map(is_whole, found)):
         return (
             f"no verdict: {num_images:,} images in {found[0].result['num_classes']:,} classes are not the"

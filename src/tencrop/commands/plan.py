@@ -1,15 +1,22 @@
-"""train.py plan=true: measures a recipe for about a minute and prints what the whole training would take."""
+"""train.py plan=true: measures a recipe for about a minute and prints what the whole training would take.
+
+The time per step is kept for report.py table=NAME plan=true, which adds up the hours of a table.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from tencrop.config import Batches, Config, UserError, accelerator_of, derive_batches, num_workers
 from tencrop.config.cores import num_granted_cores
+from tencrop.config.writable import check_writable
 from tencrop.progress import duration, format_bytes
+from tencrop.records.probes import SavedProbe, probe_file, recipe_hash, save_probe
+from tencrop.records.provenance import cpu_name
 from tencrop.text_tables import aligned
 from tencrop.training.probe import Probe, Timing, probe
 
@@ -18,9 +25,18 @@ COMPETING = 1.2  # together this much slower than the slower one alone: loader a
 
 
 def plan(config: Config, batches: Batches, manifest: dict[str, Any]) -> int:
-    """Measure and print. Nothing is written: no run folder, no tracker."""
-    print("plan: measuring for about a minute; nothing is kept", flush=True)
+    """Measure and print. Only the time per step is kept, in runs/plans: no run folder, no tracker."""
+    path = probe_file(Path(config.runs), recipe_hash(config), _device_kind(config), batches.num_devices)
+    check_writable(path, remedy="make room, or name another folder with runs=DIR")
+    print("plan: measuring for about a minute", flush=True)
     measured = probe(config, batches=batches, manifest=manifest)
+    saved = SavedProbe(
+        recipe_hash(config),
+        _device_kind(config),
+        batches.num_devices,
+        seconds_per_step=measured.both.seconds,
+        num_steps=measured.total_steps,
+    )
     blocks = (
         _measurements(config, batches, measured),
         _conclusions(config, batches, measured, manifest),
@@ -28,11 +44,13 @@ def plan(config: Config, batches: Batches, manifest: dict[str, Any]) -> int:
         _assumptions(config, batches, measured),
     )
     print("\n\n".join("\n".join(lines) for lines in blocks))
+    print(f"\n{save_probe(Path(config.runs), saved)}: kept for report.py table=NAME plan=true")
     return 0
 
 
 def _measurements(config: Config, batches: Batches, measured: Probe) -> list[str]:
     def row(name: str, timing: Timing) -> tuple[str, str, str, str]:
+        # per_device and not micro_batch: a timing is of an optimizer step, with all its micro-batches.
         per_s = batches.per_device / timing.seconds
         return name, _count(per_s), f"{timing.seconds * 1000:,.1f}", str(timing.num_steps)
 
@@ -53,12 +71,15 @@ def _measurements(config: Config, batches: Batches, measured: Probe) -> list[str
 
 def _conclusions(config: Config, batches: Batches, measured: Probe, manifest: dict[str, Any]) -> list[str]:
     epoch_s, total_s = (steps * measured.both.seconds for steps in (measured.steps_per_epoch, measured.total_steps))
+    # Not training.epochs, which is null for a budget in steps and ignores max_steps.
     num_epochs = measured.total_steps / measured.steps_per_epoch
     stop = "" if config.training.max_steps is None else f", cut by training.max_steps={config.training.max_steps}"
     sizes = {name: split["beton_bytes"] for name, split in manifest["splits"].items()}
     train = manifest["splits"]["train"]
+    # The loader asks for whole images, whatever part of them a crop takes (loader.read_ahead).
     read_per_s = sizes["train"] / train["num_samples"] * batches.per_device / measured.both.seconds
     num_devices = batches.num_devices
+    # The CUDA context, about 0.5 GB, is not in torch's count.
     what = "reserved by torch on the GPU" if accelerator_of(config.hardware) == "gpu" else "of the process"
     return [
         f"time       {_time(epoch_s)} an epoch of {measured.steps_per_epoch:,} steps;"
@@ -73,6 +94,7 @@ def _conclusions(config: Config, batches: Batches, measured: Probe, manifest: di
 
 def _bound(measured: Probe) -> str:
     loader, step, both = measured.loader.seconds, measured.step.seconds, measured.both.seconds
+    # Ratios of the two alone: while they run together, each also waits for the other.
     slower, faster = ("the loader", "the step") if loader > step else ("the step", "the loader")
     sentence = f"{slower}: {faster} alone is {max(loader, step) / min(loader, step):.1f} times as fast"
     if both > COMPETING * max(loader, step):
@@ -83,9 +105,11 @@ def _bound(measured: Probe) -> str:
 def _devices_table(config: Config, batches: Batches, measured: Probe) -> list[str]:
     """What the loaders of N devices must deliver for no device to wait, and how long the recipe then takes."""
     batch = config.training.global_batch
+    # Also the numbers that the recipe refuses, so that the table says which ones and why nothing is printed for them.
     numbers = sorted({*MANY_DEVICES, batches.num_devices})
     allowed = [number for number in numbers if _can_share(config, number)]
     refused = [str(number) for number in numbers if number not in allowed]
+    # From step and loader alone: a device that never waits is as fast as the step, and `loader cores` keep it so.
     step_per_s = batches.per_device / measured.step.seconds
     thread_per_s = batches.per_device / measured.loader.seconds / _num_cores(config)
     rows = [("devices", "images/s", "loader cores", "time", "device-hours")]
@@ -108,6 +132,7 @@ def _devices_table(config: Config, batches: Batches, measured: Probe) -> list[st
 
 
 def _can_share(config: Config, num_devices: int) -> bool:
+    # derive_batches is the only judge: divisibility of the global batch, of BatchNorm groups and of mixing groups.
     hardware = dataclasses.replace(config.hardware, devices=num_devices, nodes=1)
     try:
         derive_batches(dataclasses.replace(config, hardware=hardware))
@@ -125,8 +150,11 @@ def _assumptions(config: Config, batches: Batches, measured: Probe) -> list[str]
         f" images/s, measured on {_counted(_num_cores(config), 'core')}; twice the cores are twice as fast",
         "N devices: a device is as fast per image with a smaller part of the batch, and sending gradients is free",
     ]
+    if config.augmentation.progressive.start_size is not None:
+        lines.append(f"all epochs have crops of {config.augmentation.size} pixels; the smaller ones are faster")
     if batches.num_devices > 1:
         lines.append(f"one device was measured with its part of {batches.num_devices}; the others were idle meanwhile")
+    # One process has nobody to communicate with, so this cost cannot be measured here.
     if batches.bn == "sync":
         lines.append("synchronized BatchNorm was measured without its communication")
     if accelerator_of(config.hardware) == "cpu":
@@ -143,6 +171,13 @@ def _device_name(config: Config) -> str:
     if accelerator_of(config.hardware) == "cpu":
         return "the CPU"
     return torch.cuda.get_device_name()
+
+
+def _device_kind(config: Config) -> str:
+    """The name under which a measurement is kept: of the GPU, or of the processor with its number of cores."""
+    if accelerator_of(config.hardware) == "gpu":
+        return torch.cuda.get_device_name()
+    return f"{cpu_name()}, {_counted(num_granted_cores(), 'core')}"
 
 
 def _time(seconds: float) -> str:

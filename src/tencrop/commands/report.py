@@ -13,8 +13,14 @@ from tencrop.signals import close_at_ctrl_c
 @command("report", ReportConfig)
 def main(config: ReportConfig) -> int:
     _check(config)
+    # Before the imports below: these tasks answer without torch, whose import takes seconds.
     if config.compare or config.diff or config.scores or config.labels:
         return _report_scores(config)
+    if config.table is not None and config.plan:
+        from tencrop.report.training_hours import report_hours
+
+        close_at_ctrl_c()
+        return report_hours(config.table, config.runs, Path(config.output))
     if config.table is not None:
         from tencrop.report.paper_tables import report_tables
 
@@ -22,6 +28,7 @@ def main(config: ReportConfig) -> int:
         return report_tables(config.table, config.runs, Path(config.output))
 
     output, remedy = Path(config.output), "make room, or name another folder with output=DIR"
+    # Before the runs are read and the figures drawn, which may take minutes.
     check_writable(output / "report.html", output / "report.md", remedy=remedy)
 
     from tencrop.report.collect import Broken, collect, collect_evaluations, input_folders
@@ -40,6 +47,7 @@ def main(config: ReportConfig) -> int:
     experiments, evaluations = collect(paths, broken.append), collect_evaluations(paths, broken.append)
     if broken and not (experiments or evaluations):
         raise broken[0].error
+    # Broken folders are in `broken` already: collect has read the same folders.
     matched = match_runs(tables := read_tables(), paths, kept=output / HASHES, on_broken=lambda _: None)
     scores = score_sections(experiments, evaluations, ks=config.k, on_broken=broken.append)
     papers = tables_with_runs(tables, matched)
@@ -88,5 +96,8 @@ def _check(config: ReportConfig) -> None:
     typed = [f"{name}=" for name, value in tasks.items() if value]
     if len(typed) > 1:
         raise UserError(f"{' and '.join(typed)}: one at a time; run report.py once for each")
+    if config.plan and config.table in (None, "?"):
+        raise UserError("plan=true: adds up the trainings of a table; name it with table=NAME, or all with table=all")
+    # No k would give tables without rows, and an exit code of 0.
     if not config.k:
         raise UserError("k=[]: names no number; give k=[1,5]")

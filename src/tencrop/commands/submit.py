@@ -84,15 +84,19 @@ def _is_own(word: str) -> bool:
 def _submit_table(config: SubmitConfig, typed: Sequence[str], seeds: Sequence[int]) -> int:
     """Submit the trainings that evaluate.py table=NAME lists as missing, and then its evaluation."""
     from tencrop.commands.evaluate_table import check_words, plan_tables
+    from tencrop.report.row_commands import training_commands
 
     assert config.table is not None
     if seeds:
         raise UserError("seed: each row of the table says how many seeds it needs; leave it out")
     evaluate = EvaluateConfig(**vars(plain_config(config)), table=config.table)
     check_words(evaluate, typed)
-    _, remaining = plan_tables(evaluate)
+    _, remaining, runs_of = plan_tables(evaluate)
     by_recipe: dict[tuple[str, ...], list[Config]] = {}
-    for words in dict.fromkeys(words for one in remaining for words in one.trainings):
+    # Where a training starts from another run, only the first that is missing: a job cannot name weights before they
+    # exist.
+    chains = [training_commands(training, runs_of, typed) for one in remaining for training in one.trainings]
+    for words in dict.fromkeys(chain[0] for chain in chains):
         recipe = tuple(word for word in words if not word.startswith("seed="))
         by_recipe.setdefault(recipe, []).append(compose_training([*words, *typed], CONF))
     trainings = [
@@ -102,6 +106,8 @@ def _submit_table(config: SubmitConfig, typed: Sequence[str], seeds: Sequence[in
     for training in trainings:
         _check(training.configs[0], typed)
     numbers = _submit_jobs(config, trainings, stop_at_active=False)
+    if later := len({words for chain in chains for words in chain[1:]}):
+        print(f"{later} more start from these runs: submit the table again when they have ended")
     one = [] if config.hardware.devices * config.hardware.nodes == 1 else ["hardware.devices=1", "hardware.nodes=1"]
     job = Job(
         name=f"table-{config.table}",

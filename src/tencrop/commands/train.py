@@ -20,7 +20,7 @@ from tencrop.config import (
     derive_batches,
     run_path,
 )
-from tencrop.config.initialization import source_file
+from tencrop.config.initialization import source_file, teacher_file
 from tencrop.config.launcher import check_launch, check_one_process, is_first_process
 from tencrop.config.loader import check_loader
 from tencrop.config.recipes import print_recipes
@@ -28,7 +28,7 @@ from tencrop.config.tracker import check_tracker
 from tencrop.data.sources.imagenet_test_sets import check_has_training_split
 from tencrop.data.store.manifest import read_manifest
 from tencrop.evaluation.targets import check_one_protocol
-from tencrop.records.run_folder import finish, run_folder
+from tencrop.records.run_folder import finish, is_complete, run_folder
 from tencrop.signals import exit_at_once, exit_when_asked
 
 if TYPE_CHECKING:
@@ -51,11 +51,13 @@ def main(config: Config) -> int:
         check_tracker(config.tracker)
     batches = derive_batches(config)
     check_loader(config.data)
-    manifest = read_manifest(config.data.root, config.data.name)
+    manifest = read_manifest(config.data.root, config.data.name, store=config.data.store)
     check_data(config, manifest)
     check_store(config, manifest)
     check_preparation(config, manifest, keys_typed(overrides()))
     source_file(config.training.init, run_path(config))
+    if config.training.distill.teacher is not None and not is_complete(run_path(config)):
+        teacher_file(config.training.distill)
     if config.plan:
         if config.data.stage is not None:
             raise UserError("data.stage: plan=true measures data.root and copies nothing; leave it out")
@@ -99,8 +101,9 @@ def _train(
     if fit_result is None:  # not complete: build everything, so that errors occur before anything is written
         data, classifier = build(local, batches=batches, manifest=manifest, initial=initial)
         check_scorable(classifier.model, config)
-    total_steps = classifier.total_steps if fit_result is None else None
-    run_dir = run_folder(config, manifest, total_steps=total_steps, init=initial and initial.facts)
+    total_steps, teacher = (classifier.total_steps, classifier.teacher) if fit_result is None else (None, None)
+    init_facts, teacher_facts = initial and initial.facts, None if teacher is None else teacher.facts
+    run_dir = run_folder(config, manifest, total_steps=total_steps, init=init_facts, teacher=teacher_facts)
     is_first = is_first_process()
     # Nodes may need very different times to copy the data.
     answer_minutes = None if config.data.stage is None else STAGE_MINUTES

@@ -80,6 +80,7 @@ def csv_text(counts: dict[str, dict[str, int]]) -> str:
 
 def main() -> None:
     """Count all networks and write both files."""
+    # Counted completely before either file is written: they must not disagree.
     counts = {name: counts_of(name) for name in model_files()}
     DOCUMENT.parent.mkdir(exist_ok=True)
     for path, text in ((GOLDEN, golden_text(counts)), (DOCUMENT, HEADER + markdown(counts))):

@@ -134,6 +134,7 @@ def num_threads(workers: int | str, num_processes: int = 1) -> int:
     """
     if isinstance(workers, int):
         return workers
+    # Before the affinity mask, which on clusters without task binding shows all cores of the node.
     granted, found = os.environ.get("SLURM_CPUS_PER_TASK"), launched()
     if granted and not granted.isdecimal():
         raise UserError(f"SLURM_CPUS_PER_TASK={granted}: not a number of cores; unset it, or set workers to a number")

@@ -66,12 +66,14 @@ def _section(schema: type[Schema], values: Mapping[Any, object], *, prefix: str,
     built: dict[str, Any] = {}  # Any: mypy cannot infer that each value has the type of its field
     for field in dataclasses.fields(schema):
         kind = kinds[field.name]
+        # A missing section is built from an empty mapping, so that the message names the first missing key within it.
         absent = {} if dataclasses.is_dataclass(kind) else MISSING
         is_optional = not (field.default is field.default_factory is dataclasses.MISSING)
         if field.name in values or not is_optional:
             built[field.name] = _field(kind, values.get(field.name, absent), prefix + field.name, root)
     section = schema(**built)
     for name, kind in kinds.items():
+        # After the section is built: selector and key are fields of the same section, in any order.
         if used := used_if(kind):
             choice, selector = getattr(section, used.selector), prefix + used.selector
             _check_used(prefix + name, getattr(section, name), choice in used.choices, f"{selector}={choice}")
@@ -86,6 +88,7 @@ def _check_used(key: str, value: object, is_used: bool, chosen: str) -> None:
 
 
 def _field(kind: Type, value: object, key: str, root: type) -> object:
+    # Here and not in OmegaConf, whose own error for "???" names the key but does not tell what to type.
     if value == MISSING:
         raise UserError(f"{key}: needs a value; give {key}=...")
     inner = section_of(kind)
@@ -129,6 +132,7 @@ def _member(kind: Type, value: object) -> object:
     if value is None and NoneType in members_of(kind):
         return None
     members = [member for member in members_of(kind) if member is not NoneType]
+    # `T | None`: the message of T's constraint is more precise than that of the whole union.
     if len(members) == 1:
         return _converted(members[0], value)
     for member in members:
@@ -142,6 +146,7 @@ def _member(kind: Type, value: object) -> object:
 def _list(kind: Type, value: object) -> list[object]:
     if not isinstance(value, list):
         raise _WrongType
+    # Before the elements are checked: the refusal of a list describes its elements, which does not exclude NaN.
     if any(isinstance(part, float) and not math.isfinite(part) for part in value):
         raise _NotAllowed("every number must be finite")
     (element,) = get_args(bare_type(kind))
@@ -158,6 +163,7 @@ def _mapping(value: object) -> dict[str, object]:
 
 
 def _choice(choices: tuple[str, ...], value: object) -> str:
+    # No conversion: YAML reads `off` as a boolean, and guessing which text was meant would correct silently.
     if value in choices:
         return value
     close = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []

@@ -10,7 +10,8 @@ import tencrop
 
 PACKAGE = Path(tencrop.__file__).resolve().parent
 
-_IMAGES = (
+# What decides the network's input, from the stored image to the tensor, and its output.
+_INPUT_AND_NETWORK = (
     "config/schema.py",
     "data/augmentation",
     "data/loading",
@@ -20,11 +21,11 @@ _IMAGES = (
     "models",
     "training/precision.py",
 )
-# What decides the weights that a run ends with. A change to any of these files makes a run refuse to continue without
+# What decides the final weights of a run. A change to any of these files makes a run refuse to continue without
 # allow_other_code=true, so a file that only reports or checks does not belong here: rewording a progress line must not
 # stop every job of a cluster. tests/config/test_code.py compares the two lists with the imports.
 LEARNING = (
-    *_IMAGES,
+    *_INPUT_AND_NETWORK,
     "config/batches.py",
     "distributed/collectives.py",
     "training/batchnorm.py",
@@ -32,16 +33,19 @@ LEARNING = (
     "training/classifier.py",
     "training/data_module.py",
     "training/determinism.py",
+    "training/distillation.py",
     "training/ema.py",
     "training/error_counts.py",
     "training/fit.py",
     "training/freezing.py",
     "training/initial_weights.py",
+    "training/kernel_rms.py",
+    "training/layer_decay.py",
     "training/losses.py",
     "training/optimizers.py",
     "training/schedules.py",
 )
-# What the files above import although it decides nothing of the weights: it checks, finds, reports or writes.
+# Imported by the files above, but without effect on the weights: these files check, find, report or write something.
 NOT_LEARNING = (
     "cli",
     "config/__init__.py",
@@ -85,7 +89,8 @@ NOT_LEARNING = (
     "training/probe.py",
     "training/progress.py",
 )
-SCORING = (*_IMAGES, "evaluation", "training/losses.py")  # what decides a score; other saved scores are computed again
+# What decides a score. If any of these files changed since scores were saved, evaluate.py computes them again.
+SCORING = (*_INPUT_AND_NETWORK, "evaluation", "training/losses.py")
 
 
 def code_sha256(package: Path, paths: Iterable[str]) -> str:
@@ -101,6 +106,7 @@ def code_sha256(package: Path, paths: Iterable[str]) -> str:
 
 def source_files(package: Path, paths: Iterable[str]) -> list[Path]:
     """The Python and C files at or below some paths, relative to `package` and sorted."""
+    # A path is a file or a folder: the file itself, and everything below the folder.
     found = [file for path in paths for file in (package / path, *(package / path).rglob("*"))]
     relative = {file.relative_to(package) for file in found if file.suffix in (".py", ".c", ".h") and file.is_file()}
     # editors and macOS leave hidden files; Python imports none of them

@@ -49,6 +49,7 @@ class LowHigh(Bounds):
     """A list [low, high] of two numbers within the bounds, low <= high."""
 
     def allows(self, value: Sequence[float]) -> bool:
+        # low = high is allowed: a fixed side or area is a range of one value.
         return len(value) == 2 and value[0] <= value[1] and all(map(self.contain, value))
 
     def __str__(self) -> str:
@@ -92,5 +93,6 @@ class UsedIf:
     choices: tuple[str, ...]
 
     def __init__(self, selector: str, *choices: str) -> None:
+        # The generated __init__ of a frozen dataclass cannot take *choices, with which a declaration reads better.
         object.__setattr__(self, "selector", selector)
         object.__setattr__(self, "choices", choices)

@@ -62,6 +62,8 @@ def read_json(path: Path, shape: Shape, *, what: str, remedy: str) -> Any:
     The message is "PATH: not `what` (the problem); `remedy`", where `remedy` tells the user how to fix it.
     """
     try:
+        # Every file may be a stranger's or half copied, so size, syntax and shape are all checked before a reader sees
+        # it.
         return parse_json(_content(path, MAX_JSON_BYTES), shape)
     except ValueError as error:
         raise UserError(f"{path}: not {what} ({error}); {remedy}") from error
@@ -145,6 +147,7 @@ def check_shape(value: object, shape: Shape, key: str = "") -> None:
         if not any(_fits(value, one) for one in shape):
             raise ValueError(f"{key or 'it'} must be {' or '.join(map(_name, shape))}, not {_shown(value)}")
     elif isinstance(shape, dict) and isinstance(value, dict):
+        # Keys that the shape does not list are allowed: records of newer code are readable by older code.
         for name, inner in shape.items():
             if name is str:
                 for found, part in value.items():
@@ -154,6 +157,7 @@ def check_shape(value: object, shape: Shape, key: str = "") -> None:
             elif not name.endswith("?"):
                 raise ValueError(f"{_joined(key, name)} is missing")
     elif isinstance(shape, list | NotEmpty) and isinstance(value, list):
+        # [A, B, C] is a list of exactly these three, [A] a list of any number of A.
         inner = shape if isinstance(shape, list) and len(shape) > 1 else [shape[0]] * len(value)
         if len(inner) != len(value) or (isinstance(shape, NotEmpty) and not value):
             raise ValueError(f"{key or 'it'} is a list of {len(value)} and must be {_name(shape)}")
@@ -193,6 +197,7 @@ def _is_simple(value: object, shape: Shape) -> bool:
         return isinstance(value, str) and (
             value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
         )
+    # A whole number is a valid float: JSON writers drop the point of 1.0. A bool, which is an int to Python, is not.
     if shape is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if shape == NUMBER:
@@ -266,6 +271,7 @@ class _DataLoader(yaml.SafeLoader):
 
     depth = 0
     # Without these resolvers 2026-01-31 stays text, as in JSON, and << and = are ordinary keys.
+    # Set on the subclass: other users of PyYAML's SafeLoader, such as OmegaConf, keep theirs.
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":merge", ":value"))]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()

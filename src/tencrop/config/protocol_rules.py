@@ -12,6 +12,7 @@ def check_protocol(protocol: Protocol) -> None:
     """Raise UserError for the first rule that a protocol violates."""
     _check_sides(protocol)
     _check_resize(protocol)
+    # Both take views outside the central square; cutting it out first would be another protocol of the same name.
     if protocol.name in ("crops_144", "dense") and protocol.region != "whole":
         raise UserError(
             f"protocol.region={protocol.region}: {protocol.name} covers the whole image; set protocol.region=whole"
@@ -25,7 +26,7 @@ def check_protocol(protocol: Protocol) -> None:
 
 
 def check_mean_image(protocol: Protocol, normalization: Normalization) -> None:
-    """Raise UserError if the mean image is subtracted but has no place for a view of the protocol.
+    """Raise UserError if a view of the protocol has no place in the mean image that normalization.mean=image subtracts.
 
     Caffe, too, subtracts a mean image from images of its own size only (data_transformer.cpp).
     """
@@ -33,6 +34,7 @@ def check_mean_image(protocol: Protocol, normalization: Normalization) -> None:
     if normalization.mean != "image":
         return
     # The center of an image with this shorter side is that of its central square.
+    # The image itself need not be a square as long as every view of it lies within the central one.
     is_square = protocol.resize == "shorter_side" and (
         protocol.region == "square" or protocol.name in ("center", "flip_pair")
     )
@@ -60,6 +62,7 @@ def _check_resize(protocol: Protocol) -> None:
     resize, name = protocol.resize, protocol.name
     if resize == "shorter_side":
         return
+    # Without a side there is no size to stretch to; for shorter_side, null keeps the stored size.
     if resize == "warp" and protocol.side is None:
         raise UserError(
             "protocol.side=null: protocol.resize=warp stretches the image to a side; give protocol.side=256"
@@ -79,6 +82,7 @@ def _check_resize(protocol: Protocol) -> None:
             f"protocol.resize={resize}: crops_144 takes squares along the longer side, which a stretched image does not"
             " have; set protocol.resize=shorter_side"
         )
+    # All ten crops of a 224 x 224 image are the same one and its mirror image: the label would say ten views.
     stretched = protocol.sides if resize == "warp" else [protocol.size]
     if name in MULTI_CROP and protocol.size in stretched:
         raise UserError(

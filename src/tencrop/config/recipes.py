@@ -41,6 +41,7 @@ def guesses_of(config: Config) -> list[str]:
 
 def check_guesses(config: Config, keys: Collection[str]) -> None:
     """Raise UserError if a guess of the recipe is not among `keys`, or not an entry of model.kwargs."""
+    # Entries of model.kwargs are no keys of the schema: each network takes its own.
     known = {*keys, *(f"model.kwargs.{name}" for name in config.model.kwargs)}
     for key in guesses_of(config):
         if key not in known:

@@ -59,6 +59,7 @@ def read_written_config(path: Path) -> Document:
 
 def config_sha256(config: Document) -> str:
     """SHA-256, hexadecimal, of the content of a config.yaml without its location-dependent keys."""
+    # From parsed content, so that a changed comment or indentation is no change.
     kept = {key: value for key, value in config.items() if key not in LOCATION_KEYS}
     kept["data"] = {key: value for key, value in config["data"].items() if key not in LOCATION_DATA_KEYS}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

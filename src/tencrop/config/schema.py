@@ -15,6 +15,7 @@ from tencrop.config.constraints import Increasing, Interval, Length, LowHigh, Us
 
 BN_MOMENTUM_HINT = "it is the share of the newest step, so TensorFlow's decay of 0.9997 is 0.0003"
 MEAN_IMAGE_SIDE = 256  # pixels: height and width of the mean image of prepared data
+MEAN_IMAGES = ("image", "image_center")  # values of normalization.mean that subtract it, or its center
 MAX_SIDE = 65_500  # pixels: libjpeg's limit, which also keeps sizes and aspect ratios far from the limits of int32
 
 Count = Annotated[int, Interval(gt=0)]
@@ -38,7 +39,7 @@ PixelMean = Annotated[list[Annotated[int | float, Interval(ge=0, le=255)]], Leng
 PixelStd = Annotated[list[Annotated[int | float, Interval(gt=0)]], Length(3, hint="one per channel, on [0, 255]")]
 
 DataName = Literal[
-    "imagenet", "imagefolder", "tiny_imagenet", "cifar10", "digits", "beton",
+    "imagenet", "imagefolder", "tiny_imagenet", "cifar10", "mnist", "digits", "beton",
     # test sets for networks trained on ImageNet, without training images
     "imagenet_v2", "imagenet_v2_threshold", "imagenet_v2_top_images", "imagenet_a", "imagenet_r", "imagenet_sketch",
 ]  # fmt: skip
@@ -105,6 +106,7 @@ class Model:
     # BatchNorm's momentum and epsilon in place of the network's own; null keeps those
     bn_momentum: Annotated[float, Interval(gt=0, le=0.5, hint=BN_MOMENTUM_HINT)] | None = None
     bn_eps: Positive | None = None  # added to the variance; TF-slim: 0.001
+    blur_pool: bool = False  # a fixed 3 x 3 blur before each strided convolution of 16 or more inputs (ffcv-imagenet)
 
 
 @dataclass
@@ -164,10 +166,20 @@ class Mixing:
 
 
 @dataclass
+class Progressive:
+    """Progressive resizing: training crops grow from `start_size` to augmentation.size. ffcv-imagenet's names."""
+
+    start_size: Pixels | None = None  # of the first epochs; null: all crops have augmentation.size
+    start_ramp: NonNegativeInt | None = None  # last epoch of start_size, counted from 0
+    end_ramp: Count | None = None  # first epoch of augmentation.size
+    multiple: Pixels = 32  # every size is a multiple of it; between, the nearest one
+
+
+@dataclass
 class Augmentation:
     # torchvision's | fb.resnet.torch's | TensorFlow's | fixed size | whole image
     crop: Literal["random_resized", "random_sized", "random_sized_tf", "random", "none"]
-    size: Pixels  # output height and width
+    size: Pixels  # output height and width; with progressive resizing, in the last epochs
     filter: Filter
     flip: Fraction  # probability of a horizontal flip
     pca: Pca
@@ -181,6 +193,7 @@ class Augmentation:
     randaugment: RandAugment = field(default_factory=RandAugment)
     erasing: Erasing = field(default_factory=Erasing)
     mixing: Mixing = field(default_factory=Mixing)
+    progressive: Progressive = field(default_factory=Progressive)
     # repeated augmentation: consecutive copies of each sample, each with its own draws
     repeats: Annotated[int, Interval(gt=0, le=1000)] = 1
 
@@ -189,8 +202,9 @@ class Augmentation:
 class Normalization:
     """On pixels of [0, 255]: (pixel - mean) / std. Per channel, except for the mean image."""
 
-    # dataset: the mean color of the training images | image: their mean at every pixel (AlexNet, ZFNet)
-    mean: Literal["imagenet", "dataset", "image"] | PixelMean
+    # dataset: the mean color of the training images | image: their mean at every pixel, at the place of the crop
+    # (AlexNet, ZFNet) | image_center: the center of that mean image, wherever the crop lies (ResNet)
+    mean: Literal["imagenet", "dataset", "image", "image_center"] | PixelMean
     std: Literal["imagenet", "dataset"] | PixelStd
 
 
@@ -208,6 +222,10 @@ class Optimizer:
     betas: Annotated[Betas | None, UsedIf("name", "adamw", "lamb")] = None
     eps: Annotated[Epsilon | None, UsedIf("name", "adamw", "rmsprop_tf", "lamb")] = None
     alpha: Annotated[Momentum | None, UsedIf("name", "rmsprop_tf")] = None  # decay of the mean square of the gradient
+    # factor of lr from one layer to the layer before it; null: all layers have the same lr
+    layer_decay: Annotated[float, Interval(gt=0, lt=1, hint="0.7 is ConvNeXt's in fine-tuning")] | None = None
+    # What counts as a layer. timm: its group_matcher, mostly one block. convnext: up to three blocks (ConvNeXt's code).
+    layers: Literal["timm", "convnext"] = "timm"
 
 
 @dataclass
@@ -286,6 +304,17 @@ class Init:
 
 
 @dataclass
+class Distill:
+    """Distillation of a trained network, the teacher, by a network with a distillation token (Touvron et al. 2021)."""
+
+    teacher: str | None = None  # a run folder, a checkpoint or a file of weights; null: no distillation
+    model: str | None = None  # the teacher's network, where `teacher` is not in a run folder
+    # hard: the second head learns the class to which the teacher gives the highest score
+    kind: Literal["hard"] = "hard"
+    alpha: Fraction = 0.5  # weight of the loss against the teacher; 1 - alpha is that of the labels
+
+
+@dataclass
 class Training:
     epochs: Annotated[int, Interval(gt=0, le=1_000_000)] | None  # null: `steps` is the budget
     max_steps: Count | None  # stop after this number of optimizer steps, to try out a recipe
@@ -309,6 +338,9 @@ class Training:
     freeze: list[str] = field(default_factory=list)
     # training images over which the final BatchNorm statistics are exact means; null: moving averages, as torch's
     precise_bn: Count | None = None
+    # A convolution kernel whose root mean square is above it is scaled down to it after each step (ZFNet: 0.1).
+    max_rms: Positive | None = None
+    distill: Distill = field(default_factory=Distill)
     # optimizer steps, in place of `epochs`: decides the schedule and the end
     steps: Annotated[int, Interval(gt=0, le=1_000_000_000)] | None = None
 

@@ -22,6 +22,7 @@ MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 def yaml_files(folder: Path) -> list[Path]:
     """The YAML files of a folder, sorted, without hidden ones, which macOS (._a.yaml) and Emacs (.#a.yaml) create."""
+    # glob's order is the file system's.
     return sorted(path for path in folder.glob("[!.]*.yaml"))
 
 

@@ -73,7 +73,7 @@ class _Clock:
     """Sleeps in small steps until the time limit is reached."""
 
     def __init__(self, whose: str, address: Address, remedy: str, minutes: float) -> None:
-        self.whose, self.place, self.remedy = whose, f"{address[0]}:{address[1]}", remedy
+        self.whose, self.endpoint, self.remedy = whose, f"{address[0]}:{address[1]}", remedy
         self.minutes = minutes
         self.start, self.has_spoken = time.monotonic(), False
 
@@ -81,11 +81,11 @@ class _Clock:
         """Sleep for POLL_S. Raises UserError with `reason` after the time limit; prints it once after SAY_AFTER_S."""
         waited_s = time.monotonic() - self.start
         if waited_s >= 60 * self.minutes:
-            raise UserError(f"{self.whose}, {reason} to {self.place} within {self.minutes} minutes; {self.remedy}")
+            raise UserError(f"{self.whose}, {reason} to {self.endpoint} within {self.minutes} minutes; {self.remedy}")
         if waited_s >= SAY_AFTER_S and not self.has_spoken:
             self.has_spoken = True
             until = f"waiting until {self.minutes} minutes are over"
-            print(f"{self.whose}, {reason} to {self.place} so far; {until}", file=sys.stderr, flush=True)
+            print(f"{self.whose}, {reason} to {self.endpoint} so far; {until}", file=sys.stderr, flush=True)
         time.sleep(POLL_S)
 
 

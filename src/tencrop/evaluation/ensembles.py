@@ -47,6 +47,8 @@ def ensemble_facts(members: Sequence[Scores], results: Sequence[Mapping[str, Any
     results: the members' own results, which know checkpoint and seed; an empty one if that is not known.
     """
     facts = [_member_facts(scores, known, average) for scores, known in zip(members, results, strict=True)]
+    # VGG's best result is of two networks, each under two protocols: four members, which the label must not call four
+    # networks.
     num_networks = len({one["weights_sha256"] for one in facts})
     label = f"ensemble of {len(facts)}"
     if num_networks < len(facts):

@@ -36,7 +36,7 @@ from tencrop.evaluation.targets import EVALUATIONS, EvaluationTarget
 from tencrop.models.checkpoint_files import weights_sha256
 from tencrop.models.factory import build_model
 from tencrop.models.mappings import pair_lines
-from tencrop.models.weights import apply_weights, load_weights
+from tencrop.models.weights import apply_weights, load_weights, statistics_of
 from tencrop.training.precision import set_precision
 
 MAX_STEM = 200  # characters; file systems allow 255 bytes, and the suffixes take some
@@ -77,6 +77,7 @@ def evaluate_targets(targets: Sequence[EvaluationTarget]) -> list[Evaluated]:
 
 
 def _evaluate(target: EvaluationTarget) -> Evaluated | None:
+    # Weights come first: every other step depends on the preprocessing that they bring.
     path = target.path
     weights = load_weights(path, ema=target.config.ema)
     network = build_model(target.config.model, num_classes=target.num_classes)
@@ -85,9 +86,9 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
     pairs = apply_weights(network, weights.state, source=str(path), name=name, by=by)
     # normalization=dataset means the data that the network was trained on, not the data it is evaluated on.
     split = open_val_split(config)  # on all processes, so that broken data stops all of them
-    statistics = weights.metadata or split.statistics
+    statistics = statistics_of(weights, path) or split.statistics
     mean, std = mean_and_std(config.normalization, statistics)
-    mean_image = mean_image_of(config.normalization, statistics)
+    mean_image = mean_image_of(config, statistics, size=config.protocol.size)
     if _is_first_rank() and (target.typed is not None or config.weights is not None):
         print(*pair_lines(pairs, path.name, config.model.name), sep="\n", end="\n" if pairs else "")
         print(preprocessing_line(path.name, config, mean, std, source), flush=True)
@@ -114,6 +115,7 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
     digest = _short_hash(identity["weights_sha256"], identity["source_fingerprint"])
     # The hash of weights and data in the folder's name keeps other weights of the same model from overwriting these.
     out = target.out or EVALUATIONS / f"{config.model.name.replace('/', '-')}-{digest}"
+    # Only our own checkpoints are "last" or "best"; the name of a downloaded file says nothing of that kind.
     stem = file_stem(config, weights.kind, path.stem if weights.metadata else "last")
     # Only rank 0 reads saved scores (400 MB for ImageNet) and decides; the others get its decision.
     scores = refusal = None
@@ -130,6 +132,7 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
             print(f"{file}: computed by another version of the code; its folder is read-only", file=sys.stderr)
         refusal = None if scores is not None else _unwritable([file, out / f"{stem}.result.json"])
     _raise_on_all_ranks(refusal)
+    # All or none: a rank that scored alone would wait in `gather` for ranks that read a file.
     is_saved = _broadcast_decision(scores is not None)
     if not is_saved:
         check_scorable(network, config)
@@ -211,6 +214,7 @@ def _save_ensemble(
     joint = ensemble(members, names=names)
     facts = ensemble_facts(members, results, config.protocol.average)
     # Named by content: the same weights under other paths are the same ensemble.
+    # The protocol too, since the same networks under other protocols are another ensemble.
     hashes = [member.metadata[key] for member in members for key in ("weights_sha256", "protocol")]
     name = f"ensemble-{_short_hash(*hashes, joint.metadata['source_fingerprint'])}"
     out = Path(config.output) if config.output is not None else EVALUATIONS / name
@@ -219,6 +223,7 @@ def _save_ensemble(
 
 def _result_beside(path: Path, scores: Scores) -> dict[str, Any]:
     """The result of a score file in the same folder; empty if there is none, or only one of other weights."""
+    # One score file has two results, one for each average. Either knows the checkpoint and the seed.
     for file in (path.with_name(f"{path.stem}{ending}.result.json") for ending in ("", "-logits")):
         if file.exists() and (result := load_result(file))["weights_sha256"] == scores.metadata["weights_sha256"]:
             return result

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from typing import Literal, NamedTuple
 
 from tencrop.config import Config, Normalization
-from tencrop.config.schema import Filter, PixelMean, PixelStd
+from tencrop.config.schema import MEAN_IMAGES, Filter, PixelMean, PixelStd
 
 # Field of the preprocessing -> configuration keys that override it on the command line.
 KEYS = {
@@ -27,7 +27,7 @@ class Preprocessing(NamedTuple):
     """How images must be preprocessed for some weights."""
 
     source: str  # where this is from, for the printed line and result.json
-    mean: Literal["imagenet", "dataset", "image"] | PixelMean
+    mean: Literal["imagenet", "dataset", "image", "image_center"] | PixelMean
     std: Literal["imagenet", "dataset"] | PixelStd
     filter: Filter
     size: int | None  # side of the crop in pixels; None: keep size and side of the configuration
@@ -70,7 +70,7 @@ def apply_preprocessing(config: Config, wanted: Preprocessing, typed: Collection
 def preprocessing_line(label: str, config: Config, mean: list[float], std: list[float], source: str) -> str:
     """The preprocessing that is used, in one line for the terminal. mean, std: on [0, 255], one per channel."""
     numbers = [" ".join(f"{value:g}" for value in values) for values in (mean, std)]
-    numbers[0] = "image" if config.normalization.mean == "image" else numbers[0]
+    numbers[0] = str(config.normalization.mean) if config.normalization.mean in MEAN_IMAGES else numbers[0]
     protocol = config.protocol
     sizes = sizes_text(protocol.size, protocol.side, protocol.resize)
     return f"{label}: mean {numbers[0]}, std {numbers[1]}, {protocol.filter}, {sizes} ({source})"

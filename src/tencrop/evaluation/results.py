@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tencrop.config import Config, UserError
+from tencrop.config.schema import MEAN_IMAGES
 from tencrop.console import plain_console
 from tencrop.data.augmentation.pixel_statistics import IMAGENET
 from tencrop.data.sources.imagenet_test_sets import TEST_SETS, classes_within
@@ -202,7 +203,7 @@ def differences_from_training(result: Mapping[str, Any], config: Mapping[str, An
     trained = {"filter": config["augmentation"].get("filter"), "precision": config["training"].get("precision")}
     for key, given in (config.get("normalization") or {}).items():
         trained[key] = list(IMAGENET[key]) if given == "imagenet" else given
-    if trained.get("mean") == "image" and "mean_image_sha256" in result:
+    if trained.get("mean") in MEAN_IMAGES and "mean_image_sha256" in result:
         del trained["mean"]  # the result's own "mean" is the mean color of that image
     if result.get("data") in TEST_SETS:  # only if the user put it into the folder of the run
         trained["data"] = config["data"]["name"]

@@ -27,6 +27,7 @@ def evaluated_index(config: Config, split: Split) -> Index:
         return np.arange(split.num_samples, dtype=np.int64)
     found: dict[str, list[int]] = {}
     for sample, name in enumerate(map(os.fsdecode, split.files["name"])):
+        # Two keys a sample: lists in the wild have CLASS/FILE or FILE alone.
         found.setdefault(name, []).append(sample)
         if "/" in name:
             found.setdefault(name.rpartition("/")[2], []).append(sample)
@@ -54,6 +55,7 @@ def subset_hash(config: Config) -> str | None:
     """First 8 hexadecimal digits of the SHA-256 of the listed names, for file names; None without a list."""
     if config.data.subset_of_val is None:
         return None
+    # Sorted: the same images in another order are the same subset.
     names = sorted(_names(Path(config.data.subset_of_val)))
     return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:8]
 

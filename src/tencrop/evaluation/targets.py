@@ -51,7 +51,7 @@ class EvaluationTarget:
 
 
 def evaluation_targets(config: Config, typed: list[str]) -> list[EvaluationTarget]:
-    """The targets that a command selects. typed: the words after `evaluate.py`, as KEY=VALUE.
+    """The targets that a command selects. typed: the overrides after `evaluate.py`, each KEY=VALUE.
 
     A checkpoint in a run folder is evaluated with the run's configuration, changed by `typed`. Other weights are
     evaluated in float32 unless `typed` has a precision, on images prepared as their publisher specifies. Raises
@@ -65,7 +65,7 @@ def evaluation_targets(config: Config, typed: list[str]) -> list[EvaluationTarge
 
 def _evaluation_targets(config: Config, typed: list[str]) -> list[EvaluationTarget]:
     if not isinstance(config.checkpoint, list):
-        _words_of_members(typed, 1)  # refuses several protocols
+        _overrides_of_members(typed, 1)  # refuses several protocols
     if (weights := config.weights) is not None:
         _check_file("weights", Path(weights))
         return [_target_of_plain_weights(config, Path(weights), typed, _given_output(config))]
@@ -74,24 +74,27 @@ def _evaluation_targets(config: Config, typed: list[str]) -> list[EvaluationTarg
         path = run_path(config) / "checkpoints" / "last.ckpt"
         if not path.exists():
             keys = (override.key_or_group.split(".")[0] for override in parse(typed))
-            words = [for_shell(word) for word, key in zip(typed, keys, strict=True) if key not in EVALUATION_KEYS]
-            remedy = f"name one with checkpoint=PATH, or train it with: {' '.join([command_prefix('train'), *words])}"
+            overrides = [for_shell(word) for word, key in zip(typed, keys, strict=True) if key not in EVALUATION_KEYS]
+            remedy = (
+                f"name one with checkpoint=PATH, or train it with: {' '.join([command_prefix('train'), *overrides])}"
+            )
             raise UserError(f"{path}: there is no such checkpoint; {remedy}")
         return [_target_of_run(config, path, path.parent.parent, alone=True)]
     paths = [Path(path) for path in (config.checkpoint if isinstance(config.checkpoint, list) else [config.checkpoint])]
     if not paths:
         raise UserError("checkpoint=[]: names no checkpoint; give checkpoint=PATH or checkpoint=[PATH,PATH]")
-    words_of = _words_of_members(typed, len(paths))
+    overrides_of_members = _overrides_of_members(typed, len(paths))
     for path in paths:
         _check_file("checkpoint", path)
     if not any((path.absolute().parent.parent / "config.yaml").exists() for path in paths):
         _check_named(paths[0], typed)
     targets = []
-    for path, words in zip(paths, words_of, strict=True):
+    for path, overrides in zip(paths, overrides_of_members, strict=True):
         run_dir, alone = path.absolute().parent.parent, len(paths) == 1
         if (run_dir / "config.yaml").exists():
-            targets.append(_target_of_run(config_of_run(run_dir, words, conf=CONF), path, run_dir, alone=alone))
-        elif words != typed:  # `config` has one protocol for all
+            # With the configuration that the run recorded: conf/ may have changed since.
+            targets.append(_target_of_run(config_of_run(run_dir, overrides, conf=CONF), path, run_dir, alone=alone))
+        elif overrides != typed:  # `config` has one protocol for all
             raise UserError(
                 f"checkpoint={path}: is not in a run folder, so a list of protocols does not apply; evaluate it under"
                 " each protocol, then average the score files with scores=[FILE,FILE]"
@@ -106,6 +109,7 @@ def check_ensemble(members: Sequence[EvaluationTarget]) -> None:
 
     The same checkpoint under two protocols is two members, as in VGG's "multi-crop & dense".
     """
+    # resolve: a link to a checkpoint would otherwise count the same network twice.
     pairs = [(target.path.resolve(), target.config.protocol) for target in members]
     for number, (path, protocol) in enumerate(pairs):
         if (path, protocol) in pairs[:number]:
@@ -113,6 +117,7 @@ def check_ensemble(members: Sequence[EvaluationTarget]) -> None:
                 f"checkpoint: {path} is listed twice with the protocol {protocol.name}; name each member of an ensemble"
                 " once, or give the members different protocols: protocol=[dense,grid_crop]"
             )
+    # A mean of some members' softmax and others' logits has no meaning.
     averages = {target.config.protocol.average for target in members}
     if len(averages) > 1:
         raise UserError(f"protocol.average: the members differ ({', '.join(sorted(averages))}); choose one of them")
@@ -121,7 +126,7 @@ def check_ensemble(members: Sequence[EvaluationTarget]) -> None:
 def score_files(files: Sequence[str], typed: Sequence[str]) -> list[Path]:
     """The files of scores=[FILE,FILE]. Raises UserError if one is missing or listed twice, or for keys without effect.
 
-    typed: the words after `evaluate.py`.
+    typed: the overrides after `evaluate.py`.
     """
     for word, override in zip(typed, parse(typed), strict=True):
         if override.key_or_group not in ("scores", "output", "protocol.average"):
@@ -147,8 +152,8 @@ def check_one_protocol(typed: Sequence[str]) -> None:
         )
 
 
-def _words_of_members(typed: list[str], num_members: int) -> list[list[str]]:
-    """The words of the command line for each member: from protocol=[A,B], each gets a protocol of its own."""
+def _overrides_of_members(typed: list[str], num_members: int) -> list[list[str]]:
+    """The overrides of the command line for each member: from protocol=[A,B], each gets a protocol of its own."""
     members = [list(typed) for _ in range(num_members)]
     for word, protocols in _lists_of_protocols(typed):
         if len(protocols) != num_members:
@@ -157,12 +162,12 @@ def _words_of_members(typed: list[str], num_members: int) -> list[list[str]]:
                 " one for each, and a checkpoint once for each of its protocols: checkpoint=[A,A]"
                 " protocol=[dense,grid_crop]"
             )
-        for words, protocol in zip(members, protocols, strict=True):
+        for overrides, protocol in zip(members, protocols, strict=True):
             if protocol not in options_of("protocol"):
                 raise UserError(
                     f"{word}: there is no protocol {protocol}; choose among {', '.join(options_of('protocol'))}"
                 )
-            words[typed.index(word)] = f"protocol={protocol}"
+            overrides[typed.index(word)] = f"protocol={protocol}"
     return members
 
 
@@ -189,13 +194,15 @@ def _check_named(path: Path, typed: Sequence[str]) -> None:
         )
 
 
-def _target_of_plain_weights(config: Config, path: Path, words: Sequence[str], out: Path | None) -> EvaluationTarget:
-    """The target for plain weights, or for a checkpoint outside a run folder. words: those of the command line.
+def _target_of_plain_weights(
+    config: Config, path: Path, overrides: Sequence[str], out: Path | None
+) -> EvaluationTarget:
+    """The target for plain weights, or for a checkpoint outside a run folder. overrides: those of the command line.
 
     Preprocessing comes from the run in whose folder the weights are, or else from the experiment on the command line,
     or else from the publisher. The last is looked up later, because it needs timm.
     """
-    typed = {override.key_or_group: override.value() for override in parse(words)}
+    typed = {override.key_or_group: override.value() for override in parse(overrides)}
     # The default precision belongs to the default recipe, which did not train these weights; float32 suits all.
     if "training.precision" not in typed:
         config = dataclasses.replace(config, training=dataclasses.replace(config.training, precision="fp32"))
@@ -230,6 +237,7 @@ def _target_of_run(config: Config, path: Path, run_dir: Path, *, alone: bool) ->
             f"data.root={config.data.root}: its classes are not those that {path} was trained on; name other data,"
             f" or evaluate the plain weights with {typed_word('weights', path)}"
         )
+    # None: a manifest that records no fingerprint, or no manifest at all.
     trained_beside = data.get("splits", {}).get("val", {}).get("source_fingerprint")
     if target.out is None and trained_beside in (None, source_fingerprint(target.manifest)):
         target = dataclasses.replace(target, out=run_dir / "predictions")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tencrop.data.sources import cifar10, digits, ilsvrc, tiny_imagenet
+from tencrop.data.sources import cifar10, digits, ilsvrc, mnist, tiny_imagenet
 
 # Dataset -> (training images, evaluation images, classes).
 WHOLE_DATA = {
     "imagenet": (*ilsvrc.NUM_IMAGES.values(), 1000),
     "cifar10": (*(len(files) * cifar10.IMAGES_OF_A_BATCH for files in cifar10.BATCHES.values()), 10),
+    "mnist": (*mnist.NUM_IMAGES.values(), 10),
     "tiny_imagenet": (*tiny_imagenet.NUM_IMAGES.values(), 200),
     "digits": (digits.NUM_TRAIN, digits.NUM_DIGITS - digits.NUM_TRAIN, 10),
 }

@@ -16,13 +16,13 @@ from tencrop.config.disk_errors import disk_sentence
 from tencrop.config.schema import UserError
 from tencrop.evaluation.results import load_result
 from tencrop.export.card import model_card
-from tencrop.export.formats import write_network
+from tencrop.export.formats import write_mean_image, write_network
 from tencrop.export.preprocessing import is_timms, preprocessing_of_run, timm_config
 from tencrop.export.source import FILES, ExportSource
 from tencrop.files import partial_name, sync_folder
 from tencrop.models.checkpoint_files import weights_sha256
 from tencrop.models.factory import create_network
-from tencrop.models.weights import apply_weights, load_weights
+from tencrop.models.weights import MEAN_IMAGE_FILE, apply_weights, load_weights
 
 
 class Exported(NamedTuple):
@@ -47,11 +47,16 @@ def export(source: ExportSource) -> Exported:
     torch.manual_seed(0)
     with _new_folder(source.out) as folder:
         file = folder / FILES[source.format]
+        if "mean_image" in written:
+            write_mean_image(weights.metadata["mean_image"], folder / MEAN_IMAGE_FILE)
         write_network(network, file, format=source.format, preprocessing=written, name=config.model.name)
-        if is_timms(network) and source.format == "safetensors":
+        # timm's configuration has one mean per channel: with it, timm would predict other classes and say nothing
+        is_timm = is_timms(network, config.model)
+        if is_timm and source.format == "safetensors" and "mean_image" not in written:
             (folder / "config.json").write_text(timm_config(network, config, source.classes, written))
-        card = model_card(source, weights, results, written, is_timms=is_timms(network))
+        card = model_card(source, weights, results, written, is_timms=is_timm)
         (folder / "README.md").write_text(card, encoding="utf-8")
+        # Listed here and not afterwards: the block's end renames the folder.
         names = sorted(path.name for path in folder.iterdir())
     return Exported([source.out / name for name in names], results)
 
@@ -59,6 +64,7 @@ def export(source: ExportSource) -> Exported:
 def results_of(run_dir: Path, weights_sha256: str, kind: str) -> list[dict[str, Any]]:
     """The verified results of a run for exactly these weights, by file name."""
     results = [load_result(path) for path in sorted((run_dir / "predictions").glob("*.result.json"))]
+    # By hash and not by file name: results of a former training, or of best.ckpt, lie in the same folder.
     return [one for one in results if (one["weights_sha256"], one["weights"]) == (weights_sha256, kind)]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tencrop.config import UserError
 from tencrop.models.checkpoint_files import weights_sha256
-from tencrop.models.weights import PREPROCESSING_KEY, load_weights
+from tencrop.models.weights import MEAN_IMAGE_TENSOR, PREPROCESSING_KEY, load_weights
 
 TOLERANCE = 1e-4  # of the logits, absolute and relative
 Program = Callable[[Tensor], Tensor]
@@ -31,6 +31,8 @@ def write_network(network: nn.Module, path: Path, *, format: str, preprocessing:
         _write_safetensors(network, path, preprocessing)
         return
     size, generator = preprocessing["size"], torch.Generator().manual_seed(0)
+    # The comparison takes another batch size than the example: a program that has baked in N = 2 fails here, not at the
+    # user's.
     example, others = (torch.randn(num, 3, size, size, generator=generator) for num in (2, 3))
     write = _write_torch_export if format == "torch_export" else _write_onnx
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # the exporters' own, about torch's internals
@@ -46,6 +48,15 @@ def write_network(network: nn.Module, path: Path, *, format: str, preprocessing:
         )
 
 
+def write_mean_image(mean_image: Tensor, path: Path) -> None:
+    """Write the image that is subtracted from the pixels, float32 [S, S, 3], as a .safetensors file of its own.
+
+    In model.safetensors, timm would refuse it as an unexpected weight. It cannot become the bias of the first
+    convolution either: that is one number for a channel, and the mean image gives another one at every position.
+    """
+    path.write_bytes(save({MEAN_IMAGE_TENSOR: mean_image.contiguous()}))
+
+
 def _write_safetensors(network: nn.Module, path: Path, preprocessing: dict[str, Any]) -> None:
     # Copies, because safetensors refuses tensors that share memory. One metadata entry: several come in random order.
     state = {key: tensor.detach().clone().contiguous() for key, tensor in network.state_dict().items()}
@@ -57,6 +68,7 @@ def _write_safetensors(network: nn.Module, path: Path, preprocessing: dict[str, 
 
 
 def _write_torch_export(network: nn.Module, path: Path, example: Tensor) -> Program:
+    # The example must have two images or more: torch.export takes a batch of one for a constant, and refuses `batch`.
     batch = torch.export.Dim("batch", min=1)
     torch.export.save(torch.export.export(network, (example,), dynamic_shapes=({0: batch},)), path)
     return torch.export.load(path).module()

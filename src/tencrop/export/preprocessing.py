@@ -9,8 +9,10 @@ from typing import Any, cast
 
 from torch import nn
 
-from tencrop.config import Config, UserError
+from tencrop.config import Config
+from tencrop.config.schema import MEAN_IMAGES, Model
 from tencrop.data.augmentation.color import mean_and_std
+from tencrop.data.augmentation.mean_image import array_sha256
 
 
 def preprocessing_of_run(config: Config, metadata: dict[str, Any], source: str) -> dict[str, Any]:
@@ -18,26 +20,25 @@ def preprocessing_of_run(config: Config, metadata: dict[str, Any], source: str) 
 
     Sizes and filter are those of the run's test protocol; of several sides, the recipe's. metadata: the checkpoint's.
     """
-    protocol = config.protocol
-    if config.normalization.mean == "image":
-        raise UserError(
-            f"{source}: it subtracts the mean image (normalization.mean=image), and the formats of an export hold one"
-            " mean per channel; evaluate the checkpoint itself with checkpoint=PATH"
-        )
+    protocol, use = config.protocol, config.normalization.mean
     mean, std = mean_and_std(config.normalization, metadata)
+    is_image = use in MEAN_IMAGES
     return {
         "source": source,
         "mean": [float(value) for value in mean],
         "std": [float(value) for value in std],
         "filter": protocol.filter,
         "size": protocol.size,
+        # Of several sides, as in VGG's multi-scale test, no single one is the right one for timm's single crop.
         "side": config.short_side if isinstance(protocol.side, list) else protocol.side,
+        **({"mean_image": {"use": use, "sha256": array_sha256(metadata["mean_image"])}} if is_image else {}),
     }
 
 
-def is_timms(network: nn.Module) -> bool:
-    """Whether timm defines the network. Ours are registered with timm, too, but have no pretrained_cfg."""
-    return bool(getattr(network, "pretrained_cfg", None))
+def is_timms(network: nn.Module, model: Model) -> bool:
+    """Whether timm alone builds the network from its name and arguments: ours have no pretrained_cfg."""
+    # timm neither blurs nor takes BatchNorm's epsilon for every network: it would load the weights and predict others.
+    return bool(getattr(network, "pretrained_cfg", None)) and not model.blur_pool and model.bn_eps is None
 
 
 def timm_config(network: nn.Module, config: Config, classes: Sequence[str], written: Mapping[str, Any]) -> str:
@@ -56,7 +57,9 @@ def timm_config(network: nn.Module, config: Config, classes: Sequence[str], writ
             "fixed_input_size": own.get("fixed_input_size", False),
             "interpolation": written["filter"],
             "crop_pct": crop_fraction(size, side),
+            # timm's names: squash stretches both sides to the size, center rescales the shorter side and crops.
             "crop_mode": "squash" if config.protocol.resize == "warp" else "center",
+            # timm normalizes pixels on [0, 1], tencrop on [0, 255].
             "mean": [value / 255 for value in written["mean"]],
             "std": [value / 255 for value in written["std"]],
             "num_classes": len(classes),

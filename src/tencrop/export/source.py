@@ -58,6 +58,7 @@ def export_source(config: ExportConfig) -> ExportSource:
             f"checkpoint={path}: is not in a run folder (RUN/config.yaml, RUN/manifest.json, RUN/checkpoints/), so its"
             " network, data and recipe are not known; name a checkpoint where train.py has written it"
         )
+    # find_spec does not import them, so a missing package is reported at once.
     missing = [name for name in NEEDED_BY_ONNX if config.format == "onnx" and find_spec(name) is None]
     if missing:
         raise UserError(f"format=onnx: needs the package {missing[0]}; install it with: pip install 'tencrop[onnx]'")
@@ -70,6 +71,7 @@ def export_source(config: ExportConfig) -> ExportSource:
         config.ema,
         Path(config.output) if config.output is not None else _default_output(config, path, run_dir),
     )
+    # Never overwritten: a card that was edited by hand, with a license, would be lost.
     if source.out.exists():
         raise UserError(f"{source.out}: is there already; delete it, or name another folder with output=DIR")
     check_writable(source.out / "README.md", remedy="make room, or name another folder with output=DIR")
@@ -79,6 +81,7 @@ def export_source(config: ExportConfig) -> ExportSource:
 def _default_output(config: ExportConfig, path: Path, run_dir: Path) -> Path:
     """exports/NAME-seedK-HASH, with what differs from the default behind it."""
     parts = {
+        # So exports of best.ckpt, of raw weights or of another format do not collide with the default one.
         path.stem: path.stem != "last",
         f"ema_{config.ema}".lower(): config.ema is not None,
         config.format: config.format != "safetensors",

@@ -40,6 +40,7 @@ RUN_SHAPE = {
     "run_id?": _TEXT,
     "model?": _TEXT,
     "total_steps?": (int, None),
+    "data?": {"classes?": [str]},  # compared with those of a student (training/distillation.py)
 }
 
 

@@ -30,6 +30,7 @@ import tencrop.models.vit
 import tencrop.models.wide_resnet
 import tencrop.models.zfnet  # noqa: F401
 from tencrop.config import Model, UserError
+from tencrop.models.blur_pool import MIN_CHANNELS, add_blur_pool
 from tencrop.models.last_layer import score_in_float32
 
 
@@ -78,7 +79,7 @@ def _check_bn_group(network: nn.Module, model: Model) -> None:
 def create_network(model: Model, *, num_classes: int) -> nn.Module:
     """Build the network without the checks and hooks of build_model.
 
-    Raises UserError for a name or arguments that timm or torchvision do not take.
+    Raises UserError for a name or arguments that timm or torchvision do not take, and if there is nothing to blur.
     """
     try:
         if model.name.startswith("torchvision/"):
@@ -90,6 +91,11 @@ def create_network(model: Model, *, num_classes: int) -> nn.Module:
     except Exception as error:  # the two libraries raise KeyError, ValueError, RuntimeError, TypeError and more
         raise UserError(f"model.name={model.name} with model.kwargs={model.kwargs}: {error}") from error
     _set_batch_norm(network, model)
+    if model.blur_pool and not add_blur_pool(network):
+        raise UserError(
+            f"model.blur_pool=true: {model.name} has no convolution with a stride above 1 and {MIN_CHANNELS} or more"
+            " inputs, so there is nothing to blur; set model.blur_pool=false"
+        )
     return network
 
 

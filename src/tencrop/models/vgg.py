@@ -73,6 +73,7 @@ class VGG(nn.Module):
                 if lrn and (block, number) == (1, 1):
                     features["norm1_1"] = LocalResponseNorm(alpha_over_n=lrn_alpha_over_n)
                 num_maps = num_kernels
+            # Rounds down, as fc6 assumes (img_size // 32): a size that 32 does not divide loses rows and columns.
             features[f"pool{block}"] = nn.MaxPool2d(2)
         self.features = nn.Sequential(features)
         hidden = scaled(4096, width)

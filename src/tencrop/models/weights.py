@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from tencrop.config import UserError
 from tencrop.config.documents import NotEmpty, parse_json
+from tencrop.config.schema import MEAN_IMAGES
+from tencrop.data.augmentation.mean_image import USE, array_sha256
 from tencrop.models.checkpoint_files import load_checked, with_prefix
 from tencrop.models.mappings import COUNTER, pair_by_order, to_own_names
 
@@ -37,7 +39,10 @@ PREPROCESSING_SHAPE = {
     "filter": str,
     "size": int,  # pixels: height and width of the crop
     "side": (int, None),  # pixels: shorter side that images are rescaled to; null: not rescaled
+    # of the image that is subtracted in place of `mean`, in a file of its own beside the weights
+    "mean_image?": {"use": set(MEAN_IMAGES), "sha256": str},
 }
+MEAN_IMAGE_FILE, MEAN_IMAGE_TENSOR = "mean_image.safetensors", "mean_image"  # float32 [S, S, 3], RGB on [0, 255]
 REMEDY = "choose the model, and data with the number of classes, that they were trained with"
 NUM_NAMED = 3  # an error message lists at most this many names, then "and N more"
 
@@ -108,6 +113,18 @@ def load_weights(path: Path, *, ema: bool | None = None) -> Weights:
     return Weights(raw, "raw", metadata, preprocessing)
 
 
+def statistics_of(weights: Weights, path: Path) -> dict[str, Any]:
+    """The mean, std and mean image that the weights in `path` were trained with; empty if the file does not have them.
+
+    export.py's files have them only if they subtract a mean image, which then must lie beside the file (UserError).
+    The numbers in all other files of export.py are part of the configuration, as a publisher's are.
+    """
+    if "mean_image" not in weights.preprocessing:
+        return weights.metadata
+    image = _read_mean_image(path.with_name(MEAN_IMAGE_FILE), weights.preprocessing["mean_image"]["sha256"], of=path)
+    return {**weights.preprocessing, "mean_image": image, USE: weights.preprocessing["mean_image"]["use"]}
+
+
 def apply_weights(
     network: nn.Module, state: Mapping[str, Tensor], *, source: str, name: str, by: str = "name"
 ) -> Mapping[str, str]:
@@ -166,6 +183,19 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return load_file(path), {} if text is None else parse_json(text.encode(), PREPROCESSING_SHAPE)
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{path}: is a broken .safetensors file ({error})") from error
+
+
+def _read_mean_image(path: Path, sha256: str, *, of: Path) -> Tensor:
+    remedy = "copy it from the folder that export.py wrote the weights into"
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file, but {of.name} needs its mean image; {remedy}")
+    try:
+        image = load_file(path).get(MEAN_IMAGE_TENSOR)
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{path}: is a broken .safetensors file ({error}); {remedy}") from error
+    if image is None or image.shape[1:] != (len(image), 3) or array_sha256(image) != sha256:
+        raise UserError(f"{path}: is not the mean image of {of.name}; {remedy}")
+    return image
 
 
 def _read_torch(path: Path) -> Any:

@@ -38,8 +38,8 @@ class ZFNet(nn.Module):
     - the constants of the contrast normalization, its absence in layers 3 to 5 and the form of dropout: AlexNet's;
     - the weights: we take "10^-2" as the standard deviation of a normal distribution, as in AlexNet, because equal
       weights would stay equal.
-    The paper also renormalizes every convolution kernel whose root mean square exceeds 0.1 during training. That is
-    part of the training recipe and is not done here.
+    The paper also renormalizes every convolution kernel whose root mean square exceeds 0.1 during training: that is
+    training.max_rms in the recipe, conf/experiment/zfnet.yaml.
 
     `num_kernels=(96, 256, 512, 1024, 512)` is row (b) of table 2. `hidden_units` of 2048 and 8192, alone or with these
     kernels, are the last rows of table 3. The first rows of table 3, with removed layers or with 2048 and 8192 hidden

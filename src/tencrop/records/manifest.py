@@ -88,6 +88,7 @@ class Origin(TypedDict):
     data: RunData
     # what training.init loaded: `checkpoint`, its path; `weights`, raw or ema; and their `weights_sha256`
     init: NotRequired[dict[str, str]]
+    teacher: NotRequired[dict[str, str]]  # the same of the teacher of training.distill
 
 
 class Provenance(Origin):

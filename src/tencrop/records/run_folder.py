@@ -51,13 +51,15 @@ _SESSION = {
     },
     "packages?": {str: str},
 }
+_LOADED = {"checkpoint": str, "weights": str, "weights_sha256": str}
 SHAPE = {
     "tencrop": str,
     "name": str,
     "data": RUN_DATA_SHAPE,
     "packages?": {str: str},  # of the first session, written by earlier code (provenance.sessions_of)
     "sessions": NotEmpty(_SESSION),
-    "init?": {"checkpoint": str, "weights": str, "weights_sha256": str},  # what training.init loaded
+    "init?": _LOADED,  # what training.init loaded
+    "teacher?": _LOADED,  # the teacher of training.distill
     # ended_with: hashes with which a complete run ended before it had to be trained again
     "result": {"status": str, **_HASHES, "metrics_digest?": _TEXT, "ended_with?": _HASHES},
 }
@@ -71,6 +73,7 @@ def run_folder(
     *,
     total_steps: int | None = None,
     init: dict[str, str] | None = None,
+    teacher: dict[str, str] | None = None,
 ) -> Path:
     """Create or reopen the run's folder and write its configuration and manifest; only rank 0 writes.
 
@@ -78,11 +81,12 @@ def run_folder(
     trained. If the manifest also says complete, nothing is written: a result can be shown from a read-only folder.
     init: which weights the run starts from (training/initial_weights.py); None if the seed draws them, or if their file
     is gone and the run does not need it any more.
+    teacher: the weights of the teacher (training/distillation.py); None without one, or if nothing is trained.
     A complete run is trained again if its last checkpoint is damaged or missing, and must then end with the same
     weights; `finish` compares them.
 
     Raises UserError if the folder was begun by another version of the code (unless `allow_other_code`), with other data
-    or from other initial weights, if another process is writing to it, or if it cannot be written.
+    or from other initial weights or another teacher, if another process is writing to it, or if it cannot be written.
     """
     folder = run_path(config)
     # Other ranks need the path only. They wait in launch_ranks until rank 0 has passed this function.
@@ -91,7 +95,8 @@ def run_folder(
     is_begun = (folder / "manifest.json").exists()
     if is_begun:
         _refuse_other_data(folder, config, read_run_manifest(folder)["data"], data_facts(config, data_manifest))
-        _refuse_other_init(folder, read_run_manifest(folder).get("init"), init)
+        _refuse_other_weights(folder, "training.init.checkpoint", read_run_manifest(folder).get("init"), init)
+        _refuse_other_weights(folder, "training.distill.teacher", read_run_manifest(folder).get("teacher"), teacher)
         read_config(folder)  # the final evaluation reads it: a damaged file is refused now, not after training
     elif any((folder / "checkpoints").glob("*.ckpt")):  # the manifest is written before any checkpoint
         raise UserError(f"{folder}: has checkpoints, but no manifest.json that tells which run wrote them; {REMEDY}")
@@ -106,6 +111,8 @@ def run_folder(
         origin = provenance(config, data_manifest)
         if init is not None:
             origin["init"] = init | {"checkpoint": redact_text(init["checkpoint"])}
+        if teacher is not None:
+            origin["teacher"] = teacher | {"checkpoint": redact_text(teacher["checkpoint"])}
         _write_records(folder, config, origin, total_steps)
     except OSError as error:
         raise UserError(
@@ -189,6 +196,8 @@ def _write_records(folder: Path, config: Config, origin: Provenance, total_steps
         }
         if "init" in origin:
             manifest["init"] = origin["init"]
+        if "teacher" in origin:
+            manifest["teacher"] = origin["teacher"]
     else:
         manifest = read_run_manifest(folder)
         if manifest["result"]["status"] == "complete":
@@ -222,8 +231,8 @@ def _refuse_other_code(folder: Path, config: Config, before: Session, now: Sessi
     # Half a run with one version and half with another has weights that no version of the code can reproduce.
     if before["code"]["learning_sha256"] != now["code"]["learning_sha256"] and not config.allow_other_code:
         code = before["code"]
-        place = f"installed, {code['installed']}" if "installed" in code else "outside git"
-        revision = (code["revision"] or "")[:12] or ("unknown" if "not_known" in code else place)
+        source = f"installed, {code['installed']}" if "installed" in code else "outside git"
+        revision = (code["revision"] or "")[:12] or ("unknown" if "not_known" in code else source)
         raise UserError(
             f"{folder}: begun by another version of the code ({revision}, {before['started']});"
             " check that version out, or continue with allow_other_code=true, or delete the folder"
@@ -238,11 +247,14 @@ def _refuse_other_data(folder: Path, config: Config, before: RunData, now: RunDa
         )
 
 
-def _refuse_other_init(folder: Path, before: dict[str, str] | None, now: dict[str, str] | None) -> None:
-    """Raise UserError if the file of training.init has changed since the run began; a missing file is no matter."""
+def _refuse_other_weights(folder: Path, key: str, before: dict[str, str] | None, now: dict[str, str] | None) -> None:
+    """Raise UserError if the weights that `key` names have changed since the run began; if either is None, nothing.
+
+    A run that resumes needs no initial weights, and a complete one needs no teacher.
+    """
     if before is not None and now is not None and before["weights_sha256"] != now["weights_sha256"]:
         raise UserError(
-            f"training.init.checkpoint: {now['checkpoint']} holds other weights ({now['weights_sha256'][:8]}) than"
+            f"{key}: {now['checkpoint']} holds other weights ({now['weights_sha256'][:8]}) than"
             f" {folder} was begun with ({before['weights_sha256'][:8]}); give the new weights another path, or delete"
             " the run folder"
         )

@@ -16,7 +16,7 @@ from tencrop.config import Config
 from tencrop.config.documents import Document
 from tencrop.evaluation.results import result_name
 from tencrop.files import atomic_write
-from tencrop.records.tracking import LastingWandbLogger, build_logger, close_logger
+from tencrop.records.tracking import FaultTolerantWandbLogger, build_logger, close_logger
 from tencrop.text_tables import markdown_table
 
 KEYS = ("top1_error", "top5_error")
@@ -44,8 +44,9 @@ def track_result(
     log_errors(logger, result)
     log_error_table(logger, columns, rows)
     close_logger(logger)
-    if logger is None or (isinstance(logger, LastingWandbLogger) and logger.has_failed):
+    if logger is None or (isinstance(logger, FaultTolerantWandbLogger) and logger.has_failed):
         return  # nothing was logged: the next evaluation tries again
+    # Read again just before writing: another evaluation of the run may have logged its own result meanwhile.
     noted = _logged(folder) | {name: _fingerprint(result)}
     atomic_write(folder / "errors.json", (json.dumps(noted, indent=1) + "\n").encode())
 

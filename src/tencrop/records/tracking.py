@@ -71,7 +71,7 @@ def build_logger(config: Config, run_dir: Path, say: Callable[[str], None] = pri
     return logger
 
 
-class LastingWandbLogger(WandbLogger):
+class FaultTolerantWandbLogger(WandbLogger):
     """A wandb logger whose failure does not stop the run.
 
     If wandb's service process is killed, for example when memory runs out, prints one line and tracks nothing more.
@@ -142,7 +142,7 @@ def log_images(logger: Logger | None, images: Tensor, *, key: str, step: int = 0
 
 def close_logger(logger: Logger | None) -> None:
     """Flush and close a logger. A wandb run is finished, but can be resumed."""
-    if isinstance(logger, LastingWandbLogger):
+    if isinstance(logger, FaultTolerantWandbLogger):
         if is_first_process():
             logger.finish()
     elif logger is not None:
@@ -160,7 +160,7 @@ def _facts(config: Config, run_dir: Path) -> dict[str, object]:
     return facts
 
 
-def _wandb_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -> LastingWandbLogger | None:
+def _wandb_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -> FaultTolerantWandbLogger | None:
     """None if wandb is disabled or fails to start; `say` receives the reason."""
     try:
         return _started_logger(config, run_dir, say)
@@ -173,7 +173,7 @@ def _wandb_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -> 
         return None
 
 
-def _started_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -> LastingWandbLogger | None:
+def _started_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -> FaultTolerantWandbLogger | None:
     import wandb
 
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # without network, wandb's telemetry logs errors
@@ -199,7 +199,7 @@ def _started_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -
     # All charts over optimizer steps. wandb's default x-axis counts its own log calls.
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return LastingWandbLogger(experiment=run, save_dir=run_dir / "tracking", project=run.project)
+    return FaultTolerantWandbLogger(experiment=run, save_dir=run_dir / "tracking", project=run.project)
 
 
 def _open_run(config: Config, run_dir: Path, *, mode: Literal["online", "offline"]) -> wandb.Run:

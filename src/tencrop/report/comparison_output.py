@@ -1,4 +1,4 @@
-"""report.py compare=[A,B]: compares two runs or score files, on the terminal, as Markdown and as CSV.
+"""report.py compare=[A,B]: compares two runs or score files, on the terminal, as Markdown, as CSV and as a page.
 
 Prints errors, McNemar's test, the images that flip and the classes that differ.
 """
@@ -10,17 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from tencrop.config import UserError
 from tencrop.config.writable import check_writable
 from tencrop.files import atomic_write
 from tencrop.printable import markdown_text, printable
 from tencrop.report.blocks import Block, print_paragraphs
+from tencrop.report.comparison_html import comparison_page, comparison_section
 from tencrop.report.run_comparison import Comparison, compare, differing
 from tencrop.report.score_sources import read_saved, score_files
 from tencrop.text_tables import csv_table
 
-MARKDOWN, FLIPS, CLASSES = "comparison.md", "comparison-flips.csv", "comparison-classes.csv"
+MARKDOWN, PAGE = "comparison.md", "comparison.html"
+FLIPS, CLASSES = "comparison-flips.csv", "comparison-classes.csv"
+# Thousands of ImageNet's 50,000 images may flip; the CSV files have them all.
 MARKDOWN_ROWS = 50
 ABOUT_TEST = (
     "p: McNemar's exact test, two-sided, on the images that only one of the two gets wrong. 95% interval of B − A in"
@@ -32,25 +36,29 @@ Cells = tuple[Any, ...]
 
 
 def report_comparison(
-    words: Sequence[str], *, average: str, ks: Sequence[int], output: Path, data_root: str | None = None
+    inputs: Sequence[str], *, average: str, ks: Sequence[int], output: Path, data_root: str | None = None
 ) -> int:
     """Compare the score files that have the same name in both runs, or two files. Returns the exit code.
 
     data_root: prepared data that names images and classes, for score files outside run folders. Raises UserError unless
     there are two inputs, with scores of the same images and labels.
     """
-    if len(words) != 2:
-        raise UserError(f"compare=[{','.join(words)}]: takes two run folders or score files, as compare=[A,B]")
+    if len(inputs) != 2:
+        raise UserError(f"compare=[{','.join(inputs)}]: takes two run folders or score files, as compare=[A,B]")
     check_writable(output / MARKDOWN, remedy="make room, or name another folder with output=DIR")
-    paragraphs, texts, flips, classes = list[str](), list[str](), list[Cells](), list[Cells]()
-    for a, b in _file_pairs(*words):  # one pair at a time: ImageNet's scores take 400 MB a file
+    # Printed and written only after every pair has been compared: an error in the last one leaves no half a report.
+    paragraphs, texts, sections = list[str](), list[str](), list[Markup]()
+    flips, classes = list[Cells](), list[Cells]()
+    for a, b in _file_pairs(*inputs):  # one pair at a time: ImageNet's scores take 400 MB a file
         one = compare(*(read_saved(path, average, data_root=data_root) for path in (a, b)), ks=ks)
         tables = blocks(one, output)
         paragraphs += [printable(_head(one)), *(table.terminal() for table in tables)]
         texts.append(_markdown(one, tables))
+        sections.append(comparison_section(one, title=_name(one), head=_head(one), tables=tables))
         flips += _flip_rows(one)
         classes += _class_rows(one)
     files = {
+        PAGE: comparison_page(sections),
         MARKDOWN: "\n".join(texts),
         FLIPS: csv_table(FLIP_COLUMNS, flips),
         CLASSES: csv_table(CLASS_COLUMNS, classes),
@@ -64,10 +72,12 @@ def report_comparison(
 
 def blocks(comparison: Comparison, output: Path) -> list[Block]:
     """Errors and test, 2 x 2 counts, images that flip at the first k, and classes that differ at it."""
+    # Images and classes at the first k only: lists for every k would bury the errors above them.
     k, names = comparison.ks[0], comparison.named.classes
     flips = list(_flip_rows(comparison))
     found = [_error_block(comparison), _count_block(comparison)]
     for wrong in ("A", "B"):
+        # The names begin at column 4 of FLIP_COLUMNS.
         flipped = [row[4:] for row in flips if row[1:3] == (k, wrong)]
         title = f"Images that only {wrong} gets wrong at top-{k}: {len(flipped):,}"
         head = ("image", "label", "A's answer", "B's answer")
@@ -86,6 +96,8 @@ def _error_block(comparison: Comparison) -> Block:
     for k in comparison.ks:
         one = comparison.paired(k)
         rates = [_percent(errors / one.num_images) for errors in (one.errors_a, one.errors_b)]
+        # Newcombe's interval and McNemar's p use the same counts but are different methods: near p = 0.05 they may
+        # disagree.
         low, high = map(_signed, one.interval)
         rows.append((f"top-{k}", *rates, _signed(one.difference), f"{low} to {high}", f"{one.p_value:.3g}"))
     return Block("", ("error", "A %", "B %", "B − A", "95% interval", "p"), rows, left=(0,), note=ABOUT_TEST)
@@ -107,6 +119,7 @@ def _flip_rows(comparison: Comparison) -> Iterator[Cells]:
     names, labels = comparison.named.classes, comparison.a.labels
     for k in comparison.ks:
         wrong_a, wrong_b = comparison.wrong(k)
+        # The images that both get wrong tell nothing about the difference, however different the two answers are.
         for index in np.flatnonzero(wrong_a != wrong_b).tolist():
             texts = [names[int(which[index])] for which in (labels, *comparison.answered)]
             only = "A" if wrong_a[index] else "B"
@@ -142,12 +155,13 @@ def _file_pairs(a: str, b: str) -> list[tuple[Path, Path]]:
 
     Raises UserError if no name is common: comparing different protocols must be asked for by naming the files.
     """
-    files_a, files_b = ({path.name: path for path in score_files(word, key="compare")} for word in (a, b))
+    files_a, files_b = ({path.name: path for path in score_files(one, key="compare")} for one in (a, b))
+    # Two named files may be of different protocols: whoever names them asks for this comparison.
     if Path(a).is_file() and Path(b).is_file():
         return [(Path(a), Path(b))]
     common = [(files_a[name], files_b[name]) for name in files_a if name in files_b]
     if not common:
-        has = [f"{word} has {', '.join(files)}" for word, files in ((a, files_a), (b, files_b))]
+        has = [f"{one} has {', '.join(files)}" for one, files in ((a, files_a), (b, files_b))]
         raise UserError(
             f"compare=[{a},{b}]: no score file has the same name in both ({'; '.join(has)}); evaluate one again, or"
             " name two files"

@@ -16,8 +16,8 @@ from tencrop.report.training_error import draw_training_error, has_training_erro
 
 def draw_comparisons(experiments: Sequence[Experiment], evaluations: Sequence[Evaluation], folder: Path) -> list[Path]:
     """Write the figures that there are numbers for into `folder`, as SVG, PNG and record; returns the SVGs."""
-    races = [draw_training_error(family, folder, _name(family[0]))[0] for family in families(experiments)]
-    return [*races, *_draw_tradeoff(experiments, evaluations, folder)[:1]]
+    error_figures = [draw_training_error(family, folder, _name(family[0]))[0] for family in families(experiments)]
+    return [*error_figures, *_draw_tradeoff(experiments, evaluations, folder)[:1]]
 
 
 def families(experiments: Sequence[Experiment]) -> list[list[Experiment]]:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from tencrop.report.templating import render
 
-if TYPE_CHECKING:  # imports torch, and reliability.py needs none
+if TYPE_CHECKING:  # reliability.py imports this module, and needs no runs
     from tencrop.report.collect import Experiment, Run
 
 WIDTH, HEIGHT = 340, 220  # of a chart in CSS pixels: about its size on the page, so that the text keeps its size

@@ -8,22 +8,21 @@ from typing import Any, NamedTuple
 
 from tencrop.report.collect import Evaluation, Run
 from tencrop.report.matching import other_protocol
-from tencrop.tables.lines import Ours
-from tencrop.tables.recipes import Words
-from tencrop.tables.schema import ErrorRow, Member, RowProtocol
+from tencrop.tables.lines import Measurement
+from tencrop.tables.schema import ErrorRow, Member, RowProtocol, RowTraining
 
 
 class Matched(NamedTuple):
     """A member of an evaluated ensemble, with the run and the row's protocol that it stands for."""
 
-    words: Words  # of the run's recipe
+    training: RowTraining  # of the row that the run follows
     run: Run
     protocol: RowProtocol | None
     facts: dict[str, Any]  # of result.json, as if the member had been evaluated alone
 
 
 def matched_ensembles(
-    row: ErrorRow, runs_of: Mapping[Words, Sequence[Run]], evaluations: Sequence[Evaluation]
+    row: ErrorRow, runs_of: Mapping[RowTraining, Sequence[Run]], evaluations: Sequence[Evaluation]
 ) -> list[tuple[Evaluation, list[Matched]]]:
     """The evaluations whose members are networks of the row's recipes, as many as the row has.
 
@@ -33,26 +32,27 @@ def matched_ensembles(
     return [(one, members) for one in evaluations if (members := _matched(one, row.members, runs_of))]
 
 
-def ours_of_ensembles(evaluations: Sequence[Evaluation]) -> Ours:
+def ours_of_ensembles(evaluations: Sequence[Evaluation]) -> Measurement:
     """The errors of several ensembles of one row; each ensemble is one measurement, like a seed of a single network."""
     results = [one.result for one in evaluations]
     errors = {k: tuple(100 * result.errors[k] for result in results) for k in (1, 5)}
-    return Ours(errors, results[0].num_images, tuple(one.folder for one in evaluations))
+    return Measurement(errors, results[0].num_images, tuple(one.folder for one in evaluations))
 
 
 def _matched(
-    evaluation: Evaluation, members: Sequence[Member], runs_of: Mapping[Words, Sequence[Run]]
+    evaluation: Evaluation, members: Sequence[Member], runs_of: Mapping[RowTraining, Sequence[Run]]
 ) -> list[Matched]:
     """Every member of an ensemble with its run; empty unless recipes and numbers of networks are the row's."""
+    # A single checkpoint is a path, an ensemble a list of them.
     facts = evaluation.result.facts
     if not isinstance(facts["checkpoint"], list):
         return []
     own = [facts | one for one in _members_of(facts)]
     matched: list[Matched] = []
-    for words in dict.fromkeys(member.words for member in members):
-        assert words is not None
-        wanted = [member for member in members if member.words == words]
-        found = [(one, run) for one in own if (run := _run_of(one, runs_of.get(words, ()))) is not None]
+    for training in dict.fromkeys(member.training for member in members):
+        assert training is not None
+        wanted = [member for member in members if member.training == training]
+        found = [(one, run) for one in own if (run := _run_of(one, runs_of.get(training, ()))) is not None]
         seeds_of: Counter[RowProtocol | None] = Counter()
         for member in wanted:
             seeds_of[member.protocol] += member.seeds
@@ -60,7 +60,7 @@ def _matched(
         num_networks = len({run.folder for _, run in found})
         if len(found) != seeds_of.total() or num_networks != max(seeds_of.values()):
             return []
-        matched += _with_protocols(words, found, list(seeds_of.elements()))
+        matched += _with_protocols(training, found, list(seeds_of.elements()))
     return matched if len(matched) == len(own) else []
 
 
@@ -76,18 +76,18 @@ def _run_of(facts: dict[str, Any], runs: Sequence[Run]) -> Run | None:
 
 
 def _with_protocols(
-    words: Words, found: Sequence[tuple[dict[str, Any], Run]], protocols: list[RowProtocol | None]
+    training: RowTraining, found: Sequence[tuple[dict[str, Any], Run]], protocols: list[RowProtocol | None]
 ) -> list[Matched]:
     """Assign each of the row's protocols to a member that was evaluated under it, the rest in order."""
     left, matched, unmet = list(found), [], []
     for protocol in protocols:
-        place = next(
+        number = next(
             (n for n, (facts, _) in enumerate(left) if not (protocol and other_protocol(facts, protocol))), None
         )
-        if place is None:
+        if number is None:
             unmet.append(protocol)
         else:
-            facts, run = left.pop(place)
-            matched.append(Matched(words, run, protocol, facts))
+            facts, run = left.pop(number)
+            matched.append(Matched(training, run, protocol, facts))
     others = zip(left, unmet, strict=True)
-    return matched + [Matched(words, run, protocol, facts) for (facts, run), protocol in others]
+    return matched + [Matched(training, run, protocol, facts) for (facts, run), protocol in others]

@@ -5,9 +5,6 @@ Both follow Krizhevsky et al. 2012: Figure 3, and Figure 4 (left).
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -18,17 +15,16 @@ from PIL import Image
 
 from tencrop.config import UserError
 from tencrop.data.sources.class_names import label_names
-from tencrop.data.store.encode import Undecodable, decode_rgb
+from tencrop.data.store.encode import Undecodable
 from tencrop.data.store.manifest import open_split
 from tencrop.evaluation.predictions import Scores, load_scores
 from tencrop.models.weights import load_weights
 from tencrop.report.collect import Result, Run
+from tencrop.report.pictures import data_url, fixed_order, image_picture
 from tencrop.report.templating import render
 
 MAX_KERNELS = 256
 TILE_PIXELS = 44  # minimum side of a kernel on the page; AlexNet's 11 × 11 kernels are enlarged four times
-PICTURE_PIXELS = 224  # maximum shorter side of a test image: scikit-learn's china.jpg then takes 21 kB rather than 83
-JPEG_QUALITY = 85
 NUM_IMAGES, NUM_WRONG = 8, 4  # Figure 4 shows eight images, half of them wrong
 NUM_BARS = 5
 
@@ -37,13 +33,14 @@ def kernel_figure(run: Run) -> Markup:
     """The first layer's kernels as an HTML figure, or a sentence that tells why there are none."""
     path = run.folder / "checkpoints" / "last.ckpt"
     if not path.exists():
-        return _no("kernels", f"{path.name} is not in the run folder")
+        return _unavailable("kernels", f"{path.name} is not in the run folder")
     try:
+        # The moving average where the checkpoint has one, as in evaluation.
         kernels = first_kernels(load_weights(path).state)
     except UserError as error:  # a damaged checkpoint costs the figure alone: errors are computed from saved scores
-        return _no("kernels", str(error))
+        return _unavailable("kernels", str(error))
     if kernels is None:
-        return _no("kernels", "no layer takes the image’s channels")
+        return _unavailable("kernels", "no layer takes the image’s channels")
     num, channels, height, width = kernels.shape
     picture = kernel_picture(kernels[:MAX_KERNELS])
     shown = f"The first {MAX_KERNELS} of " if num > MAX_KERNELS else ""
@@ -106,17 +103,17 @@ def panel_figure(run: Run, result: Result) -> Markup:
             raise UserError(f"{run.folder}: its manifest names {len(names)} classes, not those of {result.scores.name}")
         positions = choose_images(scores)
         files = [split.read_original(int(scores.index[position])) for position in positions]
-        guesses = [_guesses(scores, position) for position in positions]
-        cards = [_card(file, guess, names) for file, guess in zip(files, guesses, strict=True)]
+        top_labels = [_top_labels(scores, position) for position in positions]
+        cards = [_card(file, top, names) for file, top in zip(files, top_labels, strict=True)]
     except (UserError, Undecodable) as error:
-        return _no("test images", str(error))
+        return _unavailable("test images", str(error))
     num_wrong = sum(int(scores.softmax_ranks[position] != 0) for position in positions)
     num_right = len(positions) - num_wrong
     return render("panel.html", cards=cards, title=result.title, num_wrong=num_wrong, num_right=num_right)
 
 
 @dataclass(frozen=True)
-class Guesses:
+class TopLabels:
     """The most probable labels of an image, in order of decreasing probability."""
 
     label: int
@@ -129,13 +126,7 @@ def choose_images(scores: Scores) -> list[int]:
 
     Both kinds are ordered by a fixed hash of the image's index.
     """
-    # A hash rather than a random draw or the first images: the choice cannot be tuned to look good, it is the same for
-    # every network, and validation images are sorted by class, so the first eight would show one class.
-
-    def order(position: int) -> bytes:
-        return hashlib.sha256(b"panel %d" % int(scores.index[position])).digest()
-
-    positions = sorted(range(len(scores.index)), key=order)
+    positions = sorted(range(len(scores.index)), key=lambda position: fixed_order(int(scores.index[position])))
     wrong = [position for position in positions if scores.softmax_ranks[position] != 0]
     right = [position for position in positions if scores.softmax_ranks[position] == 0]
     # few correct images, as of a barely trained network, leave more places to wrong ones, and the other way round
@@ -143,43 +134,24 @@ def choose_images(scores: Scores) -> list[int]:
     return wrong[:num_wrong] + right[: NUM_IMAGES - num_wrong]
 
 
-def data_url(picture: Image.Image, *, photographic: bool = False) -> str:
-    """The picture as a data: URL, as JPEG where `photographic`, else as PNG."""
-    buffer = io.BytesIO()
-    if photographic:
-        picture.convert("RGB").save(buffer, "JPEG", quality=JPEG_QUALITY)
-    else:
-        picture.save(buffer, "PNG", optimize=True)
-    kind = "jpeg" if photographic else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _guesses(scores: Scores, position: int) -> Guesses:
+def _top_labels(scores: Scores, position: int) -> TopLabels:
     """The top labels of the image at `position`; on a tie the correct label comes last, as where errors are counted."""
     probabilities, label = scores.softmax[position].tolist(), int(scores.labels[position])
     # the class number breaks further ties, so that the same scores always give the same page
     order = sorted(range(len(probabilities)), key=lambda k: (-probabilities[k], k == label, k))
     top = tuple(order[:NUM_BARS])
-    return Guesses(label, top, tuple(probabilities[k] for k in top))
+    return TopLabels(label, top, tuple(probabilities[k] for k in top))
 
 
-def _card(file: bytes, guesses: Guesses, names: list[str]) -> dict[str, Any]:
+def _card(file: bytes, top_labels: TopLabels, names: list[str]) -> dict[str, Any]:
     """The values of one image in panel.html."""
-    picture = decode_rgb(file)
-    # digits and CIFAR: enlarged pixel by pixel by the browser, and PNG, since JPEG smears 32 × 32 pixels
-    is_small = min(picture.size) < PICTURE_PIXELS / 2
-    if min(picture.size) > PICTURE_PIXELS:
-        scale = PICTURE_PIXELS / min(picture.size)
-        picture = picture.resize(
-            (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC
-        )
+    picture = image_picture(file)
     bars = [
         (label, names[label], f"{100 * probability:.1f}")
-        for label, probability in zip(guesses.top, guesses.probabilities, strict=True)
+        for label, probability in zip(top_labels.top, top_labels.probabilities, strict=True)
     ]
-    url = data_url(picture, photographic=not is_small)
-    return {"url": url, "is_small": is_small, "label": guesses.label, "name": names[guesses.label], "bars": bars}
+    return {"picture": picture, "label": top_labels.label, "name": names[top_labels.label], "bars": bars}
 
 
-def _no(what: str, reason: str) -> Markup:
+def _unavailable(what: str, reason: str) -> Markup:
     return render("sentence.html", text=f"No {what} to show: {reason}.")

@@ -26,14 +26,15 @@ from tencrop.printable import markdown_text, printable
 from tencrop.report.blocks import Block, print_paragraphs
 from tencrop.report.score_report import percent
 from tencrop.report.score_sources import SUFFIX, SavedScores, read_saved, score_files
+from tencrop.report.templating import render
 from tencrop.text_tables import csv_table
 
-MARKDOWN, CSV = "labels.md", "labels.csv"
+MARKDOWN, CSV, HTML = "labels.md", "labels.csv", "labels.html"
 REMEDY = "give real.json of github.com/google-research/reassessed-imagenet"
 
 
 @dataclass(frozen=True)
-class Relabeled:
+class LabelSetErrors:
     """The errors of one score file by label sets, beside those by val's single labels."""
 
     path: Path  # of the score file
@@ -45,35 +46,32 @@ class Relabeled:
 
 
 def report_label_sets(
-    labels: str, words: Sequence[str], *, average: str, ks: Sequence[int], output: Path, data_root: str | None = None
+    labels: str, inputs: Sequence[str], *, average: str, ks: Sequence[int], output: Path, data_root: str | None = None
 ) -> int:
-    """Print the errors of every score file in `words` by the label sets in the file `labels`, and write them.
+    """Print the errors of every score file in `inputs` by the label sets in the file `labels`; write them to `output`.
 
-    words: score files, run folders, or folders of evaluate.py; empty: all scores of data=imagenet in runs/ and
+    inputs: score files, run folders, or folders of evaluate.py; empty: all scores of data=imagenet in runs/ and
     evaluations/. Returns the exit code. Raises UserError if the labels or all score files cannot be used.
     """
+    # The digest tells which version of the labels a table was counted with.
     sets, source = read_label_sets(Path(labels)), f"{Path(labels).name} ({file_sha256(Path(labels))[:12]})"
-    paths = [path for word in words for path in score_files(word, key="scores")] or _all_score_files()
+    paths = [path for one in inputs for path in score_files(one, key="scores")] or _all_score_files()
     check_writable(output / MARKDOWN, remedy="make room, or name another folder with output=DIR")
-    found, broken = list[Relabeled](), list[UserError]()
+    found, broken = list[LabelSetErrors](), list[UserError]()
     for path in paths:
         try:
-            found.append(relabeled(read_saved(path, average, data_root=data_root), sets, ks))
+            found.append(label_set_errors(read_saved(path, average, data_root=data_root), sets, ks))
         except UserError as error:
             broken.append(error)
     if not found:
         raise broken[0]
-    blocks = [_block(one, source) for one in found]
-    pairs = list(zip(found, blocks, strict=True))
+    pairs = [(one, _block(one, source)) for one in found]
     print_paragraphs([f"{printable(str(one.path))}\n{one.about}\n{block.terminal()}" for one, block in pairs])
-    texts = [
-        f"# {markdown_text(str(one.path))}\n\n{markdown_text(one.about)}\n\n{block.markdown()}" for one, block in pairs
-    ]
-    rows = [(str(one.path), *row) for one, block in pairs for row in block.rows]
+    contents = {MARKDOWN: _markdown(pairs), CSV: _csv(pairs), HTML: _html(pairs, source)}
     output.mkdir(parents=True, exist_ok=True)
-    atomic_write(output / MARKDOWN, printable("\n".join(texts)).encode())
-    atomic_write(output / CSV, printable(csv_table(("scores", *blocks[0].head), rows)).encode())
-    print_paragraphs([f"{output / MARKDOWN}\n{output / CSV}"])
+    for name, content in contents.items():
+        atomic_write(output / name, printable(content).encode())
+    print_paragraphs(["\n".join(str(output / name) for name in contents)])
     for refusal in broken:
         print(printable(f"error: left out: {refusal}"), file=sys.stderr)
     return 2 if broken else 0
@@ -92,16 +90,19 @@ def read_label_sets(path: Path) -> list[list[int]]:
     return sets
 
 
-def relabeled(saved: SavedScores, sets: Sequence[Sequence[int]], ks: Sequence[int]) -> Relabeled:
+def label_set_errors(saved: SavedScores, sets: Sequence[Sequence[int]], ks: Sequence[int]) -> LabelSetErrors:
     """The errors of a score file by label sets. Raises UserError if its images are not ILSVRC2012's val images."""
+    # Image names count from 1, the list from 0.
     own = [sets[number - 1] for number in _image_numbers(saved)]
     has_labels = np.array([len(labels) > 0 for labels in own])
+    # A subset of the split may have images without labels only, and the rates would be 0 / 0.
     if not has_labels.any():
         raise UserError(f"{saved.path}: none of its images has a label in the file of labels")
     ranks = ranks_of_sets(saved.scores[has_labels], [labels for labels in own if labels])
+    # On the same images, so that the difference is due to the labels alone.
     single = saved.ranks[has_labels]
     model, data, weights = (saved.metadata.get(key, "?") for key in ("model", "data", "weights_sha256"))
-    return Relabeled(
+    return LabelSetErrors(
         saved.path,
         f"{model} on {data}, {saved.name}, averaged {saved.average}; weights {weights[:12]}",
         len(own),
@@ -145,7 +146,7 @@ def _image_numbers(saved: SavedScores) -> list[int]:
 
 
 def _all_score_files() -> list[Path]:
-    from tencrop.report.collect import input_folders  # imports torch
+    from tencrop.report.collect import input_folders  # 0.2 s, and only without scores=
 
     folders = [folder for folder in input_folders([]) if folder.is_dir()]
     paths = sorted(path for folder in folders for path in folder.rglob(f"[!.]*{SUFFIX}"))
@@ -157,7 +158,24 @@ def _all_score_files() -> list[Path]:
     return found
 
 
-def _block(one: Relabeled, source: str) -> Block:
+def _markdown(pairs: Sequence[tuple[LabelSetErrors, Block]]) -> str:
+    return "\n".join(
+        f"# {markdown_text(str(one.path))}\n\n{markdown_text(one.about)}\n\n{block.markdown()}" for one, block in pairs
+    )
+
+
+def _csv(pairs: Sequence[tuple[LabelSetErrors, Block]]) -> str:
+    rows = [(str(one.path), *row) for one, block in pairs for row in block.rows]
+    return csv_table(("scores", *pairs[0][1].head), rows)
+
+
+def _html(pairs: Sequence[tuple[LabelSetErrors, Block]], source: str) -> str:
+    """A page with all tables, which loads nothing, as the report's does."""
+    sections = [(str(one.path), one.about, block.html()) for one, block in pairs]
+    return f"{render('labels_page.html', title='Errors by label sets', about=source, sections=sections)}\n"
+
+
+def _block(one: LabelSetErrors, source: str) -> Block:
     parts = {source: one.by_sets, "val's label, same images": one.by_single_label, "val's label": one.of_all_images}
     rows = [
         (name, f"top-{k}", *percent(rate), f"{rate.num_errors:,}", f"{rate.num_images:,}")
@@ -165,6 +183,9 @@ def _block(one: Relabeled, source: str) -> Block:
         for k, rate in rates.items()
     ]
     counted = next(iter(one.by_sets.values())).num_images
-    note = f"{one.num_images - counted:,} of {one.num_images:,} images have no label in it and are not counted."
+    note = (
+        f"Images counted: {counted:,} of {one.num_images:,}. Images without a label in {source}:"
+        f" {one.num_images - counted:,}; they count only in the rows of val's label."
+    )
     head = ("labels", "error", "percent", "95% interval", "errors", "images")
     return Block("", head, rows, left=(0, 1), note=note, all_rows=True)

@@ -1,34 +1,31 @@
 """Finds the finished runs that support each row of a paper's table, and tells why other runs do not.
 
-A run belongs to a row if its training settings equal those that the row's overrides compose. A result of the run
-supports the row if it counts the table's images under the row's protocol.
+A run belongs to a row if it follows the row's recipe (row_runs.py). A result of the run supports the row if it counts
+the table's images under the row's protocol.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tencrop.cli.choices import CONF
-from tencrop.config import Config, UserError
+from tencrop.config import Config
 from tencrop.config.recipes import guesses_of
-from tencrop.tables.lines import Key, Ours
-from tencrop.tables.recipes import Words, learning_hashes
+from tencrop.report.row_runs import OnBroken, RunsOf, runs_of_tables, trainable_rows
+from tencrop.tables.lines import Key, Measurement
 from tencrop.tables.schema import ErrorRow, ErrorTable, RowProtocol
 
 if TYPE_CHECKING:
     from tencrop.report.collect import Evaluation, Result, Run
     from tencrop.report.ensemble_matching import Matched
 
-OnBroken = Callable[[UserError], None]
-
 
 def match_runs(
     tables: Sequence[ErrorTable], paths: Sequence[Path], *, kept: Path, on_broken: OnBroken
-) -> dict[Key, Ours]:
+) -> dict[Key, Measurement]:
     """Our errors for every row with finished and evaluated runs, or ensembles of them, in or below `paths`.
 
     kept: file that caches learning hashes. Raises UserError for a path that does not exist; a broken run is passed to
@@ -40,38 +37,13 @@ def match_runs(
     rows = trainable_rows(tables)
     matched = {}
     for table, row in rows:
-        recipe, runs = runs_of.get(row.words or (), (None, []))
-        if recipe is not None and (ours := _ours(table, row, recipe, runs)) is not None:
+        if row.training is None or row.training not in runs_of:
+            continue
+        recipe, runs = runs_of[row.training]
+        if (ours := _ours(table, row, recipe, runs)) is not None:
             matched[table.name, row.id] = ours
     ensembles = [(table, row) for table, row in rows if row.members]
     return matched | (_match_ensembles(ensembles, runs_of, paths, on_broken) if ensembles else {})
-
-
-def trainable_rows(tables: Sequence[ErrorTable]) -> list[tuple[ErrorTable, ErrorRow]]:
-    """The rows that runs can support, with their tables: single networks, and ensembles of them."""
-    return [(table, row) for table in tables for row in table.rows if row.reason is None]  # else it tells why not
-
-
-def runs_of_tables(
-    tables: Sequence[ErrorTable], paths: Sequence[Path], *, kept: Path, on_broken: OnBroken
-) -> dict[Words, tuple[Config, list[Run]]]:
-    """The recipe and the finished runs for the words of every row and member that has runs in or below `paths`."""
-    rows = [row for _, row in trainable_rows(tables)]
-    folders = [folder for path in paths for folder in _run_folders(path)]
-    wanted = [words for row in rows for words in (row.words, *(member.words for member in row.members)) if words]
-    if not wanted or not folders:
-        return {}
-    # Select by the hash in the folder's name first: reading a run imports a second's worth of packages, and most
-    # tables have no run.
-    hashes = learning_hashes(wanted, kept)
-    by_hash: dict[str, list[Path]] = {}
-    for folder in folders:
-        by_hash.setdefault(folder.name.rpartition("-")[2], []).append(folder)
-    found = {}
-    for words, learned in hashes.items():
-        if learned in by_hash:
-            found[words] = _runs(words, by_hash[learned], on_broken)
-    return found
 
 
 def refusals(
@@ -117,6 +89,7 @@ def other_data(facts: Mapping[str, Any], data: Mapping[str, Any], table: ErrorTa
     if table.data_fingerprint is not None:
         # The result has the fingerprint of the images that it counts; those of the run's own val split may be others.
         found = {"train": data["splits"]["train"]["source_fingerprint"], "val": facts["source_fingerprint"]}
+        # A table with fingerprints may be of any folder of images, so its counts prove nothing.
         reasons = [] if facts["data"] == table.data else [f"data={facts['data']}, not {table.data}"]
         reasons += [f"other {split} images" for split in found if found[split] != table.data_fingerprint[split]]
         expected = table.num_images or facts["num_images"]
@@ -137,6 +110,7 @@ def other_protocol(facts: dict[str, Any], protocol: RowProtocol) -> list[str]:
     reasons = []
     for key, stated in dataclasses.asdict(protocol).items():
         found = facts.get(names.get(key, key), "shorter_side" if key == "resize" else None)
+        # JSON has lists where RowProtocol has tuples.
         found = tuple(found) if isinstance(found, list) else found
         # softmax and logits of a single view have the same ranks, so nothing is averaged
         if stated is None or found == stated or (key == "average" and facts["views"] == 1):
@@ -149,7 +123,7 @@ def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _ours(table: ErrorTable, row: ErrorRow, recipe: Config, runs: Sequence[Run]) -> Ours | None:
+def _ours(table: ErrorTable, row: ErrorRow, recipe: Config, runs: Sequence[Run]) -> Measurement | None:
     """The errors that the runs of a row's recipe measured; None if none of them was evaluated."""
     supporting: dict[tuple[str, str], list[tuple[Run, Result]]] = {}
     others: list[tuple[list[str], Path]] = []
@@ -164,19 +138,19 @@ def _ours(table: ErrorTable, row: ErrorRow, recipe: Config, runs: Sequence[Run])
         errors = {k: tuple(100 * result.errors[k] for _, result in members) for k in (1, 5)}
         folders = tuple(run.folder for run, _ in members)
         seeds = tuple(run.seed for run, _ in members)
-        return Ours(errors, members[0][1].num_images, folders, guesses=tuple(guesses_of(recipe)), seeds=seeds)
+        return Measurement(errors, members[0][1].num_images, folders, guesses=tuple(guesses_of(recipe)), seeds=seeds)
     if not others:
         return None
     reasons, folder = min(others, key=lambda other: len(other[0]))  # the result that is closest to the row
-    return Ours({}, 0, (folder,), refused="; ".join(reasons))
+    return Measurement({}, 0, (folder,), refused="; ".join(reasons))
 
 
 def _match_ensembles(
     rows: Sequence[tuple[ErrorTable, ErrorRow]],
-    runs_of: Mapping[Words, tuple[Config, Sequence[Run]]],
+    runs_of: RunsOf,
     paths: Sequence[Path],
     on_broken: OnBroken,
-) -> dict[Key, Ours]:
+) -> dict[Key, Measurement]:
     from tencrop.report.collect import collect_evaluations
     from tencrop.report.ensemble_matching import ours_of_ensembles
 
@@ -185,24 +159,25 @@ def _match_ensembles(
     for table, row in rows:
         supporting, refused = supporting_ensembles(table, row, runs_of, evaluations)
         if supporting:
-            recipes = [runs_of[member.words][0] for member in row.members if member.words is not None]
+            recipes = [runs_of[member.training][0] for member in row.members if member.training is not None]
             guesses = dict.fromkeys(guess for recipe in recipes for guess in guesses_of(recipe))
             ours = ours_of_ensembles([evaluation for evaluation, _ in supporting])
             # An ensemble of networks of one seed, such as one network under two protocols, has this seed.
             seeds = [{member.run.seed for member in members} for _, members in supporting]
+            # And no seed twice: in Measurement.by_seed, one would replace the other.
             is_of_one = all(len(of) == 1 for of in seeds) and len(set().union(*seeds)) == len(seeds)
             own = tuple(of.pop() for of in seeds) if is_of_one else ()
             matched[table.name, row.id] = replace(ours, guesses=tuple(guesses), seeds=own)
         elif refused:
             evaluation, reasons = min(refused, key=lambda one: len(one[1]))
-            matched[table.name, row.id] = Ours({}, 0, (evaluation.folder,), refused="; ".join(reasons))
+            matched[table.name, row.id] = Measurement({}, 0, (evaluation.folder,), refused="; ".join(reasons))
     return matched
 
 
 def supporting_ensembles(
     table: ErrorTable,
     row: ErrorRow,
-    runs_of: Mapping[Words, tuple[Config, Sequence[Run]]],
+    runs_of: RunsOf,
     evaluations: Sequence[Evaluation],
 ) -> tuple[list[tuple[Evaluation, list[Matched]]], list[tuple[Evaluation, list[str]]]]:
     """The evaluated ensembles that support a row, with their members; and those of its networks that do not, and why.
@@ -212,55 +187,17 @@ def supporting_ensembles(
     from tencrop.report.ensemble_matching import matched_ensembles
 
     supporting, refused = [], []
-    found = matched_ensembles(row, {words: runs for words, (_, runs) in runs_of.items()}, evaluations)
+    found = matched_ensembles(row, {training: runs for training, (_, runs) in runs_of.items()}, evaluations)
     for evaluation, members in found:
         reasons = []
-        for words, run, protocol, own in members:
+        for training, run, protocol, own in members:
             # An ensemble's result does not record these, and `matched_ensembles` has checked that its members have the
             # last weights of complete runs.
             facts = own | {"selection": "last", "step": None, "total_steps": None}
             one = replace(row, protocol=protocol)
-            reasons += refusals(facts, run.manifest["data"], one, table, runs_of[words][0])
+            reasons += refusals(facts, run.manifest["data"], one, table, runs_of[training][0])
         if reasons:
             refused.append((evaluation, list(dict.fromkeys(reasons))))
         else:
             supporting.append((evaluation, members))
     return supporting, refused
-
-
-def _runs(words: Words, folders: Sequence[Path], on_broken: OnBroken) -> tuple[Config, list[Run]]:
-    """The recipe, and the finished runs that follow it: one per seed, sorted by seed."""
-    from omegaconf import OmegaConf
-
-    from tencrop.cli.compose import compose_training
-    from tencrop.config import learning_keys, validate
-    from tencrop.config.documents import literal
-    from tencrop.report.collect import read_run
-
-    recipe = compose_training(words, CONF)
-    own = learning_keys(recipe)
-    by_seed: dict[int, Run] = {}
-    for folder in sorted(folders, key=str):
-        try:
-            run = read_run(folder)
-            config = validate(OmegaConf.create(literal(run.config)), Config)
-        except UserError as error:
-            on_broken(error)
-            continue
-        # the 8 hex digits of a folder's name may be another version's or collide, so the settings themselves decide
-        if run.is_complete and learning_keys(config) == own:
-            by_seed.setdefault(run.seed, run)  # a reproduction is no further measurement of its seed
-    return recipe, [by_seed[seed] for seed in sorted(by_seed)]
-
-
-def _run_folders(path: Path) -> list[Path]:
-    """Run folders in or below `path`, without those within a run folder, which are its own reproductions."""
-    # not collect's function of the same name: importing that module takes a second
-    if not path.is_dir():
-        raise UserError(f"runs={path}: there is no such folder; train.py makes one below runs/")
-    found: list[Path] = []  # sorted, so a run folder is found before those within it
-    for manifest in sorted(path.resolve().rglob("manifest.json")):
-        folder = manifest.parent
-        if (folder / "config.yaml").exists() and not any(parent in found for parent in folder.parents):
-            found.append(folder)
-    return found

@@ -105,6 +105,7 @@ def markdown_page(
 ) -> str:
     """The error table, links to the figures, and the facts of every run, in Markdown."""
     parts = ["# Error table\n", markdown_table(rows, broken=broken), f"{INTERVAL}\n"]
+    # Links, since Markdown cannot embed: figures/ must be copied along with report.md.
     parts += [f"![{path.stem}]({path.parent.name}/{path.name})\n" for path in figures]
     for experiment in experiments:
         facts = [f"{name}: {value}" for name, value in _facts(experiment)]
@@ -170,6 +171,7 @@ def _facts(experiment: Experiment) -> list[tuple[str, str]]:
 def _packages(sessions: Sequence[Session]) -> str:
     """Name and version of each of PACKAGES; "2.14.0, then 2.15.0" where the run was resumed with another version."""
     # "none": a package that this run did not have installed, as ffcv, which is optional
+    # A run that was resumed after an update has weights that neither version alone gives.
     versions = {name: [one["packages"].get(name, "none") for one in sessions] for name in PACKAGES}
     texts = {name: ", then ".join(version for version, _ in groupby(found)) for name, found in versions.items()}
     return ", ".join(f"{name} {text}" for name, text in texts.items() if text != "none")
@@ -179,6 +181,7 @@ def _run_facts(run: Run) -> tuple[str, str, str, str]:
     """State, hash of the weights, number of sessions, folder; the table of runs has a column for each."""
     result = run.manifest["result"]
     state = result["status"]
+    # Only of unfinished runs: the others are at the end of their recipe.
     if not run.is_complete and run.metrics:
         state += f", {_progress(run)}"
     folder = f"{run.folder.parent.name}/{run.folder.name}"

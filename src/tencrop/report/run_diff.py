@@ -36,16 +36,17 @@ class RunRecord:
     parts: dict[str, Facts]  # code, packages, data, hardware
 
 
-def report_difference(words: Sequence[str], *, output: Path) -> int:
+def report_difference(inputs: Sequence[str], *, output: Path) -> int:
     """Print the differences of two run folders and write them to difference.md in `output`. Returns the exit code.
 
     Raises UserError unless there are two run folders that this version reads.
     """
-    if len(words) != 2:
-        raise UserError(f"diff=[{','.join(words)}]: takes two run folders, as diff=[RUN_A,RUN_B]")
+    if len(inputs) != 2:
+        raise UserError(f"diff=[{','.join(inputs)}]: takes two run folders, as diff=[RUN_A,RUN_B]")
     check_writable(output / MARKDOWN, remedy="make room, or name another folder with output=DIR")
-    blocks = difference(*(read_record(Path(word)) for word in words))
-    head = [f"A  {words[0]}", f"B  {words[1]}"]
+    # Both are read before anything is printed, so that a broken second folder gives an error and no half output.
+    blocks = difference(*(read_record(Path(one)) for one in inputs))
+    head = [f"A  {inputs[0]}", f"B  {inputs[1]}"]
     output.mkdir(parents=True, exist_ok=True)
     title = "# What differs\n\n" + "".join(f"- {markdown_text(line)}\n" for line in head)
     text = "\n".join([title, *(block.markdown() for block in blocks)])
@@ -58,6 +59,7 @@ def report_difference(words: Sequence[str], *, output: Path) -> int:
 def difference(a: RunRecord, b: RunRecord) -> list[Block]:
     """One table for each part: settings that affect training first, then other settings, code, packages, ..."""
     learned = a.learned | b.learned  # a setting of an operation that one run has switched off affects only the other
+    # Split here and not in read_record, because only the pair tells which settings affect training.
     first, second = ({key: value for key, value in one.settings.items() if key in learned} for one in (a, b))
     third, fourth = ({key: value for key, value in one.settings.items() if key not in learned} for one in (a, b))
     settings = [_block("Settings that affect training", first, second), _block("Other settings", third, fourth)]
@@ -70,6 +72,8 @@ def read_record(folder: Path) -> RunRecord:
         raise UserError(f"diff={folder}: is no run folder (config.yaml and manifest.json; train.py makes them)")
     config, manifest = read_config(folder), read_run_manifest(folder)
     try:
+        # With today's schema: keys that are newer than the run then have their defaults, and do not appear as
+        # differences.
         validated = validate(OmegaConf.create(literal(config)), Config)
     except UserError as error:
         problem = str(error)[:300]  # quotes the value, which may be of any length
@@ -79,6 +83,7 @@ def read_record(folder: Path) -> RunRecord:
         "Code": _over_sessions([session["code"] for session in sessions]) | {"tencrop": manifest["tencrop"]},
         "Packages": _over_sessions([_exact_first(session["packages"]) for session in sessions]),
         "Data": _data(manifest["data"]),
+        # Sessions of one run may be on different machines, and a difference in one of them may explain other bits.
         "Hardware": _over_sessions([session["hardware"] for session in sessions]),
     }
     return RunRecord(
@@ -87,6 +92,7 @@ def read_record(folder: Path) -> RunRecord:
 
 
 def _block(part: str, first: Facts, second: Facts) -> Block:
+    # In the order of the record and not sorted: related settings stay together.
     names = [name for name in dict.fromkeys([*first, *second]) if first.get(name) != second.get(name)]
     rows = [(name, first.get(name, NONE), second.get(name, NONE)) for name in names]
     return Block(part if rows else f"{part}: no difference", ("", "A", "B"), rows, left=range(3), all_rows=True)
@@ -106,6 +112,7 @@ def flat_settings(values: Mapping[str, Any], prefix: str = "") -> Facts:
 def _over_sessions(sessions: Sequence[Mapping[str, object]]) -> Facts:
     """Each fact over the sessions of a run: "2.14.0, then 2.15.0" if it was resumed with another version."""
     keys = dict.fromkeys(key for session in sessions for key in session)
+    # A key that a session lacks is null in it: dropped keys would shift the "then".
     values = {key: [_text(session.get(key)) for session in sessions] for key in keys}
     return {key: ", then ".join(value for value, _ in groupby(found)) for key, found in values.items()}
 
@@ -127,5 +134,6 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     text = f"[{', '.join(map(_text, value))}]" if isinstance(value, list) else str(value)
+    # 12 digits tell two digests apart and fit into a terminal's line.
     is_digest = len(text) == 64 and not set(text) - set("0123456789abcdef")
     return text[:12] if is_digest else text

@@ -68,6 +68,7 @@ class ScoreReport:
 def score_report(saved: SavedScores, ks: Sequence[int]) -> ScoreReport:
     """All statistics of a score file. Raises UserError if a score is NaN or infinite."""
     errors = {k: error_rate(saved.ranks, k) for k in ks}
+    # Computed once for classes and confusions: 0.07 s and a second copy of the scores, 200 MB for ImageNet.
     answered = answers(saved.scores, saved.labels, saved.ranks)
     return ScoreReport(
         path=saved.path,
@@ -78,6 +79,7 @@ def score_report(saved: SavedScores, ks: Sequence[int]) -> ScoreReport:
         errors_within=_errors_within(saved, ks),
         classes=worst_first(class_errors(saved.labels, answered, saved.scores.shape[1])),
         confused=confusions(saved.labels, answered),
+        # ranks == 0, and not argmax == label: a tie counts as an error here as everywhere.
         calibration=calibration(top1_confidences(saved.scores, saved.average), saved.ranks == 0),
     )
 
@@ -133,6 +135,8 @@ def calibration_block(report: ScoreReport) -> Block:
 def _errors_within(saved: SavedScores, ks: Sequence[int]) -> dict[int, ErrorRate]:
     if (classes := classes_within(saved.metadata.get("data", ""))) is None:
         return {}
+    # Scores of the other 800 classes are left out, as the test sets' authors do it; nothing is renormalized, since
+    # ranks need no probabilities.
     ranks = ranks_within(saved.scores, saved.labels, classes)
     return {k: error_rate(ranks, k) for k in ks}
 

@@ -50,6 +50,7 @@ def score_sections(
     """
     shown: list[tuple[str, Result, Path]] = []
     for experiment in experiments:
+        # The other seeds differ in noise. report.py scores=RUN shows any of them.
         run = experiment.runs[0]
         if (result := shown_result(run)) is not None:
             seed = f", seed {run.seed}" if len(experiment.runs) > 1 else ""
@@ -62,6 +63,7 @@ def score_sections(
         except UserError as error:
             on_broken(Broken(folder, error))
             continue
+        # A result without its score file is complete for the error table and is not reported as broken.
         if report is not None:
             sections.append(ScoreSection(name, result.title, report))
     return sections
@@ -81,6 +83,7 @@ def shown_result(run: Run) -> Result | None:
 def section_html(section: ScoreSection) -> Markup:
     """The plot beside the errors, and the tables of classes."""
     report = section.report
+    # An <img> with its own document, as in curves.py: matplotlib's ids would collide within one page.
     url = f"data:image/svg+xml;base64,{base64.b64encode(reliability_svg(report.calibration)).decode()}"
     return render(
         "score_section.html",

@@ -61,6 +61,7 @@ class SavedScores:
         num_classes = self.scores.shape[1]
         data = None if self.manifest is None else self.manifest["data"]
         # other data may have been evaluated into the run's folder
+        # From the run's manifest, which has the names even where the prepared data is on another machine.
         if data is not None and data["splits"]["val"]["source_fingerprint"] == self.metadata.get("source_fingerprint"):
             names = data["classes"]
         else:
@@ -70,6 +71,12 @@ class SavedScores:
     def image_name(self, index: int) -> str:
         """Class folder and file name; "image 17" where the prepared data is not at hand."""
         return f"image {index}" if self._split is None else printable(self._split.names(index))
+
+    def image_file(self, index: int) -> bytes:
+        """The bytes of an image file. Raises UserError where the prepared data or the file is not at hand."""
+        if self._split is None:
+            raise UserError("their prepared data are not on this machine; data_root=DIR names them")
+        return self._split.read_original(index)
 
     @property
     def image_names(self) -> list[str] | None:
@@ -104,28 +111,28 @@ class SavedScores:
         return split.source_fingerprint == self.metadata.get("source_fingerprint")
 
 
-def score_files(word: str, *, key: str) -> list[Path]:
+def score_files(given: str, *, key: str) -> list[Path]:
     """The score files that a user means by a file, a run folder, or a folder of evaluate.py; sorted by name.
 
     key: the key that was typed, for messages. Raises UserError if there are none.
     """
-    path = Path(word)
+    path = Path(given)
     if path.is_file():
         if path.suffix != SUFFIX:
-            raise UserError(f"{key}={word}: is no score file; evaluate.py writes them as PROTOCOL{SUFFIX}")
+            raise UserError(f"{key}={given}: is no score file; evaluate.py writes them as PROTOCOL{SUFFIX}")
         return [path]
     if not path.is_dir():
-        raise UserError(f"{key}={word}: there is no such file or folder; name a run folder or a score file")
+        raise UserError(f"{key}={given}: there is no such file or folder; name a run folder or a score file")
     folder = path / "predictions" if is_run_folder(path) else path
     files = sorted(folder.glob(f"[!.]*{SUFFIX}"))  # macOS writes ._NAME beside NAME on some volumes
     if files:
         return files
     if is_run_folder(path):
         last = path / "checkpoints" / "last.ckpt"
-        raise UserError(f"{key}={word}: the run has no scores; evaluate it: evaluate.py checkpoint={last}")
+        raise UserError(f"{key}={given}: the run has no scores; evaluate it: evaluate.py checkpoint={last}")
     within = sorted(file.parent for file in path.rglob("manifest.json") if is_run_folder(file.parent))
     raise UserError(
-        f"{key}={word}: is no run folder and holds no score file (*{SUFFIX})"
+        f"{key}={given}: is no run folder and holds no score file (*{SUFFIX})"
         + (f"; it holds runs, so name one of them, such as {key}={within[0]}" if within else "")
     )
 

@@ -94,6 +94,7 @@ def class_errors(labels: np.ndarray, answered: np.ndarray, num_classes: int) -> 
         num_images = int(given.sum())
         if num_images == 0:
             continue
+        # 0, so that argmax finds the most frequent wrong answer.
         num_right, given[label] = int(given[label]), 0
         answer = int(given.argmax())
         wrong = (answer, int(given[answer])) if given[answer] else (None, 0)
@@ -134,8 +135,10 @@ def calibration(confidences: np.ndarray, is_right: np.ndarray, num_bins: int = N
     confidences: float [N], as from top1_confidences; is_right: bool [N], whether its top-1 is right.
     """
     edges = np.arange(num_bins + 1) / num_bins
+    # right=True: a confidence of exactly 1.0 belongs to the last bin.
     number = np.digitize(confidences, edges, right=True) - 1
     counts = np.bincount(number, minlength=num_bins)
+    # The sums of an empty bin are 0, and so are its means.
     divisor = np.maximum(counts, 1)
     means = np.bincount(number, confidences, num_bins) / divisor
     accuracies = np.bincount(number, is_right, num_bins) / divisor

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from tencrop.printable import printable
 from tencrop.report.templating import render
-from tencrop.tables.lines import NONE, Key, Line, Ours, lines_of
+from tencrop.tables.lines import NONE, Key, Line, Measurement, lines_of
 from tencrop.tables.render import about_table, has_from_base, notes_of_table, own_protocols
 from tencrop.tables.schema import COLUMNS, ErrorTable
 
@@ -40,7 +40,7 @@ def table_page(table: ErrorTable, lines: Sequence[Line]) -> str:
     return printable(f"{render('table_page.html', title=table.title, table=table_html(table, lines))}\n")
 
 
-def tables_with_runs(tables: Sequence[ErrorTable], matched: Mapping[Key, Ours]) -> list[Markup]:
+def tables_with_runs(tables: Sequence[ErrorTable], matched: Mapping[Key, Measurement]) -> list[Markup]:
     """The tables in which at least one row has a run of ours, whether or not it supports a claim."""
     measured = {name for name, _ in matched}
     return [table_html(table, lines_of(table, matched)) for table in tables if table.name in measured]

@@ -18,7 +18,7 @@ from tencrop.config.schema import MAX_SIDE, Filter, ProtocolName
 from tencrop.tables.schema import COLUMNS, CONFIDENCES, parse_printed
 
 # Data sets of printed tables that no data= can read.
-FOREIGN_DATA = ("ilsvrc2010", "imagenet_fall2009", "mnist", "zip_codes")
+FOREIGN_DATA = ("ilsvrc2010", "imagenet_fall2009", "zip_codes")
 ID = re.compile(r"[a-z0-9_]+")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -61,6 +61,7 @@ _ROW = {
     "confidence?": _CONFIDENCE,
     "experiment?": (str, None),
     "overrides?": [str],
+    "init_from?": (str, NotEmpty(str)),
     "cannot?": (str, None),
     "protocol?": object,
     "members?": NotEmpty({"row": str, "seeds?": Between(1, 100), "protocol?": object}),
@@ -68,6 +69,7 @@ _ROW = {
     "num_runs?": _NUM_RUNS,
     "num_seeds?": _NUM_RUNS,
 }
+# check_shape allows keys that a shape does not list, as records of newer code have them. Here they are typing errors.
 _MEMBER_KEYS = {"row", "seeds", "protocol"}
 
 
@@ -77,15 +79,18 @@ def read_checked(path: Path) -> dict[str, Any]:
     _check_table(path, content)
     ids = [row["id"] for row in content["rows"]]
     for row in content["rows"]:
+        # The id and not a number: rows move when a table is completed, and their ids do not.
         where = f"{path}: row {row['id']}: "
+        # Other tables and figures refer to a row by its id, so two rows of one id would be two answers.
         if ids.count(row["id"]) > 1:
             raise UserError(f"{where}is not unique; give one of the rows another id")
         _check_row(where, row, content)
     return content
 
 
-def words_of(row: dict[str, Any]) -> tuple[str, ...] | None:
+def overrides_of(row: dict[str, Any]) -> tuple[str, ...] | None:
     experiment = [f"experiment={row['experiment']}"] if row.get("experiment") else []
+    # The experiment comes first: overrides change what it has set.
     return (*experiment, *row.get("overrides", [])) or None
 
 
@@ -101,13 +106,15 @@ def model_of(row: dict[str, Any]) -> str | None:
 
 
 def cannot_of(row: dict[str, Any], table: dict[str, Any]) -> str | None:
-    if "cannot" in row or words_of(row) or "members" in row:
+    # A row that says how to train its network is not covered by the reason that the table gives for the others.
+    if "cannot" in row or overrides_of(row) or "members" in row:
         return row.get("cannot")
     return table.get("cannot")
 
 
 def _check_table(path: Path, table: dict[str, Any]) -> None:
     known = (*options_of("data"), *FOREIGN_DATA)
+    # Without this check a misspelled optional key, such as num_seed, would just be ignored.
     if unknown := set(table) - {key.rstrip("?") for key in _TABLE}:
         raise UserError(f"{path}: {min(unknown)}: there is no such key; leave it out")
     if table["data"] not in known:
@@ -128,6 +135,7 @@ def _check_table(path: Path, table: dict[str, Any]) -> None:
 def _check_row(where: str, row: dict[str, Any], table: dict[str, Any]) -> None:
     columns = table["columns"]
     for column in columns:
+        # An omitted number and one that the paper does not print look alike; null states the second.
         if column not in row:
             raise UserError(f"{where}{column} is missing; write null where the paper prints nothing")
     known = {*(key.rstrip("?") for key in _ROW), *columns}
@@ -141,8 +149,10 @@ def _check_row(where: str, row: dict[str, Any], table: dict[str, Any]) -> None:
         raise UserError(f"{where}{error}; correct it") from error
     if not ID.fullmatch(row["id"]):
         raise UserError(f"{where}an id may contain a-z, 0-9 and _ only; rename it")
+    # The reader of a table must know whether a number was read in the paper or copied by a third party.
     if printed and "confidence" not in row and "confidence" not in table:
         raise UserError(f"{where}confidence is missing; tell how the printed numbers reached us, in the row or table")
+    # Catches a missing decimal point (253 for 25.3). Differences may have either sign.
     if "delta_of" not in row and not all(0 <= number.value <= 100 for number in printed):
         raise UserError(f"{where}a printed number is outside 0 to 100 percent; correct it, or give delta_of")
     _check_keys(where, row, columns)
@@ -151,6 +161,7 @@ def _check_row(where: str, row: dict[str, Any], table: dict[str, Any]) -> None:
 
 def _check_keys(where: str, row: dict[str, Any], columns: list[str]) -> None:
     confidence = row.get("confidence")
+    # All columns, also those without a number here: the mapping is then valid for every row that inherits it.
     if isinstance(confidence, dict) and set(confidence) != set(columns):
         raise UserError(f"{where}confidence: must name each of {', '.join(columns)}, or be one text for all")
     _check_protocol(where, row.get("protocol"), _DELTA)
@@ -158,6 +169,7 @@ def _check_keys(where: str, row: dict[str, Any], columns: list[str]) -> None:
         if unknown := set(member) - _MEMBER_KEYS:
             raise UserError(f"{where}members: {min(unknown)}: there is no such key; leave it out")
         _check_protocol(f"{where}members: ", member.get("protocol", {}), _DELTA)
+        # null discards the row's own protocol (reading.py), and then nothing would be left to compare a run with.
         if member.get("protocol", {}) is None:
             raise UserError(f"{where}members: protocol=null: leave it out, or give what differs from the row's own")
 
@@ -175,18 +187,24 @@ def _check_protocol(where: str, protocol: Any, shape: dict[str, Any]) -> None:
 
 def _check_origin(where: str, row: dict[str, Any], table: dict[str, Any]) -> None:
     """Raise UserError unless a row has exactly one way to obtain its number, or the reason why there is none."""
-    words, cannot, has_members = words_of(row), cannot_of(row, table), "members" in row
-    if sum((words is not None, row.get("cannot") is not None, has_members)) > 1:
+    overrides, cannot, has_members = overrides_of(row), cannot_of(row, table), "members" in row
+    # Two of them could disagree, and the reader of the table would not know which one its number follows.
+    if sum((overrides is not None, row.get("cannot") is not None, has_members)) > 1:
         raise UserError(f"{where}has two of experiment (or overrides), members and cannot; keep one")
-    if words is None and cannot is None and not has_members:
+    if overrides is None and cannot is None and not has_members:
         raise UserError(f"{where}names no experiment; give experiment, overrides or members, or the reason in cannot")
-    if (words or has_members) and table["data"] in FOREIGN_DATA:
+    if (overrides or has_members) and table["data"] in FOREIGN_DATA:
         raise UserError(f"{where}no data= reads {table['data']}; give this reason in cannot")
     if (experiment := row.get("experiment")) and experiment not in (names := options_of("experiment")):
         near = nearest(experiment, names)
         raise UserError(f"{where}experiment={experiment}: there is no conf/experiment/{experiment}.yaml{near}")
     for override in row.get("overrides", []):
         _check_override(where, override)
+    source = row.get("init_from", [])
+    for override in source if isinstance(source, list) else []:
+        _check_override(f"{where}init_from: ", override)
+    if "init_from" in row and overrides is None:
+        raise UserError(f"{where}init_from: the row has no training that could start from a run; leave it out")
     if (model := row.get("model")) is not None:
         if any(override.startswith("model=") for override in row.get("overrides", [])):
             raise UserError(f"{where}model: overrides name it already; leave one of them out")
@@ -195,10 +213,12 @@ def _check_origin(where: str, row: dict[str, Any], table: dict[str, Any]) -> Non
 
 
 def _check_override(where: str, override: str) -> None:
-    # Names only. Composing every row to check its values would take 0.3 s each.
+    # Names only: composing a row to check its values takes 0.04 s, and conf/errors has hundreds of rows.
     key, sign, value = override.lstrip("+").partition("=")
     if not sign:
         raise UserError(f"{where}overrides: {override}: cannot be read as KEY=VALUE")
+    if key == "training.init.checkpoint":  # the same path may hold other weights on another machine
+        raise UserError(f"{where}overrides: {override}: name the row whose run it starts from in init_from instead")
     if key in groups():
         if value not in (names := options_of(key)):
             raise UserError(f"{where}overrides: {override}: there is no conf/{key}/{value}.yaml{nearest(value, names)}")

@@ -8,9 +8,10 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tencrop.cli.command_line import for_shell
 from tencrop.printable import printable
 from tencrop.tables.differences import Difference, difference
-from tencrop.tables.schema import MEASURED, ErrorRow, ErrorTable, RowProtocol, parse_printed
+from tencrop.tables.schema import MEASURED, ErrorRow, ErrorTable, RowProtocol, RowTraining, parse_printed
 from tencrop.tables.verdicts import NO_CLAIM, NOT_RUN, Verdict, judge, judge_mean
 
 NONE = "–"  # an empty cell
@@ -22,7 +23,7 @@ Key = tuple[str, str]  # (table name, row id)
 
 
 @dataclass(frozen=True)
-class Ours:
+class Measurement:
     """Our measurement for a row of a table."""
 
     errors: dict[int, tuple[float, ...]]  # k -> top-k errors in percent, one per seed; empty if refused
@@ -77,12 +78,15 @@ class Line:
             values = list(self.row.confidence.values()) or [NONE]
         else:
             values = [getattr(cell, field) for cell in self.cells]
+        # test labels are withheld, so top-5 test never has a verdict, and "reproduced / –" would look like half a
+        # success.
         if field == "verdict":  # ignore columns that cannot be measured
             values = [value for value in values if value != NONE] or values
+        # Equal texts are printed once: "one transcription / one transcription" says no more.
         return values[0] if len(set(values)) == 1 else " / ".join(values)
 
 
-def lines_of(table: ErrorTable, matched: Mapping[Key, Ours]) -> list[Line]:
+def lines_of(table: ErrorTable, matched: Mapping[Key, Measurement]) -> list[Line]:
     """One line per row, in the paper's order. `matched` also has the base rows of differences, of whatever table."""
     return [
         _line(table, row, matched.get((table.name, row.id)), matched.get(base_key(row)) if row.delta_of else None)
@@ -112,7 +116,7 @@ def protocol_text(protocol: RowProtocol | None) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _line(table: ErrorTable, row: ErrorRow, ours: Ours | None, base: Ours | None) -> Line:
+def _line(table: ErrorTable, row: ErrorRow, ours: Measurement | None, base: Measurement | None) -> Line:
     cells = tuple(_cell(table, row, column, ours, base) for column in table.columns)
     protocols = [member.protocol for member in row.members] or [row.protocol]
     protocol = "; ".join(dict.fromkeys(map(protocol_text, protocols)))
@@ -126,7 +130,7 @@ def _line(table: ErrorTable, row: ErrorRow, ours: Ours | None, base: Ours | None
     return Line(row, protocol, tuple(not_stated), cells, guesses, seeds, num_images, _run(table, row, ours, base))
 
 
-def _cell(table: ErrorTable, row: ErrorRow, column: str, ours: Ours | None, base: Ours | None) -> Cell:
+def _cell(table: ErrorTable, row: ErrorRow, column: str, ours: Measurement | None, base: Measurement | None) -> Cell:
     printed = row.printed[column]
     is_difference = row.delta_of is not None and table.has_printed  # a table of our own shows errors all the same
     if ours is None or (is_difference and base is None):
@@ -137,6 +141,7 @@ def _cell(table: ErrorTable, row: ErrorRow, column: str, ours: Ours | None, base
         return Cell(column, printed or NONE, verdict=NONE if printed is None else NO_CLAIM)
     found = None
     if base is not None and base.refused is None:
+        # Paired by seed where possible: seeds share the order of the images, so part of their noise cancels.
         found = difference(ours.by_seed(column), base.by_seed(column))
     if is_difference:
         assert found is not None
@@ -144,7 +149,7 @@ def _cell(table: ErrorTable, row: ErrorRow, column: str, ours: Ours | None, base
     return _error_cell(table, row, column, ours, found)
 
 
-def _error_cell(table: ErrorTable, row: ErrorRow, column: str, ours: Ours, found: Difference | None) -> Cell:
+def _error_cell(table: ErrorTable, row: ErrorRow, column: str, ours: Measurement, found: Difference | None) -> Cell:
     from tencrop.evaluation.errors import wilson_interval  # imports numpy, which reading our results has done already
 
     printed, errors = row.printed[column], ours.errors[MEASURED[column]]
@@ -170,6 +175,7 @@ def _error_cell(table: ErrorTable, row: ErrorRow, column: str, ours: Ours, found
 def _difference_cell(table: ErrorTable, row: ErrorRow, column: str, found: Difference) -> Cell:
     """A printed difference between two networks, next to ours."""
     printed, sign = row.printed[column], _sign(table)
+    # In accuracies, a better network has the larger number: the sign of a difference turns, its half width does not.
     mean, half = sign * found.mean, found.half_width
     against, verdict = NONE, None
     if printed is not None and not (number := parse_printed(printed)).is_bound:
@@ -223,18 +229,27 @@ def _sign(table: ErrorTable) -> int:
     return 1 if table.unit == "error" else -1
 
 
-def _run(table: ErrorTable, row: ErrorRow, ours: Ours | None, base: Ours | None) -> str:
+def _run(table: ErrorTable, row: ErrorRow, ours: Measurement | None, base: Measurement | None) -> str:
     if ours is None:
         if row.reason is not None:
             return row.reason
-        if row.words is not None:
-            return f"python train.py {' '.join(row.words)}"
+        if row.training is not None:
+            return _command(row.training)
         return "ensemble of " + ", ".join(f"{member.seeds} x {member.row}" for member in row.members)
     folders = printable(folders_text(ours.runs))
     reasons = [] if ours.refused is None else [ours.refused]
     if row.delta_of is not None and (base is None or base.refused is not None):
         reasons.append(f"{row.delta_of}: {'not run' if base is None else base.refused}")
     return ": ".join([folders, *(["; ".join(reasons)] if reasons else [])])
+
+
+def _command(training: RowTraining) -> str:
+    """The command that trains a row; RUN stands for the run folder that it starts from."""
+    # Quoted: a shell may expand the brackets of augmentation.side=[256,512].
+    command = " ".join(["python train.py", *map(for_shell, training.overrides)])
+    if training.init is None:
+        return command
+    return f"{command} training.init.checkpoint=RUN, where RUN is a run of {training.init_row}"
 
 
 def folders_text(folders: Sequence[Path]) -> str:
@@ -251,6 +266,7 @@ def _seeds_text(seeds: Sequence[int | None]) -> str:
     numbers = sorted({seed for seed in seeds if seed is not None})
     if len(numbers) < 2:
         return "".join(map(str, numbers))
+    # {0..1} would be longer than {0,1} and no clearer.
     if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
         return f"{{{numbers[0]}..{numbers[-1]}}}"
     return f"{{{','.join(map(str, numbers))}}}"

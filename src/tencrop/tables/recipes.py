@@ -1,6 +1,6 @@
-"""Computes the learning hash of each row's configuration, by which report/matching.py finds the runs of the row.
+"""Computes the learning hash of each row's configuration, by which report/row_runs.py finds the runs of the row.
 
-Composing a configuration takes about 0.1 s, so the hashes are cached in a file in the report's folder until a file of
+Composing a configuration takes about 0.04 s, so the hashes are cached in a file in the report's folder until a file of
 conf/ or the code that reads it changes. Does not import torch.
 """
 
@@ -9,29 +9,51 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from tencrop.cli.choices import CONF
-from tencrop.cli.compose import compose_training
-from tencrop.config import UserError, learning_hash
+from tencrop.cli.compose import Composer, compose_training
+from tencrop.config import Config, UserError, learning_hash, learning_keys
 from tencrop.config.code import PACKAGE, code_sha256
-from tencrop.config.documents import read_json
+from tencrop.config.documents import Document, read_json
+from tencrop.tables.schema import Overrides, RowTraining
 
-Words = tuple[str, ...]  # arguments of train.py
+INIT = "training.init.checkpoint"
+ANY_PATH = "any"  # stands for the path of initial weights, which differs between machines
 
 
-def learning_hashes(recipes: Iterable[Words], cache: Path) -> dict[Words, str]:
+def composed(training: RowTraining) -> Config:
+    """The configuration of a row's training. If it starts from a run, the path of that run is ANY_PATH.
+
+    Raises UserError if the words do not compose.
+    """
+    source = () if training.init is None else (f"{INIT}={ANY_PATH}",)
+    return compose_training((*training.overrides, *source), CONF)
+
+
+def row_learning_keys(config: Config) -> Document:
+    """The learning keys of a run or a row, without the path of the initial weights: their digest decides instead."""
+    init = config.training.init
+    if init.checkpoint is None:
+        return learning_keys(config)
+    init = replace(init, checkpoint=ANY_PATH)
+    return learning_keys(replace(config, training=replace(config.training, init=init)))
+
+
+def learning_hashes(recipes: Iterable[Overrides], cache: Path) -> dict[Overrides, str]:
     """The learning hash of each recipe; `cache` is the file with the hashes computed before.
 
-    Raises UserError if the words of a recipe do not compose.
+    Raises UserError if the overrides of a recipe do not compose.
     """
     digest = _digest()  # reads all of conf/, which is far cheaper than composing one recipe
     known = _read_cache(cache, digest)
+    composer = Composer(CONF)
     found = {
-        words: known.get(" ".join(words)) or learning_hash(compose_training(words, CONF))
-        for words in dict.fromkeys(recipes)
+        overrides: known.get(" ".join(overrides)) or learning_hash(composer.compose(overrides))
+        for overrides in dict.fromkeys(recipes)
     }
-    if new := {" ".join(words): hash for words, hash in found.items() if " ".join(words) not in known}:
+    if new := {" ".join(overrides): hash for overrides, hash in found.items() if " ".join(overrides) not in known}:
         _write_cache(cache, {"digest": digest, "hashes": known | new})
     return found
 

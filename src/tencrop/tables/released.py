@@ -29,11 +29,11 @@ class Released(NamedTuple):
     kwargs: dict[str, Any]
     stems: frozenset[str]  # names of the file without suffix
 
-    def words(self) -> list[str]:
-        """The words of evaluate.py that choose network and protocol; without a row, the publisher's protocol."""
+    def overrides(self) -> list[str]:
+        """The overrides of evaluate.py that choose network and protocol; without a row, the publisher's protocol."""
         kwargs = self.kwargs | ({} if self.tag is None else {"pretrained_cfg": self.tag})
         values = [f"+model.kwargs.{key}={str(value).lower()}" for key, value in kwargs.items()]
-        protocol = [] if self.row is None else protocol_words(self.row.protocol)
+        protocol = [] if self.row is None else protocol_overrides(self.row.protocol)
         return ["model=timm", f"model.name={self.model}", *values, *(protocol or ["protocol=center"])]
 
 
@@ -57,8 +57,8 @@ def recognized(folder: Path, known: Sequence[Released]) -> tuple[list[tuple[Path
     return matched, [path for path in files if path not in {path for path, _ in matched}]
 
 
-def protocol_words(protocol: RowProtocol | None) -> list[str]:
-    """The words for the stated part of a protocol; what is not stated comes from the weights' publisher."""
+def protocol_overrides(protocol: RowProtocol | None) -> list[str]:
+    """The overrides for the stated part of a protocol; what is not stated comes from the weights' publisher."""
     if protocol is None or protocol.name is None:
         return []
     values = {key: getattr(protocol, key) for key in ("side", "size", "region", "resize", "filter")}

@@ -15,6 +15,7 @@ from tencrop.text_tables import csv_table as rows_as_csv
 from tencrop.text_tables import markdown_table as rows_as_markdown
 
 _PROTOCOL_KEYS = tuple(field.name for field in fields(RowProtocol))
+# Programs read these columns: append new ones at the end.
 CSV_COLUMNS = ("table", "row", "id", "unit", "column", "printed", "ours", "difference", "low", "high", "images",
                "seeds", "verdict", "guessed", "confidence", "protocol", "run", "from_base",
                "exceeds_seeds")  # fmt: skip
@@ -52,6 +53,7 @@ LATEX = {
 def terminal_table(table: ErrorTable, lines: Sequence[Line]) -> str:
     """The table in aligned columns, without columns that are empty in every row."""
     grid = _grid(table, lines)
+    # zip(*grid[1:]) transposes the body: a column of dashes is dropped, whatever its head is.
     kept = [number for number, column in enumerate(zip(*grid[1:], strict=True)) if {NONE} != set(column)]
     rows = [[row[number] for number in kept] for row in grid]
     about, notes = (
@@ -84,6 +86,7 @@ def csv_table(table: ErrorTable, lines: Sequence[Line]) -> str:
                    low, high, line.num_images.replace(",", ""), line.seeds, cell.verdict, line.guessed,
                    line.row.confidence.get(cell.column, NONE), line.protocol, line.run, from_base,
                    cell.exceeds_seeds)  # fmt: skip
+            # Spreadsheets and pandas take an empty field for a missing number, and a dash for text.
             rows.append(["" if value == NONE else value for value in row])
     return rows_as_csv(CSV_COLUMNS, rows)
 
@@ -162,6 +165,7 @@ def _shared_protocol(lines: Sequence[Line]) -> str | None:
     """The protocol of all rows that have one, or of most of them; None if there is none."""
     found = Counter(line.protocol for line in lines if line.protocol != NONE)
     protocol, count = next(iter(found.most_common(1)), (None, 0))
+    # Only of a majority: naming a protocol above the table that most rows do not have would mislead.
     return protocol if 2 * count > found.total() else None
 
 

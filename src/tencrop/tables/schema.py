@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 # Columns of printed tables, with their titles. evaluate.py measures only top1 and top5 on the validation split: test
@@ -29,6 +29,7 @@ CONFIDENCES = (
     "third party",  # a copy or quotation by others
     "memory, unverified",
 )
+Overrides = tuple[str, ...]  # arguments of train.py, each KEY=VALUE
 PRINTED = re.compile(r"[<>~]?[+-]?\d{1,3}(\.(?P<decimals>\d{1,4}))?(±\d+(\.\d+)?)?")
 
 
@@ -47,6 +48,15 @@ def parse_printed(text: str) -> Printed:
         raise ValueError(f'"{text}" is not a printed number such as "25.6", "78.82±0.07" or "+1.4"')
     number = text.partition("±")[0].lstrip("<>~")
     return Printed(float(number), 10.0 ** -len(found["decimals"] or ""), text[0] in "<>~")
+
+
+@dataclass(frozen=True)
+class RowTraining:
+    """How train.py trains the network of a row."""
+
+    overrides: Overrides  # arguments of train.py, without training.init.checkpoint
+    init: RowTraining | None = None  # the training whose finished run it starts from; None: the seed draws all weights
+    init_row: str | None = field(default=None, compare=False)  # `init` in short: TABLE.ID of its row, or arguments
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,7 @@ class Member:
     row: str
     seeds: int  # number of networks in the ensemble that differ only in the seed
     protocol: RowProtocol | None
-    words: tuple[str, ...] | None
+    training: RowTraining | None
     cannot: str | None
 
 
@@ -90,7 +100,7 @@ class ErrorRow:
     printed: dict[str, str | None]  # by column, as printed; None if nothing is printed
     confidence: dict[str, str]  # by column with a printed number, one of CONFIDENCES
     model: str | None  # file of conf/model with its network; None if there is none, or only its experiment tells
-    words: tuple[str, ...] | None  # arguments of train.py; None if it cannot be trained
+    training: RowTraining | None  # None if it cannot be trained
     cannot: str | None  # the reason why it cannot be trained
     protocol: RowProtocol | None
     members: tuple[Member, ...]  # empty unless the row is an ensemble

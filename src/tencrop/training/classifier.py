@@ -26,18 +26,26 @@ from tencrop.config import Batches, Config, UserError
 from tencrop.data.augmentation.batch import Batch
 from tencrop.data.augmentation.color import mean_and_std, normalize
 from tencrop.data.augmentation.crops import central_crops
-from tencrop.data.augmentation.mean_image import central_mean, mean_image_of
+from tencrop.data.augmentation.mean_image import USE, central_mean, mean_image_of
 from tencrop.data.augmentation.mixing import MixupCutmix, partner_labels
 from tencrop.data.augmentation.pipeline import build_transforms
 from tencrop.distributed.collectives import all_reduce
 from tencrop.models.checkpoint_files import FORMAT, weights_sha256
 from tencrop.models.weights import check_weights
 from tencrop.training.batchnorm import set_exact_statistics, set_groups, update_running_statistics
+from tencrop.training.distillation import Teacher
 from tencrop.training.divergence import NO_STEP, check_losses, check_weights_finite, record_nonfinite_loss
 from tencrop.training.ema import ema_decay, update_ema
 from tencrop.training.error_counts import add_errors, no_errors, read_errors
 from tencrop.training.freezing import freeze
-from tencrop.training.losses import binary_cross_entropy, dominant_labels, mixed_cross_entropy, with_auxiliary
+from tencrop.training.kernel_rms import kernels_of, limit_rms
+from tencrop.training.losses import (
+    binary_cross_entropy,
+    distillation_loss,
+    dominant_labels,
+    mixed_cross_entropy,
+    with_auxiliary,
+)
 from tencrop.training.monitors import all_reduce_digest
 from tencrop.training.optimizers import build_optimizer
 from tencrop.training.schedules import Plateau, after_evaluation, learning_rate, schedule_length
@@ -54,14 +62,25 @@ class Classifier(pl.LightningModule):
     first_nonfinite_step: Tensor
 
     def __init__(
-        self, config: Config, model: nn.Module, *, statistics: dict[str, Any], batches: Batches, steps_per_epoch: int
+        self,
+        config: Config,
+        model: nn.Module,
+        *,
+        statistics: dict[str, Any],
+        batches: Batches,
+        steps_per_epoch: int,
+        teacher: Teacher | None = None,
     ):
-        """statistics: mean, std, color covariance and mean image of the data; steps_per_epoch: optimizer steps."""
+        """statistics: mean, std, color covariance and mean image of the data; steps_per_epoch: optimizer steps.
+
+        With a teacher, the model returns the logits of two heads in train mode, and the second learns from the teacher.
+        """
         super().__init__()
         # Lightning's automatic loop would step the optimizer by its own count of batches, and its gradient clipping,
         # accumulation and schedulers would act outside of training_step, where nobody reads them.
         self.automatic_optimization = False
         self.config, self.batches, self.steps_per_epoch = config, batches, steps_per_epoch
+        self.teacher = teacher
         self.global_batch = config.training.global_batch
         # max_steps cuts the run short but does not squeeze the schedule: a run of 100 steps has the learning rates of
         # the first 100 steps of the full run.
@@ -76,6 +95,8 @@ class Classifier(pl.LightningModule):
         self.ema = copy.deepcopy(self.model).requires_grad_(False) if config.training.ema_decay is not None else None
         if self.ema is not None:
             self.frozen_batch_norms += freeze(self.ema, config.training.freeze, name=config.model.name)
+        max_rms, name = config.training.max_rms, config.model.name
+        self.limited_kernels = [] if max_rms is None else kernels_of(self.model, max_rms, name=name)
         self.run_id: str | None = None  # set by fit; stored in checkpoints so that one of another run is refused
         self.selection_split = "minival" if config.training.minival_fraction > 0 else "val"
 
@@ -85,7 +106,8 @@ class Classifier(pl.LightningModule):
             # Not persistent: they follow from the configuration and the data, and the state dict stays loadable as
             # plain weights. on_save_checkpoint records them as numbers.
             self.register_buffer(name, torch.tensor(values), persistent=False)
-        self.register_buffer("mean_image", mean_image_of(config.normalization, statistics), persistent=False)
+        image = mean_image_of(config, statistics, size=config.augmentation.size)
+        self.register_buffer("mean_image", image, persistent=False)
         # train_counts is persistent because a checkpoint may fall between two rows of metrics.jsonl.
         self.register_buffer("train_counts", no_errors())
         self.register_buffer("val_counts", no_errors(), persistent=False)
@@ -117,18 +139,23 @@ class Classifier(pl.LightningModule):
         self.is_at_step_boundary = part == self.batches.accumulate_grad_batches - 1
         self.seed_network(step, part)
         labels, training, smoothing = batch.labels, self.config.training, self.config.training.label_smoothing
-        heads = self.predict(self.model, self.training_inputs(batch))
+        inputs = self.training_inputs(batch)
+        heads = self.predict(self.model, inputs)
+        of_labels = heads if self.teacher is None else heads[:1]  # the others learn from the teacher
         pair = (partner_labels(batch), batch.params["mix_weights"]) if self.is_mixed else None
         if training.loss == "bce":
             bce = partial(binary_cross_entropy, label_smoothing=smoothing, threshold=training.bce_threshold)
-            losses = [bce(logits, labels, *(pair or ())) for logits in heads]
+            losses = [bce(logits, labels, *(pair or ())) for logits in of_labels]
         elif pair is not None:
-            losses = [mixed_cross_entropy(logits, labels, *pair, label_smoothing=smoothing) for logits in heads]
+            losses = [mixed_cross_entropy(logits, labels, *pair, label_smoothing=smoothing) for logits in of_labels]
         else:
-            losses = [F.cross_entropy(logits, labels, label_smoothing=smoothing) for logits in heads]
+            losses = [F.cross_entropy(logits, labels, label_smoothing=smoothing) for logits in of_labels]
         if pair is not None:
             labels = dominant_labels(labels, *pair)  # training errors are counted against these
         loss = losses[0] if len(losses) == 1 else with_auxiliary(*losses, weight=self.auxiliary_weight)
+        if self.teacher is not None:
+            teacher_labels = self.teacher.labels(inputs, mean=self.mean, std=self.std)
+            loss = distillation_loss(loss, heads[1], teacher_labels, alpha=training.distill.alpha)
         with nullcontext() if self.is_at_step_boundary else self.without_gradient_sync():
             # All micro-batches of a step have the same size, so the mean of their means is the global batch's mean.
             self.manual_backward(loss / self.batches.accumulate_grad_batches)
@@ -149,12 +176,14 @@ class Classifier(pl.LightningModule):
         # A function of the step (and of the plateau's drops so far). A torch scheduler would keep a counter of its own.
         self.latest_lr = self.lr_at(step)
         for group in optimizer.param_groups:
-            group["lr"] = self.latest_lr
+            group["lr"] = self.latest_lr * group.get("lr_scale", 1.0)  # of layer_decay
         if self.config.training.clip_grad_norm is not None:
             # After DDP's reduction, so every rank clips the same global gradient by the same factor.
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.clip_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
+        if self.config.training.max_rms is not None:
+            limit_rms(self.limited_kernels, self.config.training.max_rms)
         # Before the EMA, which averages the running statistics as well as the weights.
         update_running_statistics(self.model)
         if self.ema is not None:
@@ -189,7 +218,8 @@ class Classifier(pl.LightningModule):
     def logits(self, network: nn.Module, images: Tensor) -> Tensor:
         """Logits [B, K] of uint8 images [B, H, W, 3], central crops, normalized but not augmented."""
         channels_last, image = self.config.model.channels_last, self.mean_image
-        mean = self.mean if image is None else central_mean(image, size=images.shape[1])
+        choice = self.config.normalization
+        mean = self.mean if image is None else central_mean(image, choice, size=images.shape[1])
         return self.predict(network, normalize(images, mean, self.std, channels_last=channels_last))[0]
 
     def predict(self, network: nn.Module, inputs: Tensor) -> list[Tensor]:
@@ -295,12 +325,17 @@ class Classifier(pl.LightningModule):
         total = all_reduce(self.train_counts)
         self.train_counts.copy_(total if self.global_rank == 0 else torch.zeros_like(total))
 
+    def on_fit_start(self) -> None:
+        if self.teacher is not None:  # no submodule, so Lightning does not move it
+            self.teacher.to(self.device)
+
     def on_train_start(self) -> None:
         # Every rank has loaded the checkpoint, whose counts are the sum over all ranks: only rank 0 may keep them.
         if self.global_rank != 0:
             self.train_counts.zero_()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        image = self.mean_image
         checkpoint["tencrop"] = {
             "format": FORMAT,
             "run_id": self.run_id,
@@ -312,7 +347,7 @@ class Classifier(pl.LightningModule):
             # With mean and std a checkpoint can be evaluated without the data it was trained on.
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),
-            **({} if self.mean_image is None else {"mean_image": self.mean_image.float().cpu()}),
+            **({} if image is None else {"mean_image": image.float().cpu(), USE: self.config.normalization.mean}),
             "plateau": dataclasses.asdict(self.plateau),
             "best": {"top1_error": self.best_error, "step": self.best_step},
             "weights_sha256": weights_sha256(self.model.state_dict()),

@@ -26,13 +26,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tencrop.config import Batches, Config, UserError, accelerator_of, is_deterministic
 from tencrop.config.launcher import is_first_process, launched
-from tencrop.config.recipe_rules import check_length
+from tencrop.config.recipe_rules import check_length, check_ramp
 from tencrop.data.augmentation.plan import evaluation_plan
+from tencrop.data.augmentation.progressive import training_sizes
 from tencrop.data.sampling.sampler import check_rescaled
 from tencrop.distributed.cluster import cluster_environment
 from tencrop.distributed.gpus import check_num_gpus
 from tencrop.models.checkpoint_files import run_manifest, weights_sha256
-from tencrop.models.factory import build_model
+from tencrop.models.factory import build_model, check_image_size
 from tencrop.signals import INTERRUPTED
 from tencrop.training.checkpoints import (
     LAST,
@@ -46,8 +47,10 @@ from tencrop.training.checkpoints import (
 from tencrop.training.classifier import Classifier
 from tencrop.training.data_module import DataModule, validation_protocol
 from tencrop.training.determinism import check_deterministic
+from tencrop.training.distillation import read_teacher, set_distilled_training
 from tencrop.training.divergence import Diverged
 from tencrop.training.initial_weights import InitialWeights, apply_initial_weights
+from tencrop.training.layer_decay import check_layer_decay
 from tencrop.training.monitors import Interrupted, Interruption, Metrics, Pace
 from tencrop.training.out_of_memory import explaining_out_of_memory
 from tencrop.training.precision import set_precision
@@ -151,15 +154,35 @@ def build(
     model = build_model(config.model, num_classes=num_classes, image_size=config.image_size)
     if initial is not None:
         apply_initial_weights(model, initial, config.training.init, name=config.model.name, num_classes=num_classes)
+    check_layer_decay(config.optimizer, model, name=config.model.name)
+    teacher = None
+    if config.training.distill.teacher is not None:
+        teacher = read_teacher(config, manifest["classes"])
+        set_distilled_training(model, name=config.model.name)
     check_deterministic(model, config)
     if config.training.steps is not None:
         num_epochs = config.training.steps / data.steps_per_epoch
         budget = f"training.steps={config.training.steps}, which are {num_epochs:.3g} epochs"
         check_length(config.schedule, num_epochs=num_epochs, budget=budget)
+        check_ramp(config.augmentation, num_epochs=num_epochs, budget=budget)
+    _check_training_sizes(model, config)
     classifier = Classifier(
-        config, model, statistics=data.train_split.statistics, batches=batches, steps_per_epoch=data.steps_per_epoch
+        config,
+        model,
+        statistics=data.train_split.statistics,
+        batches=batches,
+        steps_per_epoch=data.steps_per_epoch,
+        teacher=teacher,
     )
     return data, classifier
+
+
+def _check_training_sizes(model: nn.Module, config: Config) -> None:
+    """Raise UserError for a size of training crops that the network does not take; build_model checks image_size."""
+    for size in training_sizes(config.augmentation):
+        key = "augmentation.size" if size == config.augmentation.size else "augmentation.progressive"
+        if size != config.image_size:
+            check_image_size(model, config.model.name, size, key=key, for_training=True)
 
 
 def _refuse_unfit_images(config: Config, data: DataModule) -> None:

@@ -21,6 +21,7 @@ def freeze(network: nn.Module, patterns: Sequence[str], *, name: str) -> list[nn
     frozen = matching_names(patterns, network.state_dict().keys(), key="training.freeze", network=name)
     for weight, parameter in network.named_parameters():
         if weight in frozen:
+            # Not just left out of the optimizer: autograd would still compute its gradient, and DDP reduce it.
             parameter.requires_grad_(False)
     if frozen.issuperset(weight for weight, _ in network.named_parameters()):
         raise UserError(f"training.freeze={list(patterns)}: freezes every weight of {name}; leave its last layer out")

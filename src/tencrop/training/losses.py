@@ -75,6 +75,15 @@ def with_auxiliary(loss: Tensor, *auxiliary: Tensor, weight: float) -> Tensor:
     return loss + weight * torch.stack(auxiliary).sum() if auxiliary else loss
 
 
+def distillation_loss(label_loss: Tensor, logits: Tensor, teacher_labels: Tensor, *, alpha: float) -> Tensor:
+    """Hard distillation: (1 - alpha) label_loss + alpha cross-entropy against the teacher's labels; a scalar, in nats.
+
+    label_loss: the loss of the first head; logits: float [B, K], of the second; teacher_labels: int64 [B]. As in the
+    authors' code, these are neither smoothed nor mixed (Touvron et al. 2021, "hard-label distillation").
+    """
+    return (1 - alpha) * label_loss + alpha * F.cross_entropy(logits, teacher_labels)
+
+
 def topk_errors(scores: Tensor, labels: Tensor, k: int) -> Tensor:
     """Whether each image is a top-k error: bool [B], from scores [B, K] and labels int64 [B].
 

@@ -11,16 +11,12 @@ from torch import Tensor, nn
 
 from tencrop import config
 from tencrop.models.normalization import is_normalization
+from tencrop.training.layer_decay import layer_scales
 
 
 def build_optimizer(optimizer: config.Optimizer, network: nn.Module) -> torch.optim.Optimizer:
     """Build the optimizer that the recipe names, for all parameters of `network` that require a gradient."""
-    decayed, others = split_by_decay(optimizer.decay, network)
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": optimizer.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]  # torch refuses an empty group
+    groups = parameter_groups(optimizer, network)
     lr, momentum, eps = optimizer.lr, optimizer.momentum, optimizer.eps
     if optimizer.name == "sgd":
         assert momentum is not None and optimizer.nesterov is not None
@@ -42,6 +38,26 @@ def build_optimizer(optimizer: config.Optimizer, network: nn.Module) -> torch.op
         return Lamb(groups, lr=lr, betas=betas, eps=eps)
     assert optimizer.name == "adamw", optimizer.name
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps)
+
+
+def parameter_groups(optimizer: config.Optimizer, network: nn.Module) -> list[dict[str, Any]]:
+    """Groups of parameters with the same weight decay and, with layer_decay, the same `lr_scale`.
+
+    The classifier multiplies the learning rate of each step by lr_scale. Groups with layer_decay start at the input.
+    """
+    decayed, others = split_by_decay(optimizer.decay, network)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": optimizer.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if optimizer.layer_decay is not None:
+        scales = layer_scales(optimizer, network)
+        groups = [
+            {**group, "params": [one for one in group["params"] if scales[one] == scale], "lr_scale": scale}
+            for scale in sorted(set(scales.values()))
+            for group in groups
+        ]
+    return [group for group in groups if group["params"]]  # torch refuses an empty group
 
 
 def split_by_decay(decay: str, network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -31,7 +31,8 @@ def explaining_out_of_memory(
     """Around trainer.fit: turn torch.OutOfMemoryError before the end of step `first_step` into a UserError.
 
     To find a micro-batch that fits, trial steps run on the same device, which changes the classifier's weights. A later
-    error is raised unchanged: the micro-batch did fit, so something else has taken the memory.
+    error is raised unchanged: the micro-batch did fit, so something else has taken the memory, or crops have grown
+    (augmentation.progressive). In that case the resumed run fails in its first step, and gets the message.
     """
     try:
         yield
@@ -72,6 +73,7 @@ def _smaller_layouts(config: Config, batches: Batches) -> Iterator[Batches]:
 
     Raises UserError after the last one if a smaller micro-batch would split a group of the recipe.
     """
+    # derive_batches takes the largest size below the limit that keeps the recipe's groups together.
     while batches.micro_batch > 1:
         hardware = dataclasses.replace(config.hardware, max_micro_batch=batches.micro_batch - 1)
         batches = derive_batches(dataclasses.replace(config, hardware=hardware))
@@ -88,6 +90,7 @@ def _needed_memory(classifier: Classifier, layout: Batches, device: torch.device
         traceback.clear_frames(error.__traceback__)
         return None
     finally:
+        # Gradients and weights of the failed trial would take the memory that the next one is to find.
         classifier.zero_grad(set_to_none=True)
         classifier.cpu()
     return needed if needed <= USABLE * free else None
@@ -95,8 +98,9 @@ def _needed_memory(classifier: Classifier, layout: Batches, device: torch.device
 
 def _peak_memory(classifier: Classifier, layout: Batches, device: torch.device) -> int:
     """Peak memory in bytes of two optimizer steps; 0 on a CPU. The optimizer allocates its state in the first one."""
-    size, optimizer = classifier.config.image_size, classifier.configure_optimizers()
+    size, optimizer = classifier.config.augmentation.size, classifier.configure_optimizers()
     weights = [weight for weight in classifier.model.parameters() if weight.requires_grad]
+    # The content does not matter: kernels take as much memory for black images.
     images = torch.zeros(layout.micro_batch, size, size, 3, dtype=torch.uint8, device=device)
     labels = torch.zeros(layout.micro_batch, dtype=torch.int64, device=device)
     if device.type == "cuda":

@@ -20,6 +20,7 @@ import torch
 from pytorch_lightning import Callback
 
 from tencrop.config import Batches, Config, accelerator_of, num_workers
+from tencrop.config.schema import Progressive
 from tencrop.data.augmentation.batch import Batch
 from tencrop.data.sampling.sampler import training_positions
 from tencrop.training.classifier import Classifier
@@ -59,7 +60,9 @@ def probe(config: Config, *, batches: Batches, manifest: dict[str, Any]) -> Prob
 
     Raises UserError if the recipe does not fit the data, the network or the device's memory.
     """
-    one = dataclasses.replace(config, hardware=one_device(config))
+    # At the full size: the smaller crops of progressive resizing would promise too little time and memory.
+    augmentation = dataclasses.replace(config.augmentation, progressive=Progressive())
+    one = dataclasses.replace(config, hardware=one_device(config), augmentation=augmentation)
     data, classifier = build(one, batches=batches, manifest=manifest)
     steps_per_epoch, total_steps = classifier.steps_per_epoch, classifier.total_steps
     classifier.total_steps = classifier.schedule_steps = sys.maxsize  # a short recipe must not end the measurement

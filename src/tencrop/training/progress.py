@@ -39,6 +39,7 @@ class ProgressBar(Callback):
         self.bar.start()
 
     def on_train_batch_end(self, trainer: Trainer, classifier: Any, *_: Any) -> None:
+        # The bar counts optimizer steps. Micro-batches in between would move nothing.
         if not trainer.is_global_zero or not classifier.is_at_step_boundary:
             return
         step, total_steps = classifier.global_step, classifier.total_steps

@@ -24,7 +24,7 @@ from tencrop.evaluation.publishers import with_preprocessing
 from tencrop.evaluation.targets import EvaluationTarget
 from tencrop.models.checkpoint_files import weights_sha256
 from tencrop.models.factory import build_model
-from tencrop.models.weights import apply_weights, load_weights
+from tencrop.models.weights import apply_weights, load_weights, statistics_of
 from tencrop.training.data_module import validation_protocol
 
 BATCH_SIZE = 32  # images per forward pass
@@ -49,12 +49,16 @@ class TrainedModel:
     mean: list[float]  # on the scale [0, 255], as `std`
     std: list[float]
     weights_sha256: str
-    mean_image: Tensor | None = None  # [256, 256, 3], subtracted in place of the mean
+    mean_image: Tensor | None = None  # [S, S, 3] of mean_image_of, subtracted in place of the mean
 
     def inputs(self, pixels: Tensor) -> Tensor:
         """Normalize central crops for the network: uint8 [B, H, W, 3] -> float32 [B, 3, H, W]."""
         image = self.mean_image
-        mean = torch.tensor(self.mean) if image is None else central_mean(image, size=pixels.shape[1])
+        mean = (
+            torch.tensor(self.mean)
+            if image is None
+            else central_mean(image, self.config.normalization, size=pixels.shape[1])
+        )
         return normalize(pixels, mean, torch.tensor(self.std))
 
     def split(self, name: str) -> Split:
@@ -95,9 +99,9 @@ def load_trained_model(target: EvaluationTarget) -> TrainedModel:
     apply_weights(network, weights.state, source=str(target.path), name=config.model.name)
     # a checkpoint of ours carries the statistics that it was trained with; foreign weights use those of the data
     data = open_split(config.data.root, "val", source=config.data.source, data=config.data.name)
-    statistics = weights.metadata or data.statistics
+    statistics = statistics_of(weights, target.path) or data.statistics
     mean, std = mean_and_std(config.normalization, statistics)
-    mean_image = mean_image_of(config.normalization, statistics)
+    mean_image = mean_image_of(config, statistics, size=config.image_size)
     classes = target.manifest["classes"]
     return TrainedModel(
         config, network.eval(), initial.eval(), classes, mean, std, weights_sha256(network.state_dict()), mean_image

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tencrop.config import Augmentation, Config, Jitter, Normalization, Pca, UserError
+from tencrop.config.schema import MEAN_IMAGES
 from tencrop.data.augmentation.mean_image import mean_crops, mean_image_of
 from tencrop.data.augmentation.pixel_statistics import IMAGENET
 from tencrop.data.augmentation.transform import Params, Samples, Transform
@@ -71,7 +72,7 @@ class ColorJitter(Transform):
 class Normalize(Transform):
     """Normalization, with PCA noise. The noise is a constant per image and channel, so it costs no pass of its own."""
 
-    device_params = frozenset({"pca_alphas", "mean_places"})
+    device_params = frozenset({"pca_alphas", "mean_crop_params"})
     mean: Tensor
     std: Tensor
     axes: Tensor
@@ -99,12 +100,13 @@ class Normalize(Transform):
         self.scale, self.channels_last = noise.scale, config.model.channels_last
         for name, constant in (("mean", torch.tensor(mean)), ("std", torch.tensor(std)), ("axes", noise.axes)):
             self.register_buffer(name, constant, persistent=False)
-        self.register_buffer("mean_image", mean_image_of(config.normalization, statistics), persistent=False)
+        image = mean_image_of(config, statistics, size=config.augmentation.size)
+        self.register_buffer("mean_image", image, persistent=False)
 
     def forward(self, images: Tensor, params: dict[str, Any]) -> Tensor:
         shift, mean = pca_shift(params["pca_alphas"], self.axes), self.mean
         if self.mean_image is not None:
-            mean = mean_crops(self.mean_image, params["mean_places"], size=images.shape[1])
+            mean = mean_crops(self.mean_image, params["mean_crop_params"], size=images.shape[1])
         return normalize(images, mean, self.std, shift=shift, scale=self.scale, channels_last=self.channels_last)
 
 
@@ -143,17 +145,17 @@ def normalize(
 def mean_and_std(choice: Normalization, statistics: Mapping[str, Any]) -> tuple[list[float], list[float]]:
     """(mean, std) per channel on [0, 255]: ImageNet's, the prepared data's, or the configuration's own numbers.
 
-    For mean=image, the mean is the data's mean color, which fills pixels that RandAugment leaves uncovered.
+    For a mean image, the mean is the data's mean color, which fills pixels that RandAugment leaves uncovered.
 
     statistics: `statistics` of the data's manifest, on [0, 255]; empty for a test set. Raises UserError if they are
     needed and empty.
     """
-    if not statistics and (choice.mean == "image" or "dataset" in (choice.mean, choice.std)):
+    if not statistics and (choice.mean in MEAN_IMAGES or "dataset" in (choice.mean, choice.std)):
         raise UserError(
             "normalization=dataset: a test set has no training images to take mean and std of; name those that the"
             " weights were trained with, such as normalization.mean=imagenet normalization.std=imagenet"
         )
-    published = {"imagenet": IMAGENET, "dataset": statistics, "image": statistics}
+    published = {"imagenet": IMAGENET} | dict.fromkeys(("dataset", *MEAN_IMAGES), statistics)
     mean, std = (
         [float(value) for value in (published[given][key] if isinstance(given, str) else given)]
         for key, given in (("mean", choice.mean), ("std", choice.std))
@@ -222,6 +224,7 @@ def apply_jitter(images: Tensor, factors: Tensor, orders: Index, jitter: Jitter,
     strengths = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
     # At each of the four places of the order, group the images by the step that is due and process each group at once.
     for order in orders.T:
+        # A factor of strength 0 is 1 for every image; its step would only cost a pass.
         for kind in [kind for kind in range(4) if strengths[kind] > 0]:
             rows = torch.from_numpy(np.flatnonzero(order == kind)).to(pixels.device, non_blocking=True)
             pixels.index_copy_(0, rows, _torchvision_step(pixels[rows], factors[rows, kind, None, None, None], kind))

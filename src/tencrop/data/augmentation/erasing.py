@@ -39,6 +39,7 @@ class RandomErasing(Transform):
 
     def __init__(self, config: Config, statistics: dict[str, Any]):
         super().__init__(config, statistics)
+        # 4 MB that are not persistent: they follow from the seed, so no checkpoint holds them.
         is_noisy = config.augmentation.erasing.fill == "normal"
         noise = noise_table(seed=config.seed, size=config.augmentation.size) if is_noisy else None
         self.register_buffer("noise", noise, persistent=False)

@@ -67,6 +67,7 @@ def mixing_plan(positions: Index, *, mixing: Mixing, size: int, seed: int, epoch
     assert size_of_group is not None
     group, position = np.divmod(np.asarray(positions, np.int64), size_of_group)
     partners = size_of_group - 1 - 2 * position
+    # One draw a group, however many of its samples are in this micro-batch.
     numbers, rows = np.unique(group, return_inverse=True)
     is_mixed, is_cut, quantile = uniforms(seed=seed, index=numbers, epoch=epoch, stream=Stream.MIX, count=3).T
     center = integers_below(

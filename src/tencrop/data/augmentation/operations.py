@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tencrop.data.sampling.rng import Index
 
-Places = tuple[Index, int]  # rows and column of an array [B, N, ...] of parameters
+Indices = tuple[Index, int]  # rows and column of an array [B, N, ...] of parameters
 
 
 class Operation(IntEnum):
@@ -51,8 +51,8 @@ def apply_operations(
     filter: nearest | bilinear | bicubic, as in Pillow's Image.transform (whose bicubic has a = -1, unlike its resize).
     """
 
-    def apply(kind: int, chosen: Tensor, places: Places) -> Tensor:
-        amount = torch.from_numpy(values[places]).to(images.device, non_blocking=True)
+    def apply(kind: int, chosen: Tensor, indices: Indices) -> Tensor:
+        amount = torch.from_numpy(values[indices]).to(images.device, non_blocking=True)
         if kind in MATRICES:
             return warp(chosen, MATRICES[kind](amount, images.shape), filter=filter, fill=fill)
         return COLOR_OPERATIONS[kind](chosen, amount[:, None, None, None])
@@ -60,10 +60,11 @@ def apply_operations(
     return apply_in_order(images, operations, apply)
 
 
-def apply_in_order(images: Tensor, operations: Index, apply: Callable[[int, Tensor, Places], Tensor]) -> Tensor:
-    """Replace images uint8 [B, H, W, 3] by `apply(kind, images that drew it, places)`, for each column of `operations`.
+def apply_in_order(images: Tensor, operations: Index, apply: Callable[[int, Tensor, Indices], Tensor]) -> Tensor:
+    """Replace images uint8 [B, H, W, 3] by `apply(kind, images that drew it, indices)`, for each column of
+    `operations`.
 
-    `places` are the rows and the column of these images in `operations` [B, N].
+    `indices` are the rows and the column of these images in `operations` [B, N].
     """
     # At most N x 15 small batches instead of one kernel per image. Integer gathers and index_copy_ are deterministic
     # on CUDA, so equal plans give equal pixels.

@@ -13,8 +13,8 @@ from torch import Tensor
 from tencrop.data.augmentation.operations import (
     COLOR_OPERATIONS,
     MATRICES,
+    Indices,
     Operation,
-    Places,
     apply_in_order,
     autocontrast,
     blend,
@@ -31,12 +31,12 @@ def apply_operations_tf(images: Tensor, operations: Index, values: npt.NDArray, 
     centers: int64 [B, N, 2], row and column of the center of the square that CUTOUT fills.
     """
 
-    def apply(kind: int, chosen: Tensor, places: Places) -> Tensor:
-        amount = torch.from_numpy(values[places]).to(images.device, non_blocking=True)
+    def apply(kind: int, chosen: Tensor, indices: Indices) -> Tensor:
+        amount = torch.from_numpy(values[indices]).to(images.device, non_blocking=True)
         if kind in MATRICES:
             return warp_nearest(chosen, kind, amount)
         if kind == Operation.CUTOUT:
-            return cutout(chosen, torch.from_numpy(centers[places]).to(images.device, non_blocking=True), amount)
+            return cutout(chosen, torch.from_numpy(centers[indices]).to(images.device, non_blocking=True), amount)
         return _color_operation(kind, chosen, amount[:, None, None, None])
 
     return apply_in_order(images, operations, apply)

@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from tencrop.config import Augmentation, Protocol
 from tencrop.data.augmentation.distorted_boxes import random_sized_tf_boxes
-from tencrop.data.augmentation.mean_image import mean_places
+from tencrop.data.augmentation.mean_image import mean_crop_params
 from tencrop.data.augmentation.pipeline import draw_params, neutral_params
+from tencrop.data.augmentation.progressive import at_epoch
 from tencrop.data.augmentation.transform import Params, Samples
 from tencrop.data.sampling.geometry import center_box, central_fraction, central_square, rescaled_size
 from tencrop.data.sampling.rng import (
@@ -52,24 +53,26 @@ def training_plan(
     epoch: int,
     view: View = 0,
     positions: Index | None = None,
-    with_mean_places: bool = False,
+    mean_side: int | None = None,
 ) -> Plan:
     """The plan of training samples `index`; `stored_sizes` int32 [N_all, 2] are those of the whole split.
 
     `view` is the copy number under repeated augmentation: one for all samples, or one each.
     A sample's row depends only on (seed, epoch, index, view) and its own size; its mix depends on (seed, epoch) and on
-    its position in the epoch, `positions` int64 [B], which only mixing needs. with_mean_places: also say where each
-    crop lies in the mean image, in params["mean_places"], for normalization.mean=image.
+    its position in the epoch, `positions` int64 [B], which only mixing needs. mean_side: side of the mean image that is
+    subtracted; then params["mean_crop_params"] says where each crop lies in it.
     """
+    augmentation = at_epoch(augmentation, epoch)
     index = np.asarray(index, np.int64)
     height, width = stored_sizes[index].astype(np.int64).T  # in int32 a product of two lengths could overflow
     samples = Samples(index, epoch, seed, view, positions)
     boxes = _crop_boxes(height, width, samples, augmentation).astype(np.int32)
     sizes = np.full((len(index), 2), augmentation.size, np.int32)
+    # A stream of its own, drawn even if flip is 0: another probability changes no crop and no color.
     flips = uniforms(**samples.key, stream=Stream.FLIP, count=1)[:, 0] < augmentation.flip
     params = draw_params(samples, augmentation)
-    if with_mean_places:
-        params["mean_places"] = mean_places(samples.key, size=augmentation.size, flips=flips)
+    if mean_side is not None:
+        params["mean_crop_params"] = mean_crop_params(samples.key, side=mean_side, size=augmentation.size, flips=flips)
     return Plan(index, boxes, sizes, flips, params)
 
 
@@ -89,6 +92,7 @@ def evaluation_plan(index: Index, stored_sizes: Sizes, *, protocol: Protocol) ->
         top, left, height, width = central_fraction(height, width)
     boxes = np.stack([top, left, height, width], axis=1).astype(np.int32)
     sizes = np.stack(_resized(height, width, protocol), axis=1).astype(np.int32)
+    # Neutral parameters, so that loaders, Batch and digest need no second form for evaluation.
     return Plan(index, boxes, sizes, np.zeros(len(index), bool), neutral_params(len(index)))
 
 
@@ -103,6 +107,8 @@ def _crop_boxes(height: Index, width: Index, samples: Samples, augmentation: Aug
     """The crop of each sample by the method `augmentation.crop`: top, left, height, width, int64 [B, 4]."""
     if augmentation.crop in ("random_resized", "random_sized"):
         assert augmentation.area is not None and augmentation.aspect is not None
+        # Draws 40 to 49 are of random_sized only. A counter-based generator gives the other 40 the same values either
+        # way.
         draw = random_uint64(**samples.key, stream=Stream.CROP, count=5 * NUM_ATTEMPTS)
         crop = {"random_resized": random_resized_boxes, "random_sized": random_sized_boxes}[augmentation.crop]
         return crop(height, width, draw, area=augmentation.area, aspect=augmentation.aspect)
@@ -195,6 +201,7 @@ def random_boxes(
         first = _rounded_ratio(start * stored, rescaled[axis])
         last = _rounded_ratio((start + size) * stored, rescaled[axis])
         starts.append(np.minimum(first, stored - 1))
+        # At least a pixel: in a store that is smaller than the rescaled image, a narrow window may round to nothing.
         lengths.append(np.maximum(last - starts[-1], 1))
     return np.stack(starts + lengths, axis=1)
 

@@ -179,6 +179,7 @@ def batch_of(images: Tensor, split: Split, plan: Plan, *, hash_pixels: bool) -> 
     # values that the device receives.
     params = {name: a.astype(np.float32) if a.dtype.kind == "f" else a for name, a in plan.params.items()}
     fields = (labels, plan.index, plan.boxes, plan.sizes, plan.flips, *params.values())
+    # In the loader's thread, so that hashing overlaps with training.
     hashes = sample_hashes(fields, images.numpy() if hash_pixels else None)
     tensors = {name: torch.from_numpy(np.ascontiguousarray(params[name])) for name in params.keys() & DEVICE_PARAMS}
     return Batch(

@@ -46,6 +46,7 @@ class BetonSource:
         names = {split: _find_file(path, split, name) for split, name in dataclasses.asdict(data.splits).items()}
         self.betons = {split: _open_beton(path / name) for split, name in names.items()}
         num_bytes = {name: (path / name).stat().st_size for name in names.values()}
+        # With their sizes, like archives: a file that was written again is noticed without reading it.
         self.location = SourceLocation(str(path), names, dict.fromkeys(names, BETON), num_bytes)
         self.classes = _classes(self.betons["train"], self.betons["val"])
         check_num_classes(data, self.classes)
@@ -86,6 +87,7 @@ def adopt_split(
     link.unlink(missing_ok=True)
     link.symlink_to(beton.path)
     write_npy(names, table)
+    # In place of store options: a .beton file does not tell with which ones it was written.
     facts = split_facts(link, names, table, {"adopted": True}, num_classes=len(source.classes))
     return {**facts, "tables_sha256": beton.tables_sha256}, total
 

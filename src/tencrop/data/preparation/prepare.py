@@ -11,7 +11,7 @@ import dataclasses
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from tencrop.data.sources.digits import DigitsSource, permutation
 from tencrop.data.sources.folder import FolderSource, check_num_classes, source_folder
 from tencrop.data.sources.ilsvrc import IlsvrcSource
 from tencrop.data.sources.imagenet_test_sets import TEST_SETS, ImagenetTestSource
+from tencrop.data.sources.mnist import MnistSource
 from tencrop.data.sources.source import TREE, Source
 from tencrop.data.sources.tiny_imagenet import TinyImagenetSource
 from tencrop.data.store.encode import PLAIN_KINDS
@@ -52,6 +53,7 @@ def prepare(data: Data, *, workers: int | str = "auto", progress: bool = True) -
     """
     root = Path(data.root)
     console = plain_console(quiet=not progress, soft_wrap=True)
+    # Before the source is opened: a prepared folder is used on machines that lack the originals.
     if _is_prepared(root, data, console):
         return root
     if root.exists() and not root.is_dir():
@@ -98,6 +100,7 @@ def _write(root: Path, source: Source, data: Data, *, num_threads: int, console:
     if training is not None:
         training.every = every
         write_npy(root / "mean_image.npy", training.mean_image())
+    # Parts are removed after that: a kill in between leaves some, which cost disk space and are never read.
     write_manifest(root, _manifest(data, source, splits, training))
     remove_parts(root)
     return splits
@@ -115,9 +118,14 @@ def open_source(data: Data) -> Source:
         return BetonSource(data)
     if data.name in TEST_SETS:
         return ImagenetTestSource(data)
-    # The remaining two always need data.source and have a fixed layout.
+    # The remaining three always need data.source and have a fixed layout.
     path = source_folder(data)
-    source = (Cifar10Source if data.name == "cifar10" else TinyImagenetSource)(path, subset=data.subset)
+    published: dict[str, Callable[..., Source]] = {
+        "cifar10": Cifar10Source,
+        "mnist": MnistSource,
+        "tiny_imagenet": TinyImagenetSource,
+    }
+    source = published[data.name](path, subset=data.subset)
     check_num_classes(data, source.classes)
     return source
 
@@ -188,6 +196,7 @@ def _check_prepared(root: Path, data: Data) -> None:
     for key, value in _options(data).items():
         if (found := manifest["options"].get(key)) != value and not _is_same_folder(key, data, manifest["source"]):
             raise UserError(f"data.{key}={value}: {root} was prepared with data.{key}={found}; {remedy}")
+    # Opening compares sizes and the digests of the tables; no image is read.
     splits = {split: open_split(root, split, data=data.name) for split in manifest["splits"]}
     # Without the source there is nothing to compare with: a prepared folder is used without it.
     if data.name == "digits" or data.source is None or not Path(data.source).is_dir():
@@ -202,6 +211,7 @@ def _check_prepared(root: Path, data: Data) -> None:
         return
     source = open_source(data)
     for split, opened in splits.items():
+        # Files that could not be decoded are in the source, but have no row.
         skipped = {entry["name"] for entry in manifest["splits"][split]["skipped"]}
         now = [(os.fsencode(file.name), file.num_bytes) for file in source.files[split] if file.name not in skipped]
         if now != list(zip(opened.files["name"].tolist(), opened.files["bytes"].tolist(), strict=True)):
@@ -216,6 +226,7 @@ def _is_same_folder(key: str, data: Data, read: dict[str, Any]) -> bool:
     if split not in read["splits"] or data.source is None or read["path"] is None:
         return False
     folder = dataclasses.asdict(data.splits)[split]
+    # data.source=A data.splits.val=B/val and data.source=A/B data.splits.val=val are one folder.
     return (Path(data.source) / folder).resolve() == (Path(read["path"]) / read["splits"][split]).resolve()
 
 
@@ -246,6 +257,7 @@ def _check_archives(source: Source, console: Console) -> None:
 
 def _print_summary(root: Path, splits: dict[str, Any], console: Console) -> None:
     for facts in splits.values():
+        # Only what a user may not expect: most files are plain JPEGs.
         others = {kind: number for kind, number in facts["kinds"].items() if kind != "jpeg"}
         kinds = "".join(
             f", {number:,} {kind}" + ("" if kind in (*PLAIN_KINDS, "raw") else " converted")

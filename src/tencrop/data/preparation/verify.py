@@ -58,6 +58,7 @@ def verify_split(root: Path, name: str, manifest: dict[str, Any], *, num_threads
     # First the file table against the manifest, then the .beton file against the table.
     check_file(root / facts["files"], facts["files_sha256"])
     table = np.asarray(split.files)  # without memmap's overhead in each access
+    # Runs are compared by these two hashes, so they are computed anew and not believed.
     fingerprints = {
         "source_fingerprint": source_fingerprint(table),
         "store_fingerprint": store_fingerprint(table, facts["store"]),
@@ -66,6 +67,8 @@ def verify_split(root: Path, name: str, manifest: dict[str, Any], *, num_threads
         if found != facts[key]:
             raise UserError(f"{root / facts['files']}: its {key} is not the manifest's; {remedy}")
     beton = root / facts["beton"]
+    # Training reads these columns from the .beton file, reports read names from the table: both must mean the same
+    # images.
     for column, theirs in (
         ("label", split.labels),
         ("mode", split.beton.modes),

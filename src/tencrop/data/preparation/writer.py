@@ -78,8 +78,10 @@ def write_split(
     def make(ranks: range) -> Chunk:
         return _chunk(source, split, files[ranks.start : ranks.stop], ranks.start, options, every)
 
+    # False after a kill between the last part and the manifest: nothing is encoded again.
     if len(parts) < len(keys) or not beton.is_file():
         if parts and beton.is_file():  # it was complete, but some later files have changed since
+            # Back to the name under which BetonWriter continues a file.
             os.replace(beton, partial_name(beton))
         written = concatenated(parts)
         tasks = [task for part in ranges[len(parts) :] for task in _tasks(files, part)]

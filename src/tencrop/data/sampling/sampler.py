@@ -78,10 +78,10 @@ def check_rescaled(sizes: npt.NDArray[np.int32], name_of: Callable[[int], str], 
 def _cut(batch: Index, sizes: list[list[int]]) -> list[Index]:
     # Greedy: start a new batch where the next image would make the padded batch too large.
     starts, height, width = [0], 0, 0
-    for place, size in enumerate(sizes):
+    for position, size in enumerate(sizes):
         height, width = max(height, size[0]), max(width, size[1])
-        if place > starts[-1] and 3 * height * width * (place + 1 - starts[-1]) > MAX_PADDED_BYTES:
-            starts.append(place)
+        if position > starts[-1] and 3 * height * width * (position + 1 - starts[-1]) > MAX_PADDED_BYTES:
+            starts.append(position)
             height, width = size
     return np.split(batch, starts[1:]) if len(batch) else []
 

@@ -47,6 +47,7 @@ class FolderSource:
     """
 
     def __init__(self, data: Data) -> None:
+        # All class folders are listed, and compared between the splits, before any of their images.
         path = source_folder(data)
         splits = {"train": data.splits.train, "val": data.splits.val}
         self.location = SourceLocation(str(path), splits, dict.fromkeys(splits, TREE))
@@ -58,6 +59,8 @@ class FolderSource:
         self.files = {
             split: list_images(path / folder, found[split], self.left_out[split]) for split, folder in splits.items()
         }
+        # list_images numbers the classes of val among themselves. In a subset val lacks some, so the labels are looked
+        # up.
         labels = {name: label for label, name in enumerate(self.classes)}
         self.files["val"] = [file._replace(label=labels[file.name.partition("/")[0]]) for file in self.files["val"]]
 
@@ -86,6 +89,7 @@ def class_folders(source: Path, split: str, folder: str) -> list[str]:
     names = subfolders(path) if path.is_dir() else []
     if names:
         return names
+    # What is there shows a wrong level at once: data.source is often one folder too high or too low.
     here = ", ".join(subfolders(source)[:5]) or "no folders"
     reason = "has no class folders" if path.is_dir() else "does not exist"
     check_no_shards(source)
@@ -97,6 +101,7 @@ def class_folders(source: Path, split: str, folder: str) -> list[str]:
 
 def check_no_shards(source: Path) -> None:
     """Raise UserError if the folder has only Hugging Face's shards, whose images their library must extract first."""
+    # Hugging Face's repositories keep their shards in data/.
     if set(subfolders(source)) - {"data"}:
         return  # there are also folders of images
     if shard := next((path for pattern in SHARDS for path in source.glob(pattern)), None):
@@ -114,6 +119,7 @@ def list_images(folder: Path, classes: list[str], left_out: Counter[str]) -> lis
     files = []
     left_out.update(_beside(folder, set(classes)))
     for label, name in enumerate(classes):
+        # Counted apart, because the message for a class without images names what its folder has instead.
         others: Counter[str] = Counter()
         # By bytes, as in every source: independent of the locale, and defined for names that are not valid UTF-8.
         images = sorted(_images(folder / name, others), key=lambda image: os.fsencode(image[0]))
@@ -132,6 +138,7 @@ def subfolders(path: Path) -> list[str]:
     """Names of the subfolders, sorted bytewise, without hidden and system folders."""
     # os.scandir knows the type of an entry without a stat call, unlike os.listdir.
     with os.scandir(path) as entries:
+        # A link to a folder counts as one: ImageNet is often a folder of links to a read-only copy.
         names = [entry.name for entry in entries if entry.is_dir() and not _is_system_folder(entry.name)]
     return sorted(names, key=os.fsencode)
 
@@ -157,6 +164,7 @@ def kind_of(name: str) -> str:
 
 def format_counts(left_out: Counter[str], most: int = 8) -> str:
     """Text such as "3 .jfif, 1 hidden", the most frequent first."""
+    # The name breaks ties: the text is printed, and should not depend on the order of the file system.
     ordered = sorted(left_out.items(), key=lambda pair: (-pair[1], pair[0]))
     texts = [f"{number:,} {sort}" for sort, number in ordered[:most]]
     if len(ordered) > most:
@@ -228,6 +236,7 @@ def _kind_of_entry(entry: os.DirEntry[str]) -> str:
 def _images(folder: Path, left_out: Counter[str]) -> list[tuple[str, int]]:
     """(path within the class folder, bytes) of its images, in any order; counts all other files."""
     images = []
+    # A stack instead of Path.rglob: scandir knows the type of an entry without a stat call.
     pending = [""]  # subfolders still to list, relative to the class folder
     while pending:
         inner = pending.pop()

@@ -69,12 +69,16 @@ class IlsvrcSource:
         splits, routes = {}, {}
         for split, folder in (("train", data.splits.train), ("val", data.splits.val)):
             splits[split], routes[split] = _locate(path, split, folder)
+        # Only where a split is read from it: its directory has more than a million entries.
         zipped = kaggle.read_archive(path / kaggle.ARCHIVE) if ZIP in routes.values() else None
         read = [path / name for name in dict.fromkeys(splits.values()) if (path / name).is_file()]
         read += [found] if found and found.is_file() else []
+        # prepare.py compares these sizes when it is run again, which takes no time; indexing the archives takes
+        # minutes.
         archives = {archive.name: archive.stat().st_size for archive in read}
         self.location = SourceLocation(str(path), splits, routes, archives)
         truth = _ground_truth(self.devkit, kaggle.find_ground_truth(path, zipped))
+        # The validation archive and a flat folder have numbers for names: only a list tells the classes.
         if routes["val"] != TREE and truth is None:
             raise UserError(
                 f"data.source={data.source}: the classes of the validation images are in {DEVKIT_ARCHIVE}, which is"
@@ -92,6 +96,7 @@ class IlsvrcSource:
     def published_md5(self) -> dict[str, str]:
         """Expected MD5 sums by archive name; those of simulated archives are read from their own list."""
         if self.devkit is None or not self.devkit.simulated:
+            # Only a devkit can mark archives as simulated. Without one they are taken for the published ones.
             return PUBLISHED_MD5
         assert self.location.path is not None
         return _md5_list(Path(self.location.path) / MD5_LIST)
@@ -104,6 +109,8 @@ class IlsvrcSource:
         named: dict[str, dict[str, list[SourceFile]]] = {}  # by split and class
         for split, location in self.location.splits.items():
             route, left_out = self.location.routes[split], self.left_out[split]
+            # A folder of class folders states the classes by itself; if there is a ground truth too, the two must
+            # agree.
             if route == TREE:
                 named[split] = _class_folders(path, split, location, left_out)
                 if split == "val" and truth:
@@ -121,6 +128,8 @@ class IlsvrcSource:
         # In a subset, the ground truth also names classes that have no files here; leave those out.
         classes, others = ({name for name, files in named[split].items() if files} for split in ("train", "val"))
         check_same_classes(list(classes), list(others), subset=data.subset)
+        # One extra folder would shift the labels of all classes that sort after it, and published weights would seem
+        # wrong.
         if self.devkit and (unknown := classes - set(self.devkit.num_train_images)):
             raise UserError(
                 f"data.source: class {min(unknown)} is not one of the devkit's {len(self.devkit.wnids)}; remove its"
@@ -138,6 +147,7 @@ class IlsvrcSource:
 
     def _check_counts(self) -> None:
         """Raise UserError for missing or extra images, since a partial download would otherwise go unnoticed."""
+        # Simulated archives have as many images as the tree that they were made from: their devkit alone knows.
         simulated = self.devkit is not None and self.devkit.simulated
         if not simulated:
             for split, expected in NUM_IMAGES.items():
@@ -171,6 +181,7 @@ def _locate(path: Path, split: str, folder: str) -> tuple[str, str]:
     if not (path / folder).is_dir():
         if (path / kaggle.ARCHIVE).is_file():
             return kaggle.ARCHIVE, ZIP
+        # Neither folder nor archive: name what is there instead of "no such folder", which would be of little help.
         kaggle.check_not_compressed(path)
         check_no_shards(path)
     return folder, FLAT if split == "val" and _is_flat(path / folder) else TREE

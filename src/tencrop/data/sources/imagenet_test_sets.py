@@ -79,6 +79,7 @@ def classes_within(name: str) -> np.ndarray | None:
     found = TEST_SETS.get(name)
     if found is None or found.classes == "imagenet":
         return None
+    # Ascending, as ranks_within requires: WNIDs are sorted, and so are their labels.
     return np.array(list(found.labels.values()), np.int64)
 
 
@@ -100,6 +101,7 @@ class ImagenetTestSource:
 
     def __init__(self, data: Data) -> None:
         self.published = TEST_SETS[data.name]
+        # Images of a reduced store would be resampled twice, and errors on them not comparable with published ones.
         if (data.store.mode, data.store.short_side, data.store.max_side) != ("jpeg", None, None):
             raise UserError(f"data.store: {self.published.title} keeps its original files; leave data.store out")
         path = source_folder(data)
@@ -107,6 +109,7 @@ class ImagenetTestSource:
         check_num_classes(data, self.classes)
         self.left_out: dict[str, Counter[str]] = {"val": Counter()}
         archive = path / self.published.archive
+        # Not the tar.gz of ImageNet-V2: gzip can only be read from its beginning.
         if archive.is_file() and archive.suffix in (".tar", ".zip"):
             route, size = TAR if archive.suffix == ".tar" else ZIP, archive.stat().st_size
             self.location = SourceLocation(str(path), {"val": archive.name}, {"val": route}, {archive.name: size})
@@ -144,6 +147,7 @@ class ImagenetTestSource:
                 )
             if set(subfolders(path)) & set(self.published.labels):
                 folder = "."
+        # By the folder's name: the variants of ImageNet-V2 have the same classes and the same number of images in each.
         name = (path / folder).resolve().name
         if other := next((key for key, one in TEST_SETS.items() if one.folder == name != self.published.folder), None):
             raise UserError(f"{path / folder}: is {TEST_SETS[other].title}; use data={other}")
@@ -160,6 +164,8 @@ class ImagenetTestSource:
     def _archived(self, archive: Path) -> dict[str, list[SourceFile]]:
         by_class: dict[str, list[SourceFile]] = {}
         for member in (tar_members if archive.suffix == ".tar" else zip_members)(archive):
+            # The zip and the tars contain a top folder, which is no part of a sample's name: the same images in a
+            # folder must get the same names.
             name = member.name.removeprefix(f"{self.published.folder}/")
             image = name.rpartition("/")[2]
             if image.startswith(".") or not image.lower().endswith(EXTENSIONS) or "/" not in name:
@@ -172,30 +178,30 @@ class ImagenetTestSource:
             raise UserError(f"{archive}: holds no image; download it again")
         return by_class
 
-    def _check_names(self, place: Path, names: list[str]) -> None:
+    def _check_names(self, location: Path, names: list[str]) -> None:
         labels = self.published.labels
         if unknown := [name for name in names if name not in labels]:
             wanted = (
                 "0 to 999" if self.published.is_numbered else f"{len(labels):,} WNIDs, such as {next(iter(labels))}"
             )
             raise UserError(
-                f"{place}: the class folder {unknown[0]} is none of {self.published.title}, whose folders are named"
+                f"{location}: the class folder {unknown[0]} is none of {self.published.title}, whose folders are named"
                 f" {wanted}; remove it, or name the data set that it belongs to with data=NAME"
             )
 
-    def _check_complete(self, place: Path, names: set[str]) -> None:
+    def _check_complete(self, location: Path, names: set[str]) -> None:
         title = self.published.title
         if missing := [name for name in self.published.labels if name not in names]:
             more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
-            raise UserError(f"{place}: the class folder {missing[0]}{more} of {title} is missing; {SUBSET}")
+            raise UserError(f"{location}: the class folder {missing[0]}{more} of {title} is missing; {SUBSET}")
         if (found := len(self.files["val"])) != self.published.num_images:
             raise UserError(
-                f"{place}: {found:,} images, but {title} has {self.published.num_images:,}; add or remove images, or"
+                f"{location}: {found:,} images, but {title} has {self.published.num_images:,}; add or remove images, or"
                 f" {SUBSET}"
             )
         # The total alone is not enough: a missing image and an extra one of another class leave it unchanged.
         expected, counts = self.published.num_images_per_class, Counter(file.label for file in self.files["val"])
         if expected and (wrong := [label for label, number in sorted(counts.items()) if number != expected]):
             raise UserError(
-                f"{place}: class {wrong[0]} has {counts[wrong[0]]} images, but {title} has {expected}; {SUBSET}"
+                f"{location}: class {wrong[0]} has {counts[wrong[0]]} images, but {title} has {expected}; {SUBSET}"
             )

@@ -1,6 +1,6 @@
 """The interface of image sources, and reading original files from a folder tree, a tar or a zip.
 
-The sources (folder, ilsvrc, tiny_imagenet, cifar10, digits) implement `Source`. A prepared folder records a
+The sources (folder, ilsvrc, tiny_imagenet, cifar10, mnist, digits) implement `Source`. A prepared folder records a
 `SourceLocation`, with which the reference loader reads the original files again.
 """
 

@@ -37,6 +37,7 @@ class TinyImagenetSource:
     def __init__(self, path: Path, *, subset: bool = False) -> None:
         self.left_out: dict[str, Counter[str]] = {split: Counter() for split in NUM_IMAGES}
         folder = next((path / name for name in (FOLDER, ".") if (path / name / "wnids.txt").is_file()), None)
+        # The archive comes first: its folder may be a copy that a script has sorted or completed.
         if (path / ARCHIVE).is_file():
             routes, splits = dict.fromkeys(NUM_IMAGES, ZIP), dict.fromkeys(NUM_IMAGES, ARCHIVE)
             self.location = SourceLocation(str(path), splits, routes, {ARCHIVE: (path / ARCHIVE).stat().st_size})
@@ -51,6 +52,7 @@ class TinyImagenetSource:
             check_no_shards(path)
             raise UserError(f"data.source={path}: has neither {ARCHIVE} nor the folder {FOLDER}; put one there")
         for split, expected in NUM_IMAGES.items():
+            # A download that broke off is a valid folder with fewer images, which nothing else would notice.
             if not subset and len(self.files[split]) != expected:
                 raise UserError(
                     f"data.source={path}: {len(self.files[split]):,} {split} images, but Tiny ImageNet has"
@@ -82,6 +84,7 @@ class TinyImagenetSource:
             if _is_image(image.rpartition("/")[2], self.left_out["train"]):
                 train.append(_file(rest, self.classes.index(wnid), member))
         check_names(path, train)
+        # Names without the top folder, so that archive and folder give the same samples in the same order.
         images = (member._replace(name=name) for name, member in members.items() if name.startswith("val/images/"))
         self.files = {
             "train": sorted(train, key=lambda file: (file.label, os.fsencode(file.name))),
