@@ -2,12 +2,11 @@
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from cluster.loopback import ENDED, POLL_S, ROOT, Cluster
+from cluster.loopback import ROOT, Cluster, Job
 from submission.checkout import copy_checkout
 
 # on one node, so that both tasks copy to the same disk
@@ -44,15 +43,8 @@ def test_a_queued_array_runs_the_code_that_was_submitted_and_copies_its_data_onc
     number = said.partition("job ")[2].split(",")[0].strip()
     (checkout / "src" / "tencrop" / "training" / "fit.py").write_text("raise RuntimeError('edited')\n")
     cluster.run("scontrol", "release", number)
-
-    def states() -> list[str]:
-        asked = ("squeue", "--noheader", "--states=all", "--array", f"--jobs={number}", "--format=%T")
-        return cluster.run(*asked).split()
-
-    while not set(states()) <= ENDED:
-        time.sleep(POLL_S)
+    Job(cluster, int(number), tmp_path).wait()
     logs = [path.read_text() for path in sorted(tmp_path.glob("the runs/lenet5_digits/slurm-*_*.log"))]
-    assert states() == ["COMPLETED", "COMPLETED"], logs
     manifests = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("the runs/*/seed*/manifest.json"))]
     assert [manifest["seeds"]["seed"] for manifest in manifests] == [0, 1]
     assert {manifest["result"]["status"] for manifest in manifests} == {"complete"}

@@ -156,13 +156,10 @@ def code_diff() -> str:
 
 
 def code_files() -> list[str]:
-    """The files that a job needs, relative to the checkout: tracked ones, and new ones that git does not ignore.
-
-    Raises GitFailed outside a checkout.
-    """
+    """The checkout's tracked files, and new ones that git does not ignore, that a job needs; else GitFailed."""
+    options = ("ls-files", "-z", "--cached", "--others", "--exclude-standard")
     if (repository := _repository()) is None:
         raise GitFailed("this is not a git checkout")
-    options = ("ls-files", "-z", "--cached", "--others", "--exclude-standard")
     return _git(repository, *options, "--", *CODE_PATHS, "slurm", "requirements.lock").split("\0")[:-1]
 
 
