@@ -11,6 +11,8 @@ import torchvision
 from torch import Tensor, nn
 
 from tencrop.config import Model, UserError
+from tencrop.export.commands import model_words
+from tencrop.export.preprocessing import is_timms
 from tencrop.models.blur_pool import add_blur_pool
 from tencrop.models.factory import build_model
 from tencrop.models.weights import check_weights
@@ -93,6 +95,13 @@ def test_weights_with_and_without_blurring_do_not_fit_each_other():
         check_weights(plain, ours, source="a file", name="resnet18")
     with pytest.raises(UserError, match=r"unexpected: layer2.0.conv1.blur.kernel"):
         check_weights(ours, plain, source="a file", name="resnet18")
+
+
+def test_an_exported_network_is_not_timms():
+    """timm would build it without the blur, from a config.json beside the weights; the printed command has the key."""
+    assert is_timms(network("resnet18", False)) and not is_timms(network("resnet18", True))
+    model = Model("resnet18", {}, channels_last=False, bn_group=2, blur_pool=True)
+    assert model_words(model) == ["model=timm", "model.name=resnet18", "model.blur_pool=true"]
 
 
 def test_convolutions_of_subclasses_are_blurred():
