@@ -179,19 +179,19 @@ def test_a_row_that_starts_from_a_run_is_printed_after_the_row_of_that_run(
     first = run_path(composed(one))
     slower = f"{one} optimizer.lr=0.002 training.init.checkpoint={first}"
     third = f"{one} optimizer.lr=0.003 training.init.checkpoint={run_path(composed(*slower.split()))}"
-    assert commands(*CHAIN) == {"LeNet-5": [one], "slower": [one, slower], "third": [one, slower, third]}
+    assert commands(*CHAIN) == {"LeNet-5": [one], "slower": [slower], "third": [third]}
+    assert commands(*reversed(CHAIN)) == {"third": [one, slower, third], "slower": [slower], "LeNet-5": [one]}
     of_two_seeds = commands(CHAIN[0], {**CHAIN[1], "num_seeds": 2})["slower"]
     assert of_two_seeds == [
-        f"{words} seed={seed}{source}"
-        for seed in (0, 1)
-        for words, source in (
-            (one, ""),
-            (f"{one} optimizer.lr=0.002", f" training.init.checkpoint={run_path(composed(one, f'seed={seed}'))}"),
-        )
+        *(f"{one} seed={seed}" for seed in (0, 1)),
+        *(
+            f"{one} optimizer.lr=0.002 seed={seed} training.init.checkpoint={run_path(composed(one, f'seed={seed}'))}"
+            for seed in (0, 1)
+        ),
     ]
 
     config = trained(0)
-    assert commands(*CHAIN) == {"slower": [slower], "third": [slower, third]}, "the finished run, by its path from here"
+    assert commands(*CHAIN) == {"slower": [slower], "third": [third]}, "the finished run, by its path from here"
 
 
 def test_a_run_belongs_to_a_row_by_the_weights_that_it_started_from(

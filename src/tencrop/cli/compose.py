@@ -54,7 +54,7 @@ class Composer:
 
 
 class _Loader(RecipeLoader):
-    """Hydra's loader without the section `hydra` of the result, whose nine files are a third of the work."""
+    """Hydra's loader without the section `hydra` of the result, whose ten files are half of the work."""
 
     def _load_configuration_impl(
         self,

@@ -17,7 +17,7 @@ from tencrop.config import Config, EvaluateConfig, Hardware, UserError, own_keys
 from tencrop.config.code import PACKAGE, SCORING, code_sha256
 from tencrop.config.launcher import launched
 from tencrop.evaluation.targets import EVALUATIONS, evaluation_targets
-from tencrop.report.paper_tables import HASHES, OUTPUT, TITLES, report_tables
+from tencrop.report.paper_tables import HASHES, OUTPUT, TITLES, report_tables, show
 from tencrop.report.row_commands import training_commands
 from tencrop.report.row_runs import RunsOf, runs_of_tables
 from tencrop.report.table_plan import Pending, Remaining, plan_table
@@ -137,19 +137,26 @@ def _errors_text(result: dict[str, Any]) -> str:
 def _print_remaining(
     remaining: Sequence[Remaining], runs_of: RunsOf, typed: Sequence[str], hardware: Hardware | None
 ) -> None:
-    """List the rows without a number, one entry for the rows that share a reason or the same trainings."""
+    """List the rows without a number, one entry for the rows that share a reason or the same trainings.
+
+    The command of a run that others start from is printed once, before them.
+    """
     groups: dict[tuple[str | None, tuple[RowTraining, ...]], list[str]] = {}
     for one in remaining:
         groups.setdefault((one.reason, one.trainings), []).append(one.label)
+    lines, printed = list[str](), set[Overrides]()
     for (reason, trainings), labels in groups.items():
         chains = [training_commands(training, runs_of, typed) for training in trainings]
-        order = ", each after the one before it has ended" if any(len(chain) > 1 for chain in chains) else ""
-        print(f"not evaluated: {'; '.join(labels)}: {reason or 'train first'}{order}")
-        for words in dict.fromkeys(words for chain in chains for words in chain):
-            print(f"    {' '.join([command_prefix('train'), *map(for_shell, (*words, *typed))])}")
-            print(f"    {sbatch_line((*words, *typed), hardware)}")
-    if remaining:
-        print()
+        order = ", after the run that it starts from" if any(len(chain) > 1 for chain in chains) else ""
+        lines.append(f"not evaluated: {'; '.join(labels)}: {reason or 'train first'}{order}")
+        sources = [words for chain in chains for words in chain[:-1] if words not in printed]
+        commands = dict.fromkeys([*sources, *(chain[-1] for chain in chains)])
+        for words in commands:
+            lines.append(f"    {' '.join([command_prefix('train'), *map(for_shell, (*words, *typed))])}")
+            lines.append(f"    {sbatch_line((*words, *typed), hardware)}")
+        printed |= set(commands)
+    if lines:
+        show([*lines, ""])
 
 
 def sbatch_line(overrides: Overrides, hardware: Hardware | None) -> str:
