@@ -45,7 +45,7 @@ WAYS = {
     "model=vit_small_patch16_224": (OTHER, "3d321678"),
     "model=timm model.name=vgg_d": (OTHER, "04031a77"),
     "model=vgg_d model.name=vgg_e": (OTHER, "836a06ef"),
-    "": ("recipe: experiment=resnet50, fb.resnet.torch, 0 guesses, 2 differences", "28668f16"),
+    "": ("recipe: experiment=resnet50, fb.resnet.torch, 0 guesses, 3 differences", "28668f16"),
     "experiment=null": (PLAIN, "28668f16"),
 }
 

@@ -72,10 +72,10 @@ def test_words_state_the_published_protocol() -> None:
         "model=timm", "model.name=torchvision/resnet50", "protocol=center", "protocol.side=232", "protocol.size=224",
         "protocol.region=whole", "protocol.resize=shorter_side", "protocol.filter=bilinear",
     ]  # fmt: skip
-    words = by_row(
-        "deit_base_384"
-    ).overrides()  # how it was cropped is not stated: its publisher's preprocessing decides
-    assert "+model.kwargs.pretrained_cfg=fb_in1k" in words and not any("side" in word for word in words)
+    words = by_row("deit_base_384").overrides()  # int(256 / 224 * 384), in the authors' datasets.py
+    assert {"+model.kwargs.pretrained_cfg=fb_in1k", "protocol.side=438", "protocol.size=384"} < set(words)
+    # How these images were cropped is not stated: the publisher's preprocessing decides.
+    assert not any(word.startswith("protocol.side") for word in by_row("timm_tf_efficientnet_b3").overrides())
 
 
 def measured(row_id: str, top1: float, top5: float, *, num_images: int = 50_000) -> Calibrated:
@@ -94,7 +94,7 @@ def test_verdict() -> None:
     assert "differs by +0.110" in module._remark(TABLE, far)
     partial = replace_images(near, 1000)
     assert verdict(TABLE, [partial]).startswith("no verdict: 1,000 images in 1,000 classes are not the 50,000")
-    unknown = measured("deit_base_384", 50.0, 50.0)  # not judged, however far
+    unknown = measured("timm_tf_efficientnet_b3", 50.0, 50.0)  # not judged, however far
     assert verdict(TABLE, [near, unknown]).startswith("data confirmed: all 1 judged")
     assert verdict(TABLE, [unknown]).startswith("no verdict: none of these files")
 

@@ -2,9 +2,9 @@
 error on the training images of a small problem from chance, 87.5%, to at most 60%.
 
 The problem is 500 handwritten digits of 0 to 7, which the recipes read as photographs: mirrored, cropped to 8%, and so
-on. The budget, written before the first run, is 20 passes of 15 steps with 32 images. What a short run needs changes with
-it: the epochs of the schedule in proportion, BatchNorm's momentum to torch's own; moving averages of the weights are
-left out. small_recipes.py reduces the rest.
+on. The budget, written before the first run, is 20 passes of 15 steps with 32 images. What a short run needs changes
+with it: the epochs of the schedule in proportion, BatchNorm's momentum to torch's own; moving averages of the weights
+are left out. small_recipes.py reduces the rest.
 
 ERRORS has the recipes that were measured and passed. After 20 passes, GoogLeNet (64.8%) and the plain ViT (84.0%) were
 above the bound, and ResNet-50 (58.8%) so near it that another machine's rounding may decide.
