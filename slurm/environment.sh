@@ -6,9 +6,9 @@ export PYTHONPATH=$root/src${PYTHONPATH:+:$PYTHONPATH}
 python=$root/.venv/bin/python
 # Without `make install`: the environment that was active at submission (conda), which sbatch passes on.
 [[ -x $python ]] || python=$(command -v python3)
-if [[ ! -e $root/train.py ]] || ! "$python" -c 'import tencrop'; then
-    echo "error: $root: no repository, or $python lacks its packages; leave the batch files in the repository's slurm" \
-        "folder, and run 'make install' there or submit with an environment activated" >&2
+if ! "$python" -c 'import tencrop'; then
+    echo "error: $python does not have the packages; run 'make install' in $root, or submit with an environment" \
+        "activated that has them" >&2
     exit 2
 fi
 # Since 22.05, srun ignores the job's --cpus-per-task.

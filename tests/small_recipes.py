@@ -47,9 +47,11 @@ SIZES: dict[str, tuple[int, dict[str, object]]] = {
 def small_recipe(composed: Callable[..., Config], recipe: str, *, batch: int) -> list[str]:
     """The words for train.py that reduce `recipe` ("experiment=NAME"): batches and groups of `batch` images."""
     config = composed(recipe)
-    size, kwargs = next(found for pattern, found in SIZES.items() if re.match(pattern, config.model.name))
+    side, kwargs = next(found for pattern, found in SIZES.items() if re.match(pattern, config.model.name))
+    size = min(side, config.image_size)
     scale = size / config.image_size
-    words = [recipe, f"image_size={size}", f"training.global_batch={batch}", "data.num_classes=null"]
+    words = [recipe, f"image_size={size}", f"augmentation.size={_scaled(config.augmentation.size, scale)}"]
+    words += [f"training.global_batch={batch}", "data.num_classes=null"]
     words += [f"++model.kwargs.{key}={_listed(value)}" for key, value in kwargs.items()]
     words += ["hardware=cpu", "hardware.workers=1", "tracker=none", *_learning_rates(config, batch)]
     if config.short_side is not None:

@@ -19,6 +19,7 @@ from tencrop.cli.run_overrides import config_of_run
 from tencrop.config import UserError
 from tencrop.config.run_config import read_config
 from tencrop.data.store.manifest import read_manifest
+from tencrop.records.probes import SavedProbe, read_probe, save_probe
 from tencrop.records.run_folder import finish, read_run_manifest, run_folder
 from tencrop.records.tracking import _tracked_id
 from tencrop.training.metric_rows import NO_ROWS, append_row, keep_rows, read_rows
@@ -128,6 +129,14 @@ def test_metrics(run, cases):
     whole = lambda rows, content: rows == written  # noqa: E731
     read_all(lambda path: read_rows(path, expected=expected), path, damaged(content), cases // 4, whole)
     read_all(lambda path: keep_rows(path, 3), path, damaged(content), cases // 4, lambda kept, _: kept[0] == 3)
+
+
+def test_measurement_of_a_plan(tmp_path, cases):
+    path = save_probe(tmp_path, SavedProbe("0123abcd", "a GPU", 8, 0.25, 450_000))
+    content = path.read_bytes()
+    typed = lambda probe, _: probe.device_hours >= 0 and isinstance(probe.recipe + probe.device, str)  # noqa: E731
+    read_all(read_probe, path, damaged(content), cases, typed)
+    read_all(read_probe, path, made_up(content), cases // 4, typed)
 
 
 def test_manifest_of_a_run(run, cases):

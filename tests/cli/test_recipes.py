@@ -18,7 +18,7 @@ from tencrop.config import Config, EvaluateConfig, UserError, learning_hash, pla
 from tencrop.config.recipes import guesses_of, recipe_line
 
 VGG = "recipe: experiment=vgg_d, Simonyan and Zisserman 2015, 7 guesses, 2 differences"
-PLAIN = "recipe: experiment=null, the 90-epoch recipe of fb.resnet.torch, 0 guesses, 1 difference"
+PLAIN = "recipe: experiment=null, the 90-epoch recipe of fb.resnet.torch, 0 guesses, 2 differences"
 OTHER = PLAIN + "; not the network's own recipe, which conf/experiment does not have"
 WAYS = {
     "model=vgg_d": (VGG, "b99e427b"),
@@ -45,7 +45,7 @@ WAYS = {
     "model=vit_small_patch16_224": (OTHER, "3d321678"),
     "model=timm model.name=vgg_d": (OTHER, "04031a77"),
     "model=vgg_d model.name=vgg_e": (OTHER, "836a06ef"),
-    "": ("recipe: experiment=resnet50, fb.resnet.torch, 0 guesses, 1 difference", "28668f16"),
+    "": ("recipe: experiment=resnet50, fb.resnet.torch, 0 guesses, 2 differences", "28668f16"),
     "experiment=null": (PLAIN, "28668f16"),
 }
 

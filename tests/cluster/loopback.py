@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sinfo", "scancel")
 NODES = ("n0", "n1")
-ACTIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"}  # states of a job that has not ended
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}  # the others pass
 POLL_S = 0.3
 # Each node claims 64 cores, so that jobs run side by side on any machine. cred_expire: a requeued job waits this long
 # before it starts again, by default 120 s. MinJobAge: ended jobs stay visible. Everything else that the tests rely on
@@ -70,9 +70,14 @@ class Cluster:
     def __init__(self, folder: Path, slurmd_timeout_s: int):
         """folder: empty, with a path of less than 80 characters, because Unix sockets are created in it."""
         self.folder = folder
-        self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
-        values = {"folder": folder, "user": getpass.getuser(), "ports": _free_ports(3)}
-        values |= {"slurmd_timeout_s": slurmd_timeout_s, "first_job": os.getpid() % 9000 + 1}
+        # Without the variables of a job of another cluster that the tests may run in.
+        outside = {
+            name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SRUN", "SBATCH"))
+        }
+        self.environment = outside | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
+        ports = _free_ports(3)
+        values = {"folder": folder, "user": getpass.getuser(), "ports": ports}
+        values |= {"slurmd_timeout_s": slurmd_timeout_s, "first_job": ports[0] % 9000 + 1}
         (folder / "slurm.conf").write_text(CONFIG.format(**values))
         self.daemons: dict[str, subprocess.Popen] = {}
         (folder / "state").mkdir()
@@ -210,7 +215,7 @@ class Job:
     def wait_until(self, condition: Callable[[], object], what: str) -> None:
         """Poll until the condition is true; AssertionError with the log if the job ends without it."""
         while not condition():
-            if not set(self.states()) <= ACTIVE:
+            if set(self.states()) & ENDED:
                 time.sleep(1)  # the log may still be written
                 assert condition(), f"job {self.number} is {self.states()} before {what}:\n{self.log}"
                 return
@@ -218,7 +223,7 @@ class Job:
 
     def wait(self, state: str = "COMPLETED") -> None:
         """Wait until the job has ended, in this state."""
-        while set(self.states()) & ACTIVE:
+        while not set(self.states()) <= ENDED:
             time.sleep(POLL_S)
         assert set(self.states()) == {state}, f"job {self.number} is {self.states()}:\n{self.log}"
 

@@ -7,7 +7,6 @@ selected tests, each driven by a function in a thread; each test then looks at t
 from __future__ import annotations
 
 import getpass
-import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -19,18 +18,9 @@ import pytest
 import torch
 
 from cluster.loopback import ROOT, Cluster, Job
+from cluster.training_jobs import INTERRUPTED, ONE, RESUMED, TWO, Place, assert_same
 from tencrop.evaluation.predictions import load_scores
 
-# BatchNorm, so that the weights depend on how the running statistics are averaged. 40 steps an epoch, 200 in all; the
-# jobs are interrupted between them, in the middle of an epoch.
-RECIPE = [
-    "name=cluster", "data=digits", "model=timm", "model.name=test_efficientnet", "model.bn_group=4",
-    "image_size=32", "short_side=32", "augmentation=random_resized_crop", "training.global_batch=32",
-    "training.epochs=5", "training.precision=fp32", "schedule.warmup_epochs=0", "optimizer.lr=0.01",
-    "log_every_steps=5", "checkpoint_every_steps=10", "tracker=none", "hardware=cpu", "hardware.workers=1",
-]  # fmt: skip
-ONE, TWO = ["--nodelist=n0", "--cpus-per-task=1"], ["--nodes=2", "--cpus-per-task=1"]
-RESUMED = "resuming after step"
 # Raises an exception in the main thread of rank 1 when the file FAIL appears, while the others wait for its gradients.
 FAILURE = """
 import ctypes, os, threading, time
@@ -46,58 +36,23 @@ if os.environ.get("SLURM_PROCID") == "1":
 """
 
 
-class Place:
-    """The folder that a test's jobs are submitted from, and what they share."""
+def local(place: Place) -> list[Path]:
+    """The reference, two processes of one machine without SLURM, and its evaluation on two nodes; returns score files.
 
-    def __init__(self, cluster: Cluster, folder: Path, data: Path):
-        self.cluster, self.folder, self.data = cluster, folder, data
-        folder.mkdir()
-        python = Path(sys.executable).parent
-        # Without a .venv in the checkout, the batch files take the python of the environment that submits. The nodes
-        # of this cluster have no names that resolve.
-        self.variables = {
-            "PATH": f"{python}:{cluster.environment['PATH']}",
-            "PYTHONPATH": str(ROOT / "src"),
-            "OMP_NUM_THREADS": "1",
-            "MASTER_ADDR": "127.0.0.1",
-        }
-
-    def submit(self, file: str, *words: str, options: list[str], **variables: str) -> Job:
-        path = str(ROOT / "slurm" / file)
-        return self.cluster.submit(*options, path, *words, cwd=self.folder, variables=self.variables | variables)
-
-    def train(self, *words: str, options: list[str], **variables: str) -> Job:
-        return self.submit("train.sbatch", *self.words(*words), options=options, **variables)
-
-    def words(self, *words: str) -> list[str]:
-        return [*RECIPE, f"data.root='{self.data}'", *words]
-
-    def run_here(self, program: str, *words: str) -> str:
-        return self.cluster.run(sys.executable, str(ROOT / program), *words, cwd=self.folder, variables=self.variables)
-
-    def run_dirs(self) -> list[Path]:
-        return sorted(self.folder.glob("runs/cluster/*"))
-
-    def step(self) -> int:
-        """The last step in metrics.jsonl of the only run."""
-        rows = [path.read_text().splitlines() for path in self.folder.glob("runs/cluster/*/metrics.jsonl")]
-        return json.loads(rows[0][-1])["step"] if rows and rows[0] else 0
-
-
-def assert_same(run_dir: Path, reference: Path) -> None:
-    """Both runs are complete, with the same weights and the same rows of metrics, but for their speed."""
-    results, rows = [], []
-    for folder in (run_dir, reference):
-        results.append(json.loads((folder / "manifest.json").read_text())["result"])
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        rows.append([{key: line[key] for key in line if key not in ("images_per_s", "row_digest")} for line in lines])
-    assert results[0]["status"] == results[1]["status"] == "complete"
-    assert results[0]["weights_sha256"] == results[1]["weights_sha256"] and rows[0] == rows[1]
-
-
-def local(place: Place) -> None:
-    """The reference: two processes of one machine, without SLURM."""
+    The first is that of the training, the second that of a batch file, the third that of srun without
+    --ntasks-per-node.
+    """
     place.run_here("train.py", *place.words("hardware=ddp_cpu2", "hardware.workers=1"))
+    (run_dir,) = place.run_dirs()
+    saved = run_dir / "predictions" / "center.safetensors"
+    files = [saved.rename(run_dir / "0.safetensors")]
+    words = [f"checkpoint={run_dir}/checkpoints/last.ckpt", "hardware=cpu", "hardware.nodes=2", "hardware.workers=1"]
+    place.submit("evaluate.sbatch", *words, options=[*TWO, "--wait"])
+    files.append(saved.rename(run_dir / "1.safetensors"))
+    command = ["srun", "--nodes=2", sys.executable, str(ROOT / "evaluate.py"), *words]
+    place.cluster.run(*command, cwd=place.folder, variables=place.variables)
+    files.append(saved.rename(run_dir / "2.safetensors"))
+    return files
 
 
 def two_nodes(place: Place) -> Job:
@@ -105,12 +60,12 @@ def two_nodes(place: Place) -> Job:
     job = place.train("hardware.nodes=2", options=TWO)
     job.wait_until(lambda: place.step() >= 20, "step 20")
     place.cluster.kill_node("n1")
-    job.wait_until(lambda: job.states() != ["RUNNING"], "the job is requeued")
+    job.wait_until(lambda: job.states() == ["PENDING"], "the job is requeued")
     place.cluster.start_node("n1")
     step = place.step()
     job.wait_until(lambda: RESUMED in job.log and place.step() > step, "training resumes")
     place.cluster.signal_node("n1", signal.SIGSTOP)
-    job.wait_until(lambda: job.states() != ["RUNNING"], "the job is requeued")
+    job.wait_until(lambda: job.states() == ["PENDING"], "the job is requeued")
     place.cluster.kill_node("n1")
     place.cluster.start_node("n1")
     job.wait()
@@ -127,7 +82,8 @@ def one_node(place: Place) -> tuple[Job, Job]:
     job.signal_tasks(signal.SIGSTOP)
     # 4 minutes are less than the 5 of --signal.
     place.cluster.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=4")
-    job.wait_until(lambda: job.is_pending(signal.SIGUSR1), "SLURM sends SIGUSR1")
+    # SLURM may continue the task by itself.
+    job.wait_until(lambda: job.is_pending(signal.SIGUSR1) or job.log.count(INTERRUPTED) == 2, "SLURM sends SIGUSR1")
     place.cluster.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=60")
     job.signal_tasks(signal.SIGCONT)
     job.wait_until(lambda: job.log.count(RESUMED) == 2, "training resumes")
@@ -199,7 +155,7 @@ def test_an_array_trains_one_run_a_seed(outcome, places):
 def test_an_interrupted_job_ends_like_an_uninterrupted_one(outcome, places):
     job, again = outcome("one_node")
     # `scontrol requeue` and scancel send SIGTERM, and SIGUSR1 comes ahead of the time limit: a checkpoint each time.
-    assert job.log.count("interrupted after step") == 3 and int(job.detail("Restarts")) == 2
+    assert job.log.count(INTERRUPTED) == 3 and int(job.detail("Restarts")) == 2
     assert job.log.count("requeueing the job, which resumes from its checkpoint") == 1  # the time limit
     assert job.log.count(RESUMED) == 2 and again.log.count(RESUMED) == 1
     outcome("seeds")
@@ -226,28 +182,12 @@ def test_a_rank_that_fails_ends_the_job(outcome):
 
 
 @pytest.mark.scenario("local")
-def test_two_nodes_evaluate_each_image_once(outcome, places):
-    """In a batch file, and by srun without --ntasks-per-node; the scores are those of the training's own evaluation."""
-    outcome("local")
-    place = places["local"]
-    (run_dir,) = place.run_dirs()
-    saved, own = run_dir / "predictions" / "center.safetensors", run_dir / "own.safetensors"
-    saved.rename(own)
-    words = [f"checkpoint={run_dir}/checkpoints/last.ckpt", "hardware=cpu", "hardware.nodes=2", "hardware.workers=1"]
-    job = place.submit("evaluate.sbatch", *words, options=TWO)
-    job.wait()
-    assert_same_scores(saved, own)
-    saved.unlink()
-    command = ["srun", "--nodes=2", sys.executable, str(ROOT / "evaluate.py"), *words]
-    place.cluster.run(*command, cwd=place.folder, variables=place.variables)
-    assert_same_scores(saved, own)
-
-
-def assert_same_scores(path: Path, reference: Path) -> None:
-    scores, own = load_scores(path), load_scores(reference)
-    assert len(scores.index) == 500
-    for name in ("index", "labels", "softmax", "logits"):
-        assert torch.equal(torch.as_tensor(getattr(scores, name)), torch.as_tensor(getattr(own, name))), name
+def test_two_nodes_evaluate_each_image_once(outcome):
+    own, *others = [load_scores(path) for path in outcome("local")]
+    assert own.index.tolist() == list(range(500))
+    for scores in others:
+        for name in ("index", "labels", "softmax", "logits"):
+            assert torch.equal(getattr(scores, name), getattr(own, name)), name
 
 
 def test_hardware_that_was_not_granted_is_refused_with_both_numbers(places):

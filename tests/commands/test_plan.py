@@ -11,7 +11,8 @@ import torch
 from tencrop.commands import plan as planning
 from tencrop.commands.evaluate import main as evaluate
 from tencrop.commands.train import main as train
-from tencrop.config import derive_batches
+from tencrop.config import UserError, derive_batches
+from tencrop.records.probes import SavedProbe, read_probe, read_probes, recipe_hash
 from tencrop.training import probe as probing
 from tencrop.training.probe import Probe, Timing
 
@@ -20,6 +21,11 @@ NETWORK = [
     "data=imagefolder", "model=timm", "model.name=test_resnet", "model.bn_group=2", "image_size=32", "short_side=32",
     "training.global_batch=8", "hardware=cpu", "hardware.workers=1",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def in_own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # measurements are kept in runs/plans
 
 
 def lines_of(config, monkeypatch, capsys, *, loader_s, step_s, both_s):
@@ -51,6 +57,31 @@ def test_the_arithmetic_of_a_plan(composed, monkeypatch, capsys):
     assert ["8", "10,240", "16.0", "3", "h", "7", "min", "25"] in rows
 
 
+def kept() -> list[SavedProbe]:
+    broken: list[UserError] = []
+    found = read_probes([Path("runs")], broken.append)
+    assert not broken
+    return found
+
+
+def test_the_time_of_both_together_is_kept(composed, monkeypatch, capsys):
+    config = composed("model=resnet50", "hardware=cpu", "experiment=null", "hardware.devices=2")
+    lines_of(config, monkeypatch, capsys, loader_s=0.1, step_s=0.2, both_s=0.25)
+    (probe,) = kept()
+    assert probe == SavedProbe(recipe_hash(config), planning._device_kind(config), 2, 0.25, 450_000)
+    assert probe.device_hours == 62.5  # 450,000 x 0.25 s on both devices
+    lines_of(config, monkeypatch, capsys, loader_s=0.1, step_s=0.2, both_s=0.5)
+    assert [one.seconds_per_step for one in kept()] == [0.5]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_measuring(composed, monkeypatch, capsys):
+    Path("runs").touch()
+    config = composed("model=resnet50", "hardware=cpu", "experiment=null")
+    with pytest.raises(UserError, match=r"runs/plans/.*json: cannot be written .*runs=DIR"):
+        lines_of(config, monkeypatch, capsys, loader_s=0.1, step_s=0.2, both_s=0.25)
+    assert not capsys.readouterr().out
+
+
 def test_the_loader_may_be_what_bounds(composed, monkeypatch, capsys):
     config = composed("model=resnet50", "hardware=cpu", "experiment=null")
     said = lines_of(config, monkeypatch, capsys, loader_s=0.9, step_s=0.3, both_s=0.95)
@@ -63,15 +94,18 @@ def test_numbers_of_devices_that_the_recipe_does_not_allow_are_named(composed, m
     assert "a global batch of 64 cannot be shared by 2, 4, 8 devices in this recipe" in said
 
 
-def test_the_command_prints_a_plan_and_leaves_nothing(prepared_photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_the_command_prints_a_plan_and_keeps_the_time_per_step(prepared_photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(probing, "WARM_UP_STEPS", 1)
     monkeypatch.setattr(probing, "MAX_STEPS", 1)
     with pytest.raises(SystemExit) as stop:
         train([*NETWORK, f"data.root={prepared_photos}", "plan=true"])
     said = capsys.readouterr().out
     assert stop.value.code == 0 and "bound by" in said and "assumptions:" in said
-    assert not list(tmp_path.iterdir())
+    (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert file.parent == tmp_path / "runs" / "plans" and f"runs/plans/{file.name}: kept for report.py" in said
+    probe = read_probe(file)
+    assert probe.num_devices == 1 and probe.seconds_per_step > 0 and probe.num_steps > 0
+    assert probe.device.endswith(("core", "cores")) and file.name.startswith(f"{probe.recipe}-")
     torch.use_deterministic_algorithms(False)
 
 

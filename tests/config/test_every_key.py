@@ -33,6 +33,8 @@ RECIPES = {
     "torch": ["schedule=onecycle"],
 }
 RECIPES["a transformer"] += ["augmentation.mixing.mix_group=64", "training.ema_decay=0.999", "hardware=gpu8"]
+RECIPES["ffcv"] += ["model.blur_pool=true", "augmentation.progressive.start_size=160"]
+RECIPES["ffcv"] += ["augmentation.progressive.start_ramp=11", "augmentation.progressive.end_ramp=13"]
 RECIPES["alexnet"] += ["training.minival_fraction=0.02", "data.store.mode=proportion", "data.store.jpeg_fraction=0.5"]
 NUMBERS = st.integers(-3, 400) | st.integers(-(2**70), 2**70) | st.floats() | st.floats(-1, 2) | st.booleans()
 PAIRS = st.lists(NUMBERS, min_size=2, max_size=2)

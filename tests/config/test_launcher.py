@@ -15,7 +15,8 @@ BATCH = {"SLURM_NTASKS": "16", "SLURM_NTASKS_PER_NODE": "8", "SLURM_PROCID": "0"
 BATCH |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
 SRUN = BATCH | {"SLURM_STEP_ID": "0", "SLURM_PROCID": "9"}
 STEP = "SLURM_STEP_TASKS_PER_NODE"
-PTY = SRUN | {"SLURM_PTY_PORT": "40000", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
+PTY = {"SLURM_PTY_PORT": "40000"}
+ONE = {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
 SHELL = BATCH | {"SLURM_STEP_ID": "4294967290"}  # salloc's interactive step
 ALL = {
     *TORCHRUN,
@@ -43,7 +44,7 @@ REFUSED = {
     "one node": (SRUN | {STEP: "16"}, "hardware=nodes2x8", "devices=8: srun started 16 processes on each node"),
     "uneven nodes": (SRUN | {STEP: "12,4"}, "hardware=nodes2x8", "devices=8: srun started 12,4 tasks on"),
     "a part of the allocation": (
-        SRUN | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", STEP: "1"},
+        SRUN | ONE | {STEP: "1"},
         "hardware=nodes2x8",
         "nodes = 16: 1 processes were started",
     ),
@@ -68,7 +69,10 @@ LEFT_OVER = {
         SHELL | {"SLURM_PROCID": "2"},
         "SLURM_PROCID=2: .* not a step of srun; unset SLURM_STEP_ID SLURM_PROCID,",
     ),
-    "a job named bash": (SRUN | {"SLURM_JOB_NAME": "bash"}, "SLURM_PROCID=9: .* a job named bash is taken for a shell"),
+    "a job named bash": (
+        SRUN | PTY | {"SLURM_JOB_NAME": "bash"},
+        "SLURM_PROCID=9: .* a job named bash is taken for a shell",
+    ),
     "a shell within torchrun": (
         TORCHRUN,
         "16 processes were started by torchrun; .*, unset TORCHELASTIC_RUN_ID RANK LOC",
@@ -107,6 +111,8 @@ def test_processes_that_match_the_hardware_are_accepted(started, composed):
         (SRUN, "srun"),
         (SRUN | others, "srun"),
         (SRUN | {STEP: "8(x2)"}, "srun"),
+        (SRUN | {"SLURM_JOB_NAME": "interactive"}, "srun"),  # srun typed in salloc
+        (SRUN | PTY, "srun"),
         ({name: SRUN[name] for name in SRUN if "PER_NODE" not in name} | {STEP: "8(x2)"}, "srun"),
         (SRUN | FIVE, "srun"),
     ):
@@ -114,9 +120,9 @@ def test_processes_that_match_the_hardware_are_accepted(started, composed):
         check_launch(composed("hardware=nodes2x8").hardware)
         assert launched() == (launcher, 16, 8) and not is_first_process()
         assert ("RANK" in os.environ) == (launcher == "torchrun")  # Lightning would read it first
-    bash = SRUN | {"SLURM_JOB_NAME": "bash", "SLURM_PROCID": "0"}
+    bash = SRUN | PTY | {"SLURM_JOB_NAME": "bash", "SLURM_PROCID": "0"}
     alone = {"RANK": "0", "WORLD_SIZE": "1", "NODE_RANK": "0"}
-    for variables in ({}, BATCH, bash, SHELL, PTY, {"LOCAL_RANK": "0"}, alone):
+    for variables in ({}, BATCH, bash, SHELL, SRUN | PTY | ONE, {"LOCAL_RANK": "0"}, alone):
         for hardware in ("hardware=gpu8", "hardware=cpu"):
             started(variables)
             check_launch(composed(hardware).hardware)
@@ -124,8 +130,7 @@ def test_processes_that_match_the_hardware_are_accepted(started, composed):
 
 
 def test_a_step_of_one_task_in_a_larger_allocation_is_one_process(started, composed):
-    step = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", STEP: "1", "SLURM_NNODES": "2"}
-    started(BATCH | step)
+    started(BATCH | ONE | {"SLURM_STEP_ID": "0", STEP: "1", "SLURM_NNODES": "2"})
     check_launch(composed("hardware=cpu").hardware)
     assert launched() == ("srun", 1, 1)
     SLURMEnvironment(auto_requeue=False).validate_settings(num_devices=1, num_nodes=1)

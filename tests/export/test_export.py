@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from tencrop.evaluation.targets import evaluation_targets
 from tencrop.export import formats, source
 from tencrop.export.commands import model_overrides
 from tencrop.export.export import export
-from tencrop.export.preprocessing import crop_fraction
+from tencrop.export.preprocessing import crop_fraction, is_timms
 from tencrop.export.source import export_source
 from tencrop.models.factory import build_model
 from tencrop.models.weights import load_weights
@@ -249,6 +250,17 @@ def test_the_words_of_a_network() -> None:
         '+model.kwargs.act="a b"',
         "model.channels_last=true",
     ]
+
+
+@pytest.mark.parametrize("change", [{"blur_pool": True}, {"bn_eps": 0.001}])
+def test_a_network_that_timm_would_build_otherwise_is_not_timms(change: dict[str, Any]) -> None:
+    """From a config.json beside the weights, without the blur or with its own epsilon; the printed command has both."""
+    own, changed = Model("resnet18", {}, False, 2), Model("resnet18", {}, False, 2, **change)
+    network = build_model(own, num_classes=10)
+    assert is_timms(network, own) and not is_timms(network, changed)
+    [(key, value)] = change.items()
+    word = f"model.{key}={str(value).lower()}"
+    assert model_overrides(changed) == ["model=timm", "model.name=resnet18", word]
 
 
 MEAN_IMAGES = {

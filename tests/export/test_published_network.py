@@ -46,9 +46,13 @@ def test_timms_preprocessing_gives_the_same_error(data_config, tmp_path: Path) -
     logits = logits_by_timm(tmp_path / "exported")
     theirs, labels = logits.argmax(1), ours.labels
     num_errors, num_other = (theirs != labels).sum().item(), (theirs != ours.logits.argmax(1)).sum().item()
-    difference = (logits - ours.logits).abs().max().item()
-    print(f"timm: {num_errors} errors; {num_other} other predictions; logits differ by at most {difference:.1e}")
-    assert abs(num_errors - 1000 * result["top1_error"]) <= 1 and num_other <= 1
+    # Pillow 13 resizes a tall image vertically first, where older versions and tencrop begin horizontally.
+    far = (logits - ours.logits).abs().amax(1) > 1e-3
+    largest = (logits - ours.logits)[far].abs().amax().item() if far.any() else 0.0
+    print(
+        f"timm: {num_errors} errors, {num_other} other predictions, {far.sum()} images with other logits, {largest:.1e}"
+    )
+    assert abs(num_errors - 1000 * result["top1_error"]) <= 1 and num_other <= 1 and far.sum() <= 1
     assert len(np.unique(theirs)) > 700, "the network predicts few classes"
 
 

@@ -1,4 +1,4 @@
-"""A checkout of its own, which tests may edit, and a stand-in for SLURM's programs."""
+"""A checkout that tests may edit, and a stand-in for SLURM's programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tencrop.submission.snapshot import ROOT, snapshot_files
+from submission.checkout import copy_checkout
 
 # Records the arguments of each call, and answers as sbatch does, with the number of the job.
 SBATCH = """#!{python}
@@ -45,12 +45,10 @@ class StandIn:
         path = self.folder / "calls.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def start(self, call: list[str], number: int = 101, *, index: int | None = None) -> subprocess.CompletedProcess:
+    def start(self, call: list[str]) -> subprocess.CompletedProcess[str]:
         """Run the batch file of a call of sbatch as SLURM would, in the same folder."""
         (position,) = [place for place, word in enumerate(call) if word.endswith(".sbatch")]
-        variables = {"SLURM_JOB_ID": str(number), "SLURM_JOB_NODELIST": "here", "SLURM_CPUS_PER_TASK": "1"}
-        if index is not None:
-            variables["SLURM_ARRAY_TASK_ID"] = str(index)
+        variables = {"SLURM_JOB_ID": "101", "SLURM_JOB_NODELIST": "here", "SLURM_CPUS_PER_TASK": "1"}
         return subprocess.run(["bash", *call[position:]], env=os.environ | variables, capture_output=True, text=True)
 
 
@@ -70,18 +68,4 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A copy of this checkout's code, with a commit."""
-    if subprocess.run(["git", "-C", ROOT, "rev-parse"], capture_output=True).returncode:
-        pytest.skip("not a git checkout")
-    root = tmp_path / "checkout"
-    for name, content in snapshot_files("").items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content)
-        if os.access(ROOT / name, os.X_OK):
-            (root / name).chmod(0o755)
-    for name in ("slurm/cluster.sh", "snapshot.json", "code.diff"):
-        (root / name).unlink()
-    (root / ".gitignore").write_text("*.so\n__pycache__/\n")
-    git = ["git", "-C", str(root), "-c", "user.name=test", "-c", "user.email=test@localhost"]
-    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "test"]):
-        subprocess.run([*git, *words], check=True)
-    return root
+    return copy_checkout(tmp_path / "checkout")

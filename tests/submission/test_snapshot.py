@@ -30,17 +30,20 @@ def test_the_snapshot_has_the_code_and_nothing_else(files):
     assert files["slurm/cluster.sh"] == b"# cluster\n"
 
 
-def test_a_new_file_belongs_to_the_code_unless_git_ignores_it(files, tmp_path):
-    new, ignored = ROOT / "conf" / "experiment" / "new_in_a_test.yaml", ROOT / "conf" / "in_a_test.so"
-    try:
-        new.write_text("# new\n")
-        ignored.write_text("x")
-        now = snapshot_files("# cluster\n")
-    finally:
-        new.unlink()
-        ignored.unlink()
-    assert now.keys() - files.keys() == {"conf/experiment/new_in_a_test.yaml"}
-    assert snapshot_folder(tmp_path, now) != snapshot_folder(tmp_path, files)
+def test_a_new_file_belongs_to_the_code_unless_git_ignores_it(checkout):
+    (checkout / "conf" / "experiment" / "new.yaml").write_text("# new\n")
+    (checkout / ".gitignore").write_text("ignored*\n*.so\n")
+    (checkout / "conf" / "ignored.yaml").write_text("# ignored\n")
+    (checkout / "report.py").unlink()
+    program = "from tencrop.submission.snapshot import *; print(*snapshot_files(''), sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": f"{checkout}/src"},
+        capture_output=True,
+        text=True,
+    )
+    names = set(done.stdout.splitlines())
+    assert "conf/experiment/new.yaml" in names and not {"conf/ignored.yaml", "report.py"} & names, done.stderr
 
 
 def test_the_code_in_the_snapshot_is_the_code_that_runs(files, tmp_path):

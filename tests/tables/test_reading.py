@@ -56,6 +56,14 @@ def test_numbers_from_memory_are_marked(tables: dict[str, ErrorTable]) -> None:
     assert rows["resnet34_c"].confidence["top1"] == "two transcriptions"
 
 
+def test_every_protocol_of_several_views_says_what_is_averaged(tables: dict[str, ErrorTable]) -> None:
+    protocols = {(table.name, row.id): row.protocol for table in tables.values() for row in table.rows}
+    several = {name: found.average for name, found in protocols.items() if found is not None and found.name != "center"}
+    assert len(several) > 100 and set(several.values()) == {"softmax", "logits"}
+    assert several["resnet_readme", "resnet50_ten_crop"] == "softmax"  # "averaging softmax scores"
+    assert several["fb_resnet", "resnet50_ten_crop"] == "logits"  # the exp() of train.lua is commented out
+
+
 def test_members_are_rows_of_this_table_or_another(tables: dict[str, ErrorTable]) -> None:
     rows = {row.id: row for row in tables["vgg_table6"].rows}
     members = rows["d_e_both"].members
@@ -94,6 +102,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "training.init.checkpoint=runs/a: name the row whose run it starts from in init_from instead",
     ),
     "unknown source": ({"init_from": "lenet"}, "init_from: lenet: there is no row lenet in digits; did you mean"),
+    "source's key": ({"init_from": ["experiment=lenet5_digits", "training.epoch=2"]}, "init_from: overrides: "),
     "own source": ({"init_from": "lenet5"}, "init_from: leads back to digits.lenet5"),
     "source without training": (
         {"experiment": None, "cannot": "too slow", "init_from": "lenet5"},
@@ -177,6 +186,9 @@ def test_a_row_starts_from_the_run_of_another(write_table: Write) -> None:
     head = RowTraining((*own.overrides, "training.init.head=new"), own)
     assert (a.training, b.training, c.training) == (own, head, RowTraining(own.overrides, head))
     assert c.training is not None and c.training.init_row == "digits.b"
+    fourth = {**row, "id": "d", "row": "D", "init_from": ["experiment=lenet5_digits", "training.epochs=2"]}
+    of_no_row = read_table("digits", write_table(rows=[fourth])).rows[0].training
+    assert of_no_row == RowTraining(own.overrides, RowTraining(("experiment=lenet5_digits", "training.epochs=2")))
     folder = write_table(rows=[{**first, "init_from": "c"}, second, third])
     with pytest.raises(UserError, match=r"row a: init_from: leads back to digits\.a"):
         read_table("digits", folder)

@@ -67,7 +67,7 @@ def calibrate(config: EvaluateConfig, overrides: Sequence[str]) -> int:
     # All of them before the first evaluation, which takes minutes: a file that cannot be evaluated is refused at once.
     targets = [_target(file, weights, typed) for file, weights in matched]
 
-    from tencrop.commands.evaluate import check_targets
+    from tencrop.commands.evaluate import check_targets, staged_targets
     from tencrop.evaluation.evaluate import evaluate_targets
 
     for target in targets:
@@ -76,8 +76,9 @@ def calibrate(config: EvaluateConfig, overrides: Sequence[str]) -> int:
     found = []
     for (file, weights), target in zip(matched, targets, strict=True):
         # One at a time: several targets in one call would be an ensemble.
-        for evaluated in evaluate_targets([target]):  # none on other ranks
-            found.append(Calibrated(file, weights, evaluated.result))
+        with staged_targets([target]) as local_targets:
+            for evaluated in evaluate_targets(local_targets):  # none on other ranks
+                found.append(Calibrated(file, weights, evaluated.result))
     if found:
         print("\n".join([*aligned(_rows(table, found), left=[0, 1]), *_not_recognized(others), verdict(table, found)]))
     return 0

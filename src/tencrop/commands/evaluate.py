@@ -1,7 +1,7 @@
 """The command `evaluate`: measures the error rates of trained weights under a test protocol."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -69,8 +69,8 @@ def evaluate_and_track(targets: Sequence[EvaluationTarget]) -> "list[Evaluated]"
     from tencrop.report.tables import COLUMNS, error_rows
 
     close_at_ctrl_c()  # only now: an exception during the imports would abort some C++ modules
-    with contextlib.ExitStack() as copies:
-        found = evaluate_targets([_staged(target, copies) for target in targets])
+    with staged_targets(targets) as local_targets:
+        found = evaluate_targets(local_targets)
     # strict=False: with several targets, the last item of `found` is the ensemble, which belongs to no run.
     for target, evaluated in zip(targets, found, strict=False):
         if is_run_folder(run_dir := evaluated.out.parent):
@@ -79,12 +79,17 @@ def evaluate_and_track(targets: Sequence[EvaluationTarget]) -> "list[Evaluated]"
     return found
 
 
-def _staged(target: EvaluationTarget, copies: contextlib.ExitStack) -> EvaluationTarget:
-    """The target with the copy of its data in data.stage, if there is one, which lasts as long as `copies`."""
+@contextlib.contextmanager
+def staged_targets(targets: Sequence[EvaluationTarget]) -> Iterator[list[EvaluationTarget]]:
+    """The targets with the copies of their data in data.stage, which last until the end of the block."""
     from tencrop.data.preparation.stage import staged
 
-    data = copies.enter_context(staged(target.config.data, ["val"]))
-    return replace(target, config=replace(target.config, data=data))
+    with contextlib.ExitStack() as copies:
+        roots = [copies.enter_context(staged(target.config.data, ["val"])) for target in targets]
+        yield [
+            replace(target, config=replace(target.config, data=data))
+            for target, data in zip(targets, roots, strict=True)
+        ]
 
 
 def _average_scores(config: EvaluateConfig, files: Sequence[str]) -> int:

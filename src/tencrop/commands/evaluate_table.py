@@ -17,13 +17,13 @@ from tencrop.config import Config, EvaluateConfig, Hardware, UserError, own_keys
 from tencrop.config.code import PACKAGE, SCORING, code_sha256
 from tencrop.config.launcher import launched
 from tencrop.evaluation.targets import EVALUATIONS, evaluation_targets
-from tencrop.report.paper_tables import ALL, HASHES, OUTPUT, TITLES, report_tables
+from tencrop.report.paper_tables import HASHES, OUTPUT, TITLES, report_tables
 from tencrop.report.row_commands import training_commands
 from tencrop.report.row_runs import RunsOf, runs_of_tables
 from tencrop.report.table_plan import Pending, Remaining, plan_table
 from tencrop.signals import close_at_ctrl_c
 from tencrop.tables.lines import folders_text
-from tencrop.tables.reading import ERRORS, read_table, read_tables, with_bases
+from tencrop.tables.reading import ERRORS, chosen_tables, with_bases
 from tencrop.tables.schema import Overrides, RowTraining
 
 # What a user may type beside table=NAME: it changes neither the recipe nor the protocol, which the table's rows give.
@@ -50,9 +50,8 @@ def evaluate_table(config: EvaluateConfig, overrides: Sequence[str], folder: Pat
 def plan_tables(config: EvaluateConfig, folder: Path = ERRORS) -> tuple[list[Pending], list[Remaining], RunsOf]:
     """The evaluations that the table `config.table` lacks, or all tables; the rows that need more; the runs found."""
     assert config.table is not None
-    tables = read_tables(folder) if config.table == ALL else [read_table(config.table, folder)]
     # Bases are rows of other tables: their runs must be evaluated too, or a difference could not be printed.
-    tables, paths = with_bases(tables, folder), _search_paths(config)
+    tables, paths = with_bases(chosen_tables(config.table, folder), folder), _search_paths(config)
     broken: list[UserError] = []  # report_tables prints them
     close_at_ctrl_c()
     runs_of = runs_of_tables(tables, paths, kept=OUTPUT / HASHES, on_broken=broken.append)

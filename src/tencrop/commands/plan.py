@@ -1,15 +1,22 @@
-"""train.py plan=true: measures a recipe for about a minute and prints what the whole training would take."""
+"""train.py plan=true: measures a recipe for about a minute and prints what the whole training would take.
+
+The time per step is kept for report.py table=NAME plan=true, which adds up the hours of a table.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from tencrop.config import Batches, Config, UserError, accelerator_of, derive_batches, num_workers
 from tencrop.config.cores import num_granted_cores
+from tencrop.config.writable import check_writable
 from tencrop.progress import duration, format_bytes
+from tencrop.records.probes import SavedProbe, probe_file, recipe_hash, save_probe
+from tencrop.records.provenance import cpu_name
 from tencrop.text_tables import aligned
 from tencrop.training.probe import Probe, Timing, probe
 
@@ -18,9 +25,18 @@ COMPETING = 1.2  # together this much slower than the slower one alone: loader a
 
 
 def plan(config: Config, batches: Batches, manifest: dict[str, Any]) -> int:
-    """Measure and print. Nothing is written: no run folder, no tracker."""
-    print("plan: measuring for about a minute; nothing is kept", flush=True)
+    """Measure and print. Only the time per step is kept, in runs/plans: no run folder, no tracker."""
+    path = probe_file(Path(config.runs), recipe_hash(config), _device_kind(config), batches.num_devices)
+    check_writable(path, remedy="make room, or name another folder with runs=DIR")
+    print("plan: measuring for about a minute", flush=True)
     measured = probe(config, batches=batches, manifest=manifest)
+    saved = SavedProbe(
+        recipe_hash(config),
+        _device_kind(config),
+        batches.num_devices,
+        seconds_per_step=measured.both.seconds,
+        num_steps=measured.total_steps,
+    )
     blocks = (
         _measurements(config, batches, measured),
         _conclusions(config, batches, measured, manifest),
@@ -28,6 +44,7 @@ def plan(config: Config, batches: Batches, manifest: dict[str, Any]) -> int:
         _assumptions(config, batches, measured),
     )
     print("\n\n".join("\n".join(lines) for lines in blocks))
+    print(f"\n{save_probe(Path(config.runs), saved)}: kept for report.py table=NAME plan=true")
     return 0
 
 
@@ -154,6 +171,13 @@ def _device_name(config: Config) -> str:
     if accelerator_of(config.hardware) == "cpu":
         return "the CPU"
     return torch.cuda.get_device_name()
+
+
+def _device_kind(config: Config) -> str:
+    """The name under which a measurement is kept: of the GPU, or of the processor with its number of cores."""
+    if accelerator_of(config.hardware) == "gpu":
+        return torch.cuda.get_device_name()
+    return f"{cpu_name()}, {_counted(num_granted_cores(), 'core')}"
 
 
 def _time(seconds: float) -> str:

@@ -16,6 +16,11 @@ def main(config: ReportConfig) -> int:
     # Before the imports below: these tasks answer without torch, whose import takes seconds.
     if config.compare or config.diff or config.scores or config.labels:
         return _report_scores(config)
+    if config.table is not None and config.plan:
+        from tencrop.report.training_hours import report_hours
+
+        close_at_ctrl_c()
+        return report_hours(config.table, config.runs, Path(config.output))
     if config.table is not None:
         from tencrop.report.paper_tables import report_tables
 
@@ -91,6 +96,8 @@ def _check(config: ReportConfig) -> None:
     typed = [f"{name}=" for name, value in tasks.items() if value]
     if len(typed) > 1:
         raise UserError(f"{' and '.join(typed)}: one at a time; run report.py once for each")
+    if config.plan and config.table in (None, "?"):
+        raise UserError("plan=true: adds up the trainings of a table; name it with table=NAME, or all with table=all")
     # No k would give tables without rows, and an exit code of 0.
     if not config.k:
         raise UserError("k=[]: names no number; give k=[1,5]")

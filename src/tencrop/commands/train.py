@@ -51,7 +51,7 @@ def main(config: Config) -> int:
         check_tracker(config.tracker)
     batches = derive_batches(config)
     check_loader(config.data)
-    manifest = read_manifest(config.data.root, config.data.name)
+    manifest = read_manifest(config.data.root, config.data.name, store=config.data.store)
     check_data(config, manifest)
     check_store(config, manifest)
     check_preparation(config, manifest, keys_typed(overrides()))

@@ -25,7 +25,7 @@ from typing import Any
 
 from tencrop.complexity.layers import WITH_UNITS, Layer
 from tencrop.complexity.networks import complexity_of_file
-from tencrop.complexity.render import agreed
+from tencrop.complexity.render import by_axis
 from tencrop.config import Printed, PrintedTable, UserError
 from tencrop.printable import markdown_text
 from tencrop.text_tables import aligned, csv_table, markdown_table
@@ -57,7 +57,7 @@ SHAPES: dict[str, Callable[[Sequence[Layer]], str | None]] = {
     "joined": lambda layers: f"{_side(layers[-1])}×{sum(layer.output[0] for layer in layers)}",
     "side": lambda layers: _side(layers[-1]),
     "kernel": lambda layers: "×".join(str(size) for size in layers[-1].kernel),
-    "stride": lambda layers: agreed(layers[-1].stride),
+    "stride": lambda layers: by_axis(layers[-1].stride),
 }
 
 

@@ -32,7 +32,7 @@ def terminal_table(name: str, found: Complexity, *, all_layers: bool) -> str:
     """Format the layers in at most WIDTH characters per line, counts with four digits."""
     lines = [HEADS, *(_cells(layer) for layer in shown(found, all_layers)), _totals(found)]
     others = sum(max(len(line[column]) for line in lines) + 1 for column in range(1, len(HEADS)))
-    most = WIDTH - others  # a layer's name is cut at its front: its end tells it from its neighbors
+    most = WIDTH - others  # characters for a name; a longer one loses its front, because its end identifies the layer
     cut = [(name if len(name) <= most else "…" + name[1 - most :], *cells) for name, *cells in lines]
     rows = aligned(cut, left=[0], gap=" ")
     notes = [*_left_out(found, all_layers), NOTE]
@@ -85,14 +85,14 @@ def shown(found: Complexity, all_layers: bool) -> list[Layer]:
 def record(layer: Layer) -> dict[str, Any]:
     """A layer's values for COLUMNS; None for those that it does not have."""
     windows = layer.field.windows if layer.field is not None else {}  # none after attention or global mixing
-    # of height and width: one number if they agree, else both
+    # one number if height and width are equal, else both
     field, jump, start, center = (
-        agreed([getattr(window, name) for window in windows.values()]) for name in ("size", "jump", "start", "center")
+        by_axis([getattr(window, name) for window in windows.values()]) for name in ("size", "jump", "start", "center")
     )
     # GATED explains the mark below the table
     gated = "*" if layer.field is not None and layer.field.is_gated else ""
-    values = (layer.name, layer.kind, layer.size or None, _by(layer.kernel), agreed(layer.stride),
-              agreed(layer.padding), layer.groups, layer.parameters, layer.mult_adds, layer.units, layer.connections,
+    values = (layer.name, layer.kind, layer.size or None, _kernel(layer.kernel), by_axis(layer.stride),
+              by_axis(layer.padding), layer.groups, layer.parameters, layer.mult_adds, layer.units, layer.connections,
               f"{field}{gated}" if field else None, jump if jump != "0" else None, start, center)  # fmt: skip
     return dict(zip(COLUMNS, values, strict=True))
 
@@ -111,14 +111,14 @@ def _cells(layer: Layer) -> tuple[str, ...]:
     kernel = f"{values['kernel']}/{values['stride']}" if values["kernel"] else ""
     kind = f"{TYPES.get(layer.kind, layer.kind)} {kernel}".strip()
     numbers = [short(values[name]) if values[name] else NONE for name in NUMBERS]
-    places = [values[name] or NONE for name in ("field", "jump", "start")]
+    field = [values[name] or NONE for name in ("field", "jump", "start")]
     return (
         layer.name,
         values["output"] or NONE,
         kind,
         str(layer.groups) if layer.groups > 1 else "",
         *numbers,
-        *places,
+        *field,
     )
 
 
@@ -127,9 +127,9 @@ def _totals(found: Complexity) -> tuple[str, ...]:
 
 
 def _left_out(found: Complexity, all_layers: bool) -> list[str]:
-    """Notes on parameters that no row of the table has."""
+    """Notes on parameters that are in no row of the table."""
     notes = []
-    # so that the rows and these notes add up to the total
+    # With these notes, the parameters of the rows add up to the total.
     for kind, words in (("norm", "normalization"), ("other", "embeddings, scales and similar layers")):
         parameters = sum(layer.parameters for layer in found.layers if layer.kind == kind)
         if parameters and not all_layers:
@@ -139,14 +139,14 @@ def _left_out(found: Complexity, all_layers: bool) -> list[str]:
     return notes
 
 
-def _by(sizes: Sequence[int]) -> str | None:
+def _kernel(sizes: Sequence[int]) -> str | None:
     if not sizes:
         return None
     return str(sizes[0]) if len(sizes) == 1 else "×".join(str(size) for size in sizes)
 
 
-def agreed(values: Sequence[float]) -> str | None:
-    """Format equal values as one number, others as 3×5; None for no values."""
+def by_axis(values: Sequence[float]) -> str | None:
+    """Format the values of height and width: 3 if they are equal, else 3×5; None if there are none."""
     numbers = [f"{value:g}" for value in values]
     return None if not numbers else numbers[0] if len(set(numbers)) == 1 else "×".join(numbers)
 

@@ -10,7 +10,8 @@ import tencrop
 
 PACKAGE = Path(tencrop.__file__).resolve().parent
 
-_IMAGES = (
+# What decides the network's input, from the stored image to the tensor, and its output.
+_INPUT_AND_NETWORK = (
     "config/schema.py",
     "data/augmentation",
     "data/loading",
@@ -20,11 +21,11 @@ _IMAGES = (
     "models",
     "training/precision.py",
 )
-# What decides the weights that a run ends with. A change to any of these files makes a run refuse to continue without
+# What decides the final weights of a run. A change to any of these files makes a run refuse to continue without
 # allow_other_code=true, so a file that only reports or checks does not belong here: rewording a progress line must not
 # stop every job of a cluster. tests/config/test_code.py compares the two lists with the imports.
 LEARNING = (
-    *_IMAGES,
+    *_INPUT_AND_NETWORK,
     "config/batches.py",
     "distributed/collectives.py",
     "training/batchnorm.py",
@@ -44,7 +45,7 @@ LEARNING = (
     "training/optimizers.py",
     "training/schedules.py",
 )
-# What the files above import although it decides nothing of the weights: it checks, finds, reports or writes.
+# Imported by the files above, but without effect on the weights: these files check, find, report or write something.
 NOT_LEARNING = (
     "cli",
     "config/__init__.py",
@@ -88,7 +89,8 @@ NOT_LEARNING = (
     "training/probe.py",
     "training/progress.py",
 )
-SCORING = (*_IMAGES, "evaluation", "training/losses.py")  # what decides a score; other saved scores are computed again
+# What decides a score. If any of these files changed since scores were saved, evaluate.py computes them again.
+SCORING = (*_INPUT_AND_NETWORK, "evaluation", "training/losses.py")
 
 
 def code_sha256(package: Path, paths: Iterable[str]) -> str:

@@ -26,7 +26,8 @@ class ReportConfig:
     runs: list[str]  # run folders, or folders with results of evaluate.py; empty: runs/ and evaluations/
     output: str  # output folder for the page, the Markdown and the figures
     table: str | None = None  # a file of conf/errors, or all: compare that table with our runs, and write no page
-    # Each of these three replaces the page:
+    plan: bool = False  # with table: add up the device-hours of its missing trainings, as train.py plan=true measured
+    # Each of these replaces the page:
     compare: list[str] = field(default_factory=list)  # two run folders or score files: McNemar's test, flips, classes
     diff: list[str] = field(default_factory=list)  # two run folders: what differs between them
     scores: list[str] = field(default_factory=list)  # score files, or folders that hold some: their statistics

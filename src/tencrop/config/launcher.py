@@ -27,8 +27,8 @@ AGENT = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE")  # set by torchr
 MAX_STEP_ID = 0xFFFFFFF0
 # Tasks on each node of the step, such as "8(x2)". SLURM_NTASKS_PER_NODE is what the job asked for, if it did.
 STEP_TASKS = "SLURM_STEP_TASKS_PER_NODE"
-PTY = "SLURM_PTY_PORT"  # set by srun --pty, which opens a shell (or a debugger, which starts no ranks either)
-INTERACTIVE = ("bash", "interactive")  # names of SLURM jobs that are a shell; Lightning uses the same list
+PTY = "SLURM_PTY_PORT"  # set by srun --pty
+INTERACTIVE = ("bash", "interactive")  # names that srun --pty bash and salloc give their jobs
 
 
 class Launched(NamedTuple):
@@ -163,8 +163,16 @@ def _is_step() -> bool:
     A shell opened by srun or salloc also has SLURM_PROCID=0 and SLURM_NTASKS=n, but nobody starts the other n - 1.
     """
     step = _number("SLURM_STEP_ID")
-    is_shell = os.environ.get("SLURM_JOB_NAME") in INTERACTIVE or (PTY in os.environ and _number("SLURM_NTASKS") == 1)
-    return step is not None and step < MAX_STEP_ID and not is_shell
+    return step is not None and step < MAX_STEP_ID and not _is_shell()
+
+
+def _is_shell() -> bool:
+    """Whether srun opened a shell: --pty in a job named after one, or a single task, where it makes no difference.
+
+    The name alone does not tell: salloc names its jobs "interactive", and srun typed in them starts programs.
+    """
+    is_alone, is_named = _number("SLURM_NTASKS") == 1, os.environ.get("SLURM_JOB_NAME") in INTERACTIVE
+    return is_alone + is_named + (PTY in os.environ) >= 2
 
 
 def _tasks_per_node() -> int:
@@ -210,9 +218,7 @@ def _left_over(name: str, launcher: str, names: tuple[str, ...]) -> UserError:
         reason = f"without {', '.join(missing)}, which {launcher} sets too"
     elif launcher == "srun" and not _is_step():
         job = os.environ.get("SLURM_JOB_NAME")
-        reason = (
-            f"but a job named {job} is taken for a shell" if job in INTERACTIVE else "but this is not a step of srun"
-        )
+        reason = f"but a job named {job} is taken for a shell" if _is_shell() else "but this is not a step of srun"
     else:
         reason = "but rank and world size contradict each other"
     return UserError(f"{problem}, {reason}; {unset(launcher)}, or start it with {launcher}")

@@ -5,6 +5,8 @@ Importing Lightning takes seconds, so code that must start fast imports this mod
 
 from __future__ import annotations
 
+import warnings
+
 from pytorch_lightning.plugins.environments import (
     ClusterEnvironment,
     LightningEnvironment,
@@ -24,4 +26,7 @@ def cluster_environment() -> ClusterEnvironment:
             return TorchElasticEnvironment()
         case _:
             # auto_requeue=True would install Lightning's signal handlers; slurm/train.sbatch requeues the job instead.
-            return SLURMEnvironment(auto_requeue=False)
+            with warnings.catch_warnings():
+                # Lightning does not expect srun in a job named "interactive", as salloc names it.
+                warnings.filterwarnings("ignore", r".*The `srun` command is available")
+                return SLURMEnvironment(auto_requeue=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from tencrop.doctor.ranks import (
     measure_clocks,
     process_group,
 )
-from tencrop.doctor.slurm import judge_launch, judge_slurm, slurm_variables
+from tencrop.doctor.slurm import judge_launch, judge_slurm, node_name, slurm_variables
 from tencrop.doctor.software import judge_gpus, judge_software, read_gpus
 from tencrop.doctor.storage import available_memory, examine_runs, judge_reads, measure_reads
 from tencrop.progress import format_bytes
@@ -56,11 +55,11 @@ def examine(config: Config) -> list[Finding]:
         with launch_ranks(num_ranks), process_group(num_ranks):
             local += _examine_together(config, local_rank)
             by_host: dict[str, list[Finding]] = {}
-            for host, findings in gather((socket.gethostname(), local)):
+            for host, findings in gather((node_name(), local)):
                 by_host.setdefault(host, []).extend(findings)
     except (UserError, RuntimeError) as problem:  # RuntimeError: torch's, for connections and collectives that fail
         lines = str(problem).splitlines()
-        by_host = {socket.gethostname(): [*local, error("ranks", lines[0], REMEDY)]}
+        by_host = {node_name(): [*local, error("ranks", lines[0], REMEDY)]}
     return merged(by_host) if is_first_process() else []
 
 
@@ -92,7 +91,7 @@ def _examine_together(config: Config, local_rank: int) -> list[Finding]:
     device = torch.device("cuda", min(local_rank, torch.cuda.device_count() - 1)) if is_gpu else torch.device("cpu")
     if is_gpu:
         torch.cuda.set_device(device)
-    num_ranks, host = len(gather(None)), socket.gethostname()
+    num_ranks, host = len(gather(None)), node_name()
     together = [
         *judge_all_reduce(measure_all_reduce(device), num_ranks=num_ranks, is_gpu=is_gpu),
         *judge_clocks(measure_clocks(host)),

@@ -1,4 +1,4 @@
-"""Images per second of the loader, and how many devices they feed."""
+"""Measure the loader's images per second, and judge how many devices it keeps busy."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ WARM_UP_STEPS, MAX_STEPS, MAX_STEP_S = 3, 20, 3.0
 
 
 def loader_images_per_s(config: Config, batches: Batches) -> float:
-    """What the loader of this process delivers with the recipe's crops and its share of the cores; takes about 10 s.
+    """Images per second from this process's loader, with the recipe's crops and its share of the cores; takes 10 s.
 
-    Raises UserError for a damaged image or data that are not prepared.
+    Raises UserError if an image is damaged or the data are not prepared.
     """
     return batches.per_device / time_loader(config, batches).seconds
 
 
 def device_images_per_s(config: Config, batches: Batches, *, num_classes: int, device: torch.device) -> float:
-    """What a device takes: forward and backward passes of the network on one batch, without augmentation and update.
+    """Images per second of a device: forward and backward passes on one batch, without augmentation and update.
 
-    Without these it takes a little more than in training, so the loader is judged strictly.
+    Leaving these out makes the rate slightly higher than in training, which is the safe side for judging the loader.
     """
     set_precision(config.training.precision)
     layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
@@ -48,13 +48,13 @@ def device_images_per_s(config: Config, batches: Batches, *, num_classes: int, d
             logits = network(images)
             loss = cross_entropy(logits[0] if isinstance(logits, tuple) else logits, labels)
         loss.backward()
-    else:
+    else:  # no break: the last step counts too
         number += 1
     return batch * (number - WARM_UP_STEPS) / (_now(device) - start)
 
 
 def judge_loader(loader_per_s: float, device_per_s: float, *, config: Config, device: str) -> list[Finding]:
-    """loader_per_s: of all processes of a node together; device_per_s: of one of its devices."""
+    """Findings: loader_per_s is the rate of all processes of a node together, device_per_s that of one device."""
     num_fed, num_devices = loader_per_s / device_per_s, config.hardware.devices
     threads = num_workers(config.hardware)
     text = (

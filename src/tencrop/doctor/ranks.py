@@ -1,4 +1,4 @@
-"""What only several processes can measure together: the bandwidth of all-reduce, and the difference of their clocks."""
+"""Checks that need several processes: the bandwidth of all-reduce, and the difference between the nodes' clocks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WARM_UP, ROUNDS = 2, 5
 # need 2 GB/s. A GPU has 32 to 64 images in an 8-GPU recipe, hence 8 GB/s, which PCIe 3.0 x16 exceeds (12 GB/s) and
 # which 10 Gb/s Ethernet (1.2 GB/s) or NCCL over sockets does not reach.
 SLOW_GPU_BYTES_PER_S = 8e9
-# On CPUs a step takes seconds, so only a network below half of gigabit Ethernet is worth a word. Two ranks that share
+# On CPUs a step takes seconds, so only a network below half of gigabit Ethernet gets a warning. Two ranks that share
 # two busy cores still reach 0.15 GB/s (python doctor.py hardware=ddp_cpu2).
 SLOW_CPU_BYTES_PER_S = 5e7
 TIMEOUT = datetime.timedelta(minutes=5)
@@ -34,12 +34,12 @@ CLOCK_ROUNDS = 5
 
 @contextlib.contextmanager
 def process_group(num_ranks: int) -> Iterator[None]:
-    """A gloo group of the ranks that `launch_ranks` has brought together; nothing for one process."""
+    """Connect the ranks that `launch_ranks` started in a gloo process group; does nothing for a single process."""
     if num_ranks == 1:
         yield
         return
     environment = cluster_environment()
-    # Ranks that this program started itself are all on one machine.
+    # Without srun or torchrun, this program started all ranks on one machine, so the local rank is the global one.
     rank = int(os.environ["LOCAL_RANK"]) if launched() is None else environment.global_rank()
     address = f"tcp://{environment.main_address}:{environment.main_port}"
     dist.init_process_group("gloo", address, rank=rank, world_size=num_ranks, timeout=TIMEOUT)
@@ -75,10 +75,10 @@ def measure_all_reduce(device: torch.device) -> tuple[float, float] | None:
 
 
 def judge_all_reduce(measured: tuple[float, float] | None, *, num_ranks: int, is_gpu: bool) -> list[Finding]:
-    """measured: as `measure_all_reduce` returns it.
+    """Findings about the result of `measure_all_reduce`.
 
-    The bandwidth is nccl-tests' bus bandwidth, 2 (n - 1) / n bytes sent by each rank for a byte of the tensor, which
-    does not depend on the number of ranks n.
+    The bandwidth is the bus bandwidth of nccl-tests: each of n ranks sends 2 (n - 1) / n bytes for each byte of the
+    tensor. Unlike bytes of the tensor per second, it can be compared between numbers of ranks.
     """
     if measured is None:
         return [ok("all-reduce", "one process, which needs none")]
@@ -101,8 +101,8 @@ def judge_all_reduce(measured: tuple[float, float] | None, *, num_ranks: int, is
 def measure_clocks(host: str) -> dict[str, float]:
     """The clock of each host in seconds, relative to the first one; empty for one process.
 
-    All ranks read their clock when a barrier ends, at times that differ by its latency. Of several rounds, the one with
-    the smallest differences has the smallest latency.
+    All ranks read their clock after a barrier, which they leave at slightly different times. The round with the
+    smallest differences is returned, because it is the least disturbed by that.
     """
     rounds = []
     for _ in range(CLOCK_ROUNDS if dist.is_initialized() else 0):
@@ -114,7 +114,7 @@ def measure_clocks(host: str) -> dict[str, float]:
 
 
 def judge_clocks(clocks: Mapping[str, float]) -> list[Finding]:
-    """clocks: as `measure_clocks` returns them."""
+    """Findings about the result of `measure_clocks`."""
     if len(clocks) < 2:
         return [ok("clocks", "one node")]
     low, high = min(clocks, key=clocks.__getitem__), max(clocks, key=clocks.__getitem__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
 
 from tencrop.config import Hardware, accelerator_of
@@ -78,6 +79,11 @@ def _cores(variables: Mapping[str, str], num_cores: int) -> list[Finding]:
 def _number(variables: Mapping[str, str], name: str) -> int | None:
     value = variables.get(name, "")
     return int(value) if value.isascii() and value.isdecimal() else None
+
+
+def node_name() -> str:
+    """The name of this node: SLURM's own in a job, else the host's."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def slurm_variables() -> Mapping[str, str]:

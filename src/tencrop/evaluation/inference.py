@@ -49,8 +49,8 @@ class ScoringTask:
     num_classes: int
     mean: list[float]  # on [0, 255], like `std`
     std: list[float]
-    identity: dict[str, str]  # hashes of weights, data, protocol and code: the metadata of the scores
-    mean_image: Tensor | None = None  # float32 [S, S, 3] of mean_image_of, subtracted in place of the mean
+    identity: dict[str, str]  # metadata of the scores: hashes of weights, data, protocol and code
+    mean_image: Tensor | None = None  # float32 [S, S, 3], subtracted instead of `mean`
 
 
 def build_network(task: ScoringTask) -> nn.Module:
@@ -87,7 +87,7 @@ def score_part(
     network = network.to(device, memory_format=layout).eval()  # type: ignore[call-overload]
     index = evaluated_index(config, split)
     batches = evaluation_batches(index, micro_batch=micro_batch_of(config), rank=rank, num_ranks=num_ranks)
-    # Images of one batch are padded to its largest one; batches are cut for the largest side, and used for all sides.
+    # A batch is padded to its largest image. With several sides, the largest one decides how the batches are cut.
     largest = replace(config.protocol, side=max(config.protocol.sides, key=lambda side: side or 0))
     plan = evaluation_plan(np.arange(split.num_samples), split.stored_sizes, protocol=largest)
     batches = split_to_fit_memory(batches, plan.sizes)
@@ -104,24 +104,24 @@ def score_part(
     with torch.inference_mode(), ExitStack() as stack:
         loaders = [stack.enter_context(_loader(config, split, batches, device, protocol)) for protocol in protocols]
         scales = zip(*loaders, strict=True)  # the same images at every side
-        for batches_here in _with_progress(scales, len(index), rank=rank, num_ranks=num_ranks):
-            batch = batches_here[0]
+        for batch_at_sides in _with_progress(scales, len(index), rank=rank, num_ranks=num_ranks):
+            batch = batch_at_sides[0]
             # Each loader runs ahead on its own threads. Views of two different images must never be averaged.
-            assert all(np.array_equal(other.index, batch.index) for other in batches_here)
+            assert all(np.array_equal(other.index, batch.index) for other in batch_at_sides)
             logits = torch.cat(  # over the sides: [V, B, K], V views at all sides
                 [
                     view_logits(network, one, mean, std, replace(config, protocol=protocol))
-                    for one, protocol in zip(batches_here, protocols, strict=True)
+                    for one, protocol in zip(batch_at_sides, protocols, strict=True)
                 ]
             )
             assert logits.shape[::2] == (num_views(config.protocol), num_classes), f"the network gives {logits.shape}"
-            # Averaged here, on the device: the logits of all single views are up to 144 times as many numbers.
+            # Average on the device: copying the logits of every view would move up to 144 times as many numbers.
             softmax, mean_logits = merge(logits)
-            # Scores of a subset are numbered within it.
-            index_here = torch.from_numpy(np.searchsorted(index, batch.index))
+            # Scores are numbered by position in the subset that is evaluated, not in the whole split.
+            positions = torch.from_numpy(np.searchsorted(index, batch.index))
             labels = batch.labels.to(device, non_blocking=True)
             of_views = logits.transpose(0, 1) if config.save_views else None
-            parts.append(from_averages(index_here, labels, softmax, mean_logits, task.identity, of_views))
+            parts.append(from_averages(positions, labels, softmax, mean_logits, task.identity, of_views))
     tensors = [part.tensors() for part in parts]
     return Scores(metadata=task.identity, **{name: torch.cat([part[name] for part in tensors]) for name in tensors[0]})
 
@@ -133,13 +133,13 @@ def micro_batch_of(config: Config) -> int:
 def view_logits(network: nn.Module, batch: Batch, mean: Tensor, std: Tensor, config: Config) -> Tensor:
     """Logits float32 [V, B, K] of all V views of a batch, on the device of `mean`.
 
-    mean: [3], or the mean image [S, S, 3] that normalization.mean names; of that, each view's own part is subtracted.
+    mean: [3], or the mean image [S, S, 3], whose part at the place of a view is subtracted from that view.
     """
     images = batch.images.to(mean.device, non_blocking=True)
     groups, slots_of_groups = [], []
     for slots, group in view_groups(images, batch.sizes, config.protocol):
         means = repeat(mean) if mean.ndim == 1 else _mean_views(mean, config, batch.sizes[slots[0]])
-        pairs = zip(group, means, strict=False)  # a single mean is repeated without end
+        pairs = zip(group, means, strict=False)  # repeat(mean) is endless
         inputs = (normalize(view, mean, std, channels_last=config.model.channels_last) for view, mean in pairs)
         # A generator: one view is cut, normalized and scored at a time. All views at once would be ten batches.
         groups.append(torch.stack([forward(network, view, config) for view in inputs]))
@@ -150,10 +150,12 @@ def view_logits(network: nn.Module, batch: Batch, mean: Tensor, std: Tensor, con
 
 
 def _mean_views(mean_image: Tensor, config: Config, whole: Sizes) -> Iterator[Tensor]:
-    """The mean image's part for each view, [1, 3, H, W], in the order of the views. whole: [2], size of whole images.
+    """The part of the mean image for each view, [1, 3, H, W], in the order of the views.
 
-    For mean=image, the same code cuts and mirrors it: check_mean_image lets no protocol pass whose images are not its
-    square, or centered on it. The center (image_center) is the same for all views, but mirrored for mirrored ones.
+    whole: [2], height and width of the whole images, which dense evaluation needs.
+    normalization.mean=image: views are cut from the mean image as from any image, because check_mean_image accepts only
+    protocols whose views lie in the square that it covers. image_center: one part for all views, flipped for flipped
+    views.
     """
     protocol = config.protocol
     if config.normalization.mean == "image":

@@ -25,8 +25,8 @@ from tencrop.models.weights import Weights
 def with_preprocessing(target: EvaluationTarget, network: nn.Module, weights: Weights) -> tuple[Config, str]:
     """The target's configuration with the preprocessing of its weights, and the source of that preprocessing.
 
-    Raises UserError if the resulting protocol is impossible, for example with a side on the command line below the
-    publisher's crop size.
+    Values on the command line win. Raises UserError if the resulting protocol is impossible: for example, if the
+    command line sets a side that is smaller than the publisher's crop.
     """
     config, typed = target.config, target.typed
     if typed is None:
@@ -48,14 +48,14 @@ def with_preprocessing(target: EvaluationTarget, network: nn.Module, weights: We
 
 def _of_export(written: Mapping[str, Any]) -> Preprocessing | None:
     size, side = written["size"], written["side"]
-    # at another size on the command line, the same ratio of crop to side
+    # If the command line sets another size, the ratio of crop to side stays the same.
     return Preprocessing(
         written["source"],
         written["mean_image"]["use"] if "mean_image" in written else written["mean"],
         written["std"],
         written["filter"],
         size,
-        lambda other: side and math.floor(other * Fraction(side, size)),
+        lambda new_size: side and math.floor(new_size * Fraction(side, size)),
     )
 
 
@@ -79,11 +79,11 @@ def published(name: str, network: nn.Module, img_size: int | None = None) -> Pre
 
 
 def _of_timm(cfg: dict[str, Any], img_size: int | None) -> Preprocessing:
-    """As timm's validate.py: the test size and test crop, which some networks have beside those of training."""
+    """As in timm's validate.py: with the size and crop for testing, where a network has its own."""
     found = resolve_data_config(pretrained_cfg=cfg, use_test_size=True)
     source = "timm's " + ".".join(part for part in (cfg.get("architecture"), cfg.get("tag")) if part)
     if found["crop_mode"] != "center":
-        # "border" and "squash" resize in another way. Stated in the result rather than imitated.
+        # "border" and "squash" resize in another way, which we do not implement; the result says so.
         source += f", whose crop_mode {found['crop_mode']} is not supported here"
     _, height, width = found["input_size"]
     return Preprocessing(

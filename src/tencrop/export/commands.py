@@ -40,6 +40,7 @@ def model_overrides(model: Model) -> list[str]:
     """The overrides that choose the network: its name and arguments, whatever conf/model says of it."""
     arguments = [for_shell(f"+model.kwargs.{key}={json.dumps(value)}") for key, value in model.kwargs.items()]
     switches = [f"model.{key}=true" for key in ("channels_last", "blur_pool") if vars(model)[key]]
+    switches += [] if model.bn_eps is None else [f"model.bn_eps={model.bn_eps}"]
     # Not model=NAME: conf/model/NAME.yaml may have other arguments in the version of tencrop that reads this card.
     return ["model=timm", f"model.name={model.name}", *arguments, *switches]
 

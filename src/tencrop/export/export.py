@@ -51,9 +51,10 @@ def export(source: ExportSource) -> Exported:
             write_mean_image(weights.metadata["mean_image"], folder / MEAN_IMAGE_FILE)
         write_network(network, file, format=source.format, preprocessing=written, name=config.model.name)
         # timm's configuration has one mean per channel: with it, timm would predict other classes and say nothing
-        if is_timms(network) and source.format == "safetensors" and "mean_image" not in written:
+        is_timm = is_timms(network, config.model)
+        if is_timm and source.format == "safetensors" and "mean_image" not in written:
             (folder / "config.json").write_text(timm_config(network, config, source.classes, written))
-        card = model_card(source, weights, results, written, is_timms=is_timms(network))
+        card = model_card(source, weights, results, written, is_timms=is_timm)
         (folder / "README.md").write_text(card, encoding="utf-8")
         # Listed here and not afterwards: the block's end renames the folder.
         names = sorted(path.name for path in folder.iterdir())

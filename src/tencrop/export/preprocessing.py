@@ -10,10 +10,9 @@ from typing import Any, cast
 from torch import nn
 
 from tencrop.config import Config
-from tencrop.config.schema import MEAN_IMAGES
+from tencrop.config.schema import MEAN_IMAGES, Model
 from tencrop.data.augmentation.color import mean_and_std
 from tencrop.data.augmentation.mean_image import array_sha256
-from tencrop.models.blur_pool import Blur
 
 
 def preprocessing_of_run(config: Config, metadata: dict[str, Any], source: str) -> dict[str, Any]:
@@ -36,10 +35,10 @@ def preprocessing_of_run(config: Config, metadata: dict[str, Any], source: str) 
     }
 
 
-def is_timms(network: nn.Module) -> bool:
-    """Whether timm alone builds the network: ours have no pretrained_cfg, and timm does not blur (model.blur_pool)."""
-    is_blurred = any(isinstance(module, Blur) for module in network.modules())
-    return bool(getattr(network, "pretrained_cfg", None)) and not is_blurred
+def is_timms(network: nn.Module, model: Model) -> bool:
+    """Whether timm alone builds the network from its name and arguments: ours have no pretrained_cfg."""
+    # timm neither blurs nor takes BatchNorm's epsilon for every network: it would load the weights and predict others.
+    return bool(getattr(network, "pretrained_cfg", None)) and not model.blur_pool and model.bn_eps is None
 
 
 def timm_config(network: nn.Module, config: Config, classes: Sequence[str], written: Mapping[str, Any]) -> str:

@@ -52,8 +52,8 @@ class BNInception(nn.Module):
 
     Figure 5 (appendix) is GoogLeNet with two 3 x 3 convolutions instead of each 5 x 5, three modules at 28 x 28,
     stride 2 in modules 3c and 4e, BatchNorm between every convolution and its nonlinearity, and a separable first
-    convolution with depth multiplier 8. Section 4.2.1 removes response normalization and dropout (`drop_rate`), read in
-    a lossy copy and from memory, unverified. That there are no auxiliary heads is our interpretation.
+    convolution with depth multiplier 8. Section 4.2.1 removes response normalization and dropout (`drop_rate`); we know
+    this section only from a lossy copy and from memory, unverified. No auxiliary heads: our interpretation.
 
     Figure 5 contradicts itself in 4c and 4d: "avg + 128" gives 608 maps where 576 are printed, and 1,056 after 4e where
     1,024 are. We follow the printed sums, with 96 projected maps, as does the authors' later code (tensorflow/models,
@@ -148,10 +148,10 @@ def normalized(num_inputs: int, num_outputs: int, kernel: int, *, activation: st
 class InceptionV3Aux(InceptionV3):
     """[N, 3, H, W] -> logits [N, K]; in training (logits, auxiliary logits of the last 17 x 17 maps), each [N, K].
 
-    timm's network with timm's names of weights: 23,834,568 parameters, and 3,326,696 in the auxiliary head, which is
-    used in training only and requires images of 299. The loss weights the head by `auxiliary_weight`. The default is
-    0.4, as in the authors' code (tensorflow/models, inception_model.py, read in a third party's copy); the paper
-    (Szegedy et al. 2016) prints none. The stem follows the same code, not the paper's table 1.
+    timm's network, with the same names in its state dict: 23,834,568 parameters, and 3,326,696 in the auxiliary head,
+    which is used in training only and requires images of 299. The loss weights the head by `auxiliary_weight`. The
+    default is 0.4, as in the authors' code (tensorflow/models, inception/inception_model.py); the paper (Szegedy et al.
+    2016) prints none. The stem follows the same code, not the paper's table 1.
     """
 
     def __init__(self, num_classes: int = 1000, *, auxiliary_weight: float = 0.4, **options):

@@ -186,7 +186,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _read_mean_image(path: Path, sha256: str, *, of: Path) -> Tensor:
-    remedy = f"copy it from the folder that export.py wrote, where it lies beside {of.name}"
+    remedy = "copy it from the folder that export.py wrote the weights into"
     if not path.is_file():
         raise UserError(f"{path}: there is no such file, but {of.name} needs its mean image; {remedy}")
     try:

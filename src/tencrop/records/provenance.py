@@ -254,7 +254,7 @@ def _hardware() -> Hardware:
     hardware: Hardware = {
         "host": socket.gethostname(),
         "system": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "num_cores": len(os.sched_getaffinity(0)),  # of this process, which may be fewer than the machine's
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": [gpu.name for gpu in properties],
@@ -274,7 +274,8 @@ def _allow_tf32() -> dict[str, bool]:
     return allow_tf32()
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's model name, as the kernel gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

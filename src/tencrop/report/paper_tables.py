@@ -13,11 +13,11 @@ from tencrop.files import atomic_write
 from tencrop.report.matching import match_runs
 from tencrop.report.table_html import table_page
 from tencrop.tables.lines import lines_of
-from tencrop.tables.reading import ERRORS, read_table, read_tables, with_bases
+from tencrop.tables.reading import ERRORS, chosen_tables, read_tables, with_bases
 from tencrop.tables.render import csv_table, latex_table, markdown_table, terminal_table
 from tencrop.text_tables import aligned
 
-ALL, TITLES = "all", "?"
+TITLES = "?"  # as a table's name: list them
 OUTPUT, HASHES = Path("report"), "tables/learning_hashes.json"  # where report.py writes by default; a cache within it
 DEFAULTS = (Path("runs"), Path("evaluations"))  # where train.py and evaluate.py write by default
 FORMATS = {"md": markdown_table, "csv": csv_table, "tex": latex_table, "html": table_page}
@@ -29,10 +29,9 @@ def report_tables(name: str, runs: Sequence[str], output: Path, folder: Path = E
     Runs and ensembles are searched in and below `runs`, by default in runs/ and evaluations/. Returns the exit code.
     """
     if name == TITLES:
-        _show([_titles(folder)])
+        show([_titles(folder)])
         return 0
-    tables = read_tables(folder) if name == ALL else [read_table(name, folder)]
-    paths = [Path(run) for run in runs] or [path for path in DEFAULTS if path.is_dir()]
+    tables, paths = chosen_tables(name, folder), places(runs)
     # the cache saves composing every row, which takes seconds for table=all
     out, broken, shown, written = output / "tables", list[UserError](), list[str](), list[Path]()
     check_writable(out / f"{name}.md", remedy="make room, or name another folder with output=DIR")
@@ -44,7 +43,7 @@ def report_tables(name: str, runs: Sequence[str], output: Path, folder: Path = E
         for suffix, render in FORMATS.items():
             written.append(out / f"{table.name}.{suffix}")
             atomic_write(written[-1], render(table, lines).encode())
-    _show([*shown, *(map(str, written) if len(tables) == 1 else [str(out)])])
+    show([*shown, *(map(str, written) if len(tables) == 1 else [str(out)])])
     for error in broken:  # after the table, where they are not scrolled away
         print(f"error: left out of the tables: {error}", file=sys.stderr)
     return 2 if broken else 0
@@ -56,7 +55,13 @@ def _titles(folder: Path) -> str:
     return "\n".join(aligned([(table.name, table.title) for table in tables], left=[0, 1]))
 
 
-def _show(texts: Sequence[str]) -> None:
+def places(runs: Sequence[str]) -> list[Path]:
+    """The folders in which runs and ensembles are searched."""
+    return [Path(run) for run in runs] or [path for path in DEFAULTS if path.is_dir()]
+
+
+def show(texts: Sequence[str]) -> None:
+    """Print texts, one below the other."""
     try:
         print("\n".join(texts), flush=True)
     except BrokenPipeError:  # `| head` has closed the pipe

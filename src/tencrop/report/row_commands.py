@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tencrop.cli.choices import CONF
 from tencrop.cli.command_line import hydra_word
@@ -14,24 +15,45 @@ from tencrop.report.row_runs import RunsOf
 from tencrop.tables.recipes import INIT
 from tencrop.tables.schema import Overrides, RowTraining
 
+if TYPE_CHECKING:
+    from tencrop.report.collect import Run
+
+
+def missing_chain(training: RowTraining, runs_of: RunsOf) -> list[RowTraining]:
+    """A training; before it, those that it starts from and that have no finished run, with its seed."""
+    if training.init is None or _runs(training.init, runs_of):
+        return [training]
+    source = replace(training.init, overrides=(*training.init.overrides, *_seed_word(training)))
+    return [*missing_chain(source, runs_of), training]
+
 
 def training_commands(training: RowTraining, runs_of: RunsOf, typed: Sequence[str]) -> list[Overrides]:
-    """Arguments of train.py for a training; before them, those for the runs that it starts from and that are missing.
+    """Arguments of train.py for each training of `missing_chain`.
 
-    It starts from the finished run with its own seed, or else from the one with the lowest seed. If no run of the
-    source is finished, the source is to be trained with the same seed, and its folder follows from its arguments and
-    from `typed`, what the user types besides.
+    A training starts from the finished run with its own seed, or else from the one with the lowest seed. Where the
+    source has yet to be trained, its folder follows from its arguments and from `typed`, what the user types besides.
     """
-    if training.init is None:
-        return [training.overrides]
-    seed = [word for word in training.overrides if word.startswith("seed=")]
-    runs = runs_of[training.init][1] if training.init in runs_of else ()
-    if runs:
-        source = next((run for run in runs if seed == [f"seed={run.seed}"]), runs[0])
-        return [(*training.overrides, hydra_word(INIT, _below_current_folder(source.folder)))]
-    before = training_commands(replace(training.init, overrides=(*training.init.overrides, *seed)), runs_of, typed)
-    folder = run_path(compose_training((*before[-1], *typed), CONF))
-    return [*before, (*training.overrides, hydra_word(INIT, folder))]
+    commands: list[Overrides] = []
+    for one in missing_chain(training, runs_of):
+        if one.init is None:
+            commands.append(one.overrides)
+            continue
+        if commands:
+            folder = run_path(compose_training((*commands[-1], *typed), CONF))
+        else:
+            runs = _runs(one.init, runs_of)
+            own = [run for run in runs if _seed_word(one) == [f"seed={run.seed}"]]
+            folder = _below_current_folder((own or runs)[0].folder)
+        commands.append((*one.overrides, hydra_word(INIT, folder)))
+    return commands
+
+
+def _runs(training: RowTraining, runs_of: RunsOf) -> Sequence[Run]:
+    return runs_of[training][1] if training in runs_of else ()
+
+
+def _seed_word(training: RowTraining) -> list[str]:
+    return [word for word in training.overrides if word.startswith("seed=")]
 
 
 def _below_current_folder(path: Path) -> Path:

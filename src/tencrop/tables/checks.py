@@ -61,7 +61,7 @@ _ROW = {
     "confidence?": _CONFIDENCE,
     "experiment?": (str, None),
     "overrides?": [str],
-    "init_from?": str,
+    "init_from?": (str, NotEmpty(str)),
     "cannot?": (str, None),
     "protocol?": object,
     "members?": NotEmpty({"row": str, "seeds?": Between(1, 100), "protocol?": object}),
@@ -200,6 +200,9 @@ def _check_origin(where: str, row: dict[str, Any], table: dict[str, Any]) -> Non
         raise UserError(f"{where}experiment={experiment}: there is no conf/experiment/{experiment}.yaml{near}")
     for override in row.get("overrides", []):
         _check_override(where, override)
+    source = row.get("init_from", [])
+    for override in source if isinstance(source, list) else []:
+        _check_override(f"{where}init_from: ", override)
     if "init_from" in row and overrides is None:
         raise UserError(f"{where}init_from: the row has no training that could start from a run; leave it out")
     if (model := row.get("model")) is not None:

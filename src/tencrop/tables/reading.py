@@ -24,6 +24,7 @@ from tencrop.tables.checks import PROTOCOL, cannot_of, model_of, overrides_of, r
 from tencrop.tables.schema import ErrorRow, ErrorTable, Member, RowProtocol, RowTraining
 
 ERRORS = CONF / "errors"
+ALL = "all"  # as a table's name: every table
 
 
 def table_names(folder: Path = ERRORS) -> list[str]:
@@ -42,6 +43,11 @@ def read_tables(folder: Path = ERRORS) -> list[ErrorTable]:
     """Read all tables."""
     reader = _Reader(folder)
     return [reader.table(name) for name in table_names(folder)]
+
+
+def chosen_tables(name: str, folder: Path = ERRORS) -> list[ErrorTable]:
+    """The table that table=NAME means: one, or with ALL every table."""
+    return read_tables(folder) if name == ALL else [read_table(name, folder)]
 
 
 def read_rows(references: Iterable[str], folder: Path = ERRORS) -> list[tuple[ErrorTable, ErrorRow]]:
@@ -149,6 +155,8 @@ class _Reader:
         overrides = overrides_of(row)
         if overrides is None or "init_from" not in row:
             return None if overrides is None else RowTraining(overrides)
+        if isinstance(row["init_from"], list):  # a training whose error the paper does not print, so it has no row
+            return RowTraining(overrides, RowTraining(tuple(row["init_from"])), " ".join(row["init_from"]))
         name, row_id, source = self.found(f"{where}init_from: ", table, row["init_from"])
         rows = (*after, f"{table}.{row['id']}")
         if f"{name}.{row_id}" in rows:

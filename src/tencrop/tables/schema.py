@@ -56,7 +56,7 @@ class RowTraining:
 
     overrides: Overrides  # arguments of train.py, without training.init.checkpoint
     init: RowTraining | None = None  # the training whose finished run it starts from; None: the seed draws all weights
-    init_row: str | None = field(default=None, compare=False)  # TABLE.ID of the row that names `init`
+    init_row: str | None = field(default=None, compare=False)  # `init` in short: TABLE.ID of its row, or arguments
 
 
 @dataclass(frozen=True)

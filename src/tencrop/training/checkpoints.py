@@ -48,7 +48,7 @@ class LoadedCheckpoint(NamedTuple):
 
 
 def latest_valid_checkpoint(run_dir: Path) -> LoadedCheckpoint | None:
-    """The run's last.ckpt, or previous.ckpt if last.ckpt is damaged, missing or of another run; None for a new run.
+    """The run's last.ckpt, or previous.ckpt if last.ckpt is damaged, missing or from another run; None for a new run.
 
     Raises UserError if there are checkpoints but none is valid.
     """
@@ -111,7 +111,7 @@ class AtomicCheckpointIO(CheckpointIO):
     """
 
     def __init__(self, found: LoadedCheckpoint | None = None):
-        self.found = found  # given to Lightning when it asks for this path, instead of reading the file again
+        self.found = found  # the checkpoint to resume from, already read; load_checkpoint returns it
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Raises OSError, for example for a full disk; the previous file is then unchanged."""
@@ -154,7 +154,7 @@ def _keep_previous(last: Path) -> None:
     previous.unlink(missing_ok=True)
     try:
         os.link(last, previous)
-    except OSError:  # a file system without hard links: until the next rename only previous.ckpt exists
+    except OSError:  # no hard links here: until the new last.ckpt is renamed into place, only previous.ckpt exists
         os.replace(last, previous)
 
 
@@ -181,9 +181,9 @@ class Checkpoints(Callback):
             self.interruption.stop(step)
 
     def on_validation_batch_end(self, trainer: Trainer, classifier: Any, *_: Any) -> None:
-        # A validation may take longer than the notice that a cluster gives before it kills a job. With several ranks
-        # the check waits until the end of the epoch: their numbers of batches differ, so a collective operation would
-        # hang.
+        # A cluster may kill the job before a long validation ends. Only with one rank, though: agreeing on it takes a
+        # collective operation, which would hang, because ranks have different numbers of validation batches. Several
+        # ranks check in on_train_epoch_end.
         if trainer.world_size == 1 and classifier.is_at_epoch_end and self.interruption.is_requested:
             self._save(trainer, classifier)
             self.interruption.stop(classifier.global_step)
@@ -201,8 +201,8 @@ class Checkpoints(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, classifier: Any, checkpoint: dict[str, Any]) -> None:
         if trainer.validating:
-            # Interrupted during a validation. Lightning would resume in the middle of it, but the sums of the first
-            # batches are not in the checkpoint: mark the validation as started with no batch done, so that it restarts.
+            # Interrupted during a validation. Lightning would resume it after the batches that are done, but the error
+            # counts of these are not in the checkpoint. Marked as started with no batch done, it starts again.
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
             progress["total"] |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
             progress["current"] |= {"ready": 0, "started": 0, "processed": 0, "completed": 0}

@@ -13,7 +13,7 @@ import shlex
 
 from tencrop.cli.command import command, overrides
 from tencrop.cli.command_line import keys_typed
-from tencrop.config import VisualizationConfig, own_keys, plain_config
+from tencrop.config import UserError, VisualizationConfig, own_keys, plain_config
 from tencrop.evaluation.targets import evaluation_targets
 from tencrop.records.redaction import redact_arguments
 
@@ -22,6 +22,8 @@ NEED_NO_RUN = ("architecture", "tradeoff")
 
 @command("visualization", VisualizationConfig)
 def main(config: VisualizationConfig) -> int:
+    if config.data.stage is not None:
+        raise UserError(f"data.stage={config.data.stage}: a figure needs few images and reads data.root; leave it out")
     plain = plain_config(config)
     # the rest of what a user types overrides the run's configuration
     typed = [word for word in overrides() if not keys_typed([word]) & own_keys(VisualizationConfig)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from tencrop.config.documents import read_json
 from tencrop.files import atomic_write
 
-FORMAT = "tencrop figure 1"  # the number changes if old records can no longer be read
+FORMAT = "tencrop figure 1"  # the number increases when new code can no longer read old records
 SHAPE = {
     "format": {FORMAT},
     "title": str,
@@ -29,8 +29,8 @@ class Record:
     caption: str
     model: str
     weights_sha256: str | None = None  # None: the figure shows no trained weights
-    command: str = ""  # that drew the figure
-    svg_sha256: str | None = None  # of the bytes of NAME.svg; earlier records have none
+    command: str = ""  # the command that drew the figure
+    svg_sha256: str | None = None  # of the bytes of NAME.svg; None in records of earlier versions
 
 
 def save_record(path: Path, record: Record) -> None:

@@ -1,6 +1,8 @@
 import gzip
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -30,10 +32,16 @@ def arrays() -> dict[str, np.ndarray]:
     return made
 
 
-def write(folder: Path, arrays: dict[str, np.ndarray], *, compressed: bool = True, **contents: bytes) -> Path:
-    """Write the four files; `contents` replaces the bytes of one, named without what follows its first two words."""
+def write(
+    folder: Path,
+    arrays: dict[str, np.ndarray],
+    *,
+    compressed: bool = True,
+    damaged: Mapping[str, bytes] = MappingProxyType({}),
+) -> Path:
+    """Write the four files; `damaged` replaces the bytes of one, named by its first two words."""
     for name, array in arrays.items():
-        content = contents.get("_".join(name.split("-")[:2]), idx(array))
+        content = damaged.get("-".join(name.split("-")[:2]), idx(array))
         file = folder / (f"{name}.gz" if compressed else name)
         file.write_bytes(gzip.compress(content) if compressed else content)
     return folder
@@ -89,26 +97,26 @@ def test_another_number_of_images_needs_consent(arrays, tmp_path):
 
 DAMAGED = {
     "labels in place of images": (
-        {"train_images": idx(np.zeros(50, np.uint8))},
+        {"train-images": idx(np.zeros(50, np.uint8))},
         r"train-images-idx3-ubyte\.gz: begins with 00000801, not with 00000803, as an idx file of images does",
     ),
-    "empty": ({"train_labels": b""}, "begins with nothing, not with 00000801, as an idx file of labels does"),
+    "empty": ({"train-labels": b""}, "begins with nothing, not with 00000801, as an idx file of labels does"),
     "truncated": (
-        {"t10k_images": idx(np.zeros((20, 28, 28), np.uint8))[:-1]},
+        {"t10k-images": idx(np.zeros((20, 28, 28), np.uint8))[:-1]},
         r"15,695 bytes, but its header of 20 x 28 x 28 values needs 15,696; download it again",
     ),
-    "a header cut off": ({"t10k_labels": bytes([0, 0, 8, 1, 0])}, "5 bytes, but its header of 0 values needs 8"),
-    "other images": ({"train_images": idx(np.zeros((50, 32, 32), np.uint8))}, "images of 32 x 32 pixels, but"),
-    "too few labels": ({"train_labels": idx(np.zeros(49, np.uint8))}, "49 labels for the 50 images of train-images"),
-    "letters": ({"t10k_labels": idx(np.arange(20, dtype=np.uint8))}, "a label is 19, but MNIST's are the digits"),
+    "a header cut off": ({"t10k-labels": bytes([0, 0, 8, 1, 0])}, "5 bytes, but its header of 0 values needs 8"),
+    "other images": ({"train-images": idx(np.zeros((50, 32, 32), np.uint8))}, "images of 32 x 32 pixels, but"),
+    "too few labels": ({"train-labels": idx(np.zeros(49, np.uint8))}, "49 labels for the 50 images of train-images"),
+    "letters": ({"t10k-labels": idx(np.arange(20, dtype=np.uint8))}, "a label is 19, but MNIST's are the digits"),
 }
 
 
 @pytest.mark.parametrize("case", DAMAGED)
 def test_damaged_files_are_refused(arrays, tmp_path, case):
-    contents, message = DAMAGED[case]
+    damaged, message = DAMAGED[case]
     with pytest.raises(UserError, match=message):
-        MnistSource(write(tmp_path, arrays, compressed=True, **contents), subset=True)
+        MnistSource(write(tmp_path, arrays, damaged=damaged), subset=True)
 
 
 @pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"x" * 10_000)[:-9]])

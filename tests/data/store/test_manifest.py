@@ -86,6 +86,16 @@ def test_unprepared_folder(tmp_path):
         open_split(tmp_path, "train", data="digits")
 
 
+def test_an_unprepared_folder_names_the_store_of_the_recipe(tmp_path, composed):
+    store = "data.store.mode=proportion data.store.max_side=500 data.store.quality=90 data.store.jpeg_fraction=0.5"
+    for experiment, words in (("ffcv_rn50", f" {store}"), ("resnet50", "")):
+        config = composed(f"experiment={experiment}")
+        with pytest.raises(UserError) as refusal:
+            read_manifest(tmp_path, config.data.name, store=config.data.store)
+        command = f"prepare.py data=imagenet data.source=FOLDER_OF_IMAGES{words} data.root={tmp_path}"
+        assert str(refusal.value).endswith(command)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", "not JSON", '{"format": "tencrop-data-0"}'])
 def test_foreign_manifest(tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)

@@ -22,20 +22,25 @@ MAX_SMALL_FILE_BYTES = 1 << 28  # limit for files that are decompressed whole in
 
 
 class Member(NamedTuple):
+    """A file in an archive."""
+
     name: str  # as in the archive, without a leading ./
     offset: int  # bytes from the start of the archive: of the content (tar), of the local header (zip)
     num_bytes: int
 
 
 def tar_members(path: Path, within: Member | None = None) -> Iterator[Member]:
-    """The files of an uncompressed tar, in its order. `within`: the member of it that is the tar to list instead.
+    """The files of an uncompressed tar, in the order of the archive.
+
+    within: a member of `path` that is itself a tar, whose files are listed instead. ImageNet's training archive holds a
+    tar for each class.
 
     Raises UserError for a truncated or damaged archive and for a member that is neither a file nor a folder.
     """
     size = path.stat().st_size
     start, end = (within.offset, within.offset + within.num_bytes) if within else (0, size)
     label = f"{path}, {within.name}" if within else str(path)
-    # A window of the file, so that the tar inside the tar is read in place instead of being extracted.
+    # _Window presents the inner tar as a file of its own, so it is read in place and not extracted.
     with open(path, "rb") as file:
         try:
             with tarfile.open(fileobj=_Window(file.fileno(), start, end), mode="r:") as archive:
@@ -74,7 +79,7 @@ def small_files(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
                     found[name] = content.read()
     except (tarfile.TarError, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the disk; gzip raises OSError without a number for damaged data
+            raise  # a disk error; for damaged data, gzip raises OSError without errno
         raise UserError(f"{path}: not a tar archive, or damaged ({error}); download it again") from error
     return found
 
@@ -92,7 +97,8 @@ def zip_members(path: Path) -> Iterator[Member]:
                     raise UserError(f"{path}: {entry.filename} is a link, a device or encrypted; refused")
                 if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise UserError(f"{path}: {entry.filename} is neither stored nor deflated; zip it again")
-                # Of the local header: its length may differ from that in the directory, so it is read with the member.
+                # The offset is that of the local header. Its length can differ from that of the entry in the central
+                # directory, so the content's offset is only known once the header itself has been read.
                 yield Member(entry.filename, entry.header_offset, entry.file_size)
     except zipfile.BadZipFile as error:
         raise UserError(f"{path}: not a zip archive, or truncated ({error}); download it again") from error

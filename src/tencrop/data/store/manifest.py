@@ -23,9 +23,12 @@ from typing import Any
 
 import numpy as np
 
+from tencrop.cli.choices import CONF
 from tencrop.cli.command_line import command_prefix, typed_word
-from tencrop.config import UserError
+from tencrop.config import StoreOptions, UserError
 from tencrop.config.documents import FILE_NAME, Between, NotEmpty, check_shape, read_json
+from tencrop.config.fields import as_typed
+from tencrop.config.yaml_files import read_yaml_file
 from tencrop.data.native.mapped import watch
 from tencrop.data.sources.imagenet_test_sets import TEST_SETS
 from tencrop.data.sources.source import (
@@ -97,15 +100,16 @@ _RUN_SPLIT = {key: _SPLIT[key] for key in ("num_samples", "source_fingerprint", 
 RUN_DATA_SHAPE = {"name": str, "classes": SHAPE["classes"], "splits": {"train": _RUN_SPLIT, "val": _RUN_SPLIT}}
 
 
-def read_manifest(root: str | Path, data: str = "imagefolder") -> dict[str, Any]:
+def read_manifest(root: str | Path, data: str = "imagefolder", *, store: StoreOptions | None = None) -> dict[str, Any]:
     """Read manifest.json of a prepared folder; if there is none, UserError with the command that prepares one.
 
-    `data` is the name of the data group (conf/data), for that command.
+    For that command: `data` is the name of the data group (conf/data), and `store` how the recipe wants them stored.
     """
     path = Path(root) / "manifest.json"
     folders = {"digits": "", "beton": " data.source=FOLDER_OF_BETON_FILES"}
     source = folders.get(data, " data.source=FOLDER_OF_IMAGES")
-    prepare = f"{command_prefix('prepare')} data={data}{source} {typed_word('data.root', root)}"
+    words = [f"data={data}{source}", *_store_words(data, store), typed_word("data.root", root)]
+    prepare = f"{command_prefix('prepare')} {' '.join(words)}"
     if not path.is_file():
         raise UserError(f"data.root={root}: holds no prepared data (no manifest.json); prepare it with: {prepare}")
     what, remedy = "a manifest of prepared data", f"delete {root} and run: {prepare}"
@@ -120,6 +124,18 @@ def read_manifest(root: str | Path, data: str = "imagefolder") -> dict[str, Any]
     if "sha256" in manifest and manifest["sha256"] != manifest_sha256(manifest):
         raise UserError(f"{path}: was changed or damaged after it was written; {remedy}")
     return manifest
+
+
+def _store_words(data: str, store: StoreOptions | None) -> list[str]:
+    """The options that differ from those of the data group, as typed."""
+    if store is None:
+        return []
+    stated = read_yaml_file(CONF / "data" / f"{data}.yaml")["store"]
+    return [
+        f"data.store.{key}={as_typed(value)}"
+        for key, value in dataclasses.asdict(store).items()
+        if value != stated.get(key)
+    ]
 
 
 def write_manifest(root: Path, manifest: dict[str, Any]) -> None:
