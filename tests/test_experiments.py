@@ -5,20 +5,17 @@ tests/tables/test_paper_tables.py composes the rows of conf/errors that name the
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from small_recipes import small_recipe
 from tencrop.cli.choices import CONF
 from tencrop.cli.recipes import recipe_models
-from tencrop.config import derive_batches, run_path
-from tencrop.config.schema import Distill
+from tencrop.config import derive_batches
 from tencrop.data.preparation.prepare import prepare
 from tencrop.data.store.manifest import read_manifest
 from tencrop.evaluation.evaluate import evaluate_run
@@ -26,7 +23,6 @@ from tencrop.models.factory import build_model
 from tencrop.training.fit import build, fit
 from tencrop.training.metric_rows import read_rows
 from training.runs import Fault
-from typed import layer_at
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if path.stem != "auto")
 RECIPES = [*(f"experiment={name}" for name in EXPERIMENTS), "model=resnet50"]
@@ -86,34 +82,6 @@ def rows_of(run_dir: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "images_per_s"} for row in rows]
 
 
-FINE_TUNED = {
-    "convnext_base_384": "convnext_base",
-    "convnext_large_384": "convnext_large",
-    "deit_base_distilled_patch16_384": "deit_base_distilled_patch16_224",
-    "deit_base_patch16_384": "deit_base_patch16_224",
-    "swin_base_patch4_window12_384": "swin_base_patch4_window7_224",
-    **{
-        f"vit_{size}_384": f"vit_{size}_224"
-        for size in ("base_patch16", "base_patch32", "large_patch16", "large_patch32")
-    },
-}
-
-
-@pytest.mark.parametrize("model", FINE_TUNED)
-def test_fine_tuning_starts_from_the_run_of_the_networks_own_recipe(model, composed):
-    """At the place where train.py leaves it, so that the command of an error table's row works, and finds its runs."""
-    assert composed(f"model={model}").training.init.checkpoint == str(run_path(composed(f"model={FINE_TUNED[model]}")))
-
-
-@pytest.mark.parametrize("model", ["tiny", "small", "base"])
-def test_a_distilled_deit_differs_from_the_plain_one_by_its_teacher(model, composed):
-    plain, distilled = (composed(f"model=deit_{model}{kind}_patch16_224") for kind in ("", "_distilled"))
-    assert distilled.training.distill == Distill("regnety_160-a5fe301d.pth", "regnety_160", "hard", 0.5)
-    training = dataclasses.replace(distilled.training, distill=Distill())
-    recipe = dataclasses.replace(distilled, model=plain.model, training=training, recipe=plain.recipe)
-    assert recipe == plain
-
-
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_header_tells_the_command(name):
     path = CONF / "experiment" / f"{name}.yaml"
@@ -122,11 +90,3 @@ def test_header_tells_the_command(name):
         assert any(f"python train.py experiment={model} " in path.read_text() for model in models)
     else:
         assert f"python train.py experiment={name}" in path.read_text() and f"name: {name}" in path.read_text()
-
-
-def test_the_new_last_layer_of_a_fine_tuned_vit_starts_at_0(composed):
-    """As in the authors' code, whose head has kernel_init zeros."""
-    config = composed("experiment=vit_384", "+model.kwargs.depth=1")
-    assert config.training.init.head == "new"
-    head = layer_at(build_model(config.model, num_classes=10), "head", nn.Linear)
-    assert all(not parameter.any() for parameter in head.parameters())
