@@ -48,8 +48,8 @@ def small_recipe(composed: Callable[..., Config], recipe: str, *, batch: int) ->
     """The words for train.py that reduce `recipe` ("experiment=NAME"): batches and groups of `batch` images."""
     config = composed(recipe)
     side, kwargs = next(found for pattern, found in SIZES.items() if re.match(pattern, config.model.name))
-    # Crops that grow start at half the size, and at 16 pixels torch's bfloat16 convolutions of a ResNet give other
-    # gradients in each run on a CPU, some of them NaN.
+    # Crops that grow start at half the size. At 16 pixels a ResNet's last stride meets maps of 1 x 1, where torch 2.15
+    # gives other bfloat16 weight gradients in each run on a CPU, some of them NaN.
     is_progressive = config.augmentation.progressive.start_size is not None
     size = min(2 * side if is_progressive else side, config.image_size)
     scale = size / config.image_size

@@ -3,6 +3,7 @@
 import pytest
 
 from tencrop.config import Batches, UserError, derive_batches, num_threads, num_workers
+from tencrop.config.launcher import PTY
 
 
 def layout(composed, *overrides):
@@ -65,12 +66,12 @@ SRUN |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
 
 @pytest.mark.parametrize(
     ("variables", "expected"),
-    [({}, 2), (SRUN, 5), (TORCHRUN, 1), (SRUN | TORCHRUN, 1), (SRUN | {"SLURM_JOB_NAME": "bash"}, 1)],
+    [({}, 2), (SRUN, 5), (TORCHRUN, 1), (SRUN | TORCHRUN, 1), (SRUN | {"SLURM_JOB_NAME": "bash", PTY: "0"}, 1)],
     ids=["no launcher", "srun", "torchrun in a batch job", "torchrun under srun", "train.py in an interactive job"],
 )
 def test_processes_share_the_cores_of_their_task_unless_srun_gave_each_its_own(monkeypatch, variables, expected):
     monkeypatch.setattr("tencrop.config.batches.num_granted_cores", lambda: 9)
-    for name in {*TORCHRUN, *SRUN, "SLURM_CPUS_PER_TASK"}:
+    for name in {*TORCHRUN, *SRUN, PTY, "SLURM_CPUS_PER_TASK"}:
         monkeypatch.delenv(name, raising=False)
     assert num_threads("auto") == 9 and num_threads("auto", 4) == 2 and num_threads("auto", 10) == 1
     for name, value in variables.items():

@@ -5,8 +5,8 @@ import pytest
 from tencrop.cli.choices import CONF
 from tencrop.config import UserError
 
-TABLES = ("sizes", "errors")  # printed tables, which compose no configuration
-GROUPS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name not in TABLES]
+OTHERS = ("sizes", "errors", "cluster")  # printed tables, which compose no configuration; what submit.py reads
+GROUPS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name not in OTHERS]
 NEEDS = {"model/timm": ["model.name=resnet18"], "schedule/plateau": ["training.minival_fraction=0.1"]}
 
 
