@@ -34,6 +34,8 @@ SIZES = ((96, 128), (128, 96), (64, 64), (120, 161), (75, 50), (240, 320), (33, 
 def signal_handlers() -> Iterator[None]:
     """train.py, where a test runs it in this process, leaves signals handled or ignored: not for the next test."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    # A shell that starts the tests with & makes them ignore Ctrl-C, and a test that waits for it would never end.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -23,7 +23,9 @@ def test_accuracies_become_errors(tmp_path) -> None:
     table = yaml.safe_load((CONF / "errors" / "swin.yaml").read_text())
     (tmp_path / "errors").mkdir()
     values = {"vgg_b": "76.5", "vgg_a": "70.25"}
-    table["rows"] = [{"id": id, "row": id, "model": id, "top1": printed} for id, printed in values.items()]
+    table["rows"] = [
+        {"id": id, "row": id, "model": id, "top1": printed, "cannot": "made up"} for id, printed in values.items()
+    ]
     (tmp_path / "errors" / "printed.yaml").write_text(yaml.safe_dump(table))
     path = tmp_path / "published.yaml"
     path.write_text("[{name: A, rows: [printed.vgg_b, printed.vgg_a]}]")
