@@ -97,7 +97,7 @@ def measure_write(folder: Path) -> float:
         with open(path, "xb", buffering=0) as file:
             for _ in range(WRITTEN_BYTES // BLOCK_BYTES):
                 file.write(block)
-            # Without it, the speed of memory would be measured. Checkpoints are synced as well (training/checkpoints.py).
+            # Without it, the speed of memory would be measured. Checkpoints are synced as well.
             os.fsync(file.fileno())
         return WRITTEN_BYTES / (time.perf_counter() - start)
     finally:
