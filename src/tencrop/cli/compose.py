@@ -64,6 +64,8 @@ class _Loader(RecipeLoader):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
+        # The steps of Hydra's own method, without those for the section `hydra`. The method is private: a version
+        # after 1.3, which pyproject.toml excludes, may need other steps.
         parsed, files = self._parse_overrides_and_create_caching_repo(config_name, overrides)
         self.validate_sweep_overrides_legal(parsed, run_mode, from_shell)
         found = create_defaults_list(files, config_name, parsed, prepend_hydra=False, skip_missing=False)
@@ -110,5 +112,6 @@ def _drop_hydra(loaded: ConfigResult) -> None:
 
 def sweep_jobs(words: Sequence[str]) -> list[list[str]]:
     """The words of each run of `python train.py -m WORDS`; without a sweep in them, these words."""
+    # Hydra's own splitting, so that commas within brackets and quotes are no sweep here either.
     batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(list(words)), None)
     return [list(job) for batch in batches for job in batch]

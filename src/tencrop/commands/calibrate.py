@@ -90,6 +90,7 @@ def _checked(config: EvaluateConfig, overrides: Sequence[str]) -> list[str]:
         raise UserError(f"weights_dir={config.weights_dir}: is for table={TABLE}; give both, or leave it out")
     if not Path(config.weights_dir or "").is_dir():
         raise UserError(f"weights_dir={config.weights_dir}: there is no such folder")
+    # This command's own keys mean nothing to compose_training, which knows those of train.py.
     typed = [word for word in overrides if not keys_typed([word]) & own_keys(EvaluateConfig)]
     for word in typed:
         if not all(key.partition(".")[0] in ALLOWED for key in keys_typed([word])):

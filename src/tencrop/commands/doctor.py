@@ -24,11 +24,13 @@ def main(config: DoctorConfig) -> int:
 
     close_at_ctrl_c()
     findings = examine(plain_config(config))
+    # The findings, and so the exit code, are the first process's; srun returns the highest of its tasks.
     if not is_first_process():
         return 0
     failed = [finding for finding in findings if finding.state == "error"]
     if config.json:
         states = {"is_ready": not failed, "findings": [dataclasses.asdict(finding) for finding in findings]}
+        # json.dumps escapes control characters itself; the text below needs `printable`.
         print(json.dumps(states, indent=1))
     else:
         print("\n".join(map(printable, lines(findings))))

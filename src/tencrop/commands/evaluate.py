@@ -85,6 +85,7 @@ def staged_targets(targets: Sequence[EvaluationTarget]) -> Iterator[list[Evaluat
     from tencrop.data.preparation.stage import staged
 
     with contextlib.ExitStack() as copies:
+        # Only val: the training images are most of the store, and nothing here reads them.
         roots = [copies.enter_context(staged(target.config.data, ["val"])) for target in targets]
         yield [
             replace(target, config=replace(target.config, data=data))
@@ -99,6 +100,7 @@ def _average_scores(config: EvaluateConfig, files: Sequence[str]) -> int:
     from tencrop.evaluation.results import print_results
 
     close_at_ctrl_c()
+    # Averaging needs no other rank, so a launcher's further processes have nothing to do.
     if is_first_process():
         joint = evaluate_scores(plain_config(config), paths)
         print_results([joint.result])

@@ -110,6 +110,7 @@ def _evaluate(pending: Sequence[Pending], config: Config, typed: Sequence[str]) 
 
 def _evaluated(one: Pending, config: Config, typed: Sequence[str]) -> dict[str, Any]:
     """Make one evaluation; returns the content of its result.json."""
+    # An average of saved scores takes seconds; evaluating the members again would take minutes each.
     if one.scores:
         from tencrop.evaluation.evaluate import evaluate_scores
 
@@ -122,6 +123,7 @@ def _evaluated(one: Pending, config: Config, typed: Sequence[str]) -> dict[str, 
         # A member at a time, because members of one ensemble may have different protocols.
         for target in evaluation_targets(replace(config, checkpoint=str(path)), [*typed, *protocol])
     ]
+    # As if typed one by one: an error of this evaluation is one line, and the next one starts.
     check_targets(targets)
     return evaluate_and_track(targets)[-1].result
 
@@ -141,6 +143,7 @@ def _print_remaining(
 
     The command of a run that others start from is printed once, before them.
     """
+    # A table may lack 60 rows for one reason: a line for each would bury the commands.
     groups: dict[tuple[str | None, tuple[RowTraining, ...]], list[str]] = {}
     for one in remaining:
         groups.setdefault((one.reason, one.trainings), []).append(one.label)
@@ -150,6 +153,7 @@ def _print_remaining(
         order = ", after the run that it starts from" if any(len(chain) > 1 for chain in chains) else ""
         lines.append(f"not evaluated: {'; '.join(labels)}: {reason or 'train first'}{order}")
         sources = [words for chain in chains for words in chain[:-1] if words not in printed]
+        # A dict, since the order counts: the run that others start from comes first.
         commands = dict.fromkeys([*sources, *(chain[-1] for chain in chains)])
         for words in commands:
             lines.append(f"    {' '.join([command_prefix('train'), *map(for_shell, (*words, *typed))])}")

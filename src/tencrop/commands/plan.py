@@ -27,6 +27,7 @@ COMPETING = 1.2  # together this much slower than the slower one alone: loader a
 def plan(config: Config, batches: Batches, manifest: dict[str, Any]) -> int:
     """Measure and print. Only the time per step is kept, in runs/plans: no run folder, no tracker."""
     path = probe_file(Path(config.runs), recipe_hash(config), _device_kind(config), batches.num_devices)
+    # Before the measurement: a full disk should not cost the user that minute.
     check_writable(path, remedy="make room, or name another folder with runs=DIR")
     print("plan: measuring for about a minute", flush=True)
     measured = probe(config, batches=batches, manifest=manifest)
@@ -70,6 +71,7 @@ def _measurements(config: Config, batches: Batches, measured: Probe) -> list[str
 
 
 def _conclusions(config: Config, batches: Batches, measured: Probe, manifest: dict[str, Any]) -> list[str]:
+    # `both` and not the slower of the two alone, because loader and step may compete for the cores.
     epoch_s, total_s = (steps * measured.both.seconds for steps in (measured.steps_per_epoch, measured.total_steps))
     # Not training.epochs, which is null for a budget in steps and ignores max_steps.
     num_epochs = measured.total_steps / measured.steps_per_epoch
@@ -133,6 +135,7 @@ def _devices_table(config: Config, batches: Batches, measured: Probe) -> list[st
 
 def _can_share(config: Config, num_devices: int) -> bool:
     # derive_batches is the only judge: divisibility of the global batch, of BatchNorm groups and of mixing groups.
+    # One node, since the number of nodes does not change how a batch is shared.
     hardware = dataclasses.replace(config.hardware, devices=num_devices, nodes=1)
     try:
         derive_batches(dataclasses.replace(config, hardware=hardware))
@@ -175,8 +178,10 @@ def _device_name(config: Config) -> str:
 
 def _device_kind(config: Config) -> str:
     """The name under which a measurement is kept: of the GPU, or of the processor with its number of cores."""
+    # Without the host's name: it is to match on every node of a cluster.
     if accelerator_of(config.hardware) == "gpu":
         return torch.cuda.get_device_name()
+    # The cores are part of the name: a CPU's time per step depends on how many of them were granted.
     return f"{cpu_name()}, {_counted(num_granted_cores(), 'core')}"
 
 

@@ -39,15 +39,19 @@ def requeue(words: Sequence[str], job: str) -> bool:
     It may if a checkpoint was written since the last decision for this job, or otherwise up to MAX_WITHOUT_PROGRESS
     times in a row. Raises UserError if the words do not compose.
     """
+    # -m and the like are for Hydra; no override begins with a dash.
     jobs = sweep_jobs(check_words([word for word in words if not word.startswith("-")], Config))
     configs = [compose_training(one, CONF) for one in jobs]
     runs = Path(expand_home(configs[0].runs))
     state = runs / FOLDER / f"{job}.json"
+    # SLURM keeps the number of a requeued job, so the file of this number has the decisions before.
     before: dict[str, Any] = {"checkpoints": [], "num_without_progress": 0}
     if state.exists():
         before = json.loads(state.read_text())
+    # Of all runs, since a sweep trains one after the other: a new checkpoint of any of them is progress.
     checkpoints = [_written(runs / run_path(config).relative_to(config.runs)) for config in configs]
     num_without = 0 if checkpoints != before["checkpoints"] and any(checkpoints) else before["num_without_progress"] + 1
+    # Counted before the answer: a job that is killed in between must not start afresh with three attempts.
     state.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(state, json.dumps({"checkpoints": checkpoints, "num_without_progress": num_without}).encode())
     if num_without == 0:
@@ -61,12 +65,14 @@ def requeue(words: Sequence[str], job: str) -> bool:
 
 def _written(run_dir: Path) -> int:
     """When the run's last checkpoint was written, in ns since 1970; 0 if there is none."""
+    # The time of the file and not the step in it: reading that would import torch, which takes seconds.
     last = run_dir / "checkpoints" / "last.ckpt"
     return last.stat().st_mtime_ns if last.exists() else 0
 
 
 def main() -> int:
     try:
+        # In an array, SLURM_JOB_ID is each task's own number, so every seed has attempts of its own.
         return 0 if requeue(sys.argv[1:], os.environ["SLURM_JOB_ID"]) else 1
     except UserError as error:
         message = str(error)

@@ -44,6 +44,8 @@ def main(words: list[str] | None = None) -> None:
     typed = sys.argv[1:] if words is None else words
     found = [match for word in typed if (match := SEVERAL_SEEDS.fullmatch(word))]
     seeds = tuple(map(int, found[-1][1].split(","))) if found else ()
+    # Rewritten before Hydra reads the words: it refuses a list of seeds without -m. One seed stands for all, because
+    # it changes nothing that is checked before submission.
     single = [f"seed={seeds[0]}" if SEVERAL_SEEDS.fullmatch(word) else word for word in typed]
     command("submit", SubmitConfig)(partial(_submit, seeds=seeds))(single)
 
@@ -64,6 +66,7 @@ def _submit(config: SubmitConfig, seeds: Sequence[int]) -> int:
 
         return evaluate_table(EvaluateConfig(**vars(plain_config(config)), table="?"), [])
     check_hardware(config.hardware)
+    # A dry run works on any machine, so that a job can be read before one logs in to the cluster.
     if not config.dry_run:
         check_sbatch()
     typed = [word for word in overrides() if not _is_own(word)]
@@ -92,6 +95,7 @@ def _submit_table(config: SubmitConfig, typed: Sequence[str], seeds: Sequence[in
     evaluate = EvaluateConfig(**vars(plain_config(config)), table=config.table)
     check_words(evaluate, typed)
     _, remaining, runs_of = plan_tables(evaluate)
+    # Seeds of a recipe become one array: one snapshot, one log pattern and one scancel for all of them.
     by_recipe: dict[tuple[str, ...], list[Config]] = {}
     # Where a training starts from another run, only the first that is missing: a job cannot name weights before they
     # exist.
@@ -108,6 +112,7 @@ def _submit_table(config: SubmitConfig, typed: Sequence[str], seeds: Sequence[in
     numbers = _submit_jobs(config, trainings, stop_at_active=False)
     if later := len({words for chain in chains for words in chain[1:]}):
         print(f"{later} more start from these runs: submit the table again when they have ended")
+    # After the user's words, which hardware=gpu8 may be among: eight devices are for the trainings.
     one = [] if config.hardware.devices * config.hardware.nodes == 1 else ["hardware.devices=1", "hardware.nodes=1"]
     job = Job(
         name=f"table-{config.table}",
@@ -137,6 +142,7 @@ def _submit_jobs(config: SubmitConfig, trainings: Sequence[Training], *, stop_at
 
     stop_at_active: raise UserError for a run that has a job.
     """
+    # Read once for all jobs: an edit while 60 of them are submitted must not give them different code.
     files, numbers = snapshot_files(cluster_script(config.cluster)), []
     for training in trainings:
         runs = []
@@ -151,6 +157,8 @@ def _submit_jobs(config: SubmitConfig, trainings: Sequence[Training], *, stop_at
                 print(f"{run_path(run)}: job {number} trains it, not submitted again")
                 numbers.append(number)
         if runs:
+            # By all configurations and not by the runs that are left: the words have no seed, so even a single run gets
+            # its own from the index in the array.
             is_array = len(training.configs) > 1
             folder = run_path(runs[0]).parent if is_array else run_path(runs[0])
             job = Job(

@@ -45,6 +45,7 @@ def main(config: Config) -> int:
     # These checks need neither torch nor timm, so a mistake is reported in under a second.
     check_one_protocol(overrides())
     if config.plan:
+        # A plan measures one device; under a launcher, every rank would do so and print its own.
         check_one_process()
     else:
         check_launch(config.hardware)
@@ -55,6 +56,7 @@ def main(config: Config) -> int:
     check_data(config, manifest)
     check_store(config, manifest)
     check_preparation(config, manifest, keys_typed(overrides()))
+    # Called for its errors alone: the file itself is read when torch is there.
     source_file(config.training.init, run_path(config))
     if config.training.distill.teacher is not None and not is_complete(run_path(config)):
         teacher_file(config.training.distill)
@@ -114,11 +116,13 @@ def _train(
         if fit_result is None:
             logger = build_logger(config, run_dir)
             fit_result = fit(data, classifier, run_dir=run_dir, logger=logger, callbacks=[InputImages()])
+        # Recorded before the final evaluation: if that is killed, the same command only evaluates.
         hashes = {"weights_sha256": fit_result.weights_sha256, "ema_sha256": fit_result.ema_sha256}
         if warning := finish(run_dir, status=fit_result.status, **hashes):
             print(warning, file=sys.stderr)
         result = None
         if fit_result.status == "complete":
+            # Evaluated within launch_ranks, because the ranks share the images of the evaluation.
             result = evaluate_run(
                 local, manifest=manifest, checkpoint=fit_result.checkpoint, out=run_dir / "predictions"
             )

@@ -50,6 +50,7 @@ def watch_ranks(store: Store, rank: int, num_ranks: int) -> Iterator[None]:
             yield
     except BaseException as error:
         if is_lost_connection(error):
+            # Does not return. This rank is a victim: an exit code of its own would hide that of the rank that failed.
             watcher.explain(error)
         watcher.finish(f"{(code := exit_code_of(error))} rank {rank} ended with exit code {code}; see its message")
         raise
@@ -91,6 +92,7 @@ class _Watcher:
         self.ending = threading.Lock()  # never released: the thread that acquires it decides how this process ends
         self.wakeup_reader, self.wakeup_writer = os.pipe()
         os.set_blocking(self.wakeup_writer, False)
+        # Daemons: neither thread may keep a process alive whose main thread has ended.
         self.exchanging = threading.Thread(target=self._exchange, daemon=True)
         self.exchanging.start()
         threading.Thread(target=self._count, daemon=True).start()
@@ -130,6 +132,7 @@ class _Watcher:
                 if self.is_leaving.is_set():
                     self._leave()
                     return
+                # The number makes each beat a new text. Others compare texts, not times: clocks differ between nodes.
                 self.store.set(f"beat {self.rank}", f"{number} {name}")
                 self._read_beats()
                 if self.store.check([VERDICT]):
@@ -150,17 +153,20 @@ class _Watcher:
     def _read_beats(self) -> None:
         for rank, before in self.beats.items():
             key = f"beat {rank}"
+            # check first: get would block until the key exists, and a rank that has not come yet has none.
             if self.store.check([key]) and (beat := self.store.get(key).decode()) != before:
                 self.beats[rank], self.silent_ticks[rank] = beat, 0
 
     def _count(self) -> None:
         limit = SILENT_TICKS
         while not self.is_leaving.is_set():
+            # A wait for signals that is the clock as well. One that a signal cuts short is no tick, hence `continue`.
             if select.select([self.wakeup_reader], [], [], TICK_S)[0]:
                 if signal.SIGTERM in os.read(self.wakeup_reader, 1024):
                     limit = SILENT_TICKS_AFTER_SIGTERM
                 continue
             for rank, beat in self.beats.items():
+                # A rank that has left the block is silent by right.
                 self.silent_ticks[rank] += beat != DONE
                 if self.silent_ticks[rank] >= limit:
                     who = beat.partition(" ")[2] or f"rank {rank}"
@@ -170,6 +176,7 @@ class _Watcher:
         """End this process, even if its main thread is blocked in a collective operation."""
         self.ending.acquire()
         print(f"rank {self.rank}: {reason}" + (f"; {MESSAGE}" if code == INTERRUPTED else ""), file=sys.stderr)
+        # os._exit flushes nothing. sys.exit would end only this thread, and the main thread may wait for a silent node.
         sys.stdout.flush()
         sys.stderr.flush()
         if self.rank == 0:

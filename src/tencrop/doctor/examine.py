@@ -44,6 +44,8 @@ def examine(config: Config) -> list[Finding]:
     local = judge_launch(config.hardware)
     found = launched()
     num_ranks = 1 if local[0].state == "error" else config.hardware.devices
+    # Under a launcher, what it started and not what the configuration asks for: a collective waits for every
+    # rank that exists.
     if found is not None:
         num_ranks = found.num_processes
     local_rank = cluster_environment().local_rank()
@@ -52,6 +54,7 @@ def examine(config: Config) -> list[Finding]:
     else:
         local = []  # a rank repeats what the first one of its node says
     try:
+        # The findings are gathered inside the block: at its end the process group is gone.
         with launch_ranks(num_ranks), process_group(num_ranks):
             local += _examine_together(config, local_rank)
             by_host: dict[str, list[Finding]] = {}
@@ -88,15 +91,19 @@ def _examine_job(config: Config) -> list[Finding]:
 def _examine_together(config: Config, local_rank: int) -> list[Finding]:
     """What all ranks measure at the same time. Every rank makes the same calls of `gather`, whatever it finds."""
     is_gpu = accelerator_of(config.hardware) == "gpu" and torch.cuda.is_available()
+    # min: a GPU that is missing is a finding of judge_gpus already, and set_device would raise for it.
     device = torch.device("cuda", min(local_rank, torch.cuda.device_count() - 1)) if is_gpu else torch.device("cpu")
     if is_gpu:
         torch.cuda.set_device(device)
+    # From the process group: hardware.devices is another number where judge_launch has found an error.
     num_ranks, host = len(gather(None)), node_name()
     together = [
         *judge_all_reduce(measure_all_reduce(device), num_ranks=num_ranks, is_gpu=is_gpu),
         *judge_clocks(measure_clocks(host)),
     ]
     rates: list[tuple[float, float]] = []
+    # A rank that fails here still reaches the gather below. If it left out that collective, the others would wait
+    # for it until TIMEOUT.
     problems = attempt("loader", lambda: rates.append(_rates(config, device)) or [])  # type: ignore[func-returns-value]
     of_node: list[tuple[float, float]] = [
         rate for other, theirs in gather((host, rates)) if other == host for rate in theirs
@@ -104,6 +111,7 @@ def _examine_together(config: Config, local_rank: int) -> list[Finding]:
     if local_rank > 0:
         return problems
     found = together if is_first_process() else []
+    # All ranks of a node measure at once and share its cores and its disk, so their rates add up.
     per_node = sum(loader for loader, _ in of_node)
     if not problems:
         slowest, name = min(rate for _, rate in of_node), "a GPU" if is_gpu else "the CPU"
@@ -113,11 +121,13 @@ def _examine_together(config: Config, local_rank: int) -> list[Finding]:
 
 def _rates(config: Config, device: torch.device) -> tuple[float, float]:
     """Images per second of this process's loader, and of its device."""
+    # The checks of train.py, so that its messages come now and not at the start of the training.
     check_has_training_split(config.data.name)
     batches = derive_batches(config)
     manifest: dict[str, Any] = read_manifest(config.data.root, config.data.name)
     check_data(config, manifest)
     check_store(config, manifest)
+    # One after the other: at the same time, each would measure how it is slowed down by the other.
     loader = loader_images_per_s(config, batches)
     of_device = device_images_per_s(config, batches, num_classes=len(manifest["classes"]), device=device)
     return loader, of_device
@@ -134,6 +144,7 @@ def _examine_stage(data: Data, manifest: dict[str, Any]) -> list[Finding]:
 def _examine_reads(config: Config, loader_per_s: float | None) -> list[Finding]:
     manifest: dict[str, Any] = read_manifest(config.data.root, config.data.name)
     split = open_split(config.data.root, next(iter(manifest["splits"])), data=config.data.name)
+    # In a job, --mem (in MiB) bounds the page cache too, because the cgroup counts it; the node's memory does not.
     memory = int(os.environ.get("SLURM_MEM_PER_NODE") or 0) * 2**20 or available_memory()
     stage = attempt("stage folder", lambda: _examine_stage(config.data, manifest)) if config.data.stage else []
     return stage + judge_reads(measure_reads(split), loader_images_per_s=loader_per_s, memory_bytes=memory)

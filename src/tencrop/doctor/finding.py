@@ -40,6 +40,7 @@ def attempt(check: str, examine: Callable[[], Sequence[Finding]]) -> list[Findin
     """The findings of `examine`; an error finding if it raises what a user's input or disk explains."""
     try:
         return list(examine())
+    # Nothing wider than these two: a bug in a check must show its traceback, and must not look like a bad machine.
     except UserError as problem:
         text, _, remedy = str(problem).partition("; ")  # the order of every UserError: what is wrong; what to do
         return [error(check, text, remedy or "correct it, and run doctor.py again")]
@@ -53,11 +54,13 @@ def merged(findings_of: Mapping[str, Sequence[Finding]]) -> list[Finding]:
 
     Adds an error for a check of MUST_AGREE whose text differs between the hosts.
     """
+    # A Finding is frozen and therefore hashable: what 100 nodes find alike becomes one key, and one line.
     hosts: dict[Finding, list[str]] = {}
     for host, findings in findings_of.items():
         for finding in findings:
             hosts.setdefault(finding, []).append(host)
     found = [replace(finding, hosts=tuple(names)) for finding, names in hosts.items()]
+    # Only of "ok" findings, which every node has once; a warning below it may concern one node alone.
     for check in MUST_AGREE:
         if len({finding.text for finding in found if finding.check == check and finding.state == "ok"}) > 1:
             found.append(error(check, "differ between the nodes", "start the same environment on every node"))

@@ -34,11 +34,14 @@ class Limits:
 
 
 def read_limits() -> Limits:
+    # The soft limits, here and below: they are what fails, and nothing in training raises them to the hard ones.
     locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     return Limits(
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         locked_bytes=None if locked == resource.RLIM_INFINITY else locked,
+        # Free and not total: segments of killed jobs stay in /dev/shm until someone removes them.
         free_shared_bytes=shutil.disk_usage(SHARED).free if SHARED.is_dir() else None,
+        # The folder exists wherever the kernel module is loaded, also without a card.
         has_infiniband=INFINIBAND.is_dir() and any(INFINIBAND.iterdir()),
     )
 
@@ -48,6 +51,7 @@ def judge_limits(limits: Limits, *, num_local_ranks: int, is_gpu: bool, loader: 
     return [
         _open_files(limits.open_files),
         _locked_memory(limits.locked_bytes, needed=limits.has_infiniband and is_gpu),
+        # torch's workers hand over every batch through /dev/shm, on a single rank too.
         _shared_memory(limits.free_shared_bytes, needed=(is_gpu and num_local_ranks > 1) or loader == "torch"),
     ]
 
@@ -65,6 +69,7 @@ def _locked_memory(limit: int | None, *, needed: bool) -> Finding:
     if limit is None or not needed:
         return ok("locked memory", text + ("" if needed else ", not needed without InfiniBand"))
     remedy = "ulimit -l unlimited; under SLURM, LimitMEMLOCK=infinity of slurmd"
+    # Any limit gets at least a warning: the need grows with peers and channels, so no number suffices for all jobs.
     is_few = limit < FEW_LOCKED_BYTES
     return (error if is_few else warning)("locked memory", f"{text}, and InfiniBand registers memory", remedy)
 

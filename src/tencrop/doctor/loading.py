@@ -36,17 +36,21 @@ def device_images_per_s(config: Config, batches: Batches, *, num_classes: int, d
     layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
     network = build_model(config.model, num_classes=num_classes).to(device).to(memory_format=layout)
     batch = batches.micro_batch if device.type == "cuda" else min(batches.micro_batch, MAX_CPU_BATCH)
+    # Random pixels do: the time of a step depends on shapes and layout, and the loader is measured by itself.
     images = torch.randn(batch, 3, config.image_size, config.image_size, device=device).to(memory_format=layout)
     labels = torch.zeros(batch, dtype=torch.int64, device=device)
     start = time.perf_counter()
     for number in range(WARM_UP_STEPS + MAX_STEPS):
         if number == WARM_UP_STEPS:
             start = _now(device)
+        # The host's clock, which runs ahead of a GPU's kernels. So MAX_STEP_S is only approximate; the rate is not,
+        # because _now waits before the division.
         elif number > WARM_UP_STEPS and time.perf_counter() - start > MAX_STEP_S:
             break
         with torch.autocast(device.type, torch.bfloat16, enabled=config.training.precision == "bf16"):
             logits = network(images)
             loss = cross_entropy(logits[0] if isinstance(logits, tuple) else logits, labels)
+        # Nobody reads the gradients, so they add up from step to step: zeroing them would be one more pass to time.
         loss.backward()
     else:  # no break: the last step counts too
         number += 1
@@ -63,6 +67,7 @@ def judge_loader(loader_per_s: float, device_per_s: float, *, config: Config, de
     )
     if num_fed >= num_devices:
         return [ok("loader", text)]
+    # Linear in the cores, as train.py plan=true assumes: each thread decodes images of its own.
     num_cores = math.ceil(num_devices * threads * num_devices / num_fed)
     remedy = (
         f"request {num_cores} cores a node, or store smaller or raw images"
@@ -73,5 +78,6 @@ def judge_loader(loader_per_s: float, device_per_s: float, *, config: Config, de
 
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
+        # Kernels run asynchronously: without this, the time of launching them would be measured.
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -26,6 +26,8 @@ SLOW_GPU_BYTES_PER_S = 8e9
 # On CPUs a step takes seconds, so only a network below half of gigabit Ethernet gets a warning. Two ranks that share
 # two busy cores still reach 0.15 GB/s (python doctor.py hardware=ddp_cpu2).
 SLOW_CPU_BYTES_PER_S = 5e7
+# torch waits for 30 minutes (gloo) or 10 (NCCL), too long to learn that a port is closed. But a rank with few cores may
+# need a minute more than another for its loader and its first steps.
 TIMEOUT = datetime.timedelta(minutes=5)
 # Below a second, times in logs and trackers of two nodes can be compared. At 300 s, munge rejects SLURM's messages.
 CLOCKS_DIFFER_S, CLOCKS_TOO_FAR_S = 1.0, 300.0
@@ -42,6 +44,7 @@ def process_group(num_ranks: int) -> Iterator[None]:
     # Without srun or torchrun, this program started all ranks on one machine, so the local rank is the global one.
     rank = int(os.environ["LOCAL_RANK"]) if launched() is None else environment.global_rank()
     address = f"tcp://{environment.main_address}:{environment.main_port}"
+    # gloo on GPUs too: gather sends Python objects, which over NCCL would go through the GPU's memory.
     dist.init_process_group("gloo", address, rank=rank, world_size=num_ranks, timeout=TIMEOUT)
     try:
         yield
@@ -63,11 +66,15 @@ def measure_all_reduce(device: torch.device) -> tuple[float, float] | None:
     if not dist.is_initialized():
         return None
     num_ranks = dist.get_world_size()
+    # A group of its own, so that the clocks below can be compared without NCCL.
     group: Any = dist.new_group(backend="nccl", timeout=TIMEOUT) if device.type == "cuda" else None
+    # Rank r contributes r + 1: with equal values, a rank counted twice in place of another would go unnoticed.
     expected = num_ranks * (num_ranks + 1) / 2
     for number in range(WARM_UP + ROUNDS):
         if number == WARM_UP:
             start = time.perf_counter()
+        # A new tensor in each round, because all_reduce works in place and would add up sums. Filling it is timed too,
+        # which is little beside the transfer.
         values = torch.full((GRADIENT_BYTES // 4,), float(dist.get_rank() + 1), device=device)
         dist.all_reduce(values, group=group)
     worst = (values - expected).abs().max().item() / expected  # waits for the device
@@ -83,6 +90,7 @@ def judge_all_reduce(measured: tuple[float, float] | None, *, num_ranks: int, is
     if measured is None:
         return [ok("all-reduce", "one process, which needs none")]
     seconds, worst = measured
+    # No tolerance: whole numbers this small are exact in float32, in whatever order they are added.
     if worst > 0:
         text = f"the sum over {num_ranks} ranks is wrong by {worst:.1%}"
         return [error("all-reduce", text, "run nccl-tests on these nodes, and leave out the one that fails")]
@@ -106,7 +114,9 @@ def measure_clocks(host: str) -> dict[str, float]:
     """
     rounds = []
     for _ in range(CLOCK_ROUNDS if dist.is_initialized() else 0):
+        # Without it, the clocks would be read as far apart in time as the ranks arrive here.
         dist.barrier()
+        # The wall clock, which is what logs show; perf_counter starts anywhere on each node.
         clocks = dict(gather((host, time.time())))
         first = next(iter(clocks.values()))
         rounds.append({name: clock - first for name, clock in clocks.items()})

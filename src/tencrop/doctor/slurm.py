@@ -26,6 +26,7 @@ def judge_slurm(variables: Mapping[str, str], hardware: Hardware, *, num_cores: 
     """num_cores: of this process's affinity mask and quota."""
     if "SLURM_JOB_ID" not in variables:
         return [ok("slurm", "not in a job")]
+    # A job has dozens of variables. These say what a training gets, and fit on a line.
     names = ("JOB_ID", "JOB_PARTITION", "JOB_NODELIST", "NTASKS", "CPUS_PER_TASK", "GPUS_ON_NODE", "MEM_PER_NODE")
     given = [f"SLURM_{name}={variables[f'SLURM_{name}']}" for name in names if variables.get(f"SLURM_{name}")]
     return [
@@ -38,6 +39,7 @@ def judge_slurm(variables: Mapping[str, str], hardware: Hardware, *, num_cores: 
 
 def _nodes(variables: Mapping[str, str], hardware: Hardware) -> list[Finding]:
     granted = _number(variables, "SLURM_JOB_NUM_NODES")
+    # A variable that is not set is no finding: check_launch has counted the processes in any case.
     if granted in (None, hardware.nodes):
         return []
     text = f"hardware.nodes={hardware.nodes}, but the job has {granted}"
@@ -60,6 +62,7 @@ def _gpus(variables: Mapping[str, str], hardware: Hardware) -> list[Finding]:
         return []
     text = f"hardware.devices={hardware.devices}, but {granted} GPUs of the node are granted"
     remedy = f"sbatch --gpus-per-node={hardware.devices}, or hardware.devices={granted}"
+    # Fewer GPUs than asked for stop a training; more of them only stay idle.
     return [(error if (granted or 0) < hardware.devices else warning)("slurm", text, remedy)]
 
 
@@ -78,11 +81,13 @@ def _cores(variables: Mapping[str, str], num_cores: int) -> list[Finding]:
 
 def _number(variables: Mapping[str, str], name: str) -> int | None:
     value = variables.get(name, "")
+    # SLURM writes some counts as lists, such as 8(x2). int() would raise, and a list says nothing about this node.
     return int(value) if value.isascii() and value.isdecimal() else None
 
 
 def node_name() -> str:
     """The name of this node: SLURM's own in a job, else the host's."""
+    # The name that scontrol, sinfo and --exclude take; the host's own may have a domain, or be a container's.
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 

@@ -19,6 +19,7 @@ from tencrop.records.provenance import EXACT, installed_packages
 
 COMPILED = ("_decode", "_mapped", "_reduce")  # modules of tencrop.data.native
 LOCK = CONF.parent / "requirements.lock"  # of a checkout; a wheel has none
+# From /proc and not from nvidia-smi, which many containers lack.
 DRIVER = Path("/proc/driver/nvidia/version")
 # The context of our own process takes less than 1 GB of a GPU with 10 GB or more.
 FREE_SHARE = 0.9
@@ -41,6 +42,7 @@ def missing_modules() -> list[str]:
     for name in COMPILED:
         try:
             load_library(name)
+        # OSError is the dynamic linker's: a library that the module needs is missing on this node.
         except (ImportError, OSError):
             missing.append(name)
     return missing
@@ -82,6 +84,7 @@ class Gpus:
 def read_gpus(driver: Path = DRIVER) -> Gpus:
     version = re.search(r"Kernel Module(?: for \w+)?\s+([\d.]+)", driver.read_text()) if driver.is_file() else None
     devices = range(torch.cuda.device_count())
+    # This creates a CUDA context on every GPU, which then counts as used: FREE_SHARE leaves room for it.
     memory = [torch.cuda.mem_get_info(device) for device in devices]
     return Gpus(
         driver=None if not driver.is_file() else version[1] if version else "of an unknown version",
@@ -96,6 +99,7 @@ def judge_gpus(gpus: Gpus, hardware: Hardware) -> list[Finding]:
     """Whether the node has the GPUs that the configuration asks for, and whether they are free."""
     if hardware.accelerator == "cpu":
         return [ok("gpus", "not used (hardware.accelerator=cpu)")]
+    # From cause to effect, first one wins: without a driver, torch also sees no GPU, but that is not what to mend.
     if gpus.driver is None:
         if hardware.accelerator == "auto" and hardware.devices == 1:
             return [ok("gpus", "no NVIDIA driver is loaded: training would run on the CPU")]

@@ -45,13 +45,16 @@ def measure_reads(split: Split) -> Reads:
     """Read samples for up to MAX_READ_S. Raises OSError if the store cannot be read."""
     beton = split.beton
     number = min(split.num_samples, MAX_SAMPLES)
+    # Without replacement: the second read of a sample would come from the page cache.
     chosen = np.random.default_rng(0).choice(split.num_samples, number, replace=False)
     descriptor = os.open(beton.path, os.O_RDONLY | os.O_CLOEXEC)
     deadline = time.perf_counter() + MAX_READ_S
 
     def read(sample: int) -> int:
         if time.perf_counter() > deadline:
+            # Not an exception: thousands of samples are queued in the pool, and each of them ends here at once.
             return 0
+        # pread has no file position, so the threads can share a descriptor, and it releases the GIL.
         return len(os.pread(descriptor, int(beton.payload_bytes[sample]), int(beton.pointers[sample])))
 
     try:
@@ -87,12 +90,14 @@ def judge_reads(reads: Reads, *, loader_images_per_s: float | None, memory_bytes
 def measure_write(folder: Path) -> float:
     """Bytes per second to a new file in the nearest existing ancestor of `folder`, fsync included; removes the file."""
     place = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+    # Random bytes: a file system that compresses would store zeros in no time.
     block, path = os.urandom(BLOCK_BYTES), place / f".tencrop-{os.getpid()}-{secrets.token_hex(4)}"
     start = time.perf_counter()
     try:
         with open(path, "xb", buffering=0) as file:
             for _ in range(WRITTEN_BYTES // BLOCK_BYTES):
                 file.write(block)
+            # Without it, the speed of memory would be measured. Checkpoints are synced as well.
             os.fsync(file.fileno())
         return WRITTEN_BYTES / (time.perf_counter() - start)
     finally:

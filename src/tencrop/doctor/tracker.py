@@ -20,6 +20,7 @@ def examine_tracker(tracker: Tracker) -> list[Finding]:
 
     from tencrop.records.tracking import why_offline
 
+    # This reads WANDB_* and wandb's settings files, as a training would; it creates no run.
     settings = wandb.setup(settings=wandb.Settings(silent=True)).settings
     if settings.mode == "disabled":
         return [ok("tracker", "wandb is disabled (WANDB_MODE)")]

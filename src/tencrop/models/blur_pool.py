@@ -20,6 +20,8 @@ def add_blur_pool(network: nn.Module) -> int:
     Names and shapes of the weights stay. Each such convolution gets a child `blur`, whose kernel is in the state dict:
     so a network without blurring refuses the weights of one with it, and the reverse.
     """
+    # By stride and not by kernel size: a 1 x 1 convolution with stride 2, as in ResNet's shortcuts, skips three of four
+    # pixels.
     layers = [
         layer
         for layer in network.modules()

@@ -57,6 +57,7 @@ def report_comparison(
         sections.append(comparison_section(one, title=_name(one), head=_head(one), tables=tables))
         flips += _flip_rows(one)
         classes += _class_rows(one)
+    # The page and the texts come from the same blocks, so that no number can differ between them.
     files = {
         PAGE: comparison_page(sections),
         MARKDOWN: "\n".join(texts),
@@ -134,6 +135,7 @@ def _class_rows(comparison: Comparison) -> Iterator[Cells]:
 
 def _name(comparison: Comparison) -> str:
     names = [comparison.a.name, comparison.b.name]
+    # Score files are named after their protocol, so equal names are the normal case.
     return names[0] if names[0] == names[1] else " and ".join(names)
 
 
@@ -159,6 +161,7 @@ def _file_pairs(a: str, b: str) -> list[tuple[Path, Path]]:
     # Two named files may be of different protocols: whoever names them asks for this comparison.
     if Path(a).is_file() and Path(b).is_file():
         return [(Path(a), Path(b))]
+    # In the order of A's files; a protocol that only one of the two has is left out.
     common = [(files_a[name], files_b[name]) for name in files_a if name in files_b]
     if not common:
         has = [f"{one} has {', '.join(files)}" for one, files in ((a, files_a), (b, files_b))]

@@ -23,6 +23,7 @@ def missing_chain(training: RowTraining, runs_of: RunsOf) -> list[RowTraining]:
     """A training; before it, those that it starts from and that have no finished run, with its seed."""
     if training.init is None or _runs(training.init, runs_of):
         return [training]
+    # The source gets the seed of its target, so that five seeds of a chain are five independent measurements.
     source = replace(training.init, overrides=(*training.init.overrides, *_seed_word(training)))
     return [*missing_chain(source, runs_of), training]
 
@@ -38,11 +39,13 @@ def training_commands(training: RowTraining, runs_of: RunsOf, typed: Sequence[st
         if one.init is None:
             commands.append(one.overrides)
             continue
+        # This source is the training before it in the chain: its folder does not exist yet, but its arguments name it.
         if commands:
             folder = run_path(compose_training((*commands[-1], *typed), CONF))
         else:
             runs = _runs(one.init, runs_of)
             own = [run for run in runs if _seed_word(one) == [f"seed={run.seed}"]]
+            # Runs are sorted by seed (row_runs._runs), so the first is the lowest.
             folder = _below_current_folder((own or runs)[0].folder)
         commands.append((*one.overrides, hydra_word(INIT, folder)))
     return commands

@@ -41,6 +41,7 @@ def runs_of_tables(
     for folder in folders:
         by_hash.setdefault(folder.name.rpartition("-")[2], []).append(folder)
     found: dict[RowTraining, tuple[Config, list[Run]]] = {}
+    # Sources come first in `wanted`, so the runs that a training may start from are in `found` when it is its turn.
     for training in wanted:
         if training.init is None:
             candidates = by_hash.get(hashes[training.overrides], [])
@@ -65,6 +66,7 @@ def _sources(training: RowTraining) -> list[RowTraining]:
 
 def _started_from(sources: Sequence[Run], folders: Sequence[Path]) -> list[Path]:
     """The run folders whose initial weights are the final weights of one of these runs, wherever its folder was."""
+    # Both: a run with EMA weights gives these to the next one by default, and a run without them its raw weights.
     digests = {
         digest for run in sources for key in ("weights_sha256", "ema_sha256") if (digest := run.manifest["result"][key])
     }
@@ -77,6 +79,7 @@ def _started_from(sources: Sequence[Run], folders: Sequence[Path]) -> list[Path]
             manifest = read_json(folder / "manifest.json", shape, what="the manifest of a run folder", remedy="")
         except UserError:
             continue
+        # By digest and not by path: a folder that was moved or copied still holds the same weights.
         if manifest.get("init", {}).get("weights_sha256") in digests:
             started.append(folder)
     return started
@@ -98,6 +101,7 @@ def _runs(training: RowTraining, folders: Sequence[Path], on_broken: OnBroken) -
     recipe = composed(training)
     own = row_learning_keys(recipe)
     by_seed: dict[int, Run] = {}
+    # Sorted, so that of two runs with one seed the same one counts on every file system.
     for folder in sorted(folders, key=str):
         try:
             run = read_run(folder)

@@ -51,8 +51,10 @@ def report_hours(name: str, runs: Sequence[str], output: Path, folder: Path = ER
     evaluations, code = _evaluations(runs_of, paths, broken), code_sha256(PACKAGE, SCORING)
     needed = list[Needed]()
     for table in tables:
+        # Only what remains to be trained: pending evaluations take minutes, not days.
         for one in plan_table(table, runs_of, evaluations, code_sha256=code)[1]:
             trainings = [each for training in one.trainings for each in missing_chain(training, runs_of)]
+            # Rows of different tables may have the same label.
             label = one.label if len(tables) == 1 else f"{table.name}: {one.label}"
             needed += [Needed(label, tuple(dict.fromkeys(trainings)))] if trainings else []
     words = list(dict.fromkeys(measured_overrides(training) for one in needed for training in one.trainings))
@@ -75,6 +77,7 @@ def hours_text(name: str, needed: Sequence[Needed], probes: Probes, *, num_untra
     if not needed:
         return f"{name}: no training is missing{rest}"
     trainings = list(dict.fromkeys(training for one in needed for training in one.trainings))  # rows may share one
+    # A sum of the lines above would count a training twice that two rows share; hence a line of its own.
     rows = [*needed, Needed("all, each training once", tuple(trainings))]
     devices = sorted({device for measured in probes.values() for device in measured})
     table = [("missing", "trainings", *map(_device_text, devices))]
@@ -104,6 +107,7 @@ def _hours(row: Needed, probes: Probes, device: Device) -> str:
     """Device-hours of a row's trainings; a dash unless all of them were measured on the device."""
     found = [probes[measured_overrides(training)].get(device) for training in row.trainings]
     hours = [probe.device_hours for probe in found if probe is not None]
+    # All or a dash: a part of the sum would look like the cost of the row.
     return f"{sum(hours):,.3g}" if len(hours) == len(found) else NOT_MEASURED
 
 
@@ -111,6 +115,7 @@ def _sum(trainings: Sequence[RowTraining], probes: Probes, device: Device) -> st
     """One line: the hours of the trainings that were measured on the device, and how many these are."""
     found = [probes[measured_overrides(training)].get(device) for training in trainings]
     hours = [probe.device_hours for probe in found if probe is not None]
+    # Here a part may be summed, since the line says how many trainings it has.
     return f"{_device_text(device)}: {sum(hours):,.3g} device-hours for {len(hours)} of {len(found)} trainings"
 
 
@@ -123,6 +128,7 @@ def _evaluations(runs_of: RunsOf, paths: Sequence[Path], broken: list[UserError]
 
 
 def _probes(recipes: Sequence[Overrides], paths: Sequence[Path], kept: Path, broken: list[UserError]) -> Probes:
+    # By device and number: a device's share of the batch, and so its time for a step, depends on their number.
     by_hash: dict[str, dict[Device, SavedProbe]] = {}
     for probe in read_probes(paths, broken.append):
         by_hash.setdefault(probe.recipe, {})[probe.device, probe.num_devices] = probe

@@ -45,8 +45,10 @@ def options(job: Job, cluster: Cluster) -> list[str]:
     hardware = job.hardware
     given = {
         "job-name": job.name,
+        # sbatch would take a % in a folder's name for one of its patterns.
         "output": str(job.log.parent).replace("%", "%%") + f"/{job.log.name}",
         "nodes": hardware.nodes,
+        # One task per device: the ranks are srun's, so that SLURM signals, binds and counts each of them.
         "ntasks-per-node": hardware.devices,
         "gpus-per-node": hardware.devices if hardware.accelerator == "gpu" else None,
         "array": ",".join(map(str, job.seeds)) or None,
@@ -59,11 +61,13 @@ def options(job: Job, cluster: Cluster) -> list[str]:
         "time": cluster.time,
         "cpus-per-task": cluster.cpus_per_task,
     }
+    # The cluster's own options come last: of an option given twice, sbatch takes the last one.
     return [f"--{key}={value}" for key, value in given.items() if value is not None] + cluster.options
 
 
 def command(job: Job, cluster: Cluster, snapshot: Path) -> list[str]:
     """The command that submits the job from its snapshot."""
+    # --parsable: the answer is the number alone, which submit._sbatch reads, and no sentence ("Submitted batch job 7").
     return ["sbatch", "--parsable", *options(job, cluster), str(snapshot / job.batch_file), *job.words]
 
 
@@ -77,9 +81,11 @@ def cluster_script(cluster: Cluster) -> str:
 
     `environment` sets variables in the order of the file; values are literal.
     """
+    # The file is sourced and not run, so `exit` ends the job: without the module it would fail later and less clearly.
     lines = ["# Written by submit.py from conf/cluster, and sourced by slurm/environment.sh."]
     lines += [f"module load {shlex.quote(name)} || exit 2" for name in cluster.modules]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]
     if not cluster.network:
+        # A default only: a user who has set WANDB_MODE=disabled keeps it.
         lines.append('export WANDB_MODE="${WANDB_MODE:-offline}"  # compute nodes without network')
     return "\n".join(lines) + "\n"

@@ -35,6 +35,7 @@ def snapshot_files(cluster_script: str, root: Path = ROOT) -> dict[str, bytes]:
         names = code_files()
     except GitFailed as error:
         raise UserError(f"{root}: the files to submit are not known, because {error}") from error
+    # git ignores these, and the job cannot build them: compute nodes often have no compiler.
     compiled = [path.relative_to(root).as_posix() for path in (root / "src").rglob("*.so")]
     # A tracked file may have been deleted.
     files = {name: (root / name).read_bytes() for name in sorted({*names, *compiled}) if (root / name).is_file()}
@@ -47,15 +48,18 @@ def snapshot_files(cluster_script: str, root: Path = ROOT) -> dict[str, bytes]:
 
 def snapshot_folder(parent: Path, files: Mapping[str, bytes]) -> Path:
     """code-HASH in `parent`: the same code shares a snapshot, and other code never gets into an existing one."""
+    # The length keeps names and contents apart: otherwise bytes could move from one file to the next unnoticed.
     digest = hashlib.sha256()
     for name, content in sorted(files.items()):
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    # 12 hex digits keep paths short. A collision does no harm: write_snapshot compares the contents.
     return parent.absolute() / f"code-{digest.hexdigest()[:12]}"
 
 
 def write_snapshot(folder: Path, files: Mapping[str, bytes], root: Path = ROOT) -> None:
     """Write the snapshot, as a whole or not at all. Raises UserError if an existing one was changed."""
     if folder.exists():
+        # The bytes and not their times: `touch` or a restored backup is no change.
         changed = [name for name, content in files.items() if not _has(folder / name, content)]
         if changed:
             raise UserError(
@@ -72,7 +76,10 @@ def write_snapshot(folder: Path, files: Mapping[str, bytes], root: Path = ROOT) 
             (partial / name).write_bytes(content)
             if (root / name).exists():
                 shutil.copymode(root / name, partial / name)  # train.sbatch is executed by seeds.sbatch
+        # A link: an environment with torch has gigabytes. So packages that are updated while the job waits are the
+        # job's as well; the run's manifest records the versions that it used.
         (partial / ".venv").symlink_to(sys.prefix)
+        # Complete or not there. Of two submissions at once, the slower one fails here and succeeds when it is repeated.
         os.rename(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -85,6 +92,7 @@ def _has(path: Path, content: bytes) -> bool:
 
 
 def _umask() -> int:
+    # The only portable way to read it is to set it. Not safe with threads that create files; this process has none.
     value = os.umask(0)
     os.umask(value)
     return value

@@ -44,6 +44,7 @@ def submit(job: Job, cluster: Cluster, files: Mapping[str, bytes], runs: Sequenc
     snapshot = snapshot_folder(job.folder, files)
     folders = [run_path(config) for config in runs]
     check_writable(*(folder / RECORD for folder in [job.folder, *folders]), remedy="name another folder with runs=DIR")
+    # Taken before anything is written: a refusal must not delete a run, or a snapshot of another job.
     new = [path for path in [snapshot, *folders] if not path.exists()]
     try:
         write_snapshot(snapshot, files)
@@ -52,11 +53,13 @@ def submit(job: Job, cluster: Cluster, files: Mapping[str, bytes], runs: Sequenc
             if not (folder / "manifest.json").exists():  # train.py compares it with the manifest from then on
                 atomic_write(folder / "config.yaml", resolved_config(config))
         number = _sbatch(command(job, cluster, snapshot))
+    # Ctrl-C as well: sbatch may take a minute, and half a submission would look like a run.
     except BaseException:
         for path in new:
             shutil.rmtree(path, ignore_errors=True)
         raise
     for config, folder in zip(runs, folders, strict=True):
+        # The job exists from here on, so nothing is removed any more. The index of a task in an array is its seed.
         task = f"{number}_{config.seed}" if job.seeds else number
         record = {"job": task, "snapshot": str(snapshot), "arguments": list(job.words)}
         atomic_write(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
@@ -72,6 +75,7 @@ def active_job(config: Config) -> str | None:
         number = json.loads(path.read_text())["job"]
     except (OSError, ValueError, KeyError, TypeError):  # none, or damaged: it prevents a mistake and decides nothing
         return None
+    # The number becomes an argument of squeue, which would take a list or a cluster's name too.
     if not re.fullmatch(r"[0-9]+(_[0-9]+)?", str(number)) or shutil.which("squeue") is None:
         return None
     asked = ["squeue", "--noheader", f"--jobs={number}", "--format=%T"]
@@ -85,6 +89,7 @@ def _sbatch(words: Sequence[str]) -> str:
         done = subprocess.run(words, capture_output=True, text=True, timeout=ANSWER_S)
     except subprocess.TimeoutExpired as error:
         raise UserError(f"sbatch: no answer within {ANSWER_S} s; sinfo shows whether the controller is up") from error
+    # In a federation of clusters the answer is NUMBER;CLUSTER.
     found = re.fullmatch(r"([0-9]+)(;.*)?", done.stdout.strip())
     if done.returncode or found is None:
         said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"

@@ -28,6 +28,7 @@ class Teacher:
 
         bf16: compute in bfloat16 except for the last layer. DeiT's teacher computes in the student's precision.
         """
+        # eval: running statistics and no dropout, so that the labels do not depend on the rest of the batch.
         self.network = network.eval().requires_grad_(False)
         self.mean, self.std, self.facts = torch.tensor(mean), torch.tensor(std), facts
         self.bf16 = bf16
@@ -65,6 +66,7 @@ def read_teacher(config: Config, classes: list[str]) -> Teacher:
     else:
         assert config.training.distill.model is not None  # teacher_file has checked it
         model, known = Model(config.training.distill.model, {}, channels_last=False, bn_group=None), classes
+    # Names in order and not their number: the same classes in another order would teach wrong labels silently.
     if known != classes:
         raise UserError(
             f"training.distill.teacher={path}: was trained on other classes than those of {config.data.root}; give a"
