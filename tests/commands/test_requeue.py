@@ -42,6 +42,14 @@ def test_any_run_of_a_sweep_counts(tmp_path):
     assert requeue(words, "7")
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"checkpoints": 1, "num_without_progress": 9}'])
+def test_a_damaged_count_starts_again(content, tmp_path, capsys):
+    (tmp_path / ".requeues").mkdir()
+    (tmp_path / ".requeues" / "7.json").write_text(content)
+    assert requeue(["experiment=lenet5_digits", f"runs='{tmp_path}'"], "7")
+    assert capsys.readouterr().out.endswith("no new checkpoint, attempt 1 of 3\n")
+
+
 def test_words_that_do_not_compose_are_not_requeued(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("sys.argv", ["requeue", f"runs={tmp_path}", "model=resnet5"])
     monkeypatch.setenv("SLURM_JOB_ID", "7")

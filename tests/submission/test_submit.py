@@ -1,6 +1,7 @@
 """submit.py as a user runs it, with a stand-in for SLURM; tests/cluster has a real one."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import pytest
 
 from submission.checkout import git, run
 from tencrop.commands.submit import main
+from tencrop.config import UserError, run_path
 from tencrop.config.run_config import read_written_config
+from tencrop.submission.submit import RECORD, _sbatch, active_job
 
 
 def submit(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -145,3 +148,18 @@ def test_a_table_is_its_missing_runs_and_then_its_evaluation(checkout, words, sl
     done = submit(checkout, *table)
     assert done.returncode == 0 and done.stdout.count("not submitted again") == 3, done.stdout + done.stderr
     assert len(slurm.calls()) == 4 and "--dependency=afterany:101_0:101_1:102" in slurm.calls()[3]
+
+
+@pytest.mark.parametrize("program", ["squeue", "sbatch"])
+def test_a_controller_that_does_not_answer(program, composed, monkeypatch, tmp_path):
+    config = composed("experiment=lenet5_digits", f"runs={tmp_path}")
+    run_path(config).mkdir(parents=True)
+    (run_path(config) / RECORD).write_text('{"job": "101"}')
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+
+    def hang(words, *, timeout, **_):
+        raise subprocess.TimeoutExpired(words, timeout)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    with pytest.raises(UserError, match=f"{program}: no answer within 60 s; sinfo shows"):
+        active_job(config) if program == "squeue" else _sbatch(["sbatch", "job.sbatch"])

@@ -27,6 +27,7 @@ from tencrop.cli.command_line import check_words, expand_home
 from tencrop.cli.compose import compose_training, sweep_jobs
 from tencrop.config import Config, UserError, run_path
 from tencrop.config.disk_errors import disk_sentence
+from tencrop.config.documents import read_json
 from tencrop.files import atomic_write
 
 MAX_WITHOUT_PROGRESS = 3
@@ -47,7 +48,11 @@ def requeue(words: Sequence[str], job: str) -> bool:
     # SLURM keeps the number of a requeued job, so the file of this number has the decisions before.
     before: dict[str, Any] = {"checkpoints": [], "num_without_progress": 0}
     if state.exists():
-        before = json.loads(state.read_text())
+        shape = {"checkpoints": [int], "num_without_progress": int}
+        try:
+            before = read_json(state, shape, what="the count of this job's starts", remedy="counting from 0")
+        except UserError as error:  # three starts more at most; giving up would cost the job
+            print(error)
     # Of all runs, since a sweep trains one after the other: a new checkpoint of any of them is progress.
     checkpoints = [_written(runs / run_path(config).relative_to(config.runs)) for config in configs]
     num_without = 0 if checkpoints != before["checkpoints"] and any(checkpoints) else before["num_without_progress"] + 1

@@ -72,6 +72,8 @@ def measure_all_reduce(device: torch.device) -> tuple[float, float] | None:
     expected = num_ranks * (num_ranks + 1) / 2
     for number in range(WARM_UP + ROUNDS):
         if number == WARM_UP:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)  # else what is left of the warm-up would be timed
             start = time.perf_counter()
         # A new tensor in each round, because all_reduce works in place and would add up sums. Filling it is timed too,
         # which is little beside the transfer.

@@ -79,19 +79,25 @@ def active_job(config: Config) -> str | None:
     if not re.fullmatch(r"[0-9]+(_[0-9]+)?", str(number)) or shutil.which("squeue") is None:
         return None
     asked = ["squeue", "--noheader", f"--jobs={number}", "--format=%T"]
-    found = subprocess.run(asked, capture_output=True, text=True, timeout=ANSWER_S)  # fails for a job long gone
+    found = _asked(asked)  # fails for a job long gone
     return number if found.stdout.strip() else None
 
 
 def _sbatch(words: Sequence[str]) -> str:
     """The number of the job that `words` submit. Raises UserError, with SLURM's reason, if it is refused."""
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=ANSWER_S)
-    except subprocess.TimeoutExpired as error:
-        raise UserError(f"sbatch: no answer within {ANSWER_S} s; sinfo shows whether the controller is up") from error
+    done = _asked(words)
     # In a federation of clusters the answer is NUMBER;CLUSTER.
     found = re.fullmatch(r"([0-9]+)(;.*)?", done.stdout.strip())
     if done.returncode or found is None:
         said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
         raise UserError(f"sbatch refused the job ({said}); change conf/cluster or hardware, nothing was submitted")
     return found[1]
+
+
+def _asked(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """A finished command of SLURM. Raises UserError if it does not answer, as when the controller is down."""
+    try:
+        return subprocess.run(words, capture_output=True, text=True, timeout=ANSWER_S)
+    except subprocess.TimeoutExpired as error:
+        message = f"{words[0]}: no answer within {ANSWER_S} s; sinfo shows whether the controller is up"
+        raise UserError(message) from error

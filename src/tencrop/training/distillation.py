@@ -32,6 +32,7 @@ class Teacher:
         self.network = network.eval().requires_grad_(False)
         self.mean, self.std, self.facts = torch.tensor(mean), torch.tensor(std), facts
         self.bf16 = bf16
+        self.is_mapped: bool | None = None  # whether inputs are mapped to the teacher's own mean and std
 
     def to(self, device: torch.device) -> None:
         self.network.to(device)
@@ -39,12 +40,15 @@ class Teacher:
 
     @torch.no_grad()
     def labels(self, inputs: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
-        """The class with the highest score, int64 [B], for inputs [B, 3, H, W] that were normalized by mean and std.
+        """The class with the highest score, int64 [B], for inputs [B, 3, H, W] that were normalized by mean and std,
+        which must be the same in every call.
 
         If the teacher was trained with others, the inputs are mapped to its own. The map is affine, so the teacher sees
         the same mixtures of the same pixels; the noise of random erasing is scaled with them.
         """
-        if not (torch.equal(mean, self.mean) and torch.equal(std, self.std)):
+        if self.is_mapped is None:  # once for all steps, because comparing tensors waits for the device
+            self.is_mapped = not (torch.equal(mean, self.mean) and torch.equal(std, self.std))
+        if self.is_mapped:
             scale, shift = std / self.std, (mean - self.mean) / self.std
             inputs = torch.addcmul(shift[:, None, None], inputs, scale[:, None, None])
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.bf16):
