@@ -119,7 +119,7 @@ def test_damaged_files_are_refused(arrays, tmp_path, case):
         MnistSource(write(tmp_path, arrays, damaged=damaged), subset=True)
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"x" * 10_000)[:-9]])
+@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"x" * 10_000)[:-9]], ids=["no gzip", "truncated"])
 def test_a_damaged_gzip_file_is_refused(arrays, tmp_path, content):
     write(tmp_path, arrays)
     (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(content)
