@@ -147,6 +147,15 @@ def prepared_digits(data_config, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return prepare(data_config(None, root, name="digits", mode="raw"), workers=2, progress=False)
 
 
+@pytest.fixture
+def words(prepared_digits: Path, tmp_path: Path) -> list[str]:
+    """Arguments of train.py and submit.py for one step on the digits. The runs' folder has a space in its name."""
+    return [
+        "experiment=lenet5_digits", "hardware=cpu", "hardware.workers=1", "tracker=none", "training.max_steps=1",
+        f"data.root={prepared_digits}", f"runs={tmp_path}/the runs",
+    ]  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def coordinate_image() -> Callable[[int, int, int], np.ndarray]:
     """coordinate_image(height, width, index): uint8 [height, width, 3] whose pixels say where they are.

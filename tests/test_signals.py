@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tencrop.commands.evaluate import evaluate_and_track
 from tencrop.data.store.manifest import open_split
+from tencrop.evaluation import evaluate as evaluation
 from tencrop.signals import SIGNALS, exit_at_once, exit_when_asked
 
 ROOT = Path(__file__).parents[1]
@@ -139,6 +141,13 @@ def test_ctrl_c_ends_a_command_with_one_line(case):
     place, program, words = COMMANDS[case]
     done = interrupt(place, program, *words)
     assert (done.returncode, done.stderr) == (75, "interrupted; the same command continues\n"), done.stdout
+
+
+def test_sigterm_ends_an_evaluation_like_ctrl_c(monkeypatch):
+    """A scheduler sends it before it ends or requeues a job."""
+    monkeypatch.setattr(evaluation, "evaluate_targets", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_and_track([])
 
 
 @pytest.mark.parametrize(

@@ -35,23 +35,6 @@ if os.environ.get("SLURM_PROCID") == "1":
     threading.Thread(target=fail, daemon=True).start()
 """
 
-# Stops rank 1 of a job's first start when rank 0 is about to gather its scores, and says so in the file STOPPED.
-STOP = """
-import os, signal, sys, threading, time
-
-def stop(*_, **__):
-    open(os.environ["STOPPED"], "w").close()
-    os.kill(os.getpid(), signal.SIGSTOP)
-
-def plant():
-    while not hasattr(sys.modules.get("tencrop.evaluation.processes"), "score_split"):
-        time.sleep(0.01)
-    sys.modules["torch.distributed"].all_gather = stop
-
-if os.environ.get("SLURM_PROCID") == "1" and "SLURM_RESTART_COUNT" not in os.environ:
-    threading.Thread(target=plant, daemon=True).start()
-"""
-
 
 def local(place: Place) -> None:
     """The reference: two processes of one machine, without SLURM."""
@@ -82,14 +65,7 @@ def evaluate_on_two_nodes(place: Place) -> tuple[Job, list[Path]]:
     saved = run_dir / "predictions" / "center.safetensors"
     files = [saved.rename(run_dir / "0.safetensors")]
     words = [f"checkpoint={run_dir}/checkpoints/last.ckpt", "hardware=cpu", "hardware.nodes=2", "hardware.workers=1"]
-    (place.folder / "sitecustomize.py").write_text(STOP)
-    path, stopped = f"{place.folder}:{place.variables['PYTHONPATH']}", place.folder / "stopped"
-    job = place.submit("evaluate.sbatch", *words, options=TWO, PYTHONPATH=path, STOPPED=str(stopped))
-    job.wait_until(stopped.exists, "rank 1 has scored its images")
-    place.cluster.kill_node("n1")
-    job.wait_until(lambda: job.states() == ["PENDING"], "the job is requeued")
-    place.cluster.start_node("n1")
-    job.wait()
+    job = place.lose_node_while_evaluating(*words)
     files.append(saved.rename(run_dir / "1.safetensors"))
     command = ["srun", "--nodes=2", sys.executable, str(ROOT / "evaluate.py"), *words]
     place.cluster.run(*command, cwd=place.folder, variables=place.variables)
@@ -221,7 +197,6 @@ def test_an_evaluation_whose_node_dies_starts_again(outcome):
     _, job, _ = outcome("two_nodes")
     assert "rank 0: a connection to another rank was lost, its process or node has died" in job.log
     assert "Exited with exit code 75" in job.log and int(job.detail("Restarts")) == 1
-    assert "requeueing the job, which evaluates again; attempt 1 of 3" in job.log
 
 
 def test_hardware_that_was_not_granted_is_refused_with_both_numbers(places):

@@ -1,13 +1,15 @@
 """submit.py, data.stage and doctor.py on a real SLURM of two nodes on this machine."""
 
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
 from cluster.loopback import ROOT, Cluster, Job
-from submission.checkout import copy_checkout
+from submission.checkout import CHAIN, TABLE, copy_checkout
 
 # on one node, so that both tasks copy to the same disk
 SETTINGS = """
@@ -23,14 +25,6 @@ network: false
 def variables(cluster: Cluster) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
     return {"PATH": path, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-
-
-@pytest.fixture
-def words(prepared_digits, tmp_path) -> list[str]:
-    return [
-        "experiment=lenet5_digits", "hardware=cpu", "hardware.workers=1", "tracker=none", "training.max_steps=2",
-        f"data.root={prepared_digits}", f"runs={tmp_path}/the runs",
-    ]  # fmt: skip
 
 
 def test_a_queued_array_runs_the_code_that_was_submitted_and_copies_its_data_once(cluster, variables, words, tmp_path):
@@ -59,12 +53,88 @@ def test_a_partition_that_slurm_does_not_have_is_refused(cluster, variables, wor
     assert list(tmp_path.glob("the runs/*/*")) == []
 
 
-def test_doctor_measures_between_the_nodes(cluster, variables, words, tmp_path):
-    srun = ["srun", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2"]
-    command = [*srun, sys.executable, str(ROOT / "doctor.py"), *words, "hardware.nodes=2", "json=true"]
-    said = json.loads(cluster.run(*command, cwd=tmp_path, variables=variables))
+# The clock of the second node is ahead.
+LATE = """
+import os, time
+if os.environ.get("SLURMD_NODENAME") == "n1":
+    time.time = lambda time=time.time: time() + 7
+"""
+# The second rank's network fails in a collective operation, and its node has a limit that the other has not.
+UNPLUGGED = """
+import os, resource, sys, threading, time
+
+def fail(*_, **__):
+    raise RuntimeError("network is down")
+
+def plant():
+    while not hasattr(sys.modules.get("tencrop.doctor.ranks"), "judge_clocks"):
+        time.sleep(0.01)
+    sys.modules["torch.distributed"].all_reduce = fail
+
+if os.environ.get("SLURM_PROCID") == "1":
+    resource.setrlimit(resource.RLIMIT_NOFILE, (250, 250))
+    threading.Thread(target=plant, daemon=True).start()
+"""
+
+
+@pytest.fixture
+def doctor(cluster, variables, words, tmp_path):
+    """doctor(program) -> a command for bash and its variables: doctor.py on two nodes, each of which runs `program`."""
+
+    def command(program: str) -> tuple[str, dict[str, str]]:
+        (tmp_path / "sitecustomize.py").write_text(program)
+        srun = [
+            "srun",
+            "--nodes=2",
+            "--ntasks-per-node=1",
+            "--cpus-per-task=2",
+            sys.executable,
+            str(ROOT / "doctor.py"),
+        ]
+        line = shlex.join([*srun, *words, "hardware.nodes=2"])
+        return line, variables | {"PYTHONPATH": f"{tmp_path}:{ROOT / 'src'}"}
+
+    return command
+
+
+def test_doctor_measures_between_the_nodes(cluster, doctor, tmp_path):
+    line, variables = doctor(LATE)
+    said = json.loads(cluster.run("bash", "-c", f"{line} json=true", cwd=tmp_path, variables=variables))
+    clocks = [finding for finding in said["findings"] if finding["check"] == "clocks"]
+    assert [finding["state"] for finding in clocks] == ["warning"] and " s between n0 and n1" in clocks[0]["text"]
+    assert round(float(clocks[0]["text"].split()[0])) == 7
     texts = {finding["check"]: finding["text"] for finding in said["findings"]}
     assert said["is_ready"] and "between 2 ranks (gloo)" in texts["all-reduce"], said
-    assert "SLURM_JOB_NODELIST=n[0-1]" in texts["slurm"] and "between n" in texts["clocks"]
+    assert "SLURM_JOB_NODELIST=n[0-1]" in texts["slurm"]
     hosts = {finding["check"]: finding["hosts"] for finding in said["findings"]}
     assert hosts["versions"] == ["n0", "n1"] and hosts["runs folder"] == ["n0"]
+
+
+def test_doctor_shows_what_every_node_has_found_when_they_cannot_communicate(cluster, doctor, tmp_path):
+    line, variables = doctor(UNPLUGGED)
+    said = cluster.run("bash", "-c", f"{line} 2>&1; echo code $?", cwd=tmp_path, variables=variables)
+    assert "n1: error    ranks" in said and "rank 1: network is down" in said and said.endswith("code 1\n"), said
+    assert re.search("^error    ranks .* rank 0: .*Connection closed by peer", said, re.M), said
+    assert "n1: error    open files     at most 250 a process" in said and "\nok       open files" in said
+    assert "has died" not in said and "Traceback" not in said
+
+
+@pytest.mark.long
+def test_a_chain_of_trainings_and_the_evaluation_of_its_table(cluster, variables, prepared_digits, tmp_path):
+    """Each run starts from the weights of the one before; the evaluation finds all, and its table has their errors."""
+    checkout = copy_checkout(tmp_path / "checkout")
+    (checkout / "conf" / "errors" / "digits_of_a_test.yaml").write_text(TABLE + CHAIN)
+    words = ["table=digits_of_a_test", "hardware=cpu", "tracker=none", "cluster.cpus_per_task=1"]
+    words += [f"data.root={prepared_digits}", "hardware.workers=1"]
+    command = [sys.executable, str(checkout / "submit.py"), *words]
+    said = cluster.run(*command, cwd=tmp_path, variables=variables | {"PYTHONPATH": str(checkout / "src")})
+    numbers = re.findall(r"^job +(\d+)", said, re.M)
+    for number in numbers:
+        Job(cluster, int(number), tmp_path).wait()
+    manifests = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("runs/lenet5_digits/*/manifest.json"))]
+    assert len(manifests) == 6 and {one["result"]["status"] for one in manifests} == {"complete"}
+    hashes = {one["result"]["weights_sha256"] for one in manifests}
+    sources = [one["init"]["weights_sha256"] for one in manifests if one.get("init")]
+    assert len(sources) == 3 and set(sources) < hashes
+    (log,) = tmp_path.glob("runs/tables/digits_of_a_test/slurm-*.log")
+    assert "not evaluated" not in log.read_text() and all(name in log.read_text() for name in ("tuned", "last"))

@@ -19,6 +19,23 @@ RECIPE = [
 ONE, TWO = ["--nodelist=n0", "--cpus-per-task=1"], ["--nodes=2", "--cpus-per-task=1"]
 RESUMED, INTERRUPTED = "resuming after step", "interrupted after step"
 
+# Stops rank 1 of a job's first start when rank 0 is about to gather its scores, and says so in the file STOPPED.
+STOP = """
+import os, signal, sys, threading, time
+
+def stop(*_, **__):
+    open(os.environ["STOPPED"], "w").close()
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+def plant():
+    while not hasattr(sys.modules.get("tencrop.evaluation.processes"), "score_split"):
+        time.sleep(0.01)
+    sys.modules["torch.distributed"].all_gather = stop
+
+if os.environ.get("SLURM_PROCID") == "1" and "SLURM_RESTART_COUNT" not in os.environ:
+    threading.Thread(target=plant, daemon=True).start()
+"""
+
 
 class Place:
     """The folder that a test's jobs are submitted from, and what they share."""
@@ -42,6 +59,18 @@ class Place:
 
     def train(self, *words: str, options: list[str], **variables: str) -> Job:
         return self.submit("train.sbatch", *self.words(*words), options=options, **variables)
+
+    def lose_node_while_evaluating(self, *words: str) -> Job:
+        """Evaluate on two nodes; one dies after rank 1 has scored its images, and comes back after the requeue."""
+        (self.folder / "sitecustomize.py").write_text(STOP)
+        path, stopped = f"{self.folder}:{self.variables['PYTHONPATH']}", self.folder / "stopped"
+        job = self.submit("evaluate.sbatch", *words, options=TWO, PYTHONPATH=path, STOPPED=str(stopped))
+        job.wait_until(stopped.exists, "rank 1 has scored its images")
+        self.cluster.kill_node("n1")
+        job.wait_until(lambda: job.states() == ["PENDING"], "the job is requeued")
+        self.cluster.start_node("n1")
+        job.wait()
+        return job
 
     def words(self, *words: str) -> list[str]:
         return [*RECIPE, f"data.root='{self.data}'", *words]

@@ -1,4 +1,4 @@
-"""A copy of this checkout, which a test may edit and submit from."""
+"""A copy of this checkout, which a test may edit and submit from, and a table for it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,27 @@ import pytest
 
 from tencrop.submission.snapshot import ROOT, snapshot_files
 
-WRITTEN = (
-    "slurm/cluster.sh",
-    "snapshot.json",
-    "packages.json",
-    "code.diff",
-)  # files of a snapshot that a checkout does not have
+# Files of a snapshot that a checkout does not have.
+WRITTEN = ("slurm/cluster.sh", "snapshot.json", "packages.json", "code.diff")
+# A file of conf/errors: two recipes, the first with two seeds. CHAIN adds runs that start from those of other rows.
+TABLE = """
+title: "LeNet-5 on the digits"
+source: "a test"
+data: digits
+split: val
+unit: error
+columns: [top1]
+protocol: {name: center, side: 36, size: 32, region: square, resize: shorter_side, filter: bilinear, average: softmax}
+num_seeds: 2
+rows:
+  - {id: base, row: "base", top1: null, experiment: lenet5_digits}
+  - {id: slow, row: "slow", top1: null, num_seeds: 1, experiment: lenet5_digits, overrides: ["optimizer.lr=0.01"]}
+"""
+CHAIN = """
+  - {id: tuned, row: "tuned", top1: null, experiment: lenet5_digits, overrides: ["optimizer.lr=0.02"], init_from: base}
+  - {id: last, row: "last", top1: null, num_seeds: 1, experiment: lenet5_digits, overrides: ["optimizer.lr=0.03"],
+     init_from: tuned}
+"""
 
 
 def copy_checkout(root: Path) -> Path:

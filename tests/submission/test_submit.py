@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from submission.checkout import git, run
+from submission.checkout import CHAIN, TABLE, git, run
 from tencrop.commands.submit import main
 from tencrop.config import UserError, run_path
 from tencrop.config.run_config import read_written_config
@@ -16,14 +16,6 @@ from tencrop.submission.submit import RECORD, _sbatch, active_job
 
 def submit(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return run(checkout, "submit.py", *words)
-
-
-@pytest.fixture
-def words(prepared_digits, tmp_path) -> list[str]:
-    return [
-        "experiment=lenet5_digits", "hardware=cpu", "hardware.workers=1", "tracker=none", "training.max_steps=1",
-        f"data.root={prepared_digits}", f"runs={tmp_path}/the runs",
-    ]  # fmt: skip
 
 
 def test_a_queued_job_runs_the_code_that_was_submitted(checkout, words, slurm, tmp_path):
@@ -126,21 +118,6 @@ def test_a_run_that_has_a_job_is_not_submitted_twice(checkout, words, slurm):
     assert submit(checkout, *words).returncode == 0 and len(slurm.calls()) == 2
 
 
-TABLE = """
-title: "LeNet-5 on the digits"
-source: "a test"
-data: digits
-split: val
-unit: error
-columns: [top1]
-protocol: {name: center, side: 36, size: 32, region: square, resize: shorter_side, filter: bilinear, average: softmax}
-num_seeds: 2
-rows:
-  - {id: base, row: "base", top1: null, experiment: lenet5_digits}
-  - {id: slow, row: "slow", top1: null, num_seeds: 1, experiment: lenet5_digits, overrides: ["optimizer.lr=0.01"]}
-"""
-
-
 def test_a_table_is_its_missing_runs_and_then_its_evaluation(checkout, words, slurm, prepared_digits, tmp_path):
     (checkout / "conf" / "errors" / "digits_of_a_test.yaml").write_text(TABLE)
     common = ["hardware=cpu", "tracker=none", f"data.root={prepared_digits}", f"runs={tmp_path}/the runs"]
@@ -157,13 +134,6 @@ def test_a_table_is_its_missing_runs_and_then_its_evaluation(checkout, words, sl
     done = submit(checkout, *table)
     assert done.returncode == 0 and done.stdout.count("not submitted again") == 3, done.stdout + done.stderr
     assert len(slurm.calls()) == 4 and "--dependency=afterany:101_0:101_1:102" in slurm.calls()[3]
-
-
-CHAIN = """
-  - {id: tuned, row: "tuned", top1: null, experiment: lenet5_digits, overrides: ["optimizer.lr=0.02"], init_from: base}
-  - {id: last, row: "last", top1: null, num_seeds: 1, experiment: lenet5_digits, overrides: ["optimizer.lr=0.03"],
-     init_from: tuned}
-"""
 
 
 def test_a_training_that_starts_from_another_run_waits_for_its_job(checkout, slurm, prepared_digits, tmp_path):

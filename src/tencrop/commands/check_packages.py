@@ -8,6 +8,13 @@ while the job waits.
 
 from __future__ import annotations
 
+from signal import SIGINT
+
+from tencrop.signals import exit_at_once
+
+if __name__ == "__main__":
+    exit_at_once(SIGINT)  # before the imports below, as in the other programs
+
 import sys
 from collections.abc import Mapping
 from pathlib import Path

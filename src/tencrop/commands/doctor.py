@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,14 +22,16 @@ if TYPE_CHECKING:
 def main(config: DoctorConfig) -> int:
     # Imported late: torch takes seconds, and --help or a mistyped key is answered without it.
     from tencrop.doctor.examine import examine
+    from tencrop.doctor.slurm import node_name
 
     close_at_ctrl_c()
     findings = examine(plain_config(config))
-    # The findings, and so the exit code, are the first process's; srun returns the highest of its tasks.
-    if not is_first_process():
-        return 0
     failed = [finding for finding in findings if finding.state == "error"]
-    if config.json:
+    if not is_first_process():
+        # Empty, unless the ranks could not communicate. On stderr, as stdout has the first process's JSON; with the
+        # node in each line, because srun mixes the lines of its tasks. One write, so that it mixes fewer.
+        sys.stderr.write("".join(f"{node_name()}: {printable(line)}\n" for line in lines(findings)[:-1]))
+    elif config.json:
         states = {"is_ready": not failed, "findings": [dataclasses.asdict(finding) for finding in findings]}
         # json.dumps escapes control characters itself; the text below needs `printable`.
         print(json.dumps(states, indent=1))
@@ -40,7 +43,7 @@ def main(config: DoctorConfig) -> int:
 def lines(findings: Sequence[Finding]) -> list[str]:
     """A line for each finding, with its remedy below it, and one line of counts."""
     hosts = {host for finding in findings for host in finding.hosts}
-    width = max(len(finding.check) for finding in findings)
+    width = max((len(finding.check) for finding in findings), default=0)
     text = []
     for finding in findings:
         # Named only where it is not true of all nodes.

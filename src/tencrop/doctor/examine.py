@@ -10,7 +10,7 @@ import torch
 
 from tencrop.config import Config, Data, UserError, accelerator_of, check_data, check_store, derive_batches
 from tencrop.config.cores import num_granted_cores
-from tencrop.config.launcher import is_first_process, launched
+from tencrop.config.launcher import RANK_OF, is_first_process, launched
 from tencrop.config.writable import check_writable
 from tencrop.data.preparation.stage import check_room, stage_folder
 from tencrop.data.sources.imagenet_test_sets import check_has_training_split
@@ -33,13 +33,14 @@ from tencrop.doctor.software import judge_gpus, judge_software, read_gpus
 from tencrop.doctor.storage import available_memory, examine_runs, judge_reads, measure_reads
 from tencrop.progress import format_bytes
 
-REMEDY = "see the lines above and the messages of the other ranks; ping and nc -l between the nodes show a closed port"
+REMEDY = "see the lines of all ranks and nodes; ping and nc -l between the nodes show a closed port"
 
 
 def examine(config: Config) -> list[Finding]:
     """All findings on the first process, an empty list on the others. Takes about a minute.
 
-    A problem becomes an error finding, and the checks after it still run if they can.
+    A problem becomes an error finding, and the checks after it still run if they can. If the ranks cannot communicate,
+    each process returns what it has found alone.
     """
     local = judge_launch(config.hardware)
     found = launched()
@@ -54,16 +55,36 @@ def examine(config: Config) -> list[Finding]:
     else:
         local = []  # a rank repeats what the first one of its node says
     try:
-        # The findings are gathered inside the block: at its end the process group is gone.
-        with launch_ranks(num_ranks), process_group(num_ranks):
+        with launch_ranks(num_ranks):
+            by_host = _examine_and_gather(config, local, num_ranks=num_ranks, local_rank=local_rank)
+    except (UserError, RuntimeError) as problem:  # some did not come
+        by_host = _alone(local, problem)
+    return [] if by_host is None else merged(by_host)
+
+
+def _examine_and_gather(
+    config: Config, local: list[Finding], *, num_ranks: int, local_rank: int
+) -> dict[str, list[Finding]] | None:
+    """The findings of all ranks, by node, on the first one; None on the others.
+
+    If a collective operation fails, on each rank its own findings. Catches the error here and not around launch_ranks,
+    whose watcher would end the process: a lost connection is the death of a node for a training.
+    """
+    try:
+        with process_group(num_ranks):
             local += _examine_together(config, local_rank)
             by_host: dict[str, list[Finding]] = {}
             for host, findings in gather((node_name(), local)):
                 by_host.setdefault(host, []).extend(findings)
-    except (UserError, RuntimeError) as problem:  # RuntimeError: torch's, for connections and collectives that fail
-        lines = str(problem).splitlines()
-        by_host = {node_name(): [*local, error("ranks", lines[0], REMEDY)]}
-    return merged(by_host) if is_first_process() else []
+    except RuntimeError as problem:  # torch's
+        return _alone(local, problem)
+    return by_host if is_first_process() else None
+
+
+def _alone(local: list[Finding], problem: UserError | RuntimeError) -> dict[str, list[Finding]]:
+    """What this process has found without the others, and why."""
+    rank = "" if (found := launched()) is None else f"rank {os.environ[RANK_OF[found.launcher]]}: "
+    return {node_name(): [*local, error("ranks", rank + str(problem).splitlines()[0], REMEDY)]}
 
 
 def _examine_node(config: Config) -> list[Finding]:

@@ -32,6 +32,7 @@ from tencrop.config import Config, UserError
 from tencrop.config.documents import read_json
 from tencrop.config.launcher import is_first_process
 from tencrop.config.tracker import entity_and_project
+from tencrop.config.writable import check_writable
 from tencrop.files import atomic_write
 from tencrop.records.redaction import redact_text, redact_values
 from tencrop.records.run_folder import read_run_manifest
@@ -174,6 +175,7 @@ def _wandb_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -> 
 
 
 def _started_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -> FaultTolerantWandbLogger | None:
+    _keep_out_of_home(run_dir / "tracking")  # before the import, which reads the variables
     import wandb
 
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # without network, wandb's telemetry logs errors
@@ -200,6 +202,18 @@ def _started_logger(config: Config, run_dir: Path, say: Callable[[str], None]) -
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return FaultTolerantWandbLogger(experiment=run, save_dir=run_dir / "tracking", project=run.project)
+
+
+def _keep_out_of_home(folder: Path) -> None:
+    """Have wandb keep caches and staged files in `folder` if the home folder cannot be written, as on some clusters.
+
+    Its settings are still read from there. Otherwise wandb would fail at the first table that is logged.
+    """
+    try:
+        check_writable(Path.home() / ".cache" / "wandb" / "trial", remedy="")
+    except (UserError, RuntimeError):  # RuntimeError: a user without a home folder
+        for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+            os.environ.setdefault(name, str(folder.absolute() / "wandb-cache"))
 
 
 def _open_run(config: Config, run_dir: Path, *, mode: Literal["online", "offline"]) -> wandb.Run:
