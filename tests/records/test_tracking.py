@@ -94,6 +94,18 @@ def test_wandb_offline_without_account(make_config, data_manifest, capfd):
     assert {path.name for path in run_dir.parent.parent.parent.glob("*")} <= {"runs", "tmp", "home", "config"}
 
 
+def test_wandb_without_a_home_folder_keeps_its_files_in_the_run_folder(make_config, data_manifest, monkeypatch, capfd):
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "to be restored")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", "/proc/none")  # nobody can make it
+    run_dir, said = run_folder(make_config("tracker=wandb"), data_manifest), list[str]()
+    track(make_config("tracker=wandb"), run_dir, said)
+    printed = capfd.readouterr()
+    assert printed.out == "" and printed.err == "" and "offline" in said[0]
+    assert (run_dir / "tracking" / "wandb-cache").is_dir()
+
+
 def test_a_run_continues_when_wandb_fails(make_config, data_manifest, monkeypatch, capfd):
     """What wandb raises when its own process was killed stops nothing, and is said once."""
 
