@@ -11,6 +11,8 @@ if ! "$python" -c 'import tencrop'; then
         "activated that has them" >&2
     exit 2
 fi
+# Only in a snapshot of submit.py: ends the job if torch or another package was upgraded while it waited.
+[[ ! -e $root/packages.json ]] || "$python" -m tencrop.commands.check_packages "$root/packages.json" || exit 2
 # Since 22.05, srun ignores the job's --cpus-per-task.
 [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 export PYTHONUNBUFFERED=1

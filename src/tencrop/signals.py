@@ -1,4 +1,5 @@
-"""Signal handlers: SIGTERM, SIGUSR1 and Ctrl-C in train.py before and after training, Ctrl-C in the other commands.
+"""Signal handlers: SIGTERM, SIGUSR1 and Ctrl-C in train.py before and after training; Ctrl-C in the other commands, and
+SIGTERM in evaluate.py.
 
 During training, training/monitors.py handles them instead. A scheduler may send a signal at any moment: while Python
 is still importing, which takes seconds, or after everything has been written. Exit code 75 tells it to requeue the
@@ -35,15 +36,16 @@ def exit_at_once(*numbers: signal.Signals) -> None:
         signal.signal(number, stop)
 
 
-def close_at_ctrl_c() -> None:
+def close_at_ctrl_c(*others: signal.Signals) -> None:
     """Make the first Ctrl-C raise KeyboardInterrupt, so that files, threads and processes are closed, and a second one
-    exit immediately. cli/command.py turns the exception into a message and exit code 75."""
+    exit immediately; likewise for `others`. cli/command.py turns the exception into a message and exit code 75."""
 
     def stop(*_: object) -> None:
-        exit_at_once(signal.SIGINT)
+        exit_at_once(signal.SIGINT, *others)
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, stop)
+    for number in (signal.SIGINT, *others):
+        signal.signal(number, stop)
 
 
 @contextmanager

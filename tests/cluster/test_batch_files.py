@@ -35,14 +35,31 @@ if os.environ.get("SLURM_PROCID") == "1":
     threading.Thread(target=fail, daemon=True).start()
 """
 
+# Stops rank 1 of a job's first start when rank 0 is about to gather its scores, and says so in the file STOPPED.
+STOP = """
+import os, signal, sys, threading, time
+
+def stop(*_, **__):
+    open(os.environ["STOPPED"], "w").close()
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+def plant():
+    while not hasattr(sys.modules.get("tencrop.evaluation.processes"), "score_split"):
+        time.sleep(0.01)
+    sys.modules["torch.distributed"].all_gather = stop
+
+if os.environ.get("SLURM_PROCID") == "1" and "SLURM_RESTART_COUNT" not in os.environ:
+    threading.Thread(target=plant, daemon=True).start()
+"""
+
 
 def local(place: Place) -> None:
     """The reference: two processes of one machine, without SLURM."""
     place.run_here("train.py", *place.words("hardware=ddp_cpu2", "hardware.workers=1"))
 
 
-def two_nodes(place: Place) -> tuple[Job, list[Path]]:
-    """Two nodes, one of which first dies and then falls silent; returns score files too, see evaluate_on_two_nodes."""
+def two_nodes(place: Place) -> tuple[Job, Job, list[Path]]:
+    """Two nodes, one of which first dies and then falls silent; then their evaluation, see evaluate_on_two_nodes."""
     job = place.train("hardware.nodes=2", options=TWO)
     job.wait_until(lambda: place.step() >= 20, "step 20")
     place.cluster.kill_node("n1")
@@ -56,21 +73,28 @@ def two_nodes(place: Place) -> tuple[Job, list[Path]]:
     place.cluster.start_node("n1")
     job.wait()
     # Here, because no other scenario can use the node that this one kills.
-    return job, evaluate_on_two_nodes(place)
+    return job, *evaluate_on_two_nodes(place)
 
 
-def evaluate_on_two_nodes(place: Place) -> list[Path]:
-    """The scores by the training itself, by a batch file, and by srun without --ntasks-per-node."""
+def evaluate_on_two_nodes(place: Place) -> tuple[Job, list[Path]]:
+    """The scores by the training itself, by a job one of whose nodes dies, and by srun without --ntasks-per-node."""
     (run_dir,) = place.run_dirs()
     saved = run_dir / "predictions" / "center.safetensors"
     files = [saved.rename(run_dir / "0.safetensors")]
     words = [f"checkpoint={run_dir}/checkpoints/last.ckpt", "hardware=cpu", "hardware.nodes=2", "hardware.workers=1"]
-    place.submit("evaluate.sbatch", *words, options=[*TWO, "--wait"])
+    (place.folder / "sitecustomize.py").write_text(STOP)
+    path, stopped = f"{place.folder}:{place.variables['PYTHONPATH']}", place.folder / "stopped"
+    job = place.submit("evaluate.sbatch", *words, options=TWO, PYTHONPATH=path, STOPPED=str(stopped))
+    job.wait_until(stopped.exists, "rank 1 has scored its images")
+    place.cluster.kill_node("n1")
+    job.wait_until(lambda: job.states() == ["PENDING"], "the job is requeued")
+    place.cluster.start_node("n1")
+    job.wait()
     files.append(saved.rename(run_dir / "1.safetensors"))
     command = ["srun", "--nodes=2", sys.executable, str(ROOT / "evaluate.py"), *words]
     place.cluster.run(*command, cwd=place.folder, variables=place.variables)
     files.append(saved.rename(run_dir / "2.safetensors"))
-    return files
+    return job, files
 
 
 def one_node(place: Place) -> tuple[Job, Job]:
@@ -166,7 +190,7 @@ def test_an_interrupted_job_ends_like_an_uninterrupted_one(outcome, places):
 @pytest.mark.scenario("two_nodes", "local")
 def test_a_node_that_dies_ends_in_a_requeue(outcome, places):
     """The first one by a reset connection, the second one by silence; the weights are those of the local run."""
-    job, _ = outcome("two_nodes")
+    job, *_ = outcome("two_nodes")
     assert "rank 0: a connection to another rank was lost, its process or node has died" in job.log
     assert "rank 0: rank 1 on n1 has not answered for" in job.log
     assert job.log.count(RESUMED) == 2 and int(job.detail("Restarts")) == 2
@@ -184,11 +208,20 @@ def test_a_rank_that_fails_ends_the_job(outcome):
 
 @pytest.mark.scenario("two_nodes")
 def test_two_nodes_evaluate_each_image_once(outcome):
-    own, *others = [load_scores(path) for path in outcome("two_nodes")[1]]
+    own, *others = [load_scores(path) for path in outcome("two_nodes")[-1]]
     assert own.index.tolist() == list(range(500))
     for scores in others:
         for name in ("index", "labels", "softmax", "logits"):
             assert torch.equal(getattr(scores, name), getattr(own, name)), name
+
+
+@pytest.mark.scenario("two_nodes")
+def test_an_evaluation_whose_node_dies_starts_again(outcome):
+    """Its scores are those of the others, see test_two_nodes_evaluate_each_image_once."""
+    _, job, _ = outcome("two_nodes")
+    assert "rank 0: a connection to another rank was lost, its process or node has died" in job.log
+    assert "Exited with exit code 75" in job.log and int(job.detail("Restarts")) == 1
+    assert "requeueing the job, which evaluates again; attempt 1 of 3" in job.log
 
 
 def test_hardware_that_was_not_granted_is_refused_with_both_numbers(places):

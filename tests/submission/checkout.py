@@ -11,7 +11,12 @@ import pytest
 
 from tencrop.submission.snapshot import ROOT, snapshot_files
 
-WRITTEN = ("slurm/cluster.sh", "snapshot.json", "code.diff")  # files of a snapshot that a checkout does not have
+WRITTEN = (
+    "slurm/cluster.sh",
+    "snapshot.json",
+    "packages.json",
+    "code.diff",
+)  # files of a snapshot that a checkout does not have
 
 
 def copy_checkout(root: Path) -> Path:

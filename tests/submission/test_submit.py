@@ -49,6 +49,15 @@ def test_a_queued_job_runs_the_code_that_was_submitted(checkout, words, slurm, t
     assert (again.returncode, again.stdout.splitlines()[-1]) == (0, f"{run_dir}: complete, not submitted")
 
 
+def test_a_job_does_not_run_with_another_torch_than_that_of_its_submission(checkout, words, slurm, tmp_path):
+    assert submit(checkout, *words).returncode == 0
+    (packages,) = tmp_path.glob("the runs/lenet5_digits/*/code-*/packages.json")
+    packages.write_text(json.dumps(json.loads(packages.read_text()) | {"torch": "0.1"}))
+    ran = slurm.start(slurm.calls()[0])
+    assert ran.returncode == 2 and "error: the packages are not those of the submission (torch was 0.1" in ran.stderr
+    assert not list(tmp_path.glob("the runs/**/manifest.json"))
+
+
 def test_several_seeds_are_an_array_in_which_each_is_a_run(checkout, words, slurm, tmp_path):
     done = submit(checkout, *words, "seed=3,1")
     assert done.returncode == 0 and "101, an array of 2 seeds" in done.stdout, done.stderr
@@ -141,13 +150,53 @@ def test_a_table_is_its_missing_runs_and_then_its_evaluation(checkout, words, sl
     array, single, evaluation = slurm.calls()
     assert "--array=0,1" in array and array[-5:] == ["experiment=lenet5_digits", *common]
     assert single[-7:] == ["experiment=lenet5_digits", "optimizer.lr=0.01", "seed=0", *common]
-    assert "--dependency=afterany:101:102" in evaluation and "--job-name=table-digits_of_a_test" in evaluation
+    assert "--dependency=afterany:101_0:101_1:102" in evaluation and "--job-name=table-digits_of_a_test" in evaluation
     assert evaluation[-6].endswith("/slurm/evaluate.sbatch") and evaluation[-5:] == table
     # while they are queued, only the evaluation is submitted again
     (slurm.folder / "pending").write_text("101_0\n101_1\n102\n")
     done = submit(checkout, *table)
     assert done.returncode == 0 and done.stdout.count("not submitted again") == 3, done.stdout + done.stderr
     assert len(slurm.calls()) == 4 and "--dependency=afterany:101_0:101_1:102" in slurm.calls()[3]
+
+
+CHAIN = """
+  - {id: tuned, row: "tuned", top1: null, experiment: lenet5_digits, overrides: ["optimizer.lr=0.02"], init_from: base}
+  - {id: last, row: "last", top1: null, num_seeds: 1, experiment: lenet5_digits, overrides: ["optimizer.lr=0.03"],
+     init_from: tuned}
+"""
+
+
+def test_a_training_that_starts_from_another_run_waits_for_its_job(checkout, slurm, prepared_digits, tmp_path):
+    """Two rows whose runs start from those of another row: all are submitted at once, the evaluation last."""
+    (checkout / "conf" / "errors" / "digits_of_a_test.yaml").write_text(TABLE + CHAIN)
+    common = ["hardware=cpu", "tracker=none", f"data.root={prepared_digits}", f"runs={tmp_path}/runs"]
+    shown = submit(checkout, "table=digits_of_a_test", *common, "dry_run=true")
+    assert shown.returncode == 0 and slurm.calls() == [] and not (tmp_path / "runs").exists(), shown.stderr
+    assert f'"--dependency=afterok:<job of {tmp_path}/runs/lenet5_digits/seed1-' in shown.stdout
+    done = submit(checkout, "table=digits_of_a_test", *common)
+    assert done.returncode == 0, done.stderr
+    *trainings, evaluation = slurm.calls()
+    after, started_from = {}, {}
+    for number, call in enumerate(trainings, 101):
+        (name,) = [word.removeprefix("--job-name=") for word in call if word.startswith("--job-name=")]
+        found = [word.removeprefix("--dependency=") for word in call if word.startswith("--dependency=")]
+        after[number], started_from[number] = found, [word for word in call if "init.checkpoint" in word]
+        assert ("--kill-on-invalid-dep=yes" in call) == bool(found), name
+    # 101: base (two seeds), 102: slow, 103 and 104: tuned from each seed of base, 105: last from seed 0 of tuned
+    assert after == {101: [], 102: [], 103: ["afterok:101_0"], 104: ["afterok:101_1"], 105: ["afterok:103"]}
+    folders = {name: sorted(tmp_path.glob(f"runs/lenet5_digits/seed{name}-*")) for name in (0, 1)}
+    for number, target, seed in ((103, 101, 0), (104, 101, 1), (105, 103, 0)):
+        (word,) = started_from[number]
+        source = Path(word.partition("=")[2])
+        record = json.loads((source / RECORD).read_text())["job"]
+        assert source in folders[seed] and record.partition("_")[0] == str(target)
+    assert "--dependency=afterany:101_0:101_1:102:103:104:105" in evaluation
+    assert "waits for   103\n" in done.stdout and not any(word == "--kill-on-invalid-dep=yes" for word in evaluation)
+    # With the first job in the queue still, only what has none is submitted, and waits for it.
+    (slurm.folder / "pending").write_text("101_0\n101_1\n102\n103\n")
+    submit(checkout, "table=digits_of_a_test", *common)
+    found = [word for call in slurm.calls()[6:-1] for word in call if word.startswith("--dependency=")]
+    assert found == ["--dependency=afterok:101_1", "--dependency=afterok:103"]
 
 
 @pytest.mark.parametrize("program", ["squeue", "sbatch"])

@@ -69,16 +69,18 @@ def calibrate(config: EvaluateConfig, overrides: Sequence[str]) -> int:
 
     from tencrop.commands.evaluate import check_targets, staged_targets
     from tencrop.evaluation.evaluate import evaluate_targets
+    from tencrop.evaluation.processes import joined_launched
 
     for target in targets:
         check_targets([target])
     close_at_ctrl_c()
     found = []
-    for (file, weights), target in zip(matched, targets, strict=True):
-        # One at a time: several targets in one call would be an ensemble.
-        with staged_targets([target]) as local_targets:
-            for evaluated in evaluate_targets(local_targets):  # none on other ranks
-                found.append(Calibrated(file, weights, evaluated.result))
+    with joined_launched():  # once: evaluate_targets would join the ranks again for every target
+        for (file, weights), target in zip(matched, targets, strict=True):
+            # One at a time: several targets in one call would be an ensemble.
+            with staged_targets([target]) as local_targets:
+                for evaluated in evaluate_targets(local_targets):  # none on other ranks
+                    found.append(Calibrated(file, weights, evaluated.result))
     if found:
         print("\n".join([*aligned(_rows(table, found), left=[0, 1]), *_not_recognized(others), verdict(table, found)]))
     return 0

@@ -1,6 +1,7 @@
 """The command `evaluate`: measures the error rates of trained weights under a test protocol."""
 
 import contextlib
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -68,7 +69,9 @@ def evaluate_and_track(targets: Sequence[EvaluationTarget]) -> "list[Evaluated]"
     from tencrop.report.collect import collect
     from tencrop.report.tables import COLUMNS, error_rows
 
-    close_at_ctrl_c()  # only now: an exception during the imports would abort some C++ modules
+    # Only now: an exception during the imports would abort some C++ modules. SIGTERM: a scheduler ends or requeues the
+    # job, and the watcher of ranks then waits less for a silent node (distributed/liveness.py).
+    close_at_ctrl_c(signal.SIGTERM)
     with staged_targets(targets) as local_targets:
         found = evaluate_targets(local_targets)
     # strict=False: with several targets, the last item of `found` is the ensemble, which belongs to no run.

@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import NoReturn
 
 import torch
@@ -26,7 +26,7 @@ from torch.distributed import TCPStore
 from tencrop.config import UserError, num_threads
 from tencrop.config.disk_errors import disk_sentence
 from tencrop.config.launcher import AGENT, PIPE, RANKS, launched
-from tencrop.distributed.liveness import watch_ranks
+from tencrop.distributed.liveness import watch_launched
 from tencrop.distributed.rendezvous import meet, meet_launched
 
 POLL_S = 0.2
@@ -64,17 +64,9 @@ def launch_ranks(num_ranks: int, *, answer_minutes: float | None = None) -> Iter
         others.end(within_s=END_S)
     else:
         store = meet_launched(answer_minutes) if num_ranks > 1 else None
-        with _watching(store, num_ranks):
+        with watch_launched(store, num_ranks):
             yield
     del store
-
-
-def _watching(store: TCPStore | None, num_ranks: int) -> AbstractContextManager[None]:
-    """The watcher of ranks that srun started; torchrun's agent watches its ranks itself."""
-    found = launched()
-    if store is None or found is None or found.launcher != "srun":
-        return nullcontext()
-    return watch_ranks(store, int(os.environ["SLURM_PROCID"]), num_ranks)
 
 
 def _meet(rank: int) -> TCPStore:

@@ -3,7 +3,7 @@
 srun returns the highest exit code of its tasks, and a rank that loses a connection cannot tell whether the program at
 the other end failed or its node died. So a failing rank publishes its exit code in rank 0's TCPStore before its
 connections close. Every rank also sends heartbeats, because a collective operation waits for a silent node for
-30 minutes (gloo) or 10 (NCCL). launch_ranks uses this under srun; torchrun and launch.py itself watch in other ways.
+30 minutes (gloo) or 10 (NCCL). Used under srun by training (launch_ranks) and by evaluation (joined_launched).
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NoReturn
 
 from torch.distributed import DistBackendError, DistNetworkError, PrefixStore, Store
 
 from tencrop.config import UserError
+from tencrop.config.launcher import launched
 from tencrop.signals import INTERRUPTED, MESSAGE
 
 TICK_S = 1.0
@@ -34,6 +35,17 @@ SILENT_TICKS_AFTER_SIGTERM = 15
 ANSWER_TICKS = 5  # within which the other ranks read what one has published
 END_TICKS = 30  # how long rank 0 waits at its end, because the others would take the end of its store for a failure
 VERDICT, DONE = "verdict", "done"
+
+
+def watch_launched(store: Store | None, num_ranks: int) -> AbstractContextManager[None]:
+    """`watch_ranks` for ranks that srun started; nothing without a store, or under torchrun, whose agent watches them.
+
+    store: that of rendezvous.py, in which all ranks have met.
+    """
+    found = launched()
+    if store is None or found is None or found.launcher != "srun":
+        return nullcontext()
+    return watch_ranks(store, int(os.environ["SLURM_PROCID"]), num_ranks)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from tencrop.evaluation.ensembles import ensemble, ensemble_facts, is_ensemble
 from tencrop.evaluation.inference import ScoringTask, open_val_split
 from tencrop.evaluation.predictions import Scores, cpu_group, load_scores, protocol_text, save_scores, saved_scores
 from tencrop.evaluation.preprocessing import preprocessing_line
-from tencrop.evaluation.processes import join_launched, score_split
+from tencrop.evaluation.processes import joined_launched, score_split
 from tencrop.evaluation.protocols import default_side
 from tencrop.evaluation.publishers import with_preprocessing
 from tencrop.evaluation.results import load_result, result_name, result_of, save_result
@@ -68,12 +68,12 @@ def evaluate_targets(targets: Sequence[EvaluationTarget]) -> list[Evaluated]:
     The list is empty on all processes of a group but the first.
     """
     # Join first: ranks may see different files on a network share, so rank 0 alone looks and decides for all.
-    join_launched()
-    if not _is_first_rank() and not dist.is_initialized():
-        return []  # after a complete run, another rank of a launcher, without a process group
-    _raise_on_all_ranks(_unwritable(_ensemble_files(targets)))
-    found = [evaluated for target in targets if (evaluated := _evaluate(target)) is not None]
-    return [*found, _evaluate_ensemble(targets, found)] if len(found) > 1 else found
+    with joined_launched():
+        if not _is_first_rank() and not dist.is_initialized():
+            return []  # after a complete run, another rank of a launcher, without a process group
+        _raise_on_all_ranks(_unwritable(_ensemble_files(targets)))
+        found = [evaluated for target in targets if (evaluated := _evaluate(target)) is not None]
+        return [*found, _evaluate_ensemble(targets, found)] if len(found) > 1 else found
 
 
 def _evaluate(target: EvaluationTarget) -> Evaluated | None:

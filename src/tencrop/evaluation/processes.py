@@ -5,11 +5,12 @@ Each process scores a contiguous part of the split; the parts are gathered on th
 
 from __future__ import annotations
 
-import atexit
 import os
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tencrop.config import UserError, num_threads
 from tencrop.config.disk_errors import disk_sentence
 from tencrop.config.launcher import launched
 from tencrop.distributed.cluster import cluster_environment
+from tencrop.distributed.liveness import watch_launched
 from tencrop.distributed.rendezvous import meet_launched
 from tencrop.evaluation.inference import ScoringTask, build_network, open_val_split, score_part
 from tencrop.evaluation.predictions import Scores, gather, load_scores, save_scores
@@ -30,20 +32,29 @@ from tencrop.evaluation.subsets import evaluated_index
 from tencrop.models.checkpoint_files import weights_sha256
 
 
-def join_launched() -> None:
-    """Make a process group of the processes that srun or torchrun started.
+@contextmanager
+def joined_launched() -> Iterator[None]:
+    """Within the block, a process group of the processes that srun or torchrun started.
 
-    Does nothing without such a launcher, and after a training, whose process group is used.
+    Under srun, a process that dies or fails ends the others (distributed/liveness.py). Does nothing without such a
+    launcher, and after a training, whose process group and watcher are used.
     """
     found, store = launched(), meet_launched()
     if found is None or store is None:
+        yield
         return
     environment = cluster_environment()
-    # `store` listens on this address until torch's own store does; it must stay referenced until then.
+    # `store` listens on this address until torch's own store does.
     address = f"tcp://{environment.main_address}:{environment.main_port}"
-    # gloo and not NCCL: scores are gathered in host memory, where the tensors of all images fit.
-    dist.init_process_group("gloo", address, rank=environment.global_rank(), world_size=found.num_processes)
-    atexit.register(dist.destroy_process_group)
+    try:
+        # Inside of `try`: a process that fails publishes its exit code before its connections close.
+        with watch_launched(store, found.num_processes):
+            # gloo and not NCCL: scores are gathered in host memory, where the tensors of all images fit.
+            dist.init_process_group("gloo", address, rank=environment.global_rank(), world_size=found.num_processes)
+            yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def score_split(task: ScoringTask, network: nn.Module) -> Scores | None:

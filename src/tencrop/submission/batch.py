@@ -27,6 +27,7 @@ class Job:
     hardware: Hardware
     seeds: tuple[int, ...] = ()  # of an array
     after: tuple[str, ...] = ()  # jobs that must have ended, in whatever way
+    after_success: tuple[str, ...] = ()  # jobs that must have succeeded; SLURM cancels this one if any of them fails
 
     @property
     def log(self) -> Path:
@@ -52,8 +53,9 @@ def options(job: Job, cluster: Cluster) -> list[str]:
         "ntasks-per-node": hardware.devices,
         "gpus-per-node": hardware.devices if hardware.accelerator == "gpu" else None,
         "array": ",".join(map(str, job.seeds)) or None,
-        # In whatever way they end: the evaluation of a table takes what there is, and says what is missing.
-        "dependency": f"afterany:{':'.join(job.after)}" if job.after else None,
+        "dependency": _dependency(job),
+        # Without it, a job whose source has failed would stay in the queue forever.
+        "kill-on-invalid-dep": "yes" if job.after_success else None,
         "partition": cluster.partition,
         "account": cluster.account,
         "qos": cluster.qos,
@@ -63,6 +65,13 @@ def options(job: Job, cluster: Cluster) -> list[str]:
     }
     # The cluster's own options come last: of an option given twice, sbatch takes the last one.
     return [f"--{key}={value}" for key, value in given.items() if value is not None] + cluster.options
+
+
+def _dependency(job: Job) -> str | None:
+    # afterany for the evaluation of a table: it takes what there is, and says what is missing. afterok for a training
+    # that starts from the weights of another; a training that is requeued has not ended.
+    kinds = {"afterany": job.after, "afterok": job.after_success}
+    return ",".join(f"{kind}:{':'.join(numbers)}" for kind, numbers in kinds.items() if numbers) or None
 
 
 def command(job: Job, cluster: Cluster, snapshot: Path) -> list[str]:

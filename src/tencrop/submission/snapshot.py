@@ -5,6 +5,7 @@ code-HASH/            HASH is of the names and contents below
     .venv                           a link to the environment that submitted, whose packages are not copied
     slurm/cluster.sh                modules and variables of conf/cluster, sourced by slurm/environment.sh
     snapshot.json, code.diff        revision and uncommitted changes, for the records of the run
+    packages.json                   versions of the packages, which the job compares (commands/check_packages.py)
 """
 
 from __future__ import annotations
@@ -21,10 +22,19 @@ from pathlib import Path
 from tencrop.config import UserError
 from tencrop.config.code import PACKAGE
 from tencrop.files import sync_folder
-from tencrop.records.provenance import DIFF_FILE, SNAPSHOT_FILE, GitFailed, code_diff, code_files, code_version
+from tencrop.records.provenance import (
+    DIFF_FILE,
+    SNAPSHOT_FILE,
+    GitFailed,
+    code_diff,
+    code_files,
+    code_version,
+    installed_packages,
+)
 
 ROOT = PACKAGE.parents[1]
 CLUSTER_FILE = "slurm/cluster.sh"
+PACKAGES_FILE = "packages.json"
 
 
 def snapshot_files(cluster_script: str, root: Path = ROOT) -> dict[str, bytes]:
@@ -37,12 +47,15 @@ def snapshot_files(cluster_script: str, root: Path = ROOT) -> dict[str, bytes]:
         raise UserError(f"{root}: the files to submit are not known, because {error}") from error
     # git ignores these, and the job cannot build them: compute nodes often have no compiler.
     compiled = [path.relative_to(root).as_posix() for path in (root / "src").rglob("*.so")]
+    # Without our own: whether an installation of it is found depends on the folder, and its code is in the snapshot.
+    packages = {name: version for name, version in installed_packages().items() if name != "tencrop"}
     # A tracked file may have been deleted.
     files = {name: (root / name).read_bytes() for name in sorted({*names, *compiled}) if (root / name).is_file()}
     return files | {
         CLUSTER_FILE: cluster_script.encode(),
         SNAPSHOT_FILE: (json.dumps(code_version(), indent=1) + "\n").encode(),
         DIFF_FILE: code_diff().encode(),
+        PACKAGES_FILE: (json.dumps(packages, indent=1) + "\n").encode(),
     }
 
 
@@ -76,8 +89,7 @@ def write_snapshot(folder: Path, files: Mapping[str, bytes], root: Path = ROOT) 
             (partial / name).write_bytes(content)
             if (root / name).exists():
                 shutil.copymode(root / name, partial / name)  # train.sbatch is executed by seeds.sbatch
-        # A link: an environment with torch has gigabytes. So packages that are updated while the job waits are the
-        # job's as well; the run's manifest records the versions that it used.
+        # A link: an environment with torch has gigabytes. The job compares its packages with PACKAGES_FILE.
         (partial / ".venv").symlink_to(sys.prefix)
         # Complete or not there. Of two submissions at once, the slower one fails here and succeeds when it is repeated.
         os.rename(partial, folder)
