@@ -19,18 +19,18 @@ from tencrop.config import Config
 SIZES: dict[str, tuple[int, dict[str, object]]] = {
     "alexnet_2012_figure1": (32, {}),
     "alexnet_2012": (224, {"width": 0.25, "init_std": 0.04}),
-    "allcnn": (64, {"width": 0.125}),
+    "allcnn": (64, {"width": 0.25}),
     "bn_inception": (64, {"width": 0.125}),
     "convmixer": (28, {}),
     "convnext": (32, {"depths": [1, 1, 1, 1], "dims": [16, 32, 64, 128]}),
-    "deit|vit": (32, {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}),
+    "deit|vit": (32, {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 4, "num_heads": 2}),
     "densenet": (32, {"growth_rate": 8, "block_config": [2, 2, 2, 2]}),
     "fractalnet": (64, {"width": 0.0625, "num_columns": 2}),
-    "googlenet": (80, {"img_size": 80, "width": 0.125}),
+    "googlenet": (80, {"img_size": 80, "width": 0.25}),
     "inception_v3": (299, {}),
     "lenet": (32, {}),
     "mobilenet_v1": (32, {"width": 0.25}),
-    "nin": (64, {"width": 0.125}),
+    "nin": (64, {"width": 0.25}),
     "plain|resnext|resnet.*_|wide_resnet": (32, {"width": 0.125}),
     "resnet": (32, {"channels": [8, 16, 32, 64]}),
     "squeezenet": (64, {"width": 0.25}),
@@ -39,8 +39,8 @@ SIZES: dict[str, tuple[int, dict[str, object]]] = {
         {"img_size": 32, "embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "window_size": 2},
     ),
     "tf_efficientnet|regnet": (32, {}),
-    "vgg": (32, {"img_size": 32, "width": 0.125}),
-    "zfnet": (224, {"width": 0.125}),
+    "vgg": (32, {"img_size": 32, "width": 0.25}),
+    "zfnet": (224, {"width": 0.25}),
 }
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from tencrop.config import Batches
 from tencrop.models import fractalnet
 from tencrop.models.fractalnet import FractalBlock, FractalNet, join
-from tencrop.training.batchnorm import set_groups, update_running_statistics
+from tencrop.training.batchnorm import GroupStatistics, set_groups
 from typed import present
 
 
@@ -130,12 +130,14 @@ def test_whatever_is_dropped_every_batch_norm_sees_every_group():
     """Grouped BatchNorm relies on this, and so do ranks that draw different columns."""
     torch.manual_seed(0)
     network = set_groups(FractalNet(5, width=0.0625), Batches(1, 16, 8, 2, "ghost", 2))
+    statistics = GroupStatistics(network, num_micro_batches=2)
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     before = [present(norm.running_mean).clone() for norm in norms]
     for _ in range(3):
         for _ in range(2):
             network(torch.randn(8, 3, 64, 64))
-        update_running_statistics(network)  # asserts that all groups are there
+            statistics.collect()  # asserts that all groups are there
+        statistics.update()
     after = [present(norm.running_mean) for norm in norms]
     assert not any(torch.equal(*pair) for pair in zip(before, after, strict=True))
 

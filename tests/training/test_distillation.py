@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import signal
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from torch import nn
 from tencrop.config import Model, UserError, derive_batches
 from tencrop.data.store.manifest import read_manifest
 from tencrop.models.factory import build_model
-from tencrop.records.run_folder import read_run_manifest, run_folder
+from tencrop.records.run_folder import finish, read_run_manifest, run_folder
 from tencrop.training.checkpoints import AtomicCheckpointIO, read_checkpoint
 from tencrop.training.distillation import Teacher, read_teacher, set_distilled_training
 from tencrop.training.fit import build
@@ -161,15 +162,17 @@ def test_a_plain_file_is_normalized_as_timm_says(prepared_photos, plain_file):
 @pytest.mark.parametrize(
     ("model", "classes", "message"),
     [
-        ("test_vit", 3, r"teacher\.safetensors: its weights do not fit test_vit: missing"),
-        ("test_resnet", 4, r"teacher\.safetensors: its weights do not fit test_resnet: fc\.weight is \[3, "),
+        ("test_vit", 3, "test_vit: missing"),
+        ("test_resnet", 4, r"test_resnet: fc\.weight is \[3, .* give a teacher of the 4 classes of "),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused(prepared_photos, plain_file, model, classes, message):
+    start = rf"^training\.distill\.teacher={re.escape(str(plain_file))}: its weights do not fit {message}"
     words = (f"training.distill.teacher={plain_file}", f"training.distill.model={model}", "image_size=160")
     config = runs.recipe(prepared_photos, *words, "short_side=160")
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=start) as refused:
         read_teacher(config, ["china", "flower", "mirrored", "other"][:classes])
+    assert "name the network that they were trained with in training.distill.model" in str(refused.value)
 
 
 def test_a_run_is_asked_for_its_network_classes_and_normalization(prepared_photos, uninterrupted, tmp_path):
@@ -179,6 +182,7 @@ def test_a_run_is_asked_for_its_network_classes_and_normalization(prepared_photo
     content["tencrop"] |= {"mean": [100.0, 110.0, 120.0], "run_id": read_run_manifest(run_dir)["run_id"]}
     content["tencrop"]["model"] = config.model.name
     AtomicCheckpointIO().save_checkpoint(content, run_dir / "checkpoints" / "last.ckpt")
+    finish(run_dir, status="complete", **{key: content["tencrop"][key] for key in ("weights_sha256", "ema_sha256")})
     student = runs.recipe(prepared_photos, f"training.distill.teacher={run_dir}")
     teacher = read_teacher(student, ["china", "flower", "mirrored"])
     assert teacher.mean.tolist() == [100, 110, 120] and teacher.facts["weights"] == "ema"

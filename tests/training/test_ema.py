@@ -11,7 +11,7 @@ from torch import nn
 from tencrop.config import derive_batches
 from tencrop.data.store.manifest import read_manifest
 from tencrop.training.checkpoints import read_checkpoint
-from tencrop.training.ema import ema_decay, update_ema
+from tencrop.training.ema import MovingAverage, ema_decay
 from tencrop.training.fit import build, fit
 from training import runs
 from typed import present
@@ -26,10 +26,26 @@ def test_ema_against_hand_computed_values():
         present(norm.running_mean).add_(2.0)
         present(norm.num_batches_tracked).add_(3)
     before = copy.deepcopy(ema.state_dict())
-    update_ema(ema, model, decay=0.9)
+    MovingAverage(ema, model).update(decay=0.9)
     torch.testing.assert_close(ema[0].weight, before["0.weight"] + 0.1)
     torch.testing.assert_close(ema[1].running_mean, before["1.running_mean"] + 0.2)
     assert ema[1].num_batches_tracked == 3
+
+
+def test_a_network_that_has_moved_is_still_averaged():
+    """Moving a module replaces its buffers; here to another dtype, as there is one device only."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    ema = copy.deepcopy(model)
+    average = MovingAverage(ema, model)
+    for network in (model, ema):
+        network.double()
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value.fill_(3)
+    before = copy.deepcopy(ema.state_dict())
+    average.update(decay=0.5)
+    for name, value in ema.state_dict().items():
+        assert torch.equal(value, (before[name] + 3) / 2 if value.is_floating_point() else torch.tensor(3)), name
 
 
 def test_the_warm_up_is_tensorflows():

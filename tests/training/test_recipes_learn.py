@@ -1,52 +1,97 @@
 """Recipes learn: at reduced width and resolution, its own optimizer, schedule, augmentation and loss bring a recipe's
-error on the training images of a small problem from chance, 87.5%, to at most 60%.
+error on the training images of a small problem from chance, 90%, to at most 60%.
 
-The problem is 500 handwritten digits of 0 to 7, which the recipes read as photographs: mirrored, cropped to 8%, and so
-on. The budget, written before the first run, is 20 passes of 15 steps with 32 images. What a short run needs changes
-with it: the epochs of the schedule in proportion, BatchNorm's momentum to torch's own; moving averages of the weights
-are left out. small_recipes.py reduces the rest.
+The problem is 500 handwritten digits, which the recipes read as photographs: mirrored, cropped to 8%, and so on. The
+error is that of the recipe's validation, without augmentation. The budget follows from the recipe alone, and was
+written before the first run: 20 passes of 15 steps with 32 images, times
 
-ERRORS has the recipes that were measured and passed. After 20 passes, GoogLeNet (64.8%) and the plain ViT (84.0%) were
-above the bound, and ResNet-50 (58.8%) so near it that another machine's rounding may decide.
+- E, its epochs over 90, if more: a longer schedule warms up and decays more slowly, and allows more augmentation;
+- M, 2 if it mixes images: half of each target belongs to another image;
+- B, its batch over 32, for SGD without normalization layers: `small_recipe` divides lr by B, so that 300 steps of the
+  recipe's own lr take as many more. Normalized layers do not feel the scale of their weights, Adam's steps not that
+  of the gradient.
+
+What a short run needs changes with it: the epochs of the schedule in proportion, BatchNorm's momentum to torch's own;
+moving averages of the weights are left out; a plateau schedule keeps its first lr. Weights drawn with one standard
+deviation for all layers (NIN, ZFNet) are divided by the square root of the width, which keeps the signal's size.
+small_recipes.py reduces the rest. Inception v3's recipe trains BN-Inception, since its own network has no width, and
+takes 20 s a step.
+
+AlexNet's own recipe keeps its batch of 128, its lr, its width and its initialization; only the images are smaller, 96
+pixels. It is alive if 300 steps bring the error to at most 75%.
+
+A recipe for fine-tuning starts from the weights that the recipe before it learned here. Its error is at most 60% if its
+last layer is new, else at most 2 points above that of these weights: its lr, up to 200 times lower, would teach random
+weights nothing.
 """
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from small_recipes import small_recipe
+from tencrop.cli.choices import CONF
 from tencrop.config import Config, derive_batches
 from tencrop.data.preparation.prepare import prepare
 from tencrop.data.sources.digits import DigitsSource
 from tencrop.data.store.manifest import read_manifest
+from tencrop.training.classifier import Classifier
 from tencrop.training.fit import build, fit
 from tencrop.training.metric_rows import read_rows
 
-PASSES, BATCH, NUM_IMAGES = 20, 32, 500
-MAX_ERROR = 0.6  # chance: 0.875
+BASE_PASSES, BATCH, NUM_IMAGES = 20, 32, 500
+MAX_ERROR, MAX_ERROR_OF_ALEXNET = 0.6, 0.75  # chance: 0.9
 NUM_IMAGENET = 1_281_167
-# Training error in percent as measured, by experiment
-ERRORS = {
-    "alexnet_figure1_relu": 0.6,
-    "alexnet_figure1_tanh": 0.2,
-    "alexnet_tiny10": 7.6,
-    "convnext": 27.4,
-    "densenet": 49.6,
-    "fractalnet": 49.0,
-    "mobilenet_v1": 50.0,
-    "swin": 25.4,
+# The recipe that comes before, and the prefix of the last layer if that is new
+FINE_TUNED = {
+    "convnext_384": ("convnext", None),
+    "deit_384": ("deit", None),
+    "finetune_tiny10": ("resnet18_tiny10", "fc."),
+    "swin_384": ("swin", None),
+    "vit_384": ("vit_in1k", "head."),
 }
-IN_EVERY_TEST_RUN = ("alexnet_figure1_relu", "convnext", "mobilenet_v1")  # SGD, AdamW, RMSProp; the others are long
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if path.stem != "auto")
+REPRESENTED = {"rsb_a1": "rsb_a2"}  # twice the passes, other values of mixup, weight decay and label smoothing
+FROM_SCRATCH = [name for name in EXPERIMENTS if name not in {*FINE_TUNED, *REPRESENTED, "alexnet_2012"}]
+IN_EVERY_TEST_RUN = ("deit_tiny10", "lenet5_digits", "mobilenet_v1")  # AdamW, SGD, RMSProp; the others are long
+# Beyond small_recipes.py. The mean image has 256 pixels, so smaller images subtract the mean color.
+SMALL_IMAGES = (
+    "normalization.mean=dataset image_size={0} augmentation.size={0} short_side={1} augmentation.side=[{1},{1}] "
+)
+SMALLER = {
+    "alexnet_2012": SMALL_IMAGES.format(96, 110)
+    + "++model.kwargs.img_size=96 ++model.kwargs.width=1 ++model.kwargs.init_std=0.01",
+    "inception_v3": "model=bn_inception ++model.kwargs.width=0.125 image_size=64 short_side=73 augmentation.size=64",
+    "zfnet": SMALL_IMAGES.format(64, 73) + "++model.kwargs.img_size=64",
+}
+# timm's names fix these arguments of its constructors
+SMALLER_THAN_TIMMS_NAMES: dict[str, dict[str, object]] = {
+    "timm.models.convmixer._create_convmixer": {"dim": 64, "depth": 4, "kernel_size": 5, "patch_size": 4},
+    "timm.models.efficientnet._gen_efficientnet": {"channel_multiplier": 0.25},
+}
+ONE_STD = ("nin", "zfnet")  # by model.name: weights of one standard deviation at any width
+
+
+class Learned(NamedTuple):
+    error: float  # of the training images, a fraction
+    weights: dict[str, Tensor]
 
 
 @pytest.fixture(scope="module")
 def training_digits(data_config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared folder of images; both splits hold all of them, so that val measures the training error."""
     source, folder = DigitsSource(), tmp_path_factory.mktemp("digits")
-    for file in source.files["train"][::2][:NUM_IMAGES]:  # every second one, sorted by digit: no 8 and no 9
+    files = source.files["train"]  # sorted by digit
+    for file in (files[number] for number in np.linspace(0, len(files) - 1, NUM_IMAGES).astype(int)):
         path = folder / file.name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(source.read("train", file))
@@ -54,36 +99,125 @@ def training_digits(data_config, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return prepare(data, workers=1, progress=False)
 
 
+@pytest.fixture(scope="module")
+def learned() -> dict[str, Learned]:
+    """What the recipes have learned so far, for those that start from it."""
+    return {}
+
+
+@pytest.fixture
+def learn(
+    composed: Callable[..., Config],
+    training_digits: Path,
+    learned: dict[str, Learned],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., Learned]:
+    """learn(name) trains a small network by the recipe, for as many passes as are due to it."""
+    for constructor, kwargs in SMALLER_THAN_TIMMS_NAMES.items():
+        monkeypatch.setattr(constructor, with_kwargs(pkgutil.resolve_name(constructor), kwargs))
+
+    def learn_by(name: str, *, batch: int = BATCH, passes: int | None = None, start: dict[str, Tensor] | None = None):
+        recipe = composed(f"experiment={name}")
+        words = [*small_recipe(composed, f"experiment={name}", batch=batch), *SMALLER.get(name, "").split()]
+        words += ["data=imagefolder", f"data.root={training_digits}", "data.num_classes=null"]
+        manifest = read_manifest(training_digits)
+
+        def built(passes: int) -> tuple:
+            config = composed(*words, *shortened(recipe, passes), f"training.evaluate_every_epochs={passes}")
+            return build(config, batches=derive_batches(config), manifest=manifest)
+
+        passes = passes or passes_of(recipe, built(BASE_PASSES)[1].model)
+        data, classifier = built(passes)
+        keep_signal(classifier)
+        if start is not None:
+            classifier.model.load_state_dict(start, strict=False)
+        folder = tmp_path / name
+        folder.mkdir()
+        fit(data, classifier, run_dir=folder)
+        (error,) = [row["top1_error"] for row in read_rows(folder / "metrics.jsonl") if row["split"] == "val"]
+        print(f"{name}: {100 * error:.1f}% of {NUM_IMAGES} training images after {passes} passes", flush=True)
+        learned[name] = Learned(error, classifier.model.state_dict())
+        return learned[name]
+
+    return learn_by
+
+
 @pytest.mark.parametrize(
-    "name", [name if name in IN_EVERY_TEST_RUN else pytest.param(name, marks=pytest.mark.long) for name in ERRORS]
+    "name",
+    [name if name in IN_EVERY_TEST_RUN else pytest.param(name, marks=pytest.mark.long) for name in FROM_SCRATCH],
 )
-def test_a_recipe_learns(name: str, composed: Callable[..., Config], training_digits: Path, tmp_path: Path) -> None:
-    recipe = f"experiment={name}"
-    words = [*small_recipe(composed, recipe, batch=BATCH), *shortened(composed(recipe))]
-    config = composed(*words, f"data.root={training_digits}", f"training.evaluate_every_epochs={PASSES}")
-    manifest = read_manifest(training_digits)
-    fit(*build(config, batches=derive_batches(config), manifest=manifest), run_dir=tmp_path)
-    (error,) = [row["top1_error"] for row in read_rows(tmp_path / "metrics.jsonl") if row["split"] == "val"]
-    print(f"{name}: {100 * error:.1f}% of {NUM_IMAGES} training images after {PASSES} passes")
-    assert error <= MAX_ERROR
+def test_a_recipe_learns(name: str, learn: Callable[..., Learned]) -> None:
+    assert learn(name).error <= MAX_ERROR
 
 
-def shortened(config: Config) -> list[str]:
-    """Words for train.py that give the recipe's schedule PASSES epochs."""
-    training, schedule = config.training, config.schedule
-    epochs = training.epochs or training.steps * training.global_batch / NUM_IMAGENET  # type: ignore[operator]
+@pytest.mark.long
+@pytest.mark.parametrize("name", FINE_TUNED)
+def test_a_recipe_for_fine_tuning_keeps_what_was_learned(
+    name: str, learn: Callable[..., Learned], learned: dict[str, Learned]
+) -> None:
+    base, new_layer = FINE_TUNED[name]
+    before = learned.get(base) or learn(base)
+    start = {key: value for key, value in before.weights.items() if not (new_layer and key.startswith(new_layer))}
+    after = learn(name, start=start)
+    assert any(not after.weights[key].equal(start[key]) for key in start)
+    assert after.error <= (MAX_ERROR if new_layer else before.error + 0.02)
+
+
+@pytest.mark.long
+def test_alexnet_by_its_own_recipe_does_not_die(learn: Callable[..., Learned]) -> None:
+    """At the paper's batch of 128, lr, initialization and width: 300 steps, three in a pass."""
+    assert learn("alexnet_2012", batch=128, passes=100).error <= MAX_ERROR_OF_ALEXNET
+
+
+def with_kwargs(constructor: Callable[..., nn.Module], ours: dict[str, object]) -> Callable[..., nn.Module]:
+    return lambda *args, **kwargs: constructor(*args, **{**kwargs, **ours})
+
+
+def passes_of(recipe: Config, network: nn.Module) -> int:
+    """The budget of a recipe: see the docstring of this module."""
+    mixing = recipe.augmentation.mixing
+    longer = max(1.0, epochs_of(recipe) / 90)
+    mixed = 2 if mixing.mixup_alpha or mixing.cutmix_alpha else 1
+    is_normalized = any(isinstance(layer, _BatchNorm | nn.LayerNorm) for layer in network.modules())
+    has_lower_lr = recipe.optimizer.name in ("sgd", "sgd_alexnet") and not is_normalized
+    return round(BASE_PASSES * longer * mixed * (recipe.training.global_batch / BATCH if has_lower_lr else 1))
+
+
+def epochs_of(recipe: Config) -> float:
+    training = recipe.training
+    return training.epochs or training.steps * training.global_batch / NUM_IMAGENET  # type: ignore[operator]
+
+
+def shortened(recipe: Config, passes: int) -> list[str]:
+    """Words for train.py that give the recipe's schedule that many epochs."""
+    schedule, scale = recipe.schedule, passes / epochs_of(recipe)
     words = [
-        f"training.epochs={PASSES}",
+        f"training.epochs={passes}",
         "training.steps=null",
         "training.ema_decay=null",
         "training.ema_warmup=none",
         "model.bn_momentum=null",
     ]
-    words += ["training.minival_fraction=0.1"] if training.minival_fraction else []
+    if recipe.training.precise_bn:
+        words.append("training.precise_bn=480")
+    if schedule.name == "plateau":  # validated once, at the end: lr would not drop
+        words += ["schedule.name=constant", "schedule.gamma=null", "schedule.patience=null", "schedule.max_drops=null"]
+        words.append("training.minival_fraction=0")
     for key in ("warmup_epochs", "decay_epochs"):
         if (value := getattr(schedule, key)) is not None:
-            words.append(f"schedule.{key}={value * PASSES / epochs}")
+            words.append(f"schedule.{key}={value * scale}")
     for key in ("milestones", "knots"):
         if (values := getattr(schedule, key)) is not None:
-            words.append(f"schedule.{key}={[value * PASSES / epochs for value in values]}".replace(" ", ""))
+            words.append(f"schedule.{key}={[value * scale for value in values]}".replace(" ", ""))
     return words
+
+
+@torch.no_grad()
+def keep_signal(classifier: Classifier) -> None:
+    """Divide weights of one standard deviation by the square root of the width, but for those that read the image."""
+    model = classifier.config.model
+    if model.name in ONE_STD:
+        _, *layers = (layer for layer in classifier.model.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+        for layer in layers:
+            layer.weight.div_(model.kwargs["width"] ** 0.5)

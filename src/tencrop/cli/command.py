@@ -28,6 +28,7 @@ from tencrop.cli.choices import CONF, check_conf, list_options, option_names
 from tencrop.cli.command_line import PATHS, check_words, expand_home
 from tencrop.cli.config_source import register_config_source
 from tencrop.cli.errors import hydra_error_sentence
+from tencrop.cli.home import provide_cache_folder
 from tencrop.cli.recipe_loader import register_recipe_loader
 from tencrop.config.disk_errors import disk_sentence
 from tencrop.config.documents import literal
@@ -73,6 +74,7 @@ def _exit_code(run: Callable[[Schema], int | None], config_name: str, schema: ty
             sys.exit(INTERRUPTED)  # bypasses Hydra, which would start the next job of a sweep
 
     print_any_text()
+    provide_cache_folder()
     # OpenMP threads wait by spinning, by default. If other processes share the cores, that makes a small network 50
     # times slower. Must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -152,7 +152,7 @@ def _check(config: Config, typed: Sequence[str], submitted: Collection[Path] = (
     if _source(config) not in submitted:
         source_file(config.training.init, run_path(config))
     if config.training.distill.teacher is not None:
-        teacher_file(config.training.distill)
+        teacher_file(config.training.distill, run_path(config))
 
 
 def _source(config: Config) -> Path | None:

@@ -59,7 +59,7 @@ def main(config: Config) -> int:
     # Called for its errors alone: the file itself is read when torch is there.
     source_file(config.training.init, run_path(config))
     if config.training.distill.teacher is not None and not is_complete(run_path(config)):
-        teacher_file(config.training.distill)
+        teacher_file(config.training.distill, run_path(config))
     if config.plan:
         if config.data.stage is not None:
             raise UserError("data.stage: plan=true measures data.root and copies nothing; leave it out")

@@ -33,6 +33,8 @@ from tencrop.config import Model, UserError
 from tencrop.models.blur_pool import MIN_CHANNELS, add_blur_pool
 from tencrop.models.last_layer import score_in_float32
 
+OWN_SIZE = "choose its own size, or give one with +model.kwargs.img_size if it has that argument"
+
 
 def build_model(model: Model, *, num_classes: int, image_size: int | None = None) -> nn.Module:
     """Build a randomly initialized network, [N, 3, H, W] -> logits [N, num_classes].
@@ -101,13 +103,19 @@ def create_network(model: Model, *, num_classes: int) -> nn.Module:
 
 @torch.no_grad()
 def check_image_size(
-    network: nn.Module, name: str, size: int, *, key: str = "image_size", for_training: bool = False
+    network: nn.Module,
+    name: str,
+    size: int,
+    *,
+    key: str = "image_size",
+    for_training: bool = False,
+    remedy: str = OWN_SIZE,
 ) -> None:
     """Raise UserError if the network does not take images of size x size pixels.
 
     Runs one forward pass of a black image on the CPU: 0.1 s for ResNet-50, 3 s for ViT-L/16 at 384. Weights, running
-    statistics and torch's generator keep their state. `key` names the setting in the error message. for_training: the
-    auxiliary heads must accept the size, too.
+    statistics and torch's generator keep their state. `key` names the setting in the error message, which ends in
+    `remedy`. for_training: the auxiliary heads must accept the size, too.
     """
     was_training = network.training
     if for_training and hasattr(network, "auxiliary_weight"):
@@ -122,8 +130,7 @@ def check_image_size(
             network(torch.zeros(num_images, 3, size, size))
     except Exception as error:  # any layer may fail first: RuntimeError from a convolution, AssertionError from timm
         raise UserError(
-            f"{key}={size}: {name} does not take images of {size} x {size} pixels ({error});"
-            " choose its own size, or give one with +model.kwargs.img_size if it has that argument"
+            f"{key}={size}: {name} does not take images of {size} x {size} pixels ({error}); {remedy}"
         ) from error
     finally:
         network.train(was_training)

@@ -126,14 +126,20 @@ def statistics_of(weights: Weights, path: Path) -> dict[str, Any]:
 
 
 def apply_weights(
-    network: nn.Module, state: Mapping[str, Tensor], *, source: str, name: str, by: str = "name"
+    network: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: str,
+    name: str,
+    by: str = "name",
+    remedy: str = REMEDY,
 ) -> Mapping[str, str]:
     """Copy `state` into `network`; names and shapes must match exactly.
 
     by: "name" first removes prefixes of wrappers, and renames the weights of torchvision and of the networks' authors.
     "order" ignores the names: the tensors must have the same shapes in the same order, and the result maps the
     network's names to those of the file (otherwise it is empty). Raises UserError that lists the first differences; its
-    message names `source` (the file) and `name` (the network).
+    message names `source` (the file) and `name` (the network), and ends in `remedy`.
     """
     expected, pairs = network.state_dict(), dict[str, str]()
     state = {key: value for key, value in state.items() if key != EMA_COUNTER or key in expected}
@@ -142,7 +148,7 @@ def apply_weights(
         state = {key: state[theirs] for key, theirs in pairs.items()}
     else:
         state = under_own_names(state, expected, name=name)
-        check_weights(state, expected, source=source, name=name)
+        check_weights(state, expected, source=source, name=name, remedy=remedy)
     # strict=False only because num_batches_tracked may be missing; every other difference has been rejected
     network.load_state_dict(state, strict=False)
     return pairs

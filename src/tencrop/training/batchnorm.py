@@ -1,8 +1,8 @@
 """Ghost BatchNorm: normalize groups of a fixed number of samples, on any number of devices and micro-batches.
 
 With plain BatchNorm, what is learned depends on how many samples happen to be on a device. Here the recipe fixes the
-group size (`model.bn_group`). The classifier calls `set_groups` once and `update_running_statistics` after every
-optimizer step.
+group size (`model.bn_group`). The classifier calls `set_groups` once, `GroupStatistics.collect` after the forward pass
+of each micro-batch, and `GroupStatistics.update` after each optimizer step.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def set_groups(model: nn.Module, batches: Batches) -> nn.Module:
         # class is a subclass of the layer's own type, so that isinstance checks elsewhere still hold.
         layer.__class__ = type(f"Ghost{type(layer).__name__}", (GhostBatchNorm, type(layer)), {})
         assert isinstance(layer, GhostBatchNorm)
-        layer.prepare(batches.micro_batch // batches.bn_groups, batches.bn_groups * batches.accumulate_grad_batches)
+        layer.prepare(batches.micro_batch // batches.bn_groups, batches.bn_groups)
     return model
 
 
@@ -75,65 +75,113 @@ class GhostBatchNorm(_BatchNorm):
     """
 
     group_size: int
-    num_filled: int
-    means: Tensor  # [groups of a step on this device, C]
+    num_groups: int  # of a micro-batch
+    num_filled: int  # of these, since the last collect(): 0 before every forward pass
+    means: Tensor  # of the groups of the latest micro-batch: [num_groups, C], or [C] for a single group
     variances: Tensor  # same shape; unbiased, as torch's running_var
 
     def prepare(self, group_size: int, num_groups: int) -> None:
-        """group_size: in samples; num_groups: in all micro-batches of one optimizer step on this device."""
+        """group_size: in samples; num_groups: in a micro-batch."""
         assert self.running_mean is not None
-        self.group_size, self.num_filled = group_size, 0
-        # A row for every group: the mean over them is taken once, at the optimizer step, not in every forward pass.
-        shape = (num_groups, self.num_features)
+        self.group_size, self.num_groups, self.num_filled = group_size, num_groups, 0
+        shape = (self.num_features,) if num_groups == 1 else (num_groups, self.num_features)
         self.register_buffer("means", self.running_mean.new_zeros(shape), persistent=False)
         self.register_buffer("variances", self.running_mean.new_zeros(shape), persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        assert len(input) % self.group_size == 0, (len(input), self.group_size)
-        # A loop, because a call of F.batch_norm has one mean for each channel. Folding the groups into the channels
-        # would need one call only, but a copy of the activations in channels_last layout.
-        parts = [self._normalize(part) for part in input.split(self.group_size)]
-        output = torch.cat(parts) if len(parts) > 1 else parts[0]
+        assert len(input) == self.group_size * self.num_groups, (len(input), self.group_size, self.num_groups)
+        # Not a count over the optimizer step: torch.compile would compile the network again for each of its values.
+        self.num_filled += self.num_groups
+        if self.num_groups == 1:
+            output = self._normalize(input, self.means, self.variances)
+        else:
+            # A loop, because a call of F.batch_norm has one mean for each channel. Folding the groups into the channels
+            # would need one call only, but a copy of the activations in channels_last layout.
+            parts = zip(input.split(self.group_size), self.means.unbind(), self.variances.unbind(), strict=True)
+            output = torch.cat([self._normalize(*part) for part in parts])
         return self.act(self.drop(output)) if isinstance(self, BatchNormAct2d) else output
 
-    def _normalize(self, group: Tensor) -> Tensor:
+    def _normalize(self, group: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         # With momentum 1, F.batch_norm writes the group's own mean and unbiased variance to its "running" tensors: the
         # statistics come out of the kernel that normalizes, without another pass over the activations.
-        mean, variance = self.means[self.num_filled], self.variances[self.num_filled]
-        self.num_filled += 1
         return F.batch_norm(group, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
 
 
-@torch.no_grad()
-def update_running_statistics(model: nn.Module) -> None:
-    """Move the running statistics towards the mean over all groups, of all ranks, of this optimizer step.
+class GroupStatistics:
+    """Means and variances of all groups of one optimizer step on this device, for the running statistics of a network.
 
-    All ranks must call this after every optimizer step. Running statistics are then equal on all ranks at every step:
-    nothing has to be averaged for a checkpoint or an evaluation, and their rounding does not depend on when one
-    happens.
+    The operations work on all layers, or all layers of one width, at once: a GPU that trains on 32 images waits for the
+    launch of each kernel. ResNet-50 has 106 of these tensors and 6 widths.
     """
-    # a frozen layer is in eval mode (training/freezing.py), and has run no groups
-    layers = [layer for layer in model.modules() if isinstance(layer, GhostBatchNorm) and layer.training]
-    if not layers:
-        return
-    step_means: list[Tensor] = []  # for each layer its mean, then its variance, averaged over the groups
+
+    def __init__(self, network: nn.Module, *, num_micro_batches: int):
+        self.layers = [layer for layer in network.modules() if isinstance(layer, GhostBatchNorm)]
+        self.num_micro_batches = num_micro_batches
+        # for each micro-batch of the step, width C -> [tensors, groups, C]: a layer's means, then its variances
+        self.collected: list[dict[int, Tensor]] = []
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Keep the statistics of the micro-batch that the network has just run; the next one overwrites them."""
+        layers = self._training_layers()
+        if not layers:
+            return
+        for layer in layers:
+            assert layer.num_filled == layer.num_groups, "an optimizer step must run every group of the device once"
+            layer.num_filled = 0
+        self.collected.append({} if self._is_single_group(layers) else _stacked(layers))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the running statistics towards the mean over all groups, of all ranks, of this optimizer step.
+
+        All ranks must call this after every optimizer step. Running statistics are then equal on all ranks at every
+        step: nothing has to be averaged for a checkpoint or an evaluation, and their rounding does not depend on when
+        one happens.
+        """
+        layers = self._training_layers()
+        if not layers:
+            return
+        targets = iter(all_reduce_batchnorm_statistics(self._step_means(layers)))
+        running: dict[float, tuple[list[Tensor], list[Tensor]]] = {}  # momentum -> (statistics, targets)
+        for layer in layers:
+            assert layer.running_mean is not None and layer.running_var is not None and layer.momentum is not None
+            statistics, moves_to = running.setdefault(layer.momentum, ([], []))
+            statistics += [layer.running_mean, layer.running_var]
+            moves_to += [next(targets), next(targets)]
+        for momentum, (statistics, moves_to) in running.items():
+            torch._foreach_lerp_(statistics, moves_to, momentum)
+        torch._foreach_add_([layer.num_batches_tracked for layer in layers], 1)  # type: ignore[misc]
+
+    def _training_layers(self) -> list[GhostBatchNorm]:
+        # a frozen layer is in eval mode (training/freezing.py), and has run no groups
+        return [layer for layer in self.layers if layer.training]
+
+    def _is_single_group(self, layers: list[GhostBatchNorm]) -> bool:
+        return self.num_micro_batches == 1 and all(layer.num_groups == 1 for layer in layers)
+
+    def _step_means(self, layers: list[GhostBatchNorm]) -> list[Tensor]:
+        """For each layer its mean, then its variance, averaged over the groups of the step on this device."""
+        assert len(self.collected) == self.num_micro_batches, "an optimizer step must run every micro-batch once"
+        collected, self.collected = self.collected, []
+        if self._is_single_group(layers):
+            return [tensor for layer in layers for tensor in (layer.means, layer.variances)]
+        # The mean over dimension 1 has the bits of a mean for each tensor: tests/training/test_batchnorm.py.
+        means = {
+            width: iter(torch.cat([part[width] for part in collected], dim=1).mean(1).unbind())
+            for width in collected[0]
+        }
+        return [next(means[layer.num_features]) for layer in layers for _ in range(2)]
+
+
+def _stacked(layers: Iterable[GhostBatchNorm]) -> dict[int, Tensor]:
+    """Width C -> copies of the statistics of all layers of this width, [2 * layers, groups, C]."""
+    tensors: dict[int, list[Tensor]] = {}
     for layer in layers:
-        assert layer.num_filled == len(layer.means), "an optimizer step must run every group of the device once"
-        layer.num_filled = 0
-        step_means += [layer.means.mean(0), layer.variances.mean(0)]
-    targets = iter(all_reduce_batchnorm_statistics(step_means))
-    running: dict[float, tuple[list[Tensor], list[Tensor]]] = {}  # momentum -> (statistics, targets)
-    for layer in layers:
-        assert layer.running_mean is not None and layer.running_var is not None and layer.momentum is not None
-        statistics, moves_to = running.setdefault(layer.momentum, ([], []))
-        statistics += [layer.running_mean, layer.running_var]
-        moves_to += [next(targets), next(targets)]
-    for momentum, (statistics, moves_to) in running.items():
-        # One fused kernel for all layers with this momentum, instead of two for each layer.
-        torch._foreach_lerp_(statistics, moves_to, momentum)
-    torch._foreach_add_([layer.num_batches_tracked for layer in layers], 1)  # type: ignore[misc]
+        tensors.setdefault(layer.num_features, []).extend((layer.means, layer.variances))
+    return {width: torch.stack(parts).view(len(parts), -1, width) for width, parts in tensors.items()}
 
 
 @torch.no_grad()
@@ -152,16 +200,18 @@ def set_exact_statistics(
     """
     layers = [layer for network in networks for layer in network.modules() if isinstance(layer, _BatchNorm)]
     momenta = {layer: layer.momentum for layer in layers if layer.training}
+    statistics = [GroupStatistics(network, num_micro_batches=accumulate_grad_batches) for network in networks]
     for number, batch in enumerate(micro_batches):
         step, part = divmod(number, accumulate_grad_batches)
         for layer in momenta:
             # Momenta of 1, 1/2, 1/3, ... make a mean of the moving average. Ghost layers move once for each global
             # batch, synchronized ones in every forward pass.
             layer.momentum = 1 / (1 + (step if isinstance(layer, GhostBatchNorm) else number))
-        for network in networks:
+        for network, of_network in zip(networks, statistics, strict=True):
             forward(network, batch, number)
+            of_network.collect()
             if part == accumulate_grad_batches - 1:
-                update_running_statistics(network)
+                of_network.update()
     for layer, momentum in momenta.items():
         layer.momentum = momentum
 

@@ -32,10 +32,10 @@ from tencrop.data.augmentation.pipeline import build_transforms
 from tencrop.distributed.collectives import all_reduce
 from tencrop.models.checkpoint_files import FORMAT, weights_sha256
 from tencrop.models.weights import check_weights
-from tencrop.training.batchnorm import set_exact_statistics, set_groups, update_running_statistics
+from tencrop.training.batchnorm import GroupStatistics, set_exact_statistics, set_groups
 from tencrop.training.distillation import Teacher
 from tencrop.training.divergence import NO_STEP, check_losses, check_weights_finite, record_nonfinite_loss
-from tencrop.training.ema import ema_decay, update_ema
+from tencrop.training.ema import MovingAverage, ema_decay
 from tencrop.training.error_counts import add_errors, no_errors, read_errors
 from tencrop.training.freezing import freeze
 from tencrop.training.kernel_rms import kernels_of, limit_rms
@@ -90,11 +90,13 @@ class Classifier(pl.LightningModule):
         # Set before BatchNorm groups and the EMA copy are made, so that both have the same memory layout.
         layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
         self.model = set_groups(model.to(memory_format=layout), batches)
+        self.group_statistics = GroupStatistics(self.model, num_micro_batches=batches.accumulate_grad_batches)
         self.frozen_batch_norms = freeze(self.model, config.training.freeze, name=config.model.name)
         self.auxiliary_weight: float = getattr(model, "auxiliary_weight", 0.0)  # factor for each auxiliary head's loss
         self.ema = copy.deepcopy(self.model).requires_grad_(False) if config.training.ema_decay is not None else None
         if self.ema is not None:
             self.frozen_batch_norms += freeze(self.ema, config.training.freeze, name=config.model.name)
+        self.moving_average = None if self.ema is None else MovingAverage(self.ema, self.model)
         max_rms, name = config.training.max_rms, config.model.name
         self.limited_kernels = [] if max_rms is None else kernels_of(self.model, max_rms, name=name)
         self.run_id: str | None = None  # set by fit; stored in checkpoints so that one of another run is refused
@@ -141,6 +143,7 @@ class Classifier(pl.LightningModule):
         labels, training, smoothing = batch.labels, self.config.training, self.config.training.label_smoothing
         inputs = self.training_inputs(batch)
         heads = self.predict(self.model, inputs)
+        self.group_statistics.collect()
         of_labels = heads if self.teacher is None else heads[:1]  # the others learn from the teacher
         pair = (partner_labels(batch), batch.params["mix_weights"]) if self.is_mixed else None
         if training.loss == "bce":
@@ -185,12 +188,12 @@ class Classifier(pl.LightningModule):
         if self.config.training.max_rms is not None:
             limit_rms(self.limited_kernels, self.config.training.max_rms)
         # Before the EMA, which averages the running statistics as well as the weights.
-        update_running_statistics(self.model)
-        if self.ema is not None:
+        self.group_statistics.update()
+        if self.moving_average is not None:
             assert self.config.training.ema_decay is not None
             warmup = self.config.training.ema_warmup
             decay = ema_decay(self.config.training.ema_decay, num_updates=step + 1, warmup=warmup)
-            update_ema(self.ema, self.model, decay=decay)
+            self.moving_average.update(decay=decay)
 
     def set_exact_statistics(self) -> None:
         """Replace the running statistics (of the EMA, too) by exact means over `training.precise_bn` training images.

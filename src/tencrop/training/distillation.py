@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from tencrop.cli.choices import CONF
 from tencrop.cli.run_overrides import config_of_run
-from tencrop.config import Config, Model, UserError
+from tencrop.config import Config, Model, UserError, run_path
 from tencrop.config.initialization import run_of_teacher, teacher_file
 from tencrop.models.checkpoint_files import run_manifest, weights_sha256
 from tencrop.models.factory import build_model, check_image_size
 from tencrop.models.weights import Weights, apply_weights, load_weights
+
+OTHER_SIZE = "choose the image_size that the teacher was trained with, or another teacher"
 
 
 class Teacher:
@@ -62,24 +64,28 @@ def read_teacher(config: Config, classes: list[str]) -> Teacher:
     broken, was trained on other classes, does not take images of the student's size, or was normalized in another way
     than by one mean and standard deviation per channel.
     """
-    path = teacher_file(config.training.distill)
+    path = teacher_file(config.training.distill, run_path(config))
+    key, remedy = f"training.distill.teacher={path}", "give a teacher whose weights fit the network of its run folder"
     run_dir = run_of_teacher(path)
     if run_dir is not None:
         model = config_of_run(run_dir, [], conf=CONF).model
         known = run_manifest(run_dir).get("data", {}).get("classes", classes)
     else:
         assert config.training.distill.model is not None  # teacher_file has checked it
+        remedy = (
+            "name the network that they were trained with in training.distill.model, or give a teacher of the"
+            f" {len(classes)} classes of {config.data.root}"
+        )
         model, known = Model(config.training.distill.model, {}, channels_last=False, bn_group=None), classes
     # Names in order and not their number: the same classes in another order would teach wrong labels silently.
     if known != classes:
         raise UserError(
-            f"training.distill.teacher={path}: was trained on other classes than those of {config.data.root}; give a"
-            " teacher of the same classes"
+            f"{key}: was trained on other classes than those of {config.data.root}; give a teacher of the same classes"
         )
     weights = load_weights(path)
     network = build_model(model, num_classes=len(classes))
-    apply_weights(network, weights.state, source=str(path), name=model.name)
-    check_image_size(network, model.name, config.image_size, key="training.distill.teacher, image_size")
+    apply_weights(network, weights.state, source=key, name=model.name, remedy=remedy)
+    check_image_size(network, model.name, config.image_size, key=f"{key}, image_size", remedy=OTHER_SIZE)
     mean, std = _normalization(path, weights, network)
     facts = {"checkpoint": str(path), "weights": weights.kind, "weights_sha256": weights_sha256(weights.state)}
     return Teacher(network, mean=mean, std=std, facts=facts, bf16=config.training.precision == "bf16")

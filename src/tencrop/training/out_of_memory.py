@@ -123,10 +123,10 @@ def _peak_memory(classifier: Classifier, layout: Batches, device: torch.device) 
 
 
 def _reset_groups(classifier: Classifier, layout: Batches) -> None:
-    """Prepare BatchNorm's groups for a step with this layout; the failed step has left them half filled."""
+    """Prepare BatchNorm's groups for a micro-batch of this layout; some layers may have run in the failed step."""
     for layer in classifier.model.modules():
         if isinstance(layer, GhostBatchNorm):
-            layer.prepare(layout.micro_batch // layout.bn_groups, layout.bn_groups * layout.accumulate_grad_batches)
+            layer.prepare(layout.micro_batch // layout.bn_groups, layout.bn_groups)
 
 
 def _free_unused() -> None:
