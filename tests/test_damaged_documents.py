@@ -21,7 +21,7 @@ from tencrop.config.run_config import read_config
 from tencrop.data.store.manifest import read_manifest
 from tencrop.records.probes import SavedProbe, read_probe, save_probe
 from tencrop.records.run_folder import finish, read_run_manifest, run_folder
-from tencrop.records.tracking import _tracked_id
+from tencrop.records.tracker import tracked_id
 from tencrop.training.metric_rows import NO_ROWS, append_row, keep_rows, read_rows
 from tencrop.visualization.record import Record, load_record, save_record
 
@@ -160,7 +160,7 @@ def test_id_of_a_tracked_run(tmp_path, cases):
     path.parent.mkdir()
     is_id = lambda value, _: isinstance(value, str) and value.isascii() and value.isalnum()  # noqa: E731
     contents = st.one_of(damaged(b'{"id": "0123456789ab"}\n'), made_up(b""))
-    read_all(lambda path: _tracked_id(path.parents[1]), path, contents, cases, is_id)
+    read_all(lambda path: tracked_id(path.parents[1]), path, contents, cases, is_id)
 
 
 def test_record_of_a_figure(tmp_path, cases):

@@ -100,6 +100,7 @@ COMMANDS = {
     "start of report": ("hydra:", "report.py", []),
     "start of visualization": ("hydra:", "tencrop.visualization", []),
     "start of complexity": ("hydra:", "tencrop.complexity", []),
+    "start of planning": ("hydra:", "tencrop.planning", []),
     "start of the race": ("hydra:", "tencrop.report.training_error", []),
     "start of reproduce": ("omegaconf:", "tencrop.records.reproduce", ["nowhere"]),
     "first import of reproduce": ("argparse:", "tencrop.records.reproduce", ["nowhere"]),

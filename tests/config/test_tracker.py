@@ -46,3 +46,10 @@ def test_the_removed_tracker_of_an_older_run_is_read_as_none():
     others: list[object] = [{"name": "wandb", "project": "a"}, None, []]
     for tracker in others:
         assert without_removed_tracker(tracker) == tracker
+
+
+def test_mlflow_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr("tencrop.config.tracker.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"MLflow is not installed; install it with pip install 'tencrop\[mlflow\]'"):
+        check_tracker(Tracker("mlflow", "tencrop"))
+    check_tracker(Tracker("tensorboard", "tencrop"))

@@ -4,6 +4,7 @@ import http.server
 import importlib
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 import threading
@@ -14,8 +15,9 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
-from tencrop.records import tracking
+from tencrop.records import wandb_tracker
 from tencrop.records.run_folder import run_folder
+from tencrop.records.tensorboard_tracker import TensorBoardTracker
 from tencrop.records.tracked_errors import log_error_table, log_errors
 from tencrop.records.tracking import InputImages, build_logger, close_logger, log_images
 from typed import present
@@ -79,11 +81,11 @@ def test_wandb_offline_without_account(make_config, data_manifest, capfd):
     track(config, run_dir, said)
     identity = json.loads((run_dir / "tracking" / "run.json").read_text())["id"]
     assert len(said) == 1 and "offline (not logged in)" in said[0]
-    assert "wandb sync" in said[0] and "wandb leet" in said[0] and identity in said[0]
+    folder = os.path.relpath(run_dir / "tracking" / "wandb")
+    assert f"wandb sync {folder};" in said[0] and said[0].endswith(f"wandb leet {folder}")
     track(config, run_dir, said)
-    assert identity in said[1]  # the same tracked run
-    files = list((run_dir / "tracking").rglob(f"run-{identity}.wandb"))
-    assert files
+    files = list((run_dir / "tracking" / "wandb").glob(f"offline-run-*/run-{identity}.wandb"))
+    assert files and {*files} == {*(run_dir / "tracking").rglob("offline-run-*/*.wandb")}, "the same tracked run"
     logger = build_logger(config, run_dir, say=said.append)
     assert isinstance(logger, WandbLogger)
     log_errors(logger, RESULT)
@@ -146,13 +148,13 @@ def test_wandb_server_that_does_not_answer(make_config, data_manifest, monkeypat
     config = make_config("tracker=wandb")
     said: list[str] = []
     run_dir = run_folder(config, data_manifest)
-    open_run, modes = tracking._open_run, []
+    open_run, modes = wandb_tracker._open_run, []
 
     def noting_modes(*arguments, mode):
         modes.append(mode)
         return open_run(*arguments, mode=mode)
 
-    monkeypatch.setattr(tracking, "_open_run", noting_modes)
+    monkeypatch.setattr(wandb_tracker, "_open_run", noting_modes)
     track(config, run_dir, said)
     assert "does not answer" in said[0]
     assert modes == ["offline"], "online, wandb asks for 90 s and more"
@@ -249,16 +251,12 @@ def test_input_images_are_those_that_enter_the_network(tmp_path):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    class Spy(TensorBoardLogger):
+    class Spy(TensorBoardTracker):
         seen: torch.Tensor | None = None
 
-        @property
-        def experiment(self):
-            return self
-
-        def add_images(self, key, pixels, global_step):
+        def log_pictures(self, key, pixels, step):
             assert self.seen is None, "logged once"
-            self.seen = pixels
+            self.seen = torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
         def ignore(self, *_, **__) -> None:
             pass
@@ -266,7 +264,7 @@ def test_input_images_are_those_that_enter_the_network(tmp_path):
         log_metrics = log_hyperparams = log_graph = save = finalize = ignore
 
     images = torch.rand(6, 3, 2, 4)
-    logger = Spy(tmp_path)
+    logger = Spy(tmp_path, {})
     trainer = Trainer(
         accelerator="cpu",
         logger=logger,

@@ -114,7 +114,7 @@ def _train(
     with exit_when_asked(is_first=is_first), launch_ranks(num_ranks, answer_minutes=answer_minutes):
         logger = None
         if fit_result is None:
-            logger = build_logger(config, run_dir)
+            logger = build_logger(config, run_dir, for_training=True)
             fit_result = fit(data, classifier, run_dir=run_dir, logger=logger, callbacks=[InputImages()])
         # Recorded before the final evaluation: if that is killed, the same command only evaluates.
         hashes = {"weights_sha256": fit_result.weights_sha256, "ema_sha256": fit_result.ema_sha256}
@@ -127,18 +127,18 @@ def _train(
                 local, manifest=manifest, checkpoint=fit_result.checkpoint, out=run_dir / "predictions"
             )
         if result is None:  # not complete, or not the first process
-            close_logger(logger)
+            close_logger(logger, is_complete=fit_result.status == "complete")
         else:
             # The tracker, the terminal and the page show the same rows.
             experiments = collect([run_dir])
             rows = error_rows(experiments)
             print_table(rows)
+            if os.access(run_dir, os.W_OK):  # for a read-only folder, the printed table must do
+                write_report(experiments, run_dir)
             # A run that was complete before may have been interrupted before it was tracked. A tracker that failed to
             # start in this command is not tried again.
             if logger is not None or (was_complete and (run_dir / "tracking").is_dir()):
                 track_result(config, run_dir, result, COLUMNS, [row.cells for row in rows], logger=logger)
-            if os.access(run_dir, os.W_OK):  # for a read-only folder, the printed table must do
-                write_report(experiments, run_dir)
     if is_first:
         print(f"{run_dir}: {fit_result.message}", file=sys.stdout if fit_result.exit_code == 0 else sys.stderr)
     return fit_result.exit_code

@@ -6,7 +6,18 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tencrop.config.schema import Average, Config, Count, Data, Model, NonNegativeInt, Normalization, Pixels
+from tencrop.config.schema import (
+    Average,
+    Config,
+    Count,
+    Data,
+    Model,
+    NonNegative,
+    NonNegativeInt,
+    Normalization,
+    Pixels,
+    Positive,
+)
 
 
 @dataclass
@@ -160,3 +171,27 @@ class ComplexityConfig:
     num_classes: Count | None  # null: the network's default
     format: Literal["terminal", "markdown", "csv", "json"]
     layers: Literal["main", "all"]  # all adds normalization layers and parameters outside any layer
+
+
+@dataclass
+class Link:
+    """A network for all-reduce."""
+
+    gb_per_s: Positive  # bus bandwidth: what each rank, or each node, sends while it receives as much
+    latency_us: NonNegative  # of a message
+
+
+@dataclass
+class PlanningConfig:
+    """Configuration of python -m tencrop.planning."""
+
+    step_ms: Positive | None  # time of a training step on one GPU, from train.py plan=true; null: asked for
+    parameters: Count | None  # of the network, from python -m tencrop.complexity; null: asked for
+    images_per_gpu: Count  # of that step
+    gpus: list[Count]  # one row of the table each
+    gpus_per_node: Count
+    node_link: Link  # between the GPUs of a node
+    link: Link  # between nodes: what a node sends, over all its network cards
+    loader_images_per_s: Positive  # that one core decodes
+    image_kb: Positive  # mean size of a stored image
+    num_images: Count  # in an epoch

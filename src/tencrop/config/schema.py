@@ -288,7 +288,7 @@ class Hardware:
 
 @dataclass
 class Tracker:
-    name: Literal["wandb", "tensorboard", "none"]
+    name: Literal["wandb", "tensorboard", "mlflow", "none"]
     project: str | None
 
 

@@ -1,12 +1,13 @@
 """Checks the tracker's settings before training starts, rather than when wandb is opened.
 
 Only the user's mistakes stop a command. If wandb fails to start for any other reason, the run is tracked offline or not
-at all (records/tracking.py).
+at all (records/wandb_tracker.py).
 """
 
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 from tencrop.config.schema import Tracker, UserError
 
@@ -25,7 +26,10 @@ def without_removed_tracker(tracker: object) -> object:
 
 
 def check_tracker(tracker: Tracker) -> None:
-    """Raise UserError for an invalid wandb project or mode; other trackers use neither."""
+    """Raise UserError for an invalid wandb project or mode, and for MLflow if it is not installed."""
+    if tracker.name == "mlflow" and find_spec("mlflow") is None:
+        remedy = "install it with pip install 'tencrop[mlflow]', or choose tracker=tensorboard, wandb or none"
+        raise UserError(f"tracker=mlflow: MLflow is not installed; {remedy}")
     if tracker.name != "wandb":
         return
     entity_and_project(tracker.project)

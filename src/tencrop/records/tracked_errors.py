@@ -10,14 +10,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import Logger
 
 from tencrop.config import Config
 from tencrop.config.documents import Document
 from tencrop.evaluation.results import result_name
 from tencrop.files import atomic_write
-from tencrop.records.tracking import FaultTolerantWandbLogger, build_logger, close_logger
-from tencrop.text_tables import markdown_table
+from tencrop.records.tracker import Tracker
+from tencrop.records.tracking import build_logger, close_logger
 
 KEYS = ("top1_error", "top5_error")
 
@@ -31,7 +31,7 @@ def track_result(
     *,
     logger: Logger | None = None,
 ) -> None:
-    """Log a result (the content of result.json) and the error table, unless the tracker has them already.
+    """Log a result (the content of result.json), the error table and report.html, unless the tracker has them already.
 
     logger: the one still open after a training; None opens a new one. Either is closed here. errors.json is written
     last, so an interruption before that logs the result again rather than never. Does nothing in a read-only folder.
@@ -43,8 +43,10 @@ def track_result(
         logger = build_logger(config, run_dir)
     log_errors(logger, result)
     log_error_table(logger, columns, rows)
+    if isinstance(logger, Tracker) and (page := run_dir / "report.html").is_file():
+        logger.log_page(page)
     close_logger(logger)
-    if logger is None or (isinstance(logger, FaultTolerantWandbLogger) and logger.has_failed):
+    if logger is None or (isinstance(logger, Tracker) and logger.has_failed):
         return  # nothing was logged: the next evaluation tries again
     # Read again just before writing: another evaluation of the run may have logged its own result meanwhile.
     noted = _logged(folder) | {name: _fingerprint(result)}
@@ -61,11 +63,8 @@ def log_errors(logger: Logger | None, result: Document) -> None:
 
 def log_error_table(logger: Logger | None, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Log the final error table as printed; tencrop.report.tables produces columns and rows."""
-    if isinstance(logger, WandbLogger):
-        logger.log_table("error_table", columns=list(columns), data=[list(row) for row in rows])
-    elif isinstance(logger, TensorBoardLogger):
-        # TensorBoard has no tables, but renders Markdown
-        logger.experiment.add_text("error_table", markdown_table(columns, rows, left=range(len(columns))))
+    if isinstance(logger, Tracker):
+        logger.log_rows("error_table", columns, rows)
 
 
 def _fingerprint(result: Document) -> list[object]:

@@ -29,7 +29,7 @@ from tencrop.data.sampling.digest import digest_text
 from tencrop.distributed.collectives import all_reduce
 from tencrop.progress import duration
 from tencrop.signals import SIGNALS
-from tencrop.training.metric_rows import NO_ROWS, append_row, keep_rows, sync_rows
+from tencrop.training.metric_rows import NO_ROWS, append_row, keep_rows, read_rows, sync_rows
 
 
 class Interrupted(Exception):
@@ -130,6 +130,11 @@ class Metrics(Callback):
             # A killed run wrote rows after its last checkpoint. It will compute those steps, and write those rows,
             # again.
             self.num_rows, self.digest = keep_rows(self.path, self.num_rows, self.digest)
+            # A killed tracker may have lost rows from before the checkpoint; our trackers skip the rows that they have.
+            if trainer.loggers:
+                for row in read_rows(self.path):
+                    if "step" in row:  # early versions wrote none
+                        _track(trainer, row)
         self._start_clock(classifier.global_step)
 
     def on_save_checkpoint(self, trainer: Trainer, classifier: Any, checkpoint: dict[str, Any]) -> None:
@@ -182,10 +187,16 @@ class Metrics(Callback):
         if self._file is None:
             self._file = self.path.open("a")
         self.digest = append_row(self._file, self.latest[split], self.digest)
-        # Trackers plot numbers only; the digest and the kind of labels stay in metrics.jsonl.
-        numbers = {f"{split}/{key}": value for key, value in values.items() if isinstance(value, int | float)}
-        for logger in trainer.loggers:
-            logger.log_metrics(numbers | {"epoch": epoch}, step)
+        _track(trainer, self.latest[split])
+
+
+def _track(trainer: Trainer, row: dict[str, Any]) -> None:
+    """Log a row of metrics.jsonl as SPLIT/KEY. Trackers plot numbers only, so the digests and `labels` are left out."""
+    about = ("step", "epoch", "split")
+    values = {key: value for key, value in row.items() if key not in about and isinstance(value, int | float)}
+    numbers = {f"{row['split']}/{key}": value for key, value in values.items()} | {"epoch": row["epoch"]}
+    for logger in trainer.loggers:
+        logger.log_metrics(numbers, row["step"])
 
 
 class Pace(Callback):
