@@ -1,121 +1,114 @@
-"""What Lightning and our bookkeeping cost: milliseconds a step in fit() and in a bare loop, on the same batches.
+"""What Lightning and our bookkeeping cost: our fit beside a bare loop and timm's loop, on the same batches.
 
-python bench/step_time.py experiment=lenet5_digits training.max_steps=400
-python bench/step_time.py model=resnet50 data=imagefolder data.root=DIR hardware=gpu1 training.max_steps=200
-Both read the same loader; half of training.max_steps warms up. Nothing is kept.
+    python bench/step_time.py [--blocks 30] [--steps 10] experiment=lenet5_digits
+    python bench/step_time.py model=resnet50 data=imagefolder data.root=DIR hardware=gpu1
+
+All three train the same network in one process and take turns: after every --steps optimizer steps of fit(), a callback
+lets each of the others take as many. So a slow minute of the machine affects all of them. The first two blocks warm
+up. Printed: the median time per step, and minimum, quartiles and maximum of the ratios within a block. The bare loop
+(loops.py) normalizes but augments nothing; the loop of timm does per step what its train.py does, from timm's parts.
+Nothing is kept. With hardware.accelerator=gpu, blocks end when the device has finished.
 """
 
-import statistics
+from __future__ import annotations
+
+import argparse
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tencrop.cli.command import command
-from tencrop.config import Batches, Config, UserError, check_data, derive_batches
+from tencrop.config import Config, UserError, check_data, derive_batches
 from tencrop.data.store.manifest import read_manifest
 
-NUM_TURNS = 3
+if TYPE_CHECKING:
+    from loops import Loop
+
+NUM_WARM_UP = 2  # blocks
 
 
 @command("train", Config)
-def main(config: Config) -> int:
-    if config.training.max_steps is None or config.hardware.devices * config.hardware.nodes > 1:
-        raise UserError("training.max_steps: say how many steps to time, on one device")
+def compare(config: Config) -> int:
+    if config.hardware.devices * config.hardware.nodes > 1:
+        raise UserError("hardware.devices: this benchmark compares loops on one device; set hardware.devices=1")
+    from loops import BareLoop, TimmLoop
+
+    num_blocks, num_steps = OPTIONS.blocks + NUM_WARM_UP, OPTIONS.steps
+    config.training.max_steps = num_blocks * num_steps
+    config.training.epochs = max(config.training.epochs or 0, 10**6)  # the schedule must not end before
     batches, manifest = derive_batches(config), read_manifest(config.data.root, config.data.name)
     check_data(config, manifest)
-    times: dict[str, list[float]] = {"fit": [], "bare loop": []}
-    for _ in range(NUM_TURNS):
-        times["bare loop"].append(time_bare_loop(config, batches, manifest))
-        times["fit"].append(time_fit(config, batches, manifest))
-    for name, values in times.items():
-        print(f"{name:10s} {min(values):8.3f} ms a step (of {NUM_TURNS}; median {statistics.median(values):.3f})")
-    print(f"fit / bare {min(times['fit']) / min(times['bare loop']):8.3f}")
+    loops: dict[str, Loop] = {"bare loop": BareLoop(config, batches, manifest)}
+    if batches.accumulate_grad_batches == 1:
+        loops["timm's loop"] = TimmLoop(config, batches, manifest)
+    times = time_blocks(config, batches, manifest, loops)
+    for loop in loops.values():
+        loop.close()
+    print_table(config, {name: np.array(values)[NUM_WARM_UP:] for name, values in times.items()})
     return 0
 
 
-def time_fit(config: Config, batches: Batches, manifest: dict) -> float:
+def time_blocks(config: Config, batches: Any, manifest: Any, loops: dict[str, Loop]) -> dict[str, list[float]]:
+    """Milliseconds per step of each loop, by block."""
+    from loops import wait_for_device
     from pytorch_lightning import Callback
 
     from tencrop.training.fit import build, fit
 
-    max_steps = config.training.max_steps
-    assert max_steps is not None
+    times: dict[str, list[float]] = {"fit": [], **{name: [] for name in loops}}
 
-    half_way = max_steps // 2
+    class TakeTurns(Callback):
+        start = 0.0
 
-    class Timer(Callback):
-        start, end, half = 0.0, 0.0, half_way
+        def on_train_start(self, *_: Any) -> None:
+            self.start = time.perf_counter()
 
-        def on_train_batch_end(self, trainer, classifier, *_) -> None:
-            if classifier.is_at_step_boundary and classifier.global_step in (self.half, classifier.total_steps):
-                wait_for_device()
-                self.start, self.end = self.end, time.perf_counter()
+        def on_train_batch_end(self, trainer: Any, classifier: Any, *_: Any) -> None:
+            if not classifier.is_at_step_boundary or classifier.global_step % OPTIONS.steps:
+                return
+            wait_for_device()
+            times["fit"].append((time.perf_counter() - self.start) * 1000 / OPTIONS.steps)
+            for name, loop in loops.items():
+                start = time.perf_counter()
+                loop.run(OPTIONS.steps)
+                times[name].append((time.perf_counter() - start) * 1000 / OPTIONS.steps)
+            self.start = time.perf_counter()
 
-    timer = Timer()
     with tempfile.TemporaryDirectory() as folder:
-        fit(*build(config, batches=batches, manifest=manifest), run_dir=Path(folder), callbacks=[timer])
-    return (timer.end - timer.start) * 1000 / (max_steps - timer.half)
+        fit(*build(config, batches=batches, manifest=manifest), run_dir=Path(folder), callbacks=[TakeTurns()])
+    return times
 
 
-def time_bare_loop(config: Config, batches: Batches, manifest: dict) -> float:
-    from types import SimpleNamespace
-
-    import torch
-
-    from tencrop.config import accelerator_of
-    from tencrop.models.factory import build_model
-    from tencrop.training.classifier import Classifier
-    from tencrop.training.data_module import DataModule
-
-    device = torch.device("cuda" if accelerator_of(config.hardware) == "gpu" else "cpu")
-    data = DataModule(config, batches)
-    strategy = SimpleNamespace(root_device=device)
-    trainer: Any = SimpleNamespace(global_step=0, global_rank=0, world_size=1, strategy=strategy)
-    data.trainer = trainer
-    torch.manual_seed(config.seed)
-    model = build_model(config.model, num_classes=len(manifest["classes"]))
-    parts = Classifier(
-        config, model, statistics=manifest["statistics"], batches=batches, steps_per_epoch=data.steps_per_epoch
-    ).to(device)
-    optimizer = parts.configure_optimizers()
-    max_steps = config.training.max_steps
-    assert max_steps is not None
-    loader, step, half, start = data.train_dataloader(), 0, max_steps // 2, 0.0
-    while step < max_steps:
-        trainer.global_step = step
-        for number, batch in enumerate(loader):
-            batch = data.transfer_batch_to_device(batch, device, 0)
-            loss = torch.nn.functional.cross_entropy(parts.logits(parts.model, batch.images), batch.labels)
-            (loss / batches.accumulate_grad_batches).backward()
-            reset_groups(parts.model)
-            if (number + 1) % batches.accumulate_grad_batches:
-                continue
-            optimizer.step()
-            optimizer.zero_grad()
-            step += 1
-            if step in (half, max_steps):
-                wait_for_device()
-                start, end = (time.perf_counter(), 0.0) if step == half else (start, time.perf_counter())
-            if step == max_steps:
-                break
-    data.close()
-    return (end - start) * 1000 / (max_steps - half)
+def print_table(config: Config, times: dict[str, np.ndarray]) -> None:
+    size, batch = config.augmentation.size, config.training.global_batch
+    print(f"{config.model.name}, {size} px, batch {batch}, {len(times['fit'])} blocks of {OPTIONS.steps} steps")
+    for name, values in times.items():
+        print(f"{name:12s}{np.median(values):9.3f} ms a step")
+    for name, values in times.items():
+        if name != "fit":
+            quartiles = np.quantile(times["fit"] / values, [0, 0.25, 0.5, 0.75, 1])
+            least, low, median, high, most = quartiles
+            difference = np.median(times["fit"] - values)
+            print(
+                f"fit / {name:12s}{median:7.3f} (quartiles {low:.3f} to {high:.3f}, all {least:.3f} to {most:.3f});"
+                f" {difference:+.3f} ms a step"
+            )
 
 
-def reset_groups(model) -> None:
-    for layer in model.modules():
-        if hasattr(layer, "num_filled"):
-            layer.num_filled = 0
+def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--blocks", type=int, default=30, help="blocks of steps that are timed")
+    parser.add_argument("--steps", type=int, default=10, help="optimizer steps in a block")
+    return parser.parse_known_args(words)
 
 
-def wait_for_device() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
+OPTIONS, WORDS = parse(sys.argv[1:] if __name__ == "__main__" else [])
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(compare(WORDS))
