@@ -198,6 +198,14 @@ def test_our_checkpoint_outside_a_run_folder_has_its_mean_and_std(with_weights) 
     assert config.protocol == member.config.protocol and source.startswith("the checkpoint's mean and std")
 
 
+@pytest.mark.parametrize("blur_pool", [False, True])
+def test_blur_pooling_is_recorded(with_weights, blur_pool) -> None:
+    network = build_model(Model("test_resnet", {}, False, 2, blur_pool=blur_pool), num_classes=3)
+    save_file(network.state_dict(), "weights.safetensors")
+    (evaluated,) = evaluate_targets([with_weights(*RESNET, f"model.blur_pool={str(blur_pool).lower()}")])
+    assert evaluated.result.get("blur_pool") == ("true" if blur_pool else None)
+
+
 def test_our_checkpoint_outside_a_run_folder_subtracts_its_own_mean_image(
     composed, saved_resnet, prepared_photos
 ) -> None:
