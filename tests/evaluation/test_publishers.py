@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from tencrop.config import Config, Model, UserError
+from tencrop.data.augmentation.mean_image import USE, array_sha256
 from tencrop.data.preparation.prepare import prepare
 from tencrop.data.store.manifest import open_split, read_manifest
 from tencrop.evaluation.evaluate import evaluate_targets
@@ -24,6 +25,7 @@ from tencrop.evaluation.targets import EvaluationTarget, evaluation_targets
 from tencrop.models.factory import build_model
 from tencrop.models.weights import Weights
 from tencrop.records import run_folder as records
+from tencrop.training.checkpoints import AtomicCheckpointIO
 from tencrop.visualization.trained_model import load_trained_model
 from typed import layer_at
 
@@ -194,6 +196,39 @@ def test_our_checkpoint_outside_a_run_folder_has_its_mean_and_std(with_weights) 
     config, source = with_preprocessing(member, nn.Module(), Weights({}, "raw", metadata, {}))
     assert config.normalization.mean == [1.0, 2.0, 3.0] and config.normalization.std == [4.0, 5.0, 6.0]
     assert config.protocol == member.config.protocol and source.startswith("the checkpoint's mean and std")
+
+
+@pytest.mark.parametrize("blur_pool", [False, True])
+def test_blur_pooling_is_recorded(with_weights, blur_pool) -> None:
+    network = build_model(Model("test_resnet", {}, False, 2, blur_pool=blur_pool), num_classes=3)
+    save_file(network.state_dict(), "weights.safetensors")
+    (evaluated,) = evaluate_targets([with_weights(*RESNET, f"model.blur_pool={str(blur_pool).lower()}")])
+    assert evaluated.result.get("blur_pool") == ("true" if blur_pool else None)
+
+
+def test_our_checkpoint_outside_a_run_folder_subtracts_its_own_mean_image(
+    composed, saved_resnet, prepared_photos
+) -> None:
+    """normalization.mean=image asks for it; training crops do not matter, and a checkpoint without one is refused."""
+    image = torch.rand(256, 256, 3, generator=torch.Generator().manual_seed(1)) * 255
+    state = {f"model.{name}": value for name, value in saved_resnet.state_dict().items()}
+    plain = {"format": 2, "seed": 0, "step": 1, "total_steps": 1, "mean": [110.0] * 3, "std": [60.0] * 3}
+    used = {"mean_image": image, USE: "image"}
+    for name, metadata in (("plain.ckpt", plain), ("image.ckpt", plain | used)):
+        AtomicCheckpointIO().save_checkpoint({"state_dict": state, "tencrop": metadata}, name)
+
+    def result(name: str, *words: str) -> dict:
+        typed = [*RESNET, "data=imagefolder", f"data.root={prepared_photos}", "hardware=cpu", *words]
+        checkpoint = f"checkpoint={name}"
+        (evaluated,) = evaluate_targets(evaluation_targets(composed(*typed, f"+{checkpoint}"), [*typed, checkpoint]))
+        return evaluated.result
+
+    typed, untyped = result("image.ckpt", "normalization.mean=image"), result("image.ckpt")
+    assert {**typed, "preprocessing": ""} == {**untyped, "preprocessing": ""}
+    assert untyped["mean_image_sha256"] == array_sha256(image)
+    assert "mean_image_sha256" not in result("plain.ckpt")
+    with pytest.raises(UserError, match=r"^normalization\.mean=image: the checkpoint holds no mean image"):
+        result("plain.ckpt", "normalization.mean=image")
 
 
 def test_weights_by_order_are_evaluated_and_what_was_matched_is_printed(

@@ -13,18 +13,22 @@ from torch import Tensor, nn
 from tencrop.config import Model, UserError
 from tencrop.models.blur_pool import add_blur_pool
 from tencrop.models.factory import build_model
-from tencrop.models.weights import check_weights
+from tencrop.models.weights import apply_weights, check_weights, load_weights
 
 
 class Blurred(nn.Module):
-    """The reference: blur with a written-out kernel, then the convolution."""
+    """The reference: blur with a written-out kernel, then the convolution. Its names are those of ffcv-imagenet."""
+
+    blur_filter: Tensor
 
     def __init__(self, convolution: nn.Conv2d):
         super().__init__()
-        self.convolution = convolution
+        self.conv = convolution
+        kernel = torch.tensor([[1, 2, 1], [2, 4, 2], [1, 2, 1]], dtype=convolution.weight.dtype) / 16
+        self.register_buffer("blur_filter", kernel.expand(convolution.in_channels, 1, 3, 3).clone())
 
     def forward(self, maps: Tensor) -> Tensor:
-        kernel = torch.tensor([[1, 2, 1], [2, 4, 2], [1, 2, 1]], dtype=maps.dtype) / 16
+        kernel = self.blur_filter[0, 0]
         padded = F.pad(maps, (1, 1, 1, 1))
         height, width = maps.shape[2:]
         blurred = sum(
@@ -32,7 +36,7 @@ class Blurred(nn.Module):
             for row in range(3)
             for column in range(3)
         )
-        return self.convolution(blurred)
+        return self.conv(blurred)
 
 
 def blur_as_ffcv_imagenet(module: nn.Module) -> None:
@@ -93,6 +97,24 @@ def test_weights_with_and_without_blurring_do_not_fit_each_other():
         check_weights(plain, ours, source="a file", name="resnet18")
     with pytest.raises(UserError, match=r"unexpected: layer2.0.conv1.blur.kernel"):
         check_weights(ours, plain, source="a file", name="resnet18")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_release_of_ffcv_imagenet_is_applied(name, tmp_path):
+    """It saves the state dict of DistributedDataParallel."""
+    theirs = network(name, False).eval()
+    blur_as_ffcv_imagenet(theirs)
+    for value in theirs.parameters():
+        nn.init.uniform_(value, -0.1, 0.1)
+    released = {f"module.{key}": value for key, value in theirs.state_dict().items()}
+    assert {"module.layer2.0.downsample.0.conv.weight", "module.layer2.0.downsample.0.blur_filter"} < released.keys()
+    torch.save(released, tmp_path / "final_weights.pt")
+    state, ours = load_weights(tmp_path / "final_weights.pt").state, network(name, True).eval()
+    apply_weights(ours, state, source="final_weights.pt", name=name)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    torch.testing.assert_close(ours(images), theirs(images), rtol=1e-10, atol=1e-10)
+    with pytest.raises(UserError, match=r"unexpected: layer2\.0\.conv\d\.blur_filter, .* model\.blur_pool=true"):
+        apply_weights(network(name, False), state, source="final_weights.pt", name=name)
 
 
 def test_convolutions_of_subclasses_are_blurred():

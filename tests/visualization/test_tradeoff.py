@@ -73,6 +73,15 @@ def test_measured_results_of_imagenet_whose_costs_are_known() -> None:
     assert (point.model, point.top1_error, point.parameters) == ("resnet50", 25.0, 25_557_032)
 
 
+def test_a_blurred_network_costs_more() -> None:
+    """By nine multiply-adds for each input of the convolutions that ffcv-imagenet blurs."""
+    counts = golden_counts()
+    plain, blurred = measured([result_of("resnet50"), result_of("resnet50", blur_pool="true")], counts)
+    maps = ((128, 56), (256, 56), (256, 28), (512, 28), (512, 14), (1024, 14))  # conv2 and the shortcut of three stages
+    assert blurred.mult_adds - plain.mult_adds == sum(9 * channels * side**2 for channels, side in maps)
+    assert blurred.parameters == plain.parameters
+
+
 def test_the_figure_names_every_series(tmp_path, texts_of) -> None:
     series = published(golden_counts())
     svg, _ = save_figure(tradeoff_figure(series), tmp_path, "tradeoff", Record("", "", ""))

@@ -121,8 +121,8 @@ def check_ramp(augmentation: Augmentation, *, num_epochs: float, budget: str) ->
 def _check_mean_image(config: Config) -> None:
     """For mean=image, a crop has a place in the mean image only if it is taken from a square of that image's size."""
     augmentation, side = config.augmentation, MEAN_IMAGE_SIDE
-    # Weights from a file are evaluated only, whatever the training crops are.
-    if config.normalization.mean != "image" or config.weights is not None:
+    # Weights from a file are evaluated only, whatever the training crops are; protocol_rules.py checks the test's.
+    if config.normalization.mean != "image" or config.weights is not None or config.checkpoint is not None:
         return
     is_square = augmentation.region == "square" and augmentation.side == [side, side]
     if augmentation.crop != "random" or not is_square or config.short_side != side:

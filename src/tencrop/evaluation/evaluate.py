@@ -101,6 +101,7 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
         "protocol": protocol_text(config.protocol),
         "model": config.model.name,
         "model_kwargs": json.dumps(config.model.kwargs, sort_keys=True),
+        **({"blur_pool": "true"} if config.model.blur_pool else {}),  # visualization/tradeoff.py counts its cost
         "weights": weights.kind,
         "weights_sha256": weights_sha256(network.state_dict()),
         "data": config.data.name,

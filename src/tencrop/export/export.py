@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from tencrop.config.disk_errors import disk_sentence
 from tencrop.config.schema import UserError
 from tencrop.evaluation.results import load_result
@@ -44,7 +42,6 @@ def export(source: ExportSource) -> Exported:
     apply_weights(network, weights.state, source=str(source.checkpoint), name=config.model.name)
     results = results_of(source.run_dir, weights_sha256(network.state_dict()), weights.kind)
     written = preprocessing_of_run(config, weights.metadata, f"the export of {source.label}")
-    torch.manual_seed(0)
     with _new_folder(source.out) as folder:
         file = folder / FILES[source.format]
         if "mean_image" in written:

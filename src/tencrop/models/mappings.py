@@ -1,4 +1,4 @@
-"""Rename the weights of files of torchvision, of Swin's and ConvNeXt's authors, and of other libraries to ours.
+"""Rename the weights in files of torchvision, of the networks' authors and of other libraries to ours.
 
 timm and torchvision use the same names for ResNet, ResNeXt, Wide ResNet, Inception v3 and DenseNet, and DeiT's authors
 use timm's, so most files need no renaming.
@@ -38,6 +38,9 @@ CONVNEXT_NAMES = (
     (r"^norm\.", "head.norm."),
     (r"^head\.(weight|bias)$", r"head.fc.\1"),
 )
+# ffcv-imagenet wraps a convolution as the child `conv` of a module that also has the kernel; ours is the convolution
+# itself, with a child `blur` (blur_pool.py)
+FFCV_KERNEL, OUR_KERNEL = ".blur_filter", ".blur.kernel"
 COUNTER = ".num_batches_tracked"  # BatchNorm's, which the default momentum does not use
 # Last parts of names that tell tensors of the same shape apart: BatchNorm's four are all [C]
 ROLES = ("weight", "bias", "running_mean", "running_var")
@@ -59,7 +62,7 @@ def to_own_names(state: Mapping[str, Tensor], expected: Iterable[str], *, name: 
         undotted = {DOTTED.sub(r"\1\2", key): value for key, value in state.items()}
         if set(undotted) <= set(expected):
             return undotted
-    for authors_names in (_of_swins_authors, _of_convnexts_authors):
+    for authors_names in (_of_swins_authors, _of_convnexts_authors, _of_ffcv_imagenet):
         if set(renamed := authors_names(state)) == set(expected):
             return renamed
     return state
@@ -115,6 +118,17 @@ def _of_convnexts_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, value in state.items():
         for pattern, ours in CONVNEXT_NAMES:
             key = re.sub(pattern, ours, key)
+        renamed[key] = value
+    return renamed
+
+
+def _of_ffcv_imagenet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    blurred = {key.removesuffix(FFCV_KERNEL) for key in state if key.endswith(FFCV_KERNEL)}
+    renamed = {}
+    for key, value in state.items():
+        layer, _, role = key.rpartition(".")
+        if layer.removesuffix(".conv") in blurred:
+            key = f"{layer.removesuffix('.conv')}.{role}".replace(FFCV_KERNEL, OUR_KERNEL)
         renamed[key] = value
     return renamed
 

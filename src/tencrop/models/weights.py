@@ -23,7 +23,7 @@ from tencrop.config.documents import NotEmpty, parse_json
 from tencrop.config.schema import MEAN_IMAGES
 from tencrop.data.augmentation.mean_image import USE, array_sha256
 from tencrop.models.checkpoint_files import load_checked, with_prefix
-from tencrop.models.mappings import COUNTER, pair_by_order, to_own_names
+from tencrop.models.mappings import COUNTER, FFCV_KERNEL, OUR_KERNEL, pair_by_order, to_own_names
 
 # Keys under which checkpoints store their weights: ours, timm's, those of torchvision's reference scripts, and other
 # common ones. The first key whose value is a state dict is used.
@@ -177,6 +177,8 @@ def check_weights(
         for label, keys in (("missing: ", missing), ("unexpected: ", unexpected), ("", reshaped))
         if keys
     ]
+    if any(key.endswith((FFCV_KERNEL, OUR_KERNEL)) for key in unexpected):
+        remedy = "they are of a network with blur pooling; set model.blur_pool=true"
     if differences:
         raise UserError(f"{source}: its weights do not fit {name}: {'; '.join(differences)}; {remedy}")
 

@@ -53,8 +53,12 @@ def _draw_tradeoff(experiments: Sequence[Experiment], evaluations: Sequence[Eval
 
     counts = golden_counts()
     own = measured(facts, counts)
-    points = [point_of(one["model"]["name"], one["model"]["kwargs"], one["image_size"], y, counts) for one, y in claims]
-    claimed = [point for point in points if point is not None]
+    claimed = []
+    for config, error in claims:
+        model, size = config["model"], config["image_size"]
+        blur_pool = model.get("blur_pool", False)  # runs of earlier code do not have the key
+        point = point_of(model["name"], model["kwargs"], size, error, counts, blur_pool=blur_pool)
+        claimed += [] if point is None else [point]
     if not own and not claimed:
         return []
     series = published(counts)
