@@ -96,16 +96,19 @@ def test_wandb_offline_without_account(make_config, data_manifest, capfd):
     assert {path.name for path in run_dir.parent.parent.parent.glob("*")} <= {"runs", "tmp", "home", "config"}
 
 
-def test_wandb_without_a_home_folder_keeps_its_files_in_the_run_folder(make_config, data_manifest, monkeypatch, capfd):
-    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
+def test_wandb_without_a_home_folder_keeps_its_files_in_the_run_folder(
+    make_config, data_manifest, monkeypatch, tmp_path, capfd
+):
+    for name in ("WANDB_DATA_DIR", "XDG_DATA_HOME"):
         monkeypatch.setenv(name, "to be restored")
         monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "tmp"))  # as cli/home.py does
     monkeypatch.setenv("HOME", "/proc/none")  # nobody can make it
     run_dir, said = run_folder(make_config("tracker=wandb"), data_manifest), list[str]()
     track(make_config("tracker=wandb"), run_dir, said)
     printed = capfd.readouterr()
     assert printed.out == "" and printed.err == "" and "offline" in said[0]
-    assert (run_dir / "tracking" / "wandb-cache").is_dir()
+    assert list((run_dir / "tracking" / "staged").rglob("tmp*"))
 
 
 def test_a_run_continues_when_wandb_fails(make_config, data_manifest, monkeypatch, capfd):

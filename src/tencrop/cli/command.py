@@ -7,7 +7,6 @@ resumable (Ctrl-C, in every command); 1 our own fault (a traceback).
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import re
 import signal
@@ -78,9 +77,6 @@ def _exit_code(run: Callable[[Schema], int | None], config_name: str, schema: ty
     # OpenMP threads wait by spinning, by default. If other processes share the cores, that makes a small network 50
     # times slower. Must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Without a home folder that can be written, as on some compute nodes, matplotlib works in a temporary one; its two
-    # lines about it look like a failure. Here, because torchmetrics imports it too.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise exceptions rather than print them and exit
     OmegaConf.register_new_resolver("choices", option_names, replace=True)  # ${choices:...} in the help texts of conf/
     # Hydra's argparse rejects values on both sides of a flag, as in A=1 -m B=2, so -m is moved to the front.

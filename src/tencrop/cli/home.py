@@ -9,8 +9,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-# Where matplotlib and wandb write if these are set, instead of below the home folder.
-CACHES = ("MPLCONFIGDIR", "XDG_CACHE_HOME", "WANDB_CACHE_DIR", "WANDB_DATA_DIR")
+# Where matplotlib and wandb write if these are set, instead of below the home folder. Not WANDB_DATA_DIR, which must
+# outlive the command (records/wandb_tracker.py).
+CACHES = ("MPLCONFIGDIR", "XDG_CACHE_HOME", "WANDB_CACHE_DIR")
 
 
 def provide_cache_folder() -> None:

@@ -90,7 +90,7 @@ def open_wandb(config: Config, run_dir: Path, *, for_training: bool, say: Callab
 def _started_tracker(
     config: Config, run_dir: Path, for_training: bool, say: Callable[[str], None]
 ) -> WandbTracker | None:
-    _keep_out_of_home(run_dir / "tracking")  # before the import, which reads the variables
+    _stage_files_in(run_dir / "tracking")
     import wandb
 
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # without network, wandb's telemetry logs errors
@@ -126,16 +126,16 @@ def _started_tracker(
     return WandbTracker(run, run_dir / "tracking", last_steps, next_row)
 
 
-def _keep_out_of_home(folder: Path) -> None:
-    """Have wandb keep caches and staged files in `folder` if the home folder cannot be written, as on some clusters.
+def _stage_files_in(folder: Path) -> None:
+    """Have wandb stage the tables that it uploads in `folder` if the home folder cannot be written.
 
-    Its settings are still read from there. Otherwise wandb would fail at the first table that is logged.
+    Otherwise it fails at the first table. Not in a temporary folder: an offline run names the staged files, and
+    `wandb sync` uploads them from there.
     """
     try:
-        check_writable(Path.home() / ".cache" / "wandb" / "trial", remedy="")
+        check_writable(Path.home() / ".local" / "share" / "wandb" / "trial", remedy="")
     except (UserError, RuntimeError):  # RuntimeError: a user without a home folder
-        for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
-            os.environ.setdefault(name, str(folder.absolute() / "wandb-cache"))
+        os.environ.setdefault("WANDB_DATA_DIR", str(folder.absolute() / "staged"))
 
 
 def _open_run(config: Config, run_dir: Path, *, mode: Literal["online", "offline"]) -> wandb.Run:
