@@ -246,10 +246,10 @@ def test_input_images_are_those_that_enter_the_network(tmp_path):
     class Module(LightningModule):
         def __init__(self):
             super().__init__()
-            self.model = torch.nn.Linear(4, 2)
+            self.model = torch.nn.Conv2d(3, 2, 1)
 
         def training_step(self, batch, _):
-            return self.model((batch[0] * 2 - 1)[:, 0, 0]).square().mean()
+            return self.model(batch[0] * 2 - 1).square().mean()
 
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -278,7 +278,7 @@ def test_input_images_are_those_that_enter_the_network(tmp_path):
         enable_model_summary=False,
     )
     trainer.fit(Module(), torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images), batch_size=6))
-    entered = (images * 2 - 1)[:, 0, 0][:5]
+    entered = (images * 2 - 1)[:5]
     stretched = (entered - entered.min()) * (255 / (entered.max() - entered.min()))
     assert torch.equal(present(logger.seen), stretched.round().byte())
 
