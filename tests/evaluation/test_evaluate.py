@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tencrop.config import Config, UserError, derive_batches
+from tencrop.data.store.beton import RAW, Beton
 from tencrop.data.store.manifest import read_manifest
 from tencrop.evaluation import evaluate as module
 from tencrop.evaluation.errors import wilson_interval
@@ -178,6 +180,23 @@ def test_damaged_scores_are_computed_again(make_config, new_network, save_checkp
     written = path.read_bytes()
     path.write_bytes(written[:-5] + bytes([written[-5] ^ 1]) + written[-4:])
     assert evaluate(config, checkpoint, tmp_path) == first and path.read_bytes() == written
+
+
+def test_a_damaged_image_is_not_evaluated(
+    make_config, new_network, save_checkpoint, evaluate, prepared_501, tmp_path
+) -> None:
+    """One bit of a pixel: the image decodes, and without a digest only its scores would be others."""
+    root = Path(shutil.copytree(prepared_501, tmp_path / "data"))
+    config = make_config(f"data.root={root}")
+    path = save_checkpoint(tmp_path / "run" / "last.ckpt", config, new_network(config))
+    content = bytearray((root / "val.beton").read_bytes())
+    beton = Beton(root / "val.beton")
+    assert beton.modes[17] == RAW
+    content[int(beton.pointers[17]) + 1000] ^= 1
+    (root / "val.beton").write_bytes(content)
+    with pytest.raises(UserError, match=r"val\.beton: 1 of 501 images are not what was written: .* \(sample 17\)"):
+        evaluate(config, path, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_ema_weights_are_evaluated_where_present(make_config, new_network, save_checkpoint, evaluate, tmp_path) -> None:

@@ -17,7 +17,8 @@ import torch
 from huggingface_hub import ModelCard
 from hydra import compose, initialize_config_dir
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_data_config
 from torch import nn
 
@@ -34,7 +35,7 @@ from tencrop.export.export import export
 from tencrop.export.preprocessing import crop_fraction, is_timms
 from tencrop.export.source import export_source
 from tencrop.models.factory import build_model
-from tencrop.models.weights import load_weights
+from tencrop.models.weights import PREPROCESSING_KEY, load_weights
 from tencrop.records.run_folder import run_folder
 from tencrop.training.checkpoints import AtomicCheckpointIO
 
@@ -116,6 +117,20 @@ def test_raw_weights_beside_an_average_are_exported_on_request(checkpoint: Path)
     assert all(torch.equal(written[key], raw[key]) for key in raw)
     assert not all(torch.equal(written[key], average[key]) for key in raw)
     assert "Not measured for these weights" in (folder / "README.md").read_text()  # only the average was evaluated
+
+
+def test_a_flipped_bit_in_the_exported_weights_is_found(checkpoint: Path) -> None:
+    file = exported(checkpoint, output="flipped") / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors: .*its weights are not those that were written"):
+        load_weights(file)
+    with safe_open(file, framework="pt") as written:  # as earlier versions exported it
+        facts = json.loads(written.metadata()[PREPROCESSING_KEY])
+    del facts["weights_sha256"]
+    save_file(load_file(file), file, {PREPROCESSING_KEY: json.dumps(facts)})
+    assert load_weights(file).preprocessing == facts
 
 
 def test_the_file_gives_the_runs_error_exactly(checkpoint: Path, prepared_photos: Path) -> None:

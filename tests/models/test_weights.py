@@ -116,6 +116,18 @@ def test_broken_files_are_refused_in_a_sentence(suffix: str, tmp_path: Path) -> 
         load_weights(tmp_path / "missing.pth")
 
 
+def test_a_flipped_bit_in_a_publishers_file_is_found_by_its_checksum(tmp_path: Path) -> None:
+    """torch.load itself does not compare the CRC-32 that torch.save wrote."""
+    path, weight = tmp_path / "weights.pth", torch.arange(1000.0)
+    torch.save({"weight": weight}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(weight.numpy().tobytes()) + 1001] ^= 1
+    path.write_bytes(content)
+    assert not torch.equal(torch.load(path, weights_only=True)["weight"], weight)
+    with pytest.raises(UserError, match=r"weights\.pth: is damaged: .*data/0 in it is not what was written \(CRC-32\)"):
+        load_weights(path)
+
+
 def test_a_file_without_weights_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 1, "optimizer": {}}, tmp_path / "strange.pth")
     with pytest.raises(UserError, match="epoch, optimizer"):

@@ -215,6 +215,18 @@ def test_a_broken_manifest_is_named(make_config, data_manifest, content):
         is_complete(folder)
 
 
+def test_a_changed_manifest_is_refused(make_config, data_manifest):
+    folder = run_folder(make_config(), data_manifest)
+    finish(folder, status="complete", weights_sha256="ab" * 32)
+    path, manifest = folder / "manifest.json", read_run_manifest(folder)
+    started = manifest["sessions"][0]["started"]
+    path.write_text(path.read_text().replace(started, f"2001{started[4:]}"))
+    with pytest.raises(UserError, match=r"manifest\.json: was changed or damaged after it was written; restore it"):
+        read_run_manifest(folder)
+    path.write_text(json.dumps(manifest))  # as earlier code wrote it
+    assert read_run_manifest(folder) == manifest
+
+
 def test_a_failure_of_git_is_printed_recorded_and_shown(make_config, data_manifest, monkeypatch, capsys):
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     folder = run_folder(make_config(), data_manifest)

@@ -15,6 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from tencrop.cli.choices import CONF
 from tencrop.config import UserError
 from tencrop.evaluation.results import load_result, save_result
+from tencrop.records.run_folder import read_run_manifest
 from tencrop.report.claims import _composed, claims_of_run
 from tencrop.report.collect import Broken, Experiment, Run, collect, collect_evaluations, input_folders
 from tencrop.training.metric_rows import NO_ROWS, append_row
@@ -58,7 +59,7 @@ def test_metrics_and_results(evaluated_run):
 
 def test_results_of_weights_trained_further_are_left_out(evaluated_run):
     folder = evaluated_run()
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_run_manifest(folder)
     manifest["result"]["weights_sha256"] = "f" * 64
     (folder / "manifest.json").write_text(json.dumps(manifest))
     run = collect([folder])[0].runs[0]
@@ -76,7 +77,7 @@ def test_a_best_checkpoint_that_was_replaced_by_a_better_is_left_out(evaluated_r
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         assert len(collect([folder])[0].runs[0].valid_results) == (step == 80), step
     (folder / "metrics.jsonl").unlink()  # without the log no better checkpoint is known
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_run_manifest(folder)
     manifest["result"]["metrics_digest"] = None
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert len(collect([folder])[0].runs[0].valid_results) == 1
@@ -183,7 +184,7 @@ def test_rows_that_a_complete_run_has_lost_are_missed(evaluated_run):
     with path.open("a") as file:
         for row in rows:
             digest = append_row(file, row, digest)
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_run_manifest(folder)
     manifest["result"]["metrics_digest"] = digest
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert collect([folder])[0].runs[0].metrics == rows
@@ -295,7 +296,7 @@ def test_a_result_of_another_runs_weights_is_refused(evaluated_run):
     folder = evaluated_run()
     path = folder / "predictions" / "center.result.json"
     facts = load_result(path)
-    save_result(path, facts | {"run_id": json.loads((folder / "manifest.json").read_text())["run_id"]})
+    save_result(path, facts | {"run_id": read_run_manifest(folder)["run_id"]})
     assert len(collect([folder])[0].runs[0].results) == 1
     save_result(path, facts | {"run_id": "0" * 32})
     with pytest.raises(UserError, match=r"center\.result\.json: is of another run's weights"):

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from tencrop.config import UserError
 from tencrop.data.store.manifest import open_split
 from tencrop.evaluation.score_files import scores_digest
+from tencrop.records.run_folder import read_run_manifest
 from tencrop.report.comparison_output import report_comparison
 from tencrop.report.paired import Paired
 
@@ -97,7 +98,7 @@ def test_differing_protocols_and_training_data_are_named(two_runs, tmp_path, cap
     rewrite(a, facts={"protocol": json.dumps({"name": "center", "side": 36}), "precision": "fp32"})
     rewrite(b, facts={"protocol": json.dumps({"name": "ten_crop", "side": 36}), "precision": "bf16"})
     path = two_runs[1] / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = read_run_manifest(path.parent)
     manifest["data"]["splits"]["train"]["store_fingerprint"] = "ab" * 32
     path.write_text(json.dumps(manifest))
     compared([a, b], tmp_path / "out")

@@ -8,6 +8,7 @@ import yaml
 
 from tencrop.complexity.networks import model_file
 from tencrop.evaluation.results import load_result, save_result
+from tencrop.records.run_folder import read_run_manifest
 from tencrop.report.collect import collect, collect_evaluations
 from tencrop.report.comparisons import draw_comparisons, families
 from tencrop.report.page import write_report
@@ -33,7 +34,7 @@ def of_imagenet(folder, composed) -> None:
     """Turn the run into one of ResNet-50 on ImageNet, which tables print an error of."""
     config = dataclasses.asdict(composed("model=resnet50"))
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_run_manifest(folder)
     del manifest["config_sha256"]  # the configuration is another one now
     for split, num_images in (("train", 1_281_167), ("val", 50_000)):
         manifest["data"]["splits"][split]["num_samples"] = num_images
@@ -67,7 +68,7 @@ def test_an_unfinished_run_has_measured_nothing(evaluated_run, composed, tmp_pat
     measured = {"data": "imagenet", "model": "resnet50", "model_kwargs": kwargs, "size": 224}
     save_result(path, facts | measured | {"num_images": 50_000, "num_classes": 1000})
     for status in ("complete", "interrupted"):
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = read_run_manifest(folder)
         manifest["result"]["status"] = status
         (folder / "manifest.json").write_text(json.dumps(manifest))
         (svg,) = draw_comparisons(collect([folder]), [], tmp_path / status)

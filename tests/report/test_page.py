@@ -1,5 +1,6 @@
 """The page loads nothing, escapes all text, and has the same bytes for the same runs."""
 
+import json
 import re
 from html.parser import HTMLParser
 
@@ -77,7 +78,7 @@ def test_a_template_escapes_and_refuses_an_unknown_variable():
 
 def test_class_names_need_not_be_utf8(evaluated_run, tmp_path):
     folder = evaluated_run()
-    manifest = (folder / "manifest.json").read_text()
+    manifest = json.dumps(read_run_manifest(folder))
     (folder / "manifest.json").write_text(manifest.replace('"3"', '"caf\\udce9"'))
     html, markdown = write_report(collect([folder]), tmp_path / "report")
     assert "caf\\udce9" in html.read_text(encoding="utf-8") and "caf?" not in html.read_text(encoding="utf-8")

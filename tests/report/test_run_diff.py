@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from tencrop.config import UserError
+from tencrop.records.run_folder import read_run_manifest
 from tencrop.report.run_diff import difference, read_record, report_difference
 
 
@@ -17,7 +19,7 @@ def tables(a, b) -> dict[str, list[Sequence[str]]]:
 def edit(folder, **changes) -> None:
     """Change the last session's record in a run's manifest: code={"revision": "ab"}, ..."""
     path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest: dict[str, Any] = {**read_run_manifest(folder)}
     for part, values in changes.items():
         manifest["sessions"][-1][part] |= values
     path.write_text(json.dumps(manifest))
@@ -45,7 +47,7 @@ def test_code_packages_data_and_hardware(digits_config, run_maker):
     a, b = run_maker(digits_config()), run_maker(digits_config("seed=1"))
     edit(b, code={"learning_sha256": "ab" * 32}, packages={"torch": "9.9"}, hardware={"gpus": ["H100", "H100"]})
     path = b / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = read_run_manifest(b)
     manifest["data"]["splits"]["train"] |= {"num_samples": 7, "source_fingerprint": "cd" * 32}
     path.write_text(json.dumps(manifest))
     found = tables(a, b)
@@ -60,7 +62,7 @@ def test_code_packages_data_and_hardware(digits_config, run_maker):
 def test_a_resumed_run_names_what_each_session_had(digits_config, run_maker):
     a, b = run_maker(digits_config()), run_maker(digits_config("seed=1"))
     path = b / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = read_run_manifest(b)
     manifest["sessions"].append(json.loads(json.dumps(manifest["sessions"][0])))
     manifest["sessions"][0]["packages"]["torch"] = "2.6.0"
     manifest["sessions"][1]["packages"]["torch"] = "2.7.0"

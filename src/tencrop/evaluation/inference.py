@@ -23,6 +23,7 @@ from tencrop.data.augmentation.color import normalize
 from tencrop.data.augmentation.mean_image import resized_mean
 from tencrop.data.augmentation.plan import evaluation_plan
 from tencrop.data.loading.loaders import loader_class
+from tencrop.data.preparation.verify import verified
 from tencrop.data.sampling.sampler import evaluation_batches, split_to_fit_memory
 from tencrop.data.store.manifest import Split, open_split
 from tencrop.distributed.gpus import check_num_gpus
@@ -104,7 +105,9 @@ def score_part(
     with torch.inference_mode(), ExitStack() as stack:
         loaders = [stack.enter_context(_loader(config, split, batches, device, protocol)) for protocol in protocols]
         scales = zip(*loaders, strict=True)  # the same images at every side
-        for batch_at_sides in _with_progress(scales, len(index), rank=rank, num_ranks=num_ranks):
+        # A damaged image that still decodes would only give other scores.
+        intact = verified(scales, split, index_of=lambda batches: batches[0].index)
+        for batch_at_sides in _with_progress(intact, len(index), rank=rank, num_ranks=num_ranks):
             batch = batch_at_sides[0]
             # Each loader runs ahead on its own threads. Views of two different images must never be averaged.
             assert all(np.array_equal(other.index, batch.index) for other in batch_at_sides)

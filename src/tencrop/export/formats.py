@@ -61,9 +61,11 @@ def _write_safetensors(network: nn.Module, path: Path, preprocessing: dict[str, 
     # Copies, because safetensors refuses tensors that share memory. One metadata entry: several come in random order.
     state = {key: tensor.detach().clone().contiguous() for key, tensor in network.state_dict().items()}
     # not save_file, which makes the file readable for its owner only
-    path.write_bytes(save(state, {PREPROCESSING_KEY: json.dumps(preprocessing, sort_keys=True)}))
+    sha256 = weights_sha256(state)
+    facts = {**preprocessing, "weights_sha256": sha256}
+    path.write_bytes(save(state, {PREPROCESSING_KEY: json.dumps(facts, sort_keys=True)}))
     written = load_weights(path)
-    assert weights_sha256(written.state) == weights_sha256(network.state_dict())
+    assert weights_sha256(written.state) == sha256 == weights_sha256(network.state_dict())
     assert written.preprocessing == preprocessing
 
 

@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -78,7 +79,7 @@ def add_digest(archive: io.BytesIO) -> None:
 
 
 def load_checked(path: str | Path) -> Any:
-    """Verify the digest, if there is one, and return torch.load's tensors and plain values on the CPU.
+    """Verify the digest, or else the archive's checksums, and return torch.load's tensors and plain values on the CPU.
 
     Raises RefusedCheckpoint for a damaged file and for a checkpoint of ours in another run's folder, OSError, and
     whatever torch raises on bytes that it cannot read.
@@ -91,6 +92,8 @@ def load_checked(path: str | Path) -> Any:
     # One open file for both passes: a checkpoint replaced in between cannot be loaded without having been hashed.
     with open(path, "rb") as file:
         has_digest = _compare_digest(path, file)
+        if not has_digest:
+            _compare_crc(path, file)
         file.seek(0)
         content = torch.load(file, map_location="cpu", weights_only=True)
     if isinstance(content, Mapping) and "tencrop" in content:
@@ -129,6 +132,18 @@ def _compare_digest(path: str | Path, file: BinaryIO) -> bool:
     if digest.hexdigest().encode() != written:
         raise RefusedCheckpoint(path, "is damaged: its bytes are not those that were written (SHA-256)")
     return True
+
+
+def _compare_crc(path: str | Path, file: BinaryIO) -> None:
+    """Raise RefusedCheckpoint if a zip archive without our digest, such as a publisher's weights, is damaged.
+
+    torch.save writes a CRC-32 of every tensor, but torch.load reads tensors without comparing it.
+    """
+    if not zipfile.is_zipfile(file):  # torch before 1.6 wrote plain pickles, which have no checksum
+        return
+    with zipfile.ZipFile(file) as archive:
+        if (name := archive.testzip()) is not None:
+            raise RefusedCheckpoint(path, f"is damaged: {name} in it is not what was written (CRC-32)")
 
 
 def _compare_weights(path: str | Path, content: Mapping[str, Any]) -> None:

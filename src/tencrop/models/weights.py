@@ -22,7 +22,7 @@ from tencrop.config import UserError
 from tencrop.config.documents import NotEmpty, parse_json
 from tencrop.config.schema import MEAN_IMAGES
 from tencrop.data.augmentation.mean_image import USE, array_sha256
-from tencrop.models.checkpoint_files import load_checked, with_prefix
+from tencrop.models.checkpoint_files import load_checked, weights_sha256, with_prefix
 from tencrop.models.mappings import COUNTER, FFCV_KERNEL, OUR_KERNEL, pair_by_order, to_own_names
 
 # Keys under which checkpoints store their weights: ours, timm's, those of torchvision's reference scripts, and other
@@ -39,6 +39,7 @@ PREPROCESSING_SHAPE = {
     "filter": str,
     "size": int,  # pixels: height and width of the crop
     "side": (int, None),  # pixels: shorter side that images are rescaled to; null: not rescaled
+    "weights_sha256?": str,  # of the tensors in the file; export.py writes it, and load_weights compares it
     # of the image that is subtracted in place of `mean`, in a file of its own beside the weights
     "mean_image?": {"use": set(MEAN_IMAGES), "sha256": str},
 }
@@ -188,7 +189,11 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(PREPROCESSING_KEY)
-        return load_file(path), {} if text is None else parse_json(text.encode(), PREPROCESSING_SHAPE)
+        state, facts = load_file(path), {} if text is None else parse_json(text.encode(), PREPROCESSING_SHAPE)
+        expected = facts.pop("weights_sha256", None)
+        if expected not in (None, weights_sha256(state)):
+            raise ValueError("its weights are not those that were written")
+        return state, facts
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{path}: is a broken .safetensors file ({error})") from error
 

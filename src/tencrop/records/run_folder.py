@@ -26,7 +26,7 @@ from tencrop.config.run_config import (
     read_written_config,
 )
 from tencrop.config.writable import check_writable
-from tencrop.data.store.manifest import RUN_DATA_SHAPE
+from tencrop.data.store.manifest import RUN_DATA_SHAPE, manifest_sha256
 from tencrop.files import atomic_write
 from tencrop.records.manifest import Hashes, Outcome, Provenance, RunData, RunManifest, Session
 from tencrop.records.provenance import changed_split, code_diff, data_facts, differences, provenance, sessions_of
@@ -62,6 +62,7 @@ SHAPE = {
     "teacher?": _LOADED,  # the teacher of training.distill
     # ended_with: hashes with which a complete run ended before it had to be trained again
     "result": {"status": str, **_HASHES, "metrics_digest?": _TEXT, "ended_with?": _HASHES},
+    "sha256?": str,  # of everything else
 }
 ROOM = "make room, or name another folder with runs=DIR"
 REMEDY = "restore it from a copy, or delete the folder and train again"
@@ -164,9 +165,13 @@ def is_complete(folder: Path) -> bool:
 
 
 def read_run_manifest(folder: Path) -> RunManifest:
-    """The run's manifest. Raises UserError if it is missing or broken."""
-    what = "the manifest of a run folder"
-    manifest: RunManifest = read_json(folder / "manifest.json", SHAPE, what=what, remedy=REMEDY)
+    """The run's manifest, without its digest. Raises UserError if it is missing, broken or damaged."""
+    what, path = "the manifest of a run folder", folder / "manifest.json"
+    content = read_json(path, SHAPE, what=what, remedy=REMEDY)
+    # Manifests of earlier code have no digest.
+    if content.pop("sha256", None) not in (None, manifest_sha256(content)):
+        raise UserError(f"{path}: was changed or damaged after it was written; {REMEDY}")
+    manifest: RunManifest = content
     manifest["result"].setdefault("ema_sha256", None)  # the first runs did not record it
     return manifest
 
@@ -224,7 +229,8 @@ def _running(ended_with: Hashes | None) -> Outcome:
 
 
 def _write_manifest(folder: Path, manifest: RunManifest) -> None:
-    atomic_write(folder / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    content = {**manifest, "sha256": manifest_sha256(manifest)}
+    atomic_write(folder / "manifest.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _refuse_other_code(folder: Path, config: Config, before: Session, now: Session) -> None:

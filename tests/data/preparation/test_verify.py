@@ -3,11 +3,12 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tencrop.config import UserError
 from tencrop.data.preparation.prepare import prepare
-from tencrop.data.preparation.verify import verify
+from tencrop.data.preparation.verify import verified, verify
 from tencrop.data.store.beton import Beton
 from tencrop.data.store.manifest import open_split
 
@@ -40,6 +41,19 @@ def test_one_flipped_bit_is_named(copy, index):
         UserError, match=rf"train\.beton: 1 of 24 images are not what was written: {name} \(sample {index}\)"
     ):
         verify(copy, progress=False)
+
+
+def test_batches_are_verified_while_they_are_used(copy):
+    split, batches = open_split(copy, "val"), [np.array([0, 5]), np.array([7, 2])]
+    assert list(verified(batches, split, index_of=lambda batch: batch)) == batches
+    flip_bit(copy / "val.beton", int(split.beton.pointers[7]) + 40)
+    found = verified(batches, split, index_of=lambda batch: batch)
+    assert next(found) is batches[0] and next(found) is batches[1]
+    with pytest.raises(
+        UserError, match=rf"val\.beton: 1 of 12 images are not .*: {split.names(7)} \(sample 7\); delete"
+    ):
+        next(found)
+    assert list(verified(batches[:1], split, index_of=lambda batch: batch)) == batches[:1]  # others are not read
 
 
 def test_many_flipped_bits(copy):

@@ -1,4 +1,4 @@
-"""Verifies a prepared folder: compares every stored byte with the manifest (prepare.py verify=true).
+"""Verifies stored images: all of a prepared folder (prepare.py verify=true), or those that are evaluated.
 
 Opening a folder (`open_split`) compares sizes and the tables of the .beton files only. Training hashes no payload
 either: it stops at a JPEG that does not decode, but a changed byte in a raw image, or one that leaves a JPEG decodable,
@@ -8,16 +8,17 @@ changes the image unnoticed. Only this module finds that.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console
 
 from tencrop.config import UserError
 from tencrop.console import plain_console
+from tencrop.data.sampling.rng import Index
 from tencrop.data.store.manifest import (
     Split,
     check_file,
@@ -30,6 +31,8 @@ from tencrop.progress import counting_images
 
 MAX_NAMED = 5  # damaged images that the error names
 CHUNK_SAMPLES = 256  # samples that a thread hashes at a time
+T = TypeVar("T")
+_REMEDY = "delete {root} and prepare the data again (prepare.py)"
 
 
 def verify(root: str | Path, data: str = "imagefolder", *, num_threads: int = 1, progress: bool = True) -> None:
@@ -52,7 +55,7 @@ def verify(root: str | Path, data: str = "imagefolder", *, num_threads: int = 1,
 
 def verify_split(root: Path, name: str, manifest: dict[str, Any], *, num_threads: int, console: Console) -> None:
     """Raise UserError with the file or the images of a split that differ from what was prepared."""
-    remedy = f"delete {root} and prepare the data again (prepare.py)"
+    remedy = _REMEDY.format(root=root)
     split = open_split(root, name, data=manifest["name"])
     facts = manifest["splits"][name]
     # First the file table against the manifest, then the .beton file against the table.
@@ -79,30 +82,48 @@ def verify_split(root: Path, name: str, manifest: dict[str, Any], *, num_threads
             raise UserError(f"{beton}: {column} of its samples is not that of {facts['files']}; {remedy}")
     with counting_images(console, name, split.num_samples) as advance:
         damaged = _damaged(split, table, num_threads, advance)
-    if damaged:
-        named = ", ".join(f"{split.names(index)} (sample {index})" for index in damaged[:MAX_NAMED])
-        more = f" and {len(damaged) - MAX_NAMED:,} more" if len(damaged) > MAX_NAMED else ""
-        raise UserError(
-            f"{beton}: {len(damaged):,} of {split.num_samples:,} images are not what was written:"
-            f" {named}{more}; {remedy}"
-        )
+    _refuse(split, damaged)
+
+
+def verified(batches: Iterable[T], split: Split, *, index_of: Callable[[T], Index]) -> Iterator[T]:
+    """Yield the batches; after the last one, raise UserError if stored images in them are not what was written.
+
+    index_of: the sample indices of a batch. A thread hashes the images meanwhile.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        checks = []
+        for batch in batches:
+            checks.append(pool.submit(_damaged_of, index_of(batch), split, split.files))
+            yield batch
+        _refuse(split, [index for check in checks for index in check.result()])
 
 
 def _damaged(split: Split, table: np.ndarray, num_threads: int, advance: Callable[[int], None]) -> list[int]:
     """The samples whose stored bytes do not have the hash in the file table."""
-
-    def damaged_of(first: int) -> list[int]:
-        indices = range(first, min(first + CHUNK_SAMPLES, split.num_samples))
-        return [
-            index
-            for index in indices
-            if hashlib.sha256(split.beton.payload(index).data).digest() != table["payload_sha256"][index].tobytes()
-        ]
-
     damaged: list[int] = []
+    starts = range(0, split.num_samples, CHUNK_SAMPLES)
+    chunks = [np.arange(start, min(start + CHUNK_SAMPLES, split.num_samples)) for start in starts]
     with ThreadPoolExecutor(num_threads) as pool:  # threads suffice: hashing releases the GIL
-        starts = range(0, split.num_samples, CHUNK_SAMPLES)
-        for start, found in zip(starts, pool.map(damaged_of, starts), strict=True):
+        for chunk, found in zip(chunks, pool.map(lambda chunk: _damaged_of(chunk, split, table), chunks), strict=True):
             damaged += found
-            advance(min(CHUNK_SAMPLES, split.num_samples - start))
+            advance(len(chunk))
     return damaged
+
+
+def _damaged_of(index: Index, split: Split, table: np.ndarray) -> list[int]:
+    expected = table["payload_sha256"]
+    return [
+        sample
+        for sample in index.tolist()
+        if hashlib.sha256(split.beton.payload(sample).data).digest() != expected[sample].tobytes()
+    ]
+
+
+def _refuse(split: Split, damaged: list[int]) -> None:
+    if damaged:
+        named = ", ".join(f"{split.names(index)} (sample {index})" for index in damaged[:MAX_NAMED])
+        more = f" and {len(damaged) - MAX_NAMED:,} more" if len(damaged) > MAX_NAMED else ""
+        raise UserError(
+            f"{split.beton.path}: {len(damaged):,} of {split.num_samples:,} images are not what was written:"
+            f" {named}{more}; {_REMEDY.format(root=split.root)}"
+        )

@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import tokenize
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -144,10 +145,10 @@ def write_manifest(root: Path, manifest: dict[str, Any]) -> None:
     atomic_write(root / "manifest.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
-def manifest_sha256(manifest: dict[str, Any]) -> str:
-    """SHA-256 (hexadecimal) of a manifest without its own digest. Takes 5 ms for ImageNet's 1,000 classes.
+def manifest_sha256(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 (hexadecimal) of a manifest, of data or of a run, without its own digest.
 
-    Manifests of early versions have no digest.
+    Takes 5 ms for ImageNet's 1,000 classes. Manifests of early versions have no digest.
     """
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
