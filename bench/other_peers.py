@@ -11,11 +11,11 @@ Each pipeline is the one that its authors recommend for ImageNet. Their draws ar
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
 import os
 import random
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ class OtherPeer:
         self.workers = options.workers
         self.paths = sorted(str(path) for path in Path(options.folder).iterdir())
         self.num_batches = -(-options.images // len(self.paths)) * len(self.paths) // BATCH
+
+    def drain(self) -> None:
+        """Discard the batches that were prepared since the last epoch: they cost the next one no time."""
 
     def epoch(self, number: int) -> Iterator[int]:
         raise NotImplementedError
@@ -57,25 +60,36 @@ class Dali(OtherPeer):
         self.pipeline = pipeline()
         self.pipeline.build()
 
+    def drain(self) -> None:
+        for _ in range(self.pipeline.prefetch_queue_depth):  # 2 by default; the pipeline knows no end of an epoch
+            self.pipeline.run()
+
     def epoch(self, number: int) -> Iterator[int]:
         for _ in range(self.num_batches):
             (images,) = self.pipeline.run()
             yield len(images.as_array())
 
     def cut(self, index: int, box: np.ndarray) -> np.ndarray:
+        top_left, height_width = np.split(box.astype(np.int32), 2)
+        content = np.fromfile(self.paths[index], np.uint8)
+        for name, value in (("content", content), ("start", top_left), ("shape", height_width)):
+            self.cutter.feed_input(name, [value])
+        (images,) = self.cutter.run()
+        return np.array(images.as_array()[0])
+
+    @cached_property
+    def cutter(self) -> Any:
         from nvidia.dali import fn, pipeline_def, types
 
-        top, left, height, width = box.tolist()
-
-        @pipeline_def(batch_size=1, num_threads=1, device_id=None)
+        @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
         def pipeline() -> Any:
-            contents, _ = fn.readers.file(files=[self.paths[index]])
-            images = fn.decoders.image_slice(contents, start=[top, left], shape=[height, width], axes=[0, 1])
+            content, start, shape = (fn.external_source(name=name) for name in ("content", "start", "shape"))
+            images = fn.decoders.image_slice(content, start=start, shape=shape, axes=[0, 1])
             return fn.resize(images, size=[SIZE, SIZE], interp_type=types.INTERP_TRIANGULAR)
 
-        one = pipeline()
-        one.build()
-        return np.array(one.run()[0].as_array()[0])
+        built = pipeline()
+        built.build()
+        return built
 
 
 class TfData(OtherPeer):
@@ -98,7 +112,7 @@ class TfData(OtherPeer):
         settings.deterministic = False
         files = tf.data.Dataset.from_tensor_slices(self.paths).shuffle(len(self.paths)).repeat()
         batches = files.map(self.random_crop, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH)
-        self.batches = iter(batches.prefetch(tf.data.AUTOTUNE).with_options(settings))
+        self.batches = batches.take(self.num_batches).prefetch(tf.data.AUTOTUNE).with_options(settings)
 
     def random_crop(self, path: Any) -> Any:
         tf, content = self.tf, self.tf.io.read_file(path)
@@ -114,7 +128,7 @@ class TfData(OtherPeer):
         return self.tf.cast(self.tf.round(self.tf.image.resize(image, [SIZE, SIZE])), self.tf.uint8)
 
     def epoch(self, number: int) -> Iterator[int]:
-        for images in itertools.islice(self.batches, self.num_batches):
+        for images in self.batches:
             yield len(images)
 
     def cut(self, index: int, box: np.ndarray) -> np.ndarray:

@@ -44,6 +44,9 @@ class Peer:
     def epoch(self, number: int) -> Iterator[int]:
         raise NotImplementedError
 
+    def drain(self) -> None:
+        """Discard the batches that were prepared since the last epoch: they cost the next one no time."""
+
     def order(self, number: int) -> Index:
         """Several epochs of the split as one, so that what an epoch costs at its start does not count too much."""
         index = np.arange(self.split.num_samples)

@@ -27,7 +27,10 @@ def serve(peer: Any) -> None:
     answer({})
     for line in sys.stdin:
         question = json.loads(line)
-        if question["do"] == "epoch":
+        if question["do"] == "drain":
+            peer.drain()
+            answer({})
+        elif question["do"] == "epoch":
             answer({"images": sum(peer.epoch(question["number"]))})
         else:
             boxes = np.array(question["boxes"])
@@ -62,9 +65,20 @@ class Process:
 
     def rates(self, number: int) -> tuple[float, float]:
         """(images per second of wall-clock time, images per second of CPU time incl. workers) in one round."""
+        self.ask({"do": "drain"})
         wall, processor = time.perf_counter(), self.processor_s()
         num_images = self.ask({"do": "epoch", "number": number})["images"]
-        return num_images / (time.perf_counter() - wall), num_images / (self.processor_s() - processor)
+        rates = num_images / (time.perf_counter() - wall), num_images / (self.processor_s() - processor)
+        self.wait_until_idle()
+        return rates
+
+    def wait_until_idle(self) -> None:
+        """Wait while the process prepares batches of its next epoch, at most 10 s: the next peer needs the cores."""
+        for _ in range(50):
+            before = self.processor_s()
+            time.sleep(0.2)
+            if self.processor_s() - before < 0.02:
+                return
 
     def cut(self, index: Sequence[int], boxes: np.ndarray) -> np.ndarray:
         """Crops uint8 [N, H, W, 3] of these images by the code that the peer crops with, at boxes int32 [N, 4]."""
