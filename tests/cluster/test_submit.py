@@ -114,7 +114,7 @@ def test_doctor_shows_what_every_node_has_found_when_they_cannot_communicate(clu
     line, variables = doctor(UNPLUGGED)
     said = cluster.run("bash", "-c", f"{line} 2>&1; echo code $?", cwd=tmp_path, variables=variables)
     assert "n1: error    ranks" in said and "rank 1: network is down" in said and said.endswith("code 1\n"), said
-    assert re.search("^error    ranks .* rank 0: .*Connection closed by peer", said, re.M), said
+    assert re.search("^error    ranks .* rank 0: Connection closed by peer", said, re.M), said
     assert "n1: error    open files     at most 250 a process" in said and "\nok       open files" in said
     assert "has died" not in said and "Traceback" not in said
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from distributed.watched_rank import NUM_RANKS, run
 from tencrop.config import UserError
-from tencrop.distributed.liveness import exit_code_of, is_lost_connection
+from tencrop.distributed.liveness import exit_code_of, is_lost_connection, reason_of
 
 Start = Callable[..., list[BaseProcess]]
 
@@ -101,6 +101,7 @@ def test_only_lost_connections_are_taken_for_the_death_of_a_rank():
             dist.TCPStore("127.0.0.1", sock.getsockname()[1], None, False, timeout=timedelta(seconds=1))
     assert is_lost_connection(nobody.value)
     gloo = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:40000"
+    assert reason_of(RuntimeError(f"{gloo}. Check the logs.")) == "Connection closed by peer [127.0.0.1]:40000"
     assert is_lost_connection(RuntimeError(gloo)) and not is_lost_connection(RuntimeError("CUDA out of memory"))
     errors = {SystemExit(75): 75, KeyboardInterrupt(): 75, UserError("x"): 2, OSError(): 2, ValueError(): 1}
     assert all(exit_code_of(error) == code for error, code in errors.items())

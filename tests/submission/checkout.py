@@ -28,8 +28,7 @@ rows:
   - {id: slow, row: "slow", top1: null, num_seeds: 1, experiment: lenet5_digits, overrides: ["optimizer.lr=0.01"]}
 """
 CHAIN = """
-  - {id: tuned, row: "tuned", top1: null, experiment: lenet5_digits, overrides: ["optimizer.lr=0.0005"],
-     init_from: base}
+  - {id: tuned, row: "tuned", top1: null, experiment: lenet5_digits, overrides: ["optimizer.lr=0.001"], init_from: base}
   - {id: last, row: "last", top1: null, num_seeds: 1, experiment: lenet5_digits, overrides: ["optimizer.lr=0.0002"],
      init_from: tuned}
 """

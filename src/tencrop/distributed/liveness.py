@@ -76,6 +76,13 @@ def is_lost_connection(error: BaseException) -> bool:
     return is_gloo or isinstance(error, DistBackendError | DistNetworkError)
 
 
+def reason_of(error: BaseException) -> str:
+    """What torch says about a collective operation that failed, without its source file and its advice."""
+    # "[SOURCE_FILE:LINE] Read error [ADDRESS]: Connection reset by peer. Advice ..."
+    first_line = str(error).strip().partition("\n")[0]
+    return re.sub(r"^\[\S+\] ", "", first_line).partition(". ")[0]
+
+
 def exit_code_of(error: BaseException) -> int:
     """The exit code of a command that this exception ends (cli/command.py)."""
     match error:
@@ -133,9 +140,8 @@ class _Watcher:
     def explain(self, error: BaseException) -> NoReturn:
         """End this process after a lost connection, as the failure that another rank has published requires, if any."""
         time.sleep(ANSWER_TICKS * TICK_S)  # meanwhile the exchanging thread reads it and ends this process
-        # "[SOURCE_FILE:LINE] Read error [ADDRESS]: Connection reset by peer. Advice ..."
-        reason = re.sub(r"^\[\S+\] ", "", str(error).strip().splitlines()[0]).partition(". ")[0]
-        self._end(INTERRUPTED, f"a connection to another rank was lost, its process or node has died ({reason})")
+        lost = "a connection to another rank was lost, its process or node has died"
+        self._end(INTERRUPTED, f"{lost} ({reason_of(error)})")
 
     def _exchange(self) -> None:
         name = f"rank {self.rank}" + (f" on {node}" if (node := os.environ.get("SLURMD_NODENAME")) else "")

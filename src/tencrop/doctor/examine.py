@@ -17,6 +17,7 @@ from tencrop.data.sources.imagenet_test_sets import check_has_training_split
 from tencrop.data.store.manifest import open_split, read_manifest
 from tencrop.distributed.cluster import cluster_environment
 from tencrop.distributed.launch import launch_ranks
+from tencrop.distributed.liveness import reason_of
 from tencrop.doctor.finding import Finding, attempt, error, merged, ok
 from tencrop.doctor.limits import judge_limits, read_limits
 from tencrop.doctor.loading import device_images_per_s, judge_loader, loader_images_per_s
@@ -84,7 +85,8 @@ def _examine_and_gather(
 def _alone(local: list[Finding], problem: UserError | RuntimeError) -> dict[str, list[Finding]]:
     """What this process has found without the others, and why."""
     rank = "" if (found := launched()) is None else f"rank {os.environ[RANK_OF[found.launcher]]}: "
-    return {node_name(): [*local, error("ranks", rank + str(problem).splitlines()[0], REMEDY)]}
+    reason = str(problem) if isinstance(problem, UserError) else reason_of(problem)
+    return {node_name(): [*local, error("ranks", rank + reason, REMEDY)]}
 
 
 def _examine_node(config: Config) -> list[Finding]:
