@@ -32,6 +32,7 @@ weights nothing.
 
 from __future__ import annotations
 
+import math
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +100,7 @@ SMALLER_THAN_TIMMS_NAMES: dict[str, dict[str, object]] = {
     "timm.models.convmixer._create_convmixer": {"dim": 64, "depth": 4, "kernel_size": 5, "patch_size": 4},
     "timm.models.efficientnet._gen_efficientnet": {"channel_multiplier": 0.25},
 }
+NOT_NORMALIZED = ("alexnet_2012", "allcnn", "googlenet", "googlenet_caffe", "nin", "squeezenet", "vgg", "zfnet")
 # By model.name
 ONE_STD = ("nin", "zfnet")  # weights of one standard deviation at any width
 CLASS_MAPS = ("allcnn", "nin", "squeezenet_1_0")  # a ReLU follows the last layer
@@ -203,6 +205,21 @@ def test_a_recipe_for_fine_tuning_keeps_what_was_learned(
 @pytest.mark.long
 def test_alexnet_by_its_own_recipe_does_not_die(learn: Callable[..., Learned]) -> None:
     assert learn("alexnet_2012").error <= MAX_ERROR_OF_ALEXNET
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "allcnn" else pytest.param(name, marks=pytest.mark.long) for name in NOT_NORMALIZED]
+)
+def test_the_first_loss_at_full_size_is_near_that_of_chance(
+    name: str, composed: Callable[..., Config], prepared_photos: Path, tmp_path: Path
+) -> None:
+    """Without normalization layers the pixels' size reaches the logits, unless the initialization reduces it."""
+    words = [f"experiment={name}", "hardware=cpu", "tracker=none", "data.num_classes=null", "log_every_steps=1"]
+    words += [f"data.root={prepared_photos}", "training.global_batch=4", "training.max_steps=1"]
+    config, manifest = composed(*words), read_manifest(prepared_photos)
+    fit(*build(config, batches=derive_batches(config), manifest=manifest), run_dir=tmp_path)
+    loss = next(row["loss"] for row in read_rows(tmp_path / "metrics.jsonl") if row["split"] == "train")
+    assert loss <= 3 * math.log(len(manifest["classes"]))  # GoogLeNet's has two auxiliary losses
 
 
 def with_kwargs(constructor: Callable[..., nn.Module], ours: dict[str, object]) -> Callable[..., nn.Module]:
