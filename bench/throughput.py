@@ -208,7 +208,8 @@ def run_bare(words: list[str], kind: str, meter: Meter) -> None:
     labels = torch.randint(1000, (meter.batch,), device=meter.device)
     step: Callable[..., Any] = network
     if kind == LIMIT:
-        network, images = (x.to(memory_format=torch.channels_last) for x in (network, images))  # type: ignore[attr-defined]
+        network.to(memory_format=torch.channels_last)
+        images = images.to(memory_format=torch.channels_last)
         step = torch.compile(network)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     for _ in range(meter.num_steps):

@@ -144,6 +144,20 @@ def session_of():
     return build
 
 
+def test_the_layout_of_a_session_is_recorded_and_compared(make_config, data_manifest):
+    before, now = (
+        provenance.provenance(make_config(*words), data_manifest)["session"]
+        for words in (
+            ["hardware=ddp_cpu2", "training.global_batch=16"],
+            ["hardware=cpu", "training.global_batch=16", "hardware.max_micro_batch=4"],
+        )
+    )
+    line = "layout was 2 devices, each 1 micro-batch of 8 images, is 1 device, 4 micro-batches of 4 images"
+    assert provenance.differences(before, now) == [line]
+    del before["layout"]  # as in runs of earlier code
+    assert provenance.differences(before, now) == []
+
+
 def test_a_checkout_without_a_commit_has_no_revision_and_all_its_files_are_new(tmp_path, monkeypatch):
     package = checkout(tmp_path)
     shutil.rmtree(tmp_path / ".git")

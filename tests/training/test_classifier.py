@@ -28,17 +28,22 @@ def classifier(composed):
     return build
 
 
-def test_dropout_seed_is_a_function_of_step_micro_batch_and_rank(classifier):
+@pytest.mark.parametrize(("draws", "num_seeds"), [("plain", 3), ("global", 3), ("separate", 4)])
+def test_dropout_seed_is_a_function_of_step_and_place_in_the_global_batch(classifier, draws, num_seeds):
+    """Two micro-batches are a global batch. If a network's draws are separate, each micro-batch has its own seed."""
     one = classifier()
-    draws: dict[tuple[int, int], list[torch.Tensor]] = {}
-    for step, part in ((0, 0), (0, 1), (1, 0), (0, 0)):
-        one.seed_network(step, part)
-        draws.setdefault((step, part), []).append(torch.rand(4))
-    assert torch.equal(*draws[0, 0])
-    assert len({tuple(values[0].tolist()) for values in draws.values()}) == 3
+    assert one.draws == "plain"
+    one.draws = draws
+    drawn: dict[tuple[int, int], list[torch.Tensor]] = {}
+    for step, number in ((0, 0), (0, 1), (1, 0), (0, 2), (0, 0)):
+        one.draws_for(step, number)
+        drawn.setdefault((step, number), []).append(torch.rand(4))
+    assert torch.equal(*drawn[0, 0])
+    assert torch.equal(drawn[0, 0][0], drawn[0, 1][0]) == (draws != "separate")
+    assert len({tuple(values[0].tolist()) for values in drawn.values()}) == num_seeds
     other = classifier("seed=1")
-    other.seed_network(0, 0)
-    assert not torch.equal(torch.rand(4), draws[0, 0][0])
+    other.draws_for(0, 0)
+    assert not torch.equal(torch.rand(4), drawn[0, 0][0])
 
 
 def test_logits_have_the_dtype_of_the_weights(classifier):

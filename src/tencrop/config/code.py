@@ -34,6 +34,7 @@ LEARNING = (
     "training/data_module.py",
     "training/determinism.py",
     "training/distillation.py",
+    "training/dropout.py",
     "training/ema.py",
     "training/error_counts.py",
     "training/fit.py",

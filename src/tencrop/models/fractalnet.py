@@ -24,7 +24,7 @@ class FractalNet(nn.Module):
     Drop-path, in training only: half of the batches (`drop_global`) run through a single column of the whole network,
     drawn uniformly. In the others, every join drops each input with probability `drop_local`; if all would be dropped,
     one at random is kept. A join is the mean of the inputs that are kept, so testing, which keeps all, needs no
-    rescaling. One draw applies to a device's whole micro-batch. Dropped paths are computed as well, with zero
+    rescaling. One draw applies to the whole global batch. Dropped paths are computed as well, with zero
     gradients, so that every BatchNorm sees every batch; joins that the chosen column does not reach take all inputs.
     The authors' option to train the columns separately on the same batch as well is not implemented.
 

@@ -44,6 +44,7 @@ class Session(TypedDict):
     hardware: Hardware
     packages: NotRequired[dict[str, str]]  # by name; sessions_of gives it in any case
     allow_tf32: NotRequired[dict[str, bool]]
+    layout: NotRequired[str]  # of the global batch on devices, in words
 
 
 class Split(TypedDict):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import tencrop
-from tencrop.config import Config
+from tencrop.config import Config, derive_batches
 from tencrop.config.code import LEARNING, PACKAGE, code_sha256
 from tencrop.config.documents import Document
 from tencrop.printable import printable
@@ -51,7 +51,7 @@ def provenance(config: Config, data_manifest: Document) -> Provenance:
         "name": config.name or f"{config.model.name}-{config.data.name}",
         "model": config.model.name,
         "seeds": {"seed": config.seed},
-        "session": session(),
+        "session": {**session(), "layout": layout_text(config)},
         "data": data_facts(config, data_manifest),
     }
 
@@ -68,14 +68,24 @@ def session() -> Session:
     }
 
 
+def layout_text(config: Config) -> str:
+    """How the global batch is distributed: "8 devices, each 2 micro-batches of 16 images"."""
+    batches = derive_batches(config)
+    devices = "1 device," if batches.num_devices == 1 else f"{batches.num_devices} devices, each"
+    parts = batches.accumulate_grad_batches
+    return f"{devices} {parts} micro-batch{'' if parts == 1 else 'es'} of {batches.micro_batch} images"
+
+
 def differences(before: Session, now: Session) -> list[str]:
-    """Changes between two results of `session` that may affect the last bits of the weights, one phrase each."""
+    """Changes between two sessions that may affect the last bits of the weights, one phrase each."""
     # Resuming is refused only if learning_sha256 differs (run_folder.py); all of these are printed.
     compared: list[tuple[Mapping[str, object], Mapping[str, object], tuple[str, ...]]] = [
         (before["code"], now["code"], ("revision", "learning_sha256")),
         (before["hardware"], now["hardware"], ("cpu", "num_torch_threads", "gpus")),
         (before["packages"], now["packages"], EXACT),
     ]
+    if "layout" in before and "layout" in now:  # earlier code did not record it
+        compared.append((before, now, ("layout",)))
     return [
         f"{name} was {_known(was, was.get(name))}, is {_known(is_now, is_now.get(name))}"
         for was, is_now, names in compared

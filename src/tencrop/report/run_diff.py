@@ -84,7 +84,7 @@ def read_record(folder: Path) -> RunRecord:
         "Packages": _over_sessions([_exact_first(session["packages"]) for session in sessions]),
         "Data": _data(manifest["data"]),
         # Sessions of one run may be on different machines, and a difference in one of them may explain other bits.
-        "Hardware": _over_sessions([session["hardware"] for session in sessions]),
+        "Hardware": _over_sessions([{**session["hardware"], "layout": session.get("layout")} for session in sessions]),
     }
     return RunRecord(
         flat_settings(dataclasses.asdict(validated)), frozenset(flat_settings(learning_keys(validated))), parts

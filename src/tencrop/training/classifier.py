@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import math
 import struct
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,7 @@ from tencrop.models.weights import check_weights
 from tencrop.training.batchnorm import GroupStatistics, set_exact_statistics, set_groups
 from tencrop.training.distillation import Teacher
 from tencrop.training.divergence import NO_STEP, check_losses, check_weights_finite, record_nonfinite_loss
+from tencrop.training.dropout import GlobalBatchDraws, draws_of
 from tencrop.training.ema import MovingAverage, ema_decay
 from tencrop.training.error_counts import add_errors, no_errors, read_errors
 from tencrop.training.freezing import freeze
@@ -91,6 +92,7 @@ class Classifier(pl.LightningModule):
         layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
         self.model = set_groups(model.to(memory_format=layout), batches)
         self.group_statistics = GroupStatistics(self.model, num_micro_batches=batches.accumulate_grad_batches)
+        self.draws = draws_of(self.model, batches, image_size=config.image_size)
         self.frozen_batch_norms = freeze(self.model, config.training.freeze, name=config.model.name)
         self.auxiliary_weight: float = getattr(model, "auxiliary_weight", 0.0)  # factor for each auxiliary head's loss
         self.ema = copy.deepcopy(self.model).requires_grad_(False) if config.training.ema_decay is not None else None
@@ -139,10 +141,10 @@ class Classifier(pl.LightningModule):
         """Forward and backward pass of one micro-batch; after the last one of a global batch, an optimizer step."""
         step, part = self.global_step, batch_idx % self.batches.accumulate_grad_batches
         self.is_at_step_boundary = part == self.batches.accumulate_grad_batches - 1
-        self.seed_network(step, part)
         labels, training, smoothing = batch.labels, self.config.training, self.config.training.label_smoothing
         inputs = self.training_inputs(batch)
-        heads = self.predict(self.model, inputs)
+        with self.draws_for(step, part):
+            heads = self.predict(self.model, inputs)
         self.group_statistics.collect()
         of_labels = heads if self.teacher is None else heads[:1]  # the others learn from the teacher
         pair = (partner_labels(batch), batch.params["mix_weights"]) if self.is_mixed else None
@@ -202,8 +204,9 @@ class Classifier(pl.LightningModule):
         """
 
         def forward(network: nn.Module, batch: Batch, number: int) -> None:
-            self.seed_network(self.total_steps, number)  # of dropout, which stays on as in training
-            self.predict(network, self.training_inputs(batch))
+            inputs = self.training_inputs(batch)
+            with self.draws_for(self.total_steps, number):  # dropout stays on as in training
+                self.predict(network, inputs)
 
         epoch = -(-self.total_steps // self.steps_per_epoch)
         images = self.trainer.datamodule.precise_bn_batches(epoch, self.device)  # type: ignore[attr-defined]
@@ -253,17 +256,26 @@ class Classifier(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.config.optimizer, self.model)
 
-    def seed_network(self, step: int, part: int) -> None:
-        """Seed torch's generators, which dropout and stochastic depth draw from, by (seed, step, micro-batch, rank).
+    def draws_for(self, step: int, number: int) -> AbstractContextManager[Any]:
+        """Seed what the network draws (dropout, stochastic depth) in micro-batch `number` of a step, whose forward pass
+        must run in the returned context.
 
-        The state of a generator then never has to be saved in a checkpoint.
+        A function of the seed, the step and the place in the global batch: no generator state is in a checkpoint, and
+        samples get the same draws on every layout, unless the network's draws are separate (training/dropout.py).
         """
-        # A hash, because seed + step + part + rank would give neighboring steps and ranks the same masks.
-        position = struct.pack("<4Q", self.config.seed, step, part, self.global_rank)
+        batch, part = divmod(number, self.batches.accumulate_grad_batches)  # in training, a step has one global batch
+        place = (number, self.global_rank) if self.draws == "separate" else (batch, 0)
+        # A hash, because the sum of the numbers would give neighboring steps and ranks the same masks.
+        position = struct.pack("<4Q", self.config.seed, step, *place)
         seed = int.from_bytes(hashlib.blake2b(position, digest_size=7).digest(), "little")
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)  # sets a host-side state; does not wait for the device
+        if self.draws != "global":
+            return nullcontext()
+        size = self.batches.micro_batch
+        first_row = self.global_rank * self.batches.per_device + part * size
+        return GlobalBatchDraws(global_batch=self.global_batch, micro_batch=size, first_row=first_row)
 
     def without_gradient_sync(self) -> Any:
         """Let DDP average gradients over the ranks only in the last backward pass of a step.
