@@ -22,8 +22,9 @@ takes 20 s a step.
 A recipe that missed the bound gets one more try, with three times its passes. The factor was written before the first
 of these runs.
 
-AlexNet's own recipe keeps its batch of 128, its lr, its width and its initialization; only the images are smaller, 96
-pixels. It is alive if at most 300 steps bring the error to 75%; it is measured every 30 steps, and lr is constant.
+AlexNet's own recipe keeps its batch of 128 and its lr, its biases of 1 and, divided by the square root of the width,
+its standard deviation of 0.01. Its images have 96 pixels, and its width is 0.25 (full width: 300 steps take 7 minutes).
+It is alive if at most 300 steps bring the error to 75%; it is measured every 30 steps, and lr is constant.
 
 A recipe for fine-tuning starts from the weights that the recipe before it learned here. Its error is at most 60% if its
 last layer is new, else at most 2 points above that of these weights: its lr, up to 200 times lower, would teach random
@@ -90,8 +91,7 @@ SMALL_IMAGES = (
     "normalization.mean=dataset image_size={0} augmentation.size={0} short_side={1} augmentation.side=[{1},{1}] "
 )
 SMALLER = {
-    "alexnet_2012": SMALL_IMAGES.format(96, 110)
-    + "++model.kwargs.img_size=96 ++model.kwargs.width=1 ++model.kwargs.init_std=0.01",
+    "alexnet_2012": SMALL_IMAGES.format(96, 110) + "++model.kwargs.img_size=96 ++model.kwargs.init_std=0.02",
     "inception_v3": "model=bn_inception ++model.kwargs.width=0.125 image_size=64 short_side=73 augmentation.size=64",
     "zfnet": SMALL_IMAGES.format(64, 73) + "++model.kwargs.img_size=64",
 }
