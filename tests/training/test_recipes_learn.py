@@ -2,25 +2,24 @@
 error on the training images of a small problem from chance, 90%, to at most 60%.
 
 The problem is 500 handwritten digits, which the recipes read as photographs: mirrored, cropped to 8%, and so on. The
-error is that of the recipe's validation, without augmentation. The budget follows from the recipe alone, and was
-written before the first run: 20 passes of 15 steps with 32 images, times
+error is that of the recipe's validation, without augmentation, every 20 passes; a recipe that is at the bound stops.
+The budget follows from the recipe alone, and was written before the first run: 20 passes of 15 steps with 32 images,
+times
 
 - E, its epochs over 90, if more: a longer schedule warms up and decays more slowly, and allows more augmentation;
 - M, 2 if it mixes images: half of each target belongs to another image;
 - B, its batch over 32, for SGD without normalization layers: `small_recipe` divides lr by B, so that 300 steps of the
-  recipe's own lr take as many more. Normalized layers do not feel the scale of their weights, Adam's steps not that
-  of the gradient.
+  recipe's own lr take as many more.
+
+A recipe that missed the bound gets one more try, with three times its passes. The factor was written before the first
+of these runs.
 
 What a short run needs changes with it: the epochs of the schedule in proportion, BatchNorm's momentum to torch's own;
 moving averages of the weights are left out; a plateau schedule keeps its first lr. Weights drawn with one standard
 deviation for all layers (NIN, ZFNet) are divided by the square root of the width, which keeps the signal's size. The
 biases of class maps with a ReLU (NIN, All-CNN, SqueezeNet) start at 4, as in tests/models/test_overfit.py: of ten maps
-all were soon 0 for good (NIN, after 195 steps), while the thousand of the full network stay alive.
-small_recipes.py reduces the rest. The error is measured every 20 passes, and a recipe that is at the bound stops. Inception v3's recipe trains BN-Inception, since its own network has no width, and
-takes 20 s a step.
-
-A recipe that missed the bound gets one more try, with three times its passes. The factor was written before the first
-of these runs.
+all were soon 0 for good (NIN, after 195 steps), while the thousand of the full network stay alive. small_recipes.py
+reduces the rest. Inception v3's recipe trains BN-Inception, since its own network has no width.
 
 AlexNet's own recipe keeps its batch of 128 and its lr, its biases of 1 and, divided by the square root of the width,
 its standard deviation of 0.01. Its images have 96 pixels, and its width is 0.25 (full width: 300 steps take 7 minutes).
