@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
+from PIL import Image
 from pytorch_lightning import Trainer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
+from torchvision.transforms.functional import pil_to_tensor
 
 from tencrop.config import Model, UserError, derive_batches
+from tencrop.data.preparation.prepare import prepare
 from tencrop.data.store.manifest import read_manifest
 from tencrop.models.factory import build_model
 from tencrop.records.run_folder import finish, read_run_manifest, run_folder
@@ -23,8 +29,10 @@ from tencrop.training.distillation import Teacher, read_teacher, set_distilled_t
 from tencrop.training.fit import build
 from tencrop.training.losses import distillation_loss
 from training import runs
+from training.conftest import start
 from typed import present, stand_in
 
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 STUDENT = (
     "model.name=deit_tiny_distilled_patch16_224", "~model.kwargs.drop_rate", "+model.kwargs.embed_dim=24",
     "+model.kwargs.depth=2", "+model.kwargs.num_heads=2", "+model.kwargs.img_size=32", "+model.kwargs.patch_size=8",
@@ -157,6 +165,31 @@ def test_a_plain_file_is_normalized_as_timm_says(prepared_photos, plain_file):
     teacher = read_teacher(config, ["china", "flower", "mirrored"])
     assert teacher.mean.tolist() == pytest.approx([127.5] * 3) and teacher.std.tolist() == pytest.approx([127.5] * 3)
     assert not teacher.network.training and teacher.facts["weights"] == "raw"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the images and weights of {SHARED}")
+def test_a_published_file_teaches(data_config, tmp_path):
+    """EfficientNet-Lite0's weights under timm's names: a student takes two steps, and the labels are timm's."""
+    names = [f"{number:03}" for number in range(1000)]
+    for split, (number, name) in itertools.product(("train", "val"), enumerate(names)):
+        (tmp_path / "made_up" / split / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (number % 256, number // 4, 99)).save(tmp_path / "made_up" / split / name / "0.png")
+    root = prepare(data_config(tmp_path / "made_up", tmp_path / "prepared"), workers=2, progress=False)
+    file, model = SHARED / "weights" / "efficientnet_lite0.safetensors", "tf_efficientnet_lite0"
+    words = (*STUDENT, *MIXED, f"training.distill.teacher={file}", f"training.distill.model={model}")
+    run = start(root, tmp_path / "run", *words, "training.max_steps=2")
+    assert run.exit_code == 0 and run.result()["step"] == 2
+    teacher = read_teacher(runs.recipe(root, *words), names)
+    lines = (SHARED / "imagenet_val_227" / "labels.tsv").read_text().splitlines()[:20]
+    images = [Image.open(SHARED / "imagenet_val_227" / "images" / line.split("\t")[0]) for line in lines]
+    pixels = torch.stack([pil_to_tensor(image.convert("RGB")) for image in images])[:, :, 1:-2, 1:-2].float()
+    mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
+    labels = teacher.labels((pixels - mean[:, None, None]) / std[:, None, None], mean=mean, std=std)
+    network = timm.create_model(model).eval()
+    network.load_state_dict(load_file(file))
+    with torch.inference_mode():
+        assert torch.equal(labels, network((pixels - 127.5) / 127.5).argmax(1))
+    assert sum(label == int(line.split("\t")[1]) for label, line in zip(labels.tolist(), lines, strict=True)) >= 14
 
 
 @pytest.mark.parametrize(
