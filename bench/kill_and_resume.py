@@ -158,9 +158,11 @@ def run_sequence(sequence: Sequence, folder: Path, *, data: Path | None = None) 
         in_write = moment if isinstance(moment, MomentOfWrite) else None
         process = start([*words, f"runs={runs}"], in_write, log)
         codes.append(interrupt(process, sequence.kind, moment if isinstance(moment, Moment) else None, runs))
+        if codes[-1] not in sequence.kind.exit_codes | {0}:
+            break  # no further command would mend that
     if "Traceback (most recent call last)" in log.read_text():
         outcome = "traceback"
-    elif codes[-1] != 0 or not {*codes} <= {0} | sequence.kind.exit_codes:
+    elif codes[-1] != 0:
         outcome = "failed"
     else:
         outcome = compare(_run_in(runs), _run_in(reference))

@@ -33,8 +33,8 @@ def test_a_training_with_all_parts_ends_like_an_undisturbed_one(name, folder, pr
 
 
 def test_other_weights_and_rows_that_are_missing_or_repeated_are_found(folder, prepared_digits, tmp_path):
-    run_sequence(Sequence(1, BY_NAME["SIGTERM"], "plain", ()), folder, data=prepared_digits)
-    (reference,) = (folder / "undisturbed-plain-1" / "lenet5_digits").iterdir()
+    run_sequence(Sequence(1, BY_NAME["SIGTERM"], "all parts", ()), folder, data=prepared_digits)
+    (reference,) = (folder / "undisturbed-all-parts-1" / "lenet5_digits").iterdir()
     assert compare(reference, reference) == "equal"
 
     def changed(file: str, content: str) -> Path:
@@ -55,7 +55,7 @@ def test_other_weights_and_rows_that_are_missing_or_repeated_are_found(folder, p
 def test_an_exit_code_that_is_none_of_the_interruption_is_a_failure(folder, prepared_digits):
     """The command dies of SIGKILL, where SIGTERM was expected."""
     kind = Kind("SIGTERM", signal.SIGTERM, is_in_write=True)
-    found = run_sequence(Sequence(2, kind, "plain", IN_WRITE[:1]), folder, data=prepared_digits)
+    found = run_sequence(Sequence(2, kind, "all parts", IN_WRITE[1:]), folder, data=prepared_digits)
     assert (found.outcome, found.num_interruptions) == ("failed", 1)
 
 
