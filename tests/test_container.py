@@ -85,8 +85,9 @@ def test_training_as_a_user_without_a_name(as_nobody, folder):
     words = ("experiment=lenet5_digits", "training.max_steps=2", "allow_other_code=true")
     trained = as_nobody(sys.executable, str(ROOT / "train.py"), *words)
     assert trained.returncode == 0 and "complete" in trained.stdout, trained.stderr
-    # wandb writes its files below a home folder, which matplotlib complains about as well
-    assert "wandb: offline" in trained.stdout and "matplotlib" not in trained.stderr.lower(), trained.stdout
+    # Without a home folder, wandb does not start, and matplotlib complains.
+    assert "wandb: offline" in trained.stdout, trained.stdout
+    assert "created a temporary cache directory" not in trained.stderr, trained.stderr
     (run,) = (folder / "runs" / "lenet5_digits").iterdir()
     assert run.stat().st_uid == NOBODY and (run / "report.html").is_file()
     assert not list(folder.glob("tencrop-home-*"))
