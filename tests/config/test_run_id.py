@@ -159,6 +159,19 @@ def test_data_of_another_name_are_refused(composed):
         check_data(composed("data.root=x"), {"name": "digits", "classes": ["a"]})
 
 
+def test_an_indexed_store_trains_the_same_run(composed):
+    """jpeg_indexed has the pixels of jpeg: the same learning hash, and either store serves either configuration."""
+    plain, indexed = composed(), composed("data.store.mode=jpeg_indexed")
+    assert learning_keys(plain) == learning_keys(indexed) != learning_keys(composed("data.store.mode=raw"))
+    for stored in (plain, indexed):
+        options = {f"store.{key}": value for key, value in dataclasses.asdict(stored.data.store).items()}
+        manifest = {"options": options, "splits": {"train": {"num_samples": 1000}}}
+        check_store(plain, manifest)
+        check_store(indexed, manifest)
+        with pytest.raises(UserError, match=r"data\.store\.mode=raw: .* was prepared with jpeg"):
+            check_store(composed("data.store.mode=raw"), manifest)
+
+
 def test_a_store_with_other_options_or_less_than_a_batch_is_refused(composed):
     options = {f"store.{key}": value for key, value in dataclasses.asdict(composed().data.store).items()}
     manifest = {"options": options, "splits": {"train": {"num_samples": 256}}}

@@ -47,6 +47,7 @@ def learning_keys(config: Config) -> Document:
     """The fields of the configuration that affect training, without the seed."""
     values = dataclasses.asdict(config)
     values["data"] = {key: value for key, value in values["data"].items() if key not in NOT_LEARNED_DATA}
+    values["data"]["store"]["mode"] = pixels_of_mode(config.data.store.mode)
     if config.data.loader == "ffcv":  # resizes with another filter than the other loaders
         values["data"]["loader"] = "ffcv"
     values["augmentation"] = _drop_disabled(config.augmentation)
@@ -55,6 +56,11 @@ def learning_keys(config: Config) -> Document:
     values["training"] = _drop_newer(config.training)
     values["model"] = _drop_newer(config.model)
     return {key: value for key, value in values.items() if key not in NOT_LEARNED}
+
+
+def pixels_of_mode(mode: str) -> str:
+    """The value of data.store.mode that stores the same pixels and has the oldest name."""
+    return "jpeg" if mode == "jpeg_indexed" else mode
 
 
 def _drop_newer(section: Model | Optimizer | Schedule | Training) -> dict[str, Any]:
@@ -147,7 +153,9 @@ def check_store(config: Config, manifest: Document) -> None:
     The store options are learning keys: the stored pixels affect training, and the hash must describe them.
     """
     for key, value in dataclasses.asdict(config.data.store).items():
-        if (found := manifest["options"][f"store.{key}"]) != value:
+        found = manifest["options"][f"store.{key}"]
+        is_same = pixels_of_mode(found) == pixels_of_mode(value) if key == "mode" else found == value
+        if not is_same:
             raise UserError(
                 f"data.store.{key}={value}: {config.data.root} was prepared with {found};"
                 f" set data.store.{key}={found}, or name another data.root"

@@ -66,12 +66,13 @@ class Splits:
 class StoreOptions:
     """How the training split is stored; the evaluation split keeps its original bytes.
 
-    mode: jpeg (original bytes if no resize is needed, otherwise JPEG of `quality`) | raw | proportion (the fraction
-    `jpeg_fraction` of the images as JPEG, the others raw, drawn once per sample index; ffcv's compress_probability).
+    mode: jpeg (original bytes if no resize is needed, otherwise JPEG of `quality`) | jpeg_indexed (the same, rewritten
+    losslessly with restart markers, so that a crop is decoded faster) | raw | proportion (the fraction `jpeg_fraction`
+    of the images as JPEG, the others raw, drawn once per sample index; ffcv's compress_probability).
     short_side / max_side: pixels to which the shorter / longer side is reduced, never enlarged; null keeps the size.
     """
 
-    mode: Literal["jpeg", "raw", "proportion"]
+    mode: Literal["jpeg", "jpeg_indexed", "raw", "proportion"]
     short_side: Pixels | None
     max_side: Pixels | None
     quality: Annotated[int, Interval(ge=1, le=100, hint="libjpeg's scale")]

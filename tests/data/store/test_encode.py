@@ -35,6 +35,19 @@ def test_plain_jpegs_keep_their_bytes(image, mode):
     assert present(encoded.pixels).shape == (100, 150, 3)
 
 
+@pytest.mark.parametrize("short_side", [None, 64])
+def test_an_indexed_store_has_the_pixels_of_a_jpeg_store(image, short_side):
+    content = saved(image, "JPEG")
+    plain, indexed = (
+        encode(content, 3, StoreOptions(mode=mode, short_side=short_side, max_side=None, quality=95))
+        for mode in ("jpeg", "jpeg_indexed")
+    )
+    assert b"\xff\xdd\x00\x04" in indexed.sample.payload and b"\xff\xdd\x00\x04" not in plain.sample.payload
+    assert np.array_equal(*(np.asarray(decode_rgb(one.sample.payload)) for one in (plain, indexed)))
+    assert indexed.sha256 == plain.sha256 == hashlib.sha256(content).digest()
+    assert indexed.payload_sha256 == hashlib.sha256(indexed.sample.payload).digest()
+
+
 @pytest.mark.parametrize(
     ("mode", "file_format", "kind"),
     [

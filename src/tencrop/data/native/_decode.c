@@ -16,6 +16,7 @@
 
 #include "_jpeg.h"
 #include "_resample.h"
+#include "_intervals.h"
 
 enum { JPEG, RAW }; /* modes of a payload, as in beton.py */
 /* CHROMA_MARGIN: columns beside the box that smooth chroma upsampling reads; see columns_to_decode. */
@@ -38,6 +39,7 @@ typedef struct {
 typedef struct {
     Reader reader;
     Resampler resampler;
+    Gathered gathered;
     void *rows; /* decoded source rows */
     size_t rows_capacity;
 } Worker;
@@ -63,6 +65,7 @@ static void worker_free(Worker *worker)
 {
     jpeg_destroy_decompress(&worker->reader.jpeg);
     resampler_free(&worker->resampler);
+    gathered_free(&worker->gathered);
     free(worker->rows);
     free(worker);
 }
@@ -98,14 +101,51 @@ static void columns_to_decode(const Sample *sample, JDIMENSION *left, JDIMENSION
     *width = (JDIMENSION)(last - first);
 }
 
-static void decode_jpeg(Worker *worker, const Sample *sample)
+/* Reads the header of the sample's JPEG. If restart markers allow it, replaces the JPEG in *sample by the part that the
+ * box needs, and reads the header of that. */
+static void read_part(Worker *worker, Sample *sample)
 {
     struct jpeg_decompress_struct *jpeg = &worker->reader.jpeg;
+    Gathered *gathered = &worker->gathered;
+    int mcu_height, interval_width;
 
     read_header(&worker->reader, sample->payload, sample->payload_bytes);
-    ask_for_rgb(&worker->reader);
     if ((int)jpeg->image_height != sample->height || (int)jpeg->image_width != sample->width)
         fail(&worker->reader, "the JPEG's size is not the one in the store's table");
+    size_t scan = (size_t)(jpeg->src->next_input_byte - sample->payload);
+    size_t frame = frame_header(sample->payload, scan);
+    if (frame == 0 || sample->payload_bytes > UINT32_MAX || !rows_begin_intervals(jpeg, &mcu_height, &interval_width))
+        return;
+    Intervals rows = intervals_of_box(sample->height, mcu_height, sample->top, sample->box_height);
+    Intervals columns = intervals_of_box(sample->width, interval_width, sample->left, sample->box_width);
+    while (columns.first > 0 && pixels_of(&columns, sample->width) < MIN_GATHERED)
+        columns.first--;
+    if (rows.end - rows.first == rows.num && columns.end - columns.first == columns.num)
+        return;
+    int num_intervals = rows.end * columns.num;
+    if (!reserve(&gathered->starts, &gathered->starts_capacity, (num_intervals + 1) * sizeof(uint32_t)) ||
+        !reserve(&gathered->bytes, &gathered->bytes_capacity, sample->payload_bytes))
+        fail(&worker->reader, "out of memory");
+    if (!find_intervals(sample->payload, sample->payload_bytes, scan, gathered->starts, num_intervals))
+        return; /* damage, which decoding the whole file reports */
+    int height = pixels_of(&rows, sample->height), width = pixels_of(&columns, sample->width);
+    sample->payload_bytes =
+        write_part(gathered->bytes, sample->payload, frame, gathered->starts, &rows, &columns, height, width);
+    sample->payload = gathered->bytes;
+    sample->top -= rows.first * rows.size;
+    sample->left -= columns.first * columns.size;
+    sample->height = height, sample->width = width;
+    jpeg_abort_decompress(jpeg);
+    read_header(&worker->reader, sample->payload, sample->payload_bytes);
+}
+
+static void decode_jpeg(Worker *worker, const Sample *stored)
+{
+    struct jpeg_decompress_struct *jpeg = &worker->reader.jpeg;
+    Sample part = *stored, *sample = &part;
+
+    read_part(worker, sample);
+    ask_for_rgb(&worker->reader);
     jpeg_start_decompress(jpeg);
 
     JDIMENSION left, width;
@@ -113,7 +153,7 @@ static void decode_jpeg(Worker *worker, const Sample *sample)
     if (width < jpeg->output_width)
         jpeg_crop_scanline(jpeg, &left, &width); /* moves `left` down to a block boundary and widens accordingly */
     if (sample->top > 0)
-        jpeg_skip_scanlines(jpeg, sample->top); /* Huffman decoding only: coefficients have no index in a JPEG */
+        jpeg_skip_scanlines(jpeg, sample->top); /* Huffman decoding only: coefficients have no index in a JPEG; see _intervals.h */
 
     /* libjpeg-turbo bypasses the cache when it writes rows aligned to 16 or 32 bytes, and we read them right away: so
      * misalign every row by 8 bytes. */

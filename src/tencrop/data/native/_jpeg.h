@@ -62,7 +62,7 @@ static void read_header(Reader *reader, const uint8_t *content, uint64_t num_byt
 }
 
 /* Call after read_header. Requests RGB by the accurate DCT, which Pillow uses too. */
-static void ask_for_rgb(Reader *reader)
+static inline void ask_for_rgb(Reader *reader)
 {
     if (reader->jpeg.num_components != 1 && reader->jpeg.num_components != 3)
         fail(reader, "a JPEG of neither RGB nor grayscale");

@@ -16,6 +16,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPL
 
 from tencrop.config import StoreOptions
 from tencrop.data.native.decoder import DecodeError
+from tencrop.data.native.index import indexed_jpeg
 from tencrop.data.native.reduce import JpegHeader, denominator, jpeg_header, reduced_image, reduced_jpeg
 from tencrop.data.sampling.geometry import MAX_PIXELS, stored_size
 from tencrop.data.sampling.rng import Stream, uniforms
@@ -57,7 +58,8 @@ def encode(
 
     mode=jpeg: the file's own bytes if it is an undamaged RGB or grayscale JPEG of the wanted size; a JPEG of
     `options.quality` (4:2:0, libjpeg's default) if it must be resized; raw RGB for anything else, so that nothing is
-    lost. mode=raw: RGB. mode=proportion: one of the two, by a draw.
+    lost. mode=jpeg_indexed: the same with restart markers in the JPEGs (native/index.py). mode=raw: RGB.
+    mode=proportion: JPEG or raw, by a draw.
     with_pixels: also return the reduced pixels, for the color statistics. Without them a JPEG is still read to its end,
     at an eighth of its size, to find damage. Raises Undecodable.
     """
@@ -75,12 +77,16 @@ def encode(
         raise Undecodable(f"{size[1]} x {size[0]} pixels are more than a .beton file can hold")
     as_jpeg = is_jpeg(index, options)
     if as_jpeg and header is not None and (height, width) == size:
-        sample, payload_sha256 = EncodedSample(content, JPEG, height, width, label), sha256
+        payload, mode = content, JPEG
     else:
         image = to_rgb(opened or open_image(content)[0])
         pixels = reduced_image(image) if pixels is None and with_pixels else pixels
-        sample = EncodedSample(*_payload(image, height, width, as_jpeg, options.quality), height, width, label)
-        payload_sha256 = hashlib.sha256(sample.payload).digest()
+        payload, mode = _payload(image, height, width, as_jpeg, options.quality)
+    if mode == JPEG and options.mode == "jpeg_indexed":
+        with contextlib.suppress(DecodeError):  # a JPEG that cannot be baseline keeps its bytes: slower, equal pixels
+            payload = indexed_jpeg(payload)
+    sample = EncodedSample(payload, mode, height, width, label)
+    payload_sha256 = sha256 if payload is content else hashlib.sha256(payload).digest()
     if len(sample.payload) > MAX_PAYLOAD_BYTES:
         raise Undecodable(f"{width} x {height} pixels are more than a .beton file can hold")
     return EncodedFile(sample, payload_sha256, *size, pixels, kind, len(content), sha256)
@@ -89,7 +95,7 @@ def encode(
 def is_jpeg(index: int, options: StoreOptions) -> bool:
     """Whether this sample is stored as JPEG. In a mixed store a counter-based draw decides, the same in every run."""
     if options.mode != "proportion":
-        return options.mode == "jpeg"
+        return options.mode in ("jpeg", "jpeg_indexed")
     assert options.jpeg_fraction is not None
     draw = uniforms(seed=0, index=np.array([index]), epoch=0, stream=Stream.STORE, count=1)
     return bool(draw[0, 0] < options.jpeg_fraction)
