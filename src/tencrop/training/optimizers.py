@@ -45,7 +45,7 @@ def build_optimizer(optimizer: config.Optimizer, network: nn.Module) -> torch.op
 
 
 def _on_device(
-    kind: type[torch.optim.Optimizer], groups: list[dict[str, Any]], **options: Any
+    kind: type[torch.optim.SGD] | type[torch.optim.AdamW], groups: list[dict[str, Any]], **options: Any
 ) -> torch.optim.Optimizer:
     """An SGD or AdamW for the device of the parameters; also after loading the state of one on another device."""
     fused = True if all(weight.is_cuda for group in groups for weight in group["params"]) else None

@@ -55,7 +55,7 @@ def batches(log: list[str], count: int) -> Generator[Batch, None, None]:
         log.append(f"load {number} on {torch.cuda.current_stream().name}")  # type: ignore[attr-defined]
         index = np.array([number])
         params = {"partners": torch.tensor([0]), "erased_boxes": index}
-        yield Batch(torch.zeros(1), torch.tensor([number]), index, index, index, index, params, index)  # type: ignore[arg-type]
+        yield Batch(torch.zeros(1), torch.tensor([number]), index, index, index, index, params, index)
 
 
 def move_of(log: list[str]):
