@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from pytorch_lightning import Trainer
-from torch import Tensor, nn
+from torch import Tensor
 
 from rehearsal import Waits, rehearsal
 from tencrop.cli.choices import options_of
@@ -137,7 +138,7 @@ def test_each_planted_wait_is_caught(make_config):
     caught = set()
 
     class Planted(Classifier):
-        def predict(self, network: nn.Module, inputs: Tensor) -> list[Tensor]:
+        def predict(self, network: Callable[[Tensor], Any], inputs: Tensor) -> list[Tensor]:
             heads = super().predict(network, inputs)
             for name, fault in FAULTS.items():
                 try:

@@ -72,6 +72,7 @@ def test_keys_that_do_not_affect_training_keep_the_hash(composed, override):
         "training.init.checkpoint=a.ckpt",
         "training.precise_bn=256",
         "training.max_rms=0.1",
+        "training.compile=default",
         "training.distill.teacher=a.ckpt",
         "optimizer.layer_decay=0.7",
         "model.bn_momentum=0.01",

@@ -1,13 +1,12 @@
 import copy
-from collections import Counter
 
 import pytest
 import timm
 import torch
 from timm.layers import BatchNormAct2d, EvoNorm2dB0
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from operations import Operations
 from tencrop.config import Batches, UserError
 from tencrop.training.batchnorm import GroupStatistics, set_groups
 from typed import layer_at
@@ -113,18 +112,6 @@ def test_a_layer_that_has_not_run_or_ran_twice_is_noticed():
             GroupStatistics(model, num_micro_batches=1).collect()
     with pytest.raises(AssertionError, match="every micro-batch once"):
         GroupStatistics(model, num_micro_batches=2).update()
-
-
-class Operations(TorchDispatchMode):
-    """Counts the ATen operations in it by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.counts[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def test_bookkeeping_takes_a_few_operations_whatever_the_depth():

@@ -89,6 +89,8 @@ def test_how_networks_draw(kind):
     assert draws_of(network, divided(2, 1), image_size=size) == expected
     assert draws_of(network, divided(1, 2), image_size=size) == expected
     assert draws_of(network, divided(1, 1), image_size=size) == "plain"
+    compiled = draws_of(network, divided(2, 1), image_size=size, is_compiled=True)
+    assert compiled == ("plain" if expected == "plain" else "separate")
     assert all(layer.training for layer in network.modules())
 
 

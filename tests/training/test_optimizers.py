@@ -10,6 +10,8 @@ import timm
 import torch
 from torch import nn
 
+from operations import Operations
+from rehearsal import rehearsal
 from tencrop.config import Optimizer
 from tencrop.models.mobilenet import mobilenet_v1_025
 from tencrop.training.optimizers import SGDAlexNet, build_optimizer, split_by_decay
@@ -45,6 +47,38 @@ def test_alexnet_sgd_against_hand_computed_values():
         expected.append(w)
     assert walk(optimizer, weight, [1.0, -2.0, 0.5], [0.1, 0.1, 0.01]) == pytest.approx(expected, rel=1e-14)
     assert expected[0] == pytest.approx(2.0 - 0.1 * 1.0 - 0.01 * 0.1 * 2.0)
+
+
+KINDS = {
+    "sgd": {},
+    "adamw": {"name": "adamw", "betas": [0.9, 0.999], "eps": 1e-8, "momentum": None, "nesterov": None},
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_on_a_gpu_an_optimizer_is_fused_and_stays_so_with_the_state_of_another_device(name):
+    """Fake tensors on `cuda` take the step: torch's fused operations exist for them."""
+    on_cpu = build_optimizer(recipe(**KINDS[name]), holding(nn.Parameter(torch.zeros(3))))
+    assert not is_fused(on_cpu)
+    with rehearsal():
+        on_gpu = build_optimizer(recipe(**KINDS[name]), holding(nn.Parameter(torch.zeros(3, device="cuda"))))
+        assert is_fused(on_gpu)
+        of_gpu = on_gpu.state_dict()
+        on_gpu.load_state_dict(on_cpu.state_dict())
+        assert is_fused(on_gpu)
+        assert {value.device.type for state in on_gpu.state.values() for value in state.values()} == {"cuda"}
+    assert of_gpu["param_groups"][0]["fused"]
+    on_cpu.load_state_dict({"state": {}, "param_groups": of_gpu["param_groups"]})
+    assert not is_fused(on_cpu)
+
+
+def is_fused(optimizer: torch.optim.Optimizer) -> bool:
+    """Takes a step with gradients of 1, and returns whether it was torch's fused operation."""
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.ones_like(parameter)
+    with Operations() as operations:
+        optimizer.step()
+    return any("fused" in name for name in operations.counts)
 
 
 def test_torch_sgd_against_hand_computed_values():

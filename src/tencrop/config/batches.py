@@ -35,6 +35,7 @@ def derive_batches(config: Config) -> Batches:
     keeps these slices, so that BatchNorm statistics and mixed pairs do not depend on the number of devices.
     """
     check_precision(config)
+    check_compilation(config)
     hardware, batch, group = config.hardware, config.training.global_batch, config.model.bn_group
     num_devices = hardware.devices * hardware.nodes
     if batch % num_devices:
@@ -112,6 +113,16 @@ def check_precision(config: Config) -> None:
         raise UserError(
             "training.precision=tf32: a CPU has no TF32 and computes in float32; set training.precision=fp32,"
             " or choose a GPU (hardware=gpu1)"
+        )
+
+
+def check_compilation(config: Config) -> None:
+    """Raise UserError if the run is to be deterministic, but compiled: its rounding depends on torch's compiler."""
+    if config.training.compile != "none" and is_deterministic(config):
+        setting = "true" if config.deterministic else "null, which is true on a CPU"
+        raise UserError(
+            f"training.compile={config.training.compile}: deterministic is {setting}, and compiled code may round"
+            " differently in each environment; set deterministic=false or training.compile=none"
         )
 
 

@@ -31,6 +31,7 @@ LEARNING = (
     "training/batchnorm.py",
     "training/checkpoints.py",
     "training/classifier.py",
+    "training/compilation.py",
     "training/data_module.py",
     "training/determinism.py",
     "training/distillation.py",

@@ -344,6 +344,8 @@ class Training:
     distill: Distill = field(default_factory=Distill)
     # optimizer steps, in place of `epochs`: decides the schedule and the end
     steps: Annotated[int, Interval(gt=0, le=1_000_000_000)] | None = None
+    # torch.compile of the network in training steps, and its mode; evaluation is not compiled
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"
 
 
 @dataclass

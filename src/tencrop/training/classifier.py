@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import math
 import struct
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -33,6 +34,7 @@ from tencrop.distributed.collectives import all_reduce
 from tencrop.models.checkpoint_files import FORMAT, weights_sha256
 from tencrop.models.weights import check_weights
 from tencrop.training.batchnorm import GroupStatistics, set_exact_statistics, set_groups
+from tencrop.training.compilation import CompiledNetwork
 from tencrop.training.distillation import Teacher
 from tencrop.training.divergence import NO_STEP, check_losses, check_weights_finite, record_nonfinite_loss
 from tencrop.training.dropout import GlobalBatchDraws, draws_of
@@ -92,7 +94,9 @@ class Classifier(pl.LightningModule):
         layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
         self.model = set_groups(model.to(memory_format=layout), batches)
         self.group_statistics = GroupStatistics(self.model, num_micro_batches=batches.accumulate_grad_batches)
-        self.draws = draws_of(self.model, batches, image_size=config.image_size)
+        self.compiled = None if config.training.compile == "none" else CompiledNetwork(self.model, config)
+        is_compiled = self.compiled is not None
+        self.draws = draws_of(self.model, batches, image_size=config.image_size, is_compiled=is_compiled)
         self.frozen_batch_norms = freeze(self.model, config.training.freeze, name=config.model.name)
         self.auxiliary_weight: float = getattr(model, "auxiliary_weight", 0.0)  # factor for each auxiliary head's loss
         self.ema = copy.deepcopy(self.model).requires_grad_(False) if config.training.ema_decay is not None else None
@@ -144,7 +148,7 @@ class Classifier(pl.LightningModule):
         labels, training, smoothing = batch.labels, self.config.training, self.config.training.label_smoothing
         inputs = self.training_inputs(batch)
         with self.draws_for(step, part):
-            heads = self.predict(self.model, inputs)
+            heads = self.predict(self.compiled or self.model, inputs)
         self.group_statistics.collect()
         of_labels = heads if self.teacher is None else heads[:1]  # the others learn from the teacher
         pair = (partner_labels(batch), batch.params["mix_weights"]) if self.is_mixed else None
@@ -228,7 +232,7 @@ class Classifier(pl.LightningModule):
         mean = self.mean if image is None else central_mean(image, choice, size=images.shape[1])
         return self.predict(network, normalize(images, mean, self.std, channels_last=channels_last))[0]
 
-    def predict(self, network: nn.Module, inputs: Tensor) -> list[Tensor]:
+    def predict(self, network: Callable[[Tensor], Any], inputs: Tensor) -> list[Tensor]:
         """Logits [B, K] in the weights' dtype, in a list; in train mode the logits of auxiliary heads follow.
 
         With precision bf16, training logits have been rounded to bfloat16. In eval mode the last layer computes in

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import cache, lru_cache, partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from tencrop.config import Batches, Config, Protocol, UserError, is_deterministi
 from tencrop.data.augmentation.batch import Batch
 from tencrop.data.augmentation.mean_image import mean_side
 from tencrop.data.augmentation.plan import evaluation_plan, training_plan
+from tencrop.data.loading.copy_ahead import copied_ahead
 from tencrop.data.loading.loader import BaseLoader
 from tencrop.data.loading.loaders import loader_class
 from tencrop.data.sampling.digest import Digest
@@ -76,7 +77,14 @@ class DataModule(pl.LightningDataModule):
         return len(self.val_index)
 
     def train_dataloader(self) -> Any:
-        return ResumableLoader(self._train_loader(self.positions()), self._position)
+        return ResumableLoader(self._train_loader(self.positions()), self._position, self._on_device)
+
+    def _on_device(self, batches: Generator[Batch, None, None]) -> Iterator[Batch]:
+        """Batches that are on the GPU already; on a CPU the same ones."""
+        device = self.trainer.strategy.root_device  # type: ignore[union-attr]
+        if device.type != "cuda":
+            return batches
+        return copied_ahead(batches, device, lambda batch: self.transfer_batch_to_device(batch, device, 0))
 
     def precise_bn_batches(self, epoch: int, device: torch.device) -> Iterator[Batch]:
         """The first micro-batches of an epoch, on the device: this rank's part of training.precise_bn images."""
@@ -155,7 +163,7 @@ class DataModule(pl.LightningDataModule):
         self.digest.sums.copy_(state_dict["digest"] if is_first else torch.zeros_like(self.digest.sums))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Copy the tensors asynchronously; the NumPy arrays stay on the host."""
+        """Copy the tensors asynchronously; the NumPy arrays stay on the host, and so do tensors already there."""
 
         def move(value: Any) -> Any:
             return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
@@ -214,14 +222,20 @@ class ResumableLoader:
     nor decodes one that it skips, and does not depend on Lightning's own count of batches.
     """
 
-    def __init__(self, loader: BaseLoader, position: Callable[[], tuple[int, int]]):
-        self.loader, self.position = loader, position
+    def __init__(
+        self,
+        loader: BaseLoader,
+        position: Callable[[], tuple[int, int]],
+        on_device: Callable[[Generator[Batch, None, None]], Iterator[Batch]] = iter,
+    ):
+        """on_device: from the loader's batches to those that are yielded."""
+        self.loader, self.position, self.on_device = loader, position, on_device
 
     def __len__(self) -> int:
         return self.loader.num_batches(0)  # every epoch has as many, also one that is resumed in the middle
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.loader.batches(*self.position())
+        return self.on_device(self.loader.batches(*self.position()))
 
     # Lightning warns that it cannot resume within an epoch unless a loader has these two. The position needs no state,
     # so they are empty.

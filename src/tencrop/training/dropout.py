@@ -33,13 +33,14 @@ ONCE_PER_BATCH = (StochasticDepth, FractalNet, FractalBlock)
 MAX_FACTORS = 2**26
 
 
-def draws_of(model: nn.Module, batches: Batches, *, image_size: int) -> Draws:
+def draws_of(model: nn.Module, batches: Batches, *, image_size: int, is_compiled: bool = False) -> Draws:
     """How the network's random draws become those of the global batch.
 
     plain: as they are, because the batch is not divided or the network draws nothing for single samples.
     global: inside GlobalBatchDraws.
     separate: not at all, so every micro-batch must have a seed of its own. The network draws in a way that
-        GlobalBatchDraws does not know (timm's attn_drop_rate), or more than MAX_FACTORS.
+        GlobalBatchDraws does not know (timm's attn_drop_rate), or more than MAX_FACTORS, or is compiled: compiled code
+        has draws of its own, and a mode with other rows in each micro-batch would compile the network for each.
 
     Runs a forward pass on the meta device, as `nondeterministic_layers` does: shapes are computed, but no numbers.
     """
@@ -54,9 +55,9 @@ def draws_of(model: nn.Module, batches: Batches, *, image_size: int) -> Draws:
     known, other = _KnownDraws(global_batch=global_batch, micro_batch=num_images, first_row=0), _OtherDraws()
     with _evaluating(off), torch.random.fork_rng(devices=[]), torch.no_grad(), other, known:
         torch.func.functional_call(model, on_meta, (images,))
-    if other.are_found or known.num_factors > MAX_FACTORS:
-        return "separate"
-    return "global" if known.num_factors > 0 else "plain"
+    if known.num_factors == 0 and not other.are_found:
+        return "plain"
+    return "separate" if other.are_found or is_compiled or known.num_factors > MAX_FACTORS else "global"
 
 
 class GlobalBatchDraws(TorchFunctionMode):

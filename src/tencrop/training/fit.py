@@ -45,6 +45,7 @@ from tencrop.training.checkpoints import (
     set_aside,
 )
 from tencrop.training.classifier import Classifier
+from tencrop.training.compilation import check_compiler
 from tencrop.training.data_module import DataModule, validation_protocol
 from tencrop.training.determinism import check_deterministic
 from tencrop.training.distillation import read_teacher, set_distilled_training
@@ -160,6 +161,7 @@ def build(
         teacher = read_teacher(config, manifest["classes"])
         set_distilled_training(model, name=config.model.name)
     check_deterministic(model, config)
+    check_compiler(config)
     if config.training.steps is not None:
         num_epochs = config.training.steps / data.steps_per_epoch
         budget = f"training.steps={config.training.steps}, which are {num_epochs:.3g} epochs"

@@ -15,12 +15,16 @@ from tencrop.training.layer_decay import layer_scales
 
 
 def build_optimizer(optimizer: config.Optimizer, network: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer that the recipe names, for all parameters of `network` that require a gradient."""
+    """Build the optimizer that the recipe names, for all parameters of `network` that require a gradient.
+
+    On a GPU, SGD and AdamW are torch's fused ones: one kernel updates many tensors, where the default takes one for
+    each operation. On a CPU they are torch's default, so that weights keep their bits.
+    """
     groups = parameter_groups(optimizer, network)
     lr, momentum, eps = optimizer.lr, optimizer.momentum, optimizer.eps
     if optimizer.name == "sgd":
         assert momentum is not None and optimizer.nesterov is not None
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=optimizer.nesterov)
+        return _on_device(torch.optim.SGD, groups, lr=lr, momentum=momentum, nesterov=optimizer.nesterov)
     if optimizer.name == "sgd_alexnet":
         assert momentum is not None
         return SGDAlexNet(groups, lr=lr, momentum=momentum)
@@ -37,7 +41,22 @@ def build_optimizer(optimizer: config.Optimizer, network: nn.Module) -> torch.op
         # not scaled by a trust ratio.
         return Lamb(groups, lr=lr, betas=betas, eps=eps)
     assert optimizer.name == "adamw", optimizer.name
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps)
+    return _on_device(torch.optim.AdamW, groups, lr=lr, betas=betas, eps=eps)
+
+
+def _on_device(
+    kind: type[torch.optim.SGD] | type[torch.optim.AdamW], groups: list[dict[str, Any]], **options: Any
+) -> torch.optim.Optimizer:
+    """An SGD or AdamW for the device of the parameters; also after loading the state of one on another device."""
+    fused = True if all(weight.is_cuda for group in groups for weight in group["params"]) else None
+    optimizer = kind(groups, fused=fused, **options)
+
+    def keep_own(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        # A state dict has the switch of the device it was saved on, and AdamW puts its step counts where that asks.
+        return state | {"param_groups": [group | {"fused": fused} for group in state["param_groups"]]}
+
+    optimizer.register_load_state_dict_pre_hook(keep_own)
+    return optimizer
 
 
 def parameter_groups(optimizer: config.Optimizer, network: nn.Module) -> list[dict[str, Any]]:

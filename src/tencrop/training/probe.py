@@ -137,7 +137,7 @@ class _SameBatch(_OneRank):
 
     def train_dataloader(self) -> Any:
         loader = super().train_dataloader()
-        batch = next(iter(loader))
+        batch = next(loader.loader.batches(*loader.position()))  # on the host: its copy belongs to the step
         images = batch.images.clone()  # the loader reuses this memory
         if batch.images.is_pinned():
             images = images.pin_memory()

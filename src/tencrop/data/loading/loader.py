@@ -66,7 +66,7 @@ class BaseLoader:
         """Number of micro-batches in the whole epoch on this rank."""
         return len(self._batch_sampler(epoch))
 
-    def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+    def batches(self, epoch: int, first: int = 0) -> Generator[Batch, None, None]:
         """Yield the micro-batches of `epoch` from number `first` on.
 
         The loader keeps no position of its own: the caller derives it from the optimizer step, so nothing can go out of
