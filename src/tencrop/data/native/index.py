@@ -15,13 +15,13 @@ from tencrop.data.native.decoder import MESSAGE_BYTES, DecodeError, load_library
 INTERVAL = 4
 
 
-def indexed_jpeg(content: bytes) -> bytes:
-    """The same image as a baseline JPEG in which every row of MCUs begins a restart interval of at most INTERVAL MCUs.
+def indexed_jpeg(content: bytes, *, interval: int = INTERVAL) -> bytes:
+    """The same image as a baseline JPEG with a restart marker after at most `interval` MCUs, and after every row.
 
     Raises DecodeError for a damaged JPEG.
     """
     result, message = ctypes.c_void_p(), ctypes.create_string_buffer(MESSAGE_BYTES)
-    num_bytes = _library().tencrop_index(content, len(content), INTERVAL, ctypes.byref(result), message)
+    num_bytes = _library().tencrop_index(content, len(content), interval, ctypes.byref(result), message)
     if num_bytes == 0:
         raise DecodeError(message.value.decode(errors="replace"))
     try:
