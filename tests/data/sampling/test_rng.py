@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tencrop.data.sampling import rng
 from tencrop.data.sampling.rng import Stream, hashes, integers_below, normals, philox4x32, random_uint64, uniforms
 
 # Random123 1.14.0, tests/kat_vectors, the three lines "philox4x32 10": counter, key (low word first), output
@@ -128,3 +129,10 @@ def test_hash_is_the_first_draw():
 
 def test_no_samples_give_no_numbers():
     assert uniforms(seed=0, index=np.zeros(0, np.int64), epoch=0, stream=Stream.CROP, count=3).shape == (0, 3)
+
+
+def test_hashes_do_not_depend_on_the_blocks(monkeypatch):
+    index = np.arange(10) * 7
+    whole = hashes(seed=1, index=index, epoch=2, stream=Stream.ORDER)
+    monkeypatch.setattr(rng, "HASH_BLOCK", 3)
+    assert hashes(seed=1, index=index, epoch=2, stream=Stream.ORDER).tolist() == whole.tolist()

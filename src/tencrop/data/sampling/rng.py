@@ -15,6 +15,7 @@ UInt64 = npt.NDArray[np.uint64]
 Float64 = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
 View = int | Index  # copy number under repeated augmentation: one for all samples, or one each
+HASH_BLOCK = 1 << 16  # samples hashed at a time; their temporary arrays of 10 MB stay in the cache
 
 
 class Stream(IntEnum):
@@ -65,7 +66,13 @@ def normals(*, seed: int, index: Index, epoch: int, view: View = 0, stream: Stre
 
 def hashes(*, seed: int, index: Index, epoch: int, stream: Stream) -> UInt64:
     """One 64-bit hash for each sample, uint64 [N]: its first draw. Sorting by it shuffles the samples."""
-    return random_uint64(seed=seed, index=index, epoch=epoch, stream=stream, count=1)[:, 0]
+    # In blocks: a draw takes 150 bytes of temporary memory, which would be 2 GB a rank for 14 million samples.
+    index = np.asarray(index)
+    found = np.empty(len(index), np.uint64)
+    for start in range(0, len(index), HASH_BLOCK):
+        block = slice(start, start + HASH_BLOCK)
+        found[block] = random_uint64(seed=seed, index=index[block], epoch=epoch, stream=stream, count=1)[:, 0]
+    return found
 
 
 def random_uint64(*, seed: int, index: Index, epoch: int, view: View = 0, stream: Stream, count: int) -> UInt64:

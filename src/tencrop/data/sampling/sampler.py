@@ -108,5 +108,7 @@ def minival_split(num_samples: int, *, fraction: float) -> tuple[Index, Index]:
             f"training.minival_fraction={fraction}: takes {num_minival} of {num_samples} images and leaves none"
             " to train on; lower it"
         )
+    if num_minival == 0:
+        return index, index[:0]
     by_hash = np.argsort(hashes(seed=0, index=index, epoch=0, stream=Stream.MINIVAL), kind="stable")
     return np.sort(by_hash[num_minival:]), np.sort(by_hash[:num_minival])
