@@ -53,11 +53,11 @@ def main() -> int:
     print(f"{len(samples)} images, {options.rounds} rounds, one thread; images per CPU second")
     print(f"{'markers':>8s}{'img/s':>8s}{'/ originals: least':>20s}{'median':>8s}{'most':>6s}", end="")
     print(f"{'size':>7s}{'rewritten/s':>13s}")
-    for name, seconds in times.items():
-        least, median, most = np.quantile(np.array(times[ORIGINALS]) / seconds, [0, 0.5, 1])
+    for name, durations in times.items():
+        least, median, most = np.quantile(np.array(times[ORIGINALS]) / durations, [0, 0.5, 1])
         size = sum(map(len, files[name])) / sum(map(len, files[ORIGINALS]))
         print(
-            f"{name:>8s}{len(samples) / np.median(seconds):8.0f}{least:20.2f}{median:8.2f}{most:6.2f}{size:7.3f}",
+            f"{name:>8s}{len(samples) / np.median(durations):8.0f}{least:20.2f}{median:8.2f}{most:6.2f}{size:7.3f}",
             end="",
         )
         print(f"{len(samples) / rewriting_s[name]:13.0f}")
