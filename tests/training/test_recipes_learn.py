@@ -62,12 +62,9 @@ ALEXNET_PASSES, ALEXNET_BATCH = 100, 128  # three steps a pass
 MAX_ERROR, MAX_ERROR_OF_ALEXNET = 0.6, 0.75  # chance: 0.9
 NUM_IMAGENET = 1_281_167
 # The recipe that comes before, and the prefix of the last layer if that is new
-FINE_TUNED = {
+FINE_TUNED: dict[str, tuple[str, str | None]] = {
     "convnext_384": ("convnext", None),
-    "deit_384": ("deit", None),
     "finetune_tiny10": ("resnet18_tiny10", "fc."),
-    "swin_384": ("swin", None),
-    "vit_384": ("vit_in1k", "head."),
 }
 REPRESENTED = {"rsb_a1": "rsb_a2"}  # twice the passes, other values of mixup, weight decay and label smoothing
 # Training error in percent as measured at the end of the first budget, without stopping at the bound
@@ -88,34 +85,38 @@ FIRST_TRY = {
     "vgg_tiny10": 29.2,
     "wide_resnet": 44.0,
 }
-# The same, but stopped at the bound, after 20 passes
-STOPPED = {"vgg": 26.8}
+# The same for those that stopped at the bound, after 20 passes
+STOPPED = {"swin": 38.6, "vgg": 26.8}
 # So near the bound that the rounding of another machine may decide: they get the second budget, too
 NEAR = {"ffcv_rn50": 59.8, "fractalnet": 56.8, "mobilenet_v1": 57.8}
-SECOND_TRY: dict[str, float] = {}
-# Those that missed the first budget; their second try was not finished
+# Those that missed the first budget, with the error at its end, and reached the bound within the second
+SECOND_TRY = {
+    "densenet": 67.2,
+    "resnet": 66.6,
+}
+# Missed the first budget; no second try was finished
 MISSED = {
     "deit_tiny10": 67.8,
-    "densenet": 67.2,
     "ffcv_rn18": 70.2,
     "inception_v3": 84.4,
     "plain_vit_s16": 89.2,
-    "resnet": 66.6,
     "resnext": 65.0,
     "rsb_a3": 81.2,
     "vit_in1k": 60.8,
     "zfnet": 74.0,
 }
-# No run was finished
+# No run was finished; SqueezeNet was at 89% after 180 of 4,800 steps
 NOT_MEASURED = (
     "alexnet_figure1_tanh",
     "deit",
+    "deit_384",
     "efficientnet",
     "googlenet",
     "rsb_a2",
     "squeezenet",
     "stochastic_depth",
-    "swin",
+    "swin_384",
+    "vit_384",
 )
 LEARNED = (*FIRST_TRY, *STOPPED, *NEAR, *SECOND_TRY)
 IN_EVERY_TEST_RUN = ("convmixer", "lenet5_digits", "mobilenet_v1")  # AdamW, SGD, RMSProp; the others are long
