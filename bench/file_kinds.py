@@ -28,7 +28,7 @@ from tencrop.evaluation.predictions import Scores, load_scores, saved_scores
 from tencrop.evaluation.results import load_result
 from tencrop.export.export import export
 from tencrop.export.source import export_source
-from tencrop.models.weights import load_weights
+from tencrop.models.weights import check_weights, load_weights
 from tencrop.report.collect import read_run
 from tencrop.report.label_sets import read_label_sets
 from tencrop.submission.snapshot import write_snapshot
@@ -73,7 +73,7 @@ def _of_training(run: Path) -> list[Kind]:
     last = run / "checkpoints" / "last.ckpt"
     return [
         Kind("last.ckpt, resumed", last, _resumed, previous=read_checkpoint(last.with_name("previous.ckpt"))),
-        Kind("last.ckpt, evaluated", last, lambda path: tuple(load_weights(path))),
+        Kind("last.ckpt, evaluated", last, functools.partial(_weights_for, load_weights(last).state)),
         Kind("config.yaml", run / "config.yaml", lambda path: config_of_run(path.parent, [], conf=CONF)),
         Kind("manifest.json of a run", run / "manifest.json", lambda path: read_run(path.parent).manifest),
         Kind("metrics.jsonl", run / "metrics.jsonl", lambda path: read_run(path.parent).metrics),
@@ -84,6 +84,13 @@ def _resumed(last: Path) -> dict[str, Any]:
     found = latest_valid_checkpoint(last.parents[1])
     assert found is not None
     return found.content
+
+
+def _weights_for(network: dict[str, torch.Tensor], path: Path) -> tuple[Any, ...]:
+    """The weights as evaluate.py reads them, which takes those of its network only."""
+    weights = load_weights(path)
+    check_weights(weights.state, network, source=str(path), name="lenet5")
+    return tuple(weights)
 
 
 def _of_evaluation(run: Path) -> list[Kind]:
@@ -135,6 +142,7 @@ def _of_people(run: Path, folder: Path) -> list[Kind]:
     shutil.copytree(CONF, conf)
     exported = export(export_source(ExportConfig(str(last), "safetensors", None, str(folder / "export")))).files
     weights = load_weights(last).state
+    weights_for = functools.partial(_weights_for, weights)
     torch.save(weights, folder / "weights.pth")
     save_file(weights, folder / "weights.safetensors")
     (folder / "real.json").write_text(json.dumps([[number % 1000] for number in range(50_000)]))
@@ -153,13 +161,13 @@ def _of_people(run: Path, folder: Path) -> list[Kind]:
     register_config_source()
     by_hand: dict[str, Any] = {"has_checksum": False}
     return [
-        Kind("weights.pth", folder / "weights.pth", lambda path: tuple(load_weights(path))),
+        Kind("weights.pth", folder / "weights.pth", weights_for),
         Kind(
             "weights.safetensors, exported",
             next(path for path in exported if path.suffix == ".safetensors"),
-            lambda path: tuple(load_weights(path)),
+            weights_for,
         ),
-        Kind("weights.safetensors", folder / "weights.safetensors", lambda path: tuple(load_weights(path)), **by_hand),
+        Kind("weights.safetensors", folder / "weights.safetensors", weights_for, **by_hand),
         Kind("real.json", folder / "real.json", read_label_sets, **by_hand),
         Kind(
             "LOC_val_solution.csv",

@@ -96,7 +96,10 @@ def test_an_unprepared_folder_names_the_store_of_the_recipe(tmp_path, composed):
         assert str(refusal.value).endswith(command)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", "not JSON", '{"format": "tencrop-data-0"}'])
+LIST_AS_NAME = '{"format": "tencrop-data-2", "name": ["digits"]}'
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "not JSON", '{"format": "tencrop-data-0"}', LIST_AS_NAME])
 def test_foreign_manifest(tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(UserError, match=r"manifest\.json: (not a manifest|format tencrop-data-0)"):

@@ -119,7 +119,8 @@ def read_manifest(root: str | Path, data: str = "imagefolder", *, store: StoreOp
     if (found := manifest["format"]) != FORMAT:
         raise UserError(f"{path}: format {found}, but this code reads {FORMAT}; prepare again elsewhere: {prepare}")
     try:
-        check_shape(manifest, TEST_SET_SHAPE if manifest.get("name") in TEST_SETS else SHAPE)
+        check_shape(manifest, {"name": str})  # a list could not be looked up below
+        check_shape(manifest, TEST_SET_SHAPE if manifest["name"] in TEST_SETS else SHAPE)
     except ValueError as error:
         raise UserError(f"{path}: not {what} ({error}); {remedy}") from error
     if "sha256" in manifest and manifest["sha256"] != manifest_sha256(manifest):
