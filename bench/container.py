@@ -5,7 +5,7 @@
 Neither Docker nor Apptainer is needed: debootstrap makes the base system, and each step runs in it with chroot. The
 files of the last commit are copied. Afterwards the quickstart runs for a few steps as a user who has no name and no
 HOME, on a read-only image, with one writable folder for data and runs. Prints one table (Markdown); exits with 1 if a
-step failed. Takes about 10 minutes and 8 GB in DIR for each file; the image is deleted unless --keep is given.
+step failed. Takes 10 minutes or more, and 8 GB in DIR, for each file; the image is deleted unless --keep is given.
 
 A machine that gets its packages from a mirror needs its configuration in the image while it is built:
 --bind PATH[:PATH IN THE IMAGE] shows the image a file or folder of this machine, --env NAME=VALUE sets a variable.

@@ -68,9 +68,9 @@ def test_a_run_ends_with_exact_means_for_its_weights_and_their_average(prepared_
 def test_devices_and_micro_batches_do_not_change_the_means(train):
     states = []
     for num_ranks in (1, 2):
-        options = [*PRECISE, "training.global_batch=4", "training.epochs=1", "model.kwargs.drop_rate=0.2"]
-        options.append(f"hardware.devices={num_ranks}")
-        run = train(f"on {num_ranks}", *options, num_ranks=num_ranks, float64=True)
+        options = (*PRECISE, "model.kwargs.drop_rate=0.2", "training.global_batch=4", "training.epochs=1")
+        layout = f"hardware.devices={num_ranks}"
+        run = train(f"on {num_ranks}", *options, layout, num_ranks=num_ranks, float64=True)
         assert run.exit_codes == [0] * num_ranks
         assert all(run.result(rank)["weights_sha256"] == run.result()["weights_sha256"] for rank in range(num_ranks))
         states.append(read_checkpoint(run.last)["state_dict"])
