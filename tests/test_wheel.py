@@ -44,7 +44,8 @@ def test_the_wheel_contains_conf_the_compiled_modules_and_the_same_code(site):
     package = site / "tencrop"
     files = {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("[!.]*.yaml")}
     assert filecmp.cmpfiles(ROOT / "conf", package / "conf", files, shallow=False)[1:] == ([], [])
-    assert {path.name.split(".")[0] for path in package.glob("data/native/*.so")} == {"_decode", "_mapped", "_reduce"}
+    modules = {path.name.split(".")[0] for path in package.glob("data/native/*.so")}
+    assert modules == {"_decode", "_index", "_mapped", "_reduce"}
     assert code_sha256(package, LEARNING) == code_sha256(ROOT / "src" / "tencrop", LEARNING)
 
 

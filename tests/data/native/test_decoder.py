@@ -324,7 +324,7 @@ def plain_library(tmp_path_factory):
 
 
 def compile_module(name: str, path: Path, *flags: str) -> None:
-    """Build _decode.c or _reduce.c; skip without a compiler, libjpeg headers or support for the flags."""
+    """Build one of the C modules that read JPEGs; skip without a compiler, libjpeg headers or support for the flags."""
     compiler = os.environ.get("CC", "gcc")
     headers = "#include <stdio.h>\n#include <jpeglib.h>\nint main(void) { return 0; }\n"
     try:
@@ -340,7 +340,7 @@ def compile_module(name: str, path: Path, *flags: str) -> None:
 def test_no_invalid_memory_access_under_sanitizers(tmp_path, jpegs):
     """Runs the C modules under the address and undefined-behavior sanitizers, in a separate process."""
     script = tmp_path / "check.py"
-    for name in ("_decode", "_reduce"):
+    for name in ("_decode", "_reduce", "_index"):
         sanitizers = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
         compile_module(name, tmp_path / f"{name}.so", "-g", "-O1", *sanitizers)
     for number, (file, _) in enumerate(jpegs):
@@ -362,10 +362,11 @@ import ctypes, io, pathlib, sys
 import numpy as np
 from PIL import Image
 import tencrop.data.native.decoder as decoder
+import tencrop.data.native.index as index
 import tencrop.data.native.reduce as reduce
 
 folder = pathlib.Path(sys.argv[0]).parent
-decoder.load_library = reduce.load_library = lambda name: ctypes.CDLL(str(folder / f"{name}.so"))
+decoder.load_library = reduce.load_library = index.load_library = lambda name: ctypes.CDLL(str(folder / f"{name}.so"))
 generator = np.random.default_rng(0)
 libc = ctypes.CDLL(None)  # malloc under the sanitizer: bytes behind a payload or a slot are out of bounds
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
@@ -402,9 +403,14 @@ def read_to_the_end(file):
         reduce.color_sums(reduce.reduced_jpeg(file, header, int(generator.choice([1, 2, 4, 8]))))
     except decoder.DecodeError:
         pass
+    try:
+        index.indexed_jpeg(file)
+    except decoder.DecodeError:
+        pass
 
 
 files = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
+files += [index.indexed_jpeg(file) for file in files]
 for file in files:
     width, height = Image.open(io.BytesIO(file)).size
     for number in range(40):
