@@ -85,6 +85,7 @@ NOT_LEARNING = (
     "signals.py",
     "training/__init__.py",
     "training/divergence.py",
+    "training/lightning_loop.py",
     "training/metric_rows.py",
     "training/monitors.py",
     "training/out_of_memory.py",

@@ -127,6 +127,14 @@ class Classifier(pl.LightningModule):
         self.latest_lr = math.nan
         self.is_at_step_boundary = False
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning sets the name of the running hook some 30 times a step, and nn.Module first asks at length whether a
+        # value is a weight, a buffer or a layer.
+        if isinstance(value, str | int | float | None) and name in self.__dict__:
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def train(self, mode: bool = True) -> Classifier:
         super().train(mode)
         for layer in self.frozen_batch_norms:

@@ -52,6 +52,7 @@ from tencrop.training.distillation import read_teacher, set_distilled_training
 from tencrop.training.divergence import Diverged
 from tencrop.training.initial_weights import InitialWeights, apply_initial_weights
 from tencrop.training.layer_decay import check_layer_decay
+from tencrop.training.lightning_loop import skip_unused_work
 from tencrop.training.monitors import Interrupted, Interruption, Metrics, Pace
 from tencrop.training.out_of_memory import explaining_out_of_memory
 from tencrop.training.precision import set_precision
@@ -338,4 +339,5 @@ def build_trainer(
     epoch_loop._should_check_val_epoch = lambda: (  # type: ignore[method-assign]
         should_validate() or trainer.global_step == trainer.lightning_module.total_steps
     )
+    skip_unused_work(trainer)
     return trainer
