@@ -1,6 +1,7 @@
 # The image of docs/container.md; apptainer.def builds the same one without Docker.
 #   docker build -t tencrop .
-#   docker run --rm --gpus all --user $(id -u):$(id -g) -v DIR:/data -w /data tencrop tencrop train experiment=lenet5_digits
+#   docker run --rm --gpus all --user $(id -u):$(id -g) -v DIR:/data -w /data tencrop \
+#     tencrop train experiment=lenet5_digits
 FROM debian:bookworm
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates git make python3.11 \
