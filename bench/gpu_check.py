@@ -4,9 +4,10 @@
 
 The tests marked gpu; a training interrupted by SIGUSR1 that ends with the weights of an undisturbed one: alone, by DDP
 over NCCL with one rank, and by DDP over gloo with two ranks that share the GPU (NCCL refuses that); that no training
-step waits for the device; every protocol. Prints one table (Markdown) and exits with 1 where a row failed, with 2 where
-there is no GPU. --accelerator cpu rehearses it on the CPU, by gloo alone. The images are noise, made here; the package
-must be installed or on PYTHONPATH with its C modules built, and ffcv is not needed.
+step waits for the device, and that each gets its batch by the copying stream and updates by a fused optimizer; that
+compiled steps give the weights of eager ones; every protocol. Prints one table (Markdown) and exits with 1 where a row
+failed, with 2 where there is no GPU. --accelerator cpu rehearses it on the CPU, by gloo alone. The images are noise,
+made here; the package must be installed or on PYTHONPATH with its C modules built, and ffcv is not needed.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ ROOT = Path(__file__).parents[1]
 PROTOCOLS = sorted(path.stem for path in (ROOT / "conf" / "protocol").glob("*.yaml"))
 NUM_STEPS_BEFORE_SIGNAL = 5
 TIMEOUT_S = 120
+COMPILE_TIMEOUT_S = 900  # torch.compile generates and compiles C++ on a CPU, Triton's code on a GPU
 # a small network with BatchNorm; 24 images, 3 steps an epoch
 RECIPE = [
     "experiment=null", "data=imagefolder", "model=resnet18_a", "+model.kwargs.width=0.25", "model.bn_group=4",
@@ -40,6 +42,9 @@ RECIPE = [
     "training.epochs=20", "training.ema_decay=0.9", "schedule=constant",
     "log_every_steps=1", "tracker=none", "deterministic=true", "allow_other_code=true", "hardware.workers=2",
 ]  # fmt: skip
+# a rate at which rounding is not amplified
+COMPILED = ["deterministic=false", "training.precision=fp32", "training.max_steps=3", "optimizer.lr=1e-3"]
+MOST = 1e-3  # between weights of compiled and eager steps
 AUGMENTED = ["augmentation=deit", "augmentation.mixing.mix_group=4", "augmentation.repeats=1", "deterministic=false"]
 
 
@@ -68,7 +73,7 @@ def list_checks(folder: Path, accelerator: str) -> dict[str, Callable[[], str]]:
     words = [*RECIPE, f"data.root={folder}/prepared", f"hardware.accelerator={accelerator}"]
     checks: dict[str, Callable[[], str]] = {
         "tests marked gpu": gpu_tests,
-        "prepare 32 images": partial(prepare, folder, words[0]),
+        "prepare 32 images": partial(prepare, folder, "data=imagefolder"),
         "one process: interrupted, resumed": partial(interrupted, folder, words, "alone"),
         "one rank by NCCL (DDP): the same": partial(interrupted, folder, words, "nccl"),
         "two ranks, one GPU, by gloo (DDP): the same": partial(
@@ -77,6 +82,7 @@ def list_checks(folder: Path, accelerator: str) -> dict[str, Callable[[], str]]:
         "a training step waits for nothing": partial(
             trained, [*words, *AUGMENTED, f"runs={folder}/sync", "training.max_steps=9"], "sync"
         ),
+        "three compiled steps, and three eager ones": partial(compiled, folder, [*words, *COMPILED]),
     }
     if accelerator == "cpu":
         checks.pop("tests marked gpu")
@@ -154,6 +160,22 @@ def trained(words: list[str], child: str) -> str:
     return "done"
 
 
+def compiled(folder: Path, words: list[str]) -> str:
+    states = []
+    for mode in ("none", "default"):
+        runs = folder / f"compile_{mode}"
+        finish(start([*words, f"runs={runs}", f"training.compile={mode}"], "alone"), timeout_s=COMPILE_TIMEOUT_S)
+        (checkpoint,) = runs.rglob("last.ckpt")
+        states.append(torch.load(checkpoint, weights_only=True)["state_dict"])
+    eager, other = states
+    if list(eager) != list(other):
+        raise Failed("compiling has changed the names of the weights")
+    worst = max((eager[name].double() - other[name].double()).abs().max().item() for name in eager if "." in name)
+    if worst > MOST:
+        raise Failed(f"weights differ by {worst:.1e}, more than {MOST:g}")
+    return f"weights differ by at most {worst:.1e}"
+
+
 def evaluated(words: list[str]) -> str:
     run([sys.executable, "evaluate.py", *words])
     return "done"
@@ -184,8 +206,8 @@ def start(words: list[str], child: str, num_ranks: int = 1) -> list[subprocess.P
     return processes
 
 
-def finish(processes: list[subprocess.Popen[str]], exit_code: int = 0) -> None:
-    errors = [process.communicate(timeout=TIMEOUT_S)[1] for process in processes]
+def finish(processes: list[subprocess.Popen[str]], exit_code: int = 0, timeout_s: int = TIMEOUT_S) -> None:
+    errors = [process.communicate(timeout=timeout_s)[1] for process in processes]
     codes = [process.returncode for process in processes]
     if codes != [exit_code] * len(codes):
         raise Failed(f"exit codes {codes}, not {exit_code}: {errors[0][-300:]}")
@@ -194,6 +216,7 @@ def finish(processes: list[subprocess.Popen[str]], exit_code: int = 0) -> None:
 def child(kind: str, words: list[str]) -> None:
     """train.py with: gloo, its ranks joined by gloo; nccl, DDP even with one rank; sync, no waiting in a step."""
     import tencrop.training.fit as training
+    from tencrop.training import data_module
 
     ddp = training._ddp
     if kind == "gloo":
@@ -208,13 +231,21 @@ def child(kind: str, words: list[str]) -> None:
         trainer = training.Trainer
         training.Trainer = lambda **options: trainer(**options | {"strategy": ddp(exactly=True)})  # type: ignore[misc, assignment]
     elif kind == "sync" and torch.cuda.is_available():
-        step = training.Classifier.training_step
+        step, copied_ahead, copies = training.Classifier.training_step, data_module.copied_ahead, []
+
+        def counted(*args):
+            copies.append(args)
+            return copied_ahead(*args)
+
+        data_module.copied_ahead = counted
 
         def without_waiting(self, batch, batch_idx: int) -> None:
             # the first steps wait: libraries are loaded, memory is taken
             torch.cuda.set_sync_debug_mode("error" if self.global_step > 2 else "default")
             step(self, batch, batch_idx)
             torch.cuda.set_sync_debug_mode("default")
+            if not copies or not all(group["fused"] for group in self.optimizers().param_groups):
+                raise SystemExit("no copying stream, or no fused optimizer")
 
         training.Classifier.training_step = without_waiting  # type: ignore[method-assign]
     sys.argv = ["train.py", *words]
