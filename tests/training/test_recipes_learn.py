@@ -91,6 +91,7 @@ STOPPED = {"swin": 38.6, "vgg": 26.8}
 NEAR = {"ffcv_rn50": 59.8, "fractalnet": 56.8, "mobilenet_v1": 57.8}
 # Those that missed the first budget, with the error at its end, and reached the bound within the second
 SECOND_TRY = {
+    "deit_tiny10": 67.8,
     "densenet": 67.2,
     "ffcv_rn18": 70.2,
     "resnet": 66.6,
@@ -98,7 +99,6 @@ SECOND_TRY = {
 }
 # Missed the first budget; no second try was finished
 MISSED = {
-    "deit_tiny10": 67.8,
     "inception_v3": 84.4,
     "plain_vit_s16": 89.2,
     "rsb_a3": 81.2,
