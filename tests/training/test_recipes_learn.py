@@ -67,7 +67,8 @@ FINE_TUNED: dict[str, tuple[str, str | None]] = {
     "finetune_tiny10": ("resnet18_tiny10", "fc."),
 }
 REPRESENTED = {"rsb_a1": "rsb_a2"}  # twice the passes, other values of mixup, weight decay and label smoothing
-# Training error in percent as measured at the end of the first budget, without stopping at the bound
+# Training error in percent as measured at the end of the first budget, without stopping at the bound. NIN and All-CNN
+# had 100% in an earlier run, before the biases of 4, and All-CNN before its pixels were divided by their deviation.
 FIRST_TRY = {
     "alexnet_figure1_relu": 0.0,
     "alexnet_tiny10": 1.0,
@@ -91,6 +92,7 @@ STOPPED = {"swin": 38.6, "vgg": 26.8}
 NEAR = {"ffcv_rn50": 59.8, "fractalnet": 56.8, "mobilenet_v1": 57.8}
 # Those that missed the first budget, with the error at its end, and reached the bound within the second
 SECOND_TRY = {
+    "deit_tiny10": 67.8,
     "densenet": 67.2,
     "ffcv_rn18": 70.2,
     "resnet": 66.6,
@@ -98,7 +100,6 @@ SECOND_TRY = {
 }
 # Missed the first budget; no second try was finished
 MISSED = {
-    "deit_tiny10": 67.8,
     "inception_v3": 84.4,
     "plain_vit_s16": 89.2,
     "rsb_a3": 81.2,
