@@ -1,7 +1,7 @@
 """Training throughput: images per second of our fit, from the loader and on one repeated batch, beside bare loops.
 
     python bench/throughput.py ROOT [--models resnet50 ...] [--batches 32 256] [--steps 60] [--rounds 3]
-    python bench/throughput.py ROOT --small      rehearsal on a CPU: ResNet-18, 64 px, batch 8
+    python bench/throughput.py ROOT --small      rehearsal on a CPU: ResNet-18, 64 px, batch 32
 
 ROOT is a folder prepared by prepare.py with at least a batch of images. Every measurement is a fresh process on the
 GPU, or on the CPU where there is none; rounds alternate. bf16 autocast, random-resized crops with flips.
@@ -53,11 +53,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps; the first third warms up")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--small", action="store_true", help="ResNet-18, 64 px, batch 8, 12 steps")
+    parser.add_argument("--small", action="store_true", help="ResNet-18, 64 px, batch 32, 12 steps")
     parser.add_argument("--serve", choices=KINDS, help=argparse.SUPPRESS)  # run as one measurement
     options = parser.parse_args()
     if options.small:
-        options.models, options.batches, options.size, options.steps = ["resnet18"], [8], 64, 12
+        options.models, options.batches, options.size, options.steps = ["resnet18"], [32], 64, 12
     if options.serve:
         print(json.dumps(measure(options)))
         return
