@@ -233,9 +233,9 @@ def child(kind: str, words: list[str]) -> None:
     elif kind == "sync" and torch.cuda.is_available():
         step, copied_ahead, copies = training.Classifier.training_step, data_module.copied_ahead, []
 
-        def counted(*args):
+        def counted(*args, **options):
             copies.append(args)
-            return copied_ahead(*args)
+            return copied_ahead(*args, **options)
 
         data_module.copied_ahead = counted
 

@@ -1,12 +1,13 @@
 """The loaders of one node of 64 ranks on a large, made-up data set: start-up, memory and waiting.
 
-python bench/loader_scale.py                          14 million images, beside ImageNet's 1.28 million
-python bench/loader_scale.py entries=[100000] ranks=2
+    python bench/loader_scale.py [--entries 1281167 14000000] [--ranks 8]
+
 The rows of the store are real, and all of them point to one photograph. Each rank is a process with the data module of
 a training. It consumes its part of 64 at half the pace that the node's cores can decode; a rank that finds no batch
 ready waits. Memory is private to a process (anonymous pages); the mapped store is shared and not counted.
 """
 
+import argparse
 import io
 import json
 import multiprocessing as mp
@@ -197,5 +198,8 @@ def main(entries: list[int], num_ranks: int) -> None:
 
 
 if __name__ == "__main__":
-    words = dict(word.split("=") for word in sys.argv[1:])
-    main(json.loads(words.get("entries", "[1281167, 14000000]")), int(words.get("ranks", RANKS_PER_NODE)))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--entries", nargs="+", type=int, default=[1_281_167, 14_000_000], help="images of the store")
+    parser.add_argument("--ranks", type=int, default=RANKS_PER_NODE, help="ranks of the node that run")
+    options = parser.parse_args()
+    main(options.entries, options.ranks)

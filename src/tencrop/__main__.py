@@ -25,6 +25,7 @@ COMMANDS = {
     "submit": ("tencrop.commands.submit", "submit a training, or the missing runs of a table, to SLURM"),
     "complexity": ("tencrop.complexity.__main__", "count parameters and multiply-adds, layer by layer"),
     "visualization": ("tencrop.visualization.__main__", "draw a network and what its units respond to"),
+    "planning": ("tencrop.planning.__main__", "estimate the speed on many GPUs from a step on one"),
     "reproduce": ("tencrop.records.reproduce", "repeat a finished run and compare the weights bit for bit"),
 }
 HELP = "\n".join(
@@ -52,7 +53,7 @@ def main() -> None:
         sys.exit(2)
     else:
         # Before the import, which takes seconds: without a handler, a scheduler's SIGUSR1 would kill a job that should
-        # be requeued. Only train handles SIGTERM and SIGUSR1; the others may simply be killed.
+        # be requeued. Only train needs handlers of SIGTERM and SIGUSR1 this early.
         exit_at_once(*([] if command == "train" else [signal.SIGINT]))
         # Each main() accepts its own arguments, since sys.argv still contains the command's name.
         sys.exit(import_module(COMMANDS[command][0]).main(sys.argv[2:]))

@@ -38,7 +38,7 @@ def test_a_home_folder_that_cannot_be_written_stays_and_caches_go_elsewhere(envi
     provide_cache_folder()
     (folder,) = tmp_path.iterdir()
     assert os.environ["HOME"] == "/" and os.environ["MPLCONFIGDIR"] == "/of/the/user"
-    assert os.environ["WANDB_DATA_DIR"] == str(folder)
+    assert os.environ["WANDB_CACHE_DIR"] == str(folder)
 
 
 def test_a_home_folder_that_can_be_written_is_used(environment, tmp_path):

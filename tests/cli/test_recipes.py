@@ -17,7 +17,7 @@ from tencrop.cli.recipes import own_experiment, own_recipes
 from tencrop.config import Config, EvaluateConfig, UserError, learning_hash, plain_config, run_path
 from tencrop.config.recipes import guesses_of, recipe_line
 
-VGG = "recipe: experiment=vgg_d, Simonyan and Zisserman 2015, 7 guesses, 2 differences"
+VGG = "recipe: experiment=vgg_d, Simonyan and Zisserman 2015, 6 guesses, 2 differences"
 PLAIN = "recipe: experiment=null, the 90-epoch recipe of fb.resnet.torch, 0 guesses, 2 differences"
 OTHER = PLAIN + "; not the network's own recipe, which conf/experiment does not have"
 WAYS = {
@@ -30,7 +30,7 @@ WAYS = {
     "experiment=vgg_e model=vgg_d": (VGG, "b99e427b"),
     "model=vgg_d experiment=null": (PLAIN, "04031a77"),
     "model=vgg_d optimizer=adamw": (
-        "recipe: experiment=vgg_d, Simonyan and Zisserman 2015, 5 guesses, 2 differences; optimizer=adamw replaces its"
+        "recipe: experiment=vgg_d, Simonyan and Zisserman 2015, 4 guesses, 2 differences; optimizer=adamw replaces its"
         " optimizer",
         "11c08648",
     ),

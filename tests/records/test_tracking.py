@@ -1,5 +1,6 @@
 """Trackers are opened, closed and continued; wandb falls back to offline quickly and with one line."""
 
+import errno
 import http.server
 import importlib
 import json
@@ -14,12 +15,15 @@ import pytest
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from torch.utils.tensorboard import SummaryWriter
 
 from tencrop.records import wandb_tracker
 from tencrop.records.run_folder import run_folder
 from tencrop.records.tensorboard_tracker import TensorBoardTracker
 from tencrop.records.tracked_errors import log_error_table, log_errors
+from tencrop.records.tracker import Tracker, answers, tracked_id
 from tencrop.records.tracking import InputImages, build_logger, close_logger, log_images
+from tencrop.records.wandb_tracker import _logged_rows
 from typed import present
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +40,7 @@ def private_wandb(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     for name, value in (("HOME", "home"), ("NETRC", "netrc"), ("WANDB_CONFIG_DIR", "config"), ("TMPDIR", "tmp")):
         monkeypatch.setenv(name, str(tmp_path / value))
+    monkeypatch.setenv("WANDB_DATA_DIR", "set by each run, and restored at the end")
     (tmp_path / "tmp").mkdir()
     wandb.teardown()
     yield
@@ -96,14 +101,12 @@ def test_wandb_offline_without_account(make_config, data_manifest, capfd):
     assert {path.name for path in run_dir.parent.parent.parent.glob("*")} <= {"runs", "tmp", "home", "config"}
 
 
+@pytest.mark.parametrize("home", ["/proc/none", "tmp"], ids=["nobody can make it", "a temporary one, of cli/home.py"])
 def test_wandb_without_a_home_folder_keeps_its_files_in_the_run_folder(
-    make_config, data_manifest, monkeypatch, tmp_path, capfd
+    home, make_config, data_manifest, monkeypatch, tmp_path, capfd
 ):
-    for name in ("WANDB_DATA_DIR", "XDG_DATA_HOME"):
-        monkeypatch.setenv(name, "to be restored")
-        monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "tmp"))  # as cli/home.py does
-    monkeypatch.setenv("HOME", "/proc/none")  # nobody can make it
+    monkeypatch.setenv("HOME", str(tmp_path / home))
     run_dir, said = run_folder(make_config("tracker=wandb"), data_manifest), list[str]()
     track(make_config("tracker=wandb"), run_dir, said)
     printed = capfd.readouterr()
@@ -143,6 +146,48 @@ def test_forked_loader_processes_may_import(make_config, data_manifest, monkeypa
     process.join(60)
     assert process.exitcode == 0
     close_logger(logger)
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "tensorboard"])
+def test_a_full_disk_stops_no_training(tracker, make_config, data_manifest, monkeypatch, tmp_path, capfd):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    config = make_config(f"tracker={tracker}")
+    logger = build_logger(config, run_folder(config, data_manifest), say=lambda line: None)
+    assert isinstance(logger, Tracker)
+    (tmp_path / "page.html").write_text("<p>")
+    with monkeypatch.context() as patch:
+        patch.setattr("wandb.Image.__init__", full)
+        patch.setattr("wandb.Html.__init__", full)
+        patch.setattr(SummaryWriter, "add_images", full)
+        log_images(logger, torch.zeros(1, 3, 4, 4), key="input")
+        logger.log_page(tmp_path / "page.html")
+    close_logger(logger)
+    printed = capfd.readouterr().err
+    assert printed.startswith(f"{tracker}: failed (") and printed.count("No space left") == 1
+
+
+def test_sessions_are_read_in_the_order_of_time(tmp_path, monkeypatch):
+    """An online session and then an offline one, whose name comes first in the alphabet."""
+    (tmp_path / "tracking").mkdir()
+    name = tracked_id(tmp_path)
+    folders = [f"run-20260101_000000-{name}", f"offline-run-20260102_000000-{name}"]
+    for folder in folders:
+        path = tmp_path / "tracking" / "wandb" / folder / f"run-{name}.wandb"
+        path.parent.mkdir(parents=True)
+        path.touch()
+
+    def read(command, **_):
+        record = {"type": "history", "history": {"item": {"folder": Path(command[-1]).parent.name}}}
+        return subprocess.CompletedProcess(command, 0, json.dumps(record), "")
+
+    monkeypatch.setattr(wandb_tracker.subprocess, "run", read)
+    assert [row["folder"] for row in _logged_rows(tmp_path)] == folders
+
+
+def test_a_server_answers_whatever_user_is_in_its_address(refusing_server):
+    assert answers(refusing_server.replace("://", "://user:password@"))
 
 
 def test_wandb_server_that_does_not_answer(make_config, data_manifest, monkeypatch):

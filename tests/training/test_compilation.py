@@ -117,6 +117,14 @@ def test_the_limit_is_of_one_network(traced, composed):
         CompiledNetwork(nn.Linear(2, 2), composed("model=lenet5", *COMPILED))(torch.ones(1, 2))
 
 
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_cuda_graphs_need_whole_batches(mode, composed):
+    options = [f"training.compile={mode}", "hardware=gpu1"]
+    derive_batches(composed(*options))
+    with pytest.raises(UserError, match=rf"compile={mode}: .* 2 micro-batches; set training\.compile=default"):
+        derive_batches(composed(*options, "hardware.max_micro_batch=128"))
+
+
 @pytest.mark.parametrize("options", [(), ("deterministic=true",), ("hardware=gpu1", "deterministic=true")], ids=str)
 def test_a_deterministic_run_is_not_compiled(options, composed):
     hardware = [] if any("hardware" in option for option in options) else ["hardware=cpu"]

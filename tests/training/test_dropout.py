@@ -100,6 +100,22 @@ def test_networks_that_draw_for_the_whole_batch_are_plain():
     assert all(layer.training for layer in network.modules())
 
 
+class Noise(nn.Module):
+    """Draws for the channels of all samples together, or for tokens, which come first."""
+
+    def __init__(self, dims: tuple[int, ...]):
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean() * images.new_empty(self.dims).bernoulli_(0.5)
+
+
+@pytest.mark.parametrize("dims", [(1, 3, 1, 1), (16, 3)], ids=str)
+def test_draws_that_are_not_for_samples_are_separate(dims):
+    assert draws_of(Noise(dims), divided(2, 1), image_size=8) == "separate"
+
+
 def test_too_many_numbers_are_not_drawn_for_a_global_batch():
     network = timm.create_model(VIT, proj_drop_rate=0.1)
     most = MAX_FACTORS // (197 * 4 * 192)  # tokens and hidden numbers of a sample

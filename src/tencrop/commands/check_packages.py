@@ -25,7 +25,7 @@ from tencrop.records.provenance import EXACT, installed_packages
 
 
 def check_packages(submitted: Mapping[str, str], installed: Mapping[str, str]) -> str | None:
-    """A warning about packages that have changed since the submission; None if none of those that were there has.
+    """A warning that names packages changed since the submission; None if none has changed.
 
     Raises UserError if one of EXACT has changed: the weights would be other ones than those of the other seeds of an
     array, or of the run's steps before a requeue. Resuming by hand only prints such a change (provenance.differences),

@@ -151,7 +151,7 @@ def _check(config: Config, typed: Sequence[str], submitted: Collection[Path] = (
     check_preparation(config, manifest, keys_typed(typed))
     if _source(config) not in submitted:
         source_file(config.training.init, run_path(config))
-    if config.training.distill.teacher is not None:
+    if config.training.distill.teacher is not None and not is_complete(run_path(config)):
         teacher_file(config.training.distill, run_path(config))
 
 

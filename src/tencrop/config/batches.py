@@ -69,6 +69,7 @@ def derive_batches(config: Config) -> Batches:
         raise UserError(
             f"hardware.max_micro_batch={limit}: a group of {groups} and does not fit; raise it to at least {unit}"
         )
+    check_cuda_graphs(config, per_device // micro_batch)
     if group is None:
         return Batches(num_devices, per_device, micro_batch, per_device // micro_batch, "none", 1)
     if micro_batch % group == 0:
@@ -123,6 +124,16 @@ def check_compilation(config: Config) -> None:
         raise UserError(
             f"training.compile={config.training.compile}: deterministic is {setting}, and compiled code may round"
             " differently in each environment; set deterministic=false or training.compile=none"
+        )
+
+
+def check_cuda_graphs(config: Config, accumulate_grad_batches: int) -> None:
+    """Raise UserError for CUDA graphs and several micro-batches: the graph would write over the sum of gradients."""
+    if config.training.compile in ("reduce-overhead", "max-autotune") and accumulate_grad_batches > 1:
+        raise UserError(
+            f"training.compile={config.training.compile}: its CUDA graphs need whole batches, and this layout has"
+            f" {accumulate_grad_batches} micro-batches; set training.compile=default, use more devices, or raise"
+            " hardware.max_micro_batch"
         )
 
 

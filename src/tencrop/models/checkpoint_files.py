@@ -143,7 +143,10 @@ def _compare_crc(path: str | Path, file: BinaryIO) -> None:
         return
     with zipfile.ZipFile(file) as archive:
         if (name := archive.testzip()) is not None:
-            raise RefusedCheckpoint(path, f"is damaged: {name} in it is not what was written (CRC-32)")
+            remedy = (
+                "copy or download it again; if it was saved without checksums (set_crc32_options), save it with them"
+            )
+            raise RefusedCheckpoint(path, f"is damaged: {name} in it is not what was written (CRC-32)", remedy)
 
 
 def _compare_weights(path: str | Path, content: Mapping[str, Any]) -> None:

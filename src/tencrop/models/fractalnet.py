@@ -24,9 +24,9 @@ class FractalNet(nn.Module):
     Drop-path, in training only: half of the batches (`drop_global`) run through a single column of the whole network,
     drawn uniformly. In the others, every join drops each input with probability `drop_local`; if all would be dropped,
     one at random is kept. A join is the mean of the inputs that are kept, so testing, which keeps all, needs no
-    rescaling. One draw applies to the whole global batch. Dropped paths are computed as well, with zero
-    gradients, so that every BatchNorm sees every batch; joins that the chosen column does not reach take all inputs.
-    The authors' option to train the columns separately on the same batch as well is not implemented.
+    rescaling. One draw applies to the whole global batch, as in StochasticDepth. Dropped paths are computed as well,
+    with zero gradients, so that every BatchNorm sees every batch; joins that the chosen column does not reach take all
+    inputs. The authors' option to train the columns separately on the same batch as well is not implemented.
 
     The ImageNet network is not verified: the paper prints no table of it and the authors released no definition. Ours
     has 4 blocks of 4 columns, which with the first convolution and the linear layer makes 34 layers. The numbers of

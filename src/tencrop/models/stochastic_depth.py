@@ -35,9 +35,9 @@ class StochasticDepth(nn.Module):
     """Residual branch kept or zeroed for a whole batch in training, scaled by 1 - drop_rate in testing.
 
     timm's DropPath instead draws for each image and rescales in training. A batch here is the global batch: all devices
-    and micro-batches drop the same branches. A dropped branch is still computed and gets zero gradients, so every
-    BatchNorm sees every batch. The authors' code skips dropped branches, which saves their time; here training is not
-    faster.
+    and micro-batches drop the same branches, unless other layers need separate draws (training/dropout.py). A dropped
+    branch is still computed and gets zero gradients, so every BatchNorm sees every batch. The authors' code skips
+    dropped branches, which saves their time; here training is not faster.
     """
 
     def __init__(self, drop_rate: float):

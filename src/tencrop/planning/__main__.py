@@ -16,7 +16,7 @@ from tencrop.planning.scaling import BACKWARD_FRACTION, BUCKET_BYTES, Scale, sca
 from tencrop.progress import duration, format_bytes
 from tencrop.text_tables import aligned
 
-HEAD = ["GPUs", "nodes", "all-reduce", "not hidden", "step", "images/s", "of linear", "epoch", "of it start"]
+HEAD = ["GPUs", "nodes", "all-reduce", "not hidden", "step", "images/s", "of linear", "epoch", "start of epoch"]
 HEAD += ["loader cores", "reads"]
 
 
@@ -27,6 +27,8 @@ def main(config: PlanningConfig) -> int:
             "step_ms, parameters: give both, as in step_ms=103 parameters=25557032; train.py ... plan=true measures"
             " the step, and python -m tencrop.complexity model=NAME counts the parameters"
         )
+    if not config.gpus:
+        raise UserError("gpus=[]: name at least one number of GPUs, as in gpus=[8]")
     if too_many := [number for number in config.gpus if number * config.images_per_gpu > config.num_images]:
         raise UserError(
             f"gpus={too_many[0]}: a step would take {too_many[0] * config.images_per_gpu:,} images, and an epoch has"
@@ -81,7 +83,7 @@ def _assumptions(config: PlanningConfig, order_s: float) -> list[str]:
         " GB/s is nccl-tests' bus bandwidth, as doctor.py prints it",
         f"the backward pass, {BACKWARD_FRACTION:.0%} of the step, hides all buckets of gradients but the last"
         f" ({BUCKET_BYTES / 2**20:.0f} MiB)",
-        f"loader: a core delivers {config.loader_images_per_s:g} images/s; a node has the cores and the disks listed",
+        f"loader: a core delivers {config.loader_images_per_s:g} images/s; a node needs the cores and reads listed",
         f"store: {config.image_kb:g} kB an image, nothing kept in memory between epochs",
         f"start of an epoch: each rank computes the order of {config.num_images:,} samples ({order_s:.2f} s, measured"
         " now on a core of this machine), then loads a batch in the time of a step",

@@ -106,7 +106,7 @@ def _started_tracker(config: Config, run_dir: Path, for_training: bool, say: Cal
 
     client = MlflowClient(uri or f"sqlite:///{folder}/mlflow.db")
     # A server chooses the place of artifacts itself; without one it would be the current folder.
-    artifacts = None if uri else (folder / "artifacts").as_uri()
+    artifacts = None if uri and uri.startswith("http") else (folder / "artifacts").as_uri()
     run = _find_or_create(client, config.tracker.project or DEFAULT_EXPERIMENT, run_dir, artifacts)
     client.update_run(run.info.run_id, status="RUNNING")
     last_steps: dict[str, int] = {}
@@ -117,7 +117,9 @@ def _started_tracker(config: Config, run_dir: Path, for_training: bool, say: Cal
         say(redact_text(f"mlflow: {uri}, experiment {run.info.experiment_id}, run {run.info.run_id}"))
     else:
         say(f"mlflow: mlflow ui --backend-store-uri {shlex.quote(f'sqlite:///{folder}/mlflow.db')}")
-    return MLflowTracker(client.tracking_uri, run, last_steps)
+    tracker = MLflowTracker(client.tracking_uri, run, last_steps)
+    _ = tracker.experiment  # connects now, where a failure is caught
+    return tracker
 
 
 def _find_or_create(client: MlflowClient, experiment: str, run_dir: Path, artifacts: str | None) -> Run:

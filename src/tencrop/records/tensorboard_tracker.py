@@ -31,7 +31,9 @@ class TensorBoardTracker(Tracker, TensorBoardLogger):
         TensorBoardLogger.__init__(self, save_dir=run_dir, name="tracking", version="", default_hp_metric=False)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
-        values = dict(vars(params) if isinstance(params, Namespace) else params)
+        self.attempt(self._log_configuration, dict(vars(params) if isinstance(params, Namespace) else params))
+
+    def _log_configuration(self, values: dict[str, Any]) -> None:
         text = yaml.safe_dump(values, sort_keys=False)
         # Markdown: four spaces make a block of code.
         self.experiment.add_text("configuration", "".join(f"    {line}\n" for line in text.splitlines()))
@@ -42,20 +44,20 @@ class TensorBoardTracker(Tracker, TensorBoardLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if new := self.select_new(metrics, step):
-            super().log_metrics(new, step)
+            self.attempt(super().log_metrics, new, step)
 
     def log_pictures(self, key: str, pixels: NDArray[np.uint8], step: int) -> None:
-        self.experiment.add_images(key, pixels, global_step=step, dataformats="NHWC")
+        self.attempt(self.experiment.add_images, key, pixels, global_step=step, dataformats="NHWC")
 
     def log_rows(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         # TensorBoard has no tables, but renders Markdown
-        self.experiment.add_text(key, markdown_table(columns, rows, left=range(len(columns))))
+        self.attempt(self.experiment.add_text, key, markdown_table(columns, rows, left=range(len(columns))))
 
     def log_page(self, path: Path) -> None:
         """TensorBoard shows no pages."""
 
     def close(self, *, is_complete: bool) -> None:
-        self.finalize("success")
+        self.attempt(self.finalize, "success")
 
 
 def open_tensorboard(run_dir: Path, *, for_training: bool, say: Callable[[str], None]) -> TensorBoardTracker:

@@ -31,19 +31,22 @@ def track_result(
     *,
     logger: Logger | None = None,
 ) -> None:
-    """Log a result (the content of result.json), the error table and report.html, unless the tracker has them already.
+    """Log a result (the content of result.json) and the error table, unless the tracker has them already.
+
+    After a training, its report.html is logged as well.
 
     logger: the one still open after a training; None opens a new one. Either is closed here. errors.json is written
     last, so an interruption before that logs the result again rather than never. Does nothing in a read-only folder.
     """
-    folder, name = run_dir / "tracking", result_name(result)
+    folder, name, is_after_training = run_dir / "tracking", result_name(result), logger is not None
     if logger is None:
         if not os.access(run_dir, os.W_OK) or _logged(folder).get(name) == _fingerprint(result):
             return
         logger = build_logger(config, run_dir)
     log_errors(logger, result)
     log_error_table(logger, columns, rows)
-    if isinstance(logger, Tracker) and (page := run_dir / "report.html").is_file():
+    # The page of the training lacks what a later evaluation has found.
+    if isinstance(logger, Tracker) and is_after_training and (page := run_dir / "report.html").is_file():
         logger.log_page(page)
     close_logger(logger)
     if logger is None or (isinstance(logger, Tracker) and logger.has_failed):

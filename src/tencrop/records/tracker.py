@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 import sys
 import threading
 import urllib.error
@@ -110,6 +111,7 @@ def answers(url: str, seconds: float = ANSWER_SECONDS) -> bool:
     Runs in a thread, since `timeout` does not cover the DNS lookup.
     """
     answered = threading.Event()
+    url = re.sub("://[^/@]*@", "://", url)  # urllib would take user:password for a part of the host's name
 
     def ask() -> None:
         try:
@@ -117,6 +119,9 @@ def answers(url: str, seconds: float = ANSWER_SECONDS) -> bool:
             answered.set()
         except urllib.error.HTTPError:  # such as 403: a server is there
             answered.set()
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, ssl.SSLError):  # of a certificate that the tracker's package may accept
+                answered.set()
         except (OSError, ValueError):  # no connection, or an invalid URL
             pass
 

@@ -24,7 +24,6 @@ from pytorch_lightning.loggers import WandbLogger
 from tencrop.config import Config, UserError
 from tencrop.config.launcher import is_first_process
 from tencrop.config.tracker import entity_and_project
-from tencrop.config.writable import check_writable
 from tencrop.records.redaction import redact_text
 from tencrop.records.tracker import Tracker, answers, reason_of, tracked_id
 
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
 INIT_SECONDS = 10.0  # time for opening the run on a server that answers
 UPLOAD_SECONDS = 30.0  # time for uploads at the end of a job; the rest stays on disk for `wandb sync`
+DATA_DIR_IS_SET = "WANDB_DATA_DIR" in os.environ  # by the user, as later runs of this process find ours
 GLOBAL_STEP = "trainer/global_step"  # Lightning's name of the optimizer step
 
 
@@ -60,12 +60,15 @@ class WandbTracker(Tracker, WandbLogger):
         self._next_row += 1
 
     def log_pictures(self, key: str, pixels: NDArray[np.uint8], step: int) -> None:
-        self.log_image(key, list(pixels), step=step)
+        self.attempt(self.log_image, key, list(pixels), step=step)
 
     def log_rows(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         self.attempt(self.log_table, key, columns=list(columns), data=[list(row) for row in rows])
 
     def log_page(self, path: Path) -> None:
+        self.attempt(self._log_page, path)
+
+    def _log_page(self, path: Path) -> None:
         import wandb
 
         page = wandb.Html(path.read_text(encoding="utf-8"))
@@ -127,15 +130,13 @@ def _started_tracker(
 
 
 def _stage_files_in(folder: Path) -> None:
-    """Have wandb stage the tables that it uploads in `folder` if the home folder cannot be written.
+    """Have wandb stage the tables that it uploads in `folder`, unless the user has chosen a place.
 
-    Otherwise it fails at the first table. Not in a temporary folder: an offline run names the staged files, and
-    `wandb sync` uploads them from there.
+    Its own is the home folder, where it fails at the first table if that cannot be written. A temporary one would not
+    do: an offline run names the staged files, and `wandb sync` uploads them from there.
     """
-    try:
-        check_writable(Path.home() / ".local" / "share" / "wandb" / "trial", remedy="")
-    except (UserError, RuntimeError):  # RuntimeError: a user without a home folder
-        os.environ.setdefault("WANDB_DATA_DIR", str(folder.absolute() / "staged"))
+    if not DATA_DIR_IS_SET:
+        os.environ["WANDB_DATA_DIR"] = str(folder.absolute() / "staged")
 
 
 def _open_run(config: Config, run_dir: Path, *, mode: Literal["online", "offline"]) -> wandb.Run:
@@ -181,11 +182,14 @@ def _logged_rows(run_dir: Path) -> list[dict[str, Any]]:
     """
     run_id = tracked_id(run_dir)
     rows = []
-    for path in sorted((run_dir / "tracking" / "wandb").glob(f"*run-*-{run_id}/run-{run_id}.wandb")):
-        # wandb's own reader; it reads an incomplete file up to its end.
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-        printed = subprocess.run(command, capture_output=True, text=True).stdout
-        records = [json.loads(line) for line in printed.splitlines()]
+    found = (run_dir / "tracking" / "wandb").glob(f"*run-*-{run_id}/run-{run_id}.wandb")
+    for path in sorted(found, key=lambda path: path.parent.name.removeprefix("offline-")):  # then by time
+        # wandb's own reader; it reads an incomplete file up to its end. -P: not the modules of the current folder.
+        command = [sys.executable, "-P", "-m", "wandb", "leet", "inspect", "--json", str(path)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode != 0:  # without its rows, the run would be logged twice
+            raise OSError(f"{path} cannot be read: {result.stderr.strip().splitlines()[-1:]}")
+        records = [json.loads(line) for line in result.stdout.splitlines()]
         rows += [record["history"]["item"] for record in records if record["type"] == "history"]
     return rows
 

@@ -57,6 +57,9 @@ class CompiledNetwork:
         # torch counts the compilations of a piece of code, here that of the lambda below, for all networks of a process
         # together: the ninth run of `-m seed=...` would be beyond the limit.
         torch._dynamo.reset()
+        torch._dynamo.utils.counters["graph_break"].clear()  # of an earlier run
+        # Otherwise torch compiles the backward pass when it first runs, where no one expects an error of the compiler.
+        torch._functorch.config.force_non_lazy_backward_lowering = True
         mode = config.training.compile
         # One compilation for each size of the crops (progressive resizing), as shapes that may change are slower and
         # would be compiled in the order in which the sizes came: a resumed run would round differently. Batches have

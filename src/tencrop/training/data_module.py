@@ -69,6 +69,7 @@ class DataModule(pl.LightningDataModule):
         # only 1 ms (timed: epoch_order(np.arange(1_281_167), seed=0, epoch=0), and training_plan).
         self.order = lru_cache(maxsize=2)(self._order)
         self.positions = cache(self._positions)  # needs the trainer's rank, which is not known yet
+        self.copying_stream = cache(lambda device: torch.cuda.Stream(device))
         self.loaders: list[BaseLoader] = []
         self.digest = Digest()  # of this rank's training batches
 
@@ -84,7 +85,10 @@ class DataModule(pl.LightningDataModule):
         device = self.trainer.strategy.root_device  # type: ignore[union-attr]
         if device.type != "cuda":
             return batches
-        return copied_ahead(batches, device, lambda batch: self.transfer_batch_to_device(batch, device, 0))
+        copying = self.copying_stream(device)
+        return copied_ahead(
+            batches, device, lambda batch: self.transfer_batch_to_device(batch, device, 0), copying=copying
+        )
 
     def precise_bn_batches(self, epoch: int, device: torch.device) -> Iterator[Batch]:
         """The first micro-batches of an epoch, on the device: this rank's part of training.precise_bn images."""

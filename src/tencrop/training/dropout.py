@@ -2,7 +2,8 @@
 
 Otherwise a run that continues on another number of devices would be another training. The classifier asks `draws_of`
 once, and runs the network's forward pass in training inside `GlobalBatchDraws`. A batch that is not divided needs
-neither: its draws are those of the global batch.
+neither: its draws are those of the global batch, as far as the tensors are contiguous or channels_last. torch draws in
+the order of memory, and a slice or a transposed tensor has another one when the batch is divided.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def draws_of(model: nn.Module, batches: Batches, *, image_size: int, is_compiled
 
     Runs a forward pass on the meta device, as `nondeterministic_layers` does: shapes are computed, but no numbers.
     """
-    global_batch, num_images = batches.num_devices * batches.per_device, 2
+    # Three, so that the first dimension of another kind, such as tokens, is rarely a multiple.
+    global_batch, num_images = batches.num_devices * batches.per_device, 3
     if global_batch == batches.micro_batch:
         return "plain"
     tensors = [*model.named_parameters(), *model.named_buffers()]
@@ -55,9 +57,10 @@ def draws_of(model: nn.Module, batches: Batches, *, image_size: int, is_compiled
     known, other = _KnownDraws(global_batch=global_batch, micro_batch=num_images, first_row=0), _OtherDraws()
     with _evaluating(off), torch.random.fork_rng(devices=[]), torch.no_grad(), other, known:
         torch.func.functional_call(model, on_meta, (images,))
-    if known.num_factors == 0 and not other.are_found:
+    is_unknown = other.are_found or known.is_unknown
+    if known.num_factors == 0 and not is_unknown:
         return "plain"
-    return "separate" if other.are_found or is_compiled or known.num_factors > MAX_FACTORS else "global"
+    return "separate" if is_unknown or is_compiled or known.num_factors > MAX_FACTORS else "global"
 
 
 class GlobalBatchDraws(TorchFunctionMode):
@@ -109,8 +112,10 @@ class _KnownDraws(GlobalBatchDraws):
     """Counts the factors of the layer that draws most of them, and draws none."""
 
     num_factors = 0
+    is_unknown = False  # whether the first dimension of some tensor is not that of the samples
 
     def rows(self, values: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        self.is_unknown |= len(values) % self.micro_batch != 0
         self.num_factors = max(self.num_factors, math.prod(values.shape) // self.micro_batch * self.global_batch)
         return torch.ones_like(values)
 

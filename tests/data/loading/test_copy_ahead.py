@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,7 +68,7 @@ def move_of(log: list[str]):
 
 
 def test_the_next_copy_is_queued_before_a_batch_is_used(log):
-    for batch in copied_ahead(batches(log, 3), CUDA, move_of(log)):
+    for batch in copied_ahead(batches(log, 3), CUDA, move_of(log), copying=torch.cuda.Stream()):
         log.append(f"step {batch.index[0]}")
     kept = ["kept for computing"] * 3  # images, labels and the parameter that is a tensor
     assert log == [
@@ -82,14 +83,14 @@ def test_the_next_copy_is_queued_before_a_batch_is_used(log):
 
 def test_closing_it_closes_the_loaders_iterator(log):
     source = batches(log, 5)
-    ahead = copied_ahead(source, CUDA, move_of(log))
+    ahead = copied_ahead(source, CUDA, move_of(log), copying=torch.cuda.Stream())
     next(ahead)
     ahead.close()
     assert next(source, None) is None and "load 2 on copying" not in log
 
 
 def test_no_batches(log):
-    assert list(copied_ahead(batches(log, 0), CUDA, move_of(log))) == []
+    assert list(copied_ahead(batches(log, 0), CUDA, move_of(log), copying=torch.cuda.Stream())) == []
 
 
 def test_only_tensors_are_copied(log):
@@ -99,6 +100,7 @@ def test_only_tensors_are_copied(log):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_data_module_copies_ahead_on_a_gpu_only(device, log, monkeypatch):
     data = DataModule.__new__(DataModule)
+    data.copying_stream = cache(lambda device: torch.cuda.Stream(device))
     data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))  # type: ignore[assignment]
     monkeypatch.setattr(data, "transfer_batch_to_device", lambda batch, device, _: move_of(log)(batch))
     source = batches(log, 2)
@@ -107,5 +109,7 @@ def test_the_data_module_copies_ahead_on_a_gpu_only(device, log, monkeypatch):
         assert found is source and not log
     else:
         assert [batch.index[0] for batch in found] == [0, 1]
-        assert isinstance(found, type(copied_ahead(batches(log, 0), CUDA, move_of(log)))) and "copy 1 on copying" in log
+        assert found is not source and "copy 1 on copying" in log
+        assert len(list(data._on_device(batches(log, 2)))) == 2
+        assert data.copying_stream.cache_info().misses == 1  # one for all epochs
     assert copy_ahead.torch.cuda.current_stream().name == "computing"  # type: ignore[attr-defined]

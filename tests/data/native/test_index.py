@@ -105,3 +105,30 @@ def test_a_damaged_file_is_refused(photographs):
         indexed_jpeg(jpeg(photographs["china"])[:5000])
     with pytest.raises(DecodeError):
         indexed_jpeg(b"GIF89a")
+
+
+def test_a_progressive_file_without_its_last_scans_is_refused(photographs):
+    """Decoders smooth its blocks, as they would not in a baseline file of the same coefficients."""
+    content = jpeg(photographs["china"], progressive=True)
+    scans = [match.start() for match in re.finditer(rb"\xff\xda", content)]
+    with pytest.raises(DecodeError, match="last scans"):
+        indexed_jpeg(content[: scans[3]] + b"\xff\xd9")
+    indexed_jpeg(content)
+
+
+def segment(marker: int, *parts: bytes) -> bytes:
+    body = b"".join(parts)
+    return bytes([0xFF, marker]) + (len(body) + 2).to_bytes(2, "big") + body
+
+
+def test_a_coefficient_that_baseline_cannot_code_is_refused_however_long_the_metadata():
+    """An error after the buffer has grown: it was freed twice. One gray block with an AC coefficient of 2047."""
+    metadata = segment(0xE1, bytes(60_000)) * 3
+    tables = segment(0xDB, b"\0" + b"\1" * 64)
+    frame = segment(0xC0, bytes([8, 0, 8, 0, 8, 1, 1, 0x11, 0]))
+    dc = segment(0xC4, b"\x00\x01" + bytes(15), b"\x00")  # one code, 0: no difference
+    ac = segment(0xC4, b"\x10\x01\x01" + bytes(14), b"\x0b\x00")  # 0: eleven bits follow; 10: end of the block
+    scan = segment(0xDA, bytes([1, 1, 0, 0, 63, 0])) + b"\x3f\xfd"  # 0, 0 and 2047, 10, a bit of padding
+    for extra in (b"", metadata):
+        with pytest.raises(DecodeError, match="coefficient"):
+            indexed_jpeg(b"\xff\xd8" + extra + tables + frame + dc + ac + scan + b"\xff\xd9")

@@ -16,10 +16,17 @@ from tencrop.data.augmentation.batch import Batch
 
 
 def copied_ahead(
-    batches: Generator[Batch, None, None], device: torch.device, move: Callable[[Batch], Batch]
+    batches: Generator[Batch, None, None],
+    device: torch.device,
+    move: Callable[[Batch], Batch],
+    *,
+    copying: torch.cuda.Stream,
 ) -> Generator[Batch, None, None]:
-    """Yield the batches on `device`, each copied by `move` (asynchronously) while the one before it is in use."""
-    copying, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    """Yield the batches on `device`, each copied by `move` (asynchronously) while the one before it is in use.
+
+    copying: the same stream in every epoch. Torch's allocator does not reuse the memory of one stream on another.
+    """
+    computing = torch.cuda.current_stream(device)
 
     def queue_next() -> tuple[Batch, torch.cuda.Event] | None:
         # The loader marks on the current stream when a batch's memory may be overwritten: it has to be the one that

@@ -153,7 +153,7 @@ static void decode_jpeg(Worker *worker, const Sample *stored)
     if (width < jpeg->output_width)
         jpeg_crop_scanline(jpeg, &left, &width); /* moves `left` down to a block boundary and widens accordingly */
     if (sample->top > 0)
-        jpeg_skip_scanlines(jpeg, sample->top); /* Huffman decoding only: coefficients have no index in a JPEG; see _intervals.h */
+        jpeg_skip_scanlines(jpeg, sample->top); /* Huffman decoding only, which _intervals.h makes unnecessary */
 
     /* libjpeg-turbo bypasses the cache when it writes rows aligned to 16 or 32 bytes, and we read them right away: so
      * misalign every row by 8 bytes. */

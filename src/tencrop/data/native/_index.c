@@ -13,9 +13,59 @@ enum { MOST_BYTES = 0xFFFF };
 
 typedef struct {
     struct jpeg_compress_struct jpeg;
+    struct jpeg_destination_mgr destination;
     uint8_t *bytes;
-    unsigned long num_bytes;
+    size_t num_bytes, capacity;
 } Writer;
+
+/* A destination in memory. jpeg_mem_dest does not say where its bytes are before the end: after an error they could not
+ * be freed. */
+static void grow(Writer *writer)
+{
+    size_t filled = writer->capacity, capacity = filled ? 2 * filled : 1 << 16;
+    uint8_t *bytes = realloc(writer->bytes, capacity);
+    if (!bytes)
+        fail(writer->jpeg.client_data, "out of memory");
+    writer->bytes = bytes;
+    writer->capacity = capacity;
+    writer->destination.next_output_byte = bytes + filled;
+    writer->destination.free_in_buffer = capacity - filled;
+}
+
+static void start_destination(j_compress_ptr jpeg)
+{
+    grow((Writer *)jpeg); /* `jpeg` is the first member of Writer */
+}
+
+static boolean empty_buffer(j_compress_ptr jpeg)
+{
+    grow((Writer *)jpeg); /* called when the buffer is full, whatever free_in_buffer says */
+    return TRUE;
+}
+
+static void end_destination(j_compress_ptr jpeg)
+{
+    Writer *writer = (Writer *)jpeg;
+    writer->num_bytes = writer->capacity - writer->destination.free_in_buffer;
+}
+
+static void write_to_memory(Writer *writer)
+{
+    writer->destination.init_destination = start_destination;
+    writer->destination.empty_output_buffer = empty_buffer;
+    writer->destination.term_destination = end_destination;
+    writer->jpeg.dest = &writer->destination;
+}
+
+/* libjpeg smooths the blocks of a progressive JPEG whose last scans are missing. A baseline JPEG of the same
+ * coefficients would have other pixels. */
+static void require_all_scans(Reader *reader)
+{
+    for (int component = 0; reader->jpeg.progressive_mode && component < reader->jpeg.num_components; component++)
+        for (int i = 0; i < DCTSIZE2; i++)
+            if (reader->jpeg.coef_bits[component][i] != 0)
+                fail(reader, "a progressive JPEG without its last scans");
+}
 
 /* The MCUs of an interval: at most `most`, and a divisor of those of a row, so that every row begins an interval. */
 static unsigned interval_of(const struct jpeg_decompress_struct *jpeg, int most)
@@ -52,7 +102,8 @@ static int rewrite(Reader *reader, Writer *writer, const uint8_t *content, uint6
         jpeg_save_markers(&reader->jpeg, JPEG_APP0 + i, MOST_BYTES);
     read_header(reader, content, num_bytes);
     jvirt_barray_ptr *coefficients = jpeg_read_coefficients(&reader->jpeg);
-    jpeg_mem_dest(&writer->jpeg, &writer->bytes, &writer->num_bytes);
+    require_all_scans(reader);
+    write_to_memory(writer);
     jpeg_copy_critical_parameters(&reader->jpeg, &writer->jpeg);
     writer->jpeg.optimize_coding = TRUE; /* makes up for part of the markers' bytes */
     writer->jpeg.restart_interval = interval_of(&reader->jpeg, most);

@@ -18,7 +18,7 @@ INTERVAL = 4
 def indexed_jpeg(content: bytes, *, interval: int = INTERVAL) -> bytes:
     """The same image as a baseline JPEG with a restart marker after at most `interval` MCUs, and after every row.
 
-    Raises DecodeError for a damaged JPEG.
+    Raises DecodeError for a damaged JPEG, and for one that baseline coding cannot hold or would give other pixels.
     """
     result, message = ctypes.c_void_p(), ctypes.create_string_buffer(MESSAGE_BYTES)
     num_bytes = _library().tencrop_index(content, len(content), interval, ctypes.byref(result), message)
