@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 
 from tencrop.cli.choices import CONF
 from tencrop.cli.compose import compose_training
-from tencrop.cli.config_source import register_config_source
 from tencrop.cli.run_overrides import config_of_run
 from tencrop.config import ExportConfig
 from tencrop.data.preparation.verify import verify
@@ -158,7 +157,6 @@ def _of_people(run: Path, folder: Path) -> list[Kind]:
     def composed(path: Path) -> Any:
         return compose_training([f"experiment={path.stem}"], conf)
 
-    register_config_source()
     by_hand: dict[str, Any] = {"has_checksum": False}
     return [
         Kind("weights.pth", folder / "weights.pth", weights_for),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,3 +58,14 @@ def test_a_mistake_is_told_in_one_sentence(word: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"train.py experiment=vgg_d {word}: ")) as error:
         Composer(CONF).compose(["experiment=vgg_d", word])
     assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_not_text_is_refused_outside_of_a_command(tmp_path):
+    """In a process of its own: Hydra reads files by the class that was registered first."""
+    conf = tmp_path / "conf"
+    shutil.copytree(CONF, conf)
+    (conf / "experiment" / "lenet5_digits.yaml").write_bytes(b"\x80\x02")
+    code = "import sys, pathlib; from tencrop.cli.compose import compose_training\n"
+    code += "compose_training(['experiment=lenet5_digits'], pathlib.Path(sys.argv[1]))"
+    result = subprocess.run([sys.executable, "-c", code, str(conf)], capture_output=True, text=True)
+    assert "UserError" in result.stderr and "lenet5_digits.yaml: line 1: is not UTF-8" in result.stderr

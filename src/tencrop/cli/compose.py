@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tencrop.cli.config_source import register_config_source
 from tencrop.cli.errors import hydra_error_sentence
 from tencrop.cli.recipe_loader import RecipeLoader
 from tencrop.config.rules import validate
@@ -39,6 +40,7 @@ class Composer:
     """Composes several configurations of train.py, and reads each file of `conf` once for all of them."""
 
     def __init__(self, conf: Path) -> None:
+        register_config_source()  # outside of a command nobody has
         path = create_config_search_path(str(conf))
         # hydra.compose() does the same, but refuses to run inside a command that Hydra has started.
         self.loader = _Loader(path)
