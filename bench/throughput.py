@@ -115,7 +115,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     words = [f"model={model}", "experiment=null", f"training.global_batch={batch}", "training.precision=bf16"]
     words += [f"image_size={options.size}", f"short_side={options.size * 8 // 7}", "augmentation=torchvision"]
     words += ["data=imagefolder", f"data.root={options.root}", f"hardware={'gpu1' if device == 'cuda' else 'cpu'}"]
-    words += ["training.epochs=1000000", f"training.max_steps={options.steps}"]
+    # no validation between the timed steps: a small data set has many epochs
+    words += ["training.epochs=1000000", "training.evaluate_every_epochs=1000000"]
+    words.append(f"training.max_steps={options.steps}")
     if kind == "fit, compiled":
         words += ["training.compile=default", "deterministic=false"]
     meter = Meter(options.steps, batch, device)
@@ -163,6 +165,7 @@ class Meter:
 
 def run_fit(words: list[str], kind: str, meter: Meter) -> None:
     from pytorch_lightning import Callback
+    from torch.utils.data import DataLoader
 
     from tencrop.config import derive_batches
     from tencrop.data.store.manifest import read_manifest
@@ -180,7 +183,9 @@ def run_fit(words: list[str], kind: str, meter: Meter) -> None:
         def train_dataloader(self) -> Any:
             first = next(iter(super().train_dataloader()))
             device = self.trainer.strategy.root_device  # type: ignore[union-attr]
-            return [self.transfer_batch_to_device(first, device, 0)] * len(self.positions())
+            batch: Any = self.transfer_batch_to_device(first, device, 0)
+            repeated: Any = [batch] * len(self.positions())
+            return DataLoader(repeated, batch_size=None)  # Lightning takes a plain list for several loaders
 
         def check(self, *_: Any) -> None:
             pass  # it would find that the sampler has other images next
