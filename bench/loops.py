@@ -28,6 +28,10 @@ LOGGER = logging.getLogger(__name__)
 LOG_INTERVAL = 50  # steps; the default of timm's train.py
 
 
+class Timed(Exception):
+    """All steps are timed: a callback ends fit() by it, as the validation after the last step can take minutes."""
+
+
 class Loop:
     """Micro-batches of our loader, epoch after epoch, on the device."""
 

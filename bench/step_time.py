@@ -16,6 +16,7 @@ import argparse
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +38,9 @@ def compare(config: Config) -> int:
         raise UserError("hardware.devices: this benchmark compares loops on one device; set hardware.devices=1")
     from loops import BareLoop, TimmLoop
 
-    num_blocks, num_steps = OPTIONS.blocks + NUM_WARM_UP, OPTIONS.steps
-    config.training.max_steps = num_blocks * num_steps
+    config.training.max_steps = (OPTIONS.blocks + NUM_WARM_UP) * OPTIONS.steps
     config.training.epochs = max(config.training.epochs or 0, 10**6)  # the schedule must not end before
+    config.training.evaluate_every_epochs = 10**6  # a validation would count as part of the step after it
     batches, manifest = derive_batches(config), read_manifest(config.data.root, config.data.name)
     check_data(config, manifest)
     loops: dict[str, Loop] = {"bare loop": BareLoop(config, batches, manifest)}
@@ -54,7 +55,7 @@ def compare(config: Config) -> int:
 
 def time_blocks(config: Config, batches: Any, manifest: Any, loops: dict[str, Loop]) -> dict[str, list[float]]:
     """Milliseconds per step of each loop, by block."""
-    from loops import wait_for_device
+    from loops import Timed, wait_for_device
     from pytorch_lightning import Callback
 
     from tencrop.training.fit import build, fit
@@ -76,9 +77,11 @@ def time_blocks(config: Config, batches: Any, manifest: Any, loops: dict[str, Lo
                 start = time.perf_counter()
                 loop.run(OPTIONS.steps)
                 times[name].append((time.perf_counter() - start) * 1000 / OPTIONS.steps)
+            if len(times["fit"]) == OPTIONS.blocks + NUM_WARM_UP:
+                raise Timed
             self.start = time.perf_counter()
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, suppress(Timed):
         fit(*build(config, batches=batches, manifest=manifest), run_dir=Path(folder), callbacks=[TakeTurns()])
     return times
 

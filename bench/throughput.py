@@ -15,7 +15,9 @@ fit, kept       on a CPU: the fit with evaluation/allocator.py, so that glibc ke
 
 Printed: median images per second; minimum, median and maximum of the ratio to `bare, compiled` in the same round; model
 FLOP utilization on a GPU (2 x 3 x the multiply-adds of tencrop.complexity, over NVIDIA's dense bf16 peak); peak memory,
-of the GPU or else of the process; page faults and seconds in the kernel, which an allocator changes.
+of the GPU or else of the process; milliseconds of all CPU cores an image; page faults and seconds in the kernel, which
+an allocator changes. On a CPU, the loader's workers take cores from the network: --threads 1 on two cores gives each
+one of its own, as on a GPU.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +53,18 @@ def main() -> None:
         "--batches", nargs="+", type=int, default=[32, 128, 256, 512, 1024], help="ResNet-50's; others 256"
     )
     parser.add_argument("--size", type=int, default=224, help="pixels")
-    parser.add_argument("--steps", type=int, default=60, help="optimizer steps; the first third warms up")
+    parser.add_argument("--steps", type=int, help="optimizer steps, 60 or 12 (--small); the first third warms up")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--small", action="store_true", help="ResNet-18, 64 px, batch 32, 12 steps")
+    parser.add_argument("--threads", type=int, help="torch's threads, and workers of the loader; all cores each")
+    parser.add_argument("--small", action="store_true", help="ResNet-18, 64 px, batch 32")
     parser.add_argument("--serve", choices=KINDS, help=argparse.SUPPRESS)  # run as one measurement
     options = parser.parse_args()
+    options.steps = options.steps if options.steps is not None else 12 if options.small else 60
     if options.steps < 3:
         parser.error("--steps: at least 3, of which the first third warms up")
     if options.small:
-        options.models, options.batches, options.size, options.steps = ["resnet18"], [32], 64, 12
+        options.models, options.batches, options.size = ["resnet18"], [32], 64
     if options.serve:
         print(json.dumps(measure(options)))
         return
@@ -75,6 +80,7 @@ def main() -> None:
 def in_new_process(kind: str, model: str, batch: int, options: argparse.Namespace) -> dict[str, Any]:
     words = [options.root, "--models", model, "--batches", str(batch), "--size", str(options.size)]
     words += ["--steps", str(options.steps), "--serve", kind]
+    words += [] if options.threads is None else ["--threads", str(options.threads)]
     done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -82,10 +88,11 @@ def in_new_process(kind: str, model: str, batch: int, options: argparse.Namespac
 def print_table(model: str, batch: int, options: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]]) -> None:
     rounds = {kind: measured for kind, measured in rounds.items() if "skipped" not in measured[0]}
     device = next(iter(rounds.values()))[0]["device"]
-    title = f"{model}, {options.size} px, batch {batch}, {options.rounds} rounds, {device}"
+    title = f"{model}, {options.size} px, batch {batch}, {options.steps} steps, {options.rounds} rounds, {device}"
+    title += "" if options.threads is None else f", {options.threads} threads and workers on {os.cpu_count()} cores"
     print(f"\n{title}" + ("; not measured on a GPU" if device == "cpu" else ""))
     print(f"{'':16s}{'img/s':>9s}{'/ compiled: least':>18s}{'median':>8s}{'most':>7s}{'MFU':>7s}{'MB':>8s}", end="")
-    print(f"{'faults/img':>12s}{'kernel s':>10s}")
+    print(f"{'CPU ms/img':>12s}{'faults/img':>12s}{'kernel s':>10s}")
     for kind, measured in rounds.items():
         ratios = [np.nan]
         if LIMIT in rounds:
@@ -93,7 +100,8 @@ def print_table(model: str, batch: int, options: argparse.Namespace, rounds: dic
         row = {key: statistics.median(one[key] for one in measured) for key in measured[0] if key != "device"}
         print(
             f"{kind:16s}{row['rate']:9.1f}{min(ratios):18.3f}{statistics.median(ratios):8.3f}{max(ratios):7.3f}"
-            f"{row['utilization']:7.1%}{row['memory']:8.0f}{row['faults']:12.1f}{row['system']:10.2f}"
+            f"{row['utilization']:7.1%}{row['memory']:8.0f}{row['cpu_ms']:12.2f}{row['faults']:12.1f}"
+            f"{row['system']:10.2f}"
         )
     if {"fit", "fit, loader"} <= rounds.keys():
         fed = [a["rate"] / b["rate"] for a, b in zip(rounds["fit, loader"], rounds["fit"], strict=True)]
@@ -104,6 +112,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in train.py
     import torch
 
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     [model], [batch], kind = options.models, options.batches, options.serve
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "fit, kept":
@@ -118,6 +128,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     # no validation between the timed steps: a small data set has many epochs
     words += ["training.epochs=1000000", "training.evaluate_every_epochs=1000000"]
     words.append(f"training.max_steps={options.steps}")
+    words += [] if options.threads is None else [f"hardware.workers={options.threads}"]
     if kind == "fit, compiled":
         words += ["training.compile=default", "deterministic=false"]
     meter = Meter(options.steps, batch, device)
@@ -131,7 +142,8 @@ class Meter:
     def __init__(self, num_steps: int, batch: int, device: str) -> None:
         self.num_steps, self.batch, self.device = num_steps, batch, device
         self.first, self.step = num_steps // 3, 0
-        self.rate = self.faults = self.system = 0.0
+        self.rate = 0.0  # images/s
+        self.costs: dict[str, float] = {}
 
     def __call__(self) -> None:
         self.step += 1
@@ -140,13 +152,14 @@ class Meter:
 
             wait_for_device()
             used = resource.getrusage(resource.RUSAGE_SELF)
-            now = np.array([time.perf_counter(), used.ru_minflt, used.ru_stime])
+            now = np.array([time.perf_counter(), time.process_time(), used.ru_minflt, used.ru_stime])
             if self.step == self.first:
                 self.start = now
             else:
                 num_images = (self.num_steps - self.first) * self.batch
-                seconds, faults, self.system = (now - self.start).tolist()
-                self.rate, self.faults = num_images / seconds, faults / num_images
+                seconds, cpu_s, faults, system = (now - self.start).tolist()
+                self.rate = num_images / seconds
+                self.costs = {"cpu_ms": 1000 * cpu_s / num_images, "faults": faults / num_images, "system": system}
 
     def facts(self) -> dict[str, float]:
         import torch
@@ -155,7 +168,7 @@ class Meter:
             memory = torch.cuda.max_memory_allocated() / 1e6
         else:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-        return {"rate": self.rate, "memory": memory, "faults": self.faults, "system": self.system}
+        return {"rate": self.rate, "memory": memory, **self.costs}
 
     def device_name(self) -> str:
         import torch
@@ -164,6 +177,7 @@ class Meter:
 
 
 def run_fit(words: list[str], kind: str, meter: Meter) -> None:
+    from loops import Timed
     from pytorch_lightning import Callback
     from torch.utils.data import DataLoader
 
@@ -176,6 +190,8 @@ def run_fit(words: list[str], kind: str, meter: Meter) -> None:
         def on_train_batch_end(self, trainer: Any, classifier: Any, *_: Any) -> None:
             if classifier.is_at_step_boundary:
                 meter()
+                if meter.step == meter.num_steps:
+                    raise Timed
 
     class Repeated(DataModule):
         """The first batch of the run, copied to the device once, in every step."""
@@ -195,7 +211,7 @@ def run_fit(words: list[str], kind: str, meter: Meter) -> None:
     data, classifier = build(config, batches=batches, manifest=manifest)
     if kind in ("fit", "fit, kept"):
         data = Repeated(config, batches)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, suppress(Timed):
         fit(data, classifier, run_dir=Path(folder), callbacks=[Watch()])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +98,16 @@ def train(
     fault: dict[str, Any] | None = None,
     nan_at_step: int | None = None,
     float64: bool = False,
+    traced: bool = False,
     environment: dict[str, str] | None = None,
 ) -> None:
-    """Train as train.py does, and write the outcome to run_dir/result<rank>.json."""
+    """Train as train.py does, and write the outcome to run_dir/result<rank>.json.
+
+    traced: torch.compile traces the network, and generates no code, which takes a minute."""
     os.environ.update(environment or {})
     torch.set_num_threads(1)
+    if traced:
+        torch.compile = partial(torch.compile, backend="aot_eager")
     if float64:
         torch.set_default_dtype(torch.float64)
     if nan_at_step is not None:
@@ -115,5 +121,7 @@ def train(
         built = build(config, batches=derive_batches(config), manifest=read_manifest(root), initial=initial)
         result = fit(*built, run_dir=run_dir, callbacks=callbacks)
     rank = os.environ.get("LOCAL_RANK", "0")
-    (run_dir / f"result{rank}.json").write_text(json.dumps(vars(result) | {"checkpoint": str(result.checkpoint)}))
+    outcome = {**vars(result), "checkpoint": str(result.checkpoint)}
+    outcome["num_graphs"] = torch._dynamo.utils.counters["stats"]["unique_graphs"] if traced else 0
+    (run_dir / f"result{rank}.json").write_text(json.dumps(outcome))
     sys.exit(result.exit_code)

@@ -35,7 +35,7 @@ def traced(monkeypatch):
     torch.use_deterministic_algorithms(False)  # fit() has switched them on where a run is not compiled
 
 
-def train(root: Path, folder: Path, *options: str, **fault) -> tuple[str, dict[str, torch.Tensor]]:
+def train_here(root: Path, folder: Path, *options: str, **fault) -> tuple[str, dict[str, torch.Tensor]]:
     """Status of the run, and its state dict."""
     config = runs.recipe(root, *OPTIONS, *options)
     data, classifier = build(config, batches=derive_batches(config), manifest=read_manifest(root))
@@ -45,17 +45,17 @@ def train(root: Path, folder: Path, *options: str, **fault) -> tuple[str, dict[s
 
 
 def test_a_compiled_run_has_the_numbers_and_names_of_an_eager_one_and_resumes(traced, prepared_photos, tmp_path):
-    _, eager = train(prepared_photos, tmp_path / "eager", "deterministic=false")
+    _, eager = train_here(prepared_photos, tmp_path / "eager", "deterministic=false")
     assert not traced["stats"]
-    _, compiled = train(prepared_photos, tmp_path / "compiled", *COMPILED)
+    _, compiled = train_here(prepared_photos, tmp_path / "compiled", *COMPILED)
     # once in 4 epochs: neither for another micro-batch or step, nor for validations, which are not compiled
     assert traced["stats"]["unique_graphs"] == 1 and not traced["graph_break"]
     assert list(compiled) == list(eager)
     for name, value in eager.items():
         torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-4, msg=name)
     fault = {"signal_number": signal.SIGTERM, "at_step": 2}
-    assert train(prepared_photos, tmp_path / "stopped", *COMPILED, **fault)[0] == "interrupted"
-    status, resumed = train(prepared_photos, tmp_path / "stopped", *COMPILED)
+    assert train_here(prepared_photos, tmp_path / "stopped", *COMPILED, **fault)[0] == "interrupted"
+    status, resumed = train_here(prepared_photos, tmp_path / "stopped", *COMPILED)
     assert status == "complete"
     for name, value in compiled.items():
         assert torch.equal(resumed[name], value), name
@@ -64,8 +64,21 @@ def test_a_compiled_run_has_the_numbers_and_names_of_an_eager_one_and_resumes(tr
 def test_progressive_resizing_compiles_once_for_each_size(traced, prepared_photos, tmp_path):
     sizes = ("augmentation.progressive.start_size=16", "augmentation.progressive.start_ramp=0",
              "augmentation.progressive.end_ramp=2", "augmentation.progressive.multiple=8")  # fmt: skip
-    train(prepared_photos, tmp_path, *COMPILED, *sizes)
+    train_here(prepared_photos, tmp_path, *COMPILED, *sizes)
     assert traced["stats"]["unique_graphs"] == 3  # 16, 24 and 32 pixels; two epochs have 32
+
+
+def test_two_processes_compile_once_and_end_with_equal_weights(train):
+    """By DDP over gloo, with two micro-batches a step and a moving average; interrupted once, and resumed."""
+    options = (*COMPILED, *OPTIONS, "hardware.devices=2", "hardware.max_micro_batch=3", "model.bn_group=3")
+    whole = train("whole", *options, num_ranks=2, traced=True)
+    assert whole.exit_codes == [0, 0] and whole.result()["num_graphs"] == 1
+    fault = {"signal_number": signal.SIGUSR1, "at_step": 2}
+    assert train("run", *options, num_ranks=2, traced=True, fault=fault).exit_code == 75
+    resumed = train("run", *options, num_ranks=2, traced=True)
+    assert resumed.exit_codes == [0, 0] and resumed.rows() == whole.rows()
+    for name in ("weights_sha256", "ema_sha256"):
+        assert {run.result(rank)[name] for run in (whole, resumed) for rank in (0, 1)} == {whole.result()[name]}
 
 
 class Broken(nn.Module):
@@ -147,9 +160,9 @@ def test_generated_code_is_close_to_torchs_own(prepared_photos, tmp_path):
     """The real code generator, on a small rate, at which rounding is not amplified."""
     torch._dynamo.reset()
     states = [
-        train(prepared_photos, tmp_path / mode, f"training.compile={mode}", "deterministic=false", "optimizer.lr=1e-3")[
-            1
-        ]
+        train_here(
+            prepared_photos, tmp_path / mode, f"training.compile={mode}", "deterministic=false", "optimizer.lr=1e-3"
+        )[1]
         for mode in ("none", "default")
     ]
     torch._dynamo.reset()
