@@ -210,7 +210,11 @@ def start(words: list[str], child: str, num_ranks: int = 1) -> list[subprocess.P
 
 
 def finish(processes: list[subprocess.Popen[str]], exit_code: int = 0, timeout_s: int = TIMEOUT_S) -> None:
-    errors = [process.communicate(timeout=timeout_s)[1] for process in processes]
+    try:
+        errors = [process.communicate(timeout=timeout_s)[1] for process in processes]
+    finally:
+        for process in processes:  # what has timed out would slow the checks that follow; nothing if it has ended
+            process.kill()
     codes = [process.returncode for process in processes]
     if codes != [exit_code] * len(codes):
         raise Failed(f"exit codes {codes}, not {exit_code}: {errors[0][-300:]}")

@@ -38,6 +38,8 @@ from typing import Any
 
 import numpy as np
 
+from tencrop.text_tables import aligned
+
 KINDS = ("torchvision", "bare, compiled", "fit", "fit, loader", "fit, compiled", "fit, kept")
 LIMIT = "bare, compiled"
 MODELS = ("resnet50", "resnet18", "alexnet_2012", "vit_small_patch16_224", "convnext_tiny")
@@ -89,20 +91,21 @@ def print_table(model: str, batch: int, options: argparse.Namespace, rounds: dic
     rounds = {kind: measured for kind, measured in rounds.items() if "skipped" not in measured[0]}
     device = next(iter(rounds.values()))[0]["device"]
     title = f"{model}, {options.size} px, batch {batch}, {options.steps} steps, {options.rounds} rounds, {device}"
-    title += "" if options.threads is None else f", {options.threads} threads and workers on {os.cpu_count()} cores"
+    title += "" if options.threads is None else f", --threads {options.threads} on {os.cpu_count()} cores"
     print(f"\n{title}" + ("; not measured on a GPU" if device == "cpu" else ""))
-    print(f"{'':16s}{'img/s':>9s}{'/ compiled: least':>18s}{'median':>8s}{'most':>7s}{'MFU':>7s}{'MB':>8s}", end="")
-    print(f"{'CPU ms/img':>12s}{'faults/img':>12s}{'kernel s':>10s}")
+    table: list[tuple[str, ...]] = [
+        ("", "img/s", "/ compiled: least", "median", "most", "MFU", "MB", "CPU ms/img", "faults/img", "kernel s")
+    ]
     for kind, measured in rounds.items():
-        ratios = [np.nan]
+        ratios = ["–"] * 3
         if LIMIT in rounds:
-            ratios = [one["rate"] / limit["rate"] for one, limit in zip(measured, rounds[LIMIT], strict=True)]
+            values = [one["rate"] / limit["rate"] for one, limit in zip(measured, rounds[LIMIT], strict=True)]
+            ratios = [f"{of(values):.3f}" for of in (min, statistics.median, max)]
         row = {key: statistics.median(one[key] for one in measured) for key in measured[0] if key != "device"}
-        print(
-            f"{kind:16s}{row['rate']:9.1f}{min(ratios):18.3f}{statistics.median(ratios):8.3f}{max(ratios):7.3f}"
-            f"{row['utilization']:7.1%}{row['memory']:8.0f}{row['cpu_ms']:12.2f}{row['faults']:12.1f}"
-            f"{row['system']:10.2f}"
-        )
+        utilization = "–" if np.isnan(row["utilization"]) else f"{row['utilization']:.1%}"
+        costs = (f"{row['memory']:.0f}", f"{row['cpu_ms']:.2f}", f"{row['faults']:.1f}", f"{row['system']:.2f}")
+        table.append((kind, f"{row['rate']:.1f}", *ratios, utilization, *costs))
+    print("\n".join(aligned(table, left={0})))
     if {"fit", "fit, loader"} <= rounds.keys():
         fed = [a["rate"] / b["rate"] for a, b in zip(rounds["fit, loader"], rounds["fit"], strict=True)]
         print(f"fed by the loader / repeated batch: {statistics.median(fed):.3f} ({min(fed):.3f} to {max(fed):.3f})")

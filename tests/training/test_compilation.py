@@ -105,6 +105,20 @@ def test_what_runs_without_compilation_is_said_once(traced, composed, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_mode_with_cuda_graphs_has_none_on_a_cpu_and_says_so(composed, capsys, monkeypatch):
+    monkeypatch.setattr(compilation.torch, "compile", lambda function, **_: function)
+    said = {}
+    for mode in ("default", "reduce-overhead", "max-autotune"):
+        for hardware in ("cpu", "gpu1"):
+            options = (f"training.compile={mode}", "deterministic=false", f"hardware={hardware}")
+            CompiledNetwork(nn.Linear(2, 2), composed("model=lenet5", *options))(torch.ones(1, 2))
+            said[mode, hardware] = capsys.readouterr().err
+    graphs = "a CPU has no CUDA graphs; the network is compiled without them"
+    for mode in ("reduce-overhead", "max-autotune"):
+        assert said.pop((mode, "cpu")) == f"training.compile={mode}: {graphs}\n"
+    assert set(said.values()) == {""}
+
+
 def test_a_network_that_cannot_be_compiled_is_refused(composed, monkeypatch):
     def fail(graph, inputs):
         raise RuntimeError("no kernel for this layer")

@@ -84,9 +84,19 @@ class CompiledNetwork:
             ) from error
         if not self.is_reported:
             self.is_reported = True
-            if (sentence := eager_parts(self.config)) is not None and is_first_process():
-                print(sentence, file=sys.stderr)
+            if is_first_process():
+                for sentence in (without_cuda_graphs(self.config), eager_parts(self.config)):
+                    if sentence is not None:
+                        print(sentence, file=sys.stderr)
         return outputs
+
+
+def without_cuda_graphs(config: Config) -> str | None:
+    """What a mode with CUDA graphs does on a CPU, where torch leaves them out without a word; None in other runs."""
+    mode = config.training.compile
+    if mode == "default" or accelerator_of(config.hardware) != "cpu":
+        return None
+    return f"training.compile={mode}: a CPU has no CUDA graphs; the network is compiled without them"
 
 
 def eager_parts(config: Config) -> str | None:
