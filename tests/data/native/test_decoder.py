@@ -16,6 +16,7 @@ from PIL import Image
 import tencrop.data.native.decoder as decoder
 from tencrop.data.loading.reference import resize
 from tencrop.data.native.decoder import FILTERS, DecodeError, decode_batch
+from tencrop.data.native.index import indexed_jpeg
 from tencrop.data.store.beton import JPEG, RAW
 
 SOURCES = Path(decoder.__file__).parent
@@ -243,13 +244,15 @@ def test_a_jpeg_of_another_size_than_stored_is_refused(photographs):
         decode(noise(8, 8).tobytes(), RAW, (9, 8), (0, 0, 8, 8), (8, 8))
 
 
-@pytest.mark.parametrize("progressive", [False, True])
-def test_flipped_bits_are_an_error_or_decode_as_in_libjpeg(photographs, progressive, turbojpeg, decode_jpeg):
+@pytest.mark.parametrize("kind", ["baseline", "progressive", "restart markers"])
+def test_flipped_bits_are_an_error_or_decode_as_in_libjpeg(photographs, kind, turbojpeg, decode_jpeg):
     """One bit in 300 places of the image data. Whatever libjpeg warns of is an error here, but for stray bytes before
     a marker; what it cannot see (a changed coefficient) is a changed picture in every decoder, and only the hashes of
     the manifest tell (prepare.py verify)."""
     image = photographs["china"].resize((160, 120))
-    whole, noticed = jpeg(image, progressive=progressive, subsampling="4:2:0", restart_marker_blocks=0), 0
+    whole, noticed = jpeg(image, progressive=kind == "progressive", subsampling="4:2:0"), 0
+    if kind == "restart markers":
+        whole = indexed_jpeg(whole)
     generator = np.random.default_rng(0)
     for place in generator.integers(whole.index(b"\xff\xda") + 14, len(whole) - 2, 300):
         file = bytearray(whole)
@@ -321,6 +324,24 @@ def plain_library(tmp_path_factory):
     path = tmp_path_factory.mktemp("plain") / "decode.so"
     compile_module("_decode", path, "-O2", "-DHAVE_AVX2_CODE=0")
     return decoder.declare_functions(ctypes.CDLL(str(path)))
+
+
+def test_sound_baseline_jpegs_are_decoded_by_our_huffman_decoder_alone(jpegs, photographs, tmp_path):
+    """Without libjpeg's, which would hide a mistake of ours at half the speed. Quality 100 has codes of 16 bits."""
+    compile_module("_decode", tmp_path / "decode.so", "-O2", "-DLIBJPEG_DECIDES=0")
+    files = [jpeg(photographs["china"], quality=quality, optimize=quality % 2) for quality in (100, 91, 30, 1)]
+    files += [indexed_jpeg(file) for file in files] + [file for file, _ in jpegs]
+    library = decoder.declare_functions(ctypes.CDLL(str(tmp_path / "decode.so")))
+    if not ctypes.c_int32.in_dll(library, "tencrop_decodes_huffman").value:
+        pytest.skip("libjpeg's header jpegint.h is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoder, "_library", lambda: library)
+        for file in files:
+            pixels = np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
+            size = pixels.shape[:2]
+            assert np.array_equal(decode(file, JPEG, size, (0, 0, *size), size), pixels)
+        with pytest.raises(DecodeError, match="irregular"):
+            decode(files[0][:20000] + b"\xff\xd9", JPEG, (427, 640), (0, 0, 427, 640), (427, 640))
 
 
 def compile_module(name: str, path: Path, *flags: str) -> None:

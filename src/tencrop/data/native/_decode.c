@@ -17,6 +17,11 @@
 #include "_jpeg.h"
 #include "_resample.h"
 #include "_intervals.h"
+#include "_huffman.h"
+
+#ifndef LIBJPEG_DECIDES /* the tests also build without, to see that no sound image is decoded twice */
+#define LIBJPEG_DECIDES 1
+#endif
 
 enum { JPEG, RAW }; /* modes of a payload, as in beton.py */
 /* CHROMA_MARGIN: columns beside the box that smooth chroma upsampling reads; see columns_to_decode. */
@@ -40,6 +45,7 @@ typedef struct {
     Reader reader;
     Resampler resampler;
     Gathered gathered;
+    Huffman huffman;
     void *rows; /* decoded source rows */
     size_t rows_capacity;
 } Worker;
@@ -66,6 +72,7 @@ static void worker_free(Worker *worker)
     jpeg_destroy_decompress(&worker->reader.jpeg);
     resampler_free(&worker->resampler);
     gathered_free(&worker->gathered);
+    huffman_free(&worker->huffman);
     free(worker->rows);
     free(worker);
 }
@@ -147,6 +154,8 @@ static void decode_jpeg(Worker *worker, const Sample *stored)
     read_part(worker, sample);
     ask_for_rgb(&worker->reader);
     jpeg_start_decompress(jpeg);
+    if (!huffman_begin(&worker->huffman, jpeg))
+        fail(&worker->reader, "out of memory");
 
     JDIMENSION left, width;
     columns_to_decode(sample, &left, &width);
@@ -212,7 +221,7 @@ static void clear_padding(const Sample *sample)
 }
 
 /* Returns 1, or 0 with the reason in worker->reader.message. */
-static int decode_sample(Worker *worker, const Sample *sample, int filter)
+static int try_sample(Worker *worker, const Sample *sample, int filter)
 {
     if (setjmp(worker->reader.escape)) {
         jpeg_abort_decompress(&worker->reader.jpeg);
@@ -227,6 +236,17 @@ static int decode_sample(Worker *worker, const Sample *sample, int filter)
         decode_raw(worker, sample);
     clear_padding(sample);
     return 1;
+}
+
+/* The same. What _huffman.h finds irregular, libjpeg decodes again, and decides whether it is damage. */
+static int decode_sample(Worker *worker, const Sample *sample, int filter)
+{
+    for (int by_libjpeg = 0; by_libjpeg <= LIBJPEG_DECIDES; by_libjpeg++) {
+        worker->huffman.is_off = by_libjpeg;
+        if (try_sample(worker, sample, filter))
+            return 1;
+    }
+    return 0;
 }
 
 static void *decode_samples(void *argument)
@@ -271,6 +291,9 @@ int32_t tencrop_decode(const Sample *samples, int32_t num_samples, int32_t filte
     pthread_mutex_destroy(&batch.lock);
     return batch.failed;
 }
+
+/* Whether this build decodes Huffman codes itself, which needs libjpeg's header jpegint.h. */
+const int32_t tencrop_decodes_huffman = HAVE_HUFFMAN_CODE;
 
 /* Ask the kernel to read parts of a mapped file: part i is the num_bytes[i] bytes from pointers[i] on. Does not wait.
  * Errors are ignored: without read-ahead the decoder merely waits for the bytes itself. */
