@@ -68,15 +68,24 @@ def test_progressive_resizing_compiles_once_for_each_size(traced, prepared_photo
     assert traced["stats"]["unique_graphs"] == 3  # 16, 24 and 32 pixels; two epochs have 32
 
 
-def test_two_processes_compile_once_and_end_with_equal_weights(train):
-    """By DDP over gloo, with two micro-batches a step and a moving average; interrupted once, and resumed."""
-    options = (*COMPILED, *OPTIONS, "hardware.devices=2", "hardware.max_micro_batch=3", "model.bn_group=3")
-    whole = train("whole", *options, num_ranks=2, traced=True)
-    assert whole.exit_codes == [0, 0] and whole.result()["num_graphs"] == 1
+# By DDP over gloo, with two micro-batches a step and a moving average
+TWO_PROCESSES = (*COMPILED, *OPTIONS, "hardware.devices=2", "hardware.max_micro_batch=3", "model.bn_group=3")
+
+
+def test_two_processes_compile_once_and_have_equal_weights(train):
+    run = train("run", *TWO_PROCESSES, "training.epochs=2", num_ranks=2, traced=True)
+    assert run.exit_codes == [0, 0] and [run.result(rank)["num_graphs"] for rank in (0, 1)] == [1, 1]
+    for name in ("weights_sha256", "ema_sha256"):
+        assert run.result(0)[name] == run.result(1)[name]
+
+
+@pytest.mark.long
+def test_two_compiled_processes_resume_bit_for_bit(train):
+    whole = train("whole", *TWO_PROCESSES, num_ranks=2, traced=True)
     fault = {"signal_number": signal.SIGUSR1, "at_step": 2}
-    assert train("run", *options, num_ranks=2, traced=True, fault=fault).exit_code == 75
-    resumed = train("run", *options, num_ranks=2, traced=True)
-    assert resumed.exit_codes == [0, 0] and resumed.rows() == whole.rows()
+    assert train("run", *TWO_PROCESSES, num_ranks=2, traced=True, fault=fault).exit_code == 75
+    resumed = train("run", *TWO_PROCESSES, num_ranks=2, traced=True)
+    assert resumed.exit_codes == whole.exit_codes == [0, 0] and resumed.rows() == whole.rows()
     for name in ("weights_sha256", "ema_sha256"):
         assert {run.result(rank)[name] for run in (whole, resumed) for rank in (0, 1)} == {whole.result()[name]}
 
@@ -128,6 +137,25 @@ def test_a_network_that_cannot_be_compiled_is_refused(composed, monkeypatch):
     compiled = CompiledNetwork(nn.Linear(2, 2), composed("model=lenet5", *COMPILED))
     with pytest.raises(UserError, match=r"cannot compile lenet5: .*no kernel for this layer.*set training\.compile=n"):
         compiled(torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("is_signaled", [True, False], ids=["signaled", "not signaled"])
+def test_a_signal_that_also_ends_the_compiler_is_an_interruption(is_signaled, prepared_photos, tmp_path, monkeypatch):
+    """Ctrl-C and scancel reach all processes of a run."""
+
+    def fail(graph, inputs):
+        if is_signaled:
+            signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("g++ died with SIGTERM")
+
+    monkeypatch.setattr(compilation.torch, "compile", partial(torch.compile, backend=fail))
+    torch._dynamo.reset()
+    if is_signaled:
+        assert train_here(prepared_photos, tmp_path, *COMPILED)[0] == "interrupted"
+        assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
+    else:
+        with pytest.raises(UserError, match=r"cannot compile test_efficientnet: .*died with SIGTERM"):
+            train_here(prepared_photos, tmp_path, *COMPILED)
 
 
 def test_a_network_that_is_compiled_ever_again_is_refused(traced, composed):

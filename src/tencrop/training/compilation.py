@@ -46,6 +46,10 @@ def check_compiler(config: Config) -> None:
         )
 
 
+class NotCompiled(UserError):
+    """Torch could not compile the network, or was interrupted while it did."""
+
+
 class CompiledNetwork:
     """The forward pass of `network`, compiled together with its gradient at the first call.
 
@@ -74,11 +78,11 @@ class CompiledNetwork:
         )
 
     def __call__(self, inputs: Tensor) -> Any:
-        """Raises UserError if torch cannot compile the network."""
+        """Raises NotCompiled if torch cannot compile the network."""
         try:
             outputs = self._forward(inputs)
         except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
-            raise UserError(
+            raise NotCompiled(
                 f"training.compile={self.config.training.compile}: torch cannot compile {self.config.model.name}:"
                 f" {_first_paragraph(error)}; set training.compile=none"
             ) from error

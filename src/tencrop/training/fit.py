@@ -45,7 +45,7 @@ from tencrop.training.checkpoints import (
     set_aside,
 )
 from tencrop.training.classifier import Classifier
-from tencrop.training.compilation import check_compiler
+from tencrop.training.compilation import NotCompiled, check_compiler
 from tencrop.training.data_module import DataModule, validation_protocol
 from tencrop.training.determinism import check_deterministic
 from tencrop.training.distillation import read_teacher, set_distilled_training
@@ -120,6 +120,11 @@ def fit(
                 trainer.fit(classifier, data, ckpt_path=start)
         except Interrupted as reason:
             status, message = "interrupted", str(reason)
+        except NotCompiled:
+            # Ctrl-C and scancel signal the whole process group, and with it the compilers that torch runs.
+            if not interruption.is_requested:
+                raise
+            status, message = "interrupted", "interrupted while torch compiled the network; the same command continues"
         except Diverged as reason:
             saved = last if last.exists() else start
             state = f"{saved} is from before that" if saved else "there is no checkpoint yet"
