@@ -4,8 +4,8 @@
 
 The rows of the store are real, and all of them point to one photograph. Each rank is a process with the data module of
 a training. It consumes its part of 64 at half the pace that the node's cores can decode; a rank that finds no batch
-ready waits. A thread meanwhile computes the order of the next epoch, which is asked for right after the last step. Memory
-is private to a process (anonymous pages); the mapped store is shared and not counted.
+ready waits. A thread meanwhile computes the order of the next epoch, which is asked for right after the last step.
+Memory is private to a process (anonymous pages); the mapped store is shared and not counted.
 """
 
 import argparse
