@@ -82,8 +82,8 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
     weights = load_weights(path, ema=target.config.ema)
     network = build_model(target.config.model, num_classes=target.num_classes)
     config, source = with_preprocessing(target, network, weights)
-    name, by = f"{config.model.name} ({target.num_classes} classes)", config.weights_by
-    pairs = apply_weights(network, weights.state, source=str(path), name=name, by=by)
+    name, by = config.model.name, config.weights_by
+    pairs = apply_weights(network, weights.state, source=str(path), name=name, num_classes=target.num_classes, by=by)
     # normalization=dataset means the data that the network was trained on, not the data it is evaluated on.
     split = open_val_split(config)  # on all processes, so that broken data stops all of them
     statistics = statistics_of(weights, path) or split.statistics
