@@ -1,5 +1,6 @@
 """From weights to result.json: what is written, what is reused, and what is refused."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -27,7 +28,8 @@ from tencrop.evaluation import evaluate as module
 from tencrop.evaluation.errors import wilson_interval
 from tencrop.evaluation.evaluate import evaluate_scores, evaluate_targets, file_stem
 from tencrop.evaluation.predictions import load_scores
-from tencrop.evaluation.results import load_result, protocol_label
+from tencrop.evaluation.preprocessing import changed_normalization
+from tencrop.evaluation.results import differences_from_training, load_result, protocol_label
 from tencrop.evaluation.targets import EvaluationTarget
 from tencrop.models.checkpoint_files import weights_sha256
 from tencrop.training.checkpoints import AtomicCheckpointIO
@@ -279,6 +281,45 @@ def test_dataset_normalization_is_that_of_the_training(
     evaluate(config, checkpoint, tmp_path)
     used = json.loads(load_scores(tmp_path / "center.safetensors").metadata["normalization"])
     assert used == {"mean": [1.0, 2.0, 3.0], "std": [50.0, 51.0, 52.0]}
+
+
+def test_another_mean_than_that_of_the_training_is_named(
+    make_config, new_network, save_checkpoint, evaluate, tmp_path
+) -> None:
+    """The configuration of the training says "dataset" and no numbers, so only the checkpoint knows them."""
+    trained = make_config("normalization.mean=dataset", "normalization.std=[1,1,1]")
+    checkpoint = save_checkpoint(tmp_path / "last.ckpt", trained, new_network(trained))
+    same = make_config("normalization.mean=[1,2,3]", "normalization.std=[1,1,1]")
+    other = make_config("normalization.mean=[0,0,0]", "normalization.std=[1,1,1]")
+    as_in_file = dataclasses.asdict(trained)
+    for config, expected in ((trained, []), (same, []), (other, ["mean [0.0, 0.0, 0.0]"])):
+        result = evaluate(config, checkpoint, tmp_path / "out")
+        assert differences_from_training(result, as_in_file) == expected
+        assert ("changed_normalization" in result) == bool(expected)
+    scores = tmp_path / "out" / result["scores"]
+    joint = evaluate_scores(trained, [scores, shutil.copy(scores, tmp_path / "copy.safetensors")])
+    members = joint.result["members"]
+    assert [differences_from_training(joint.result | one, as_in_file) for one in members] == 2 * [expected]
+
+
+@pytest.mark.parametrize(
+    ("used", "trained", "typed", "changed"),
+    [
+        ({"mean": [0.1] * 3, "std": [1.0] * 3}, {"mean": np.float32([0.1] * 3).tolist(), "std": [1.0] * 3}, [], []),
+        ({"mean": [0.1] * 3, "std": [1.0] * 3}, {"mean": [0.1] * 3, "std": [2.0] * 3}, [], ["std"]),
+        ({"mean": [0.1] * 3, "std": [1.0] * 3}, {}, ["normalization"], ["mean", "std"]),
+        ({"mean": [0.1] * 3, "std": [1.0] * 3}, {}, ["normalization.mean", "protocol.size"], ["mean"]),
+        (
+            {"mean": [9.0] * 3, "std": [1.0] * 3},  # the mean color of the image that was subtracted
+            {"mean": [9.0] * 3, "std": [1.0] * 3, "mean_image_sha256": "ab"},
+            [],
+            ["mean"],
+        ),
+    ],
+    ids=["rounded", "std", "all typed", "mean typed", "mean image"],
+)
+def test_which_normalization_changed(used: Any, trained: Any, typed: list[str], changed: list[str]) -> None:
+    assert changed_normalization(used, trained, typed) == changed
 
 
 @pytest.mark.parametrize("library", ["torchvision", "timm"])

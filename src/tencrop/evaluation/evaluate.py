@@ -26,7 +26,7 @@ from tencrop.evaluation.checks import check_scorable
 from tencrop.evaluation.ensembles import ensemble, ensemble_facts, is_ensemble
 from tencrop.evaluation.inference import ScoringTask, open_val_split
 from tencrop.evaluation.predictions import Scores, cpu_group, load_scores, protocol_text, save_scores, saved_scores
-from tencrop.evaluation.preprocessing import preprocessing_line
+from tencrop.evaluation.preprocessing import changed_normalization, preprocessing_line
 from tencrop.evaluation.processes import joined_launched, score_split
 from tencrop.evaluation.protocols import default_side
 from tencrop.evaluation.publishers import with_preprocessing
@@ -89,13 +89,16 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
     statistics = statistics_of(weights, path) or split.statistics
     mean, std = mean_and_std(config.normalization, statistics)
     mean_image = mean_image_of(config, statistics, size=config.protocol.size)
-    if _is_first_rank() and (target.typed is not None or config.weights is not None):
+    if _is_first_rank() and (target.is_published or config.weights is not None):
         print(*pair_lines(pairs, path.name, config.model.name), sep="\n", end="\n" if pairs else "")
         print(preprocessing_line(path.name, config, mean, std, source), flush=True)
     index = evaluated_index(config, split)
     is_subset = len(index) < split.num_samples
     # The file of the result names the mean image by its digest; the image itself is in the checkpoint.
     mean_facts = {} if mean_image is None else {"mean_image_sha256": array_sha256(mean_image)}
+    used = {"mean": mean, "std": std, **mean_facts}
+    changed = changed_normalization(used, _trained_normalization(weights.metadata), target.typed)
+    used |= {"changed_normalization": changed} if changed else {}
     # What the scores depend on. Saved scores are reused only if all of it is equal.
     identity = {
         "protocol": protocol_text(config.protocol),
@@ -106,7 +109,7 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
         "weights_sha256": weights_sha256(network.state_dict()),
         "data": config.data.name,
         "source_fingerprint": evaluated_fingerprint(split, index),
-        "normalization": json.dumps({"mean": mean, "std": std, **mean_facts}),
+        "normalization": json.dumps(used),
         "precision": config.training.precision,
         "code_sha256": code_sha256(PACKAGE, SCORING),
         "allow_tf32": json.dumps(set_precision(config.training.precision)),
@@ -141,7 +144,7 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
         scores = score_split(task, network)
     if scores is None:
         return None
-    origin = {"mean": mean, "std": std, **mean_facts, "preprocessing": source, **_origin(target, weights.metadata)}
+    origin = {**used, "preprocessing": source, **_origin(target, weights.metadata)}
     return _save(scores, config, out, stem, is_saved=is_saved, **origin)
 
 
@@ -169,6 +172,15 @@ def _raise_on_all_ranks(refusal: UserError | None) -> None:
     """Raise rank 0's error on rank 0, and exit the others with its exit code, as they would wait for it forever."""
     if _broadcast_decision(refusal is not None):
         raise refusal or SystemExit(2)
+
+
+def _trained_normalization(metadata: dict[str, Any]) -> dict[str, Any]:
+    """What the training of one of our checkpoints subtracted and divided by; empty for other files."""
+    if not metadata:
+        return {}
+    image = metadata.get("mean_image")
+    facts = {} if image is None else {"mean_image_sha256": array_sha256(image)}
+    return {"mean": metadata["mean"], "std": metadata["std"], **facts}
 
 
 def _origin(target: EvaluationTarget, metadata: dict[str, Any]) -> dict[str, Any]:

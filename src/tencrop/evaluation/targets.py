@@ -42,8 +42,8 @@ class EvaluationTarget:
     path: Path  # a checkpoint, or a plain state dict
     manifest: dict[str, Any]  # that of the prepared data
     out: Path | None  # folder for its score files; None: evaluations/<model>-<hash of weights and data>
-    # Keys on the command line, for weights whose preprocessing comes from their publisher; None for all others.
-    typed: frozenset[str] | None = None
+    typed: frozenset[str] = frozenset()  # keys on the command line
+    is_published: bool = False  # the preprocessing comes from the publisher of the weights
 
     @property
     def num_classes(self) -> int:
@@ -213,7 +213,7 @@ def _target_of_plain_weights(
         config = apply_preprocessing(config, _preprocessing_of_run(config_of_run(run_dir, [], conf=CONF)), typed)
     # An experiment on the command line states the preprocessing itself.
     is_published = run_dir is None and typed.get("experiment") in (None, "auto")
-    return _make_target(config, path, out, frozenset(typed) if is_published else None)
+    return _make_target(config, path, out, frozenset(typed), is_published=is_published)
 
 
 def _preprocessing_of_run(run: Config) -> Preprocessing:
@@ -244,10 +244,17 @@ def _target_of_run(config: Config, path: Path, run_dir: Path, *, alone: bool) ->
     return target
 
 
-def _make_target(config: Config, path: Path, out: Path | None, typed: frozenset[str] | None = None) -> EvaluationTarget:
+def _make_target(
+    config: Config,
+    path: Path,
+    out: Path | None,
+    typed: frozenset[str] = frozenset(),
+    *,
+    is_published: bool = False,
+) -> EvaluationTarget:
     # A publisher's sizes are not known yet: check with a crop of one pixel, which fits all. publishers.py checks again.
-    check_protocol(config.protocol if typed is None else dataclasses.replace(config.protocol, size=1))
-    if typed is None:
+    check_protocol(dataclasses.replace(config.protocol, size=1) if is_published else config.protocol)
+    if not is_published:
         check_mean_image(config.protocol, config.normalization)
     # The cheap checks of train.py, all before torch is imported.
     manifest = read_manifest(config.data.root, config.data.name)
@@ -255,7 +262,7 @@ def _make_target(config: Config, path: Path, out: Path | None, typed: frozenset[
     check_data(config, manifest)
     if config.data.subset_of_val is not None:
         evaluated_index(config, open_split(config.data.root, "val", data=config.data.name))
-    return EvaluationTarget(config, path, manifest, out, typed)
+    return EvaluationTarget(config, path, manifest, out, typed, is_published)
 
 
 def _given_output(config: Config, alone: bool = True) -> Path | None:
