@@ -26,7 +26,8 @@ from tencrop.data.store.beton import RAW, Beton
 from tencrop.data.store.manifest import read_manifest
 from tencrop.evaluation import evaluate as module
 from tencrop.evaluation.errors import wilson_interval
-from tencrop.evaluation.evaluate import evaluate_scores, evaluate_targets, file_stem
+from tencrop.evaluation.evaluate import evaluate_scores, evaluate_targets
+from tencrop.evaluation.file_names import file_stem
 from tencrop.evaluation.predictions import load_scores
 from tencrop.evaluation.preprocessing import changed_normalization
 from tencrop.evaluation.results import differences_from_training, load_result, protocol_label
@@ -296,6 +297,9 @@ def test_another_mean_than_that_of_the_training_is_named(
         result = evaluate(config, checkpoint, tmp_path / "out")
         assert differences_from_training(result, as_in_file) == expected
         assert ("changed_normalization" in result) == bool(expected)
+    # the run's own result is still there
+    assert len(list((tmp_path / "out").glob("center-normalization????????.result.json"))) == 1
+    assert "changed_normalization" not in load_result(tmp_path / "out" / "center.result.json")
     scores = tmp_path / "out" / result["scores"]
     joint = evaluate_scores(trained, [scores, shutil.copy(scores, tmp_path / "copy.safetensors")])
     members = joint.result["members"]
@@ -480,5 +484,7 @@ def test_file_names_contain_what_differs_from_the_defaults(make_config) -> None:
     assert file_stem(make_config("protocol.resize=central_fraction", "protocol.side=null")) == "center-central_fraction"
     assert file_stem(make_config("data.loader=ffcv")) == "center-ffcv"
     assert file_stem(make_config("data.loader=torch")) == "center"
+    assert file_stem(make_config(), precision="fp32") == "center"
+    assert file_stem(make_config(), precision="bf16", normalization="12ab") == "center-fp32-normalization12ab"
     config = make_config("protocol=ten_crop", "protocol.region=square")
     assert file_stem(config, "ema", "best") == "ten_crop-square-best-ema"

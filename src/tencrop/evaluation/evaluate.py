@@ -24,14 +24,14 @@ from tencrop.data.augmentation.color import mean_and_std
 from tencrop.data.augmentation.mean_image import array_sha256, mean_image_of
 from tencrop.evaluation.checks import check_scorable
 from tencrop.evaluation.ensembles import ensemble, ensemble_facts, is_ensemble
+from tencrop.evaluation.file_names import file_stem, joint_stem
 from tencrop.evaluation.inference import ScoringTask, open_val_split
 from tencrop.evaluation.predictions import Scores, cpu_group, load_scores, protocol_text, save_scores, saved_scores
 from tencrop.evaluation.preprocessing import changed_normalization, preprocessing_line
 from tencrop.evaluation.processes import joined_launched, score_split
-from tencrop.evaluation.protocols import default_side
 from tencrop.evaluation.publishers import with_preprocessing
 from tencrop.evaluation.results import load_result, result_name, result_of, save_result
-from tencrop.evaluation.subsets import evaluated_fingerprint, evaluated_index, subset_hash
+from tencrop.evaluation.subsets import evaluated_fingerprint, evaluated_index
 from tencrop.evaluation.targets import EVALUATIONS, EvaluationTarget
 from tencrop.models.checkpoint_files import weights_sha256
 from tencrop.models.factory import build_model
@@ -39,7 +39,6 @@ from tencrop.models.mappings import pair_lines
 from tencrop.models.weights import apply_weights, load_weights, statistics_of
 from tencrop.training.precision import set_precision
 
-MAX_STEM = 200  # characters; file systems allow 255 bytes, and the suffixes take some
 REMEDY = "make room, or name another folder with evaluate.py's output=DIR"
 
 
@@ -120,7 +119,13 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
     # The hash of weights and data in the folder's name keeps other weights of the same model from overwriting these.
     out = target.out or EVALUATIONS / f"{config.model.name.replace('/', '-')}-{digest}"
     # Only our own checkpoints are "last" or "best"; the name of a downloaded file says nothing of that kind.
-    stem = file_stem(config, weights.kind, path.stem if weights.metadata else "last")
+    stem = file_stem(
+        config,
+        weights.kind,
+        path.stem if weights.metadata else "last",
+        precision=target.own_precision,
+        normalization=_short_hash(identity["normalization"]) if changed else None,
+    )
     # Only rank 0 reads saved scores (400 MB for ImageNet) and decides; the others get its decision.
     scores = refusal = None
     if _is_first_rank():
@@ -201,10 +206,9 @@ def _origin(target: EvaluationTarget, metadata: dict[str, Any]) -> dict[str, Any
 
 
 def _evaluate_ensemble(targets: Sequence[EvaluationTarget], found: Sequence[Evaluated]) -> Evaluated:
-    config = targets[0].config
-    stem = _joint_stem([file_stem(target.config) for target in targets])
-    names = [str(target.path) for target in targets]
-    return _save_ensemble([one.scores for one in found], [one.result for one in found], names, config, stem)
+    names, results = [str(target.path) for target in targets], [one.result for one in found]
+    stem = joint_stem(Path(result["scores"]).stem for result in results)
+    return _save_ensemble([one.scores for one in found], results, names, targets[0].config, stem)
 
 
 def evaluate_scores(config: Config, paths: Sequence[Path]) -> Evaluated:
@@ -217,7 +221,7 @@ def evaluate_scores(config: Config, paths: Sequence[Path]) -> Evaluated:
         if is_ensemble(member):
             raise UserError(f"{path}: is the mean of several members; list those instead, so that each counts once")
     results = [_result_beside(path, member) for path, member in zip(paths, members, strict=True)]
-    stem = _joint_stem([path.stem for path in paths])
+    stem = joint_stem(path.stem for path in paths)
     return _save_ensemble(members, results, [str(path) for path in paths], config, stem)
 
 
@@ -241,36 +245,6 @@ def _result_beside(path: Path, scores: Scores) -> dict[str, Any]:
         if file.exists() and (result := load_result(file))["weights_sha256"] == scores.metadata["weights_sha256"]:
             return result
     return {}
-
-
-def _joint_stem(stems: Sequence[str]) -> str:
-    """File name of an ensemble's scores: the members' names, or "ensemble" if these are too long for a file system."""
-    name = "+".join(dict.fromkeys(stems))
-    return name if len(name) <= MAX_STEM else "ensemble"
-
-
-def file_stem(config: Config, kind: str = "raw", checkpoint: str = "last") -> str:
-    """File name of the scores without suffix: the protocol, then every setting that differs from the recipe's default.
-
-    The defaults are the recipe's own sizes and filter, the whole image rescaled by its shorter side, raw weights, the
-    last checkpoint, a loader that decodes to Pillow's pixels, and the whole split.
-    """
-    protocol = config.protocol
-    sides = "-".join(str(side or "kept") for side in protocol.sides)
-    parts = {
-        protocol.name: True,
-        protocol.region: protocol.region != "whole",
-        protocol.resize: protocol.resize != "shorter_side",
-        f"side{sides}": protocol.resize != "central_fraction"
-        and protocol.side != default_side(protocol.name, config.short_side),
-        f"size{protocol.size}": protocol.size != config.image_size,
-        protocol.filter: protocol.filter != config.augmentation.filter,
-        checkpoint: checkpoint != "last",
-        kind: kind != "raw",
-        "ffcv": config.data.loader == "ffcv",
-        f"subset{subset_hash(config)}": config.data.subset_of_val is not None,
-    }
-    return "-".join(part for part, differs in parts.items() if differs)
 
 
 def _save(
