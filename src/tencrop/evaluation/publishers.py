@@ -31,7 +31,7 @@ def with_preprocessing(target: EvaluationTarget, network: nn.Module, weights: We
     command line sets a side that is smaller than the publisher's crop.
     """
     config, typed = target.config, target.typed
-    if typed is None:
+    if not target.is_published:
         return config, "the configuration"
     if weights.preprocessing:
         wanted = _of_export(weights.preprocessing)
