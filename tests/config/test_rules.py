@@ -171,6 +171,7 @@ RAMP += ["augmentation.progressive.end_ramp=5"]
         ([*RAMP, "augmentation.progressive.start_size=224"], "must be below augmentation.size=224, and both"),
         ([*RAMP, "augmentation.progressive.start_size=100"], r"=100: must be .* multiples of .*multiple=32"),
         ([*RAMP, "augmentation.size=200"], "must be below augmentation.size=200, and both multiples of"),
+        ([*RAMP, "normalization.mean=image_center"], "=128: normalization.mean=image_center .* of augmentation.size=224"),
         ([*RAMP, "augmentation=random_crop"], "augmentation.crop=random cuts a window of this many pixels"),
         ([*RAMP, "augmentation.progressive.end_ramp=90"], r"before an epoch has augmentation.size=224 .*epochs=90\)"),
         ([*RAMP, "augmentation.progressive.end_ramp=0"], "end_ramp=0: must be above 0"),

@@ -119,10 +119,22 @@ def check_ramp(augmentation: Augmentation, *, num_epochs: float, budget: str) ->
 
 
 def _check_mean_image(config: Config) -> None:
-    """For mean=image, a crop has a place in the mean image only if it is taken from a square of that image's size."""
+    """Raise UserError for training crops from which the mean image cannot be subtracted.
+
+    For mean=image, a crop has a place in it only if it is taken from a square of its size; the center has one size.
+    """
     augmentation, side = config.augmentation, MEAN_IMAGE_SIDE
     # Weights from a file are evaluated only, whatever the training crops are; protocol_rules.py checks the test's.
-    if config.normalization.mean != "image" or config.weights is not None or config.checkpoint is not None:
+    if config.weights is not None or config.checkpoint is not None:
+        return
+    start_size = augmentation.progressive.start_size
+    if config.normalization.mean == "image_center" and start_size is not None:
+        raise UserError(
+            f"augmentation.progressive.start_size={start_size}: normalization.mean=image_center subtracts an image of"
+            f" augmentation.size={augmentation.size} pixels, which smaller crops do not have; set"
+            " normalization.mean=dataset, or augmentation.progressive.start_size=null"
+        )
+    if config.normalization.mean != "image":
         return
     is_square = augmentation.region == "square" and augmentation.side == [side, side]
     if augmentation.crop != "random" or not is_square or config.short_side != side:
