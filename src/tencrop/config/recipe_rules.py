@@ -8,6 +8,7 @@ from __future__ import annotations
 from tencrop.config.fields import as_typed
 from tencrop.config.schema import (
     MEAN_IMAGE_SIDE,
+    MEAN_IMAGES,
     RANDOM_SIZED,
     Augmentation,
     Config,
@@ -293,10 +294,11 @@ def _check_distill(distill: Distill, config: Config) -> None:
                 f"training.distill.{unused[0]}: without training.distill.teacher nothing is distilled; give it a run"
                 f" folder or a file, or leave training.distill.{unused[0]} out"
             )
-    elif config.normalization.mean == "image":
+    elif config.normalization.mean in MEAN_IMAGES:
         raise UserError(
             f"training.distill.teacher={distill.teacher}: its inputs are made from the student's, from which"
-            " normalization.mean=image subtracts a mean at every pixel; set normalization.mean=dataset"
+            f" normalization.mean={config.normalization.mean} subtracts a mean at every pixel; set"
+            " normalization.mean=dataset"
         )
 
 
