@@ -73,6 +73,14 @@ def test_every_option_composes(composed, group, option):
             ["schedule=constant", "schedule.unit=epoch"],
             "schedule=constant without warm-up does not change lr within an",
         ),
+        (
+            ["schedule=cosine", "schedule.unit=epoch", "schedule.warmup_epochs=0.5"],
+            "schedule.warmup_epochs: 0.5 is not a whole number of epochs",
+        ),
+        (
+            ["schedule.unit=epoch", "schedule.milestones=[30,60.5]"],
+            "schedule.milestones: 60.5 is not a whole number of epochs",
+        ),
         (["schedule=poly", "schedule.power=0"], "schedule.power=0: must be above 0"),
         (["schedule=step", "+schedule.power=1"], "schedule.power=1.0: schedule.name=step does not use it"),
         (["training.steps=100"], "training.steps=100: training.epochs=90 is a second budget; add training.epochs=null"),
@@ -146,6 +154,14 @@ def test_every_option_composes(composed, group, option):
         (["augmentation.mixing.mixup_alpha=0.2"], "mixup_alpha or cutmix_alpha is above 0 and needs it; give"),
         (["augmentation.mixing.mix_group=64"], "nothing is mixed"),
         (["augmentation.mixing.cutmix_alpha=1", "augmentation.mixing.mix_group=1"], "a single sample has no partner"),
+        (
+            [
+                "augmentation.mixing.mixup_alpha=1",
+                "augmentation.mixing.mix_group=2",
+                "augmentation.mixing.prob=0",
+            ],
+            "augmentation.mixing.prob=0: no group is mixed; raise it",
+        ),
         (["short_side=200", "protocol.side=256"], "short_side=200: a crop of image_size=224"),
     ],
 )

@@ -75,9 +75,14 @@ def _check_augmentation(augmentation: Augmentation) -> None:
             f"augmentation.mixing.mix_group={mixing.mix_group}: nothing is mixed;"
             " raise mixup_alpha or cutmix_alpha above 0, or set augmentation.mixing.mix_group=null"
         )
-    # It would train without mixing, under a name and a hash that say the opposite.
+    # Either would train without mixing, under a name and a hash that say the opposite.
     if is_mixed and mixing.mix_group == 1:
         raise UserError("augmentation.mixing.mix_group=1: a single sample has no partner; set it to 2 or more")
+    if is_mixed and mixing.prob == 0:
+        raise UserError(
+            "augmentation.mixing.prob=0: no group is mixed; raise it, or set mixup_alpha and cutmix_alpha to 0 and"
+            " mix_group to null"
+        )
 
 
 def _check_progressive(augmentation: Augmentation, training: Training) -> None:
@@ -189,6 +194,15 @@ def _check_schedule(schedule: Schedule, training: Training) -> None:
                 f"schedule.knots={_listed(schedule.knots)}: {num_knots} epochs, and {num_factors} schedule.factors;"
                 " give two or more epochs, and a factor for each"
             )
+    # Rounding them would train another schedule than the one in the learning hash.
+    epochs = {"warmup_epochs": [schedule.warmup_epochs], "milestones": schedule.milestones or []}
+    for key, values in epochs.items() if schedule.unit == "epoch" else ():
+        for value in values:
+            if value % 1:
+                raise UserError(
+                    f"schedule.{key}: {value:g} is not a whole number of epochs, and schedule.unit=epoch changes lr"
+                    " between epochs only; round it, or set schedule.unit=step"
+                )
     # The value changes nothing here and yet enters the learning hash: two folders would hold the same run.
     if schedule.unit == "epoch" and schedule.name in ("constant", "plateau") and schedule.warmup_epochs == 0:
         raise UserError(
