@@ -344,6 +344,7 @@ def test_one_preparation_at_a_time(photo_folder, data_config, tmp_path, monkeypa
     ("arguments", "sentence"),
     [
         (["data=imagefolder", "data.source=/nowhere"], "data.source=/nowhere: there is no such folder"),
+        (["data=mnist", "data.check_md5=true", "verify=true"], "check_md5=true: verify=true reads the prepared files,"),
         (["data=imagefolder"], "data.source: where are the images? Run: python prepare.py data=imagefolder"),
         (["data=digits", "workers=0"], "workers=0: must be auto or a whole number above 0"),
         (["data=digits", "data.rot=x"], "data.rot: there is no such key"),

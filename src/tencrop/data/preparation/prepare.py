@@ -185,6 +185,13 @@ def _is_prepared(root: Path, data: Data, console: Console) -> bool:
     if not (root / "manifest.json").exists():
         return False
     _check_prepared(root, data)
+    if data.check_md5:
+        if data.source is None:
+            raise UserError(
+                f"data.check_md5=true: {root} is already prepared, and the archives to check are not known; give their"
+                " folder with data.source=DIR, or leave it out"
+            )
+        _check_archives(open_source(data), console)
     console.print(f"{root}: already prepared")
     return True
 
