@@ -158,7 +158,8 @@ class DataModule(pl.LightningDataModule):
     def check(self, batch: Batch, epoch: int, batch_idx: int) -> None:
         """Assert that this is micro-batch `batch_idx` of `epoch`, not replayed or skipped, and add it to the digest."""
         positions = self.positions()[batch_idx]
-        assert np.array_equal(batch.index, self.samples(positions, epoch)[0]), (epoch, batch_idx)
+        index = self.order(epoch)[positions // self.config.augmentation.repeats]
+        assert np.array_equal(batch.index, index), (epoch, batch_idx)
         # Positions in the run, not in the epoch: the same sample in another epoch must count differently.
         images_per_epoch = self.steps_per_epoch * self.config.training.global_batch
         self.digest.add(batch.hashes, epoch * images_per_epoch + positions)
@@ -172,7 +173,9 @@ class DataModule(pl.LightningDataModule):
         self.digest.sums.copy_(state_dict["digest"] if is_first else torch.zeros_like(self.digest.sums))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Copy the tensors asynchronously; the NumPy arrays stay on the host, and so do tensors already there."""
+        """Copy the tensors asynchronously; the NumPy arrays stay on the host. Returns a batch that is there already."""
+        if batch.images.device == device:
+            return batch
 
         def move(value: Any) -> Any:
             return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
