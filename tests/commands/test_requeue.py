@@ -42,6 +42,32 @@ def test_any_run_of_a_sweep_counts(tmp_path):
     assert requeue(words, "7")
 
 
+FOR_HYDRA = {
+    "a folder of one's own": ["experiment=mine", "RUNS", "--config-dir", "own"],
+    "the same, in front": ["--config-dir=own", "experiment=mine", "RUNS"],
+    "a search path": ["experiment=mine", "RUNS", "hydra.searchpath=[file://own]"],
+    "its folder": ["experiment=lenet5_digits", "RUNS", "hydra.run.dir=x"],
+    "its launcher": ["experiment=lenet5_digits", "seed=0,1", "-m", "hydra/launcher=basic", "RUNS"],
+}
+
+
+@pytest.mark.parametrize("case", FOR_HYDRA)
+def test_words_that_are_for_hydra_do_not_end_the_job(case, tmp_path):
+    folder = tmp_path / "own"
+    (folder / "experiment").mkdir(parents=True)
+    mine = "# @package _global_\ndefaults: [lenet5_digits]\nname: mine\n"
+    (folder / "experiment" / "mine.yaml").write_text(mine)
+    values = {"RUNS": f"runs={tmp_path}", "hydra.searchpath=[file://own]": f"hydra.searchpath=[file://{folder}]"}
+    words = [values.get(word, word) for word in FOR_HYDRA[case]]
+    assert requeue(words, "7")
+    own = [word for word in words if word.startswith("experiment=")]
+    run_dir = run_path(compose_training([*own, f"runs={tmp_path}"], CONF, "own"))
+    assert run_dir.parent.name == own[0].removeprefix("experiment=")
+    (run_dir / "checkpoints").mkdir(parents=True)
+    (run_dir / "checkpoints" / "last.ckpt").touch()
+    assert [requeue(words, "7") for _ in range(4)] == [True] * 4, "the checkpoint counts as progress"
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"checkpoints": 1, "num_without_progress": 9}'])
 def test_a_damaged_count_starts_again(content, tmp_path, capsys):
     (tmp_path / ".requeues").mkdir()

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tencrop.config import Config
+from tencrop.data.augmentation.color import mean_and_std
 from tencrop.data.preparation.prepare import prepare
 from tencrop.data.store.manifest import read_manifest
 from tencrop.evaluation.evaluate import evaluate_run
@@ -64,7 +65,8 @@ def save_checkpoint() -> Callable[..., Path]:
     def save(path: Path, config: Config, network: nn.Module, ema: nn.Module | None = None) -> Path:
         networks = {"model": network} | ({} if ema is None else {"ema": ema})
         state = {f"{kind}.{name}": value for kind, net in networks.items() for name, value in net.state_dict().items()}
-        facts = {"seed": config.seed, "step": 7, "total_steps": 7, "mean": [1.0, 2.0, 3.0], "std": [50.0, 51.0, 52.0]}
+        mean, std = mean_and_std(config.normalization, {"mean": [1.0, 2.0, 3.0], "std": [50.0, 51.0, 52.0]})
+        facts: dict[str, Any] = {"seed": config.seed, "step": 7, "total_steps": 7, "mean": mean, "std": std}
         facts |= {"model": config.model.name, "run_id": run_manifest(path.parent.parent).get("run_id")}
         checkpoint = {"state_dict": {**state, "train_counts": torch.zeros(4)}, "tencrop": facts}
         AtomicCheckpointIO().save_checkpoint(checkpoint, path)

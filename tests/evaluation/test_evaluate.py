@@ -1,5 +1,6 @@
 """From weights to result.json: what is written, what is reused, and what is refused."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -25,9 +26,11 @@ from tencrop.data.store.beton import RAW, Beton
 from tencrop.data.store.manifest import read_manifest
 from tencrop.evaluation import evaluate as module
 from tencrop.evaluation.errors import wilson_interval
-from tencrop.evaluation.evaluate import evaluate_scores, evaluate_targets, file_stem
+from tencrop.evaluation.evaluate import evaluate_scores, evaluate_targets
+from tencrop.evaluation.file_names import file_stem
 from tencrop.evaluation.predictions import load_scores
-from tencrop.evaluation.results import load_result, protocol_label
+from tencrop.evaluation.preprocessing import changed_normalization
+from tencrop.evaluation.results import differences_from_training, load_result, protocol_label
 from tencrop.evaluation.targets import EvaluationTarget
 from tencrop.models.checkpoint_files import weights_sha256
 from tencrop.training.checkpoints import AtomicCheckpointIO
@@ -281,6 +284,48 @@ def test_dataset_normalization_is_that_of_the_training(
     assert used == {"mean": [1.0, 2.0, 3.0], "std": [50.0, 51.0, 52.0]}
 
 
+def test_another_mean_than_that_of_the_training_is_named(
+    make_config, new_network, save_checkpoint, evaluate, tmp_path
+) -> None:
+    """The configuration of the training says "dataset" and no numbers, so only the checkpoint knows them."""
+    trained = make_config("normalization.mean=dataset", "normalization.std=[1,1,1]")
+    checkpoint = save_checkpoint(tmp_path / "last.ckpt", trained, new_network(trained))
+    same = make_config("normalization.mean=[1,2,3]", "normalization.std=[1,1,1]")
+    other = make_config("normalization.mean=[0,0,0]", "normalization.std=[1,1,1]")
+    as_in_file = dataclasses.asdict(trained)
+    for config, expected in ((trained, []), (same, []), (other, ["mean [0.0, 0.0, 0.0]"])):
+        result = evaluate(config, checkpoint, tmp_path / "out")
+        assert differences_from_training(result, as_in_file) == expected
+        assert ("changed_normalization" in result) == bool(expected)
+    # the run's own result is still there
+    assert len(list((tmp_path / "out").glob("center-normalization????????.result.json"))) == 1
+    assert "changed_normalization" not in load_result(tmp_path / "out" / "center.result.json")
+    scores = tmp_path / "out" / result["scores"]
+    joint = evaluate_scores(trained, [scores, shutil.copy(scores, tmp_path / "copy.safetensors")])
+    members = joint.result["members"]
+    assert [differences_from_training(joint.result | one, as_in_file) for one in members] == 2 * [expected]
+
+
+@pytest.mark.parametrize(
+    ("used", "trained", "typed", "changed"),
+    [
+        ({"mean": [0.1] * 3, "std": [1.0] * 3}, {"mean": np.float32([0.1] * 3).tolist(), "std": [1.0] * 3}, [], []),
+        ({"mean": [0.1] * 3, "std": [1.0] * 3}, {"mean": [0.1] * 3, "std": [2.0] * 3}, [], ["std"]),
+        ({"mean": [0.1] * 3, "std": [1.0] * 3}, {}, ["normalization"], ["mean", "std"]),
+        ({"mean": [0.1] * 3, "std": [1.0] * 3}, {}, ["normalization.mean", "protocol.size"], ["mean"]),
+        (
+            {"mean": [9.0] * 3, "std": [1.0] * 3},  # the mean color of the image that was subtracted
+            {"mean": [9.0] * 3, "std": [1.0] * 3, "mean_image_sha256": "ab"},
+            [],
+            ["mean"],
+        ),
+    ],
+    ids=["rounded", "std", "all typed", "mean typed", "mean image"],
+)
+def test_which_normalization_changed(used: Any, trained: Any, typed: list[str], changed: list[str]) -> None:
+    assert changed_normalization(used, trained, typed) == changed
+
+
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_plain_weights_of_both_libraries(library: str, suffix: str, make_config, prepared_photos, tmp_path) -> None:
@@ -439,5 +484,7 @@ def test_file_names_contain_what_differs_from_the_defaults(make_config) -> None:
     assert file_stem(make_config("protocol.resize=central_fraction", "protocol.side=null")) == "center-central_fraction"
     assert file_stem(make_config("data.loader=ffcv")) == "center-ffcv"
     assert file_stem(make_config("data.loader=torch")) == "center"
+    assert file_stem(make_config(), precision="fp32") == "center"
+    assert file_stem(make_config(), precision="bf16", normalization="12ab") == "center-fp32-normalization12ab"
     config = make_config("protocol=ten_crop", "protocol.region=square")
     assert file_stem(config, "ema", "best") == "ten_crop-square-best-ema"

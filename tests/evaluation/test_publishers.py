@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from tencrop.evaluation.publishers import published, with_preprocessing
 from tencrop.evaluation.results import load_result
 from tencrop.evaluation.targets import EvaluationTarget, evaluation_targets
 from tencrop.models.factory import build_model
+from tencrop.models.published_files import torchvision_entry
 from tencrop.models.weights import Weights
 from tencrop.records import run_folder as records
 from tencrop.training.checkpoints import AtomicCheckpointIO
@@ -32,7 +34,7 @@ from typed import layer_at
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
 HALF, OF_IMAGENET = [127.5] * 3, [123.675, 116.28, 103.53]
-VIT = "timm's vit_base_patch16_224.augreg2_in21k_ft_in1k"
+VIT = "timm's default, vit_base_patch16_224.augreg2_in21k_ft_in1k"
 GOOGLENET = ["model=timm", "model.name=torchvision/googlenet", "+model.kwargs.init_weights=false"]
 RESNET = ("model=timm", "model.name=test_resnet")  # timm's smallest; it wants 0.5, bilinear, 160 of 168 px
 
@@ -125,8 +127,14 @@ def test_the_command_line_takes_precedence(with_weights) -> None:
     ("words", "mean", "filter", "size", "side", "publisher"),
     [
         (["model=vit_base_patch16_224"], HALF, "bicubic", 224, 248, VIT),
-        (["model=vit_base_patch16_384"], HALF, "bicubic", 384, 384, "timm's vit_base_patch16_384.augreg_in21k_ft_in1k"),
-        (["model=resnet50"], OF_IMAGENET, "bicubic", 288, 288, "timm's resnet50.a1_in1k"),  # its sizes for testing
+        (
+            ["model=vit_base_patch16_384"],
+            HALF, "bicubic", 384, 384, "timm's default, vit_base_patch16_384.augreg_in21k_ft_in1k",
+        ),
+        (  # its sizes for testing
+            ["model=resnet50"],
+            OF_IMAGENET, "bicubic", 288, 288, "timm's default, resnet50.a1_in1k",
+        ),
         (
             ["model=resnet50", "+model.kwargs.pretrained_cfg=tv_in1k"],
             OF_IMAGENET, "bilinear", 224, 256, "timm's resnet50.tv_in1k",
@@ -137,7 +145,7 @@ def test_the_command_line_takes_precedence(with_weights) -> None:
         ),
         (
             ["model=timm", "model.name=torchvision/resnet50"],
-            OF_IMAGENET, "bilinear", 224, 232, "torchvision's ResNet50_Weights.IMAGENET1K_V2",
+            OF_IMAGENET, "bilinear", 224, 232, "torchvision's default, ResNet50_Weights.IMAGENET1K_V2",
         ),
         (
             GOOGLENET,
@@ -157,10 +165,65 @@ def test_publishers(with_weights, words, mean, filter, size, side, publisher) ->
     assert (config.augmentation.filter, config.image_size, config.short_side) == (filter, size, side)
 
 
+@pytest.mark.parametrize(
+    ("file", "words", "filter", "size", "side", "publisher"),
+    [
+        (
+            "resnet50-0676ba61.pth", ["model=timm", "model.name=torchvision/resnet50"],
+            "bilinear", 224, 256, "torchvision's ResNet50_Weights.IMAGENET1K_V1",
+        ),
+        (
+            "resnet50-11ad3fa6.pth", ["model=timm", "model.name=torchvision/resnet50"],
+            "bilinear", 224, 232, "torchvision's ResNet50_Weights.IMAGENET1K_V2",
+        ),
+        (
+            "vit_b_16_swag-9ac1b537.safetensors", ["model=timm", "model.name=torchvision/vit_b_16"],
+            "bicubic", 384, 384, "torchvision's ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1",
+        ),
+        ("resnet50-0676ba61.pth", ["model=resnet50"], "bilinear", 224, 256, "timm's resnet50.tv_in1k"),
+        ("resnet50.a3_in1k.safetensors", ["model=resnet50"], "bicubic", 224, 235, "timm's resnet50.a3_in1k"),
+        (
+            "resnet50-0676ba61.pth", ["model=resnet50", "+model.kwargs.pretrained_cfg=a3_in1k"],
+            "bicubic", 224, 235, "timm's resnet50.a3_in1k",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)  # fmt: skip
+def test_a_published_file_is_recognized_by_its_name(with_weights, file, words, filter, size, side, publisher) -> None:
+    config, source = used(with_weights(*words, path=file))
+    assert source == publisher
+    assert (config.protocol.filter, config.protocol.size, config.protocol.side) == (filter, size, side)
+
+
+def test_every_file_of_torchvisions_has_its_own_entry() -> None:
+    for name in torchvision.models.list_models(module=torchvision.models):
+        for weights in torchvision.models.get_model_weights(name):
+            assert torchvision_entry(name, Path(weights.url).with_suffix(".safetensors")) == (weights, False)
+
+
+@pytest.mark.parametrize("file", ["squeezenet1_1-b8a52dc0.pth", "renamed.pth"])
+def test_torchvisions_weights_of_our_own_network_are_evaluated(with_weights, file, capsys) -> None:
+    """Under torchvision's names, also with a prefix: renamed, and preprocessed as torchvision does."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.squeezenet1_1(num_classes=3)
+    torch.save({f"module.{key}": value for key, value in theirs.state_dict().items()}, file)
+    (found,) = evaluate_targets([with_weights("model=squeezenet_1_1", path=file)])
+    (expected,) = evaluate_targets([with_weights("model=timm", "model.name=torchvision/squeezenet1_1", path=file)])
+    torch.testing.assert_close(found.scores.logits, expected.scores.logits)
+    ours, its = capsys.readouterr().out.splitlines()
+    assert ours == its and ours.endswith("224 of 256 px (torchvision's SqueezeNet1_1_Weights.IMAGENET1K_V1)")
+
+
+def test_the_message_about_other_weights_has_the_number_of_classes(with_weights, saved_resnet) -> None:
+    with pytest.raises(UserError, match=r"its weights do not fit squeezenet_1_1 \(3 classes\): missing: "):
+        evaluate_targets([with_weights("model=squeezenet_1_1")])
+
+
 def test_an_unsupported_crop_mode_is_reported() -> None:
+    model = Model("coat_lite_medium_384", {}, False, None)
     with torch.device("meta"):
-        network = build_model(Model("coat_lite_medium_384", {}, False, None), num_classes=10)
-    found = published("coat_lite_medium_384", network)
+        network = build_model(model, num_classes=10)
+    found = published(model, network, Weights({}, "raw", {}, {}), Path("weights.pth"))
     assert found is not None and found.source.endswith("whose crop_mode squash is not supported here")
 
 

@@ -38,6 +38,8 @@ def test_a_checkpoint_is_evaluated_with_its_runs_configuration(make_config, run_
     assert member.out is not None and member.out.resolve() == run_folder.resolve() / "predictions"
     monkeypatch.chdir(run_folder / "checkpoints")
     config.checkpoint = "last.ckpt"
+    (member,) = evaluation_targets(config, [*typed[:1], "training.precision=bf16"])
+    assert (member.config.training.precision, member.own_precision) == ("bf16", "fp32"), "named in the scores' file"
     (member,) = evaluation_targets(config, typed[:1])
     assert member.out == run_folder / "predictions"
     assert member.config.protocol.name == "five_crop", "the run's own"

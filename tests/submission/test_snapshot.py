@@ -74,6 +74,19 @@ def test_the_same_code_is_written_once_and_a_changed_snapshot_is_refused(files, 
         write_snapshot(folder, files)
 
 
+def test_a_snapshot_that_another_submission_writes_meanwhile_is_used(tmp_path, monkeypatch):
+    files = {"train.py": b"# code"}
+    folder, rename = snapshot_folder(tmp_path, files), os.rename
+
+    def late(partial: Path, target: Path) -> None:
+        shutil.copytree(partial, target, symlinks=True)  # by the other one
+        rename(partial, target)
+
+    monkeypatch.setattr(snapshots.os, "rename", late)
+    assert not write_snapshot(folder, files)
+    assert list(tmp_path.iterdir()) == [folder] and (folder / "train.py").read_bytes() == files["train.py"]
+
+
 def test_a_snapshot_that_fails_leaves_nothing(files, tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")

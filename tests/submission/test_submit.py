@@ -1,16 +1,21 @@
 """submit.py as a user runs it, with a stand-in for SLURM; tests/cluster has a real one."""
 
 import json
+import re
 import shutil
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from submission.checkout import CHAIN, TABLE, git, run
 from tencrop.commands.submit import main
-from tencrop.config import UserError, run_path
+from tencrop.config import Cluster, Hardware, UserError, run_path
 from tencrop.config.run_config import read_written_config
+from tencrop.submission import submit as submission
+from tencrop.submission.batch import SEEDS, Job
 from tencrop.submission.submit import RECORD, _sbatch, active_job
 
 
@@ -88,6 +93,7 @@ REFUSED = {
     "seeds": (["seed=1,1"], "seed=1,1: names a seed twice"),
     "cluster": (["cluster=none"], "there is no conf/cluster/none.yaml"),
     "key of a cluster": (["cluster.nodes=3"], "cluster.nodes: there is no such key"),
+    "folder of one's own": (["--config-dir", "."], "its files are not in the copy of the code that a job runs"),
     "table and recipe": (["table=lenet5_mnist"], "each row gives the runs and the protocol"),
 }
 
@@ -167,6 +173,41 @@ def test_a_training_that_starts_from_another_run_waits_for_its_job(checkout, slu
     submit(checkout, "table=digits_of_a_test", *common)
     found = [word for call in slurm.calls()[6:-1] for word in call if word.startswith("--dependency=")]
     assert found == ["--dependency=afterok:101_1", "--dependency=afterok:103"]
+
+
+OTHER_SUBMISSION = """
+import sys
+from pathlib import Path
+from tencrop.config import Cluster, Hardware
+from tencrop.submission.batch import SEEDS, Job
+from tencrop.submission.submit import submit
+job = Job("other", SEEDS, Path(sys.argv[1]), (), Hardware("cpu", 1, 1, 1, None), seeds=(0, 1))
+submit(job, Cluster(), {SEEDS: b"# code"}, [])
+"""
+
+
+def test_a_refused_submission_keeps_the_snapshot_that_another_has_begun_to_use(slurm, tmp_path, monkeypatch):
+    """Arrays of variants, submitted at once, share a snapshot in runs/NAME. SLURM refuses the one that wrote it."""
+    job = Job("one", SEEDS, tmp_path / "runs", (), Hardware("cpu", 1, 1, 1, None), seeds=(0, 1))
+    others: list[subprocess.Popen[bytes]] = []
+
+    def refuse(_: object) -> str:
+        lock = (job.folder / ".submit.lock").stat().st_ino
+        others.append(other := subprocess.Popen([sys.executable, "-c", OTHER_SUBMISSION, str(job.folder)]))
+        # until the other submission waits, or would have ended beside this one
+        while other.poll() is None and not re.search(rf"-> POSIX .*:{lock} ", Path("/proc/locks").read_text()):
+            time.sleep(0.01)
+        raise UserError("refused")
+
+    monkeypatch.setattr(submission, "_sbatch", refuse)
+    with pytest.raises(UserError, match="refused"):
+        submission.submit(job, Cluster(), {SEEDS: b"# code"}, [])
+    assert others[0].wait(timeout=900) == 0
+    ((*_, batch_file),) = slurm.calls()
+    assert Path(batch_file).read_bytes() == b"# code"
+    assert [path.name for path in job.folder.iterdir()] == [Path(batch_file).parents[1].name], (
+        "no lock, no partial copy"
+    )
 
 
 @pytest.mark.parametrize("program", ["squeue", "sbatch"])

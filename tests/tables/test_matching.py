@@ -214,6 +214,7 @@ CHANGED: dict[str, tuple[dict[str, Any], str]] = {
     "step": ({"total_steps": 20}, "not the last weights"),
     "precision": ({"precision": "bf16"}, "precision bf16"),
     "mean": ({"mean": [0, 0, 0]}, "mean [0, 0, 0]"),
+    "mean of other data": ({"changed_normalization": ["mean"]}, "mean [20, 20, 20]"),
 }
 
 

@@ -73,6 +73,14 @@ def test_two_processes_get_the_samples_of_one(module):
 MIXED = ("augmentation.mixing.mixup_alpha=0.8", "augmentation.mixing.cutmix_alpha=1", "augmentation.mixing.mix_group=2")
 
 
+def test_a_rank_keeps_its_part_of_the_order_only(module):
+    for options in ([], ["augmentation.repeats=3"]):
+        data = module("hardware.devices=2", *options, rank=1)
+        order, positions = epoch_order(data.train_index, seed=3, epoch=4), data.positions()
+        assert np.array_equal(data.samples(positions[:2], 4)[0], order[positions[:2] // (3 if options else 1)])
+        assert len(data.order(4)) == len(np.unique(data.samples(positions, 4)[0])) <= positions.size
+
+
 def test_mixing_does_not_depend_on_ranks_or_accumulation(module):
     alone = epoch(module(*MIXED).train_dataloader())
     ranks = [

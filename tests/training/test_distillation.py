@@ -23,9 +23,10 @@ from tencrop.config import Model, UserError, derive_batches
 from tencrop.data.preparation.prepare import prepare
 from tencrop.data.store.manifest import read_manifest
 from tencrop.models.factory import build_model
+from tencrop.models.weights import Weights
 from tencrop.records.run_folder import finish, read_run_manifest, run_folder
 from tencrop.training.checkpoints import AtomicCheckpointIO, read_checkpoint
-from tencrop.training.distillation import Teacher, read_teacher, set_distilled_training
+from tencrop.training.distillation import Teacher, _normalization, read_teacher, set_distilled_training
 from tencrop.training.fit import build
 from tencrop.training.losses import distillation_loss
 from training import runs
@@ -165,6 +166,16 @@ def test_a_plain_file_is_normalized_as_timm_says(prepared_photos, plain_file):
     teacher = read_teacher(config, ["china", "flower", "mirrored"])
     assert teacher.mean.tolist() == pytest.approx([127.5] * 3) and teacher.std.tolist() == pytest.approx([127.5] * 3)
     assert not teacher.network.training and teacher.facts["weights"] == "raw"
+
+
+def test_a_file_is_normalized_as_its_publisher_says_and_not_as_the_default():
+    model = Model("resnet34", {}, channels_last=False, bn_group=None)
+    with torch.device("meta"):
+        network = build_model(model, num_classes=3)
+    of_imagenet, half = [123.675, 116.28, 103.53], [127.5] * 3
+    for file, expected in (("teacher.pth", of_imagenet), ("resnet34.ra4_e3600_r224_in1k.safetensors", half)):
+        mean, _ = _normalization(Path(file), Weights({}, "raw", {}, {}), model, network)
+        assert mean == pytest.approx(expected)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the images and weights of {SHARED}")

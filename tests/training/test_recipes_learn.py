@@ -36,7 +36,8 @@ It is alive if at most 300 steps bring the error to 75%; it is measured every 30
 
 A recipe for fine-tuning starts from the weights that the recipe before it learned here. Its error is at most 60% if its
 last layer is new, else at most 2 points above that of these weights: its lr, up to 200 times lower, would teach random
-weights nothing.
+weights nothing. Measured: swin_384 25.8% (before 38.6%), deit_384 79.2% (before 80.4%, so DeiT itself has learned
+little), vit_384 59.2% within the second budget.
 """
 
 from __future__ import annotations
@@ -76,7 +77,10 @@ NUM_IMAGENET = 1_281_167
 # The recipe that comes before, and the prefix of the last layer if that is new
 FINE_TUNED: dict[str, tuple[str, str | None]] = {
     "convnext_384": ("convnext", None),
+    "deit_384": ("deit", None),
     "finetune_tiny10": ("resnet18_tiny10", "fc."),
+    "swin_384": ("swin", None),
+    "vit_384": ("vit_in1k", "head."),
 }
 REPRESENTED = {"rsb_a1": "rsb_a2"}  # twice the passes, other values of mixup, weight decay and label smoothing
 # Training error in percent as measured at the end of the first budget, without stopping at the bound. NIN and All-CNN
@@ -98,8 +102,17 @@ FIRST_TRY = {
     "vgg_tiny10": 29.2,
     "wide_resnet": 44.0,
 }
-# The same for those that stopped at the bound, after 20 passes
-STOPPED = {"swin": 38.6, "vgg": 26.8}
+# The same for those that stopped at the bound, after 20 to 60 passes
+STOPPED = {
+    "alexnet_figure1_tanh": 6.8,
+    "efficientnet": 58.6,
+    "googlenet": 46.4,
+    "inception_v3": 51.2,
+    "rsb_a2": 38.8,
+    "squeezenet": 47.4,
+    "swin": 38.6,
+    "vgg": 26.8,
+}
 # So near the bound that the rounding of another machine may decide: they get the second budget, too
 NEAR = {"ffcv_rn50": 59.8, "fractalnet": 56.8, "mobilenet_v1": 57.8}
 # Those that missed the first budget, with the error at its end, and reached the bound within the second
@@ -109,28 +122,15 @@ SECOND_TRY = {
     "ffcv_rn18": 70.2,
     "resnet": 66.6,
     "resnext": 65.0,
-}
-# Missed the first budget; no second try was finished
-MISSED = {
-    "inception_v3": 84.4,
-    "plain_vit_s16": 89.2,
     "rsb_a3": 81.2,
     "vit_in1k": 60.8,
     "zfnet": 74.0,
 }
-# No run was finished; SqueezeNet was at 89% after 180 of 4,800 steps
-NOT_MEASURED = (
-    "alexnet_figure1_tanh",
-    "deit",
-    "deit_384",
-    "efficientnet",
-    "googlenet",
-    "rsb_a2",
-    "squeezenet",
-    "stochastic_depth",
-    "swin_384",
-    "vit_384",
-)
+SECOND_TRY_OF_FINE_TUNING = {"vit_384": 63.0}
+# Missed both budgets, with the error at the end of the second
+MISSED = {"stochastic_depth": 78.6}
+# Missed the first budget, with the error at its end; no second try was finished
+MISSED_ONCE = {"deit": 80.4, "plain_vit_s16": 85.6}
 LEARNED = (*FIRST_TRY, *STOPPED, *NEAR, *SECOND_TRY)
 IN_EVERY_TEST_RUN = ("convmixer", "lenet5_digits", "mobilenet_v1")  # AdamW, SGD, RMSProp; the others are long
 # Beyond small_recipes.py. The mean image has 256 pixels, so smaller images subtract the mean color.
@@ -237,7 +237,7 @@ class Until(Callback):
 
 
 def test_every_experiment_is_listed() -> None:
-    listed = [*LEARNED, *MISSED, *NOT_MEASURED, *FINE_TUNED, *REPRESENTED, "alexnet_2012"]
+    listed = [*LEARNED, *MISSED, *MISSED_ONCE, *FINE_TUNED, *REPRESENTED, "alexnet_2012"]
     assert sorted(listed) == sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if path.stem != "auto")
 
 
@@ -254,7 +254,7 @@ def test_pixels_of_tensorflows_randaugment_in_proportion() -> None:
     [name if name in IN_EVERY_TEST_RUN else pytest.param(name, marks=pytest.mark.long) for name in LEARNED],
 )
 def test_a_recipe_learns(name: str, learn: Callable[..., Learned]) -> None:
-    assert learn(name, times=3 if name in NEAR or name in SECOND_TRY else 1).error <= MAX_ERROR
+    assert learn(name, times=times_of(name)).error <= MAX_ERROR
 
 
 @pytest.mark.long
@@ -263,9 +263,9 @@ def test_a_recipe_for_fine_tuning_keeps_what_was_learned(
     name: str, learn: Callable[..., Learned], learned: dict[str, Learned]
 ) -> None:
     base, new_layer = FINE_TUNED[name]
-    before = learned.get(base) or learn(base)
+    before = learned.get(base) or learn(base, times=times_of(base))
     start = {key: value for key, value in before.weights.items() if not (new_layer and key.startswith(new_layer))}
-    after = learn(name, start=start, until=MAX_ERROR if new_layer else 0.0)
+    after = learn(name, times=times_of(name), start=start, until=MAX_ERROR if new_layer else 0.0)
     assert any(not after.weights[key].equal(before.weights[key]) for key in before.weights)
     assert after.error <= (MAX_ERROR if new_layer else before.error + 0.02)
 
@@ -302,6 +302,11 @@ def in_proportion(values_of: Callable[..., dict[Operation, Float64]]) -> Callabl
         return {**values, **{kind: np.trunc(values[kind] * size / 224) for kind in IN_PIXELS}}
 
     return scaled
+
+
+def times_of(name: str) -> int:
+    """How many times its first budget a recipe gets."""
+    return 3 if name in (*NEAR, *SECOND_TRY, *SECOND_TRY_OF_FINE_TUNING) else 1
 
 
 def passes_of(recipe: Config, network: nn.Module) -> int:

@@ -12,11 +12,11 @@ import re
 import signal
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import hydra
 from hydra._internal.hydra import Hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tencrop.cli.choices import CONF, check_conf, list_options, option_names
-from tencrop.cli.command_line import PATHS, check_words, expand_home
+from tencrop.cli.command_line import PATHS, check_words, expand_home, multirun_first, read_flags
 from tencrop.cli.config_source import register_config_source
 from tencrop.cli.errors import hydra_error_sentence
 from tencrop.cli.home import provide_cache_folder
@@ -79,8 +79,7 @@ def _exit_code(run: Callable[[Schema], int | None], config_name: str, schema: ty
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise exceptions rather than print them and exit
     OmegaConf.register_new_resolver("choices", option_names, replace=True)  # ${choices:...} in the help texts of conf/
-    # Hydra's argparse rejects values on both sides of a flag, as in A=1 -m B=2, so -m is moved to the front.
-    words = sorted(words, key=lambda word: word not in ("-m", "--multirun"))
+    words = multirun_first(words)
     try:
         check_conf()
         _check_current_folder()
@@ -129,15 +128,7 @@ def _words_for_hydra(words: list[str], schema: type) -> list[str]:
 
     Raises UserError for a value that Hydra cannot parse, and for words to which argparse would answer with its usage.
     """
-
-    def refuse(message: str) -> NoReturn:
-        raise UserError(
-            f"{message}; type values as KEY=VALUE without dashes, and flags such as --help after all values"
-        )
-
-    parser = get_args_parser()  # Hydra's, which exits with a page of usage on an error
-    parser.error = refuse  # type: ignore[method-assign]
-    values = parser.parse_args(words).overrides
+    values = read_flags(words).overrides
     read = dict(zip(values, check_words(values, schema), strict=True))
     return [read.get(word, word) for word in words]
 
@@ -179,6 +170,13 @@ def _check_sweep(config: object) -> None:
 def overrides() -> list[str]:
     """The KEY=VALUE words that the user typed, without Hydra's own."""
     return list(HydraConfig.get().overrides.task)
+
+
+def own_folders() -> list[Path]:
+    """The user's own folders of configuration files, named by --config-dir or hydra.searchpath."""
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
+    # The provider is "command-line", or "hydra.searchpath in command-line".
+    return [Path(source.path) for source in sources if source.provider.endswith("command-line")]
 
 
 def _refuse(message: str) -> int:

@@ -6,13 +6,15 @@ In Hydra's grammar, a value with = , # quotes, brackets or letters outside ASCII
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NoReturn, overload
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
@@ -41,6 +43,27 @@ A_LIST = re.compile(r"\[([^'\"]*)\]")
 def parse(words: Iterable[str]) -> list[Override]:
     """Parse words that `check_words` has returned, as Hydra does."""
     return OverridesParser.create().parse_overrides(list(words))
+
+
+def read_flags(words: Iterable[str]) -> argparse.Namespace:
+    """What Hydra reads of a command: `overrides`, the KEY=VALUE words, `config_dir`, and its other flags.
+
+    Raises UserError for words to which Hydra's argparse would answer with its usage.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(
+            f"{message}; type values as KEY=VALUE without dashes, and flags such as --help after all values"
+        )
+
+    parser = get_args_parser()  # exits with a page of usage on an error
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser.parse_args(multirun_first(words))
+
+
+def multirun_first(words: Iterable[str]) -> list[str]:
+    """The words with -m in front: Hydra's argparse rejects values on both sides of a flag, as in A=1 -m B=2."""
+    return sorted(words, key=lambda word: word not in ("-m", "--multirun"))
 
 
 def keys_typed(words: Iterable[str]) -> set[str]:

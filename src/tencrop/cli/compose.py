@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.defaults_list import create_defaults_list
 from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.default_element import GroupDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -28,20 +31,22 @@ from tencrop.config.schema import Config, UserError
 MAIN = "train"  # conf/train.yaml
 
 
-def compose_training(words: Sequence[str], conf: Path) -> Config:
+def compose_training(words: Sequence[str], conf: Path, config_dir: str | None = None) -> Config:
     """The configuration that `python train.py WORDS` composes from the files of `conf`. Takes 0.1 s.
 
-    Raises UserError if the words do not compose.
+    config_dir: a further folder of files, the user's own (--config-dir). Raises UserError if the words do not compose.
     """
-    return Composer(conf).compose(words)
+    return Composer(conf, config_dir).compose(words)
 
 
 class Composer:
     """Composes several configurations of train.py, and reads each file of `conf` once for all of them."""
 
-    def __init__(self, conf: Path) -> None:
+    def __init__(self, conf: Path, config_dir: str | None = None) -> None:
         register_config_source()  # outside of a command nobody has
         path = create_config_search_path(str(conf))
+        if config_dir is not None:  # at the place where Hydra searches it
+            path.prepend("command-line", f"file://{os.path.abspath(config_dir)}", SearchPathQuery(provider="schema"))
         # hydra.compose() does the same, but refuses to run inside a command that Hydra has started.
         self.loader = _Loader(path)
         self.loader.repository = _Files(path)
@@ -69,6 +74,8 @@ class _Loader(RecipeLoader):
         # The steps of Hydra's own method, without those for the section `hydra`. The method is private: a version
         # after 1.3, which pyproject.toml excludes, may need other steps.
         parsed, files = self._parse_overrides_and_create_caching_repo(config_name, overrides)
+        # hydra.run.dir and the like; hydra.searchpath has been read.
+        parsed = [one for one in parsed if re.split("[./]", one.key_or_group)[0] != "hydra"]
         self.validate_sweep_overrides_legal(parsed, run_mode, from_shell)
         found = create_defaults_list(files, config_name, parsed, prepend_hydra=False, skip_missing=False)
         config = self._compose_config_from_defaults_list(found.defaults, files)

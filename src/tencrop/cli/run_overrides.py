@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from tencrop.cli.command import own_folders
 from tencrop.cli.command_line import PATHS, expand_home, parse
 from tencrop.config.documents import literal
 from tencrop.config.rules import validate
@@ -48,7 +48,5 @@ def config_of_run(run_dir: Path, overrides: list[str], *, conf: Path) -> Config:
 
 def _option(conf: Path, group: str, name: object) -> Path:
     """The file of an option; a folder given by --config-dir comes first, as in Hydra."""
-    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
-    own = [Path(source.path) for source in sources if source.provider == "command-line"]
-    paths = [folder / group / f"{name}.yaml" for folder in (*own, conf)]
+    paths = [folder / group / f"{name}.yaml" for folder in (*own_folders(), conf)]
     return next((path for path in paths if path.exists()), paths[-1])

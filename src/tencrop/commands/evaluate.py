@@ -40,7 +40,7 @@ def main(config: EvaluateConfig) -> int:
     targets = evaluation_targets(plain, typed)
     check_targets(targets)
     if config.checkpoint is not None:  # `typed`: a checkpoint outside a run folder, where nothing tells its recipe
-        print_recipes(target.config for target in targets if target.typed is None)
+        print_recipes(target.config for target in targets if not target.is_published)
     if found := evaluate_and_track(targets):
         from tencrop.evaluation.results import print_results
 

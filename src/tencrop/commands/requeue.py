@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tencrop.cli.choices import CONF
-from tencrop.cli.command_line import check_words, expand_home
+from tencrop.cli.command_line import check_words, expand_home, read_flags
 from tencrop.cli.compose import compose_training, sweep_jobs
 from tencrop.config import Config, UserError, run_path
 from tencrop.config.disk_errors import disk_sentence
@@ -40,9 +40,9 @@ def requeue(words: Sequence[str], job: str) -> bool:
     It may if a checkpoint was written since the last decision for this job, or otherwise up to MAX_WITHOUT_PROGRESS
     times in a row. Raises UserError if the words do not compose.
     """
-    # -m and the like are for Hydra; no override begins with a dash.
-    jobs = sweep_jobs(check_words([word for word in words if not word.startswith("-")], Config))
-    configs = [compose_training(one, CONF) for one in jobs]
+    flags = read_flags(words)
+    jobs = sweep_jobs(check_words(flags.overrides, Config))
+    configs = [compose_training(one, CONF, flags.config_dir) for one in jobs]
     runs = Path(expand_home(configs[0].runs))
     state = runs / FOLDER / f"{job}.json"
     # SLURM keeps the number of a requeued job, so the file of this number has the decisions before.

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from tencrop.cli.choices import CONF
-from tencrop.cli.command import command, overrides
+from tencrop.cli.command import command, overrides, own_folders
 from tencrop.cli.command_line import for_shell, keys_typed
 from tencrop.cli.compose import compose_training
 from tencrop.config import (
@@ -67,6 +67,11 @@ def _submit(config: SubmitConfig, seeds: Sequence[int]) -> int:
         from tencrop.commands.evaluate_table import evaluate_table
 
         return evaluate_table(EvaluateConfig(**vars(plain_config(config)), table="?"), [])
+    for folder in own_folders():
+        raise UserError(
+            f"{folder}: its files are not in the copy of the code that a job runs; put them into conf/ of the checkout,"
+            " and leave --config-dir or hydra.searchpath out"
+        )
     check_hardware(config.hardware)
     # A dry run works on any machine, so that a job can be read before one logs in to the cluster.
     if not config.dry_run:

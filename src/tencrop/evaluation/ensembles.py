@@ -79,8 +79,7 @@ def _member_facts(scores: Scores, result: Mapping[str, Any], average: Average) -
         "protocol": protocol.name,
         **{key: getattr(protocol, key) for key in PROTOCOL_KEYS[1:]},
         "views": num_views(protocol),
-        "mean": normalization["mean"],
-        "std": normalization["std"],
+        **normalization,  # mean and std; mean_image_sha256 and changed_normalization where they apply
     }
 
 

@@ -24,14 +24,14 @@ from tencrop.data.augmentation.color import mean_and_std
 from tencrop.data.augmentation.mean_image import array_sha256, mean_image_of
 from tencrop.evaluation.checks import check_scorable
 from tencrop.evaluation.ensembles import ensemble, ensemble_facts, is_ensemble
+from tencrop.evaluation.file_names import file_stem, joint_stem
 from tencrop.evaluation.inference import ScoringTask, open_val_split
 from tencrop.evaluation.predictions import Scores, cpu_group, load_scores, protocol_text, save_scores, saved_scores
-from tencrop.evaluation.preprocessing import preprocessing_line
+from tencrop.evaluation.preprocessing import changed_normalization, preprocessing_line
 from tencrop.evaluation.processes import joined_launched, score_split
-from tencrop.evaluation.protocols import default_side
 from tencrop.evaluation.publishers import with_preprocessing
 from tencrop.evaluation.results import load_result, result_name, result_of, save_result
-from tencrop.evaluation.subsets import evaluated_fingerprint, evaluated_index, subset_hash
+from tencrop.evaluation.subsets import evaluated_fingerprint, evaluated_index
 from tencrop.evaluation.targets import EVALUATIONS, EvaluationTarget
 from tencrop.models.checkpoint_files import weights_sha256
 from tencrop.models.factory import build_model
@@ -39,7 +39,6 @@ from tencrop.models.mappings import pair_lines
 from tencrop.models.weights import apply_weights, load_weights, statistics_of
 from tencrop.training.precision import set_precision
 
-MAX_STEM = 200  # characters; file systems allow 255 bytes, and the suffixes take some
 REMEDY = "make room, or name another folder with evaluate.py's output=DIR"
 
 
@@ -82,20 +81,23 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
     weights = load_weights(path, ema=target.config.ema)
     network = build_model(target.config.model, num_classes=target.num_classes)
     config, source = with_preprocessing(target, network, weights)
-    name, by = f"{config.model.name} ({target.num_classes} classes)", config.weights_by
-    pairs = apply_weights(network, weights.state, source=str(path), name=name, by=by)
+    name, by = config.model.name, config.weights_by
+    pairs = apply_weights(network, weights.state, source=str(path), name=name, num_classes=target.num_classes, by=by)
     # normalization=dataset means the data that the network was trained on, not the data it is evaluated on.
     split = open_val_split(config)  # on all processes, so that broken data stops all of them
     statistics = statistics_of(weights, path) or split.statistics
     mean, std = mean_and_std(config.normalization, statistics)
     mean_image = mean_image_of(config, statistics, size=config.protocol.size)
-    if _is_first_rank() and (target.typed is not None or config.weights is not None):
+    if _is_first_rank() and (target.is_published or config.weights is not None):
         print(*pair_lines(pairs, path.name, config.model.name), sep="\n", end="\n" if pairs else "")
         print(preprocessing_line(path.name, config, mean, std, source), flush=True)
     index = evaluated_index(config, split)
     is_subset = len(index) < split.num_samples
     # The file of the result names the mean image by its digest; the image itself is in the checkpoint.
     mean_facts = {} if mean_image is None else {"mean_image_sha256": array_sha256(mean_image)}
+    used = {"mean": mean, "std": std, **mean_facts}
+    changed = changed_normalization(used, _trained_normalization(weights.metadata), target.typed)
+    used |= {"changed_normalization": changed} if changed else {}
     # What the scores depend on. Saved scores are reused only if all of it is equal.
     identity = {
         "protocol": protocol_text(config.protocol),
@@ -106,7 +108,7 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
         "weights_sha256": weights_sha256(network.state_dict()),
         "data": config.data.name,
         "source_fingerprint": evaluated_fingerprint(split, index),
-        "normalization": json.dumps({"mean": mean, "std": std, **mean_facts}),
+        "normalization": json.dumps(used),
         "precision": config.training.precision,
         "code_sha256": code_sha256(PACKAGE, SCORING),
         "allow_tf32": json.dumps(set_precision(config.training.precision)),
@@ -117,7 +119,13 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
     # The hash of weights and data in the folder's name keeps other weights of the same model from overwriting these.
     out = target.out or EVALUATIONS / f"{config.model.name.replace('/', '-')}-{digest}"
     # Only our own checkpoints are "last" or "best"; the name of a downloaded file says nothing of that kind.
-    stem = file_stem(config, weights.kind, path.stem if weights.metadata else "last")
+    stem = file_stem(
+        config,
+        weights.kind,
+        path.stem if weights.metadata else "last",
+        precision=target.own_precision,
+        normalization=_short_hash(identity["normalization"]) if changed else None,
+    )
     # Only rank 0 reads saved scores (400 MB for ImageNet) and decides; the others get its decision.
     scores = refusal = None
     if _is_first_rank():
@@ -141,7 +149,7 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
         scores = score_split(task, network)
     if scores is None:
         return None
-    origin = {"mean": mean, "std": std, **mean_facts, "preprocessing": source, **_origin(target, weights.metadata)}
+    origin = {**used, "preprocessing": source, **_origin(target, weights.metadata)}
     return _save(scores, config, out, stem, is_saved=is_saved, **origin)
 
 
@@ -171,6 +179,15 @@ def _raise_on_all_ranks(refusal: UserError | None) -> None:
         raise refusal or SystemExit(2)
 
 
+def _trained_normalization(metadata: dict[str, Any]) -> dict[str, Any]:
+    """What the training of one of our checkpoints subtracted and divided by; empty for other files."""
+    if not metadata:
+        return {}
+    image = metadata.get("mean_image")
+    facts = {} if image is None else {"mean_image_sha256": array_sha256(image)}
+    return {"mean": metadata["mean"], "std": metadata["std"], **facts}
+
+
 def _origin(target: EvaluationTarget, metadata: dict[str, Any]) -> dict[str, Any]:
     """Where the weights come from, for result.json. metadata: that of our own checkpoints, else empty."""
     path, config = target.path, target.config
@@ -189,10 +206,9 @@ def _origin(target: EvaluationTarget, metadata: dict[str, Any]) -> dict[str, Any
 
 
 def _evaluate_ensemble(targets: Sequence[EvaluationTarget], found: Sequence[Evaluated]) -> Evaluated:
-    config = targets[0].config
-    stem = _joint_stem([file_stem(target.config) for target in targets])
-    names = [str(target.path) for target in targets]
-    return _save_ensemble([one.scores for one in found], [one.result for one in found], names, config, stem)
+    names, results = [str(target.path) for target in targets], [one.result for one in found]
+    stem = joint_stem(Path(result["scores"]).stem for result in results)
+    return _save_ensemble([one.scores for one in found], results, names, targets[0].config, stem)
 
 
 def evaluate_scores(config: Config, paths: Sequence[Path]) -> Evaluated:
@@ -205,7 +221,7 @@ def evaluate_scores(config: Config, paths: Sequence[Path]) -> Evaluated:
         if is_ensemble(member):
             raise UserError(f"{path}: is the mean of several members; list those instead, so that each counts once")
     results = [_result_beside(path, member) for path, member in zip(paths, members, strict=True)]
-    stem = _joint_stem([path.stem for path in paths])
+    stem = joint_stem(path.stem for path in paths)
     return _save_ensemble(members, results, [str(path) for path in paths], config, stem)
 
 
@@ -229,36 +245,6 @@ def _result_beside(path: Path, scores: Scores) -> dict[str, Any]:
         if file.exists() and (result := load_result(file))["weights_sha256"] == scores.metadata["weights_sha256"]:
             return result
     return {}
-
-
-def _joint_stem(stems: Sequence[str]) -> str:
-    """File name of an ensemble's scores: the members' names, or "ensemble" if these are too long for a file system."""
-    name = "+".join(dict.fromkeys(stems))
-    return name if len(name) <= MAX_STEM else "ensemble"
-
-
-def file_stem(config: Config, kind: str = "raw", checkpoint: str = "last") -> str:
-    """File name of the scores without suffix: the protocol, then every setting that differs from the recipe's default.
-
-    The defaults are the recipe's own sizes and filter, the whole image rescaled by its shorter side, raw weights, the
-    last checkpoint, a loader that decodes to Pillow's pixels, and the whole split.
-    """
-    protocol = config.protocol
-    sides = "-".join(str(side or "kept") for side in protocol.sides)
-    parts = {
-        protocol.name: True,
-        protocol.region: protocol.region != "whole",
-        protocol.resize: protocol.resize != "shorter_side",
-        f"side{sides}": protocol.resize != "central_fraction"
-        and protocol.side != default_side(protocol.name, config.short_side),
-        f"size{protocol.size}": protocol.size != config.image_size,
-        protocol.filter: protocol.filter != config.augmentation.filter,
-        checkpoint: checkpoint != "last",
-        kind: kind != "raw",
-        "ffcv": config.data.loader == "ffcv",
-        f"subset{subset_hash(config)}": config.data.subset_of_val is not None,
-    }
-    return "-".join(part for part, differs in parts.items() if differs)
 
 
 def _save(

@@ -58,8 +58,8 @@ def build_network(task: ScoringTask) -> nn.Module:
     """Build the network on the CPU and load the task's weights into it."""
     network = build_model(task.config.model, num_classes=task.num_classes)
     state = load_weights(task.path, ema=task.kind == "ema").state
-    name, by = f"{task.config.model.name} ({task.num_classes} classes)", task.config.weights_by
-    apply_weights(network, state, source=str(task.path), name=name, by=by)
+    name, by = task.config.model.name, task.config.weights_by
+    apply_weights(network, state, source=str(task.path), name=name, num_classes=task.num_classes, by=by)
     return network
 
 

@@ -7,8 +7,10 @@ weights of timm and torchvision. Imports no torch, so that a wrong command is re
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from tencrop.config import Config, Normalization
 from tencrop.config.schema import MEAN_IMAGES, Filter, PixelMean, PixelStd
@@ -65,6 +67,20 @@ def apply_preprocessing(config: Config, wanted: Preprocessing, typed: Collection
         ),
         protocol=dataclasses.replace(own, size=size, side=side, filter=filter),
     )
+
+
+def changed_normalization(used: Mapping[str, Any], trained: Mapping[str, Any], typed: Collection[str]) -> list[str]:
+    """Which of "mean" and "std" are not those of the training of the weights.
+
+    used, trained: `mean` and `std` per channel, and perhaps `mean_image_sha256`. If the file of the weights does not
+    have those of its training (`trained` is empty), the keys that the command line sets.
+    """
+    if not trained:
+        return sorted(typed_fields(typed) & {"mean", "std"})
+    # A checkpoint has them as float32.
+    changed = {key for key in ("mean", "std") if not np.allclose(used[key], trained[key], rtol=1e-6, atol=0)}
+    images = [values.get("mean_image_sha256") for values in (used, trained)]
+    return sorted(changed | ({"mean"} if images[0] != images[1] else set()))
 
 
 def preprocessing_line(label: str, config: Config, mean: list[float], std: list[float], source: str) -> str:

@@ -8,18 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import torchvision
 from timm.data import resolve_data_config
 from torch import nn
 
-from tencrop.config import Config
+from tencrop.config import Config, Model
 from tencrop.config.protocol_rules import check_mean_image, check_protocol
 from tencrop.data.augmentation.mean_image import USE
 from tencrop.evaluation.preprocessing import Preprocessing, apply_preprocessing, typed_fields
 from tencrop.evaluation.targets import EvaluationTarget
-from tencrop.models.weights import Weights
+from tencrop.models.published_files import timm_entry, torchvision_entry
+from tencrop.models.weights import Weights, torchvision_name
 
 
 def with_preprocessing(target: EvaluationTarget, network: nn.Module, weights: Weights) -> tuple[Config, str]:
@@ -29,14 +31,14 @@ def with_preprocessing(target: EvaluationTarget, network: nn.Module, weights: We
     command line sets a side that is smaller than the publisher's crop.
     """
     config, typed = target.config, target.typed
-    if typed is None:
+    if not target.is_published:
         return config, "the configuration"
     if weights.preprocessing:
         wanted = _of_export(weights.preprocessing)
     elif weights.metadata:  # one of our checkpoints, outside its run folder
         wanted = _of_checkpoint(config, weights.metadata)
     else:
-        wanted = published(config.model.name, network, config.model.kwargs.get("img_size"))
+        wanted = published(config.model, network, weights, target.path)
     if wanted is None:
         return config, f"the configuration; no published weights of {config.model.name} are known"
     config = apply_preprocessing(config, wanted, typed)
@@ -66,22 +68,28 @@ def _of_checkpoint(config: Config, metadata: Mapping[str, Any]) -> Preprocessing
     return Preprocessing(source, mean, metadata["std"], filter, size=None, side=lambda _: None)
 
 
-def published(name: str, network: nn.Module, img_size: int | None = None) -> Preprocessing | None:
-    """The preprocessing of timm's or torchvision's weights for this network; None for our own networks.
+def published(model: Model, network: nn.Module, weights: Weights, file: Path) -> Preprocessing | None:
+    """The preprocessing of timm's or torchvision's weights in `file`; None for weights of our own networks.
+
+    `source` says so if the file's name is not known, and the entry is only the default of several.
+    """
+    name = model.name.removeprefix("torchvision/")
+    if name == model.name:
+        name = torchvision_name(weights.state, network.state_dict(), name=name)
+    if name is not None:
+        entry = torchvision_entry(name, file)
+        return _of_torchvision(*entry, network) if entry else None
+    entry = timm_entry(model, network, file)
+    return _of_timm(*entry, model.kwargs.get("img_size")) if entry else None
+
+
+def _of_timm(cfg: dict[str, Any], is_guess: bool, img_size: int | None) -> Preprocessing:
+    """As in timm's validate.py: with the size and crop for testing, where a network has its own.
 
     img_size: the input size that the network was built for, if model.kwargs set it.
     """
-    if name.startswith("torchvision/"):
-        return _of_torchvision(name.removeprefix("torchvision/"), network)
-    # Our own networks are registered with timm but have no pretrained_cfg, as there are no published weights.
-    cfg = getattr(network, "pretrained_cfg", None)
-    return _of_timm(cfg, img_size) if cfg else None
-
-
-def _of_timm(cfg: dict[str, Any], img_size: int | None) -> Preprocessing:
-    """As in timm's validate.py: with the size and crop for testing, where a network has its own."""
     found = resolve_data_config(pretrained_cfg=cfg, use_test_size=True)
-    source = "timm's " + ".".join(part for part in (cfg.get("architecture"), cfg.get("tag")) if part)
+    source = _source("timm", ".".join(part for part in (cfg.get("architecture"), cfg.get("tag")) if part), is_guess)
     if found["crop_mode"] != "center":
         # "border" and "squash" resize in another way, which we do not implement; the result says so.
         source += f", whose crop_mode {found['crop_mode']} is not supported here"
@@ -97,10 +105,7 @@ def _of_timm(cfg: dict[str, Any], img_size: int | None) -> Preprocessing:
     )
 
 
-def _of_torchvision(name: str, network: nn.Module) -> Preprocessing | None:
-    weights = getattr(torchvision.models.get_model_weights(name), "DEFAULT", None)
-    if weights is None:
-        return None
+def _of_torchvision(weights: torchvision.models.WeightsEnum, is_guess: bool, network: nn.Module) -> Preprocessing:
     preset = weights.transforms()
     mean, std = _on_255(preset.mean), _on_255(preset.std)
     if getattr(network, "transform_input", None) is False:
@@ -112,7 +117,12 @@ def _of_torchvision(name: str, network: nn.Module) -> Preprocessing | None:
     # The same ratio of crop to side at other sizes; a Fraction, because in floats floor(100 / (100 / 127)) is 126.
     crop = Fraction(size, side)
     filter = preset.interpolation.value
-    return Preprocessing(f"torchvision's {weights}", mean, std, filter, size, lambda size: math.floor(size / crop))
+    source = _source("torchvision", str(weights), is_guess)
+    return Preprocessing(source, mean, std, filter, size, lambda size: math.floor(size / crop))
+
+
+def _source(publisher: str, entry: str, is_guess: bool) -> str:
+    return f"{publisher}'s default, {entry}" if is_guess else f"{publisher}'s {entry}"
 
 
 def _on_255(values: tuple[float, ...]) -> list[float]:

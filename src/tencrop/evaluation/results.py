@@ -197,8 +197,7 @@ def protocol_label(result: dict[str, Any]) -> str:
 def differences_from_training(result: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """Settings of a result that differ from the training of its weights, such as "precision fp32", "filter bicubic".
 
-    config: the training's, as in config.yaml. Settings that earlier code did not record are taken to be equal, and so
-    are mean and std if they come from a dataset that is not at hand.
+    config: the training's, as in config.yaml. Settings that earlier code did not record are taken to be equal.
     """
     trained = {"filter": config["augmentation"].get("filter"), "precision": config["training"].get("precision")}
     for key, given in (config.get("normalization") or {}).items():
@@ -208,7 +207,9 @@ def differences_from_training(result: Mapping[str, Any], config: Mapping[str, An
     if result.get("data") in TEST_SETS:  # only if the user put it into the folder of the run
         trained["data"] = config["data"]["name"]
     known = {key: value for key, value in trained.items() if value not in (None, "dataset") and key in result}
-    differences = [f"{key} {result[key]}" for key, value in known.items() if result[key] != value]
+    # "dataset" does not say the numbers: evaluate.py has compared them with those in the checkpoint
+    changed = {key for key, value in known.items() if result[key] != value} | {*result.get("changed_normalization", ())}
+    differences = [f"{key} {result[key]}" for key in ("filter", "precision", "mean", "std", "data") if key in changed]
     loader = result.get("loader", "beton")  # recorded only for ffcv, whose decoder gives other pixels
     is_other = (loader == "ffcv") != (config["data"].get("loader") == "ffcv")
     return [*differences, f"loader {loader}"] if is_other else differences

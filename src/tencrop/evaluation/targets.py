@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tencrop.cli.choices import CONF, options_of
 from tencrop.cli.command_line import command_prefix, for_shell, keys_typed, parse, typed_word
@@ -30,6 +30,8 @@ from tencrop.evaluation.preprocessing import Preprocessing, apply_preprocessing
 from tencrop.evaluation.subsets import evaluated_index
 
 EVALUATIONS = Path("evaluations")  # parent of the folders for weights that no run folder has trained
+# The default precision belongs to the default recipe, which did not train plain weights; float32 suits all.
+PLAIN_PRECISION: Literal["fp32"] = "fp32"
 # Keys that train.py does not have: they are left out of the train command in an error message.
 EVALUATION_KEYS = ("protocol", "checkpoint", "weights", "weights_by", "ema", "save_views", "output")
 
@@ -42,8 +44,9 @@ class EvaluationTarget:
     path: Path  # a checkpoint, or a plain state dict
     manifest: dict[str, Any]  # that of the prepared data
     out: Path | None  # folder for its score files; None: evaluations/<model>-<hash of weights and data>
-    # Keys on the command line, for weights whose preprocessing comes from their publisher; None for all others.
-    typed: frozenset[str] | None = None
+    typed: frozenset[str] = frozenset()  # keys on the command line
+    is_published: bool = False  # the preprocessing comes from the publisher of the weights
+    own_precision: str | None = None  # without an override on the command line; None: the configuration's
 
     @property
     def num_classes(self) -> int:
@@ -203,9 +206,8 @@ def _target_of_plain_weights(
     or else from the publisher. The last is looked up later, because it needs timm.
     """
     typed = {override.key_or_group: override.value() for override in parse(overrides)}
-    # The default precision belongs to the default recipe, which did not train these weights; float32 suits all.
     if "training.precision" not in typed:
-        config = dataclasses.replace(config, training=dataclasses.replace(config.training, precision="fp32"))
+        config = dataclasses.replace(config, training=dataclasses.replace(config.training, precision=PLAIN_PRECISION))
     # Two parents: RUN/weights.pth or RUN/checkpoints/weights.pth.
     files = ("config.yaml", "manifest.json")  # other programs write a config.yaml, too
     run_dir = next((dir for dir in path.absolute().parents[:2] if all((dir / file).exists() for file in files)), None)
@@ -213,7 +215,8 @@ def _target_of_plain_weights(
         config = apply_preprocessing(config, _preprocessing_of_run(config_of_run(run_dir, [], conf=CONF)), typed)
     # An experiment on the command line states the preprocessing itself.
     is_published = run_dir is None and typed.get("experiment") in (None, "auto")
-    return _make_target(config, path, out, frozenset(typed) if is_published else None)
+    target = _make_target(config, path, out, frozenset(typed), is_published=is_published)
+    return dataclasses.replace(target, own_precision=PLAIN_PRECISION)
 
 
 def _preprocessing_of_run(run: Config) -> Preprocessing:
@@ -230,6 +233,9 @@ def _target_of_run(config: Config, path: Path, run_dir: Path, *, alone: bool) ->
     report would mix errors on different images.
     """
     target = _make_target(config, path, _given_output(config, alone))
+    if (run_dir / "config.yaml").exists():  # else `config` is what the command line makes of the run's name
+        own = config_of_run(run_dir, [], conf=CONF).training.precision
+        target = dataclasses.replace(target, own_precision=own)
     # Names of the classes, not their number: label 5 must mean the same class as in training.
     data = _recorded_data(run_dir)
     if data.get("classes", target.manifest["classes"]) != target.manifest["classes"]:
@@ -244,10 +250,17 @@ def _target_of_run(config: Config, path: Path, run_dir: Path, *, alone: bool) ->
     return target
 
 
-def _make_target(config: Config, path: Path, out: Path | None, typed: frozenset[str] | None = None) -> EvaluationTarget:
+def _make_target(
+    config: Config,
+    path: Path,
+    out: Path | None,
+    typed: frozenset[str] = frozenset(),
+    *,
+    is_published: bool = False,
+) -> EvaluationTarget:
     # A publisher's sizes are not known yet: check with a crop of one pixel, which fits all. publishers.py checks again.
-    check_protocol(config.protocol if typed is None else dataclasses.replace(config.protocol, size=1))
-    if typed is None:
+    check_protocol(dataclasses.replace(config.protocol, size=1) if is_published else config.protocol)
+    if not is_published:
         check_mean_image(config.protocol, config.normalization)
     # The cheap checks of train.py, all before torch is imported.
     manifest = read_manifest(config.data.root, config.data.name)
@@ -255,7 +268,7 @@ def _make_target(config: Config, path: Path, out: Path | None, typed: frozenset[
     check_data(config, manifest)
     if config.data.subset_of_val is not None:
         evaluated_index(config, open_split(config.data.root, "val", data=config.data.name))
-    return EvaluationTarget(config, path, manifest, out, typed)
+    return EvaluationTarget(config, path, manifest, out, typed, is_published)
 
 
 def _given_output(config: Config, alone: bool = True) -> Path | None:

@@ -54,10 +54,9 @@ def to_own_names(state: Mapping[str, Tensor], expected: Iterable[str], *, name: 
     expected = list(expected)
     if set(state) == set(expected):
         return state
-    if name in SAME_IN_TORCHVISION:
-        theirs = torchvision_names(SAME_IN_TORCHVISION[name])
-        if set(state) == set(theirs):  # pair the names by position; the order of a file itself is not reliable
-            return {mine: state[its] for mine, its in zip(expected, theirs, strict=True)}
+    if (theirs := same_in_torchvision(state, name=name)) is not None:
+        # pair the names by position; the order of a file itself is not reliable
+        return {mine: state[its] for mine, its in zip(expected, torchvision_names(theirs), strict=True)}
     if "densenet" in name:
         undotted = {DOTTED.sub(r"\1\2", key): value for key, value in state.items()}
         if set(undotted) <= set(expected):
@@ -66,6 +65,12 @@ def to_own_names(state: Mapping[str, Tensor], expected: Iterable[str], *, name: 
         if set(renamed := authors_names(state)) == set(expected):
             return renamed
     return state
+
+
+def same_in_torchvision(state: Mapping[str, Tensor], *, name: str) -> str | None:
+    """torchvision's name of our network `name` if `state` has the names of torchvision's version, else None."""
+    theirs = SAME_IN_TORCHVISION.get(name)
+    return theirs if theirs is not None and set(state) == set(torchvision_names(theirs)) else None
 
 
 def pair_by_order(

@@ -23,7 +23,14 @@ from tencrop.config.documents import NotEmpty, parse_json
 from tencrop.config.schema import MEAN_IMAGES
 from tencrop.data.augmentation.mean_image import USE, array_sha256
 from tencrop.models.checkpoint_files import load_checked, weights_sha256, with_prefix
-from tencrop.models.mappings import COUNTER, FFCV_KERNEL, OUR_KERNEL, pair_by_order, to_own_names
+from tencrop.models.mappings import (
+    COUNTER,
+    FFCV_KERNEL,
+    OUR_KERNEL,
+    pair_by_order,
+    same_in_torchvision,
+    to_own_names,
+)
 
 # Keys under which checkpoints store their weights: ours, timm's, those of torchvision's reference scripts, and other
 # common ones. The first key whose value is a state dict is used.
@@ -132,6 +139,7 @@ def apply_weights(
     *,
     source: str,
     name: str,
+    num_classes: int | None = None,
     by: str = "name",
     remedy: str = REMEDY,
 ) -> Mapping[str, str]:
@@ -140,16 +148,17 @@ def apply_weights(
     by: "name" first removes prefixes of wrappers, and renames the weights of torchvision and of the networks' authors.
     "order" ignores the names: the tensors must have the same shapes in the same order, and the result maps the
     network's names to those of the file (otherwise it is empty). Raises UserError that lists the first differences; its
-    message names `source` (the file) and `name` (the network), and ends in `remedy`.
+    message names `source` (the file), `name` (the network) and num_classes, and ends in `remedy`.
     """
+    described = name if num_classes is None else f"{name} ({num_classes} classes)"
     expected, pairs = network.state_dict(), dict[str, str]()
     state = {key: value for key, value in state.items() if key != EMA_COUNTER or key in expected}
     if by == "order":
-        pairs = pair_by_order(state, expected, source=source, name=name)
+        pairs = pair_by_order(state, expected, source=source, name=described)
         state = {key: state[theirs] for key, theirs in pairs.items()}
     else:
         state = under_own_names(state, expected, name=name)
-        check_weights(state, expected, source=source, name=name, remedy=remedy)
+        check_weights(state, expected, source=source, name=described, remedy=remedy)
     # strict=False only because num_batches_tracked may be missing; every other difference has been rejected
     network.load_state_dict(state, strict=False)
     return pairs
@@ -158,6 +167,11 @@ def apply_weights(
 def under_own_names(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, name: str) -> Mapping[str, Tensor]:
     """`state` without prefixes of wrappers and under the names of network `name`, if it is a known file of it."""
     return to_own_names(_without_prefixes(state, expected), expected, name=name)
+
+
+def torchvision_name(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, name: str) -> str | None:
+    """torchvision's name of our network `name` if `state` is of torchvision's version of it, else None."""
+    return same_in_torchvision(_without_prefixes(state, expected), name=name)
 
 
 def check_weights(

@@ -10,6 +10,7 @@ code-HASH/            HASH is of the names and contents below
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -69,17 +70,14 @@ def snapshot_folder(parent: Path, files: Mapping[str, bytes]) -> Path:
     return parent.absolute() / f"code-{digest.hexdigest()[:12]}"
 
 
-def write_snapshot(folder: Path, files: Mapping[str, bytes], root: Path = ROOT) -> None:
-    """Write the snapshot, as a whole or not at all. Raises UserError if an existing one was changed."""
+def write_snapshot(folder: Path, files: Mapping[str, bytes], root: Path = ROOT) -> bool:
+    """Write the snapshot, as a whole or not at all; returns whether this call has created it.
+
+    Raises UserError if there is one that was changed.
+    """
     if folder.exists():
-        # The bytes and not their times: `touch` or a restored backup is no change.
-        changed = [name for name, content in files.items() if not _has(folder / name, content)]
-        if changed:
-            raise UserError(
-                f"{folder / changed[0]}: is not the file that was submitted; end the jobs that use this snapshot, and"
-                " delete it"
-            )
-        return
+        _check_unchanged(folder, files)
+        return False
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -91,12 +89,26 @@ def write_snapshot(folder: Path, files: Mapping[str, bytes], root: Path = ROOT) 
                 shutil.copymode(root / name, partial / name)  # train.sbatch is executed by seeds.sbatch
         # A link: an environment with torch has gigabytes. The job compares its packages with PACKAGES_FILE.
         (partial / ".venv").symlink_to(sys.prefix)
-        # Complete or not there. Of two submissions at once, the slower one fails here and succeeds when it is repeated.
-        os.rename(partial, folder)
-    except BaseException:
+        os.rename(partial, folder)  # complete or not there
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        # Another submission has written the same code in the meantime.
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST) and folder.exists():
+            _check_unchanged(folder, files)
+            return False
         raise
     sync_folder(folder.parent)
+    return True
+
+
+def _check_unchanged(folder: Path, files: Mapping[str, bytes]) -> None:
+    # The bytes and not their times: `touch` or a restored backup is no change.
+    changed = [name for name, content in files.items() if not _has(folder / name, content)]
+    if changed:
+        raise UserError(
+            f"{folder / changed[0]}: is not the file that was submitted; end the jobs that use this snapshot, and"
+            " delete it"
+        )
 
 
 def _has(path: Path, content: bytes) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from tencrop.config import Cluster, Config, UserError, run_path
 from tencrop.config.writable import check_writable
@@ -44,25 +47,13 @@ def submit(job: Job, cluster: Cluster, files: Mapping[str, bytes], runs: Sequenc
     snapshot = snapshot_folder(job.folder, files)
     folders = [run_path(config) for config in runs]
     check_writable(*(folder / RECORD for folder in [job.folder, *folders]), remedy="name another folder with runs=DIR")
-    # Taken before anything is written: a refusal must not delete a run, or a snapshot of another job.
-    new = [path for path in [snapshot, *folders] if not path.exists()]
-    try:
-        write_snapshot(snapshot, files)
+    with _alone(folders[0].parent if folders else job.folder):
+        number = _write_and_queue(job, cluster, files, runs)
         for config, folder in zip(runs, folders, strict=True):
-            folder.mkdir(parents=True, exist_ok=True)
-            if not (folder / "manifest.json").exists():  # train.py compares it with the manifest from then on
-                atomic_write(folder / "config.yaml", resolved_config(config))
-        number = _sbatch(command(job, cluster, snapshot))
-    # Ctrl-C as well: sbatch may take a minute, and half a submission would look like a run.
-    except BaseException:
-        for path in new:
-            shutil.rmtree(path, ignore_errors=True)
-        raise
-    for config, folder in zip(runs, folders, strict=True):
-        # The job exists from here on, so nothing is removed any more. The index of a task in an array is its seed.
-        task = f"{number}_{config.seed}" if job.seeds else number
-        record = {"job": task, "snapshot": str(snapshot), "arguments": list(job.words)}
-        atomic_write(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
+            # The job exists from here on, so nothing is removed any more. The index of a task in an array is its seed.
+            task = f"{number}_{config.seed}" if job.seeds else number
+            record = {"job": task, "snapshot": str(snapshot), "arguments": list(job.words)}
+            atomic_write(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
     numbers = [(number, str(seed)) for seed in job.seeds] or [(number, "")]
     logs = [Path(str(job.log).replace("%j", one).replace("%A", one).replace("%a", seed)) for one, seed in numbers]
     return Submitted(number, snapshot, logs)
@@ -81,6 +72,55 @@ def active_job(config: Config) -> str | None:
     asked = ["squeue", "--noheader", f"--jobs={number}", "--format=%T"]
     found = _asked(asked)  # fails for a job long gone
     return number if found.stdout.strip() else None
+
+
+def _write_and_queue(job: Job, cluster: Cluster, files: Mapping[str, bytes], runs: Sequence[Config]) -> str:
+    """The number of the job, whose snapshot and configurations are then in place; removes what it wrote if it fails."""
+    snapshot, folders = snapshot_folder(job.folder, files), [run_path(config) for config in runs]
+    # Taken before anything is written: a refusal must not delete a run, or a snapshot of another job.
+    new = [path for path in folders if not path.exists()]
+    try:
+        if write_snapshot(snapshot, files):
+            new.append(snapshot)
+        for config, folder in zip(runs, folders, strict=True):
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / "manifest.json").exists():  # train.py compares it with the manifest from then on
+                atomic_write(folder / "config.yaml", resolved_config(config))
+        return _sbatch(command(job, cluster, snapshot))
+    # Ctrl-C as well: sbatch may take a minute, and half a submission would look like a run.
+    except BaseException:
+        for path in new:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a lock against other submissions into `folder`, which wait; creates the folder.
+
+    Submissions of the same code share a snapshot: one that SLURM refuses would delete it while another queues its job.
+    """
+    path = folder / ".submit.lock"
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as file:
+            # lockf, as for run folders: it also works on NFS. Where nothing can be locked, go without.
+            with contextlib.suppress(OSError):
+                fcntl.lockf(file, fcntl.LOCK_EX)
+            if not _is_at(file, path):  # the one that held the lock has deleted the file
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _sbatch(words: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from tencrop.config import Config, Model, UserError, run_path
 from tencrop.config.initialization import run_of_teacher, teacher_file
 from tencrop.models.checkpoint_files import run_manifest, weights_sha256
 from tencrop.models.factory import build_model, check_image_size
+from tencrop.models.published_files import timm_entry
 from tencrop.models.weights import Weights, apply_weights, load_weights
 
 OTHER_SIZE = "choose the image_size that the teacher was trained with, or another teacher"
@@ -86,7 +87,7 @@ def read_teacher(config: Config, classes: list[str]) -> Teacher:
     network = build_model(model, num_classes=len(classes))
     apply_weights(network, weights.state, source=key, name=model.name, remedy=remedy)
     check_image_size(network, model.name, config.image_size, key=f"{key}, image_size", remedy=OTHER_SIZE)
-    mean, std = _normalization(path, weights, network)
+    mean, std = _normalization(path, weights, model, network)
     facts = {"checkpoint": str(path), "weights": weights.kind, "weights_sha256": weights_sha256(weights.state)}
     return Teacher(network, mean=mean, std=std, facts=facts, bf16=config.training.precision == "bf16")
 
@@ -105,7 +106,7 @@ def set_distilled_training(network: nn.Module, *, name: str) -> None:
     switch(True)
 
 
-def _normalization(path: Path, weights: Weights, network: nn.Module) -> tuple[list[float], list[float]]:
+def _normalization(path: Path, weights: Weights, model: Model, network: nn.Module) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of the teacher's inputs: those of its checkpoint or file, or else timm's."""
     if "mean_image" in weights.metadata:
         raise UserError(
@@ -114,9 +115,10 @@ def _normalization(path: Path, weights: Weights, network: nn.Module) -> tuple[li
         )
     if stored := weights.metadata or weights.preprocessing:
         return stored["mean"], stored["std"]
-    if (cfg := getattr(network, "pretrained_cfg", None)) is None:
+    if (entry := timm_entry(model, network, path)) is None:
         raise UserError(
             f"training.distill.teacher={path}: does not say how images are normalized; give a run folder, its"
             " checkpoint, or a file that export.py wrote"
         )
+    cfg, _ = entry
     return [255 * value for value in cfg["mean"]], [255 * value for value in cfg["std"]]
