@@ -44,6 +44,11 @@ def test_mixing_groups_are_not_split(composed):
     ("overrides", "words"),
     [
         (["training.global_batch=250", "hardware=gpu8"], r"250 / 8 = 31.25.*a batch of 248 or 256"),
+        (
+            ["hardware=gpu8", "hardware.nodes=4", "training.global_batch=240"],
+            r"among \[1, .* 30, 60\] or a batch of 224",
+        ),
+        (["hardware=gpu8", "hardware.nodes=3"], "choose a number of hardware.nodes that divides it, or a batch of 240"),
         (["hardware=ddp_cpu2", "model.bn_group=256"], "for GPUs only"),
         (["hardware.max_micro_batch=20"], "raise it to at least 32"),
         (["hardware=gpu8", "model.bn_group=64", "hardware.max_micro_batch=16"], "accumulation cannot enlarge a group"),

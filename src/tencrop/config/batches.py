@@ -44,7 +44,7 @@ def derive_batches(config: Config) -> Batches:
         raise UserError(
             f"training.global_batch={batch}: {num_devices} devices ({hardware.nodes} nodes of {hardware.devices})"
             f" cannot share it evenly ({batch} / {num_devices} = {batch / num_devices:.2f});"
-            f" choose hardware.devices among {_divisors(batch)} or a batch of {lower or upper} or {upper}"
+            f" choose {_fitting_devices(batch, hardware.nodes)} or a batch of {lower or upper} or {upper}"
         )
     per_device = batch // num_devices
     limit = hardware.max_micro_batch or per_device
@@ -91,6 +91,13 @@ def derive_batches(config: Config) -> Batches:
             " which is for GPUs only; use fewer processes"
         )
     return Batches(num_devices, per_device, micro_batch, 1, "sync", 1)
+
+
+def _fitting_devices(batch: int, num_nodes: int) -> str:
+    """What to type to share the batch evenly. hardware.devices is the number on each node."""
+    if batch % num_nodes:
+        return "a number of hardware.nodes that divides it,"
+    return f"hardware.devices among {_divisors(batch // num_nodes)}"
 
 
 def _divisors(number: int) -> list[int]:
