@@ -1,8 +1,10 @@
 """The recipe's batch on every hardware, or a refusal with the arithmetic."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from tencrop.config import Batches, UserError, derive_batches, num_threads, num_workers
+from tencrop.config import Batches, Hardware, UserError, accelerator_of, derive_batches, num_threads, num_workers
 from tencrop.config.launcher import PTY
 
 
@@ -61,6 +63,29 @@ def test_mixing_groups_are_not_split(composed):
 def test_an_impossible_layout_is_refused_with_its_arithmetic(composed, overrides, words):
     with pytest.raises(UserError, match=words):
         layout(composed, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        (None, "gpu"),
+        ("0", "gpu"),
+        ("0,-1", "gpu"),
+        ("MIG-1", "gpu"),
+        ("", "cpu"),
+        ("-1,0", "cpu"),
+        ("NoDevFiles", "cpu"),
+    ],
+)
+def test_gpus_that_cuda_hides_do_not_count(monkeypatch, visible, expected):
+    monkeypatch.setattr(
+        "tencrop.config.batches.Path", lambda _: SimpleNamespace(exists=lambda: True)
+    )  # NVIDIA's driver is loaded
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert accelerator_of(Hardware("auto", 1, 1, "auto", None)) == expected
 
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}

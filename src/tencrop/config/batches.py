@@ -109,7 +109,13 @@ def accelerator_of(hardware: Hardware) -> Literal["cpu", "gpu"]:
     """The accelerator in use: "cpu" or "gpu". Looks for a device file, so that torch need not be imported."""
     if hardware.accelerator != "auto":
         return hardware.accelerator
-    return "gpu" if Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else "cpu"
+    return "gpu" if Path("/dev/nvidiactl").exists() and not hides_all_gpus() else "cpu"
+
+
+def hides_all_gpus() -> bool:
+    """Whether CUDA_VISIBLE_DEVICES is set to no GPU. CUDA ignores what comes after the first entry that is none."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
+    return first in ("", "-1", "NoDevFiles")  # SLURM sets the last one in a job without GPUs
 
 
 def check_precision(config: Config) -> None:
