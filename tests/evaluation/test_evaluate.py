@@ -309,7 +309,12 @@ def test_another_mean_than_that_of_the_training_is_named(
 @pytest.mark.parametrize(
     ("used", "trained", "typed", "changed"),
     [
-        ({"mean": [0.1] * 3, "std": [1.0] * 3}, {"mean": np.float32([0.1] * 3).tolist(), "std": [1.0] * 3}, [], []),
+        (
+            {"mean": [0.1] * 3, "std": [1.0] * 3},
+            {"mean": np.array([0.1] * 3, np.float32).tolist(), "std": [1.0] * 3},
+            [],
+            [],
+        ),
         ({"mean": [0.1] * 3, "std": [1.0] * 3}, {"mean": [0.1] * 3, "std": [2.0] * 3}, [], ["std"]),
         ({"mean": [0.1] * 3, "std": [1.0] * 3}, {}, ["normalization"], ["mean", "std"]),
         ({"mean": [0.1] * 3, "std": [1.0] * 3}, {}, ["normalization.mean", "protocol.size"], ["mean"]),
