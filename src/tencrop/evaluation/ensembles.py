@@ -13,8 +13,8 @@ from tencrop.config import UserError
 from tencrop.config.schema import Average
 from tencrop.evaluation.predictions import Scores, from_averages, protocol_of
 from tencrop.evaluation.protocols import num_views
+from tencrop.evaluation.results import PROTOCOL_KEYS
 
-PROTOCOL_KEYS = ("protocol", "side", "size", "region", "resize", "filter")
 PREPROCESSING_KEYS = ("mean", "std", "preprocessing")
 SEPARATOR = " + "  # between the values of members that differ
 IMPLIED = {"loader": "beton"}  # defaults of metadata keys that score files omit

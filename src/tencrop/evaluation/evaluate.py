@@ -230,9 +230,12 @@ def _save_ensemble(
 ) -> Evaluated:
     joint = ensemble(members, names=names)
     facts = ensemble_facts(members, results, config.protocol.average)
+    # In an order of their own: the last bits of the mean, and so its ties, depend on it, as does the folder's name.
+    triples = sorted(zip(members, results, names, strict=True), key=lambda one: _ensemble_key(one[0]))
+    members, results, names = zip(*triples, strict=True)
     # Named by content: the same weights under other paths are the same ensemble.
     # The protocol too, since the same networks under other protocols are another ensemble.
-    hashes = [member.metadata[key] for member in members for key in ("weights_sha256", "protocol")]
+    hashes = [text for member in members for text in _ensemble_key(member)]
     name = f"ensemble-{_short_hash(*hashes, joint.metadata['source_fingerprint'])}"
     out = Path(config.output) if config.output is not None else EVALUATIONS / name
     return _save(joint, config, out, stem, **facts)
@@ -240,6 +243,10 @@ def _save_ensemble(
 
 def _result_beside(path: Path, scores: Scores) -> dict[str, Any]:
     """The result of a score file in the same folder; empty if there is none, or only one of other weights."""
+def _ensemble_key(member: Scores) -> tuple[str, ...]:
+    return tuple(member.metadata[key] for key in ("weights_sha256", "protocol"))
+
+
     # One score file has two results, one for each average. Either knows the checkpoint and the seed.
     for file in (path.with_name(f"{path.stem}{ending}.result.json") for ending in ("", "-logits")):
         if file.exists() and (result := load_result(file))["weights_sha256"] == scores.metadata["weights_sha256"]:

@@ -50,5 +50,5 @@ def file_stem(
 
 def joint_stem(stems: Iterable[str]) -> str:
     """File name of an ensemble's scores: the members' names, or "ensemble" if these are too long for a file system."""
-    name = "+".join(dict.fromkeys(stems))
+    name = "+".join(sorted(set(stems)))
     return name if len(name) <= MAX_STEM else "ensemble"
