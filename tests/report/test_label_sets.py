@@ -12,6 +12,7 @@ import pytest
 import torch
 from markupsafe import escape
 from PIL import Image
+from safetensors.torch import save_file
 
 from tencrop.config import UserError
 from tencrop.data.preparation.prepare import prepare
@@ -109,6 +110,25 @@ def test_all_scores_of_imagenet_are_found(prepared, saved, real, tmp_path, capsy
     assert saved.read_bytes() == content, "score files are only read"
     with pytest.raises(UserError, match=r"data_root=.*: holds other images than those of .*other"):
         report_label_sets(str(real), [str(other)], **given)
+
+
+def test_a_damaged_file_and_weights_beside_scores_are_left_out(
+    prepared, saved, real, tmp_path, capsys, monkeypatch
+) -> None:
+    damaged = tmp_path / "runs" / "a" / "predictions" / "center.safetensors"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(bytes(range(256)))
+    save_file({"weight": torch.zeros(3)}, tmp_path / "runs" / "exported.safetensors")
+    monkeypatch.chdir(tmp_path)
+    given = {"average": "softmax", "ks": [1], "output": tmp_path / "out", "data_root": str(prepared)}
+    assert report_label_sets(str(real), [], **given) == 2
+    shown = capsys.readouterr()
+    assert "evaluations/tiny/center.safetensors" in shown.out
+    (line,) = shown.err.splitlines()
+    assert line.startswith(f"error: left out: {damaged.relative_to(tmp_path)}: is a broken score file")
+    saved.unlink()
+    with pytest.raises(UserError, match="is a broken score file"):
+        report_label_sets(str(real), [], **given)
 
 
 def test_images_must_be_those_of_the_labels(saved, real, tmp_path, prepared_photos):

@@ -59,6 +59,15 @@ def read_ranks(path: Path, average: str) -> tuple[np.ndarray, dict[str, str]]:
 
 
 def read_average(path: Path, average: str) -> tuple[np.ndarray, np.ndarray]:
+def is_score_file(path: Path) -> bool:
+    """False for a .safetensors file of something else, such as weights; True for score files, also broken ones."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return "scores" in (file.metadata() or {})
+    except BROKEN:
+        return True
+
+
     """(scores float32 [N, K], labels int64 [N]) of an average (softmax or logits), without verifying the digest."""
     with _open_scores(path, (FORMAT,)) as (file, _):
         return file.get_tensor(average), file.get_tensor("labels")
