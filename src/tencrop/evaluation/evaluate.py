@@ -159,7 +159,7 @@ def _ensemble_files(targets: Sequence[EvaluationTarget]) -> list[Path]:
         return []
     config, outs = targets[0].config, [target.out for target in targets if target.out is not None]
     joint = EVALUATIONS if config.output is None else Path(config.output)
-    folders = [joint, *(out for out in outs if not any(out.glob("*.safetensors")))]
+    folders = [joint, *(out for out in outs if not any(out.glob("[!.]*.safetensors")))]
     return [folder / "scores.safetensors" for folder in folders]
 
 
