@@ -38,6 +38,7 @@ def ensemble(members: Sequence[Scores], names: Sequence[str]) -> Scores:
         _mean([member.softmax for member in members]),
         _mean([member.logits for member in members]),
         _joined_metadata([member.metadata for member in members]),
+        samples=first.samples,  # their images are the same
     )
 
 

@@ -31,7 +31,7 @@ from tencrop.evaluation.preprocessing import changed_normalization, preprocessin
 from tencrop.evaluation.processes import joined_launched, score_split
 from tencrop.evaluation.publishers import with_preprocessing
 from tencrop.evaluation.results import load_result, result_name, result_of, save_result
-from tencrop.evaluation.subsets import evaluated_fingerprint, evaluated_index
+from tencrop.evaluation.subsets import evaluated_fingerprint, evaluated_index, subset_hash
 from tencrop.evaluation.targets import EVALUATIONS, EvaluationTarget
 from tencrop.models.checkpoint_files import weights_sha256
 from tencrop.models.factory import build_model
@@ -114,6 +114,7 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
         "allow_tf32": json.dumps(set_precision(config.training.precision)),
         **({"loader": "ffcv"} if config.data.loader == "ffcv" else {}),  # only ffcv decodes to other pixels
         **({"subset": f"{len(index):,} of {split.num_samples:,} images"} if is_subset else {}),
+        **({"split_fingerprint": split.source_fingerprint} if is_subset else {}),  # to find the images' names
     }
     digest = _short_hash(identity["weights_sha256"], identity["source_fingerprint"])
     # The hash of weights and data in the folder's name keeps other weights of the same model from overwriting these.
@@ -125,6 +126,7 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
         path.stem if weights.metadata else "last",
         precision=target.own_precision,
         normalization=_short_hash(identity["normalization"]) if changed else None,
+        subset=subset_hash(index) if is_subset else None,
     )
     # Only rank 0 reads saved scores (400 MB for ImageNet) and decides; the others get its decision.
     scores = refusal = None
@@ -228,11 +230,11 @@ def evaluate_scores(config: Config, paths: Sequence[Path]) -> Evaluated:
 def _save_ensemble(
     members: Sequence[Scores], results: Sequence[dict[str, Any]], names: Sequence[str], config: Config, stem: str
 ) -> Evaluated:
-    joint = ensemble(members, names=names)
-    facts = ensemble_facts(members, results, config.protocol.average)
     # In an order of their own: the last bits of the mean, and so its ties, depend on it, as does the folder's name.
     triples = sorted(zip(members, results, names, strict=True), key=lambda one: _ensemble_key(one[0]))
     members, results, names = zip(*triples, strict=True)
+    joint = ensemble(members, names=names)
+    facts = ensemble_facts(members, results, config.protocol.average)
     # Named by content: the same weights under other paths are the same ensemble.
     # The protocol too, since the same networks under other protocols are another ensemble.
     hashes = [text for member in members for text in _ensemble_key(member)]
@@ -241,12 +243,12 @@ def _save_ensemble(
     return _save(joint, config, out, stem, **facts)
 
 
-def _result_beside(path: Path, scores: Scores) -> dict[str, Any]:
-    """The result of a score file in the same folder; empty if there is none, or only one of other weights."""
 def _ensemble_key(member: Scores) -> tuple[str, ...]:
     return tuple(member.metadata[key] for key in ("weights_sha256", "protocol"))
 
 
+def _result_beside(path: Path, scores: Scores) -> dict[str, Any]:
+    """The result of a score file in the same folder; empty if there is none, or only one of other weights."""
     # One score file has two results, one for each average. Either knows the checkpoint and the seed.
     for file in (path.with_name(f"{path.stem}{ending}.result.json") for ending in ("", "-logits")):
         if file.exists() and (result := load_result(file))["weights_sha256"] == scores.metadata["weights_sha256"]:

@@ -128,6 +128,7 @@ def ranks_of_sets(scores: np.ndarray, sets: Sequence[Sequence[int]]) -> np.ndarr
 def _image_numbers(saved: SavedScores) -> list[int]:
     """The number in the name of each image, in the order of the scores."""
     # Not the sample index, which counts by class folder: the file of labels is in the order of the images' names.
+    saved.check_samples()
     names = saved.image_names
     if names is None:
         raise UserError(
