@@ -44,7 +44,8 @@ def test_samples_of_a_subset_are_ascending(tmp_path: Path) -> None:
     logits, path = torch.eye(3), tmp_path / "center.safetensors"
     for samples, message in (([3, 4, 9], None), ([3, 3, 9], "not ascending"), ([3, 9], "not one number per image")):
         given = torch.tensor(samples)
-        save_scores(path, from_averages(torch.arange(3), torch.arange(3), logits, logits, IDENTITY, samples=given))
+        scores = from_averages(torch.arange(3), torch.arange(3), logits.softmax(1), logits, IDENTITY, samples=given)
+        save_scores(path, scores)
         if message is None:
             assert read_scores(path)[0]["samples"].tolist() == samples
         else:
