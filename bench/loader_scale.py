@@ -4,8 +4,7 @@
 
 The rows of the store are real, and all of them point to one photograph. Each rank is a process with the data module of
 a training. It consumes its part of 64 at half the pace that the node's cores can decode; a rank that finds no batch
-ready waits. A thread meanwhile computes the order of the next epoch, which is asked for right after the last step.
-Memory is private to a process (anonymous pages); the mapped store is shared and not counted.
+ready waits. Memory is private to a process (anonymous pages); the mapped store is shared and not counted.
 """
 
 import argparse
@@ -136,13 +135,10 @@ def run_rank(root: Path, rank: int, step_s: float, barrier: Any, results: Any) -
     next(batches)
     loaded = clock()
     facts = {"open_s": opened - start, "order_s": ordered - opened, "first_batch_s": loaded - ordered}
+    facts |= {"peak": memory.peak_bytes - memory.start_bytes, "kept": private_bytes() - memory.start_bytes}
     barrier.wait()
     waits = consume(lambda: next(batches), step_s)
-    start = clock()
-    data.order(1)
-    facts |= {"next_s": clock() - start, "num_waits": len(waits), "longest_s": max(waits, default=0.0)}
-    facts |= {"peak": memory.peak_bytes - memory.start_bytes, "kept": private_bytes() - memory.start_bytes}
-    results.put((rank, facts))
+    results.put((rank, facts | {"num_waits": len(waits), "longest_s": max(waits, default=0.0)}))
     data.close()
 
 
@@ -183,7 +179,7 @@ def simulate(root: Path, num_ranks: int, step_s: float) -> list[dict[str, float]
 
 def main(entries: list[int], num_ranks: int) -> None:
     rows: list[tuple[str, ...]] = [
-        ("images", "open", "order", "first batch", "next order", "memory, peak", "kept", "steps", "waited", "longest")
+        ("images", "open", "order", "first batch", "memory, peak", "kept", "steps", "waited", "longest")
     ]
     for num_entries in entries:
         with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
@@ -192,7 +188,7 @@ def main(entries: list[int], num_ranks: int) -> None:
             step_s = num_ranks * PER_RANK / (PACE * num_granted_cores() * per_core)
             ranks = simulate(root, num_ranks, step_s)
         worst = {key: max(facts[key] for facts in ranks) for key in ranks[0]}
-        times = [f"{worst[key]:.2f} s" for key in ("open_s", "order_s", "first_batch_s", "next_s")]
+        times = [f"{worst[key]:.2f} s" for key in ("open_s", "order_s", "first_batch_s")]
         memory = [f"{worst[key] / 1e6:,.0f} MB" for key in ("peak", "kept")]
         waits = [str(int(sum(facts["num_waits"] for facts in ranks))), f"{worst['longest_s']:.2f} s"]
         rows.append((f"{num_entries:,}", *times, *memory, str(num_ranks * NUM_STEPS), *waits))

@@ -1,8 +1,10 @@
 """The recipe's batch on every hardware, or a refusal with the arithmetic."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from tencrop.config import Batches, UserError, derive_batches, num_threads, num_workers
+from tencrop.config import Batches, Hardware, UserError, accelerator_of, derive_batches, num_threads, num_workers
 from tencrop.config.launcher import PTY
 
 
@@ -44,6 +46,11 @@ def test_mixing_groups_are_not_split(composed):
     ("overrides", "words"),
     [
         (["training.global_batch=250", "hardware=gpu8"], r"250 / 8 = 31.25.*a batch of 248 or 256"),
+        (
+            ["hardware=gpu8", "hardware.nodes=4", "training.global_batch=240"],
+            r"among \[1, .* 30, 60\] or a batch of 224",
+        ),
+        (["hardware=gpu8", "hardware.nodes=3"], "choose a number of hardware.nodes that divides it, or a batch of 240"),
         (["hardware=ddp_cpu2", "model.bn_group=256"], "for GPUs only"),
         (["hardware.max_micro_batch=20"], "raise it to at least 32"),
         (["hardware=gpu8", "model.bn_group=64", "hardware.max_micro_batch=16"], "accumulation cannot enlarge a group"),
@@ -56,6 +63,29 @@ def test_mixing_groups_are_not_split(composed):
 def test_an_impossible_layout_is_refused_with_its_arithmetic(composed, overrides, words):
     with pytest.raises(UserError, match=words):
         layout(composed, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        (None, "gpu"),
+        ("0", "gpu"),
+        ("0,-1", "gpu"),
+        ("MIG-1", "gpu"),
+        ("", "cpu"),
+        ("-1,0", "cpu"),
+        ("NoDevFiles", "cpu"),
+    ],
+)
+def test_gpus_that_cuda_hides_do_not_count(monkeypatch, visible, expected):
+    monkeypatch.setattr(
+        "tencrop.config.batches.Path", lambda _: SimpleNamespace(exists=lambda: True)
+    )  # NVIDIA's driver is loaded
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert accelerator_of(Hardware("auto", 1, 1, "auto", None)) == expected
 
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}

@@ -73,6 +73,14 @@ def test_every_option_composes(composed, group, option):
             ["schedule=constant", "schedule.unit=epoch"],
             "schedule=constant without warm-up does not change lr within an",
         ),
+        (
+            ["schedule=cosine", "schedule.unit=epoch", "schedule.warmup_epochs=0.5"],
+            "schedule.warmup_epochs: 0.5 is not a whole number of epochs",
+        ),
+        (
+            ["schedule.unit=epoch", "schedule.milestones=[30,60.5]"],
+            "schedule.milestones: 60.5 is not a whole number of epochs",
+        ),
         (["schedule=poly", "schedule.power=0"], "schedule.power=0: must be above 0"),
         (["schedule=step", "+schedule.power=1"], "schedule.power=1.0: schedule.name=step does not use it"),
         (["training.steps=100"], "training.steps=100: training.epochs=90 is a second budget; add training.epochs=null"),
@@ -113,6 +121,10 @@ def test_every_option_composes(composed, group, option):
             ["model=zfnet", "training.distill.teacher=a"],
             "normalization.mean=image subtracts a mean at every pixel; set",
         ),
+        (
+            ["normalization.mean=image_center", "training.distill.teacher=a"],
+            "normalization.mean=image_center subtracts a mean at every pixel; set",
+        ),
         (["training.max_rms=0"], "training.max_rms=0: must be above 0"),
         (["optimizer.layer_decay=1"], "optimizer.layer_decay=1: must be above 0 and below 1; 0.7 is ConvNeXt's"),
         (["optimizer.layers=convnext"], "optimizer.layers=convnext: all layers have the same learning rate; set"),
@@ -142,6 +154,14 @@ def test_every_option_composes(composed, group, option):
         (["augmentation.mixing.mixup_alpha=0.2"], "mixup_alpha or cutmix_alpha is above 0 and needs it; give"),
         (["augmentation.mixing.mix_group=64"], "nothing is mixed"),
         (["augmentation.mixing.cutmix_alpha=1", "augmentation.mixing.mix_group=1"], "a single sample has no partner"),
+        (
+            [
+                "augmentation.mixing.mixup_alpha=1",
+                "augmentation.mixing.mix_group=2",
+                "augmentation.mixing.prob=0",
+            ],
+            "augmentation.mixing.prob=0: no group is mixed; raise it",
+        ),
         (["short_side=200", "protocol.side=256"], "short_side=200: a crop of image_size=224"),
     ],
 )
@@ -171,6 +191,7 @@ RAMP += ["augmentation.progressive.end_ramp=5"]
         ([*RAMP, "augmentation.progressive.start_size=224"], "must be below augmentation.size=224, and both"),
         ([*RAMP, "augmentation.progressive.start_size=100"], r"=100: must be .* multiples of .*multiple=32"),
         ([*RAMP, "augmentation.size=200"], "must be below augmentation.size=200, and both multiples of"),
+        ([*RAMP, "normalization.mean=image_center"], "=128: normalization.mean=image_center .* augmentation.size=224"),
         ([*RAMP, "augmentation=random_crop"], "augmentation.crop=random cuts a window of this many pixels"),
         ([*RAMP, "augmentation.progressive.end_ramp=90"], r"before an epoch has augmentation.size=224 .*epochs=90\)"),
         ([*RAMP, "augmentation.progressive.end_ramp=0"], "end_ramp=0: must be above 0"),

@@ -86,6 +86,16 @@ def test_keys_that_affect_training_change_the_hash(composed, override):
     assert learning_hash(composed(override)) != learning_hash(composed())
 
 
+@pytest.mark.parametrize("store", ["short_side=256", "max_side=500", "mode=jpeg_indexed data.store.short_side=256"])
+def test_the_torch_loader_counts_where_the_store_compresses_again(composed, store):
+    """beton decodes the second JPEG, torch the original. Raw pixels are those of the resized original for both."""
+    words = f"data.store.{store}".split()
+    plain, other = learning_keys(composed(*words)), learning_keys(composed(*words, "data.loader=torch"))
+    assert other["data"].pop("loader") == "torch" and other == plain
+    raw = [*words, "data.store.mode=raw"]
+    assert learning_hash(composed(*raw)) == learning_hash(composed(*raw, "data.loader=torch"))
+
+
 @pytest.mark.parametrize(
     "override",
     ["schedule.warmup_from=0", "schedule.warmup_factor=0.1", "schedule.cosine_from=start", "schedule.unit=epoch"],

@@ -10,7 +10,8 @@ def test_enough_gpus_are_accepted(accelerator, num_seen, monkeypatch):
     check_num_gpus(Hardware(accelerator, 2, 1, "auto", None), 2)
 
 
-def test_too_few_gpus_are_refused(monkeypatch):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    with pytest.raises(UserError, match=r"hardware\.devices=2: torch sees 1 GPUs here; choose fewer, or hardware=cpu"):
+@pytest.mark.parametrize(("num_seen", "remedy"), [(1, "choose fewer, or hardware=cpu"), (0, "set hardware=cpu")])
+def test_too_few_gpus_are_refused(num_seen, remedy, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: num_seen)
+    with pytest.raises(UserError, match=rf"hardware\.devices=2: torch sees {num_seen} GPUs here; {remedy}"):
         check_num_gpus(Hardware("gpu", 2, 1, "auto", None), 2)

@@ -35,6 +35,15 @@ def test_members_of_two_loaders_name_both_loaders() -> None:
     assert ensemble([other, other], ["b", "b"]).metadata["loader"] == "ffcv"
 
 
+def test_members_with_and_without_blur_pooling() -> None:
+    """A score file names blur pooling only where the network has it; a key of newer code is in no older file."""
+    plain = member([[0.75, 0.25], [0.75, 0.25]])
+    blurred = member([[0.25, 0.75], [0.125, 0.875]], blur_pool="true", of_newer_code="true")
+    joint = ensemble([plain, blurred], ["a", "b"]).metadata
+    assert joint["blur_pool"] == "false + true" and "of_newer_code" not in joint
+    assert "blur_pool" not in ensemble([plain, plain], ["a", "a"]).metadata
+
+
 def test_an_ensemble_of_one_network_twice_is_that_network() -> None:
     alone = member([[0.6, 0.4], [0.3, 0.7]])
     joint = ensemble([alone, alone, alone], ["a", "a", "a"])

@@ -309,7 +309,12 @@ def test_another_mean_than_that_of_the_training_is_named(
 @pytest.mark.parametrize(
     ("used", "trained", "typed", "changed"),
     [
-        ({"mean": [0.1] * 3, "std": [1.0] * 3}, {"mean": np.float32([0.1] * 3).tolist(), "std": [1.0] * 3}, [], []),
+        (
+            {"mean": [0.1] * 3, "std": [1.0] * 3},
+            {"mean": np.array([0.1] * 3, np.float32).tolist(), "std": [1.0] * 3},
+            [],
+            [],
+        ),
         ({"mean": [0.1] * 3, "std": [1.0] * 3}, {"mean": [0.1] * 3, "std": [2.0] * 3}, [], ["std"]),
         ({"mean": [0.1] * 3, "std": [1.0] * 3}, {}, ["normalization"], ["mean", "std"]),
         ({"mean": [0.1] * 3, "std": [1.0] * 3}, {}, ["normalization.mean", "protocol.size"], ["mean"]),
@@ -368,8 +373,12 @@ def test_an_ensemble_from_saved_scores(make_config, new_network, save_checkpoint
     mean = torch.stack([found.scores.softmax for found in again[:3]]).mean(0)
     torch.testing.assert_close(joint.scores.softmax, mean)
     assert joint.out.name.startswith("ensemble-") and (joint.out / "flip_pair.result.json").exists()
-    assert joint.result["seed"] == [0, 1, 2] and joint.result["protocol"] == "flip_pair"
+    assert sorted(joint.result["seed"]) == [0, 1, 2] and joint.result["protocol"] == "flip_pair"
     assert joint.result["label"] == "ensemble of 3" and joint.result["weights_sha256"].count(" + ") == 2
+    files = [found.out / found.result["scores"] for found in (again[2], again[0], again[1])]
+    reordered = evaluate_scores(config, files)
+    assert reordered.result == joint.result and reordered.out == joint.out, "in any order, one ensemble in one file"
+    assert torch.equal(reordered.scores.softmax, joint.scores.softmax)
 
 
 def test_one_network_under_two_protocols(make_config, new_network, save_checkpoint, no_network_runs, tmp_path) -> None:

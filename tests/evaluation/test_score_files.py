@@ -40,6 +40,19 @@ def test_what_is_read_is_what_was_written(saved: Path) -> None:
     assert np.array_equal(ranks, arrays["logits_ranks"]) and facts == IDENTITY
 
 
+def test_samples_of_a_subset_are_ascending(tmp_path: Path) -> None:
+    logits, path = torch.eye(3), tmp_path / "center.safetensors"
+    for samples, message in (([3, 4, 9], None), ([3, 3, 9], "not ascending"), ([3, 9], "not one number per image")):
+        given = torch.tensor(samples)
+        scores = from_averages(torch.arange(3), torch.arange(3), logits.softmax(1), logits, IDENTITY, samples=given)
+        save_scores(path, scores)
+        if message is None:
+            assert read_scores(path)[0]["samples"].tolist() == samples
+        else:
+            with pytest.raises(UserError, match=message):
+                read_scores(path)
+
+
 def test_ranks_follow_the_top_k_rule_of_training_and_evaluation() -> None:
     # integers from 0 to 3 among 8 classes: nearly every image has a tie
     scores = torch.randint(0, 4, (200, 8), generator=torch.Generator().manual_seed(0)).float()

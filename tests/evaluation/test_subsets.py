@@ -45,6 +45,8 @@ def test_a_subset_has_the_scores_of_the_whole_split(
     assert torch.equal(chosen.scores.labels, whole.scores.labels[index])
     torch.testing.assert_close(chosen.scores.softmax, whole.scores.softmax[index], rtol=0, atol=1e-5)
     wrong = (whole.scores.softmax_ranks[index] >= 1).float().mean()
+    assert chosen.scores.samples is not None and chosen.scores.samples.tolist() == index
+    assert chosen.result["split_fingerprint"] == whole.result["source_fingerprint"]
     assert chosen.result["top1_error"] == wrong and chosen.result["num_images"] == 4
     assert chosen.result["subset"] == chosen.scores.metadata["subset"] == "4 of 501 images"
     assert "subset" not in whole.result and "subset" not in whole.scores.metadata
@@ -53,6 +55,13 @@ def test_a_subset_has_the_scores_of_the_whole_split(
         chosen.result["scores"].startswith("flip_pair-bilinear-subset") and len(list((tmp_path / "out").iterdir())) == 4
     )
     assert chosen.result["source_fingerprint"] != whole.result["source_fingerprint"]
+    # the same images in another order, all with their folder: found saved, and no second result
+    split = open_val_split(config)
+    (tmp_path / "again.txt").write_text("\n".join(split.names(sample) for sample in reversed(index)))
+    part.data.subset_of_val = str(tmp_path / "again.txt")
+    (again,) = evaluate_targets([EvaluationTarget(part, path, manifest, tmp_path / "out")])
+    assert again.result == chosen.result and len(list((tmp_path / "out").iterdir())) == 4
+    assert whole.scores.samples is None and "split_fingerprint" not in whole.result
     with pytest.raises(UserError, match="cannot be averaged: their data"):
         ensemble([whole.scores, chosen.scores], ["whole", "chosen"])
 

@@ -175,8 +175,9 @@ def test_gpus_that_torch_does_not_find_are_recorded_as_unknown(tmp_path, monkeyp
     assert "not_known" not in provenance._hardware()
     monkeypatch.setattr(provenance, "DRIVER", tmp_path)
     assert "GPUs" in provenance._hardware()["not_known"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert "not_known" not in provenance._hardware()
+    for none in ("", "-1", "NoDevFiles"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        assert "not_known" not in provenance._hardware()
 
 
 def test_a_package_without_a_version_is_recorded_as_text(tmp_path, monkeypatch):

@@ -103,6 +103,22 @@ def test_panel_shows_labels_and_images(evaluated_run, prepared_digits):
     assert float(bars[0][1]) == pytest.approx(100 * scores.softmax[first].max().item(), abs=0.06)
 
 
+def test_panel_of_a_subset_shows_its_own_images(evaluated_run, prepared_digits, tmp_path):
+    run = collect([evaluated_run()])[0].runs[0]
+    split, samples = open_split(prepared_digits, "val"), torch.arange(490, 500)
+    labels = torch.tensor(split.labels[490:500]).long()
+    logits = torch.nn.functional.one_hot(labels, 10).float()
+    scores = from_averages(torch.arange(10), labels, logits.softmax(1), logits, {}, samples=samples)
+    save_scores(tmp_path / "scores.safetensors", scores)
+    facts = run.results[0].facts | {"split_fingerprint": split.source_fingerprint}
+    changes = {"scores": tmp_path / "scores.safetensors", "source_fingerprint": "of the ten", "facts": facts}
+    (shown, *_) = pictures_in(panel_figure(run, replace(run.results[0], **changes)))
+    original = split.read_original(490 + choose_images(scores)[0])
+    np.testing.assert_array_equal(
+        np.asarray(shown.convert("RGB")), np.asarray(Image.open(io.BytesIO(original)).convert("RGB"))
+    )
+
+
 @pytest.mark.parametrize(("margin", "first"), [(1e-5, 0), (0.0, 1), (-1e-5, 1)])
 def test_the_label_is_ranked_as_in_the_error_count(margin, first):
     logits = torch.tensor([[2.0 + margin, 2.0, 1.0]])

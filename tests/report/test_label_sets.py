@@ -12,6 +12,7 @@ import pytest
 import torch
 from markupsafe import escape
 from PIL import Image
+from safetensors.torch import save_file
 
 from tencrop.config import UserError
 from tencrop.data.preparation.prepare import prepare
@@ -20,6 +21,7 @@ from tencrop.data.store.manifest import open_split
 from tencrop.evaluation.predictions import from_averages, save_scores
 from tencrop.evaluation.score_files import count_ranks
 from tencrop.report.label_sets import ranks_of_sets, read_label_sets, report_label_sets
+from tencrop.report.score_sources import read_saved
 
 # (number in the name, label, top-1 class); in the order of class folders, which is not that of the numbers
 IMAGES = [(9, 0, 3), (1, 5, 700), (4, 7, 7), (2, 9, 9)]
@@ -109,6 +111,50 @@ def test_all_scores_of_imagenet_are_found(prepared, saved, real, tmp_path, capsy
     assert saved.read_bytes() == content, "score files are only read"
     with pytest.raises(UserError, match=r"data_root=.*: holds other images than those of .*other"):
         report_label_sets(str(real), [str(other)], **given)
+
+
+def test_a_damaged_file_and_weights_beside_scores_are_left_out(
+    prepared, saved, real, tmp_path, capsys, monkeypatch
+) -> None:
+    damaged = tmp_path / "runs" / "a" / "predictions" / "center.safetensors"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(bytes(range(256)))
+    save_file({"weight": torch.zeros(3)}, tmp_path / "runs" / "exported.safetensors")
+    monkeypatch.chdir(tmp_path)
+    given = {"average": "softmax", "ks": [1], "output": tmp_path / "out", "data_root": str(prepared)}
+    assert report_label_sets(str(real), [], **given) == 2
+    shown = capsys.readouterr()
+    assert "evaluations/tiny/center.safetensors" in shown.out
+    (line,) = shown.err.splitlines()
+    assert line.startswith(f"error: left out: {damaged.relative_to(tmp_path)}: is a broken score file")
+    saved.unlink()
+    with pytest.raises(UserError, match="is a broken score file"):
+        report_label_sets(str(real), [], **given)
+
+
+def test_scores_of_a_subset_are_counted_by_the_names_of_its_images(prepared, real, tmp_path, capsys) -> None:
+    """Of the images number 1 and 2; the names of the first two images of the split are of 9 and 1."""
+    split, samples = open_split(prepared, "val"), torch.tensor([1, 3])
+    logits = torch.zeros(2, 1000)
+    logits[range(2), [700, 9]] = 5.0
+    identity = {"model": "tiny", "data": "imagenet", "weights_sha256": "ab" * 32, "protocol": "{}"}
+    identity |= {"source_fingerprint": "of the two", "split_fingerprint": split.source_fingerprint, "subset": "2 of 4"}
+    labels = torch.from_numpy(split.labels[samples].copy())
+    scores = from_averages(torch.arange(2), labels, logits.softmax(1), logits, identity, samples=samples)
+    save_scores(tmp_path / "subset.safetensors", scores)
+    one = read_saved(tmp_path / "subset.safetensors", "softmax", data_root=str(prepared))
+    assert one.image_name(1) == split.names(3) and one.image_names == [split.names(1), split.names(3)]
+    assert one.class_folders == split.manifest["classes"] and one.classes[0].startswith("tench")
+    given = {"average": "softmax", "ks": [1], "output": tmp_path / "out", "data_root": str(prepared)}
+    assert report_label_sets(str(real), [str(one.path)], **given) == 0
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "labels.csv").read_text())))
+    assert [(row["errors"], row["images"]) for row in rows] == [("1", "2"), ("1", "2"), ("1", "2")]
+    # as earlier code wrote it
+    del identity["split_fingerprint"]
+    save_scores(one.path, from_averages(torch.arange(2), labels, logits.softmax(1), logits, identity))
+    for root in (str(prepared), None):
+        with pytest.raises(UserError, match=r"does not say which images of the split it covers; run evaluate"):
+            report_label_sets(str(real), [str(one.path)], **given | {"data_root": root})
 
 
 def test_images_must_be_those_of_the_labels(saved, real, tmp_path, prepared_photos):

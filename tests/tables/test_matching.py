@@ -144,6 +144,61 @@ def test_an_ensemble_is_matched_by_the_runs_of_its_members(
     assert found(*folders[:2], wrong="f" * 64) == {}  # of weights that the runs do not end with
 
 
+def test_a_run_counts_once_however_many_files_it_has(
+    finished_run: FinishedRun, matched: Callable[..., Measurement | None]
+) -> None:
+    folders = [finished_run(f"seed={seed}", num_wrong=10 + seed) for seed in range(2)]
+    own = folders[0] / "predictions" / "center.result.json"
+    for name, changes in (("center-logits", {"averaging": "logits"}), ("center-final", {})):
+        save_result(own.with_name(f"{name}.result.json"), load_result(own) | changes)
+    ours = matched()
+    assert ours == Measurement({1: pytest.approx((2.0, 2.2)), 5: (0.0, 0.0)}, 500, tuple(folders), seeds=(0, 1))  # type: ignore[dict-item]
+
+
+@pytest.fixture
+def ensembles_of_two(
+    finished_run: FinishedRun, write_table: Callable[..., Path], tmp_path: Path
+) -> Callable[..., Measurement | None]:
+    """ensembles_of_two([((1, 0), "logits")], average="softmax"): ours for two LeNets whose row states this average, of
+    ensembles with these seeds and averages."""
+    single = finished_run("seed=0") / "predictions" / "center.result.json"
+    for seed in (1, 2):
+        finished_run(f"seed={seed}")
+
+    def match(ensembles: Sequence[tuple[tuple[int, ...], str]], average: str | None = None) -> Measurement | None:
+        result = load_result(single)
+        protocol = {key: result[key] for key in ("protocol", "side", "size", "region", "resize", "filter", "views")}
+        for number, (seeds, averaging) in enumerate(ensembles):
+            members = [protocol | {"weights_sha256": f"{seed:064x}", "weights": "raw"} for seed in seeds]
+            facts = {"members": members, "checkpoint": [None, None], "averaging": averaging}
+            out = tmp_path / "evaluations" / f"ensemble-{number}"
+            save_result(out / "center.result.json", result | facts | {"selection": None, "seed": None, "run_id": None})
+        of_row = {"row": "lenet5", "seeds": 2, "protocol": {"name": "center", "average": average}}
+        table = read_table("digits", write_table(rows=[ENSEMBLE[0], ENSEMBLE[1] | {"members": [of_row]}]))
+        paths = [tmp_path / "runs", tmp_path / "evaluations"]
+        return match_runs([table], paths, kept=tmp_path / "hashes.json", on_broken=_raise).get(("digits", "two"))
+
+    return match
+
+
+def test_an_ensemble_counts_once_in_whichever_order(ensembles_of_two: Callable[..., Measurement | None]) -> None:
+    ours = ensembles_of_two([((0, 1), "softmax"), ((1, 0), "softmax"), ((1, 2), "softmax")])
+    assert ours is not None and [folder.name for folder in ours.runs] == ["ensemble-0", "ensemble-2"]
+    assert len(ours.errors[1]) == 2
+
+
+def test_the_average_of_an_ensemble_counts_even_with_one_view(
+    ensembles_of_two: Callable[..., Measurement | None],
+) -> None:
+    ours = ensembles_of_two([((0, 1), "logits")], average="softmax")
+    assert ours is not None and ours.refused == "averaging logits, not softmax"
+    mixed = [((0, 1), "logits"), ((0, 2), "softmax"), ((1, 2), "softmax")]
+    ours = ensembles_of_two(mixed, average="softmax")
+    assert ours is not None and len(ours.errors[1]) == 2
+    ours = ensembles_of_two(mixed)  # a row that leaves it open: the two averages are not mixed
+    assert ours is not None and [folder.name for folder in ours.runs] == ["ensemble-1", "ensemble-2"]
+
+
 def test_one_network_under_two_protocols_is_matched_member_by_member(
     finished_run: FinishedRun, write_table: Callable[..., Path], tmp_path: Path
 ) -> None:

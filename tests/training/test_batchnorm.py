@@ -152,6 +152,17 @@ def test_timm_networks_can_be_grouped():
         assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
+def test_tokens_of_a_sample_stay_in_its_group():
+    """LeViT normalizes [batch * tokens, channels]: a group's result is that of a batch of its own."""
+    torch.manual_seed(0)
+    reference = timm.create_model("levit_128s", num_classes=3, img_size=64).double().train()
+    model = set_groups(copy.deepcopy(reference), layout(micro_batch=4, group=2))
+    images = torch.randn(4, 3, 64, 64, dtype=torch.float64)
+    expected = torch.cat([reference(half) for half in images.split(2)])
+    assert torch.allclose(step(model, images, 4), expected, rtol=0, atol=1e-12)
+    assert not torch.allclose(expected, reference(images), rtol=0, atol=1e-3), "the groups matter"
+
+
 def test_a_batchnorm_that_cannot_be_grouped_is_refused():
     with pytest.raises(UserError, match=r"model\.bn_group: layer 0 .* momentum=None"):
         set_groups(nn.Sequential(nn.BatchNorm2d(2, momentum=None)), layout(micro_batch=4, group=2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import re
 import signal
 from pathlib import Path
@@ -23,7 +24,7 @@ from tencrop.config import Model, UserError, derive_batches
 from tencrop.data.preparation.prepare import prepare
 from tencrop.data.store.manifest import read_manifest
 from tencrop.models.factory import build_model
-from tencrop.models.weights import Weights
+from tencrop.models.weights import PREPROCESSING_KEY, Weights
 from tencrop.records.run_folder import finish, read_run_manifest, run_folder
 from tencrop.training.checkpoints import AtomicCheckpointIO, read_checkpoint
 from tencrop.training.distillation import Teacher, _normalization, read_teacher, set_distilled_training
@@ -176,6 +177,25 @@ def test_a_file_is_normalized_as_its_publisher_says_and_not_as_the_default():
     for file, expected in (("teacher.pth", of_imagenet), ("resnet34.ra4_e3600_r224_in1k.safetensors", half)):
         mean, _ = _normalization(Path(file), Weights({}, "raw", {}, {}), model, network)
         assert mean == pytest.approx(expected)
+
+
+def test_an_exported_teacher_with_a_mean_image_is_refused(prepared_photos, plain_file):
+    """The file's mean per channel is only the average of the image that the teacher was trained with."""
+    facts = {
+        "source": "export.py",
+        "mean": [120.0] * 3,
+        "std": [1.0] * 3,
+        "filter": "bicubic",
+        "size": 224,
+        "side": 256,
+    }
+    facts |= {"mean_image": {"use": "image_center", "sha256": "0" * 64}}
+    save_file(load_file(plain_file), plain_file, metadata={PREPROCESSING_KEY: json.dumps(facts)})
+    config = runs.recipe(
+        prepared_photos, f"training.distill.teacher={plain_file}", "training.distill.model=test_resnet"
+    )
+    with pytest.raises(UserError, match="was trained with a mean image, a mean at every pixel; give a teacher with"):
+        read_teacher(config, ["china", "flower", "mirrored"])
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the images and weights of {SHARED}")

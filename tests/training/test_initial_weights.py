@@ -30,8 +30,9 @@ def weights_of(model, **state):
     return InitialWeights({**model.state_dict(), **state}, facts)
 
 
-def apply(model, source, init, *, name="the network", num_classes=10):
-    apply_initial_weights(model, weights_of(source), init, name=name, num_classes=num_classes)
+def apply(model, source, init, *, name="the network", num_classes=10, **kwargs):
+    built_from = Model(name, kwargs, channels_last=False, bn_group=None)
+    apply_initial_weights(model, weights_of(source), init, model=built_from, num_classes=num_classes)
     return model.state_dict()
 
 
@@ -78,7 +79,8 @@ def test_the_last_layer_is_kept_new_or_scaled():
     source, seeds = network("vgg_a", seed=1, width=1 / 16), network("vgg_a", seed=0, width=1 / 16).state_dict()
     heads = {}
     for head in ("keep", "new", "scaled"):
-        found = apply(network("vgg_a", seed=0, width=1 / 16), source, Init("a.ckpt", head=head))
+        own = network("vgg_a", seed=0, width=1 / 16)
+        found = apply(own, source, Init("a.ckpt", head=head), name="vgg_a", width=1 / 16)
         heads[head] = found["classifier.fc8.weight"]
         assert torch.equal(found["classifier.fc7.weight"], source.state_dict()["classifier.fc7.weight"])
     assert torch.equal(heads["keep"], source.state_dict()["classifier.fc8.weight"])
@@ -86,9 +88,19 @@ def test_the_last_layer_is_kept_new_or_scaled():
     assert torch.equal(heads["scaled"], seeds["classifier.fc8.weight"] * 0.001)
 
 
+@pytest.mark.parametrize("head", ["new", "scaled"])
+def test_hidden_layers_with_as_many_outputs_as_classes_are_loaded(head):
+    """ResNet's first convolution and first stage have 64."""
+    source, own = network("resnet18", seed=1, num_classes=64), network("resnet18", seed=0, num_classes=64)
+    found = apply(own, source, Init("a.ckpt", head=head), name="resnet18", num_classes=64)
+    differ = {key for key, value in source.state_dict().items() if not torch.equal(found[key], value)}
+    assert differ == {"fc.weight", "fc.bias"}
+
+
 def test_a_backbone_is_taken_to_other_classes():
     source = network("vgg_a", seed=1, num_classes=1000, width=1 / 16)
-    found = apply(network("vgg_a", seed=0, width=1 / 16), source, Init("a.ckpt", head="new"))
+    own = network("vgg_a", seed=0, width=1 / 16)
+    found = apply(own, source, Init("a.ckpt", head="new"), name="vgg_a", width=1 / 16)
     assert found["classifier.fc8.weight"].shape[0] == 10
     with pytest.raises(UserError, match=r"classifier\.fc8\.weight is \[1000, 256\] .* need training\.init\.head=new"):
         apply(network("vgg_a", seed=0, width=1 / 16), source, Init("a.ckpt"))

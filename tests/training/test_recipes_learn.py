@@ -117,6 +117,7 @@ STOPPED = {
 NEAR = {"ffcv_rn50": 59.8, "fractalnet": 56.8, "mobilenet_v1": 57.8}
 # Those that missed the first budget, with the error at its end, and reached the bound within the second
 SECOND_TRY = {
+    "deit": 80.4,
     "deit_tiny10": 67.8,
     "densenet": 67.2,
     "ffcv_rn18": 70.2,
@@ -127,10 +128,11 @@ SECOND_TRY = {
     "zfnet": 74.0,
 }
 SECOND_TRY_OF_FINE_TUNING = {"vit_384": 63.0}
-# Missed both budgets, with the error at the end of the second
+# Missed both budgets, with the error at the end of the second. Its lr is divided by 10 after a quarter of the passes;
+# without augmentation, the 27 passes of the first budget reach 40.2%.
 MISSED = {"stochastic_depth": 78.6}
 # Missed the first budget, with the error at its end; no second try was finished
-MISSED_ONCE = {"deit": 80.4, "plain_vit_s16": 85.6}
+MISSED_ONCE = {"plain_vit_s16": 85.6}
 LEARNED = (*FIRST_TRY, *STOPPED, *NEAR, *SECOND_TRY)
 IN_EVERY_TEST_RUN = ("convmixer", "lenet5_digits", "mobilenet_v1")  # AdamW, SGD, RMSProp; the others are long
 # Beyond small_recipes.py. The mean image has 256 pixels, so smaller images subtract the mean color.

@@ -12,6 +12,9 @@ def main(config: PrepareConfig) -> int:
             f"data.subset_of_val={config.data.subset_of_val}: a prepared folder has the whole split; give the list to"
             " evaluate.py"
         )
+    if config.data.check_md5 and (config.verify or config.simulate):
+        other = "verify=true reads the prepared files" if config.verify else "simulate=true writes archives"
+        raise UserError(f"data.check_md5=true: {other}, and checks no published ones; leave one of the two out")
     # Imported late, so that --help and a mistyped key are answered quickly.
     from tencrop.data.preparation.prepare import prepare
     from tencrop.data.preparation.verify import verify

@@ -44,7 +44,7 @@ def derive_batches(config: Config) -> Batches:
         raise UserError(
             f"training.global_batch={batch}: {num_devices} devices ({hardware.nodes} nodes of {hardware.devices})"
             f" cannot share it evenly ({batch} / {num_devices} = {batch / num_devices:.2f});"
-            f" choose hardware.devices among {_divisors(batch)} or a batch of {lower or upper} or {upper}"
+            f" choose {_fitting_devices(batch, hardware.nodes)} or a batch of {lower or upper} or {upper}"
         )
     per_device = batch // num_devices
     limit = hardware.max_micro_batch or per_device
@@ -93,6 +93,13 @@ def derive_batches(config: Config) -> Batches:
     return Batches(num_devices, per_device, micro_batch, 1, "sync", 1)
 
 
+def _fitting_devices(batch: int, num_nodes: int) -> str:
+    """What to type to share the batch evenly. hardware.devices is the number on each node."""
+    if batch % num_nodes:
+        return "a number of hardware.nodes that divides it,"
+    return f"hardware.devices among {_divisors(batch // num_nodes)}"
+
+
 def _divisors(number: int) -> list[int]:
     small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
     return sorted({*small, *(number // divisor for divisor in small)})
@@ -102,7 +109,13 @@ def accelerator_of(hardware: Hardware) -> Literal["cpu", "gpu"]:
     """The accelerator in use: "cpu" or "gpu". Looks for a device file, so that torch need not be imported."""
     if hardware.accelerator != "auto":
         return hardware.accelerator
-    return "gpu" if Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else "cpu"
+    return "gpu" if Path("/dev/nvidiactl").exists() and not hides_all_gpus() else "cpu"
+
+
+def hides_all_gpus() -> bool:
+    """Whether CUDA_VISIBLE_DEVICES is set to no GPU. CUDA ignores what comes after the first entry that is none."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
+    return first in ("", "-1", "NoDevFiles")  # SLURM sets the last one in a job without GPUs
 
 
 def check_precision(config: Config) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from tencrop.config.fields import as_typed
 from tencrop.config.schema import (
     MEAN_IMAGE_SIDE,
+    MEAN_IMAGES,
     RANDOM_SIZED,
     Augmentation,
     Config,
@@ -74,9 +75,14 @@ def _check_augmentation(augmentation: Augmentation) -> None:
             f"augmentation.mixing.mix_group={mixing.mix_group}: nothing is mixed;"
             " raise mixup_alpha or cutmix_alpha above 0, or set augmentation.mixing.mix_group=null"
         )
-    # It would train without mixing, under a name and a hash that say the opposite.
+    # Either would train without mixing, under a name and a hash that say the opposite.
     if is_mixed and mixing.mix_group == 1:
         raise UserError("augmentation.mixing.mix_group=1: a single sample has no partner; set it to 2 or more")
+    if is_mixed and mixing.prob == 0:
+        raise UserError(
+            "augmentation.mixing.prob=0: no group is mixed; raise it, or set mixup_alpha and cutmix_alpha to 0 and"
+            " mix_group to null"
+        )
 
 
 def _check_progressive(augmentation: Augmentation, training: Training) -> None:
@@ -119,10 +125,22 @@ def check_ramp(augmentation: Augmentation, *, num_epochs: float, budget: str) ->
 
 
 def _check_mean_image(config: Config) -> None:
-    """For mean=image, a crop has a place in the mean image only if it is taken from a square of that image's size."""
+    """Raise UserError for training crops from which the mean image cannot be subtracted.
+
+    For mean=image, a crop has a place in it only if it is taken from a square of its size; the center has one size.
+    """
     augmentation, side = config.augmentation, MEAN_IMAGE_SIDE
     # Weights from a file are evaluated only, whatever the training crops are; protocol_rules.py checks the test's.
-    if config.normalization.mean != "image" or config.weights is not None or config.checkpoint is not None:
+    if config.weights is not None or config.checkpoint is not None:
+        return
+    start_size = augmentation.progressive.start_size
+    if config.normalization.mean == "image_center" and start_size is not None:
+        raise UserError(
+            f"augmentation.progressive.start_size={start_size}: normalization.mean=image_center subtracts an image of"
+            f" augmentation.size={augmentation.size} pixels, which smaller crops do not have; set"
+            " normalization.mean=dataset, or augmentation.progressive.start_size=null"
+        )
+    if config.normalization.mean != "image":
         return
     is_square = augmentation.region == "square" and augmentation.side == [side, side]
     if augmentation.crop != "random" or not is_square or config.short_side != side:
@@ -176,6 +194,15 @@ def _check_schedule(schedule: Schedule, training: Training) -> None:
                 f"schedule.knots={_listed(schedule.knots)}: {num_knots} epochs, and {num_factors} schedule.factors;"
                 " give two or more epochs, and a factor for each"
             )
+    # Rounding them would train another schedule than the one in the learning hash.
+    epochs = {"warmup_epochs": [schedule.warmup_epochs], "milestones": schedule.milestones or []}
+    for key, values in epochs.items() if schedule.unit == "epoch" else ():
+        for value in values:
+            if value % 1:
+                raise UserError(
+                    f"schedule.{key}: {value:g} is not a whole number of epochs, and schedule.unit=epoch changes lr"
+                    " between epochs only; round it, or set schedule.unit=step"
+                )
     # The value changes nothing here and yet enters the learning hash: two folders would hold the same run.
     if schedule.unit == "epoch" and schedule.name in ("constant", "plateau") and schedule.warmup_epochs == 0:
         raise UserError(
@@ -281,10 +308,11 @@ def _check_distill(distill: Distill, config: Config) -> None:
                 f"training.distill.{unused[0]}: without training.distill.teacher nothing is distilled; give it a run"
                 f" folder or a file, or leave training.distill.{unused[0]} out"
             )
-    elif config.normalization.mean == "image":
+    elif config.normalization.mean in MEAN_IMAGES:
         raise UserError(
             f"training.distill.teacher={distill.teacher}: its inputs are made from the student's, from which"
-            " normalization.mean=image subtracts a mean at every pixel; set normalization.mean=dataset"
+            f" normalization.mean={config.normalization.mean} subtracts a mean at every pixel; set"
+            " normalization.mean=dataset"
         )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tencrop.config.documents import Document
-from tencrop.config.schema import Augmentation, Config, Model, Optimizer, Schedule, Training, UserError
+from tencrop.config.schema import Augmentation, Config, Data, Model, Optimizer, Schedule, Training, UserError
 
 # Keys that do not change what is trained; hardware may still change the last bits of the weights. The seed does change
 # it, but is a part of the folder's name of its own.
@@ -23,7 +23,7 @@ NOT_LEARNED = {
     "checkpoint_every_steps", "allow_other_code", "checkpoint", "weights", "weights_by", "ema", "save_views", "output",
     "recipe", "plan",
 }  # fmt: skip
-# Keys of data. The loader counts only if it is ffcv: beton and torch give the same pixels (`learning_keys`).
+# Keys of data. The loader counts only where it reads other pixels than beton (`learning_keys`).
 NOT_LEARNED_DATA = {
     "root",
     "source",
@@ -48,14 +48,23 @@ def learning_keys(config: Config) -> Document:
     values = dataclasses.asdict(config)
     values["data"] = {key: value for key, value in values["data"].items() if key not in NOT_LEARNED_DATA}
     values["data"]["store"]["mode"] = pixels_of_mode(config.data.store.mode)
-    if config.data.loader == "ffcv":  # resizes with another filter than the other loaders
-        values["data"]["loader"] = "ffcv"
+    if _reads_other_pixels(config.data):
+        values["data"]["loader"] = config.data.loader
     values["augmentation"] = _drop_disabled(config.augmentation)
     values["optimizer"] = _drop_newer(config.optimizer)
     values["schedule"] = _drop_newer(config.schedule)
     values["training"] = _drop_newer(config.training)
     values["model"] = _drop_newer(config.model)
     return {key: value for key, value in values.items() if key not in NOT_LEARNED}
+
+
+def _reads_other_pixels(data: Data) -> bool:
+    """Whether the loader gives other training pixels than data.loader=beton."""
+    if data.loader == "ffcv":  # resizes with another filter
+        return True
+    # torch decodes and resizes the originals, which gives the stored pixels unless the store compresses them again.
+    is_resized = data.store.short_side is not None or data.store.max_side is not None
+    return data.loader == "torch" and is_resized and data.store.mode != "raw"
 
 
 def pixels_of_mode(mode: str) -> str:

@@ -13,11 +13,11 @@ from tencrop.config import UserError
 from tencrop.config.schema import Average
 from tencrop.evaluation.predictions import Scores, from_averages, protocol_of
 from tencrop.evaluation.protocols import num_views
+from tencrop.evaluation.results import PROTOCOL_KEYS
 
-PROTOCOL_KEYS = ("protocol", "side", "size", "region", "resize", "filter")
 PREPROCESSING_KEYS = ("mean", "std", "preprocessing")
 SEPARATOR = " + "  # between the values of members that differ
-IMPLIED = {"loader": "beton"}  # defaults of metadata keys that score files omit
+IMPLIED = {"loader": "beton", "blur_pool": "false"}  # defaults of metadata keys that score files omit
 
 
 def ensemble(members: Sequence[Scores], names: Sequence[str]) -> Scores:
@@ -38,6 +38,7 @@ def ensemble(members: Sequence[Scores], names: Sequence[str]) -> Scores:
         _mean([member.softmax for member in members]),
         _mean([member.logits for member in members]),
         _joined_metadata([member.metadata for member in members]),
+        samples=first.samples,  # their images are the same
     )
 
 
@@ -110,7 +111,9 @@ def _mean(scores: list[Tensor]) -> Tensor:
 
 def _joined_metadata(members: list[dict[str, str]]) -> dict[str, str]:
     keys = dict.fromkeys(key for metadata in members for key in metadata)
-    return {key: _joined([metadata[key] if key in metadata else IMPLIED[key] for metadata in members]) for key in keys}
+    # Any other key that a member lacks is unknown to the version of the code that wrote it, and left out.
+    known = [key for key in keys if key in IMPLIED or all(key in metadata for metadata in members)]
+    return {key: _joined([metadata[key] if key in metadata else IMPLIED[key] for metadata in members]) for key in known}
 
 
 def _joined(values: list[str]) -> str:

@@ -31,7 +31,7 @@ from tencrop.evaluation.preprocessing import changed_normalization, preprocessin
 from tencrop.evaluation.processes import joined_launched, score_split
 from tencrop.evaluation.publishers import with_preprocessing
 from tencrop.evaluation.results import load_result, result_name, result_of, save_result
-from tencrop.evaluation.subsets import evaluated_fingerprint, evaluated_index
+from tencrop.evaluation.subsets import evaluated_fingerprint, evaluated_index, subset_hash
 from tencrop.evaluation.targets import EVALUATIONS, EvaluationTarget
 from tencrop.models.checkpoint_files import weights_sha256
 from tencrop.models.factory import build_model
@@ -114,6 +114,7 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
         "allow_tf32": json.dumps(set_precision(config.training.precision)),
         **({"loader": "ffcv"} if config.data.loader == "ffcv" else {}),  # only ffcv decodes to other pixels
         **({"subset": f"{len(index):,} of {split.num_samples:,} images"} if is_subset else {}),
+        **({"split_fingerprint": split.source_fingerprint} if is_subset else {}),  # to find the images' names
     }
     digest = _short_hash(identity["weights_sha256"], identity["source_fingerprint"])
     # The hash of weights and data in the folder's name keeps other weights of the same model from overwriting these.
@@ -125,6 +126,7 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
         path.stem if weights.metadata else "last",
         precision=target.own_precision,
         normalization=_short_hash(identity["normalization"]) if changed else None,
+        subset=subset_hash(index) if is_subset else None,
     )
     # Only rank 0 reads saved scores (400 MB for ImageNet) and decides; the others get its decision.
     scores = refusal = None
@@ -159,7 +161,7 @@ def _ensemble_files(targets: Sequence[EvaluationTarget]) -> list[Path]:
         return []
     config, outs = targets[0].config, [target.out for target in targets if target.out is not None]
     joint = EVALUATIONS if config.output is None else Path(config.output)
-    folders = [joint, *(out for out in outs if not any(out.glob("*.safetensors")))]
+    folders = [joint, *(out for out in outs if not any(out.glob("[!.]*.safetensors")))]
     return [folder / "scores.safetensors" for folder in folders]
 
 
@@ -228,14 +230,21 @@ def evaluate_scores(config: Config, paths: Sequence[Path]) -> Evaluated:
 def _save_ensemble(
     members: Sequence[Scores], results: Sequence[dict[str, Any]], names: Sequence[str], config: Config, stem: str
 ) -> Evaluated:
+    # In an order of their own: the last bits of the mean, and so its ties, depend on it, as does the folder's name.
+    triples = sorted(zip(members, results, names, strict=True), key=lambda one: _ensemble_key(one[0]))
+    members, results, names = zip(*triples, strict=True)
     joint = ensemble(members, names=names)
     facts = ensemble_facts(members, results, config.protocol.average)
     # Named by content: the same weights under other paths are the same ensemble.
     # The protocol too, since the same networks under other protocols are another ensemble.
-    hashes = [member.metadata[key] for member in members for key in ("weights_sha256", "protocol")]
+    hashes = [text for member in members for text in _ensemble_key(member)]
     name = f"ensemble-{_short_hash(*hashes, joint.metadata['source_fingerprint'])}"
     out = Path(config.output) if config.output is not None else EVALUATIONS / name
     return _save(joint, config, out, stem, **facts)
+
+
+def _ensemble_key(member: Scores) -> tuple[str, ...]:
+    return tuple(member.metadata[key] for key in ("weights_sha256", "protocol"))
 
 
 def _result_beside(path: Path, scores: Scores) -> dict[str, Any]:

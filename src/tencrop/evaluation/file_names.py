@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 from tencrop.config import Config
 from tencrop.evaluation.protocols import default_side
-from tencrop.evaluation.subsets import subset_hash
 
 MAX_STEM = 200  # characters; file systems allow 255 bytes, and the suffixes take some
 
@@ -18,6 +17,7 @@ def file_stem(
     *,
     precision: str | None = None,
     normalization: str | None = None,
+    subset: str | None = None,
 ) -> str:
     """File name of the scores without suffix: the protocol, then every setting that differs from the recipe's default.
 
@@ -26,7 +26,7 @@ def file_stem(
     split.
 
     precision: that of the weights' own configuration; None: the configuration's. normalization: a digest of mean and
-    std if they are not the training's, else None.
+    std if they are not the training's, else None. subset: a digest of the images, if they are not the whole split.
     """
     protocol = config.protocol
     sides = "-".join(str(side or "kept") for side in protocol.sides)
@@ -43,12 +43,12 @@ def file_stem(
         "ffcv": config.data.loader == "ffcv",
         config.training.precision: precision not in (None, config.training.precision),
         f"normalization{normalization}": normalization is not None,
-        f"subset{subset_hash(config)}": config.data.subset_of_val is not None,
+        f"subset{subset}": subset is not None,
     }
     return "-".join(part for part, differs in parts.items() if differs)
 
 
 def joint_stem(stems: Iterable[str]) -> str:
     """File name of an ensemble's scores: the members' names, or "ensemble" if these are too long for a file system."""
-    name = "+".join(dict.fromkeys(stems))
+    name = "+".join(sorted(set(stems)))
     return name if len(name) <= MAX_STEM else "ensemble"

@@ -97,7 +97,10 @@ def score_part(
     nothing = torch.empty(0, dtype=torch.int64)
     no_scores = torch.empty(0, num_classes, device=device)
     no_views = torch.empty(0, num_views(config.protocol), num_classes, device=device) if config.save_views else None
-    parts = [from_averages(nothing, nothing.to(device), no_scores, no_scores, task.identity, no_views)]
+    # Of the whole split, a sample's index is its position.
+    is_subset = len(index) < split.num_samples
+    no_samples = nothing if is_subset else None
+    parts = [from_averages(nothing, nothing.to(device), no_scores, no_scores, task.identity, no_views, no_samples)]
     mean, std = torch.tensor(task.mean, device=device), torch.tensor(task.std, device=device)
     mean = mean if task.mean_image is None else task.mean_image.to(device)
     protocols = [replace(config.protocol, side=side) for side in config.protocol.sides]
@@ -124,7 +127,8 @@ def score_part(
             positions = torch.from_numpy(np.searchsorted(index, batch.index))
             labels = batch.labels.to(device, non_blocking=True)
             of_views = logits.transpose(0, 1) if config.save_views else None
-            parts.append(from_averages(positions, labels, softmax, mean_logits, task.identity, of_views))
+            samples = torch.from_numpy(batch.index) if is_subset else None
+            parts.append(from_averages(positions, labels, softmax, mean_logits, task.identity, of_views, samples))
     tensors = [part.tensors() for part in parts]
     return Scores(metadata=task.identity, **{name: torch.cat([part[name] for part in tensors]) for name in tensors[0]})
 

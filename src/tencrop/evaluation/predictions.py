@@ -43,13 +43,14 @@ class Scores:
     logits_ranks: Tensor  # int32 [N], label_ranks of logits
     metadata: dict[str, str]
     view_logits: Tensor | None = None  # float16 [N, V, K], on request
+    samples: Tensor | None = None  # int64 [N], ascending: sample indices of a subset; None: of the whole split
 
     def ranks(self, average: str) -> Tensor:
         """Ranks of the labels, int32 [N], among the averaged softmax or logits; average: "softmax" or "logits"."""
         return {"softmax": self.softmax_ranks, "logits": self.logits_ranks}[average]
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name, without view_logits if there are none."""
+        """All tensors by name, without view_logits and samples if there are none."""
         named = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "metadata"}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
@@ -61,6 +62,7 @@ def from_averages(
     logits: Tensor,
     metadata: dict[str, str],
     view_logits: Tensor | None = None,
+    samples: Tensor | None = None,
 ) -> Scores:
     """Scores from float32 averages [N, K], with the ranks counted from them."""
     assert softmax.dtype == logits.dtype == torch.float32, (softmax.dtype, logits.dtype)
@@ -73,6 +75,7 @@ def from_averages(
         logits_ranks=label_ranks(logits, labels),
         metadata=metadata,
         view_logits=None if view_logits is None else _to_float16(view_logits),
+        samples=samples,
     )
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 FORMAT = "tencrop result 2"
 UNSIGNED = "tencrop result 1"  # written by earlier code, without a digest
+PROTOCOL_KEYS = ("protocol", "side", "size", "region", "resize", "filter")  # without the average
 TOP = (1, 5)  # ImageNet's two error rates
 
 
@@ -180,18 +181,25 @@ def print_results(results: Sequence[dict[str, Any]], console: Console | None = N
         console.print(Text(line, "" if number else "dim"), soft_wrap=True)
 
 
+def is_joint(result: Mapping[str, Any]) -> bool:
+    """Whether a result, or a member's facts beside those of its ensemble, is of several members' average."""
+    # A single checkpoint is a path, an ensemble a list of them. Ensembles of earlier code have no "members".
+    return "members" in result or isinstance(result.get("checkpoint"), list)
+
+
 def protocol_label(result: dict[str, Any]) -> str:
     """The protocol of a result in words, such as "ten_crop 224 of 256 px, softmax"."""
     members = [protocol_label(member | {"averaging": result["averaging"]}) for member in result.get("members", ())]
     classes = f", {result['classes']}" if "classes" in result else ""
+    # An ensemble averages its members' scores, even if each has one view.
+    average = f", {result['averaging']}" if result["views"] > 1 or is_joint(result) else ""
     if len(set(members)) > 1:  # an ensemble of several protocols
-        return " + ".join(dict.fromkeys(members)) + classes
+        return " + ".join(dict.fromkeys(members)) + (average if result["views"] == 1 else "") + classes
     # Results of earlier code have no "resize".
     sizes = sizes_text(result["size"], result["side"], result.get("resize", "shorter_side"))
     label = f"{result['protocol']} {sizes}"
     label += ", central square" if result["region"] == "square" else ""
-    label += f", {result['averaging']}" if result["views"] > 1 else ""
-    return label + (f", {result['subset']}" if "subset" in result else "") + classes
+    return label + average + (f", {result['subset']}" if "subset" in result else "") + classes
 
 
 def differences_from_training(result: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:

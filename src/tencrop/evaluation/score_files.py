@@ -21,6 +21,7 @@ from tencrop.evaluation.errors import NOT_FINITE
 FORMAT = "tencrop scores 2"
 RANKED_FORMATS = ("tencrop scores 1", FORMAT)  # format 1 had the same ranks, with float16 scores
 AVERAGES = ("softmax", "logits")
+OPTIONAL = ("view_logits", "samples")
 ARRAYS = ("index", "labels", *AVERAGES, *(f"{average}_ranks" for average in AVERAGES))
 # Exceptions that the bytes of a broken file can cause. For a file that may not be read, safe_open raises
 # FileNotFoundError without an errno.
@@ -32,9 +33,9 @@ def read_scores(path: Path) -> tuple[Arrays, dict[str, str]]:
     """The arrays of a score file by name, as in predictions.Scores, and its metadata.
 
     index, labels: int64 [N]; softmax, logits: float32 [N, K]; softmax_ranks, logits_ranks: int32 [N]; perhaps
-    view_logits: float16 [N, V, K]. Reads the whole file, compares its digest and counts the ranks again (1.2 s of
-    processor time for 50,000 images in 1,000 classes). Raises UserError if it is missing, damaged, of an earlier
-    format or not a score file.
+    view_logits: float16 [N, V, K], and samples: int64 [N]. Reads the whole file, compares its digest and counts the
+    ranks again (1.2 s of processor time for 50,000 images in 1,000 classes). Raises UserError if it is missing,
+    damaged, of an earlier format or not a score file.
     """
     with _open_scores(path, (FORMAT,)) as (file, metadata):
         digest = metadata.pop("sha256", None)
@@ -56,6 +57,15 @@ def read_ranks(path: Path, average: str) -> tuple[np.ndarray, dict[str, str]]:
         _check_images(index, labels, {names[0]: ranks}, num_classes)
     metadata.pop("sha256", None)
     return ranks, metadata
+
+
+def is_score_file(path: Path) -> bool:
+    """False for a .safetensors file of something else, such as weights; True for score files, also broken ones."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return "scores" in (file.metadata() or {})
+    except BROKEN:
+        return True
 
 
 def read_average(path: Path, average: str) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +123,7 @@ def _open_scores(path: Path, formats: tuple[str, ...]) -> Iterator[tuple[Any, di
 
 def _check(arrays: Arrays) -> None:
     """Check that the content is consistent. The digest only shows that nothing changed since the file was written."""
-    wrong = (set(ARRAYS) ^ arrays.keys()) - {"view_logits"}
+    wrong = (set(ARRAYS) ^ arrays.keys()) - {*OPTIONAL}
     assert not wrong, f"{', '.join(sorted(wrong))}: missing, or no array of a score file"
     softmax, logits = arrays["softmax"], arrays["logits"]
     assert logits.ndim == 2 and logits.shape == softmax.shape, "logits and softmax differ in shape"
@@ -121,6 +131,9 @@ def _check(arrays: Arrays) -> None:
     assert logits.dtype == softmax.dtype == np.float32, "the scores are not float32"
     ranks = {name: arrays[name] for name in ("softmax_ranks", "logits_ranks")}
     _check_images(arrays["index"], arrays["labels"], ranks, softmax.shape[1])
+    if (samples := arrays.get("samples")) is not None:
+        assert samples.shape == arrays["index"].shape, "samples is not one number per image"
+        assert samples[0] >= 0 and (np.diff(samples) > 0).all(), "samples are not ascending"
     # Also catches a change of the top-k rule in the code since the file was written.
     for average in AVERAGES:
         counted = count_ranks(arrays[average], arrays["labels"])

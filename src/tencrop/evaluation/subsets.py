@@ -51,13 +51,10 @@ def evaluated_fingerprint(split: Split, index: Index) -> str:
     return split.source_fingerprint if len(index) == split.num_samples else source_fingerprint(split.files[index])
 
 
-def subset_hash(config: Config) -> str | None:
-    """First 8 hexadecimal digits of the SHA-256 of the listed names, for file names; None without a list."""
-    if config.data.subset_of_val is None:
-        return None
-    # Sorted: the same images in another order are the same subset.
-    names = sorted(_names(Path(config.data.subset_of_val)))
-    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:8]
+def subset_hash(index: Index) -> str:
+    """First 8 hexadecimal digits of the SHA-256 of the indices, int64 [N], for file names."""
+    # Not of the list: it may have the same images in another order, and with or without their folders.
+    return hashlib.sha256(index.astype("<i8").tobytes()).hexdigest()[:8]
 
 
 def _names(path: Path) -> list[str]:

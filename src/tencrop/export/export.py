@@ -60,7 +60,7 @@ def export(source: ExportSource) -> Exported:
 
 def results_of(run_dir: Path, weights_sha256: str, kind: str) -> list[dict[str, Any]]:
     """The verified results of a run for exactly these weights, by file name."""
-    results = [load_result(path) for path in sorted((run_dir / "predictions").glob("*.result.json"))]
+    results = [load_result(path) for path in sorted((run_dir / "predictions").glob("[!.]*.result.json"))]
     # By hash and not by file name: results of a former training, or of best.ckpt, lie in the same folder.
     return [one for one in results if (one["weights_sha256"], one["weights"]) == (weights_sha256, kind)]
 

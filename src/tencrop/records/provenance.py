@@ -21,6 +21,7 @@ from typing import Any
 
 import tencrop
 from tencrop.config import Config, derive_batches
+from tencrop.config.batches import hides_all_gpus
 from tencrop.config.code import LEARNING, PACKAGE, code_sha256
 from tencrop.config.documents import Document
 from tencrop.printable import printable
@@ -270,7 +271,7 @@ def _hardware() -> Hardware:
         "cudnn": torch.backends.cudnn.version() if properties else None,
         "num_torch_threads": torch.get_num_threads(),  # changes the order of sums on a CPU, and so the last bits
     }
-    if DRIVER.exists() and not properties and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+    if DRIVER.exists() and not properties and not hides_all_gpus():
         hardware["not_known"] = "GPUs: a driver is loaded, but torch finds no GPU"
     return hardware
 

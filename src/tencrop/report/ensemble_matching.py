@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tencrop.evaluation.results import PROTOCOL_KEYS, is_joint
 from tencrop.report.collect import Evaluation, Run
 from tencrop.report.matching import other_protocol
 from tencrop.tables.lines import Measurement
@@ -32,6 +33,20 @@ def matched_ensembles(
     return [(one, members) for one in evaluations if (members := _matched(one, row.members, runs_of))]
 
 
+def measured_alike(found: Sequence[tuple[Evaluation, list[Matched]]]) -> list[tuple[Evaluation, list[Matched]]]:
+    """The most ensembles that were measured in one way; of several files with the same members, the first.
+
+    The paper may leave settings open, and results of different settings must not be averaged.
+    """
+    groups: dict[tuple[str, str], dict[frozenset[str], tuple[Evaluation, list[Matched]]]] = {}
+    for evaluation, members in found:
+        result = evaluation.result
+        # A set: the same members in another order are the same ensemble.
+        own = frozenset(repr((one.run.folder, *(one.facts.get(key) for key in PROTOCOL_KEYS))) for one in members)
+        groups.setdefault((result.title, result.source_fingerprint), {}).setdefault(own, (evaluation, members))
+    return list(max(groups.values(), key=len).values())
+
+
 def ours_of_ensembles(evaluations: Sequence[Evaluation]) -> Measurement:
     """The errors of several ensembles of one row; each ensemble is one measurement, like a seed of a single network."""
     results = [one.result for one in evaluations]
@@ -43,9 +58,8 @@ def _matched(
     evaluation: Evaluation, members: Sequence[Member], runs_of: Mapping[RowTraining, Sequence[Run]]
 ) -> list[Matched]:
     """Every member of an ensemble with its run; empty unless recipes and numbers of networks are the row's."""
-    # A single checkpoint is a path, an ensemble a list of them.
     facts = evaluation.result.facts
-    if not isinstance(facts["checkpoint"], list):
+    if not is_joint(facts):
         return []
     own = [facts | one for one in _members_of(facts)]
     matched: list[Matched] = []

@@ -95,14 +95,15 @@ def panel_figure(run: Run, result: Result) -> Markup:
             raise UserError(f"{result.scores}: of other weights than this result; run evaluate.py again")
         data = run.config["data"]
         split = open_split(data["root"], "val", source=data["source"], data=data["name"])
-        # `scores.index` counts the images of the split that was evaluated; in other data it would show wrong images
-        if split.source_fingerprint != result.source_fingerprint:
+        # in other data, sample indices would show wrong images
+        if split.source_fingerprint != result.facts.get("split_fingerprint", result.source_fingerprint):
             raise UserError(f"{split.root}: prepared from other images than those that were evaluated")
         names = label_names(run.manifest["data"]["classes"])
         if len(names) != scores.softmax.shape[1]:
             raise UserError(f"{run.folder}: its manifest names {len(names)} classes, not those of {result.scores.name}")
         positions = choose_images(scores)
-        files = [split.read_original(int(scores.index[position])) for position in positions]
+        samples = scores.index if scores.samples is None else scores.samples
+        files = [split.read_original(int(samples[position])) for position in positions]
         top_labels = [_top_labels(scores, position) for position in positions]
         cards = [_card(file, top, names) for file, top in zip(files, top_labels, strict=True)]
     except (UserError, Undecodable) as error:

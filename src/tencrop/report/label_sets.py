@@ -20,7 +20,7 @@ from tencrop.data.sources.class_names import imagenet_wnids
 from tencrop.data.sources.ilsvrc import NUM_IMAGES
 from tencrop.data.sources.labels import VAL_IMAGE
 from tencrop.evaluation.errors import NOT_FINITE, ErrorRate, error_rate
-from tencrop.evaluation.score_files import read_ranks
+from tencrop.evaluation.score_files import is_score_file, read_ranks
 from tencrop.files import atomic_write, file_sha256
 from tencrop.printable import markdown_text, printable
 from tencrop.report.blocks import Block, print_paragraphs
@@ -55,9 +55,9 @@ def report_label_sets(
     """
     # The digest tells which version of the labels a table was counted with.
     sets, source = read_label_sets(Path(labels)), f"{Path(labels).name} ({file_sha256(Path(labels))[:12]})"
-    paths = [path for one in inputs for path in score_files(one, key="scores")] or _all_score_files()
-    check_writable(output / MARKDOWN, remedy="make room, or name another folder with output=DIR")
     found, broken = list[LabelSetErrors](), list[UserError]()
+    paths = [path for one in inputs for path in score_files(one, key="scores")] or _all_score_files(broken)
+    check_writable(output / MARKDOWN, remedy="make room, or name another folder with output=DIR")
     for path in paths:
         try:
             found.append(label_set_errors(read_saved(path, average, data_root=data_root), sets, ks))
@@ -128,6 +128,7 @@ def ranks_of_sets(scores: np.ndarray, sets: Sequence[Sequence[int]]) -> np.ndarr
 def _image_numbers(saved: SavedScores) -> list[int]:
     """The number in the name of each image, in the order of the scores."""
     # Not the sample index, which counts by class folder: the file of labels is in the order of the images' names.
+    saved.check_samples()
     names = saved.image_names
     if names is None:
         raise UserError(
@@ -145,13 +146,20 @@ def _image_numbers(saved: SavedScores) -> list[int]:
     return [int(match[1]) for match in matches if match is not None]
 
 
-def _all_score_files() -> list[Path]:
+def _all_score_files(broken: list[UserError]) -> list[Path]:
+    """The score files of data=imagenet in runs/ and evaluations/; why a file cannot be read is appended to `broken`."""
     from tencrop.report.collect import input_folders  # 0.2 s, and only without scores=
 
     folders = [folder for folder in input_folders([]) if folder.is_dir()]
     paths = sorted(path for folder in folders for path in folder.rglob(f"[!.]*{SUFFIX}"))
-    found = [path for path in paths if read_ranks(path, "softmax")[1].get("data") == "imagenet"]
-    if not found:
+    found = []
+    for path in filter(is_score_file, paths):  # export.py writes .safetensors files, too
+        try:
+            if read_ranks(path, "softmax")[1].get("data") == "imagenet":
+                found.append(path)
+        except UserError as error:
+            broken.append(error)
+    if not found and not broken:
         raise UserError(
             "labels: runs/ and evaluations/ have no scores of data=imagenet; name score files with scores=RUN"
         )

@@ -106,14 +106,16 @@ def other_data(facts: Mapping[str, Any], data: Mapping[str, Any], table: ErrorTa
 
 def other_protocol(facts: dict[str, Any], protocol: RowProtocol) -> list[str]:
     """How the protocol of a result differs from what the paper states; a setting that it leaves open may be any."""
+    from tencrop.evaluation.results import is_joint
+
     names = {"name": "protocol", "average": "averaging"}
     reasons = []
     for key, stated in dataclasses.asdict(protocol).items():
         found = facts.get(names.get(key, key), "shorter_side" if key == "resize" else None)
         # JSON has lists where RowProtocol has tuples.
         found = tuple(found) if isinstance(found, list) else found
-        # softmax and logits of a single view have the same ranks, so nothing is averaged
-        if stated is None or found == stated or (key == "average" and facts["views"] == 1):
+        # softmax and logits of a single view of one network have the same ranks, so nothing is averaged
+        if stated is None or found == stated or (key == "average" and facts["views"] == 1 and not is_joint(facts)):
             continue
         reasons.append(f"{names.get(key, key)} {_shown(found)}, not {_shown(stated)}")
     return reasons
@@ -125,16 +127,18 @@ def _shown(value: Any) -> str:
 
 def _ours(table: ErrorTable, row: ErrorRow, recipe: Config, runs: Sequence[Run]) -> Measurement | None:
     """The errors that the runs of a row's recipe measured; None if none of them was evaluated."""
-    supporting: dict[tuple[str, str], list[tuple[Run, Result]]] = {}
+    # One result per run: a file of the same weights under another name is no further seed.
+    supporting: dict[tuple[str, str], dict[Path, tuple[Run, Result]]] = {}
     others: list[tuple[list[str], Path]] = []
     for run in runs:
         for result in run.valid_results:  # without results of weights that were trained further
             if reasons := refusals(result.facts, run.manifest["data"], row, table, recipe):
                 others.append((reasons, run.folder))
             else:  # the paper may leave settings open, and results of different settings must not be averaged
-                supporting.setdefault((run.title_of(result), result.source_fingerprint), []).append((run, result))
+                group = supporting.setdefault((run.title_of(result), result.source_fingerprint), {})
+                group[run.folder] = run, result
     if supporting:
-        members = max(supporting.values(), key=len)  # the setting with the most seeds
+        members = list(max(supporting.values(), key=len).values())  # the setting with the most seeds
         errors = {k: tuple(100 * result.errors[k] for _, result in members) for k in (1, 5)}
         folders = tuple(run.folder for run, _ in members)
         seeds = tuple(run.seed for run, _ in members)
@@ -152,7 +156,7 @@ def _match_ensembles(
     on_broken: OnBroken,
 ) -> dict[Key, Measurement]:
     from tencrop.report.collect import collect_evaluations
-    from tencrop.report.ensemble_matching import ours_of_ensembles
+    from tencrop.report.ensemble_matching import measured_alike, ours_of_ensembles
 
     evaluations = collect_evaluations(paths, lambda broken: on_broken(broken.error))
     matched = {}
@@ -160,10 +164,11 @@ def _match_ensembles(
         supporting, refused = supporting_ensembles(table, row, runs_of, evaluations)
         if supporting:
             recipes = [runs_of[member.training][0] for member in row.members if member.training is not None]
+            measured = measured_alike(supporting)
             guesses = dict.fromkeys(guess for recipe in recipes for guess in guesses_of(recipe))
-            ours = ours_of_ensembles([evaluation for evaluation, _ in supporting])
+            ours = ours_of_ensembles([evaluation for evaluation, _ in measured])
             # An ensemble of networks of one seed, such as one network under two protocols, has this seed.
-            seeds = [{member.run.seed for member in members} for _, members in supporting]
+            seeds = [{member.run.seed for member in members} for _, members in measured]
             # And no seed twice: in Measurement.by_seed, one would replace the other.
             is_of_one = all(len(of) == 1 for of in seeds) and len(set().union(*seeds)) == len(seeds)
             own = tuple(of.pop() for of in seeds) if is_of_one else ()

@@ -35,6 +35,7 @@ class SavedScores:
     ranks: np.ndarray  # int32 [N], of the labels among the scores
     metadata: dict[str, str]
     data_root: str | None  # prepared data, for names; None: the run's
+    samples: np.ndarray | None = None  # int64 [N], sample indices of a subset; None: scores of the whole split
 
     @property
     def name(self) -> str:
@@ -62,7 +63,7 @@ class SavedScores:
         data = None if self.manifest is None else self.manifest["data"]
         # other data may have been evaluated into the run's folder
         # From the run's manifest, which has the names even where the prepared data is on another machine.
-        if data is not None and data["splits"]["val"]["source_fingerprint"] == self.metadata.get("source_fingerprint"):
+        if data is not None and data["splits"]["val"]["source_fingerprint"] == self._split_fingerprint:
             names = data["classes"]
         else:
             names = [] if self._split is None else self._split.manifest["classes"]
@@ -70,29 +71,38 @@ class SavedScores:
 
     def image_name(self, index: int) -> str:
         """Class folder and file name; "image 17" where the prepared data is not at hand."""
-        return f"image {index}" if self._split is None else printable(self._split.names(index))
+        return f"image {index}" if self._split is None else printable(self._split.names(self._sample(index)))
 
     def image_file(self, index: int) -> bytes:
         """The bytes of an image file. Raises UserError where the prepared data or the file is not at hand."""
         if self._split is None:
             raise UserError("their prepared data are not on this machine; data_root=DIR names them")
-        return self._split.read_original(index)
+        return self._split.read_original(self._sample(index))
 
     @property
     def image_names(self) -> list[str] | None:
         """Class folder and file name of each image; None where the prepared data is not at hand."""
-        return None if self._split is None else [os.fsdecode(name) for name in self._split.files["name"]]
+        if self._split is None:
+            return None
+        names = self._split.files["name"]
+        return [os.fsdecode(name) for name in (names if self.samples is None else names[self.samples])]
 
     @property
     def class_folders(self) -> list[str] | None:
         """The folder of each class by label, such as its WNID; None where the prepared data is not at hand."""
         return None if self._split is None else self._split.manifest["classes"]
 
+    def check_samples(self) -> None:
+        """Raises UserError for scores of a subset that earlier code wrote without the subset's sample indices."""
+        if "subset" in self.metadata and self.samples is None:
+            raise UserError(f"{self.path}: does not say which images of the split it covers; run evaluate.py again")
+
     @cached_property
     def _split(self) -> Split | None:
         """The images that were evaluated, if their prepared folder is on this machine."""
         if self.data_root is not None:
             split = open_split(self.data_root, "val")
+            self.check_samples()
             if not self._is_of(split):
                 raise UserError(
                     f"data_root={self.data_root}: holds other images than those of {self.path}; leave it out"
@@ -108,7 +118,15 @@ class SavedScores:
         return split if self._is_of(split) else None
 
     def _is_of(self, split: Split) -> bool:
-        return split.source_fingerprint == self.metadata.get("source_fingerprint")
+        return split.source_fingerprint == self._split_fingerprint
+
+    @property
+    def _split_fingerprint(self) -> str | None:
+        """Of the whole split; `source_fingerprint` is that of the images that were evaluated."""
+        return self.metadata.get("split_fingerprint", self.metadata.get("source_fingerprint"))
+
+    def _sample(self, index: int) -> int:
+        return index if self.samples is None else int(self.samples[index])
 
 
 def score_files(given: str, *, key: str) -> list[Path]:
@@ -140,5 +158,5 @@ def score_files(given: str, *, key: str) -> list[Path]:
 def read_saved(path: Path, average: str, *, data_root: str | None = None) -> SavedScores:
     """Read and verify a score file. Raises UserError if it is missing, damaged or not a score file."""
     arrays, metadata = read_scores(path)
-    ranks = arrays[f"{average}_ranks"]
-    return SavedScores(path, average, arrays["labels"], arrays[average], ranks, metadata, data_root)
+    ranks, samples = arrays[f"{average}_ranks"], arrays.get("samples")
+    return SavedScores(path, average, arrays["labels"], arrays[average], ranks, metadata, data_root, samples)

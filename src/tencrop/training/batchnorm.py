@@ -91,7 +91,9 @@ class GhostBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        assert len(input) == self.group_size * self.num_groups, (len(input), self.group_size, self.num_groups)
+        # LeViT folds the tokens of each sample into rows, [B * N, C], so a group is still consecutive.
+        num_rows, remainder = divmod(len(input), self.group_size * self.num_groups)  # rows of a sample
+        assert num_rows > 0 and remainder == 0, (len(input), self.group_size, self.num_groups)
         # Not a count over the optimizer step: torch.compile would compile the network again for each of its values.
         self.num_filled += self.num_groups
         if self.num_groups == 1:
@@ -99,7 +101,9 @@ class GhostBatchNorm(_BatchNorm):
         else:
             # A loop, because a call of F.batch_norm has one mean for each channel. Folding the groups into the channels
             # would need one call only, but a copy of the activations in channels_last layout.
-            parts = zip(input.split(self.group_size), self.means.unbind(), self.variances.unbind(), strict=True)
+            parts = zip(
+                input.split(self.group_size * num_rows), self.means.unbind(), self.variances.unbind(), strict=True
+            )
             output = torch.cat([self._normalize(*part) for part in parts])
         return self.act(self.drop(output)) if isinstance(self, BatchNormAct2d) else output
 

@@ -68,7 +68,7 @@ class DataModule(pl.LightningDataModule):
             )
         self.order = OrderAhead(self._order)  # shared by the loader's thread and `check`
         self.positions = cache(self._positions)  # needs the trainer's rank, which is not known yet
-        self.rows = cache(self._rows)
+        self.places = cache(self._places)
         self.copying_stream = cache(lambda device: torch.cuda.Stream(device))
         self.loaders: list[BaseLoader] = []
         self.digest = Digest()  # of this rank's training batches
@@ -152,13 +152,16 @@ class DataModule(pl.LightningDataModule):
         """
         # Adjacent copies are in the same global batch, except at its edges: both papers study several views of a sample
         # in one step. DeiT instead distributes the copies over its ranks, which would depend on their number.
-        row, view = np.divmod(positions, self.config.augmentation.repeats)
-        return self.order(epoch)[np.searchsorted(self.rows(), row)], view
+        if positions[-1] >= self.steps_per_epoch * self.config.training.global_batch // 2:
+            self.order.prepare(epoch + 1)  # not at the epoch's start, when the loader has no batch ready yet
+        place, view = np.divmod(positions, self.config.augmentation.repeats)
+        return self.order(epoch)[np.searchsorted(self.places(), place)], view
 
     def check(self, batch: Batch, epoch: int, batch_idx: int) -> None:
         """Assert that this is micro-batch `batch_idx` of `epoch`, not replayed or skipped, and add it to the digest."""
         positions = self.positions()[batch_idx]
-        assert np.array_equal(batch.index, self.samples(positions, epoch)[0]), (epoch, batch_idx)
+        index = self.order(epoch)[positions // self.config.augmentation.repeats]
+        assert np.array_equal(batch.index, index), (epoch, batch_idx)
         # Positions in the run, not in the epoch: the same sample in another epoch must count differently.
         images_per_epoch = self.steps_per_epoch * self.config.training.global_batch
         self.digest.add(batch.hashes, epoch * images_per_epoch + positions)
@@ -172,7 +175,9 @@ class DataModule(pl.LightningDataModule):
         self.digest.sums.copy_(state_dict["digest"] if is_first else torch.zeros_like(self.digest.sums))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Copy the tensors asynchronously; the NumPy arrays stay on the host, and so do tensors already there."""
+        """Copy the tensors asynchronously; the NumPy arrays stay on the host. Returns a batch that is there already."""
+        if batch.images.device == device:
+            return batch
 
         def move(value: Any) -> Any:
             return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
@@ -203,10 +208,10 @@ class DataModule(pl.LightningDataModule):
         return epoch, step * self.batches.accumulate_grad_batches
 
     def _order(self, epoch: int) -> Index:
-        """The samples in the places `rows` of the epoch's order. The rest of it is of no use to this rank."""
-        return epoch_order(self.train_index, seed=self.config.seed, epoch=epoch)[self.rows()]
+        return epoch_order(self.train_index, seed=self.config.seed, epoch=epoch, places=self.places())
 
-    def _rows(self) -> Index:
+    def _places(self) -> Index:
+        """The places in the order of an epoch that this rank reads; it does not keep the rest."""
         return np.unique(self.positions() // self.config.augmentation.repeats)
 
     def _positions(self) -> Index:

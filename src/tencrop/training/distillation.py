@@ -108,12 +108,13 @@ def set_distilled_training(network: nn.Module, *, name: str) -> None:
 
 def _normalization(path: Path, weights: Weights, model: Model, network: nn.Module) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of the teacher's inputs: those of its checkpoint or file, or else timm's."""
-    if "mean_image" in weights.metadata:
+    stored = weights.metadata or weights.preprocessing
+    if "mean_image" in stored:
         raise UserError(
-            f"training.distill.teacher={path}: was trained with normalization.mean=image, a mean at every pixel; give"
+            f"training.distill.teacher={path}: was trained with a mean image, a mean at every pixel; give"
             " a teacher with one mean per channel"
         )
-    if stored := weights.metadata or weights.preprocessing:
+    if stored:
         return stored["mean"], stored["std"]
     if (entry := timm_entry(model, network, path)) is None:
         raise UserError(

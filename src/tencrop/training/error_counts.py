@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tencrop.distributed.collectives import all_reduce
-from tencrop.training.losses import topk_errors
+from tencrop.training.losses import training_ranks
 
 
 def no_errors() -> Tensor:
@@ -24,9 +24,8 @@ def add_errors(counts: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> 
     against the label: some tenths of a percentage point more than in float32. Validation logits are float32.
     """
     with torch.no_grad():
-        num_images = torch.full_like(loss, len(labels))
-        errors = [topk_errors(logits, labels, k).sum() for k in (1, 5)]
-        counts += torch.stack([loss.detach() * num_images, *errors, num_images])
+        num_images, ranks = torch.full_like(loss, len(labels)), training_ranks(logits, labels)
+        counts += torch.stack([loss * num_images, *((ranks >= k).sum() for k in (1, 5)), num_images])
 
 
 def read_errors(counts: Tensor) -> dict[str, float]:

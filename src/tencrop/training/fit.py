@@ -160,7 +160,7 @@ def build(
     num_classes = len(manifest["classes"])
     model = build_model(config.model, num_classes=num_classes, image_size=config.image_size)
     if initial is not None:
-        apply_initial_weights(model, initial, config.training.init, name=config.model.name, num_classes=num_classes)
+        apply_initial_weights(model, initial, config.training.init, model=config.model, num_classes=num_classes)
     check_layer_decay(config.optimizer, model, name=config.model.name)
     teacher = None
     if config.training.distill.teacher is not None:

@@ -7,20 +7,22 @@ weights from its own checkpoint, so the source may be gone by then.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from timm.layers import resample_abs_pos_embed
 from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 from timm.models.swin_transformer import WindowAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from tencrop.config import UserError
+from tencrop.config import Model, UserError
 from tencrop.config.initialization import source_file
 from tencrop.config.schema import Init
 from tencrop.models.checkpoint_files import weights_sha256
+from tencrop.models.factory import create_network
 from tencrop.models.last_layer import last_layers
 from tencrop.models.name_patterns import matching_names
 from tencrop.models.weights import check_weights, load_weights, under_own_names
@@ -54,16 +56,16 @@ def read_initial_weights(init: Init, run_dir: Path) -> InitialWeights | None:
 
 
 def apply_initial_weights(
-    network: nn.Module, initial: InitialWeights, init: Init, *, name: str, num_classes: int
+    network: nn.Module, initial: InitialWeights, init: Init, *, model: Model, num_classes: int
 ) -> None:
     """Copy the weights that `init` asks for into `network`; all others keep the values that the seed has drawn.
 
-    Names and shapes of the copied weights must match. Raises UserError if they do not, or if init.resize has nothing
-    to resize.
+    model: what `network` was built from. Names and shapes of the copied weights must match. Raises UserError if they do
+    not, or if init.resize has nothing to resize.
     """
-    expected, source = network.state_dict(), initial.facts["checkpoint"]
-    head = [] if init.head == "keep" else last_layers(network, num_classes)
-    new = {f"{prefix}.{weight}" for prefix, layer in _named(network, head) for weight in layer.state_dict()}
+    name, expected, source = model.name, network.state_dict(), initial.facts["checkpoint"]
+    head = {} if init.head == "keep" else _head(network, model, num_classes)
+    new = {f"{prefix}.{weight}" for prefix, layer in head.items() for weight in layer.state_dict()}
     wanted = {key: value for key, value in expected.items() if key not in new}
     state = {key: value for key, value in under_own_names(initial.state, expected, name=name).items() if key not in new}
     if init.only:
@@ -74,12 +76,19 @@ def apply_initial_weights(
     check_weights(state, wanted, source=source, name=name, remedy=REMEDY)
     network.load_state_dict(state, strict=False)  # what is missing is to keep the seed's values
     if init.head == "scaled":
-        for parameter in (parameter for layer in head for parameter in layer.parameters()):
+        for parameter in (parameter for layer in head.values() for parameter in layer.parameters()):
             parameter.detach().mul_(HEAD_SCALE)
 
 
-def _named(network: nn.Module, layers: Sequence[nn.Module]) -> list[tuple[str, nn.Module]]:
-    return [(name, layer) for name, layer in network.named_modules() if layer in layers]
+def _head(network: nn.Module, model: Model, num_classes: int) -> dict[str, nn.Module]:
+    """The layers whose number of outputs follows the number of classes, by name."""
+    # A hidden layer may have as many outputs by chance, as ResNet's first 64 do, but it does not grow with the classes.
+    with torch.device("meta"):  # shapes only: nothing is allocated or drawn
+        larger = create_network(model, num_classes=num_classes + 1)
+    of_larger = last_layers(larger, num_classes + 1)
+    grown = {name for name, layer in larger.named_modules() if layer in of_larger}
+    candidates = last_layers(network, num_classes)
+    return {name: layer for name, layer in network.named_modules() if layer in candidates and name in grown}
 
 
 def _resized(state: Mapping[str, Tensor], network: nn.Module, *, name: str, source: str) -> dict[str, Tensor]:

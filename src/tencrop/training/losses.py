@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+NO_RANK = 2**31 - 1  # an error for every k; the largest int32
+
 
 def mixed_cross_entropy(
     logits: Tensor, labels: Tensor, partner_labels: Tensor, weights: Tensor, *, label_smoothing: float = 0.0
@@ -85,12 +87,17 @@ def distillation_loss(label_loss: Tensor, logits: Tensor, teacher_labels: Tensor
 
 
 def topk_errors(scores: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Whether each image is a top-k error: bool [B], from scores [B, K] and labels int64 [B].
+    """Whether each image is a top-k error: bool [B], from scores [B, K] and labels int64 [B]."""
+    return training_ranks(scores, labels) >= k
 
-    An image with a NaN among its scores is counted as an error. Evaluation (evaluation/errors.py) is stricter: there,
-    any non-finite score raises an exception. Training does not raise, since checking would wait for the device.
+
+def training_ranks(scores: Tensor, labels: Tensor) -> Tensor:
+    """The ranks that training counts errors from: `pessimistic_ranks`, and NO_RANK if a score of the image is NaN.
+
+    Evaluation (evaluation/errors.py) is stricter: there, any non-finite score raises an exception. Training does not
+    raise, since checking would wait for the device.
     """
-    return (pessimistic_ranks(scores, labels) >= k) | scores.isnan().any(1)
+    return pessimistic_ranks(scores, labels).masked_fill(scores.isnan().any(1), NO_RANK)
 
 
 def pessimistic_ranks(scores: Tensor, labels: Tensor) -> Tensor:

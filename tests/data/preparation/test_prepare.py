@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import re
@@ -343,6 +344,7 @@ def test_one_preparation_at_a_time(photo_folder, data_config, tmp_path, monkeypa
     ("arguments", "sentence"),
     [
         (["data=imagefolder", "data.source=/nowhere"], "data.source=/nowhere: there is no such folder"),
+        (["data=mnist", "data.check_md5=true", "verify=true"], "check_md5=true: verify=true reads the prepared files,"),
         (["data=imagefolder"], "data.source: where are the images? Run: python prepare.py data=imagefolder"),
         (["data=digits", "workers=0"], "workers=0: must be auto or a whole number above 0"),
         (["data=digits", "data.rot=x"], "data.rot: there is no such key"),
@@ -418,3 +420,38 @@ def test_a_subset_whose_val_split_lacks_a_class_is_prepared(photo_folder, data_c
     data.subset = True
     split = open_split(str(prepare(data, workers=1, progress=False)), "val", data="imagefolder")
     assert sorted(set(split.labels.tolist())) == [1, 2] and split.num_samples == 8
+
+
+@pytest.mark.parametrize("name", ["train.beton", "val.beton", "train.files.npy", "mean_image.npy"])
+def test_files_of_the_user_in_the_folder_are_kept(spoiled, photo_folder, data_config, tmp_path, name):
+    """ffcv's users name their files train.beton, too."""
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / name).write_bytes(b"the user's own")
+    for source in (photo_folder, spoiled):  # the second one fails before its first part
+        with pytest.raises(UserError, match=f"{root}: holds {name}, but no manifest, .* data.root=DIR"):
+            prepare(data_config(source, root), progress=False)
+    assert contents(root) == {name: b"the user's own"}
+
+
+def test_a_preparation_with_other_options_replaces_an_interrupted_one(photo_folder, data_config, tmp_path, monkeypatch):
+    """Also if it is killed itself before its first part: what the first one has left is not the user's."""
+    root = tmp_path / "root"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "write_manifest", interrupted)
+        prepare(data_config(photo_folder, root), progress=False)
+    assert {"train.beton", "train.part00000.npz"} <= set(contents(root))
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(module, "_cleaned_up_after_failure", lambda root: contextlib.nullcontext())  # as after a kill
+        patch.setattr("tencrop.data.preparation.writer.BetonWriter", killed)
+        prepare(data_config(photo_folder, root, mode="raw"), progress=False)
+    assert prepare(data_config(photo_folder, root, mode="raw"), progress=False) == root
+    assert open_split(root, "train").beton.modes[0] == RAW
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def killed(*_: object) -> None:
+    raise SystemExit

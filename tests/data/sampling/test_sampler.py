@@ -54,6 +54,11 @@ def test_order_depends_on_the_set_of_samples_only():
     assert np.array_equal(subset, whole[np.isin(whole, index[::3])])
 
 
+def test_part_of_an_order():
+    whole, places = epoch_order(np.arange(50), seed=1, epoch=2), np.array([3, 7, 40])
+    assert np.array_equal(epoch_order(np.arange(50), seed=1, epoch=2, places=places), whole[places])
+
+
 def test_the_next_order_is_computed_ahead_in_a_thread():
     calls = []
 
@@ -64,6 +69,8 @@ def test_the_next_order_is_computed_ahead_in_a_thread():
     order = OrderAhead(compute)
     for epoch in (3, 3, 4, 5):
         assert np.array_equal(order(epoch), epoch_order(np.arange(20), seed=0, epoch=epoch))
+        for _ in range(2):
+            order.prepare(epoch + 1)
         order.close()
     main = threading.current_thread().name
     assert calls == [(3, main), (4, "tencrop-order"), (5, "tencrop-order"), (6, "tencrop-order")]

@@ -78,8 +78,13 @@ def test_prepared(arrays, data_config, tmp_path):
             assert split.read_original(index) == content
             rgb = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
             assert split.beton.payload(index).tobytes() == rgb.tobytes()
-    data.check_md5, data.root = True, str(tmp_path / "other")
-    with pytest.raises(UserError, match=r"its MD5 is .*, but f68b3c2dcbeaaa9fbdd348bbdeb94873 was published"):
+    data.check_md5 = True
+    for folder in (root, tmp_path / "other"):  # prepared already, and not yet
+        data.root = str(folder)
+        with pytest.raises(UserError, match=r"its MD5 is .*, but f68b3c2dcbeaaa9fbdd348bbdeb94873 was published"):
+            prepare(data, progress=False)
+    data.root, data.source = str(root), None
+    with pytest.raises(UserError, match=r"root is already prepared, and the archives to check are not known; give"):
         prepare(data, progress=False)
 
 

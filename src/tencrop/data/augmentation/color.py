@@ -98,13 +98,14 @@ class Normalize(Transform):
         mean, std = mean_and_std(config.normalization, statistics)
         noise = color_noise(config.augmentation.pca, statistics)
         self.scale, self.channels_last = noise.scale, config.model.channels_last
+        self.is_noisy = config.augmentation.pca.std > 0
         for name, constant in (("mean", torch.tensor(mean)), ("std", torch.tensor(std)), ("axes", noise.axes)):
             self.register_buffer(name, constant, persistent=False)
         image = mean_image_of(config, statistics, size=config.augmentation.size)
         self.register_buffer("mean_image", image, persistent=False)
 
     def forward(self, images: Tensor, params: dict[str, Any]) -> Tensor:
-        shift, mean = pca_shift(params["pca_alphas"], self.axes), self.mean
+        shift, mean = pca_shift(params["pca_alphas"], self.axes) if self.is_noisy else None, self.mean
         if self.mean_image is not None:
             mean = mean_crops(self.mean_image, params["mean_crop_params"], size=images.shape[1])
         return normalize(images, mean, self.std, shift=shift, scale=self.scale, channels_last=self.channels_last)

@@ -93,15 +93,19 @@ def erase(inputs: Tensor, boxes: npt.NDArray[np.int32], offsets: Index, *, noise
 
     Row y, column x, channel c of an h x w box is element offset + 3 (w y + x) + c of `noise`.
     """
-    # A loop over images: boxes differ in size, and since the boxes are host arrays no iteration waits for the device.
+    # One list of all erased pixels, instead of a few operations for each image, since boxes differ in size. The host
+    # knows how many pixels there are, so nothing waits for the device. On a CPU it takes longer: 8 ms instead of 2 for
+    # 32 images of 224 pixels, beside seconds for their training step.
+    erased = np.flatnonzero(boxes[:, 2])
+    top, left, height, width = boxes[erased].astype(np.int64).T
+    counts = height * width
+    facts = np.stack([erased, top, left, width, offsets[erased], np.cumsum(counts) - counts, counts])
+    on_device = torch.from_numpy(facts).to(inputs.device, non_blocking=True)
+    num_pixels = int(counts.sum())
+    per_pixel = on_device[:-1].repeat_interleave(on_device[-1], dim=1, output_size=num_pixels)
+    row, y, x, w, offset, first = per_pixel.unbind()
+    pixel = torch.arange(num_pixels, device=inputs.device) - first  # number in its box, row by row
+    values = inputs.new_zeros(()) if noise is None else noise.unfold(0, 3, 1)[offset + 3 * pixel].to(inputs.dtype)
     inputs = inputs.clone()
-    for image, (top, left, height, width), offset in zip(inputs, boxes.tolist(), offsets.tolist(), strict=True):
-        if height == 0:
-            continue
-        box = image[:, top : top + height, left : left + width]
-        if noise is None:
-            box.zero_()
-        else:
-            values = noise[offset : offset + 3 * height * width]
-            box.copy_(values.view(height, width, 3).permute(2, 0, 1))
+    inputs[row, :, y + pixel // w, x + pixel % w] = values
     return inputs

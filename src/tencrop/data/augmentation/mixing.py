@@ -102,13 +102,12 @@ def mix(images: Tensor, partners: Tensor, weights: Tensor, boxes: Tensor) -> Ten
     # Both kinds are one linear interpolation with a weight map: constant for mixup, 0 or 1 per pixel for CutMix. So a
     # batch may hold groups of both kinds.
     height, width = images.shape[2:]
-    rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
-    top, left, box_height, box_width = boxes.to(torch.int64).T[..., None]
-    in_rows = (rows >= top) & (rows < top + box_height)
-    in_columns = (columns >= left) & (columns < left + box_width)
-    is_pasted = (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
-    is_cut = (boxes[:, 2] > 0)[:, None, None, None]
-    own = torch.where(is_cut, (~is_pasted).to(images.dtype), weights.to(images.dtype)[:, None, None, None])
+    place = torch.arange(max(height, width), device=images.device)
+    start, length = boxes.view(-1, 2, 2, 1).unbind(1)  # [B, 2, 1], of the rows and of the columns
+    is_within = (place >= start) & (place < start + length)
+    is_pasted = is_within[:, :1, :height, None] & is_within[:, 1:, None, :width]
+    outside = weights.to(images.dtype).masked_fill(boxes[:, 2] > 0, 1.0)[:, None, None, None]
+    own = torch.where(is_pasted, 0.0, outside)
     return torch.lerp(images[partner_rows(partners)], images, own)
 
 

@@ -54,7 +54,7 @@ def apply_operations(
     def apply(kind: int, chosen: Tensor, indices: Indices) -> Tensor:
         amount = torch.from_numpy(values[indices]).to(images.device, non_blocking=True)
         if kind in MATRICES:
-            return warp(chosen, MATRICES[kind](amount, images.shape), filter=filter, fill=fill)
+            return warp(chosen, matrices(operations[indices], amount, images.shape), filter=filter, fill=fill)
         return COLOR_OPERATIONS[kind](chosen, amount[:, None, None, None])
 
     return apply_in_order(images, operations, apply)
@@ -64,16 +64,19 @@ def apply_in_order(images: Tensor, operations: Index, apply: Callable[[int, Tens
     """Replace images uint8 [B, H, W, 3] by `apply(kind, images that drew it, indices)`, for each column of
     `operations`.
 
-    `indices` are the rows and the column of these images in `operations` [B, N].
+    `indices` are the rows and the column of these images in `operations` [B, N]. All geometric operations are one call,
+    whose kind is any of them, with images in the order of their kinds.
     """
-    # At most N x 15 small batches instead of one kernel per image. Integer gathers and index_copy_ are deterministic
+    # At most N x 11 small batches instead of one kernel per image. Integer gathers and index_copy_ are deterministic
     # on CUDA, so equal plans give equal pixels.
     images = images.clone()
-    for column in range(operations.shape[1]):
-        for kind in np.unique(operations[:, column]).tolist():
+    for column, drawn in enumerate(operations.T):
+        groups = np.where(np.isin(drawn, list(MATRICES)), Operation.SHEAR_X, drawn)
+        order = np.argsort(drawn, kind="stable")
+        for kind in np.unique(groups).tolist():
             if kind == Operation.IDENTITY:
                 continue
-            chosen = np.flatnonzero(operations[:, column] == kind)
+            chosen = order[groups[order] == kind]
             rows = torch.from_numpy(chosen).to(images.device, non_blocking=True)
             images.index_copy_(0, rows, apply(kind, images[rows], (chosen, column)))
     return images
@@ -109,33 +112,43 @@ MATRICES: dict[int, Callable[[Tensor, torch.Size], Tensor]] = {
 }
 
 
+def matrices(kinds: Index, values: Tensor, shape: torch.Size) -> Tensor:
+    """Affine matrices [b, 6] of operations in ascending order [b] with the values [b], for images [B, H, W, 3]."""
+    present, counts = np.unique(kinds, return_counts=True)
+    parts = values.split(counts.tolist())
+    return torch.cat([MATRICES[kind](part, shape) for kind, part in zip(present.tolist(), parts, strict=True)])
+
+
 def warp(images: Tensor, matrix: Tensor, *, filter: str, fill: Tensor) -> Tensor:
     """Warp images uint8 [b, H, W, 3] by affine matrices [b, 6], by Pillow's rules (Geometry.c): pixel centers are at
     half-integers, a sample outside the image is `fill`, and neighbors of a sample beyond the edge repeat the edge.
     """
     # Not torch.nn.functional.grid_sample: its coordinates on [-1, 1] round differently, and pixels would differ from
     # Pillow's by a gray level here and there.
-    num_images, height, width, _ = images.shape
+    _, height, width, _ = images.shape
     a, b, c, d, e, f = matrix[:, :, None, None].unbind(1)
     columns = torch.arange(width, device=images.device) + 0.5
     rows = torch.arange(height, device=images.device)[:, None] + 0.5
     x, y = a * columns + b * rows + c, d * columns + e * rows + f
     is_inside = ((x >= 0) & (x < width) & (y >= 0) & (y < height))[..., None]
-    flat = images.reshape(num_images, height * width, 3)
+    flat = images.reshape(-1, 3)
+    image_starts = torch.arange(0, len(flat), height * width, device=images.device)[:, None, None]
 
-    def pixels(row: Tensor, column: Tensor) -> Tensor:
-        pixel = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
-        return flat.gather(1, pixel.reshape(num_images, -1, 1).expand(-1, -1, 3)).view_as(images)
+    def row_starts(row: Tensor) -> Tensor:
+        return image_starts + row.clamp(0, height - 1) * width
 
     if filter == "nearest":
-        samples = pixels(y.floor().long(), x.floor().long())
+        samples = flat[row_starts(y.floor().long()) + x.floor().long().clamp(0, width - 1)]
     else:
         x, y = x - 0.5, y - 0.5
         left, top = x.floor(), y.floor()
         dx, dy = (x - left)[..., None], (y - top)[..., None]
         reach, interpolate = {"bilinear": (range(2), _linear), "bicubic": (range(-1, 3), _cubic)}[filter]
-        column, row = left.long(), top.long()
-        lines = [interpolate([pixels(row + i, column + j).float() for j in reach], dx) for i in reach]
+        first_column, first_row = left.long(), top.long()
+        columns = [(first_column + i).clamp(0, width - 1) for i in reach]
+        starts = [row_starts(first_row + i) for i in reach]
+        levels = flat.float()
+        lines = [interpolate([levels[start + column] for column in columns], dx) for start in starts]
         samples = interpolate(lines, dy).clamp(0, 255).to(torch.uint8)
     return torch.where(is_inside, samples, fill.to(torch.uint8))
 

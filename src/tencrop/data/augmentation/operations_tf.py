@@ -18,6 +18,7 @@ from tencrop.data.augmentation.operations import (
     apply_in_order,
     autocontrast,
     blend,
+    matrices,
 )
 from tencrop.data.sampling.rng import Index
 
@@ -34,7 +35,7 @@ def apply_operations_tf(images: Tensor, operations: Index, values: npt.NDArray, 
     def apply(kind: int, chosen: Tensor, indices: Indices) -> Tensor:
         amount = torch.from_numpy(values[indices]).to(images.device, non_blocking=True)
         if kind in MATRICES:
-            return warp_nearest(chosen, kind, amount)
+            return warp_nearest(chosen, operations[indices], amount)
         if kind == Operation.CUTOUT:
             return cutout(chosen, torch.from_numpy(centers[indices]).to(images.device, non_blocking=True), amount)
         return _color_operation(kind, chosen, amount[:, None, None, None])
@@ -55,22 +56,23 @@ def _color_operation(kind: int, images: Tensor, amount: Tensor) -> Tensor:
     return COLOR_OPERATIONS[kind](images, amount)
 
 
-def warp_nearest(images: Tensor, kind: int, amount: Tensor) -> Tensor:
+def warp_nearest(images: Tensor, kinds: Index, amount: Tensor) -> Tensor:
     """Warp images uint8 [b, H, W, 3] as ImageProjectiveTransform does: the nearest pixel, or FILL outside the image.
+
+    kinds, amount: [b] as in `matrices`.
 
     Pixel centers are at integers, so that the first row and column stay in place in a shear.
     """
     num_images, height, width, _ = images.shape
     # A rotation is around ((W - 1) / 2, (H - 1) / 2): the center of the image where pixel centers are at integers.
-    shape = torch.Size((num_images, height - 1, width - 1, 3)) if kind == Operation.ROTATE else images.shape
-    a, b, c, d, e, f = MATRICES[kind](amount, shape)[:, :, None, None].unbind(1)
+    shape = torch.Size((num_images, height - 1, width - 1, 3))
+    a, b, c, d, e, f = matrices(kinds, amount, shape)[:, :, None, None].unbind(1)
     columns = torch.arange(width, device=images.device, dtype=amount.dtype)
     rows = torch.arange(height, device=images.device, dtype=amount.dtype)[:, None]
     x, y = _rounded(a * columns + b * rows + c), _rounded(d * columns + e * rows + f)
     is_inside = ((x >= 0) & (x < width) & (y >= 0) & (y < height))[..., None]
-    pixel = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
-    flat = images.reshape(num_images, height * width, 3)
-    samples = flat.gather(1, pixel.reshape(num_images, -1, 1).expand(-1, -1, 3)).view_as(images)
+    image_starts = torch.arange(0, num_images * height * width, height * width, device=images.device)[:, None, None]
+    samples = images.reshape(-1, 3)[image_starts + y.clamp(0, height - 1) * width + x.clamp(0, width - 1)]
     return torch.where(is_inside, samples, FILL)
 
 

@@ -79,7 +79,8 @@ def write_part(root: Path, split: str, number: int, key: str, part: Part, sums: 
 
 
 def read_parts(root: Path, split: str, keys: list[str], *, undecodable: str) -> tuple[list[Part], ColorSums]:
-    """Read the leading parts that exist and match their keys, and their color sums. Removes all other parts.
+    """Read the leading parts that exist and match their keys, and their color sums. Removes all other parts; if none
+    matches, the split's complete files, too.
 
     Returns none if the payloads themselves are missing.
     """
@@ -95,6 +96,9 @@ def read_parts(root: Path, split: str, keys: list[str], *, undecodable: str) -> 
         total.merge(found[1])
     if parts and not _payloads_are_there(root / f"{split}.beton", concatenated(parts)):
         parts, total = [], ColorSums()
+    if not parts:  # without a part, the next attempt would take these for files of the user
+        for end in ("beton", "files.npy"):
+            (root / f"{split}.{end}").unlink(missing_ok=True)
     for path in root.glob(f"{split}.part*.npz"):
         if path.name not in {_path(root, split, number).name for number in range(len(parts))}:
             path.unlink()
@@ -120,9 +124,9 @@ def remove_parts(root: Path) -> None:
             path.unlink()
 
 
-def has_parts(root: Path) -> bool:
-    """Whether there is a part from which another attempt can continue."""
-    return any(True for split in SPLITS for _ in root.glob(f"{split}.part*.npz"))
+def has_parts(root: Path, *splits: str) -> bool:
+    """Whether there is a part, of these splits or of any, from which another attempt can continue."""
+    return any(True for split in splits or SPLITS for _ in root.glob(f"{split}.part*.npz"))
 
 
 def _path(root: Path, split: str, number: int) -> Path:

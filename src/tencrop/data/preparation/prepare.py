@@ -41,6 +41,7 @@ from tencrop.data.store.manifest import FORMAT, SPLITS, open_split, read_manifes
 from tencrop.files import file_sha256, partial_name
 from tencrop.progress import counting_bytes, counting_images
 
+MEAN_IMAGE = "mean_image.npy"
 ROOM = "make room, or choose another folder with data.root=DIR"
 
 
@@ -58,6 +59,7 @@ def prepare(data: Data, *, workers: int | str = "auto", progress: bool = True) -
         return root
     if root.exists() and not root.is_dir():
         raise UserError(f"data.root={root}: is a file; name a folder for the prepared data")
+    _check_unprepared(root, data)
     check_writable(root / "manifest.json", remedy=ROOM)  # now, because indexing the archives takes minutes
     with console.status("looking through the files"):
         source = open_source(data)
@@ -99,7 +101,7 @@ def _write(root: Path, source: Source, data: Data, *, num_threads: int, console:
     training = sums.get("train")  # a test set has no statistics: its own would be those of the wrong images
     if training is not None:
         training.every = every
-        write_npy(root / "mean_image.npy", training.mean_image())
+        write_npy(root / MEAN_IMAGE, training.mean_image())
     # Parts are removed after that: a kill in between leaves some, which cost disk space and are never read.
     write_manifest(root, _manifest(data, source, splits, training))
     remove_parts(root)
@@ -164,8 +166,8 @@ def _manifest(data: Data, source: Source, splits: dict[str, Any], sums: ColorSum
 def _statistics(data: Data, sums: ColorSums) -> dict[str, Any]:
     return {
         "statistics": sums.statistics(),
-        "mean_image": "mean_image.npy",
-        "mean_image_sha256": file_sha256(Path(data.root) / "mean_image.npy"),
+        "mean_image": MEAN_IMAGE,
+        "mean_image_sha256": file_sha256(Path(data.root) / MEAN_IMAGE),
     }
 
 
@@ -183,6 +185,13 @@ def _is_prepared(root: Path, data: Data, console: Console) -> bool:
     if not (root / "manifest.json").exists():
         return False
     _check_prepared(root, data)
+    if data.check_md5:
+        if data.source is None:
+            raise UserError(
+                f"data.check_md5=true: {root} is already prepared, and the archives to check are not known; give their"
+                " folder with data.source=DIR, or leave it out"
+            )
+        _check_archives(open_source(data), console)
     console.print(f"{root}: already prepared")
     return True
 
@@ -228,6 +237,28 @@ def _is_same_folder(key: str, data: Data, read: dict[str, Any]) -> bool:
     folder = dataclasses.asdict(data.splits)[split]
     # data.source=A data.splits.val=B/val and data.source=A/B data.splits.val=val are one folder.
     return (Path(data.source) / folder).resolve() == (Path(read["path"]) / read["splits"][split]).resolve()
+
+
+def _check_unprepared(root: Path, data: Data) -> None:
+    """Raise UserError if a folder without a manifest holds files with our names that no preparation has left there.
+
+    They would be replaced or, after a failure, deleted; train.beton is also the usual name of a file of ffcv's writer.
+    """
+
+    def is_interrupted(*splits: str) -> bool:
+        if data.name == "beton":  # has no parts, but links to the user's files
+            return any((root / f"{split}.beton").is_symlink() for split in splits)
+        return has_parts(root, *splits)
+
+    ends = ("files.npy",) if data.name == "beton" else ("beton", "files.npy")  # adopt.check_root is for its .beton
+    owners = {f"{split}.{end}": (split,) for split in SPLITS for end in ends} | {MEAN_IMAGE: SPLITS}
+    found = [name for name, splits in owners.items() if os.path.lexists(root / name) and not is_interrupted(*splits)]
+    # The manifest last: another process may have written it, and then removed its parts, since `prepare` looked.
+    if found and not (root / "manifest.json").exists():
+        raise UserError(
+            f"data.root={root}: holds {found[0]}, but no manifest, and no interrupted preparation that it could be of;"
+            " choose another folder with data.root=DIR, or move the file away"
+        )
 
 
 def _check_root(root: Path, source: Source) -> None:
@@ -293,9 +324,10 @@ def _cleaned_up_after_failure(root: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or not has_parts(root):
-            remove_parts(root)
-            names = ("mean_image.npy", *(f"{split}.{end}" for split in SPLITS for end in ("beton", "files.npy")))
+            # All are ours, which `_check_unprepared` has made sure of. The parts last: they are the proof.
+            names = (MEAN_IMAGE, *(f"{split}.{end}" for split in SPLITS for end in ("beton", "files.npy")))
             for path in (root / name for name in names):
                 path.unlink(missing_ok=True)
                 partial_name(path).unlink(missing_ok=True)
+            remove_parts(root)
         raise

@@ -36,14 +36,14 @@ class Digest:
 
     def __init__(self) -> None:
         self.sums = torch.zeros(2 * WORDS, dtype=torch.int64)  # two words for the plans, two for the pixels
+        self._words = self.sums.numpy().view(np.uint64)  # the same memory; torch has no arithmetic modulo 2^64
 
     def add(self, hashes: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> None:
         """Add samples; `positions` int64 [B] are their positions in the run: how many samples come before each."""
         # Multiplying by an odd number is invertible modulo 2^64, so no bit of a hash is lost; and since factors differ,
         # exchanging two samples changes the sum.
         factors = 2 * positions.astype(np.uint64) + np.uint64(1)
-        total = (hashes.view(np.uint64) * factors[:, None]).sum(axis=0, dtype=np.uint64)
-        self.sums[: len(total)] += torch.from_numpy(total.view(np.int64))
+        self._words[: hashes.shape[1]] += factors @ hashes.view(np.uint64)
 
 
 def digest_text(sums: Tensor) -> dict[str, str]:

@@ -34,32 +34,37 @@ def training_positions(num_batches: int, *, global_batch: int, micro_batch: int,
     return (starts[:, None] + np.arange(per_rank)).reshape(-1, micro_batch)
 
 
-def epoch_order(index: Index, *, seed: int, epoch: int) -> Index:
-    """The samples `index` in the order of the epoch: sorted by a 64-bit hash of (seed, epoch, index), ties by index."""
+def epoch_order(index: Index, *, seed: int, epoch: int, places: Index | slice = slice(None)) -> Index:
+    """The samples `index` in the order of the epoch: sorted by a 64-bit hash of (seed, epoch, index), ties by index.
+
+    places: the part of the order that is returned.
+    """
     # Sorting by a hash instead of a shuffle: the relative order of two samples does not depend on which others there
     # are, so removing one (a minival, a damaged file) leaves the rest in place.
-    index = np.sort(np.asarray(index, np.int64))
-    return index[np.argsort(hashes(seed=seed, index=index, epoch=epoch, stream=Stream.ORDER), kind="stable")]
+    index = np.asarray(index, np.int64)
+    if np.any(index[1:] < index[:-1]):
+        index = np.sort(index)
+    order = np.argsort(hashes(seed=seed, index=index, epoch=epoch, stream=Stream.ORDER), kind="stable")
+    return index[order[places]]
 
 
 class OrderAhead:
-    """The order of each epoch by `compute`, which a thread calls during the epoch before: no epoch begins with a wait.
-
-    Ordering ImageNet takes 0.3 s of a core, on each rank (python bench/loader_scale.py).
-    """
+    """The order of each epoch by `compute`. A thread calls it ahead of time, so that no epoch begins with a wait."""
 
     def __init__(self, compute: Callable[[int], Index]) -> None:
         self._order = lru_cache(maxsize=2)(compute)
         self._thread: threading.Thread | None = None
-        self._next_epoch = 0
+        self._prepared = -1  # the last epoch that a thread was started for
 
     def __call__(self, epoch: int) -> Index:
-        order = self._order(epoch)
-        if self._next_epoch != epoch + 1:
-            self._next_epoch = epoch + 1
-            self._thread = threading.Thread(target=self._order, args=(epoch + 1,), name="tencrop-order")
+        return self._order(epoch)
+
+    def prepare(self, epoch: int) -> None:
+        """Compute the order of `epoch` in a thread, once however often this is called."""
+        if self._prepared != epoch:
+            self._prepared = epoch
+            self._thread = threading.Thread(target=self._order, args=(epoch,), name="tencrop-order")
             self._thread.start()
-        return order
 
     def close(self) -> None:
         """Wait for the thread."""
