@@ -145,7 +145,11 @@ def interrupted(folder: Path, words: list[str], child: str, num_ranks: int = 1) 
 def stopped(runs: Path, command: list[str], child: str, num_ranks: int) -> int:
     processes = start(command, child, num_ranks)
     deadline = time.monotonic() + TIMEOUT_S
-    while num_rows(runs) < NUM_STEPS_BEFORE_SIGNAL and time.monotonic() < deadline:
+    while num_rows(runs) < NUM_STEPS_BEFORE_SIGNAL and all(process.poll() is None for process in processes):
+        if time.monotonic() > deadline:
+            for process in processes:
+                process.kill()
+            raise Failed(f"fewer than {NUM_STEPS_BEFORE_SIGNAL} steps in {TIMEOUT_S} s")
         time.sleep(0.02)
     for process in processes:
         process.send_signal(signal.SIGUSR1)
