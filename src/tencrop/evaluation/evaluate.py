@@ -138,7 +138,7 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
     if not is_saved:
         check_scorable(network, config)
         task = ScoringTask(config, path, weights.kind, target.num_classes, mean, std, identity, mean_image)
-        scores = score_split(task, network)
+        scores = score_split(task, network, out)
     if scores is None:
         return None
     origin = {"mean": mean, "std": std, **mean_facts, "preprocessing": source, **_origin(target, weights.metadata)}
