@@ -227,6 +227,27 @@ def test_144_crops_average_over_all_sides(make_config, make_task) -> None:
     torch.testing.assert_close(together.softmax.float(), torch.stack(alone).mean(0), rtol=2e-3, atol=2e-4)
 
 
+class OutOfMemory(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("hardware.max_micro_batch=null", "=null: cpu ran out of memory in a forward pass of up to 32 images; set a "
+         "smaller one, such as hardware.max_micro_batch=8"),
+        ("hardware.max_micro_batch=3", "=3: cpu ran .* such as hardware.max_micro_batch=1"),
+        ("hardware.max_micro_batch=1", "=1: cpu ran .* of up to 1 images; choose a GPU with more memory"),
+    ],
+    ids=["default", "smaller", "one image"],
+)  # fmt: skip
+def test_a_forward_pass_that_runs_out_of_memory_is_explained(make_config, make_task, word, said, tmp_path) -> None:
+    task, _ = make_task(make_config(word))
+    with pytest.raises(UserError, match=rf"^hardware\.max_micro_batch{said}"):
+        score_split(task, OutOfMemory(), tmp_path)
+
+
 def test_dense_refuses_a_network_that_cannot_be_converted(make_config, make_task, tmp_path) -> None:
     task, network = make_task(make_config("protocol=dense"))
     with pytest.raises(UserError, match="lenet5_dense cannot be made fully convolutional"):
