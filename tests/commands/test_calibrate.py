@@ -43,6 +43,14 @@ def test_files_have_their_publishers_names_and_errors(one: Released) -> None:
     assert not others or Path(str(cfg.url)).stem in others
 
 
+def test_arguments_of_a_network_are_typed_as_they_are_written() -> None:
+    kwargs = {"global_pool": "avgMAX", "init_weights": False, "img_size": 224}
+    words = Released(None, "resnet18", None, kwargs, frozenset()).overrides()
+    assert words[2:5] == [
+        "+model.kwargs.global_pool=avgMAX", "+model.kwargs.init_weights=false", "+model.kwargs.img_size=224"
+    ]  # fmt: skip
+
+
 def test_recognition_by_name(tmp_path: Path) -> None:
     for name in (
         "resnet18-f37072fd.pth",

@@ -42,9 +42,9 @@ def scores_by_hand(config: Config, network: nn.Module, number: int) -> Tensor:
         return network.eval()(inputs).softmax(1).mean(0)
 
 
-def test_scores_equal_those_of_a_slow_loop(make_config, make_task) -> None:
+def test_scores_equal_those_of_a_slow_loop(make_config, make_task, tmp_path) -> None:
     task, network = make_task(make_config(*PROTOCOL))
-    scores = score_split(task, network)
+    scores = score_split(task, network, tmp_path)
     assert scores is not None and set(scores.index.tolist()) == set(range(501)) and len(scores.index) == 501
     assert scores.labels.tolist() == [
         number // 84 if number < 252 else 3 + (number - 252) // 83 for number in range(501)
@@ -97,7 +97,7 @@ def test_a_damaged_image_is_named(make_config, make_task, photo_folder, data_con
         file.write(b"\\0" * (int(beton.payload_bytes[4]) - 2))
     task, network = make_task(config)
     with pytest.raises(UserError, match=open_val_split(config).names(4)):
-        score_split(task, network)
+        score_split(task, network, tmp_path)
 
 
 DENSE = ("model=vgg_a", "+model.kwargs.width=0.1", "+model.kwargs.img_size=32", "protocol=dense")
@@ -227,18 +227,41 @@ def test_144_crops_average_over_all_sides(make_config, make_task) -> None:
     torch.testing.assert_close(together.softmax.float(), torch.stack(alone).mean(0), rtol=2e-3, atol=2e-4)
 
 
-def test_dense_refuses_a_network_that_cannot_be_converted(make_config, make_task) -> None:
+class OutOfMemory(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("hardware.max_micro_batch=null", "=null: cpu ran out of memory in a forward pass of up to 32 images; set a "
+         "smaller one, such as hardware.max_micro_batch=8"),
+        ("hardware.max_micro_batch=3", "=3: cpu ran .* such as hardware.max_micro_batch=1"),
+        ("hardware.max_micro_batch=1", "=1: cpu ran .* of up to 1 images; choose a GPU with more memory"),
+    ],
+    ids=["default", "smaller", "one image"],
+)  # fmt: skip
+def test_a_forward_pass_that_runs_out_of_memory_is_explained(make_config, make_task, word, said, tmp_path) -> None:
+    task, _ = make_task(make_config(word))
+    with pytest.raises(UserError, match=rf"^hardware\.max_micro_batch{said}"):
+        score_split(task, OutOfMemory(), tmp_path)
+
+
+def test_dense_refuses_a_network_that_cannot_be_converted(make_config, make_task, tmp_path) -> None:
     task, network = make_task(make_config("protocol=dense"))
     with pytest.raises(UserError, match="lenet5_dense cannot be made fully convolutional"):
-        score_split(task, network)
+        score_split(task, network, tmp_path)
 
 
-def test_without_a_terminal_progress_is_printed_as_plain_lines(make_config, make_task, monkeypatch, capfd) -> None:
+def test_without_a_terminal_progress_is_printed_as_plain_lines(
+    make_config, make_task, monkeypatch, capfd, tmp_path
+) -> None:
     task, network = make_task(make_config("protocol=center", "hardware.max_micro_batch=200"))
-    score_split(task, network)
+    score_split(task, network, tmp_path)
     assert capfd.readouterr() == ("", ""), "it took no time"
     monkeypatch.setattr("tencrop.progress.LINE_EVERY_S", 0)
-    score_split(task, network)
+    score_split(task, network, tmp_path)
     out, err = capfd.readouterr()
     assert out == "" and "\x1b" not in err and "\r" not in err
     assert [line.split(" images")[0] for line in err.splitlines()] == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,13 +106,16 @@ def test_a_table_of_our_own_prints_errors_and_differences(
     assert found[1].joined("ours").startswith("51.57 ± ") and found[1].joined("verdict") == "–"
     for text in (terminal_table(table, found), markdown_table(table, found), latex_table(table, found)):
         assert "exceeds seeds" in text and "paired differences" in text and "seed{0..4}" in text.replace("\\", "")
-    assert "+1.10 ± 0.25,yes" in csv_table(table, found)
+    (row,) = (row for row in csv.DictReader(csv_table(table, found).splitlines()) if row["id"] == "less")
+    assert (row["from_base"], row["from_base_mean"], row["from_base_half_width"]) == ("+1.10 ± 0.25", "+1.10", "0.25")
 
     others = {seed + 7: error for seed, error in SHIFTED.items()}
     unpaired = lines({"base": _ours(BASE), "less": _ours(others)}, base=None, top1=None)
     assert unpaired[1].joined("from_base").endswith("†") and "† The rows' seeds differ" in terminal_table(
         table, unpaired
     )
+    row = list(csv.DictReader(csv_table(table, unpaired).splitlines()))[1]
+    assert row["from_base"].endswith("†") and float(row["from_base_half_width"]) > 0
 
 
 def test_seeds_of_one_experiment_are_named_together() -> None:

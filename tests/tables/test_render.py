@@ -157,7 +157,8 @@ def test_csv_has_one_line_per_number(table: ErrorTable, lines: list[Line]) -> No
     first = rows[0]
     assert (first["id"], first["column"], first["printed"], first["difference"]) == ("a", "top1", "24.0", "+0.20")
     assert (first["low"], first["high"], first["images"], first["seeds"]) == ("23.83", "24.58", "50000", "3")
-    assert rows[2]["ours"] == rows[2]["low"] == rows[2]["verdict"] == ""
+    assert (first["ours"], first["ours_mean"], first["ours_std"]) == ("24.20 ± 0.10", "24.20", "0.10")
+    assert rows[2]["ours"] == rows[2]["ours_mean"] == rows[2]["ours_std"] == rows[2]["low"] == rows[2]["verdict"] == ""
     assert rows[3]["row"] == "B, 100%_wide" and rows[3]["verdict"] == "no claim"
 
 

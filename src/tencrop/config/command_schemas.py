@@ -112,7 +112,8 @@ class VisualizationConfig(EvaluateConfig):
     figure: Figure = "all"
     images: list[NonNegativeInt] | None = None  # indices in the val split; null: chosen by a fixed hash
     candidates: Count | None = 2000  # training images searched for figure=retrieval, chosen by a fixed hash; null: all
-    layer: str | None = None  # layer for figure=patches; null: the last one that outputs feature maps
+    # for figure=patches and receptive_field; null: the last layer that outputs feature maps
+    layer: str | None = None
 
 
 def plain_config(config: Config) -> Config:

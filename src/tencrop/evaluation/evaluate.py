@@ -148,7 +148,7 @@ def _evaluate(target: EvaluationTarget) -> Evaluated | None:
     if not is_saved:
         check_scorable(network, config)
         task = ScoringTask(config, path, weights.kind, target.num_classes, mean, std, identity, mean_image)
-        scores = score_split(task, network)
+        scores = score_split(task, network, out)
     if scores is None:
         return None
     origin = {**used, "preprocessing": source, **_origin(target, weights.metadata)}

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tencrop.config import Config, Hardware, Protocol, accelerator_of, num_workers
+from tencrop.config import Config, Hardware, Protocol, UserError, accelerator_of, num_workers
 from tencrop.console import plain_console
 from tencrop.data.augmentation.batch import Batch
 from tencrop.data.augmentation.color import normalize
@@ -105,7 +105,7 @@ def score_part(
     mean = mean if task.mean_image is None else task.mean_image.to(device)
     protocols = [replace(config.protocol, side=side) for side in config.protocol.sides]
     # ExitStack: the threads of all loaders end, also if a damaged image raises in the middle.
-    with torch.inference_mode(), ExitStack() as stack:
+    with torch.inference_mode(), _explaining_out_of_memory(config, device), ExitStack() as stack:
         loaders = [stack.enter_context(_loader(config, split, batches, device, protocol)) for protocol in protocols]
         scales = zip(*loaders, strict=True)  # the same images at every side
         # A damaged image that still decodes would only give other scores.
@@ -135,6 +135,24 @@ def score_part(
 
 def micro_batch_of(config: Config) -> int:
     return config.hardware.max_micro_batch or DEFAULT_MICRO_BATCH[accelerator_of(config.hardware)]
+
+
+@contextmanager
+def _explaining_out_of_memory(config: Config, device: torch.device) -> Iterator[None]:
+    """Turn torch.OutOfMemoryError into a UserError that says how many images to take in a forward pass."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        limit, num_images = config.hardware.max_micro_batch, micro_batch_of(config)
+        raise UserError(
+            f"hardware.max_micro_batch={'null' if limit is None else limit}: {device} ran out of memory in a forward"
+            f" pass of up to {num_images} images; "
+            + (
+                f"set a smaller one, such as hardware.max_micro_batch={max(num_images // 4, 1)}"
+                if num_images > 1
+                else "choose a GPU with more memory, or hardware=cpu"
+            )
+        ) from error
 
 
 def view_logits(network: nn.Module, batch: Batch, mean: Tensor, std: Tensor, config: Config) -> Tensor:

@@ -31,6 +31,9 @@ from tencrop.evaluation.predictions import Scores, gather, load_scores, save_sco
 from tencrop.evaluation.subsets import evaluated_index
 from tencrop.models.checkpoint_files import weights_sha256
 
+# Without the suffix of score files, which commands may search for meanwhile.
+SCORES = "scores"
+
 
 @contextmanager
 def joined_launched() -> Iterator[None]:
@@ -57,17 +60,18 @@ def joined_launched() -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def score_split(task: ScoringTask, network: nn.Module) -> Scores | None:
+def score_split(task: ScoringTask, network: nn.Module, out: Path) -> Scores | None:
     """Scores of every image, in index order; None on every process of a group but the first.
 
     Uses the process group if there is one (after training, or under srun or torchrun); otherwise starts
-    hardware.devices processes. Raises UserError if the machine has fewer GPUs than the configuration asks for.
+    hardware.devices processes, which leave their scores in the folder `out` until this one has read them. Raises
+    UserError if the machine has fewer GPUs than the configuration asks for.
     """
     config = task.config
     split = open_val_split(config)
     # One process for each device, as in training.
     if not dist.is_initialized() and config.hardware.devices > 1:
-        scores: Scores | None = _score_in_new_processes(task, config.hardware.devices)
+        scores: Scores | None = _score_in_new_processes(task, config.hardware.devices, out)
     else:
         rank, num_ranks, local_rank = 0, 1, 0
         if dist.is_initialized():
@@ -81,23 +85,31 @@ def score_split(task: ScoringTask, network: nn.Module) -> Scores | None:
     return scores
 
 
-def _score_in_new_processes(task: ScoringTask, num_processes: int) -> Scores:
+def _score_in_new_processes(task: ScoringTask, num_processes: int, out: Path) -> Scores:
     # An error message goes through a queue, not a file: the error may be a full disk.
     messages = mp.get_context("spawn").SimpleQueue()
-    # The scores come back in a score file, which is verified when it is read, and not through a pipe.
-    with tempfile.TemporaryDirectory(prefix="tencrop-") as folder:
+    out.mkdir(parents=True, exist_ok=True)
+    # The scores come back in a score file, which is verified when it is read, and not through a pipe. It is in `out`,
+    # which was checked, because /tmp may be smaller than the 400 MB of ImageNet's. Processes meet in /tmp: not every
+    # network share can lock the file that they meet through.
+    with (
+        tempfile.TemporaryDirectory(prefix="tencrop-") as meeting,
+        tempfile.TemporaryDirectory(prefix=".scores-", dir=out) as folder,
+    ):
         try:
-            _spawn_and_join(task, num_processes, Path(folder), messages)
+            _spawn_and_join(task, num_processes, Path(meeting), Path(folder), messages)
         except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
             if not messages.empty():
                 raise UserError(messages.get()) from error
             if isinstance(error, mp.ProcessExitedException) and error.exit_code == 2:
                 sys.exit(2)  # it printed why: the store was truncated while it was read (data/native/mapped.py)
             raise
-        return load_scores(Path(folder, "scores.safetensors"))
+        return load_scores(Path(folder, SCORES))
 
 
-def _spawn_and_join(task: ScoringTask, num_processes: int, folder: Path, messages: SimpleQueue[str]) -> None:
+def _spawn_and_join(
+    task: ScoringTask, num_processes: int, meeting: Path, folder: Path, messages: SimpleQueue[str]
+) -> None:
     """Run `_process` in new processes and wait for all of them; on Ctrl-C, end them without their tracebacks.
 
     A terminal sends Ctrl-C to every process. Only this one handles it.
@@ -105,7 +117,9 @@ def _spawn_and_join(task: ScoringTask, num_processes: int, folder: Path, message
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the new processes until `_process` starts
     try:
         # Spawned, not forked: CUDA cannot be used in a forked process.
-        processes = mp.spawn(_process, (task, num_processes, folder, messages), nprocs=num_processes, join=False)
+        processes = mp.spawn(
+            _process, (task, num_processes, meeting, folder, messages), nprocs=num_processes, join=False
+        )
     finally:
         signal.signal(signal.SIGINT, before)
     assert processes is not None
@@ -118,7 +132,9 @@ def _spawn_and_join(task: ScoringTask, num_processes: int, folder: Path, message
         raise
 
 
-def _process(rank: int, task: ScoringTask, num_ranks: int, folder: Path, messages: SimpleQueue[str]) -> None:
+def _process(
+    rank: int, task: ScoringTask, num_ranks: int, meeting: Path, folder: Path, messages: SimpleQueue[str]
+) -> None:
     """What a started process does. The first one leaves the scores in `folder`; one that fails sends a message."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # mp.spawn makes the kernel send SIGINT if the parent dies
     try:
@@ -126,7 +142,7 @@ def _process(rank: int, task: ScoringTask, num_ranks: int, folder: Path, message
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(num_threads("auto", num_ranks))
         # Rendezvous through a file: a port could be taken by another program.
-        dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=num_ranks)
+        dist.init_process_group("gloo", f"file://{meeting}/processes", rank=rank, world_size=num_ranks)
         network = build_network(task)
         if weights_sha256(network.state_dict()) != task.identity["weights_sha256"]:
             # Every process reads the file itself; a training that runs meanwhile may have replaced it.
@@ -135,7 +151,7 @@ def _process(rank: int, task: ScoringTask, num_ranks: int, folder: Path, message
         part = score_part(task, network, split, rank=rank, num_ranks=num_ranks, local_rank=rank)
         scores = gather(part)
         if scores is not None:
-            save_scores(folder / "scores.safetensors", scores)
+            save_scores(folder / SCORES, scores)
     except UserError as error:
         messages.put(str(error))
         raise

@@ -73,9 +73,10 @@ def published(model: Model, network: nn.Module, weights: Weights, file: Path) ->
 
     `source` says so if the file's name is not known, and the entry is only the default of several.
     """
-    name = model.name.removeprefix("torchvision/")
-    if name == model.name:
-        name = torchvision_name(weights.state, network.state_dict(), name=name)
+    if model.name.startswith("torchvision/"):
+        name: str | None = model.name.removeprefix("torchvision/")
+    else:
+        name = torchvision_name(weights.state, network.state_dict(), name=model.name)
     if name is not None:
         entry = torchvision_entry(name, file)
         return _of_torchvision(*entry, network) if entry else None

@@ -29,9 +29,10 @@ def timm_entry(model: Model, network: nn.Module, file: Path) -> tuple[dict[str, 
         return default, False
     names = timm.list_pretrained(f"{default['architecture']}.*")
     for name in names:
-        cfg = timm.models.get_pretrained_cfg(name).to_dict()
-        if file.stem in (name, Path(cfg.get("url", "")).stem):
-            return cfg, False
+        cfg = timm.models.get_pretrained_cfg(name)
+        assert cfg is not None  # it is listed
+        if file.stem in (name, Path(cfg.url or "").stem):
+            return cfg.to_dict(), False
     return default, len(names) > 1
 
 

@@ -32,9 +32,13 @@ class Released(NamedTuple):
     def overrides(self) -> list[str]:
         """The overrides of evaluate.py that choose network and protocol; without a row, the publisher's protocol."""
         kwargs = self.kwargs | ({} if self.tag is None else {"pretrained_cfg": self.tag})
-        values = [f"+model.kwargs.{key}={str(value).lower()}" for key, value in kwargs.items()]
+        values = [f"+model.kwargs.{key}={_written(value)}" for key, value in kwargs.items()]
         protocol = [] if self.row is None else protocol_overrides(self.row.protocol)
         return ["model=timm", f"model.name={self.model}", *values, *(protocol or ["protocol=center"])]
+
+
+def _written(value: bool | float | str) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def released_weights(table: ErrorTable, path: Path = CONF / "released_weights.yaml") -> list[Released]:

@@ -18,7 +18,8 @@ _PROTOCOL_KEYS = tuple(field.name for field in fields(RowProtocol))
 # Programs read these columns: append new ones at the end.
 CSV_COLUMNS = ("table", "row", "id", "unit", "column", "printed", "ours", "difference", "low", "high", "images",
                "seeds", "verdict", "guessed", "confidence", "protocol", "run", "from_base",
-               "exceeds_seeds")  # fmt: skip
+               "exceeds_seeds", "ours_mean", "ours_std", "from_base_mean",
+               "from_base_half_width")  # fmt: skip
 HEADS = ("row", "protocol", "printed", "ours", "difference", "95% interval", "from base", "exceeds seeds", "seeds",
          "verdict", "guessed", "confidence", "run")  # fmt: skip
 # Fields of a line's cells, with their heads.
@@ -77,15 +78,18 @@ def csv_table(table: ErrorTable, lines: Sequence[Line]) -> str:
     rows = []
     for line in lines:
         for cell in line.cells:
-            # Numbers for programs: two columns, ASCII minus, no commas.
+            # Numbers for programs: low and high, ASCII minus, no commas.
             ours, difference, interval, from_base = (
                 text.replace("−", "-") for text in (cell.ours, cell.difference, cell.interval, cell.from_base)
             )
             low, _, high = interval.partition(" – ")
+            (mean, _, std), (from_base_mean, _, half_width) = (
+                text.removesuffix(UNPAIRED).partition(" ± ") for text in (ours, from_base)
+            )
             row = (table.name, line.row.label, line.row.id, table.unit, cell.column, cell.printed, ours, difference,
                    low, high, line.num_images.replace(",", ""), line.seeds, cell.verdict, line.guessed,
                    line.row.confidence.get(cell.column, NONE), line.protocol, line.run, from_base,
-                   cell.exceeds_seeds)  # fmt: skip
+                   cell.exceeds_seeds, mean, std, from_base_mean, half_width)  # fmt: skip
             # Spreadsheets and pandas take an empty field for a missing number, and a dash for text.
             rows.append(["" if value == NONE else value for value in row])
     return rows_as_csv(CSV_COLUMNS, rows)
