@@ -99,12 +99,17 @@ def shortened(recipe: Config, passes: int) -> list[str]:
     if schedule.name == "plateau":  # validated once, at the end: lr would not drop
         words += ["schedule.name=constant", "schedule.gamma=null", "schedule.patience=null", "schedule.max_drops=null"]
         words.append("training.minival_fraction=0")
-    for key in ("warmup_epochs", "decay_epochs"):
-        if (value := getattr(schedule, key)) is not None:
-            words.append(f"schedule.{key}={value * scale}")
-    for key in ("milestones", "knots"):
-        if (values := getattr(schedule, key)) is not None:
-            words.append(f"schedule.{key}={[value * scale for value in values]}".replace(" ", ""))
+
+    def scaled(value: float) -> float:
+        return round(value * scale) if schedule.unit == "epoch" else value * scale  # whole epochs, as train.py demands
+
+    words.append(f"schedule.warmup_epochs={scaled(schedule.warmup_epochs)}")
+    if schedule.decay_epochs is not None:
+        words.append(f"schedule.decay_epochs={schedule.decay_epochs * scale}")
+    if schedule.milestones is not None:
+        words.append(f"schedule.milestones={[scaled(value) for value in schedule.milestones]}".replace(" ", ""))
+    if schedule.knots is not None:
+        words.append(f"schedule.knots={[value * scale for value in schedule.knots]}".replace(" ", ""))
     return words
 
 
