@@ -120,11 +120,9 @@ SECOND_TRY = {
     "zfnet": 74.0,
 }
 SECOND_TRY_OF_FINE_TUNING = {"vit_384": 63.0}
-# Missed both budgets, with the error at the end of the second. Its lr is divided by 10 after a quarter of the passes;
-# without augmentation, the 27 passes of the first budget reach 40.2%.
-MISSED = {"stochastic_depth": 78.6}
-# Missed the first budget, with the error at its end; no second try was finished. Without RandAugment: 66.0%.
-MISSED_ONCE = {"plain_vit_s16": 85.6}
+# Missed both budgets, with the error at the end of the second. The first budget is too short for their augmentation: at
+# its end, plain ViT has 66.0% without RandAugment, and stochastic depth 40.2% without any augmentation.
+MISSED = {"plain_vit_s16": 76.0, "stochastic_depth": 78.6}
 LEARNED = (*FIRST_TRY, *STOPPED, *NEAR, *SECOND_TRY)
 IN_EVERY_TEST_RUN = ("convmixer", "lenet5_digits", "mobilenet_v1")  # AdamW, SGD, RMSProp; the others are long
 NOT_NORMALIZED = ("alexnet_2012", "allcnn", "googlenet", "googlenet_caffe", "nin", "squeezenet", "vgg", "zfnet")
@@ -212,7 +210,7 @@ class Until(Callback):
 
 
 def test_every_experiment_is_listed() -> None:
-    listed = [*LEARNED, *MISSED, *MISSED_ONCE, *FINE_TUNED, *REPRESENTED, "alexnet_2012"]
+    listed = [*LEARNED, *MISSED, *FINE_TUNED, *REPRESENTED, "alexnet_2012"]
     assert sorted(listed) == sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if path.stem != "auto")
 
 
