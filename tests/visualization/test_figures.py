@@ -16,6 +16,7 @@ from tencrop.data.store.manifest import open_split
 from tencrop.evaluation.targets import evaluation_targets
 from tencrop.models.checkpoint_files import weights_sha256
 from tencrop.models.factory import build_model
+from tencrop.training.checkpoints import AtomicCheckpointIO
 from tencrop.visualization import figures
 from tencrop.visualization.figures import draw_model, draw_run
 from tencrop.visualization.record import load_record
@@ -86,6 +87,26 @@ def test_named_images_and_layers(config, tmp_path, texts_of, prepared_digits) ->
     draw(config("figure=receptive_field", "layer=c1"))
     assert "Receptive field of the center of c1" in texts_of(tmp_path / "out" / "receptive_field.svg")
     assert "extent 5 × 5 of 32 × 32" in texts_of(tmp_path / "out" / "receptive_field.svg")
+
+
+@pytest.mark.parametrize(
+    ("words", "label"),
+    [((), "before training"), (("training.init.checkpoint=/gone",), "random weights"), (None, "random weights")],
+    ids=["from the seed", "from a checkpoint", "from another program"],
+)
+def test_the_weights_of_the_seed_are_called_those_before_training_only_if_they_were(
+    words, label, config, tmp_path, texts_of
+) -> None:
+    found = config("figure=receptive_field", *(words or ()))
+    if words is not None:
+        state = torch.load(tmp_path / "weights.pth", weights_only=True)
+        facts = {"format": 2, "seed": 0, "step": 1, "total_steps": 1, "mean": [20.0] * 3, "std": [200.0] * 3}
+        content = {"state_dict": {f"model.{name}": value for name, value in state.items()}, "tencrop": facts}
+        AtomicCheckpointIO().save_checkpoint(content, tmp_path / "last.ckpt")
+        found = replace(found, weights=str(tmp_path / "last.ckpt"))
+    draw(found)
+    panels = {"before training", "random weights"} & set(texts_of(tmp_path / "out" / "receptive_field.svg"))
+    assert panels == {label}
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def timm_entry(model: Model, network: nn.Module, file: Path) -> tuple[dict[str, 
     for name in names:
         cfg = timm.models.get_pretrained_cfg(name)
         assert cfg is not None  # it is listed
-        if file.stem in (name, Path(cfg.url or "").stem):
+        if file.stem in (name, Path(str(cfg.url or "")).stem):
             return cfg.to_dict(), False
     return default, len(names) > 1
 

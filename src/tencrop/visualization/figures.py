@@ -125,7 +125,7 @@ def _receptive_field(model: TrainedModel, config: VisualizationConfig) -> Figure
     before, after = (effective_field(net, images, layer=layer) for net in (model.initial, model.network))
     # for comparison: the effective field is usually much smaller than the theoretical one
     theoretical = theoretical_side(model.network, layer, image_size=model.config.image_size)
-    pair = [("before training", before), ("after", after)]
+    pair = [("before training" if model.started_from_initial else "random weights", before), ("after", after)]
     figure = field_figure(pair, title=f"Receptive field of the center of {layer}", theoretical=theoretical)
     caption = (
         f"Absolute gradient of the center of {layer}’s maps with respect to each pixel, averaged over {len(index)} test"

@@ -44,7 +44,8 @@ class TrainedModel:
 
     config: Config
     network: nn.Module  # with the trained weights, or their moving average
-    initial: nn.Module  # with the weights before training
+    initial: nn.Module  # with the weights that the seed draws
+    started_from_initial: bool  # False for training.init.checkpoint, and for weights of other programs
     classes: list[str]
     mean: list[float]  # on the scale [0, 255], as `std`
     std: list[float]
@@ -89,7 +90,7 @@ class TrainedModel:
 
 
 def load_trained_model(target: EvaluationTarget) -> TrainedModel:
-    """Load the target's weights, and build the network a second time with the initial weights of its seed."""
+    """Load the target's weights, and build the network a second time with the weights that its seed draws."""
     weights = load_weights(target.path, ema=target.config.ema)
     # Training seeds torch's generator in the same way before it builds the network, so `initial` comes first.
     torch.manual_seed(weights.metadata.get("seed", target.config.seed))
@@ -102,9 +103,16 @@ def load_trained_model(target: EvaluationTarget) -> TrainedModel:
     statistics = statistics_of(weights, target.path) or data.statistics
     mean, std = mean_and_std(config.normalization, statistics)
     mean_image = mean_image_of(config, statistics, size=config.image_size)
-    classes = target.manifest["classes"]
     return TrainedModel(
-        config, network.eval(), initial.eval(), classes, mean, std, weights_sha256(network.state_dict()), mean_image
+        config=config,
+        network=network.eval(),
+        initial=initial.eval(),
+        started_from_initial=bool(weights.metadata) and config.training.init.checkpoint is None,
+        classes=target.manifest["classes"],
+        mean=mean,
+        std=std,
+        weights_sha256=weights_sha256(network.state_dict()),
+        mean_image=mean_image,
     )
 
 
