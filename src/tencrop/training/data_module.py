@@ -154,14 +154,12 @@ class DataModule(pl.LightningDataModule):
         # in one step. DeiT instead distributes the copies over its ranks, which would depend on their number.
         if positions[-1] >= self.steps_per_epoch * self.config.training.global_batch // 2:
             self.order.prepare(epoch + 1)  # not at the epoch's start, when the loader has no batch ready yet
-        place, view = np.divmod(positions, self.config.augmentation.repeats)
-        return self.order(epoch)[np.searchsorted(self.places(), place)], view
+        return self._index(positions, epoch), positions % self.config.augmentation.repeats
 
     def check(self, batch: Batch, epoch: int, batch_idx: int) -> None:
         """Assert that this is micro-batch `batch_idx` of `epoch`, not replayed or skipped, and add it to the digest."""
         positions = self.positions()[batch_idx]
-        index = self.order(epoch)[positions // self.config.augmentation.repeats]
-        assert np.array_equal(batch.index, index), (epoch, batch_idx)
+        assert np.array_equal(batch.index, self._index(positions, epoch)), (epoch, batch_idx)
         # Positions in the run, not in the epoch: the same sample in another epoch must count differently.
         images_per_epoch = self.steps_per_epoch * self.config.training.global_batch
         self.digest.add(batch.hashes, epoch * images_per_epoch + positions)
@@ -206,6 +204,10 @@ class DataModule(pl.LightningDataModule):
         assert self.trainer is not None
         epoch, step = divmod(self.trainer.global_step, self.steps_per_epoch)
         return epoch, step * self.batches.accumulate_grad_batches
+
+    def _index(self, positions: Index, epoch: int) -> Index:
+        place = np.searchsorted(self.places(), positions // self.config.augmentation.repeats)
+        return self.order(epoch)[place]
 
     def _order(self, epoch: int) -> Index:
         return epoch_order(self.train_index, seed=self.config.seed, epoch=epoch, places=self.places())
