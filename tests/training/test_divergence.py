@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from operations import Operations
 from tencrop.training.divergence import NO_STEP, Diverged, check_losses, check_weights_finite, record_nonfinite_loss
 from typed import present
 
@@ -25,3 +26,10 @@ def test_a_nonfinite_weight_is_found():
     present(norm.running_var)[0] = float("nan")
     with pytest.raises(Diverged, match="a weight is NaN or infinite after step 5"):
         check_weights_finite(model, step=5)
+
+
+def test_watching_the_loss_takes_few_operations():
+    first, loss = torch.tensor(NO_STEP), torch.tensor(2.0)
+    with Operations() as operations:
+        record_nonfinite_loss(first, loss, step=3)
+    assert operations.counts.total() <= 7, operations.counts  # 9 with torch.isfinite

@@ -1,5 +1,6 @@
 import torch
 
+from operations import Operations
 from tencrop.training.error_counts import add_errors, no_errors, read_errors
 
 
@@ -11,3 +12,11 @@ def test_counts_are_summed_over_micro_batches_and_then_averaged():
     assert counts.tolist() == [4.5, 4.0, 4.0, 12.0]
     assert read_errors(counts) == {"loss": 0.375, "top1_error": 1 / 3, "top5_error": 1 / 3, "num_images": 12}
     assert not counts.any()
+
+
+def test_counting_takes_few_operations():
+    logits, labels = torch.randn(32, 1000), torch.zeros(32, dtype=torch.int64)
+    counts, loss = no_errors(), torch.tensor(2.0)
+    with Operations() as operations:
+        add_errors(counts, loss, logits, labels)
+    assert operations.counts.total() <= 16, operations.counts  # 25 with ranks for each of the two errors

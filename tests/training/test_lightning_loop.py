@@ -42,6 +42,31 @@ def test_only_hooks_with_a_body_are_called(trainer):
         pass
 
 
+class Counting(Callback):
+    """Counts the backward passes and the updates, so that Lightning must take its own way through both."""
+
+    def __init__(self) -> None:
+        self.num_backward, self.num_updates = 0, 0
+
+    def on_after_backward(self, trainer, classifier) -> None:
+        self.num_backward += 1
+
+    def on_before_optimizer_step(self, trainer, classifier, optimizer) -> None:
+        self.num_updates += 1
+
+
+def test_hooks_around_the_update_run_and_change_no_weight(prepared_photos, tmp_path):
+    config, counting, found = runs.recipe(prepared_photos, "training.max_steps=2"), Counting(), []
+    for number, callbacks in enumerate(([], [counting])):
+        built = build(config, batches=derive_batches(config), manifest=read_manifest(prepared_photos))
+        run_dir = tmp_path / str(number)
+        run_dir.mkdir()
+        result = fit.fit(*built, run_dir=run_dir, callbacks=callbacks)
+        found.append((result.step, result.weights_sha256))
+    assert found[0] == found[1] and found[0][0] == 2
+    assert (counting.num_backward, counting.num_updates) == (2 * 3, 2)  # three micro-batches a step
+
+
 def test_a_step_has_the_arguments_that_lightning_finds(trainer, prepared_photos):
     config = runs.recipe(prepared_photos)
     _, classifier = build(config, batches=derive_batches(config), manifest=read_manifest(prepared_photos))

@@ -248,8 +248,10 @@ class Classifier(pl.LightningModule):
         """
         # Autocast is here and not in Trainer(precision=...), so that augmentation and normalization stay in float32. It
         # needs no gradient scaler: bfloat16 has float32's exponent range, unlike float16.
-        is_bf16 = self.config.training.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16) if is_bf16 else nullcontext():
+        autocast: AbstractContextManager[Any] = nullcontext()
+        if self.config.training.precision == "bf16":
+            autocast = torch.autocast(self.device.type, torch.bfloat16)
+        with autocast:
             outputs = network(inputs)
         # The loss is computed in the weights' dtype (float32, and float64 in some tests), never in bfloat16.
         heads = outputs if isinstance(outputs, tuple) else (outputs,)

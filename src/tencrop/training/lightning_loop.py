@@ -49,9 +49,10 @@ def _step_arguments(kwargs: Any, batch: Any, batch_idx: int) -> Any:
     return kwargs
 
 
-def _optimizer_step(optimizer: Any, closure: Any, model: Any = None) -> None:
+def _optimizer_step(optimizer: Any, closure: Any, *_: Any, **__: Any) -> None:
     optimizer.step()  # without the closure, which does nothing; LightningOptimizer counts the step
 
 
-def _backward(loss: Tensor, optimizer: None) -> None:
+def _backward(loss: Tensor, *_: Any, **__: Any) -> Tensor:
     loss.backward()
+    return loss

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from operations import Operations
 from tencrop.config import Augmentation, Config, Erasing, Jitter, Mixing, Normalization, Pca, RandAugment
 from tencrop.data.augmentation import pipeline
 from tencrop.data.augmentation.batch import Batch
@@ -176,3 +177,23 @@ def test_a_name_that_two_transforms_use_is_refused(monkeypatch):
     monkeypatch.setattr(pipeline, "_HASHED", (*pipeline._HASHED, Invert))
     with pytest.raises(AssertionError, match="Invert: another transform"):
         draw_params(Samples(np.arange(4), 0, 0, 0, None), PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "most"),
+    [("model=resnet50", 45), ("experiment=deit_small_patch16_224", 820), ("experiment=rsb_a1", 820)],
+    ids=["resnet50", "deit", "rsb_a1"],
+)
+def test_a_batch_takes_few_operations(composed, recipe, most):
+    """Images that drew the same kind of operation are one call, and all warps are one call."""
+    augmentation = composed(recipe).augmentation
+    groups = None if augmentation.mixing.mix_group is None else 32
+    mixing = dataclasses.replace(augmentation.mixing, mix_group=groups)
+    pca = dataclasses.replace(augmentation.pca, source="torch")  # the others need statistics of data
+    augmentation = dataclasses.replace(augmentation, size=16, mixing=mixing, pca=pca)
+    batch, steps = batch_for(augmentation, 32), transforms(augmentation)
+    images = batch.images
+    with Operations() as operations:
+        for transform in steps:
+            images = transform(images, batch.params)
+    assert operations.counts.total() <= most, operations.counts
