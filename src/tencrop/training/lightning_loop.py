@@ -31,7 +31,7 @@ def skip_unused_work(trainer: Trainer) -> None:
                 setattr(callback, hook, None)  # Lightning asks whether it is callable
     # Lightning inspects the signature of training_step in every step, to learn whether it takes `batch_idx`.
     trainer.fit_loop.epoch_loop._build_kwargs = _step_arguments  # type: ignore[method-assign]
-    trainer.precision_plugin.train_step_context = lambda: nothing  # type: ignore[method-assign,assignment]
+    trainer.precision_plugin.train_step_context = lambda: nothing  # type: ignore[method-assign,assignment,return-value]
     # Without asking three objects for hooks around the transfer: none has any.
     strategy = trainer.strategy
     strategy.batch_to_device = lambda batch, device=None, dataloader_idx=0: (  # type: ignore[method-assign]
@@ -41,7 +41,7 @@ def skip_unused_work(trainer: Trainer) -> None:
     if not any(callable(hook) for hook in hooks):
         strategy.optimizer_step = _optimizer_step  # type: ignore[method-assign]
         if isinstance(strategy, SingleDeviceStrategy):  # DDP's own prepares its reducer
-            strategy.backward = _backward  # type: ignore[method-assign]
+            strategy.backward = _backward  # type: ignore[method-assign,assignment]
 
 
 def _step_arguments(kwargs: Any, batch: Any, batch_idx: int) -> Any:

@@ -145,10 +145,10 @@ def warp(images: Tensor, matrix: Tensor, *, filter: str, fill: Tensor) -> Tensor
         dx, dy = (x - left)[..., None], (y - top)[..., None]
         reach, interpolate = {"bilinear": (range(2), _linear), "bicubic": (range(-1, 3), _cubic)}[filter]
         first_column, first_row = left.long(), top.long()
-        columns = [(first_column + i).clamp(0, width - 1) for i in reach]
+        clamped = [(first_column + i).clamp(0, width - 1) for i in reach]
         starts = [row_starts(first_row + i) for i in reach]
         levels = flat.float()
-        lines = [interpolate([levels[start + column] for column in columns], dx) for start in starts]
+        lines = [interpolate([levels[start + column] for column in clamped], dx) for start in starts]
         samples = interpolate(lines, dy).clamp(0, 255).to(torch.uint8)
     return torch.where(is_inside, samples, fill.to(torch.uint8))
 
