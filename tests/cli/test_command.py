@@ -1,6 +1,7 @@
 """A mistake in a command is reported in one sentence, with exit code 2, before torch is imported."""
 
 import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -194,3 +195,44 @@ def test_a_current_folder_that_was_removed_is_named(tmp_path):
     result = subprocess.run(["sh", "-c", text], capture_output=True, text=True, timeout=900)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("error: the current folder has been removed"), result.stderr
+
+
+PRINTS = """
+import sys
+from tencrop.cli.command import command
+from tencrop.config import PrepareConfig
+def run(config):
+    print("first", flush=True)
+    sys.stdin.read()  # until the reader of stdout has gone
+    for number in range({lines}):
+        print(number)
+    if {lines} < 0:
+        raise BrokenPipeError(32, "of a connection")
+    return 2
+command("prepare", PrepareConfig)(run)([])
+"""
+
+
+@pytest.mark.parametrize(("lines", "code"), [(1, 2), (100_000, 141)], ids=["at the end", "in the middle"])
+def test_a_reader_of_the_output_may_stop_early(lines, code):
+    """`report.py | head`: no traceback. The exit code stays if the work was done."""
+    assert _after_the_first_line(PRINTS.format(lines=lines), closed=True) == (code, "")
+
+
+def test_another_broken_connection_is_not_hidden():
+    code, said = _after_the_first_line(PRINTS.format(lines=-1), closed=False)
+    assert code == 1 and "BrokenPipeError: [Errno 32] of a connection" in said
+
+
+def _after_the_first_line(program: str, *, closed: bool) -> tuple[int, str]:
+    """Exit code and stderr of a program; the reader of its stdout may close it before the program's stdin ends."""
+    pipe, buffered = subprocess.PIPE, os.environ | {"PYTHONUNBUFFERED": ""}
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, env=buffered, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "first\n"
+        if closed:
+            process.stdout.close()
+        process.stdin.close()
+        said = process.stderr.read()
+    return process.returncode, said

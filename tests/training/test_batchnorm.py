@@ -1,4 +1,5 @@
 import copy
+from contextlib import nullcontext
 
 import pytest
 import timm
@@ -8,7 +9,7 @@ from torch import nn
 
 from operations import Operations
 from tencrop.config import Batches, UserError
-from tencrop.training.batchnorm import GroupStatistics, set_groups
+from tencrop.training.batchnorm import GroupStatistics, check_single_samples, set_groups
 from typed import layer_at
 
 
@@ -197,3 +198,16 @@ def test_sync_converts_the_layers_and_none_returns_the_model():
     assert set_groups(model, Batches(1, 8, 8, 1, "none", 1)) is model
     names = {type(layer).__name__ for layer in set_groups(model, Batches(2, 8, 8, 1, "sync", 1)).modules()}
     assert {"SyncBatchNorm", "SyncBatchNormAct"} <= names
+
+
+@pytest.mark.parametrize(("size", "is_refused"), [(32, True), (64, False)])
+def test_a_single_value_per_channel_is_refused(size, is_refused):
+    """At 32 pixels, the maps of ResNet's last stage are 1 x 1: torch refuses them in the first training step."""
+    model = timm.create_model("resnet18", num_classes=3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(UserError, match="normalizes maps of 1 x 1 at 32 x 32") if is_refused else nullcontext():
+        check_single_samples(model, "resnet18", size)
+    assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    set_groups(model, layout(micro_batch=4, group=1))
+    with pytest.raises(ValueError, match="more than 1 value per channel") if is_refused else nullcontext():
+        model(torch.randn(4, 3, size, size))

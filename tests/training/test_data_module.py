@@ -83,7 +83,8 @@ def test_a_rank_keeps_its_part_of_the_order_only(module):
 
 def test_the_next_epoch_is_ordered_in_the_second_half_of_an_epoch(module, monkeypatch):
     data = module()
-    positions, ordered = data.positions(), []
+    positions = data.positions()
+    ordered: list[int] = []
     monkeypatch.setattr(data.order, "prepare", ordered.append)
     for batch in positions:
         data.samples(batch, 4)

@@ -421,6 +421,10 @@ UNFIT = {
     ),
     "blurring": (["model.blur_pool=true"], "model.blur_pool=true: lenet5_dense has no convolution with a stride"),
     "store": (["data.store.mode=raw"], "data.store.mode=raw: "),
+    "single values": (
+        ["model=resnet18", "model.bn_group=1"],
+        "model.bn_group=1: resnet18 normalizes maps of 1 x 1 at 32 x 32 pixels",
+    ),
 }
 
 

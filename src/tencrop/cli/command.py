@@ -1,7 +1,7 @@
 """Turns a function of a typed configuration into a command: runs Hydra, reports user errors in one sentence.
 
 Exit codes: 0 done; 2 invalid input or a problem of the user's disk (one sentence on stderr); 75 interrupted and
-resumable (Ctrl-C, in every command); 1 our own fault (a traceback).
+resumable (Ctrl-C, in every command); 141 nobody reads the output (`| head`); 1 our own fault (a traceback).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -52,9 +53,15 @@ def command(config_name: str, schema: type[Schema]) -> Callable[[Callable[[Schem
     def decorate(run: Callable[[Schema], int | None]) -> Callable[..., None]:
         def main(words: list[str] | None = None) -> None:
             try:
-                sys.exit(_exit_code(run, config_name, schema, sys.argv[1:] if words is None else words))
+                code = _exit_code(run, config_name, schema, sys.argv[1:] if words is None else words)
             except KeyboardInterrupt:
-                sys.exit(interrupted())
+                code = interrupted()
+            try:
+                if sys.stdout is not None:  # it is None after >&-
+                    sys.stdout.flush()
+            except BrokenPipeError:
+                _nobody_reads()  # drops the rest; else Python's own flush at exit would fail
+            sys.exit(code)
 
         return main
 
@@ -117,6 +124,16 @@ def _check_current_folder() -> None:
         ) from error
 
 
+def _nobody_reads() -> bool:
+    """Whether the reader of stdout has gone (`| head`); if so, the rest of the output is dropped."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # a pipe without a reader reports POLLERR without being asked
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
 def interrupted() -> int:
     """Print a message about the interruption on stderr; returns the exit code."""
     print(MESSAGE, file=sys.stderr)
@@ -145,6 +162,10 @@ def _run_once(run: Callable[[Schema], int | None], node: DictConfig, schema: typ
         return run(config) or 0
     except UserError as error:
         return _refuse(str(error))
+    except BrokenPipeError:
+        if not _nobody_reads():  # of another connection
+            raise
+        return 128 + signal.SIGPIPE  # as a shell reports a program that the signal has ended
     except OSError as error:
         return _refuse(disk_sentence(error))
     except RuntimeError as error:  # before Python 3.13, Path.resolve raises this instead of OSError with ELOOP

@@ -34,7 +34,7 @@ def main(config: ReportConfig) -> int:
     from tencrop.report.collect import Broken, collect, collect_evaluations, input_folders
     from tencrop.report.matching import match_runs
     from tencrop.report.page import write_report
-    from tencrop.report.paper_tables import HASHES
+    from tencrop.report.paper_tables import HASHES, show
     from tencrop.report.score_section import score_sections
     from tencrop.report.table_html import tables_with_runs
     from tencrop.report.tables import error_rows, print_table
@@ -52,8 +52,8 @@ def main(config: ReportConfig) -> int:
     scores = score_sections(experiments, evaluations, ks=config.k, on_broken=broken.append)
     papers = tables_with_runs(tables, matched)
     print_table(error_rows(experiments, evaluations), broken=broken)
-    for path in write_report(experiments, output, evaluations, broken=broken, scores=scores, paper_tables=papers):
-        print(path)
+    written = write_report(experiments, output, evaluations, broken=broken, scores=scores, paper_tables=papers)
+    show([str(path) for path in written])
     for error in broken:
         print(printable(f"error: left out of the report: {error}"), file=sys.stderr)
     return 2 if broken else 0

@@ -52,6 +52,32 @@ def set_groups(model: nn.Module, batches: Batches) -> nn.Module:
     return model
 
 
+@torch.no_grad()
+def check_single_samples(model: nn.Module, name: str, size: int) -> None:
+    """Raise UserError if BatchNorm has one value per channel of a sample, which has no variance; for model.bn_group=1.
+
+    size: of the smallest training crop. Runs one forward pass of a black image on the CPU.
+    """
+
+    def check(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].numel() == inputs[0].shape[1]:
+            raise UserError(
+                f"model.bn_group=1: {name} normalizes maps of 1 x 1 at {size} x {size} pixels, and a single value has"
+                " no variance; set model.bn_group to 2 or more, or choose larger images"
+            )
+
+    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
+    hooks = [layer.register_forward_pre_hook(check) for layer in layers]
+    was_training = model.training
+    try:
+        with torch.random.fork_rng(devices=[]):  # a network may draw in eval mode, too
+            model.eval()(torch.zeros(1, 3, size, size))
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+
+
 def _refuse_other_statistics(model: nn.Module, batches: Batches) -> None:
     if batches.num_devices * batches.accumulate_grad_batches == 1:
         return  # the whole batch in one forward pass: any layer sees what its author intended

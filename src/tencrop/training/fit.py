@@ -35,6 +35,7 @@ from tencrop.distributed.gpus import check_num_gpus
 from tencrop.models.checkpoint_files import run_manifest, weights_sha256
 from tencrop.models.factory import build_model, check_image_size
 from tencrop.signals import INTERRUPTED
+from tencrop.training.batchnorm import check_single_samples
 from tencrop.training.checkpoints import (
     LAST,
     REFUSED,
@@ -191,6 +192,8 @@ def _check_training_sizes(model: nn.Module, config: Config) -> None:
         key = "augmentation.size" if size == config.augmentation.size else "augmentation.progressive"
         if size != config.image_size:
             check_image_size(model, config.model.name, size, key=key, for_training=True)
+    if config.model.bn_group == 1:
+        check_single_samples(model, config.model.name, min(training_sizes(config.augmentation)))
 
 
 def _refuse_unfit_images(config: Config, data: DataModule) -> None:
