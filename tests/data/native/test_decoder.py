@@ -318,11 +318,19 @@ def test_plain_c_equals_the_vector_code(plain_library, cut, filter, flip):
         assert np.array_equal(decode(*arguments, flip=flip, filter=filter), ours)
 
 
+def test_libjpegs_huffman_decoder_gives_the_same_pixels(plain_library, jpegs):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoder, "_library", lambda: plain_library)
+        for file, pixels in jpegs:
+            size = pixels.shape[:2]
+            assert np.array_equal(decode(file, JPEG, size, (0, 0, *size), size), pixels)
+
+
 @pytest.fixture(scope="session")
 def plain_library(tmp_path_factory):
-    """The decoder compiled without AVX2 code."""
+    """The decoder compiled without AVX2 code and without our Huffman decoder."""
     path = tmp_path_factory.mktemp("plain") / "decode.so"
-    compile_module("_decode", path, "-O2", "-DHAVE_AVX2_CODE=0")
+    compile_module("_decode", path, "-O2", "-DHAVE_AVX2_CODE=0", "-DHAVE_HUFFMAN_CODE=0")
     return decoder.declare_functions(ctypes.CDLL(str(path)))
 
 

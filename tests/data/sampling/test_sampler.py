@@ -1,5 +1,6 @@
 """One global order for every layout: ranks, micro-batches and interruptions only partition it."""
 
+import threading
 from functools import partial
 from itertools import pairwise
 
@@ -12,6 +13,7 @@ from tencrop.config import UserError
 from tencrop.data.sampling.rng import Stream, hashes
 from tencrop.data.sampling.sampler import (
     MAX_PADDED_BYTES,
+    OrderAhead,
     check_rescaled,
     epoch_order,
     evaluation_batches,
@@ -50,6 +52,28 @@ def test_order_depends_on_the_set_of_samples_only():
     subset = epoch_order(index[::3], seed=1, epoch=0)
     whole = epoch_order(index, seed=1, epoch=0)
     assert np.array_equal(subset, whole[np.isin(whole, index[::3])])
+
+
+def test_part_of_an_order():
+    whole, places = epoch_order(np.arange(50), seed=1, epoch=2), np.array([3, 7, 40])
+    assert np.array_equal(epoch_order(np.arange(50), seed=1, epoch=2, places=places), whole[places])
+
+
+def test_the_next_order_is_computed_ahead_in_a_thread():
+    calls = []
+
+    def compute(epoch: int):
+        calls.append((epoch, threading.current_thread().name))
+        return epoch_order(np.arange(20), seed=0, epoch=epoch)
+
+    order = OrderAhead(compute)
+    for epoch in (3, 3, 4, 5):
+        assert np.array_equal(order(epoch), epoch_order(np.arange(20), seed=0, epoch=epoch))
+        for _ in range(2):
+            order.prepare(epoch + 1)
+        order.close()
+    main = threading.current_thread().name
+    assert calls == [(3, main), (4, "tencrop-order"), (5, "tencrop-order"), (6, "tencrop-order")]
 
 
 def test_ties_are_ordered_by_index(monkeypatch):

@@ -32,7 +32,8 @@ def test_a_split_knows_its_samples(prepared_photos, photo_folder):
     assert split.num_samples == 24
     assert split.labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
     assert split.labels.dtype == np.int64
-    assert split.stored_sizes.dtype == split.original_sizes.dtype == np.int32
+    assert split.stored_sizes.dtype == np.uint16 and split.original_sizes.dtype == np.int32
+    assert np.shares_memory(split.stored_sizes, split.beton.data)
     assert [split.names(index) for index in (0, 8, 23)] == ["china/00.JPEG", "flower/00.JPEG", "mirrored/07.JPEG"]
     for index in range(split.num_samples):
         content = (photo_folder / "train" / split.names(index)).read_bytes()

@@ -55,7 +55,7 @@ def training_plan(
     positions: Index | None = None,
     mean_side: int | None = None,
 ) -> Plan:
-    """The plan of training samples `index`; `stored_sizes` int32 [N_all, 2] are those of the whole split.
+    """The plan of training samples `index`; `stored_sizes` uint16 [N_all, 2] are those of the whole split.
 
     `view` is the copy number under repeated augmentation: one for all samples, or one each.
     A sample's row depends only on (seed, epoch, index, view) and its own size; its mix depends on (seed, epoch) and on

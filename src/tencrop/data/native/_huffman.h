@@ -1,8 +1,8 @@
-/* Huffman decoding of baseline JPEGs in place of libjpeg's, at twice its speed. Included by _decode.c only.
+/* Huffman decoding of baseline JPEGs in place of libjpeg's. Included by _decode.c only.
  *
- * Entropy decoding is 60% of a crop's time in libjpeg (perf record), because it reads the code and the bits of a
- * coefficient one after the other, each with a table access. Here one access gives the run, the value and the number of
- * bits of most coefficients (as in stb_image.h).
+ * libjpeg spends 60% of a crop's time in it (perf record of decode_batch), because it reads the code and then the value of a
+ * coefficient, each with branches that depend on the data. Here one table access gives the run, the value and the number
+ * of bits of most coefficients (as in stb_image.h). The inverse DCT and all after it remain libjpeg's.
  *
  * Anything irregular (a bad code, a marker out of place, the end of the file) is an error here. The caller then decodes
  * the image again with libjpeg's own function, so that libjpeg alone decides what is damage.
@@ -10,34 +10,21 @@
 #include <stdint.h>
 #include <string.h>
 
-/* The private header that declares the methods of libjpeg's modules. Debian installs it; where it is missing, libjpeg
- * decodes by itself. */
-#if defined(__has_include)
+/* jpegint.h declares the methods of libjpeg's modules. Debian installs it; without it, libjpeg decodes by itself. */
+#ifndef HAVE_HUFFMAN_CODE /* the tests also build without */
 #if __has_include(<jpegint.h>)
-#include <jpegint.h>
 #define HAVE_HUFFMAN_CODE 1
-#endif
-#endif
-#ifndef HAVE_HUFFMAN_CODE
+#else
 #define HAVE_HUFFMAN_CODE 0
+#endif
 #endif
 
 #if HAVE_HUFFMAN_CODE
-/* LOOKUP_BITS: of a table access. MOST_BITS: of a code and its value; after it, 24 bits are left for two more accesses.
- * INCOMPLETE: flag of an entry whose value is not in
- * the table. END_OF_BLOCK, NO_CODE: what stands for the run where there is no coefficient; both exceed a block. */
-enum { LOOKUP_BITS = 10, MOST_BITS = 32, ENTRIES_A_REFILL = 3, INCOMPLETE = 0x80, NO_CODE = 64, END_OF_BLOCK = 128 };
+#include <jpegint.h>
 
-/* An entry is value << 16 | run << 8 | bits: zeros before the coefficient, and bits of code and value together. With
- * INCOMPLETE it is size << 16 | run << 8 | INCOMPLETE | bits of the code; the value's `size` bits follow. 0: a code of more
- * than LOOKUP_BITS bits, or none. */
-typedef struct {
-    uint32_t entries[1 << LOOKUP_BITS];
-    int32_t end_code[17]; /* one more than the last code of each length */
-    int32_t offset[17];   /* from a code of each length to its index in `symbols` */
-    const uint8_t *symbols;
-    int is_dc;
-} CodeTable;
+#include "_code_table.h"
+
+enum { ENTRIES_A_REFILL = 3 }; /* the first may take MOST_BITS of 56 bits, and leaves enough for two accesses */
 
 /* `bits` holds the next num_bits bits from its top; below them may be some that the next refill sets again. */
 typedef struct {
@@ -55,9 +42,9 @@ typedef struct {
 typedef struct {
     struct jpeg_entropy_decoder methods; /* first, so that libjpeg's pointer to it is a pointer to this */
     BitReader reader;
-    const uint8_t *interval_end;      /* in `unstuffed` */
+    void *unstuffed; /* the bytes of the restart interval, or of the whole scan */
+    const uint8_t *interval_end;         /* in `unstuffed` */
     const uint8_t *file_next, *file_end; /* the marker behind the interval; the end of the file */
-    void *unstuffed;                  /* the bytes of the restart interval, or of the whole scan */
     size_t unstuffed_capacity;
     BlockCode blocks[D_MAX_BLOCKS_IN_MCU];
     int last_dc[MAX_COMPS_IN_SCAN];
@@ -66,81 +53,6 @@ typedef struct {
     JBLOCK discarded;
     CodeTable dc[NUM_HUFF_TBLS], ac[NUM_HUFF_TBLS];
 } Huffman;
-
-/* ---------------------------------------------------------------- tables */
-
-/* The value of `size` bits (ITU-T T.81, F.2.2.1). */
-static inline int extend(int bits, int size)
-{
-    return bits < 1 << (size - 1) ? bits - (1 << size) + 1 : bits;
-}
-
-static inline uint32_t entry_of(int value, uint32_t run, int num_bits)
-{
-    return (uint32_t)value << 16 | run << 8 | (uint32_t)num_bits;
-}
-
-static uint32_t incomplete_entry(const CodeTable *table, uint8_t symbol, int code_bits)
-{
-    int size = table->is_dc ? symbol : symbol & 15;
-    uint32_t run = table->is_dc ? 0 : symbol >> 4;
-    if (size > 0)
-        return entry_of(size, run, code_bits | INCOMPLETE);
-    return entry_of(0, table->is_dc || run == 15 ? run : END_OF_BLOCK, code_bits);
-}
-
-/* Fill the 2^free_bits entries that begin with the code of `incomplete`. */
-static void fill_entries(uint32_t *entries, int free_bits, uint32_t incomplete)
-{
-    int size = (int)(incomplete >> 16), step = 1;
-    if (incomplete & INCOMPLETE && size <= free_bits)
-        step = 1 << (free_bits - size);
-    else
-        size = 0;
-    for (int first = 0, bits = 0; first < 1 << free_bits; first += step, bits++) {
-        uint32_t entry = incomplete;
-        if (size > 0)
-            entry = entry_of(extend(bits, size), incomplete >> 8 & 0xFF, (int)(incomplete & (INCOMPLETE - 1)) + size);
-        for (int i = 0; i < step; i++)
-            entries[first + i] = entry;
-    }
-}
-
-/* `codes` has passed libjpeg's checks. */
-static void table_build(CodeTable *table, const JHUFF_TBL *codes, int is_dc)
-{
-    int code = 0, index = 0;
-    memset(table->entries, 0, sizeof table->entries);
-    table->symbols = codes->huffval;
-    table->is_dc = is_dc;
-    for (int length = 1; length <= 16; length++, code <<= 1) {
-        table->offset[length] = index - code;
-        for (int i = 0; i < codes->bits[length]; i++, index++, code++) {
-            int free_bits = LOOKUP_BITS - length;
-            if (free_bits >= 0)
-                fill_entries(table->entries + (code << free_bits), free_bits,
-                             incomplete_entry(table, table->symbols[index], length));
-        }
-        table->end_code[length] = code;
-    }
-}
-
-/* The entry for `bits` where the table has none, or an incomplete one. */
-static __attribute__((noinline)) uint32_t complete_entry(const CodeTable *table, uint64_t bits, uint32_t entry)
-{
-    for (int length = LOOKUP_BITS + 1; entry == 0 && length <= 16; length++) {
-        int32_t code = (int32_t)(bits >> (64 - length));
-        if (code < table->end_code[length])
-            entry = incomplete_entry(table, table->symbols[code + table->offset[length]], length);
-    }
-    if (entry == 0)
-        return entry_of(0, NO_CODE, 0);
-    if (!(entry & INCOMPLETE))
-        return entry;
-    int size = (int)(entry >> 16), code_bits = (int)(entry & (INCOMPLETE - 1));
-    int value_bits = (int)(bits << code_bits >> (64 - size));
-    return entry_of(extend(value_bits, size), entry >> 8 & 0xFF, code_bits + size);
-}
 
 /* ---------------------------------------------------------------- the bits of the scan */
 
@@ -173,8 +85,8 @@ static inline int64_t num_unread_bits(const BitReader *reader, const uint8_t *en
     return 8 * (int64_t)(end - reader->next) + reader->num_bits;
 }
 
-/* Have at least MOST_BITS bits, without a branch, which would be mispredicted often (Giesen 2018, "Reading bits in far too
- * many ways", variant 4). */
+/* Have at least 56 bits, without a branch, which would be mispredicted often (Giesen 2018, "Reading bits in far too many
+ * ways (part 2)", variant 4). */
 static inline void refill(BitReader *reader)
 {
     uint64_t bytes;
@@ -276,7 +188,7 @@ static void build_tables(Huffman *huffman, j_decompress_ptr jpeg)
     }
 }
 
-/* Decode by the functions above what jpeg_read_scanlines will read, if it is the only scan of a baseline JPEG; call after
+/* Have libjpeg decode its MCUs by the functions above, if the scan is the only one of a baseline JPEG; call after
  * jpeg_start_decompress. Returns 0 when memory is short. */
 static int huffman_begin(Huffman *huffman, j_decompress_ptr jpeg)
 {

@@ -171,6 +171,7 @@ class Beton:
     modes: np.ndarray  # uint8 [N], JPEG | RAW
     heights: np.ndarray  # uint16 [N], pixels as stored
     widths: np.ndarray  # uint16 [N]
+    sizes: np.ndarray  # uint16 [N, 2], height and width
     labels: np.ndarray  # int64 [N]
     pointers: np.ndarray  # uint64 [N], offset of a payload in `data`
     payload_bytes: np.ndarray  # uint64 [N]
@@ -226,6 +227,7 @@ class Beton:
         self.modes = metadata["image"]["mode"]
         self.heights = metadata["image"]["height"]
         self.widths = metadata["image"]["width"]
+        self.sizes = metadata.view(_width_and_height(row))["both"][:, ::-1]
         self.pointers = metadata["image"]["data_ptr"]
         self.labels = metadata["label"]
         allocations = np.asarray(self.data[table_start:]).view(ALLOCATION)
@@ -258,3 +260,9 @@ class Beton:
             & (ends >= pointers)  # the sum did not wrap around
             & ((modes == JPEG) | (payload_bytes == raw_bytes))
         )
+
+
+def _width_and_height(row: np.dtype) -> np.dtype:
+    """The dtype of a metadata row whose field "both" is width and height, which are adjacent, uint16 [2]."""
+    offset = row.fields["image"][1] + IMAGE.fields["width"][1]  # type: ignore[index]
+    return np.dtype({"names": ["both"], "formats": [("<u2", 2)], "offsets": [offset], "itemsize": row.itemsize})

@@ -233,7 +233,7 @@ class Split:
 
     num_samples: int
     labels: np.ndarray  # int64 [N]
-    stored_sizes: np.ndarray  # int32 [N, 2], height and width in the store
+    stored_sizes: np.ndarray  # uint16 [N, 2], height and width in the store
 
     def __init__(self, root: Path, name: str, manifest: dict[str, Any], source: str | None = None) -> None:
         self.root, self.name, self.manifest = root, name, manifest
@@ -267,8 +267,8 @@ class Split:
                 f" {_REMEDY.format(root=root)}"
             )
         # From the .beton file, which is what the loader reads; verify.py compares the file table with it.
-        self.labels = self.beton.labels  # a view of the mapped file, like all tables; stored_sizes is a copy of 10 MB
-        self.stored_sizes = np.stack([self.beton.heights, self.beton.widths], axis=1).astype(np.int32)
+        # Views of the mapped file, so that the ranks of a machine share the memory.
+        self.labels, self.stored_sizes = self.beton.labels, self.beton.sizes
         location = SourceLocation(
             **{field.name: manifest["source"][field.name] for field in dataclasses.fields(SourceLocation)}
         )
