@@ -68,6 +68,7 @@ def test_measured_results_of_imagenet_whose_costs_are_known() -> None:
         result_of("resnet50", model_kwargs='{"width": 2}'),
         result_of("resnet50") | {"model": "unknown"},
         result_of("resnet50", checkpoint=["a.ckpt", "b.ckpt"]),
+        result_of("resnet50", changed_normalization=["mean"]),
     ]
     (point,) = measured(results, counts)
     assert (point.model, point.top1_error, point.parameters) == ("resnet50", 25.0, 25_557_032)

@@ -44,7 +44,7 @@ def measured_alike(found: Sequence[tuple[Evaluation, list[Matched]]]) -> list[tu
         # A set: the same members in another order are the same ensemble.
         own = frozenset(repr((one.run.folder, *(one.facts.get(key) for key in PROTOCOL_KEYS))) for one in members)
         groups.setdefault((result.title, result.source_fingerprint), {}).setdefault(own, (evaluation, members))
-    return list(max(groups.values(), key=len).values())
+    return list(max(groups.values(), key=len, default={}).values())
 
 
 def ours_of_ensembles(evaluations: Sequence[Evaluation]) -> Measurement:

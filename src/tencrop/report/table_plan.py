@@ -149,6 +149,8 @@ def _ensembles(
     table: ErrorTable, row: ErrorRow, runs_of: RunsOf, evaluations: Sequence[Evaluation]
 ) -> tuple[list[Pending], Remaining | None]:
     """The ensembles that a row still needs, up to its num_seeds. No run is in two of the planned ensembles."""
+    from tencrop.report.ensemble_matching import measured_alike
+
     usable: dict[RowTraining, list[Run]] = {}
     trainings: dict[RowTraining, None] = {}
     reasons = []
@@ -163,7 +165,7 @@ def _ensembles(
                 usable[training].append(run)
         trainings |= dict.fromkeys(_trainings(training, runs, size * row.num_seeds - len(usable[training])))
     supporting = supporting_ensembles(table, row, runs_of, evaluations)[0]
-    finished = [{member.run.folder for member in members} for _, members in supporting]
+    finished = [{member.run.folder for member in members} for _, members in measured_alike(supporting)]
     pending = []
     for n in range(min(len(usable[training]) // size for training, size in sizes.items())):
         chosen = {training: usable[training][n * size : (n + 1) * size] for training, size in sizes.items()}

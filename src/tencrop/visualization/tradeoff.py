@@ -96,10 +96,14 @@ def point_of(
 
 
 def measured(results: Iterable[Mapping[str, Any]], counts: Mapping[str, Mapping[str, int]]) -> list[Point]:
-    """Select the results on all of ImageNet of single networks (no ensembles) whose costs are known."""
+    """Select the results on all of ImageNet of single networks (no ensembles) whose costs are known.
+
+    Left out: results with another mean or std than the training's.
+    """
     points = []
     for result in results:
-        if is_on_whole("imagenet", result) and isinstance(result["checkpoint"], str):
+        is_single = isinstance(result["checkpoint"], str)
+        if is_on_whole("imagenet", result) and is_single and "changed_normalization" not in result:
             kwargs, error = json.loads(result["model_kwargs"]), 100 * result["top1_error"]
             is_blurred = result.get("blur_pool") == "true"
             points.append(point_of(result["model"], kwargs, result["size"], error, counts, blur_pool=is_blurred))
