@@ -57,7 +57,7 @@ typedef struct {
 /* ---------------------------------------------------------------- the bits of the scan */
 
 /* Copy the bytes up to the next marker, without the zeros that are stuffed behind each 0xFF, and begin to read there.
- * Returns 0 if there is no marker. */
+ * Returns 0 if no marker follows at once. */
 static int interval_begin(Huffman *huffman)
 {
     uint8_t *target = huffman->unstuffed;
@@ -65,7 +65,7 @@ static int interval_begin(Huffman *huffman)
     huffman->reader = (BitReader){.next = target};
     for (;;) {
         const uint8_t *found = memchr(next, 0xFF, (size_t)(huffman->file_end - next));
-        if (!found || found + 1 == huffman->file_end)
+        if (!found || found + 1 == huffman->file_end || found[1] == 0xFF) /* fill bytes, which the file may end with */
             return 0;
         memcpy(target, next, (size_t)(found - next));
         target += found - next;
