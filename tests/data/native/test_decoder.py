@@ -199,6 +199,15 @@ def test_threads_change_nothing(jpegs, num_threads):
         assert np.array_equal(image, expected(pixels, box, (40, 50), flip=flip, filter="bicubic"))
 
 
+def test_an_image_without_huffman_tables_is_decoded_by_the_standard_ones(photographs):
+    """As in Motion JPEG; also behind an image with tables of its own, which libjpeg would keep."""
+    image = photographs["china"].resize((50, 40))
+    own, standard = jpeg(image, optimize=True), jpeg(image)
+    first, last = standard.index(b"\xff\xc4"), standard.rindex(b"\xff\xda")
+    pixels = batch_of([own, standard], [(40, 50)] * 2, 1)
+    assert np.array_equal(batch_of([own, standard[:first] + standard[last:]], [(40, 50)] * 2, 1), pixels)
+
+
 @pytest.mark.parametrize("num_threads", [1, 4])
 def test_the_first_damaged_image_is_named(jpegs, num_threads):
     files, sizes = [file for file, _ in jpegs], [pixels.shape[:2] for _, pixels in jpegs]

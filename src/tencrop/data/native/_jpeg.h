@@ -7,6 +7,7 @@
 #include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <string.h>
 
 #include <jpeglib.h>
 #include <jerror.h>
@@ -57,8 +58,14 @@ static void reader_begin(Reader *reader)
 
 static void read_header(Reader *reader, const uint8_t *content, uint64_t num_bytes)
 {
-    jpeg_mem_src(&reader->jpeg, content, (unsigned long)num_bytes);
-    jpeg_read_header(&reader->jpeg, TRUE);
+    struct jpeg_decompress_struct *jpeg = &reader->jpeg;
+    /* An image without tables (of Motion JPEG) has the standard ones. libjpeg would use those of the image before; it
+     * frees them with the reader. */
+    memset(jpeg->quant_tbl_ptrs, 0, sizeof jpeg->quant_tbl_ptrs);
+    memset(jpeg->dc_huff_tbl_ptrs, 0, sizeof jpeg->dc_huff_tbl_ptrs);
+    memset(jpeg->ac_huff_tbl_ptrs, 0, sizeof jpeg->ac_huff_tbl_ptrs);
+    jpeg_mem_src(jpeg, content, (unsigned long)num_bytes);
+    jpeg_read_header(jpeg, TRUE);
 }
 
 /* Call after read_header. Requests RGB by the accurate DCT, which Pillow uses too. */
