@@ -39,7 +39,8 @@ SMALL_IMAGES = (
     "normalization.mean=dataset image_size={0} augmentation.size={0} short_side={1} augmentation.side=[{1},{1}] "
 )
 SMALLER = {
-    "alexnet_2012": SMALL_IMAGES.format(96, 110) + "++model.kwargs.img_size=96 ++model.kwargs.init_std=0.02",
+    "alexnet_2012": SMALL_IMAGES.format(96, 110) + "++model.kwargs.img_size=96 "
+    "++model.kwargs.width=1.0 ++model.kwargs.init_std=0.01",
     "inception_v3": "model=bn_inception ++model.kwargs.width=0.125 image_size=64 short_side=73 augmentation.size=64 "
     "optimizer.lr=0.045",
     "zfnet": SMALL_IMAGES.format(64, 73) + "++model.kwargs.img_size=64",

@@ -16,9 +16,10 @@ of these runs.
 
 short_recipes.py says what else a short run changes.
 
-AlexNet's own recipe keeps its batch of 128 and its lr, its biases of 1 and, divided by the square root of the width,
-its standard deviation of 0.01. Its images have 96 pixels, and its width is 0.25 (full width: 300 steps take 7 minutes).
-It is alive if at most 300 steps bring the error to 75%; it is measured every 30 steps, and lr is constant.
+AlexNet trains by its own recipe: its network at full width, its batch of 128, its lr, its standard deviation of 0.01
+and its biases of 1. Only its images are smaller, 96 pixels, and lr is constant. It is alive if at most 300 steps bring
+the error to 75%; it is measured every 30 steps. Measured: 75.2% after 90 steps, 64.4% after 120 (3 minutes of a core);
+at a quarter of the width, with a standard deviation of 0.02, 62.2% after 150.
 
 A recipe for fine-tuning starts from the weights that the recipe before it learned here. Its error is at most 60% if its
 last layer is new, else at most 2 points above that of these weights: its lr, up to 200 times lower, would teach random
