@@ -107,7 +107,7 @@ def test_results_of_no_run_stand_last_marked_and_beside_no_claim(print_table, ev
     rows = error_rows(collect([folder]), evaluations)
     assert [row.published for row in rows] == ["1.5", None, None, None]
     assert rows[2].cells == (
-        "ensemble of 2 (lenet5 on digits)", "center 32 of 36 px", "top-1", "–", "1.00", "–",
+        "ensemble of 2 (lenet5 on digits)", "center 32 of 36 px, softmax", "top-1", "–", "1.00", "–",
         "{:.2f} – {:.2f}".format(*(100 * bound for bound in wilson_interval(5, 500))), "500", "1",
         "of no run folder: evaluations/loose",
     )  # fmt: skip

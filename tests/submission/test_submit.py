@@ -93,7 +93,7 @@ REFUSED = {
     "seeds": (["seed=1,1"], "seed=1,1: names a seed twice"),
     "cluster": (["cluster=none"], "there is no conf/cluster/none.yaml"),
     "key of a cluster": (["cluster.nodes=3"], "cluster.nodes: there is no such key"),
-    "folder of one's own": (["--config-dir", "."], "its files are not in the copy of the code that a job runs"),
+    "folder of one's own": (["--config-dir", "slurm"], "its files are not in the copy of the code that a job runs"),
     "table and recipe": (["table=lenet5_mnist"], "each row gives the runs and the protocol"),
 }
 
