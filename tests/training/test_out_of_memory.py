@@ -60,7 +60,11 @@ def test_a_layout_that_takes_almost_all_memory_is_not_named(prepared_photos, tmp
     ("overrides", "limit", "words"),
     [
         (["model.bn_group=6"], 4, r"it cannot be split: hardware.max_micro_batch=5: a group of model.bn_group=6"),
-        (["model.bn_group=1", "image_size=64", "short_side=64"], 0, r"not even a micro-batch of 1 fits: choose a GPU with more memory"),
+        (
+            ["model.bn_group=1", "image_size=64", "short_side=64"],
+            0,
+            r"not even a micro-batch of 1 fits: choose a GPU with more memory",
+        ),
     ],
 )
 def test_where_nothing_fits_the_reason_is_given(overrides, limit, words, prepared_photos, tmp_path):
